@@ -1,0 +1,101 @@
+"""Everything that can go wrong in a compression, as nouns a user understands.
+
+    EngineError                 code, message, hint, retryable
+    ├── BadRequest              what was asked for cannot be done; a retry changes nothing
+    │   ├── InvalidSpec  ModelNotFound  ModelGated  UnsafeWeights  UnsupportedModel
+    │   └── DatasetNotFound  DatasetTooShort  SequenceTooLong  CheckpointMismatch
+    ├── NumericalFailure        inf or NaN where a number belongs
+    ├── OutOfMemory             of the device or of the host
+    ├── DiskFull
+    └── HubUnavailable          the model hub did not answer; worth another try
+
+The code is stable and part of the API: clients switch on it. `hint` always says what to change. `exit_code` is what
+the runner leaves behind, so that the supervisor can tell the classes apart even if the last event was lost.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of all errors the engine raises on purpose."""
+
+    code = "internal"
+    exit_code = 70
+    retryable = False
+
+    def __init__(self, message: str, hint: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.field = field
+        """Where in the spec the cause lies, as a JSON pointer below the spec (`/calibrate/dataset`), if anywhere."""
+
+
+class BadRequest(EngineError):
+    code = "bad_request"
+    exit_code = 64
+
+
+class InvalidSpec(BadRequest):
+    code = "invalid_spec"
+
+
+class ModelNotFound(BadRequest):
+    code = "model_not_found"
+
+
+class ModelGated(BadRequest):
+    code = "model_gated"
+
+
+class UnsafeWeights(BadRequest):
+    """Only pickle weights are offered; loading them runs their author's code."""
+
+    code = "unsafe_weights"
+
+
+class UnsupportedModel(BadRequest):
+    code = "unsupported_model"
+
+
+class DatasetNotFound(BadRequest):
+    code = "dataset_not_found"
+
+
+class DatasetTooShort(BadRequest):
+    code = "dataset_too_short"
+
+
+class SequenceTooLong(BadRequest):
+    code = "sequence_too_long"
+
+
+class CheckpointMismatch(BadRequest):
+    code = "checkpoint_mismatch"
+
+
+class NumericalFailure(EngineError):
+    code = "numerical_failure"
+    exit_code = 65
+
+
+class DeviceOutOfMemory(EngineError):
+    code = "cuda_oom"
+    exit_code = 66
+
+
+class HostOutOfMemory(EngineError):
+    code = "host_oom"
+    exit_code = 67
+
+
+class DiskFull(EngineError):
+    code = "disk_full"
+    exit_code = 68
+    retryable = True
+
+
+class HubUnavailable(EngineError):
+    code = "hub_unavailable"
+    exit_code = 69
+    retryable = True

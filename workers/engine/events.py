@@ -1,0 +1,69 @@
+"""The engine's only view of the outside: where it reports what it is doing.
+
+`JsonLines` is what the runner writes and the supervisor reads, one object a line:
+`{"event": "stage", "stage": "prune"}`, `{"event": "progress", "stage": …, "done": 3, "total": 8, "unit": "block"}`,
+`{"event": "checkpoint", "block": 2}`, `{"event": "resume", "block": 3}`, `{"event": "log", "level": …, "message": …}`,
+and at the end one of `{"event": "result", "report": …}` or `{"event": "error", "code": …, "message": …, "hint": …}`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, Protocol, TextIO
+
+Level = Literal["info", "warning", "error"]
+
+
+class Events(Protocol):
+    def stage(self, name: str) -> None:
+        """A stage begins; the one before it has ended."""
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """`done` of `total` units of the present stage are finished."""
+
+    def checkpoint(self, block: int) -> None:
+        """Block `block` (from 0) is durable: a retry will not do it again."""
+
+    def resume(self, block: int) -> None:
+        """This run starts at block `block`; the ones before it were found durable."""
+
+    def log(self, message: str, level: Level = "info") -> None:
+        """A line for the job's log."""
+
+
+class Silent:
+    """Events for tests and notebooks: drops everything."""
+
+    def stage(self, name: str) -> None: ...
+    def progress(self, done: int, total: int, unit: str) -> None: ...
+    def checkpoint(self, block: int) -> None: ...
+    def resume(self, block: int) -> None: ...
+    def log(self, message: str, level: Level = "info") -> None: ...
+
+
+class JsonLines:
+    """Events as JSON lines on a stream, each flushed at once so that a kill loses none."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._stage = "load"
+
+    def emit(self, event: str, **fields: Any) -> None:
+        self._stream.write(json.dumps({"event": event, "stage": self._stage, **fields}) + "\n")
+        self._stream.flush()
+
+    def stage(self, name: str) -> None:
+        self._stage = name
+        self.emit("stage")
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        self.emit("progress", done=done, total=total, unit=unit)
+
+    def checkpoint(self, block: int) -> None:
+        self.emit("checkpoint", block=block)
+
+    def resume(self, block: int) -> None:
+        self.emit("resume", block=block)
+
+    def log(self, message: str, level: Level = "info") -> None:
+        self.emit("log", level=level, message=message)

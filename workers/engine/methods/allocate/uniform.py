@@ -1,0 +1,25 @@
+"""Uniform: every layer loses the same fraction of its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workers.engine.registry import MethodParams, allocator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from workers.engine.stats import LinearFacts
+
+
+class UniformParams(MethodParams):
+    """The same sparsity in every layer."""
+
+    method: Literal["uniform"] = Field("uniform", description="Every layer gets the global sparsity.")
+
+
+@allocator(UniformParams, paper="arXiv:1506.02626")
+def allocate(layers: Sequence[LinearFacts], sparsity: float, params: UniformParams) -> Mapping[str, float]:
+    return {layer.name: sparsity for layer in layers}

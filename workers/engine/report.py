@@ -1,0 +1,137 @@
+"""The report of a compression: every number with what is needed to trace it. Import-light."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ReportModel(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Metric(ReportModel):
+    """One measurement on the dense and on the pruned model, made in the same run on the same device and data."""
+
+    name: str = Field(description="`method/subject[/detail]`, unique in the report.", examples=["perplexity/heldout.txt"])
+    unit: str
+    higher_is_better: bool | None = Field(description="null where neither direction is a goal.")
+    dense: float
+    pruned: float
+    ratio: float | None = Field(description="pruned / dense; null when dense is zero.")
+    dense_stderr: float | None = None
+    pruned_stderr: float | None = None
+    note: str = ""
+
+
+class LayerReport(ReportModel):
+    """What happened to one linear layer."""
+
+    name: str
+    block: int
+    shape: tuple[int, int] = Field(description="(outputs, inputs), of the weight after pruning.")
+    parameters: int
+    zeros: int = Field(description="Entries of the written weight that are exactly zero.")
+    target_sparsity: float = Field(description="Fraction the allocation asked to remove.")
+    sparsity: float = Field(description="Fraction removed: zeros / parameters.")
+
+
+class StageReport(ReportModel):
+    """Time and memory of one stage, all its parts added up."""
+
+    stage: str
+    elapsed_s: float
+    peak_memory_bytes: int = Field(description="Largest resident set of the process seen by the end of the stage.")
+    device_peak_memory_bytes: int | None = Field(None, description="Largest GPU allocation in the stage; null on CPU.")
+
+
+class Provenance(ReportModel):
+    """Everything that decided the numbers."""
+
+    spec_digest: str
+    model_id: str
+    model_commit: str = Field(description="Hub commit, or `sha256:` digest of a local model's files.")
+    data_digests: dict[str, str] = Field(description="Data source -> sha256 of the token ids used.")
+    seed: int
+    versions: dict[str, str]
+    device: str
+    threads: int
+    compute_dtype: str
+
+
+class Runtime(ReportModel):
+    """Whether something can load the result, and whether it gets faster there."""
+
+    runtime: str
+    loads: bool
+    faster: bool
+    note: str
+
+
+class Report(ReportModel):
+    """The whole report, `report.json` beside the model."""
+
+    version: Literal[1] = 1
+    spec: dict[str, Any]
+    provenance: Provenance
+    parameters: int = Field(description="All parameters of the model, tied ones once.")
+    prunable_parameters: int
+    zeros: int = Field(description="Zeros in the pruned layers; 0/prunable_parameters <= sparsity.")
+    sparsity: float = Field(description="zeros / prunable_parameters.")
+    layers: list[LayerReport]
+    metrics: list[Metric]
+    stages: list[StageReport]
+    runtimes: list[Runtime]
+    warnings: list[str]
+    resumed_blocks: int = Field(0, description="Blocks found durable from an earlier attempt and not done again.")
+
+    def metric(self, name: str) -> Metric:
+        """The metric called `name`; KeyError lists the ones there are."""
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric
+        raise KeyError(f"{name}: not in {[m.name for m in self.metrics]}")
+
+
+class FileEntry(ReportModel):
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(ReportModel):
+    """`manifest.json`: every file of the result with its digest, and where it came from."""
+
+    version: Literal[1] = 1
+    spec: dict[str, Any]
+    provenance: Provenance
+    stages: list[StageReport]
+    files: list[FileEntry]
+
+
+class PlannedLayer(ReportModel):
+    name: str
+    block: int
+    shape: tuple[int, int]
+    target_sparsity: float
+
+
+class Plan(ReportModel):
+    """What a spec would do, found from the model's config and safetensors headers alone. Nothing is run."""
+
+    spec_digest: str
+    model_id: str
+    model_commit: str
+    architecture: str
+    blocks: int
+    parameters: int
+    prunable_parameters: int
+    zeros_after: int = Field(description="Zeros the pruned layers will hold.")
+    bytes_before: int = Field(description="Weight bytes of the dense model.")
+    bytes_after: int = Field(description="Weight bytes of the result as stored. Masked weights take as much room.")
+    layers: list[PlannedLayer]
+    peak_memory_bytes: int = Field(description="Predicted peak resident memory of the job's process. An estimate.")
+    elapsed_s: float = Field(description="Predicted run time on two CPU cores. An order of magnitude.")
+    runtimes: list[Runtime]
+    warnings: list[str]

@@ -1,0 +1,186 @@
+"""The compression spec: one field per stage, in pipeline order. Frozen, strict, every field described.
+
+The unions below are computed from the registry, so a method file dropped into `methods/<stage>/` is accepted here,
+shown by OpenAPI and checked by the same rules without another edit. Import-light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from workers.engine.registry import MethodParams, PruneMethodParams, Stage, Stat, method_of, methods
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+NAME_OR_HUB_ID = rf"({NAME})|({HUB_ID})"
+REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+
+
+class SpecModel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelRef(SpecModel):
+    """Which model to compress."""
+
+    id: str = Field(
+        pattern=NAME_OR_HUB_ID,
+        description="`owner/name` of a model on the Hugging Face hub, or, without a slash, the name of a folder "
+        "under the service's models directory. Only safetensors weights are read.",
+        examples=["bookworm-7m", "Qwen/Qwen3-0.6B"],
+    )
+    revision: str = Field(
+        "main",
+        pattern=REVISION,
+        description="Branch, tag or commit of a hub model; resolved to a commit before work starts. "
+        "Must be left alone for a local model.",
+    )
+
+    @property
+    def local(self) -> bool:
+        return "/" not in self.id
+
+    @model_validator(mode="after")
+    def _local_models_have_no_revision(self) -> ModelRef:
+        if self.local and self.revision != "main":
+            raise PydanticCustomError("no_revision", "a local model has no revisions: leave `revision` out")
+        return self
+
+
+class DataRef(SpecModel):
+    """Where text comes from."""
+
+    dataset: str = Field(
+        pattern=NAME_OR_HUB_ID,
+        description="`owner/name` of a dataset on the Hugging Face hub, or, without a slash, a .txt, .jsonl or "
+        ".parquet file under the service's data directory.",
+        examples=["heldout.txt", "Salesforce/wikitext"],
+    )
+    subset: str | None = Field(None, pattern=NAME, description="Configuration of a hub dataset, if it has several.")
+    split: str = Field("train", pattern=NAME, description="Split of a hub dataset.")
+    text_field: str = Field("text", pattern=NAME, description="Column that holds the text (hub, .jsonl, .parquet).")
+    revision: str = Field("main", pattern=REVISION, description="Branch, tag or commit of a hub dataset.")
+
+
+class Calibrate(DataRef):
+    """Text the model reads while statistics of its activations are collected."""
+
+    samples: int = Field(128, ge=1, le=4096, description="How many windows of tokens.")
+    sequence_length: int = Field(
+        2048, ge=8, le=32768, description="Tokens per window; at most the model's context length."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the windows' random positions.")
+
+
+class Compute(SpecModel):
+    """Where and in which precision the work runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes a GPU where there is one.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of forward passes, in calibration and in evaluation. Statistics are float32."
+    )
+
+
+class Package(SpecModel):
+    """How the result is written."""
+
+    dtype: Literal["source", "float32", "bfloat16", "float16"] = Field(
+        "source", description="Type of the stored weights; `source` keeps the dense model's."
+    )
+    shard_bytes: int = Field(
+        4 * 2**30, ge=2**20, le=50 * 2**30, description="Largest safetensors file, in bytes; one block is never split."
+    )
+
+
+def _union(stage: Stage) -> Any:
+    """The discriminated union of one stage's parameter classes."""
+    params = [m.params for m in methods(stage)]
+    if len(params) == 1:
+        return params[0]
+    return Annotated[reduce(or_, params), Field(discriminator="method")]
+
+
+if TYPE_CHECKING:
+    ScoreParams = AllocateParams = EvaluateParams = MethodParams
+    PruneParams = PruneMethodParams
+else:
+    ScoreParams, AllocateParams = _union("score"), _union("allocate")
+    PruneParams, EvaluateParams = _union("prune"), _union("evaluate")
+
+
+class CompressionSpec(SpecModel):
+    """What to do to a model, stage by stage."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": {"id": "bookworm-7m"},
+                    "calibrate": {"dataset": "calibration.txt", "samples": 64, "sequence_length": 512},
+                    "score": {"method": "wanda"},
+                    "prune": {"method": "mask", "sparsity": 0.5},
+                    "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 512}],
+                }
+            ]
+        }
+    )
+
+    model: ModelRef
+    calibrate: Calibrate | None = Field(
+        None, description="Calibration text. Required by scores that look at activations, unused by the others."
+    )
+    score: ScoreParams = Field(description="How important each weight is.")
+    allocate: AllocateParams = Field(
+        default_factory=lambda: _default("allocate", "uniform"), description="How sparsity is spread over layers."
+    )
+    prune: PruneParams = Field(description="What is removed, and how much.")
+    evaluate: list[EvaluateParams] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Measurements, each made on the dense and on the pruned model in the same run.",
+    )
+    package: Package = Field(default_factory=Package)
+    compute: Compute = Field(default_factory=Compute)
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random choice outside calibration.")
+
+    @model_validator(mode="after")
+    def _calibration_where_needed(self) -> CompressionSpec:
+        scorer = method_of("score", self.score)
+        if scorer.needs is not Stat.NONE and self.calibrate is None:
+            raise PydanticCustomError(
+                "calibration_required",
+                "score `{method}` looks at activations: add `calibrate` with a `dataset`",
+                {"method": scorer.name},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measurements_are_distinct(self) -> CompressionSpec:
+        seen: set[str] = set()
+        for params in self.evaluate:
+            key = params.model_dump_json()
+            if key in seen:
+                raise PydanticCustomError(
+                    "duplicate_evaluation", "the same `{method}` measurement is asked for twice", {"method": params.method}
+                )
+            seen.add(key)
+        return self
+
+    def canonical(self) -> bytes:
+        """The spec with every default filled in, keys sorted, as UTF-8 JSON: what `digest` hashes."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+
+    def digest(self) -> str:
+        """`sha256:<hex>` of the canonical spec."""
+        return "sha256:" + hashlib.sha256(self.canonical()).hexdigest()
+
+
+def _default(stage: Stage, name: str) -> MethodParams:
+    return next(m for m in methods(stage) if m.name == name).params()  # type: ignore[call-arg]
