@@ -1,0 +1,92 @@
+"""The database: engine, sessions, Base. SQLite (WAL) or PostgreSQL; nothing dialect-bound lives outside this file.
+
+Times are integers, milliseconds since the epoch on the DATABASE's clock: one arithmetic for leases on both
+dialects, and no worker's clock matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Connection, Engine, Integer, MetaData, create_engine, event
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.sql.functions import FunctionElement
+
+Json = JSON().with_variant(JSONB(), "postgresql")
+Serial = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_N_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class now_ms(FunctionElement[int]):  # noqa: N801 - an SQL function
+    """The database's clock, milliseconds since the epoch. PostgreSQL: of the statement, not of the transaction."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_ms, "postgresql")
+def _now_ms_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    return "(extract(epoch from statement_timestamp()) * 1000)::bigint"
+
+
+@compiles(now_ms, "sqlite")
+def _now_ms_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return "cast((julianday('now') - 2440587.5) * 86400000.0 as integer)"
+
+
+class Database:
+    """An engine with its two kinds of session: `read()` and `write()`. Neither is shared between threads."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        if make_url(url).get_backend_name() == "sqlite":
+            self.engine = create_engine(url, connect_args={"timeout": 30}, pool_size=pool_size)
+            _sqlite(self.engine)
+        else:
+            self.engine = create_engine(
+                url, pool_size=pool_size, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+            )
+        # SQLite would otherwise take its write lock at the first write and fail if somebody wrote in between.
+        self._writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        with Session(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One transaction: committed at the end of the block, rolled back if it raises."""
+        with Session(self._writer) as session, session.begin():
+            yield session
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
+
+def _sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # transactions begin where SQLAlchemy says, below
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))

@@ -1,0 +1,78 @@
+"""Errors of the service: one tree, one handler, RFC 9457 problem+json.
+
+    AppError                      status, code, title
+    ├── Unauthenticated 401   Forbidden 403   NotFound 404   NotAcceptable 406
+    ├── InvalidTransition 409   IdempotencyConflict 422   PreconditionFailed 412
+    ├── InvalidRequest 422   InvalidCursor 400   BodyTooLarge 413   RangeNotSatisfiable 416
+    └── NotReady 503
+
+`code` is stable: clients switch on it. `detail` says what is wrong and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class AppError(Exception):
+    status: ClassVar[int] = 500
+    code: str = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self, detail: str, *, code: str | None = None, headers: dict[str, str] | None = None, **extra: Any
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or type(self).code
+        self.headers = headers or {}
+        self.extra = extra
+        """Further members of the problem document, e.g. `errors`, `allowed`."""
+
+
+class InvalidRequest(AppError):
+    status, code, title = 422, "invalid_request", "The request is not valid"
+
+
+class InvalidCursor(AppError):
+    status, code, title = 400, "invalid_cursor", "The cursor is not valid"
+
+
+class Unauthenticated(AppError):
+    status, code, title = 401, "unauthenticated", "Authentication is required"
+
+
+class Forbidden(AppError):
+    status, code, title = 403, "forbidden", "The key may not do this"
+
+
+class NotFound(AppError):
+    status, code, title = 404, "not_found", "There is no such resource"
+
+
+class NotAcceptable(AppError):
+    status, code, title = 406, "not_acceptable", "The representation asked for does not exist"
+
+
+class InvalidTransition(AppError):
+    status, code, title = 409, "invalid_transition", "The job's state does not allow this"
+
+
+class PreconditionFailed(AppError):
+    status, code, title = 412, "precondition_failed", "The resource has changed"
+
+
+class BodyTooLarge(AppError):
+    status, code, title = 413, "body_too_large", "The request body is too large"
+
+
+class RangeNotSatisfiable(AppError):
+    status, code, title = 416, "range_not_satisfiable", "The range lies outside the file"
+
+
+class IdempotencyConflict(AppError):
+    status, code, title = 422, "idempotency_conflict", "The Idempotency-Key was used for another request"
+
+
+class NotReady(AppError):
+    status, code, title = 503, "not_ready", "The service is not ready"

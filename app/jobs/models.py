@@ -1,0 +1,159 @@
+"""The tables of a job's life. All `*_at` are milliseconds since the epoch on the database's clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, Json, Serial
+
+ACTIVE = ("queued", "running", "cancelling")
+TERMINAL = ("succeeded", "failed", "cancelled")
+STATUSES = ACTIVE + TERMINAL
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"status in {STATUSES}", name="status"),
+        Index("ix_jobs_list", "tenant_id", "created_at", "id"),
+        Index("ix_jobs_list_status", "tenant_id", "status", "created_at", "id"),
+        Index("ix_jobs_list_model", "tenant_id", "model_id", "created_at", "id"),
+        Index(
+            "ix_jobs_queue",
+            text("priority DESC"),
+            "created_at",
+            "id",
+            postgresql_where=text("status = 'queued'"),
+            sqlite_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_lease",
+            "lease_expires_at",
+            postgresql_where=text("lease_expires_at is not null"),
+            sqlite_where=text("lease_expires_at is not null"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(String(40), ForeignKey("tenants.id"))
+    status: Mapped[str] = mapped_column(String(16), default="queued")
+    version: Mapped[int] = mapped_column(default=1)
+    """Bumped by every visible change; the ETag."""
+    event_seq: Mapped[int] = mapped_column(default=0)
+
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)
+    spec_digest: Mapped[str] = mapped_column(String(80))
+    model_id: Mapped[str] = mapped_column(String(200))
+    queue: Mapped[str] = mapped_column(String(16))
+    """`any`, or `gpu` for what only a GPU worker may take."""
+    priority: Mapped[int] = mapped_column(default=0)
+    deadline_s: Mapped[int]
+    max_attempts: Mapped[int]
+    attempts_left: Mapped[int]
+    attempt: Mapped[int] = mapped_column(default=0)
+
+    fence: Mapped[int] = mapped_column(default=0)
+    """Bumped by every claim. Whoever writes for an attempt must hold the present value."""
+    lease_owner: Mapped[str | None] = mapped_column(String(200))
+    lease_expires_at: Mapped[int | None] = mapped_column(BigInteger)
+    not_before: Mapped[int] = mapped_column(BigInteger)
+    dispatched_at: Mapped[int | None] = mapped_column(BigInteger)
+    deadline_at: Mapped[int | None] = mapped_column(BigInteger)
+
+    stage: Mapped[str | None] = mapped_column(String(32))
+    progress: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    metrics: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    """The report's measurements by name, `{dense, pruned, ratio, unit}`: what a list page or a gate wants to see."""
+    manifest_sha256: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+    started_at: Mapped[int | None] = mapped_column(BigInteger)
+    """Of the first attempt."""
+    finished_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class JobLabel(Base):
+    __tablename__ = "job_labels"
+    __table_args__ = (Index("ix_job_labels_key_value", "key", "value", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(40), primary_key=True)
+    value: Mapped[str] = mapped_column(String(200))
+
+
+class Attempt(Base):
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    fence: Mapped[int]
+    worker: Mapped[str] = mapped_column(String(200))
+    outcome: Mapped[str] = mapped_column(String(16), default="running")
+    """running, succeeded, failed, cancelled, lost (its lease expired) or released (its worker shut down)."""
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    started_at: Mapped[int] = mapped_column(BigInteger)
+    finished_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Event(Base):
+    """What happened to a job, in order: SSE, long-poll, the events page all read this one table."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    type: Mapped[str] = mapped_column(String(32))
+    attempt: Mapped[int]
+    data: Mapped[dict[str, Any]] = mapped_column(Json)
+    at: Mapped[int] = mapped_column(BigInteger)
+
+
+class Artifact(Base):
+    """A file of a succeeded job. Rows are written by the fenced finish, so a zombie's uploads are never listed."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    path: Mapped[str] = mapped_column(String(500), primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    key: Mapped[str] = mapped_column(String(700))
+
+
+class ReportRecord(Base):
+    """A succeeded job's report, whole. Apart from `jobs` so that list pages and polls never read it."""
+
+    __tablename__ = "reports"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    body: Mapped[dict[str, Any]] = mapped_column(Json)
+
+
+class Outbox(Base):
+    """Messages to publish, written in the transaction that makes them true. A row is deleted once published."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    queue: Mapped[str] = mapped_column(String(16))
+    due_at: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class IdempotencyKey(Base):
+    """The answer given to a keyed request; written in the same transaction as what the request made."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    route: Mapped[str] = mapped_column(String(100), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(String(40))
+    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)

@@ -1,0 +1,103 @@
+"""Configuration: one class, the only reader of the environment. README's table is generated from it."""
+
+from __future__ import annotations
+
+import secrets
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every field is read from `ESPALIER_<NAME>`, or from a file of that name under /run/secrets.
+
+    The defaults are the embedded service: SQLite, a broker of files, artifacts in a folder, all below `home`.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="ESPALIER_",
+        frozen=True,
+        extra="ignore",
+        secrets_dir="/run/secrets" if Path("/run/secrets").is_dir() else None,
+    )
+
+    home: Path = Field(Path(".espalier"), description="Folder of the embedded service; the defaults below live in it.")
+    database_url: str = Field("", description="SQLAlchemy URL: sqlite:///… or postgresql://…. Default: SQLite in home.")
+    broker_url: str = Field("", description="redis://…, or filesystem://FOLDER on one host. Default: a folder in home.")
+    artifacts_url: str = Field("", description="file:///…, s3://bucket/prefix, gs://… or az://…. Default: in home.")
+    models_dir: Path = Field(Path("examples/models"), description="Folder of local models, one folder each.")
+    data_dir: Path = Field(Path("examples/data"), description="Folder of local texts: .txt, .jsonl or .parquet.")
+    work_dir: Path = Field(Path(), description="Scratch of running jobs and their resume points. Default: in home.")
+    secret_key: SecretStr = Field(
+        SecretStr(""), description="Signs cursors and hashes API keys. Default: made once and kept in home."
+    )
+
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
+    max_body_bytes: int = Field(1_000_000, ge=1024, description="Largest request body accepted.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
+
+    worker_devices: Literal["cpu", "gpu"] = Field(
+        "cpu", description="What this worker has. A `cpu` worker leaves jobs with compute.device=cuda alone."
+    )
+    worker_threads: int = Field(0, ge=0, le=1024, description="CPU threads per job; 0 leaves it to torch.")
+    lease_ttl_s: float = Field(60, gt=0, le=3600, description="A job whose worker is silent this long is taken over.")
+    heartbeat_s: float = Field(
+        1, gt=0, le=60, description="How often a worker renews its lease and checks for a cancel."
+    )
+    cancel_grace_s: float = Field(2, ge=0, le=60, description="Time a job has to stop by itself before it is killed.")
+    retry_backoff_s: float = Field(5, ge=0, le=3600, description="Wait before the second attempt; doubles each time.")
+    reconcile_s: float = Field(
+        5, gt=0, le=600, description="How often expired leases and lost messages are sought."
+    )
+    redispatch_s: float = Field(30, gt=0, le=3600, description="A queued job unannounced this long is announced again.")
+    max_attempts: int = Field(3, ge=1, le=10, description="Attempts a job gets unless it asks for fewer.")
+    deadline_s: int = Field(86_400, ge=1, le=604_800, description="Longest run of a job unless it asks for less.")
+    idempotency_hours: float = Field(48, gt=0, le=720, description="How long an Idempotency-Key is remembered.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _below_home(cls, values: dict[str, object]) -> dict[str, object]:
+        home = Path(str(values.get("home") or ".espalier")).absolute()
+        values["home"] = home
+        for name, default in {
+            "database_url": f"sqlite:///{home}/espalier.db",
+            "broker_url": f"filesystem://{home}/broker",
+            "artifacts_url": f"file://{home}/artifacts",
+            "work_dir": home / "work",
+        }.items():
+            if not values.get(name):
+                values[name] = default
+        return values
+
+    @model_validator(mode="after")
+    def _renew_well_before_expiry(self) -> Settings:
+        if self.heartbeat_s * 3 > self.lease_ttl_s:
+            raise ValueError("heartbeat_s must be at most a third of lease_ttl_s, or a slow beat loses the lease")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        return self.database_url.startswith("sqlite")
+
+    def secret(self) -> bytes:
+        """The secret key; made and kept in `home` (mode 600) where none is configured."""
+        if self.secret_key.get_secret_value():
+            return self.secret_key.get_secret_value().encode()
+        path = self.home / "secret"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("x") as file:
+                path.chmod(0o600)
+                file.write(secrets.token_hex(32))
+        except FileExistsError:
+            pass
+        return path.read_text().encode()
+
+
+@cache
+def get_settings() -> Settings:
+    return Settings()
