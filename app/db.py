@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Connection, Engine, Integer, MetaData, create_engine, event
+from sqlalchemy import JSON, BigInteger, Connection, Engine, Integer, MetaData, Text, create_engine, event, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
@@ -48,6 +48,29 @@ def _now_ms_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(now_ms, "sqlite")
 def _now_ms_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     return "cast((julianday('now') - 2440587.5) * 86400000.0 as integer)"
+
+
+def clock(session: Session) -> int:
+    """The database's clock, ms."""
+    return session.execute(select(now_ms())).scalar_one()
+
+
+class json_object(FunctionElement[str]):  # noqa: N801 - an SQL function
+    """Aggregate of (key, value) rows to the text of one JSON object, keys in any order; NULL of no rows."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(json_object, "postgresql")
+def _json_object_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    return f"json_object_agg({compiler.process(element.clauses, **kw)})::text"
+
+
+@compiles(json_object, "sqlite")
+def _json_object_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    arguments = compiler.process(element.clauses, **kw)
+    return f"iif(count(*) > 0, json_group_object({arguments}), null)"
 
 
 class Database:

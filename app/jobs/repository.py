@@ -8,15 +8,11 @@ from typing import Any
 from sqlalchemy import ScalarSelect, func, select
 from sqlalchemy.orm import Session
 
+from app.db import clock as clock
 from app.db import now_ms
 from app.jobs.models import Attempt, Job, Outbox
 
 # -- the worker's and the reconciler's side: not scoped, they serve every tenant ---------------------------------------
-
-
-def clock(session: Session) -> int:
-    """The database's clock, ms."""
-    return session.execute(select(now_ms())).scalar_one()
 
 
 def next_queued_id(queues: Sequence[str]) -> ScalarSelect[Any]:
@@ -77,6 +73,11 @@ def due_messages(session: Session, *, limit: int) -> Sequence[tuple[int, str, st
     return [(row.id, row.job_id, row.queue) for row in rows]
 
 
-def active_ids(session: Session) -> set[str]:
-    """Jobs whose scratch may still be in use or be resumed from."""
-    return set(session.scalars(select(Job.id).where(Job.status.in_(("queued", "running", "cancelling")))))
+def statuses(session: Session, job_ids: Sequence[str]) -> dict[str, str]:
+    """The status of each job that exists."""
+    rows = session.execute(select(Job.id, Job.status).where(Job.id.in_(job_ids)))
+    return {row.id: row.status for row in rows}
+
+
+def exists(session: Session, job_id: str) -> bool:
+    return session.scalar(select(Job.id).where(Job.id == job_id)) is not None

@@ -22,9 +22,10 @@ from sqlalchemy.orm import Session
 
 from app.db import now_ms
 from app.errors import InvalidTransition
+from app.failure import Failure
 from app.ids import new_id
 from app.jobs import repository
-from app.jobs.models import TERMINAL, Artifact, Attempt, Event, Job, JobLabel, Outbox, ReportRecord
+from app.jobs.models import TERMINAL, Artifact, Attempt, Event, IdempotencyKey, Job, JobLabel, Outbox, ReportRecord
 from workers.engine.report import FileEntry, Report
 from workers.engine.spec import CompressionSpec
 
@@ -36,6 +37,15 @@ ALLOWED: dict[str, frozenset[str]] = {
     "cancelled": frozenset({"queued"}),
     "succeeded": frozenset(),
 }
+VERBS: dict[str, list[str]] = {
+    "queued": ["cancel"],
+    "running": ["cancel"],
+    "cancelling": ["cancel"],
+    "succeeded": ["delete"],
+    "failed": ["retry", "delete"],
+    "cancelled": ["cancel", "retry", "delete"],
+}
+"""What a client may do in each status."""
 HELD = ("running", "cancelling")
 """A worker holds the job's lease."""
 
@@ -53,6 +63,7 @@ class Claim:
     attempt: int
     fence: int
     spec: dict[str, Any]
+    deadline_s: int
 
 
 @dataclass(frozen=True)
@@ -61,29 +72,6 @@ class Orders:
 
     cancel: bool
     overdue: bool
-
-
-@dataclass(frozen=True)
-class JobError:
-    """Why an attempt failed. `code` is stable, `hint` says what to change."""
-
-    code: str
-    message: str
-    hint: str
-    retryable: bool
-    stage: str | None = None
-    field: str | None = None
-
-    def as_json(self, attempt: int) -> dict[str, Any]:
-        return {
-            "code": self.code,
-            "message": self.message,
-            "hint": self.hint,
-            "stage": self.stage,
-            "field": self.field,
-            "retryable": self.retryable,
-            "attempt": attempt,
-        }
 
 
 # -- the client's side -------------------------------------------------------------------------------------------------
@@ -152,7 +140,13 @@ def cancel(session: Session, job: Job) -> None:
 
 
 def retry(session: Session, job: Job) -> None:
-    """Queue a failed or cancelled job again, with all its attempts. Finished blocks are not done again."""
+    """Queue a failed or cancelled job again, with all its attempts. A failed job goes on from its finished blocks."""
+    if job.status not in ("failed", "cancelled"):  # a running job may become queued too, but not by this verb
+        raise InvalidTransition(
+            f"The job is {job.status}: only a failed or cancelled job can be retried.",
+            allowed=VERBS[job.status],
+            current=job.status,
+        )
     _transition(session, job, "queued", {"reason": "retry"})
     job.attempts_left = job.max_attempts
     job.error = None
@@ -164,7 +158,7 @@ def remove(session: Session, job: Job) -> None:
     """Delete a finished job and all its rows. The caller deletes its files after the commit."""
     if job.status not in TERMINAL:
         raise InvalidTransition(
-            f"The job is {job.status}: cancel it first, then delete it.", allowed=["cancel"], current=job.status
+            f"The job is {job.status}: cancel it first, then delete it.", allowed=VERBS[job.status], current=job.status
         )
     session.execute(delete(Job).where(Job.id == job.id))
 
@@ -193,7 +187,9 @@ def claim(session: Session, *, worker: str, queues: Iterable[str], ttl_s: float)
             progress=None,
             error=None,
         )
-        .returning(Job.id, Job.tenant_id, Job.attempt, Job.fence, Job.spec, Job.event_seq, Job.updated_at)
+        .returning(
+            Job.id, Job.tenant_id, Job.attempt, Job.fence, Job.spec, Job.deadline_s, Job.event_seq, Job.updated_at
+        )
         .execution_options(synchronize_session=False)
     ).one_or_none()
     if row is None:
@@ -210,7 +206,7 @@ def claim(session: Session, *, worker: str, queues: Iterable[str], ttl_s: float)
         )
     )
     session.flush()
-    return Claim(row.id, row.tenant_id, row.attempt, row.fence, row.spec)
+    return Claim(row.id, row.tenant_id, row.attempt, row.fence, row.spec, row.deadline_s)
 
 
 def renew(session: Session, held: Claim, *, ttl_s: float) -> Orders:
@@ -247,7 +243,10 @@ def record(
 def succeed(
     session: Session, held: Claim, *, report: Report, manifest_sha256: str, files: list[tuple[FileEntry, str]]
 ) -> None:
-    """Make the attempt's files and report the job's. `files` are (entry, storage key), already uploaded."""
+    """Make the attempt's files and report the job's. `files` are (entry, storage key), already uploaded.
+
+    Raises InvalidTransition if a cancel came first.
+    """
     job = _held(session, held)
     _close(session, job, "succeeded")
     _transition(session, job, "succeeded")
@@ -264,7 +263,7 @@ def succeed(
     )
 
 
-def fail(session: Session, held: Claim, error: JobError, *, backoff_s: float) -> None:
+def fail(session: Session, held: Claim, error: Failure, *, backoff_s: float) -> None:
     """End the attempt. A retryable failure queues the job again while attempts are left."""
     job = _held(session, held)
     if job.status == "cancelling":
@@ -293,16 +292,17 @@ def release(session: Session, held: Claim) -> None:
 # -- the reconciler's side ---------------------------------------------------------------------------------------------
 
 
-def reap(session: Session, *, backoff_s: float, limit: int = 100) -> int:
-    """Take jobs back from workers silent past their lease. Returns how many."""
+def reap(session: Session, *, backoff_s: float, limit: int = 100) -> list[Claim]:
+    """Take jobs back from workers silent past their lease. Returns the claims that no longer hold."""
     jobs = repository.expired(session, limit=limit)
+    lost = [Claim(job.id, job.tenant_id, job.attempt, job.fence, job.spec, job.deadline_s) for job in jobs]
     for job in jobs:
         if job.status == "cancelling":
             _close(session, job, "cancelled")
             _transition(session, job, "cancelled")
             continue
         overdue = job.deadline_at is not None and job.deadline_at < repository.clock(session)
-        error = JobError(
+        error = Failure(
             code="timeout" if overdue else "worker_lost",
             message=f"worker {job.lease_owner} fell silent in stage {job.stage or 'load'}",
             hint="The job goes on by itself while attempts are left. If this repeats, the worker is being killed: "
@@ -311,7 +311,7 @@ def reap(session: Session, *, backoff_s: float, limit: int = 100) -> int:
             stage=job.stage,
         )
         _fail(session, job, error, outcome="lost", backoff_s=backoff_s)
-    return len(jobs)
+    return lost
 
 
 def announce_again(session: Session, *, older_than_s: float, limit: int = 16) -> int:
@@ -331,6 +331,11 @@ def mark_sent(session: Session, sent: list[tuple[int, str]]) -> None:
     )
 
 
+def forget_idempotency_keys(session: Session) -> None:
+    """Remove the ones past their time."""
+    session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < now_ms()))
+
+
 # -- shared ------------------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +351,7 @@ def _transition(session: Session, job: Job, to: str, data: dict[str, Any] | None
     if to not in ALLOWED[job.status]:
         raise InvalidTransition(
             f"The job is {job.status}, and a job that is {job.status} cannot become {to}.",
-            allowed=sorted(ALLOWED[job.status]),
+            allowed=VERBS[job.status],
             current=job.status,
         )
     now = repository.clock(session)
@@ -361,7 +366,7 @@ def _transition(session: Session, job: Job, to: str, data: dict[str, Any] | None
     session.flush()
 
 
-def _fail(session: Session, job: Job, error: JobError, *, outcome: str, backoff_s: float) -> None:
+def _fail(session: Session, job: Job, error: Failure, *, outcome: str, backoff_s: float) -> None:
     _close(session, job, outcome, error)
     job.error = error.as_json(job.attempt)
     if error.retryable and job.attempts_left > 0:
@@ -372,7 +377,7 @@ def _fail(session: Session, job: Job, error: JobError, *, outcome: str, backoff_
         _transition(session, job, "failed", {"error": job.error})
 
 
-def _close(session: Session, job: Job, outcome: str, error: JobError | None = None) -> None:
+def _close(session: Session, job: Job, outcome: str, error: Failure | None = None) -> None:
     attempt = repository.open_attempt(session, job)
     if attempt is not None:
         attempt.outcome = outcome

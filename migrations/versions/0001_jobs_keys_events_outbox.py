@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("key", sa.String(length=255), nullable=False),
         sa.Column("fingerprint", sa.String(length=64), nullable=False),
         sa.Column("job_id", sa.String(length=40), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name="fk_idempotency_keys_tenant_id_tenants"),
         sa.PrimaryKeyConstraint("tenant_id", "route", "key", name="pk_idempotency_keys"),

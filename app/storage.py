@@ -1,0 +1,152 @@
+"""The artifact store: results and logs in a local directory, S3, Google or Azure storage. No other file builds paths.
+
+    {tenant}/{job}/{attempt:04}-{fence:06}/files/{path}         what a succeeded attempt leaves
+                                          /logs/{n:06}.log      what any attempt said, in pieces, while it runs
+
+A fence is given out once, so no two workers ever share a prefix: a zombie's uploads cannot touch its successor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
+
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
+ATOMIC_PUT_BYTES = 32 * 2**20
+"""obstore holds the whole of an atomic create in memory (and S3 refuses more than 5 GB): larger files go in parts."""
+READ_BYTES = 2**20
+RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
+
+
+StorageError = obstore.exceptions.BaseError
+"""What obstore raises when the storage refuses or does not answer; a local disk may raise OSError as well."""
+
+
+StorageError = obstore.exceptions.BaseError
+
+
+class AlreadyStored(Exception):
+    """The key is taken; keys are written once."""
+
+
+class ArtifactStore:
+    """Keys to bytes. Safe to share between threads. Credentials and endpoints come from the usual AWS_*, GOOGLE_* and
+    AZURE_* variables. Every method may raise StorageError or OSError.
+    """
+
+    def __init__(self, url: str) -> None:
+        scheme, _, rest = url.partition("://")
+        self._store: LocalStore | S3Store | GCSStore | AzureStore
+        match scheme:
+            case "file":
+                self._store = LocalStore(Path(rest), mkdir=True, automatic_cleanup=True)
+            case "s3":
+                # Matters only where AWS_ENDPOINT_URL names a server of one's own without TLS.
+                self._store = S3Store.from_url(url, client_options={"allow_http": True}, retry_config=RETRIES)
+            case "gs":
+                self._store = GCSStore.from_url(url, retry_config=RETRIES)
+            case "az":
+                self._store = AzureStore.from_url(url, retry_config=RETRIES)
+            case _:
+                raise ValueError(f"artifacts_url {url!r} is none of file:///…, s3://…, gs://…, az://…")
+
+    # -- keys ----------------------------------------------------------------------------------------------------------
+
+    def file_key(self, tenant_id: str, job_id: str, attempt: int, fence: int, path: str) -> str:
+        return f"{_attempt(tenant_id, job_id, attempt, fence)}/files/{path}"
+
+    def log_key(self, tenant_id: str, job_id: str, attempt: int, fence: int, n: int) -> str:
+        return f"{_attempt(tenant_id, job_id, attempt, fence)}/logs/{n:06}.log"
+
+    # -- write ---------------------------------------------------------------------------------------------------------
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Store a file of any size, in parts when large. Raises AlreadyStored."""
+        if path.stat().st_size <= ATOMIC_PUT_BYTES:
+            return self.put_bytes(key, path.read_bytes())
+        if self._exists(key):  # not atomic with what follows; the fence in the key is what keeps others out
+            raise AlreadyStored(key)
+        obstore.put(self._store, key, path, use_multipart=True)
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """Store bytes, atomically and only if the key is free. Raises AlreadyStored."""
+        try:
+            obstore.put(self._store, key, data, mode="create")
+        except obstore.exceptions.AlreadyExistsError as error:
+            raise AlreadyStored(key) from error
+
+    # -- read ----------------------------------------------------------------------------------------------------------
+
+    def read(self, key: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return bytes(obstore.get(self._store, key).bytes())
+
+    def open_range(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        """Bytes [start, end) in pieces of about 1 MiB. Raises FileNotFoundError at once, not at the first piece."""
+        if start == end:
+            return iter(())
+        stream = obstore.get(self._store, key, options={"range": (start, end)}).stream(min_chunk_size=READ_BYTES)
+        return (bytes(piece) for piece in stream)
+
+    def read_log(self, tenant_id: str, job_id: str, attempt: int, fence: int) -> Iterator[bytes]:
+        """What the attempt has said so far, piece by piece, oldest first."""
+        for key in self._log_keys(tenant_id, job_id, attempt, fence):
+            yield self.read(key)
+
+    def tail_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, lines: int) -> bytes:
+        """The last `lines` >= 1 lines of what the attempt has said so far; reads no more pieces than that takes."""
+        text = b""
+        for key in reversed(self._log_keys(tenant_id, job_id, attempt, fence)):
+            text = self.read(key) + text
+            if text.count(b"\n", 0, -1) >= lines:
+                break
+        return b"".join(text.splitlines(keepends=True)[-lines:])
+
+    # -- list and delete -----------------------------------------------------------------------------------------------
+
+    def list_jobs(self) -> Iterator[tuple[str, str]]:
+        """(tenant id, job id) of every job that has anything stored."""
+        for tenant in obstore.list_with_delimiter(self._store)["common_prefixes"]:
+            for job in obstore.list_with_delimiter(self._store, tenant)["common_prefixes"]:
+                tenant_id, job_id = job.strip("/").split("/")
+                yield tenant_id, job_id
+
+    def delete_files(self, tenant_id: str, job_id: str, attempt: int, fence: int) -> None:
+        """Delete what an attempt that did not succeed had uploaded; its log stays."""
+        self._delete_prefix(f"{_attempt(tenant_id, job_id, attempt, fence)}/files")
+
+    def delete_job(self, tenant_id: str, job_id: str) -> None:
+        self._delete_prefix(f"{tenant_id}/{job_id}")
+
+    # -- shared --------------------------------------------------------------------------------------------------------
+
+    def _exists(self, key: str) -> bool:
+        try:
+            obstore.head(self._store, key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _log_keys(self, tenant_id: str, job_id: str, attempt: int, fence: int) -> list[str]:
+        return sorted(self._list(f"{_attempt(tenant_id, job_id, attempt, fence)}/logs"))
+
+    def _list(self, prefix: str) -> Iterable[str]:
+        for page in obstore.list(self._store, prefix):
+            for entry in page:
+                yield entry["path"]
+
+    def _delete_prefix(self, prefix: str) -> None:
+        keys = list(self._list(prefix))
+        if keys:
+            obstore.delete(self._store, keys)
+
+
+def _attempt(tenant_id: str, job_id: str, attempt: int, fence: int) -> str:
+    return f"{tenant_id}/{job_id}/{attempt:04}-{fence:06}"

@@ -1,0 +1,59 @@
+"""Ships an attempt's log to the artifact store while it runs, so that it outlives the worker."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import structlog
+from app.storage import ArtifactStore
+
+from app.jobs.service import Claim
+
+log = structlog.get_logger(__name__)
+
+EVERY_S = 5.0
+CHUNK_BYTES = 1 << 20
+
+
+class LogShipper:
+    """Copies what was appended to the log file since the last call, as numbered chunks."""
+
+    def __init__(self, store: ArtifactStore, held: Claim, path: Path) -> None:
+        self._store, self._held, self._path = store, held, path
+        self._offset = 0
+        self._chunks = 0
+        self._shipped_at = time.monotonic()
+
+    def ship_now_and_then(self) -> None:
+        """Ship if it has been a while. A store that is away costs nothing now: the bytes are sent next time."""
+        if time.monotonic() - self._shipped_at >= EVERY_S:
+            self._shipped_at = time.monotonic()
+            try:
+                self.ship()
+            except Exception as error:  # the log must never fail the job
+                log.warning("log_not_shipped", error=repr(error))
+
+    def ship(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            while chunk := file.read(CHUNK_BYTES):
+                self._put(chunk)
+                self._offset += len(chunk)
+
+    def say_and_ship(self, text: str) -> None:
+        """End the log with the service's own words. They also stand in the job's error, so a dead store may eat them."""
+        try:
+            self.ship()
+            self._put(text.encode())
+        except Exception as error:  # the log must never fail the job
+            log.warning("log_not_shipped", error=repr(error))
+
+    def _put(self, data: bytes) -> None:
+        held = self._held
+        self._store.put_bytes(
+            self._store.log_key(held.tenant_id, held.job_id, held.attempt, held.fence, self._chunks), data
+        )
+        self._chunks += 1

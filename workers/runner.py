@@ -1,0 +1,112 @@
+"""One attempt at one job, as a process: `python -m workers.runner WORKDIR --models DIR --data DIR --checkpoint DIR`.
+
+`WORKDIR/spec.json` in; `WORKDIR/model/` out; JSON-lines events on standard output, everything else on standard error.
+Exit code 0 after a `result` event, that of the error's class (`workers/engine/errors.py`) after an `error` event, 75
+on SIGTERM. Works with no service around it. Dies with its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from workers.engine.errors import EngineError, InvalidSpec
+from workers.engine.events import JsonLines
+from workers.engine.sources import Sources
+from workers.engine.spec import CompressionSpec
+
+TERMINATED = 75
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Run the job and return the exit code."""
+    arguments = _arguments()
+    _die_with_parent(arguments.parent)
+    # At once: finished blocks are durable, and nothing else is worth the wait.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
+    events = _events_on_stdout()
+    try:
+        from workers.engine.pipeline import compress
+
+        if arguments.threads:
+            import torch
+
+            torch.set_num_threads(arguments.threads)
+        spec = _read_spec(arguments.workdir / "spec.json")
+        sources = Sources(arguments.models, arguments.data)
+        report = compress(spec, arguments.workdir, sources, events, arguments.checkpoint)
+    except EngineError as error:
+        events.emit(
+            "error",
+            code=error.code,
+            message=error.message,
+            hint=error.hint,
+            retryable=error.retryable,
+            field=error.field,
+        )
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        events.emit(
+            "error",
+            code=EngineError.code,
+            message=f"{type(error).__name__}: {error}",
+            hint="this is a bug in the engine; the job's log has the traceback",
+            retryable=False,
+            field=None,
+        )
+        return EngineError.exit_code
+    events.emit("result", report=report.model_dump(mode="json"))
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m workers.runner", description=__doc__)
+    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder with spec.json; gets model/")
+    parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder of local models")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of text files")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="resume points; kept by attempts")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; torch's choice if left out")
+    parser.add_argument(
+        "--parent", type=int, default=os.getppid(), metavar="PID", help="process to die with; the caller if left out"
+    )
+    return parser.parse_args()
+
+
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the kernel knew
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _events_on_stdout() -> JsonLines:
+    """Events on the standard output we were given; whatever else is printed goes to standard error."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return JsonLines(stream)
+
+
+def _read_spec(path: Path) -> CompressionSpec:
+    try:
+        return CompressionSpec.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidSpec(
+            f"spec.json: {first['msg']}",
+            "correct the spec",
+            field="/" + "/".join(str(part) for part in first["loc"]),
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

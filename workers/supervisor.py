@@ -1,0 +1,180 @@
+"""Runs one attempt as a child process group: reads its events, asks for orders, stops it, says how it ended.
+
+Knows no database and no queue. The child is `workers.runner`; it dies with this process (PDEATHSIG), and whatever it
+started dies with its group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from app.failure import Failure
+
+
+class Order(Enum):
+    """What the child should do next, by the caller's judgement at a tick."""
+
+    CONTINUE = "continue"
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    DRAIN = "drain"
+    ABANDON = "abandon"
+    """The job is no longer ours: kill at once, nothing it does matters."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How the child ended."""
+
+    order: Order
+    """CONTINUE if it ended by itself."""
+    returncode: int
+    stage: str
+    error: dict[str, Any] | None
+    """Its last `error` event."""
+    out_of_memory: bool
+    """The kernel's OOM killer struck in our control group meanwhile."""
+
+    @property
+    def succeeded(self) -> bool:
+        return self.order is Order.CONTINUE and self.returncode == 0
+
+
+def supervise(
+    command: Sequence[str],
+    *,
+    log: Path,
+    on_tick: Callable[[list[dict[str, Any]]], Order],
+    tick_s: float,
+    grace_s: float,
+) -> Exit:
+    """Run `command` until it ends, calling `on_tick(new events)` every `tick_s` seconds.
+
+    Any order but CONTINUE sends SIGTERM to the group, and SIGKILL after `grace_s` (ABANDON: SIGKILL at once). The
+    group is dead when this returns or raises.
+    """
+    killed_before = _oom_kills()
+    with log.open("ab") as log_file:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log_file, start_new_session=True
+        )
+    assert child.stdout is not None
+    reader = _Lines(child.stdout.fileno())
+    order, kill_at, next_tick = Order.CONTINUE, float("inf"), time.monotonic()
+    stage, error, pending = "load", None, list[dict[str, Any]]()
+    try:
+        while True:
+            # The last lines are read after the child is seen dead, so none is missed.
+            dead = child.poll() is not None
+            for event in reader.read(timeout=0 if dead else min(0.2, tick_s)):
+                stage = event.get("stage", stage)
+                error = event if event["event"] == "error" else error
+                pending.append(event)
+            if dead:
+                break
+            now = time.monotonic()
+            if order is Order.CONTINUE and now >= next_tick:
+                order = on_tick(pending)
+                pending, next_tick = [], now + tick_s
+                if order is not Order.CONTINUE:
+                    kill_at = now + (0 if order is Order.ABANDON else grace_s)
+                    _signal_group(child.pid, signal.SIGTERM)
+            if now >= kill_at:
+                _signal_group(child.pid, signal.SIGKILL)
+    finally:
+        _signal_group(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+    if order is Order.CONTINUE:
+        order = on_tick(pending)
+    return Exit(order, child.returncode, stage, error, _oom_kills() > killed_before)
+
+
+def explain(end: Exit, *, deadline_s: int) -> Failure:
+    """The failure that an unsuccessful exit amounts to."""
+    if end.order is Order.TIMEOUT:
+        return Failure(
+            code="timeout",
+            message=f"the job was still in stage {end.stage} after its deadline of {deadline_s} s",
+            hint="Submit it with a larger deadline_s, or ask for less: fewer samples, fewer evaluations.",
+            retryable=False,
+            stage=end.stage,
+        )
+    if end.error is not None:
+        return Failure(
+            code=end.error["code"],
+            message=end.error["message"],
+            hint=end.error["hint"],
+            retryable=end.error["retryable"],
+            stage=end.stage,
+            field=end.error.get("field"),
+        )
+    if end.out_of_memory:
+        return Failure(
+            code="host_oom",
+            message=f"the host ran out of memory in stage {end.stage}",
+            hint="Use fewer calibration samples or shorter sequences, or a worker with more memory. "
+            "?dry_run=true predicts the peak.",
+            retryable=False,
+            stage=end.stage,
+        )
+    how = f"signal {signal.Signals(-end.returncode).name}" if end.returncode < 0 else f"exit code {end.returncode}"
+    return Failure(
+        code="runner_died",
+        message=f"the job's process ended with {how} in stage {end.stage}",
+        hint="Tried again while attempts are left, from the last finished block. The job's log has its last words.",
+        retryable=True,
+        stage=end.stage,
+    )
+
+
+class _Lines:
+    """Complete JSON lines from a pipe, without blocking past a timeout."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._rest = b""
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(fd, selectors.EVENT_READ)
+        self._open = True
+
+    def read(self, timeout: float) -> list[dict[str, Any]]:
+        if not self._open:
+            time.sleep(timeout)
+            return []
+        if not self._selector.select(timeout):
+            return []
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._fd, 65536):
+                self._rest += chunk
+            self._open = False
+        *lines, self._rest = self._rest.split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    # The child leads its group (start_new_session), so the group outlives it until its last member is gone.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _oom_kills() -> int:
+    """How often the OOM killer has struck in our control group (cgroup v2); 0 where that cannot be known."""
+    try:
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+        events = (Path("/sys/fs/cgroup") / group / "memory.events").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in events.splitlines() if line.startswith("oom_kill "))

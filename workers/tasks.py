@@ -1,0 +1,251 @@
+"""One attempt at a job, from claim to finish: the one file where database, queue, store and process meet.
+
+    message -> claim -> supervise the runner -> upload its files -> finish
+
+Whatever happens, the job is left in a state from which it goes on: finished here, given back, or found by the
+reconciler when its lease runs out.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import structlog
+from app.storage import AlreadyStored, ArtifactStore, StorageError
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from app.db import Database
+from app.errors import InvalidTransition
+from app.failure import Failure
+from app.jobs import service
+from app.jobs.service import Claim, Fenced
+from app.queue import RUN_JOB
+from app.settings import Settings, get_settings
+from workers import scratch
+from workers.celery_app import app, drain_flag
+from workers.engine.report import FileEntry, Manifest, Report
+from workers.logs import LogShipper
+from workers.progress import Progress
+from workers.supervisor import Exit, Order, explain, supervise
+
+log = structlog.get_logger(__name__)
+
+
+@cache
+def _database() -> Database:
+    return Database(get_settings().database_url, pool_size=2)
+
+
+@app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]
+def run_job(job_id: str) -> None:
+    """Wake up and look: claim the next job, which need not be `job_id`, and make one attempt at it."""
+    settings, database = get_settings(), _database()
+    queues = ("any", "gpu") if settings.worker_devices == "gpu" else ("any",)
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    with database.write() as session:
+        held = service.claim(session, worker=worker, queues=queues, ttl_s=settings.lease_ttl_s)
+    if held is not None:
+        with structlog.contextvars.bound_contextvars(job_id=held.job_id, attempt=held.attempt):
+            Attempt(settings, database, ArtifactStore(settings.artifacts_url), held).run()
+
+
+class Attempt:
+    """The work of one claim. Every write to the database is fenced by it."""
+
+    def __init__(self, settings: Settings, database: Database, store: ArtifactStore, held: Claim) -> None:
+        self.settings, self.database, self.store, self.held = settings, database, store, held
+        self.folder = scratch.attempt_dir(settings.work_dir, held.job_id, held.fence)
+        self.checkpoint = scratch.checkpoint_dir(settings.work_dir, held.job_id)
+        self.logs = LogShipper(store, held, self.folder / "runner.log")
+        self.progress = Progress()
+        self.renewed_at = time.monotonic()
+
+    def run(self) -> None:
+        log.info("attempt_started", model=self.held.spec["model"]["id"])
+        try:
+            end = self._compress()
+            self.logs.ship()
+            self._conclude(end)
+        except Fenced:
+            log.warning("attempt_fenced")  # the job went on without us: leave no trace
+            self._forget_files()
+            scratch.forget_attempt(self.settings.work_dir, self.held.job_id, self.held.fence)
+        except (OSError, StorageError, AlreadyStored) as error:
+            self._fail(_storage_failure(error))
+
+    def _compress(self) -> Exit:
+        """Run the engine in a child process until it ends or is stopped."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint.mkdir(parents=True, exist_ok=True)
+        (self.folder / "spec.json").write_text(json.dumps(self.held.spec))
+        command = [sys.executable, "-m", "workers.runner", str(self.folder), "--checkpoint", str(self.checkpoint)]
+        command += ["--models", str(self.settings.models_dir), "--data", str(self.settings.data_dir)]
+        command += ["--threads", str(self.settings.worker_threads)] if self.settings.worker_threads else []
+        return supervise(
+            command,
+            log=self.folder / "runner.log",
+            on_tick=self._tick,
+            tick_s=self.settings.heartbeat_s,
+            grace_s=self.settings.cancel_grace_s,
+        )
+
+    def _tick(self, events: list[dict[str, Any]]) -> Order:
+        """Renew the lease, record what happened, ship the log; learn what to do next."""
+        rows, shown = self.progress.digest(events)
+        try:
+            with self.database.write() as session:
+                orders = service.renew(session, self.held, ttl_s=self.settings.lease_ttl_s)
+                if rows or shown:
+                    service.record(session, self.held, rows, shown)
+        except Fenced:
+            return Order.ABANDON
+        except OperationalError as error:
+            # The lease outlives a short outage of the database; past it somebody else may have the job.
+            log.warning("heartbeat_failed", error=str(error.orig))
+            return Order.ABANDON if self._lease_is_over() else Order.CONTINUE
+        self.renewed_at = time.monotonic()
+        self.logs.ship_now_and_then()
+        if orders.cancel:
+            return Order.CANCEL
+        if orders.overdue:
+            return Order.TIMEOUT
+        return Order.DRAIN if drain_flag(os.getppid()).exists() else Order.CONTINUE
+
+    def _conclude(self, end: Exit) -> None:
+        match end.order:
+            case Order.ABANDON:
+                raise Fenced
+            case Order.CANCEL:
+                self._cancelled()
+            case Order.DRAIN:
+                self._finish(lambda session: service.release(session, self.held), keep_checkpoint=True)
+            case Order.CONTINUE if end.returncode == 0:
+                self._publish()
+            case _:
+                self._fail(explain(end, deadline_s=self.held.deadline_s))
+
+    def _publish(self) -> None:
+        """Upload the attempt's files under its own keys, then make them the job's."""
+        model_dir = self.folder / "model"
+        manifest_bytes = (model_dir / "manifest.json").read_bytes()
+        manifest_sha256 = hashlib.sha256(manifest_bytes).hexdigest()
+        entries = [
+            *Manifest.model_validate_json(manifest_bytes).files,
+            FileEntry(path="manifest.json", bytes=len(manifest_bytes), sha256=manifest_sha256),
+        ]
+        report = Report.model_validate_json((model_dir / "report.json").read_bytes())
+        files = [(entry, self.store.file_key(*self._scope, entry.path)) for entry in entries]
+
+        def upload(stop: threading.Event) -> None:
+            for entry, key in files:
+                if not stop.is_set():
+                    self.store.put_file(key, model_dir / entry.path)
+
+        order = self._while_beating(upload)
+        if order is Order.ABANDON:
+            raise Fenced
+        if order is Order.CANCEL:
+            return self._cancelled()
+        try:
+            self._finish(
+                lambda session: service.succeed(
+                    session, self.held, report=report, manifest_sha256=manifest_sha256, files=files
+                ),
+                keep_checkpoint=False,
+            )
+            log.info("attempt_succeeded")
+        except InvalidTransition:  # a cancel came between the last heartbeat and here
+            self._cancelled()
+
+    def _while_beating(self, work: Callable[[threading.Event], None]) -> Order:
+        """Run `work` in a thread while the lease is renewed. To stop it, its event is set and its end awaited."""
+        stop, errors = threading.Event(), list[BaseException]()
+
+        def target() -> None:
+            try:
+                work(stop)
+            except BaseException as error:  # re-raised below, in the task's own thread
+                errors.append(error)
+
+        thread = threading.Thread(target=target, daemon=True)
+        thread.start()
+        order, events = Order.CONTINUE, [{"event": "stage", "stage": "upload"}]
+        while thread.is_alive():
+            tick, events = self._tick(events), []
+            if tick in (Order.CANCEL, Order.ABANDON):
+                order = tick
+                stop.set()
+            thread.join(self.settings.heartbeat_s)
+        if errors:
+            raise errors[0]
+        return order
+
+    def _cancelled(self) -> None:
+        self._forget_files()
+        self._finish(lambda session: service.cancelled(session, self.held), keep_checkpoint=False)
+
+    def _fail(self, failure: Failure) -> None:
+        log.warning("attempt_failed", code=failure.code, message=failure.message)
+        self.logs.say_and_ship(f"{failure.code}: {failure.message}\n{failure.hint}\n")
+        self._forget_files()
+        self._finish(
+            lambda session: service.fail(session, self.held, failure, backoff_s=self.settings.retry_backoff_s),
+            keep_checkpoint=True,
+        )
+
+    def _finish(self, write: Callable[[Session], None], *, keep_checkpoint: bool) -> None:
+        """The attempt's last write, tried for as long as the lease lasts; then the scratch is cleared."""
+        while True:
+            try:
+                with self.database.write() as session:
+                    write(session)
+                break
+            except OperationalError as error:
+                if self._lease_is_over():
+                    raise Fenced from error
+                log.warning("finish_failed", error=str(error.orig))
+                time.sleep(self.settings.heartbeat_s)
+        scratch.forget_attempt(self.settings.work_dir, self.held.job_id, self.held.fence)
+        if not keep_checkpoint:
+            scratch.forget_job(self.settings.work_dir, self.held.job_id)
+
+    def _forget_files(self) -> None:
+        """Remove what this attempt uploaded. What cannot be removed now, the reconciler removes later."""
+        try:
+            self.store.delete_files(*self._scope)
+        except (OSError, StorageError) as error:
+            log.warning("files_left_behind", error=repr(error))
+
+    def _lease_is_over(self) -> bool:
+        return time.monotonic() - self.renewed_at > self.settings.lease_ttl_s
+
+    @property
+    def _scope(self) -> tuple[str, str, int, int]:
+        return self.held.tenant_id, self.held.job_id, self.held.attempt, self.held.fence
+
+
+def _storage_failure(error: Exception) -> Failure:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return Failure(
+            code="disk_full",
+            message=f"the worker's disk is full: {error}",
+            hint="Free space in the worker's work_dir or in the artifact store; the job is tried again meanwhile.",
+            retryable=True,
+        )
+    return Failure(
+        code="storage_unavailable",
+        message=f"the worker could not read or write its files: {error}",
+        hint="Check the artifact store and the worker's work_dir; the job is tried again meanwhile.",
+        retryable=True,
+    )
