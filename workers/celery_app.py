@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery, signals
 from kombu import Queue
 
+from app.logs import configure_logging
 from app.queue import celery_config
 from app.settings import get_settings
 
@@ -41,6 +42,11 @@ app.conf.update(
 def drain_flag(worker_pid: int) -> Path:
     """Exists once the worker whose main process is `worker_pid` has been asked to stop."""
     return settings.work_dir / f".drain-{worker_pid}"
+
+
+@signals.setup_logging.connect
+def _our_logging(**_: Any) -> None:
+    configure_logging(settings.log_level)
 
 
 @signals.worker_init.connect

@@ -8,6 +8,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, T
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Json, Serial
+from app.keys.models import Tenant
 
 ACTIVE = ("queued", "running", "cancelling")
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -38,7 +39,7 @@ class Job(Base):
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    tenant_id: Mapped[str] = mapped_column(String(40), ForeignKey("tenants.id"))
+    tenant_id: Mapped[str] = mapped_column(String(40), ForeignKey(Tenant.id))
     status: Mapped[str] = mapped_column(String(16), default="queued")
     version: Mapped[int] = mapped_column(default=1)
     """Bumped by every visible change; the ETag."""
@@ -151,7 +152,7 @@ class IdempotencyKey(Base):
 
     __tablename__ = "idempotency_keys"
 
-    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey(Tenant.id), primary_key=True)
     route: Mapped[str] = mapped_column(String(100), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64))
