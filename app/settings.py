@@ -50,9 +50,7 @@ class Settings(BaseSettings):
     )
     cancel_grace_s: float = Field(2, ge=0, le=60, description="Time a job has to stop by itself before it is killed.")
     retry_backoff_s: float = Field(5, ge=0, le=3600, description="Wait before the second attempt; doubles each time.")
-    reconcile_s: float = Field(
-        5, gt=0, le=600, description="How often expired leases and lost messages are sought."
-    )
+    reconcile_s: float = Field(5, gt=0, le=600, description="How often expired leases and lost messages are sought.")
     redispatch_s: float = Field(30, gt=0, le=3600, description="A queued job unannounced this long is announced again.")
     max_attempts: int = Field(3, ge=1, le=10, description="Attempts a job gets unless it asks for fewer.")
     deadline_s: int = Field(86_400, ge=1, le=604_800, description="Longest run of a job unless it asks for less.")

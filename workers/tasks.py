@@ -51,6 +51,8 @@ def _database() -> Database:
 def run_job(job_id: str) -> None:
     """Wake up and look: claim the next job, which need not be `job_id`, and make one attempt at it."""
     settings, database = get_settings(), _database()
+    if drain_flag(os.getppid()).exists():
+        return  # a message taken before the order to stop; another worker gets the job
     queues = ("any", "gpu") if settings.worker_devices == "gpu" else ("any",)
     worker = f"{socket.gethostname()}:{os.getpid()}"
     with database.write() as session:

@@ -55,6 +55,14 @@ class PruneMethodParams(MethodParams):
         """Global fraction of the prunable weights to remove, in [0, 1)."""
         raise NotImplementedError
 
+    def removed(self, shape: tuple[int, int], sparsity: float, group: Group) -> int:
+        """How many weights of an (O, I) layer go at `sparsity`: exact, and known without the weights."""
+        raise NotImplementedError
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Why an (O, I) layer cannot be pruned like this, or None if it can."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Method:

@@ -14,7 +14,9 @@ class ReportModel(BaseModel):
 class Metric(ReportModel):
     """One measurement on the dense and on the pruned model, made in the same run on the same device and data."""
 
-    name: str = Field(description="`method/subject[/detail]`, unique in the report.", examples=["perplexity/heldout.txt"])
+    name: str = Field(
+        description="`method/subject[/detail]`, unique in the report.", examples=["perplexity/heldout.txt"]
+    )
     unit: str
     higher_is_better: bool | None = Field(description="null where neither direction is a goal.")
     dense: float

@@ -12,19 +12,11 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from workers.engine.refs import NAME_OR_HUB_ID, REVISION, DataRef, SpecModel
 from workers.engine.registry import MethodParams, PruneMethodParams, Stage, Stat, method_of, methods
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
-HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
-NAME_OR_HUB_ID = rf"({NAME})|({HUB_ID})"
-REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
-
-
-class SpecModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelRef(SpecModel):
@@ -52,21 +44,6 @@ class ModelRef(SpecModel):
         if self.local and self.revision != "main":
             raise PydanticCustomError("no_revision", "a local model has no revisions: leave `revision` out")
         return self
-
-
-class DataRef(SpecModel):
-    """Where text comes from."""
-
-    dataset: str = Field(
-        pattern=NAME_OR_HUB_ID,
-        description="`owner/name` of a dataset on the Hugging Face hub, or, without a slash, a .txt, .jsonl or "
-        ".parquet file under the service's data directory.",
-        examples=["heldout.txt", "Salesforce/wikitext"],
-    )
-    subset: str | None = Field(None, pattern=NAME, description="Configuration of a hub dataset, if it has several.")
-    split: str = Field("train", pattern=NAME, description="Split of a hub dataset.")
-    text_field: str = Field("text", pattern=NAME, description="Column that holds the text (hub, .jsonl, .parquet).")
-    revision: str = Field("main", pattern=REVISION, description="Branch, tag or commit of a hub dataset.")
 
 
 class Calibrate(DataRef):
@@ -108,7 +85,9 @@ def _union(stage: Stage) -> Any:
 
 
 if TYPE_CHECKING:
-    ScoreParams = AllocateParams = EvaluateParams = MethodParams
+    ScoreParams = MethodParams
+    AllocateParams = MethodParams
+    EvaluateParams = MethodParams
     PruneParams = PruneMethodParams
 else:
     ScoreParams, AllocateParams = _union("score"), _union("allocate")
@@ -168,7 +147,9 @@ class CompressionSpec(SpecModel):
             key = params.model_dump_json()
             if key in seen:
                 raise PydanticCustomError(
-                    "duplicate_evaluation", "the same `{method}` measurement is asked for twice", {"method": params.method}
+                    "duplicate_evaluation",
+                    "the same `{method}` measurement is asked for twice",
+                    {"method": params.method},
                 )
             seen.add(key)
         return self

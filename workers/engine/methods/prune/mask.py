@@ -62,6 +62,23 @@ class MaskParams(PruneMethodParams):
         assert self.sparsity is not None  # the validator saw to it
         return self.sparsity
 
+    def removed(self, shape: tuple[int, int], sparsity: float, group: Group) -> int:
+        outputs, inputs = shape
+        kept_of = parse_pattern(self.pattern)
+        if kept_of is not None:
+            n, m = kept_of
+            return outputs * inputs // m * (m - n)
+        if group == "matrix":
+            return round(outputs * inputs * sparsity)
+        # 0.29 of 100 is 29, although their float product lies just below.
+        return outputs * int(inputs * sparsity + 1e-9)
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        kept_of = parse_pattern(self.pattern)
+        if kept_of is not None and shape[1] % kept_of[1]:
+            return f"{self.pattern} needs a number of inputs that {kept_of[1]} divides, not {shape[1]}"
+        return None
+
 
 @pruner(MaskParams, paper="arXiv:2306.11695", patterns=("unstructured", "N:M"))
 def prune(weight_OI: Tensor, score_OI: Tensor, sparsity: float, group: Group, params: MaskParams) -> Tensor:
@@ -70,13 +87,16 @@ def prune(weight_OI: Tensor, score_OI: Tensor, sparsity: float, group: Group, pa
     `matrix` scores drop round(O * I * sparsity) entries of the whole matrix, `row` scores floor(I * sparsity) of each
     row (Wanda's choice); N:M drops M - N of every M. On ties the lower index goes first.
     """
-    from workers.engine.linalg import keep_n_of_m, keep_of_matrix, keep_of_rows
+    from workers.engine.linalg import lowest, lowest_of_groups
 
+    outputs, inputs = weight_OI.shape
     kept_of = parse_pattern(params.pattern)
+    count = params.removed((outputs, inputs), sparsity, group)
     if kept_of is not None:
-        keep_OI = keep_n_of_m(score_OI, *kept_of)
+        n, m = kept_of
+        dropped = lowest_of_groups(score_OI.reshape(-1, m), m - n)
     elif group == "matrix":
-        keep_OI = keep_of_matrix(score_OI, sparsity)
+        dropped = lowest(score_OI.reshape(1, -1), count)
     else:
-        keep_OI = keep_of_rows(score_OI, sparsity)
-    return weight_OI.where(keep_OI, weight_OI.new_zeros(()))
+        dropped = lowest(score_OI, count // outputs)
+    return weight_OI.masked_fill(dropped.reshape(outputs, inputs), 0)

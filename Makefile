@@ -1,0 +1,20 @@
+# demo   prune a real model through the service, from nothing      test    the whole suite
+# serve  the service on this machine                              lint    ruff, mypy, import contracts
+# bench  the benchmarks in benchmarks/                            chaos   kill processes at random, lose nothing
+.PHONY: demo serve test lint bench chaos setup
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+demo: setup ; $(BIN)/python examples/demo.py
+serve: setup ; $(BIN)/espalier serve
+test: setup ; .ci/chromium; $(BIN)/pytest
+lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+bench: setup ; $(BIN)/python -m benchmarks.load && $(BIN)/python -m benchmarks.latency
+chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
+
+setup: .venv/.installed
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

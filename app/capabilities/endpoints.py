@@ -1,0 +1,43 @@
+"""GET /v1/capabilities: what this service can do to a model."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Depends, Header
+from starlette.responses import Response
+
+from app.capabilities.schemas import Capabilities, capabilities
+from app.http.conditional import matches
+from app.http.problems import responses
+from app.keys.auth import Principal, Requires
+
+router = APIRouter(prefix="/v1/capabilities", tags=["capabilities"])
+
+
+@router.get(
+    "",
+    operation_id="capabilities_get",
+    response_model=Capabilities,
+    responses={**responses(), 304: {"description": "Nothing has changed."}},
+)
+def get(
+    principal: Annotated[Principal, Depends(Requires(None))],
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The stages of a spec, the methods of each, and their parameters."""
+    body, etag = _rendered()
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
+    if matches(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+@cache
+def _rendered() -> tuple[bytes, str]:
+    """(body, ETag); the registry does not change while a process lives."""
+    body = orjson.dumps(capabilities().model_dump())
+    return body, f'"{hashlib.sha256(body).hexdigest()[:32]}"'

@@ -1,0 +1,76 @@
+"""The command line, `espalier`: the list of its commands. Starts without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli import admin, compress, download, jobs, methods, processes, report, serve
+from app.cli.exits import MEANINGS
+from app.cli.options import Commands, Connection
+
+EPILOG = "\n\n".join(["[bold]Exit codes[/]", *(f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items())])
+
+cli = typer.Typer(
+    cls=Commands,
+    name="espalier",
+    help="Compression of language models as a service.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@cli.callback()
+def root(
+    context: typer.Context,
+    url: Annotated[
+        str | None, typer.Option(envvar="ESPALIER_URL", help="The service. Default: the one `serve` starts here.")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="ESPALIER_API_KEY", help="Better given by the variable: others can see a command line."),
+    ] = None,
+) -> None:
+    context.obj = Connection(url, api_key)
+
+
+RUN, JOBS, OPERATE = "Run", "Jobs", "Operate"
+
+cli.command("serve", rich_help_panel=RUN)(serve.serve)
+cli.command("compress", rich_help_panel=RUN)(compress.compress)
+cli.command("methods", rich_help_panel=RUN)(methods.methods)
+
+cli.command("submit", rich_help_panel=JOBS)(jobs.submit)
+cli.command("watch", rich_help_panel=JOBS)(jobs.watch)
+cli.command("list", rich_help_panel=JOBS)(jobs.list_jobs)
+cli.command("status", rich_help_panel=JOBS)(jobs.status)
+cli.command("cancel", rich_help_panel=JOBS)(jobs.cancel)
+cli.command("retry", rich_help_panel=JOBS)(jobs.retry)
+cli.command("delete", rich_help_panel=JOBS)(jobs.delete)
+cli.command("logs", rich_help_panel=JOBS)(jobs.logs)
+cli.command("report", rich_help_panel=JOBS)(report.report)
+cli.command("download", rich_help_panel=JOBS)(download.download)
+
+cli.command("api", rich_help_panel=OPERATE)(processes.api)
+cli.command("worker", rich_help_panel=OPERATE)(processes.worker)
+cli.command("reconciler", rich_help_panel=OPERATE)(processes.reconciler)
+cli.command("config", rich_help_panel=OPERATE)(admin.config)
+
+keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
+keys.command("create")(admin.keys_create)
+keys.command("list")(admin.keys_list)
+keys.command("revoke")(admin.keys_revoke)
+cli.add_typer(keys, name="keys", rich_help_panel=OPERATE)
+
+db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, current.")
+db.command("upgrade")(admin.db_upgrade)
+db.command("current")(admin.db_current)
+cli.add_typer(db, name="db", rich_help_panel=OPERATE)
+
+
+def main() -> None:
+    cli()

@@ -1,0 +1,157 @@
+"""Commands of the operator: API keys, migrations, configuration. They work on the database, not over HTTP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from pydantic import SecretStr
+from rich.markup import escape
+from sqlalchemy.orm import Session
+
+from app import migrate
+from app.cli import output
+from app.cli.exits import Usage
+from app.cli.options import AsJson, load_settings
+from app.db import Database
+from app.errors import AppError
+from app.keys import service as keys
+from app.keys.models import ApiKey
+from app.settings import Settings
+
+
+@contextmanager
+def _writing(settings: Settings) -> Iterator[Session]:
+    """A transaction on a migrated database; an AppError becomes a usage error."""
+    database = Database(settings.database_url)
+    try:
+        if migrate.current(database) != migrate.head():
+            raise Usage("the database's schema is not up to date: run `espalier db upgrade`")
+        with database.write() as session:
+            yield session
+    except AppError as error:
+        raise Usage(error.detail) from error
+    finally:
+        database.dispose()
+
+
+def keys_create(
+    tenant: Annotated[str, typer.Option(help="Whose jobs the key sees; made if new.")],
+    name: Annotated[str, typer.Option(help="What the key is for.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(keys.SCOPES)}; repeatable. Default: all.")
+    ] = None,
+    expires_days: Annotated[int | None, typer.Option(min=1, max=3650, help="Default: never.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key. Its text is printed once and stored nowhere."""
+    settings = load_settings()
+    with _writing(settings) as session:
+        key, text = keys.create_key(
+            session,
+            secret=settings.secret(),
+            tenant=tenant,
+            name=name,
+            scopes=scope or list(keys.SCOPES),
+            expires_days=expires_days,
+        )
+        made = {**_key_json(key), "tenant": tenant, "text": text}
+    if as_json:
+        output.print_json(made)
+    else:
+        output.stderr.print(f"key {made['id']} of tenant {escape(tenant)}; this is the only time its text is shown:")
+        output.stdout.print(text, markup=False)
+
+
+def keys_list(as_json: AsJson = False) -> None:
+    """List the API keys of all tenants."""
+    with _writing(load_settings()) as session:
+        found = [{**_key_json(key), "tenant": tenant} for key, tenant in keys.list_keys(session)]
+    if as_json:
+        output.print_json(found)
+        return
+    table = output.table("", "id", "tenant", "name", "scopes", "created", "last used", "expires", "revoked")
+    for key in found:
+        times = [output.local_time(key[at]) if key[at] else "" for at in TIMES]
+        table.add_row(key["id"], escape(key["tenant"]), escape(key["name"]), " ".join(key["scopes"]), *times)
+    output.stdout.print(table)
+
+
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="A key's id, from `keys list`.")], as_json: AsJson = False
+) -> None:
+    """Revoke an API key, at once and for good."""
+    with _writing(load_settings()) as session:
+        revoked = _key_json(keys.revoke_key(session, key_id))
+    output.print_json(revoked) if as_json else output.stdout.print(f"{key_id} revoked")
+
+
+def db_upgrade(
+    revision: Annotated[str, typer.Argument(help="Migrate up to this revision.")] = "head", as_json: AsJson = False
+) -> None:
+    """Bring the database's schema up to date. Safe to repeat, and to run at several places at once."""
+    migrate.upgrade(load_settings().database_url, revision)
+    db_current(as_json)
+
+
+def db_current(as_json: AsJson = False) -> None:
+    """Show the schema's revision and the newest there is."""
+    database = Database(load_settings().database_url)
+    current, head = migrate.current(database), migrate.head()
+    database.dispose()
+    if as_json:
+        output.print_json({"current": current, "head": head})
+    else:
+        output.stdout.print(f"at {current or 'nothing yet'}, newest is {head}")
+
+
+def config(
+    markdown: Annotated[bool, typer.Option(help="The table of all variables, as in the README.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the configuration in effect, secrets and passwords masked."""
+    if markdown:
+        output.stdout.print(settings_markdown(), markup=False)
+        return
+    settings = load_settings()
+    values = {_variable(name): _masked(getattr(settings, name)) for name in Settings.model_fields}
+    if as_json:
+        output.print_json(values)
+        return
+    table = output.table("", "variable", "value")
+    for variable, value in values.items():
+        table.add_row(variable, escape(value))
+    output.stdout.print(table)
+
+
+def settings_markdown() -> str:
+    """README's configuration table."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else str(field.default)
+        shown = f"`{default}`" if default not in ("", ".") or name == "home" else ""
+        lines.append(f"| `{_variable(name)}` | {shown} | {field.description} |")
+    return "\n".join(lines)
+
+
+TIMES = ("created_at", "last_used_at", "expires_at", "revoked_at")
+
+
+def _key_json(key: ApiKey) -> dict[str, Any]:
+    times = {at: getattr(key, at) for at in TIMES}
+    return {"id": key.id, "name": key.name, "scopes": key.scopes} | {
+        at: ms and datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") for at, ms in times.items()
+    }
+
+
+def _variable(name: str) -> str:
+    return f"ESPALIER_{name.upper()}"
+
+
+def _masked(value: object) -> str:
+    """As text, with a password in a URL masked; SecretStr masks itself."""
+    return re.sub(r"(://[^/@:]*:)[^@]*@", r"\1***@", str(value))

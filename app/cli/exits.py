@@ -1,0 +1,84 @@
+"""Exit codes of the command line, and the errors that lead to them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    JOB_FAILED = 4
+    JOB_CANCELLED = 5
+    REFUSED = 6
+    UNREACHABLE = 7
+    INTERRUPTED = 130
+
+
+MEANINGS = {
+    ExitCode.OK: "done",
+    ExitCode.UNEXPECTED: "something unforeseen; the message says what",
+    ExitCode.USAGE: "the command line, a file it names or the configuration is wrong",
+    ExitCode.JOB_FAILED: "the job, or the local compression, failed",
+    ExitCode.JOB_CANCELLED: "the job was cancelled",
+    ExitCode.REFUSED: "the service refused the request",
+    ExitCode.UNREACHABLE: "the service cannot be reached, or answered that it is not well",
+    ExitCode.INTERRUPTED: "interrupted from the keyboard",
+}
+
+
+class CliError(Exception):
+    """Ends the command with `exit_code` and a message; never a traceback."""
+
+    exit_code = ExitCode.UNEXPECTED
+
+    def as_json(self) -> dict[str, Any]:
+        return {"exit_code": int(self.exit_code), "detail": str(self)}
+
+
+class Usage(CliError):
+    exit_code = ExitCode.USAGE
+
+
+class JobFailed(CliError):
+    """`error` is the job's: code, message, hint."""
+
+    exit_code = ExitCode.JOB_FAILED
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(f"{error['message']} ({error['code']})\n{error['hint']}")
+        self.error = error
+
+    def as_json(self) -> dict[str, Any]:
+        return {**super().as_json(), "error": self.error}
+
+
+class JobCancelled(CliError):
+    exit_code = ExitCode.JOB_CANCELLED
+
+
+class Unreachable(CliError):
+    exit_code = ExitCode.UNREACHABLE
+
+
+class Refused(CliError):
+    """The service answered with a problem document (RFC 9457)."""
+
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        lines = [f"{problem.get('title', 'Refused')} ({problem.get('code', problem.get('status'))})"]
+        if detail := problem.get("detail"):
+            lines.append(str(detail))
+        lines += [f"  {e.get('pointer', '')}: {e.get('detail', '')}" for e in problem.get("errors", [])]
+        if allowed := problem.get("allowed"):
+            lines.append(f"  allowed now: {', '.join(allowed)}")
+        if request_id := problem.get("request_id"):
+            lines.append(f"  request {request_id}")
+        super().__init__("\n".join(lines))
+        self.problem = problem
+
+    def as_json(self) -> dict[str, Any]:
+        return {**super().as_json(), "problem": self.problem}

@@ -1,0 +1,210 @@
+"""Commands about jobs: submit, watch, list, status, cancel, retry, delete, logs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from app.cli import output
+from app.cli.exits import Usage
+from app.cli.options import AsJson, JobId, connect
+from app.cli.report import metrics_table
+from app.cli.watch import follow, queue_place, raise_unless_succeeded
+
+SpecFile = Annotated[str, typer.Argument(metavar="SPEC.json", help="The compression spec, or - for stdin.")]
+
+
+def submit(
+    context: typer.Context,
+    spec: SpecFile,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label; repeatable.")] = None,
+    priority: Annotated[int | None, typer.Option(help="-100 to 100; higher runs first.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="Attempts before a retryable failure is final.")] = None,
+    deadline_s: Annotated[int | None, typer.Option(help="Longest run in seconds.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show what would be done; create nothing.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow the job to its end; the exit code says how it went.")] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Submitting twice with one key makes one job. Default: a new key.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job."""
+    body: dict[str, Any] = {"spec": read_json(spec), "labels": _labels(label or [])}
+    options = {"priority": priority, "max_attempts": max_attempts, "deadline_s": deadline_s}
+    body |= {key: value for key, value in options.items() if value is not None}
+    with connect(context) as service:
+        if dry_run:
+            plan = service.request("POST", "/v1/jobs", params={"dry_run": "true"}, json=body).json()
+            output.print_json(plan) if as_json else _print_plan(plan)
+            return
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        job = service.request("POST", "/v1/jobs", headers=headers, json=body).json()
+        if wait:
+            if not as_json:
+                output.stderr.print(f"{job['id']} submitted; interrupting leaves it running")
+            job = follow(service, job["id"])
+    output.print_json(job) if as_json else print_job(job)
+    if wait:
+        raise_unless_succeeded(job)
+
+
+def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Follow a job to its end, live."""
+    with connect(context) as service:
+        job = follow(service, job_id)
+    output.print_json(job) if as_json else print_job(job)
+    raise_unless_succeeded(job)
+
+
+def list_jobs(
+    context: typer.Context,
+    status: Annotated[str | None, typer.Option(help="One or several, separated by commas.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Has this label; repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="Jobs on this model.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Most jobs to show, newest first.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Go on after an earlier page: its next_cursor.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    params: list[tuple[str, Any]] = [("limit", limit)]
+    params += [("label", f"{key}:{value}") for key, value in _labels(label or []).items()]
+    params += [(k, v) for k, v in {"status": status, "model": model, "cursor": cursor}.items() if v is not None]
+    with connect(context) as service:
+        page = service.get("/v1/jobs", params=params)
+    if as_json:
+        output.print_json(page)
+        return
+    table = output.table("", "job", "status", "stage", "model", "method", "created", "labels")
+    for job in page["data"]:
+        table.add_row(
+            job["id"],
+            output.status_text(job["status"]),
+            job["stage"] or "",
+            escape(job["spec"]["model"]["id"]),
+            f"{job['spec']['score']['method']} + {job['spec']['prune']['method']}",
+            output.local_time(job["created_at"]),
+            escape(" ".join(f"{k}={v}" for k, v in job["labels"].items())),
+        )
+    output.stdout.print(table)
+    if page["has_more"]:
+        output.stderr.print(f"more: --cursor {page['next_cursor']}")
+
+
+def status(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Show a job."""
+    with connect(context) as service:
+        job = service.get(f"/v1/jobs/{job_id}")
+    output.print_json(job) if as_json else print_job(job)
+
+
+def cancel(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Stop a job, queued or running."""
+    _act(context, job_id, "cancel", as_json)
+
+
+def retry(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Queue a failed or cancelled job again."""
+    _act(context, job_id, "retry", as_json)
+
+
+def delete(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Delete a finished job and its files."""
+    with connect(context) as service:
+        service.request("DELETE", f"/v1/jobs/{job_id}")
+    if as_json:
+        output.print_json({"id": job_id, "deleted": True})
+    else:
+        output.stdout.print(f"{job_id} deleted")
+
+
+def logs(
+    context: typer.Context,
+    job_id: JobId,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Default: the latest.")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a job's process wrote, also of a failed or running one."""
+    params = {key: value for key, value in {"attempt": attempt, "tail": tail}.items() if value is not None}
+    with connect(context) as service:
+        text = service.request("GET", f"/v1/jobs/{job_id}/logs", params=params).text
+    if as_json:
+        output.print_json({"id": job_id, "lines": text.splitlines()})
+    else:
+        sys.stdout.write(text)
+
+
+def read_json(path: str) -> Any:
+    """The JSON in the file, or on stdin if the path is `-`. Raises Usage saying where it is wrong."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text()
+        return json.loads(text)
+    except OSError as error:
+        raise Usage(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise Usage(f"{path} is not JSON: {error}") from error
+
+
+def print_job(job: dict[str, Any]) -> None:
+    table = output.table("", "", "")
+    table.show_header = False
+    table.add_row("job", f"[bold]{job['id']}[/]  {output.status_text(job['status'])}")
+    table.add_row("model", escape(job["spec"]["model"]["id"]))
+    table.add_row("attempt", f"{job['attempt']} of at most {job['max_attempts']}")
+    if job["status"] == "queued":
+        table.add_row("queue", queue_place(job))
+    if job["status"] == "running" and (progress := job["progress"]):
+        table.add_row("progress", f"{progress['stage']} {progress['done']}/{progress['total']} {progress['unit']}")
+    if labels := job["labels"]:
+        table.add_row("labels", escape(" ".join(f"{k}={v}" for k, v in labels.items())))
+    table.add_row("created", output.local_time(job["created_at"]))
+    if job["finished_at"]:
+        table.add_row("finished", output.local_time(job["finished_at"]))
+    if error := job["error"]:
+        table.add_row("error", escape(f"{error['message']} ({error['code']})\n{error['hint']}"))
+    output.stdout.print(table)
+    if metrics := job["metrics"]:
+        output.stdout.print(metrics_table([{"name": name, **values} for name, values in metrics.items()]))
+        output.stdout.print(f"\nespalier report {job['id']}\nespalier download {job['id']} --out DIR")
+
+
+def _act(context: typer.Context, job_id: str, verb: str, as_json: bool) -> None:
+    with connect(context) as service:
+        job = service.request("POST", f"/v1/jobs/{job_id}/{verb}").json()
+    output.print_json(job) if as_json else print_job(job)
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise Usage(f"--label {pair}: write KEY=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    table = output.table("What this would do; nothing was created", "", "")
+    table.show_header = False
+    table.add_row("model", escape(f"{plan['model_id']} ({plan['architecture']}, {plan['blocks']} blocks)"))
+    table.add_row("commit", plan["model_commit"])
+    table.add_row("parameters", output.number(plan["parameters"]))
+    table.add_row(
+        "zeros after", f"{output.number(plan['zeros_after'])} of {output.number(plan['prunable_parameters'])}"
+    )
+    table.add_row("weight bytes", f"{output.number(plan['bytes_before'])} → {output.number(plan['bytes_after'])}")
+    table.add_row("peak memory", f"about {plan['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    table.add_row("run time", f"about {output.duration(plan['elapsed_s'])} on two CPU cores")
+    output.stdout.print(table)
+    layers = output.table("", "layer", "shape", "sparsity", right=("sparsity",))
+    for layer in plan["layers"]:
+        layers.add_row(escape(layer["name"]), "x".join(map(str, layer["shape"])), f"{layer['target_sparsity']:.2%}")
+    output.stdout.print(layers)
+    for runtime in plan["runtimes"]:
+        output.stdout.print(escape(f"{runtime['runtime']}: {runtime['note']}"))
+    for warning in plan["warnings"]:
+        output.stdout.print("[yellow]warning[/]", escape(warning))

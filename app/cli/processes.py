@@ -1,0 +1,62 @@
+"""The service's processes, as commands: what `api`, `worker` and `reconciler` become, and what `serve` starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from app.cli.options import load_settings
+from app.settings import Settings
+
+GRACEFUL_S = 5
+"""Time open requests, event streams above all, have to end when the API stops."""
+
+
+def api_command(*listen: str) -> list[str]:
+    """`listen` is uvicorn's: --host and --port, or --fd of a socket that listens already."""
+    command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", *listen]
+    # Requests are logged by the application, structured.
+    return [*command, "--no-access-log", "--no-server-header", "--timeout-graceful-shutdown", str(GRACEFUL_S)]
+
+
+def worker_command(settings: Settings) -> list[str]:
+    queues = "gpu,any" if settings.worker_devices == "gpu" else "any"
+    # One job at a time: the work has the machine to itself. The name must differ from other workers' on this host.
+    return [
+        *(sys.executable, "-m", "celery", "--quiet", "-A", "workers.celery_app", "worker"),
+        *("--pool", "prefork", "--concurrency", "1", "--queues", queues),
+        *("--hostname", f"espalier-{os.getpid()}@%h", "--loglevel", settings.log_level),
+        *("--without-gossip", "--without-mingle"),
+    ]
+
+
+def reconciler_command() -> list[str]:
+    return [sys.executable, "-m", "workers.reconciler"]
+
+
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: ESPALIER_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: ESPALIER_PORT.")] = None,
+) -> None:
+    """Run the HTTP API alone."""
+    settings = load_settings()
+    _become(api_command("--host", host or settings.host, "--port", str(settings.port if port is None else port)))
+
+
+def worker() -> None:
+    """Run a worker: one job at a time, from the queues ESPALIER_WORKER_DEVICES allows."""
+    _become(worker_command(load_settings()))
+
+
+def reconciler() -> None:
+    """Run the reconciler: expired leases, lost messages, orphaned files."""
+    load_settings()
+    _become(reconciler_command())
+
+
+def _become(command: list[str]) -> NoReturn:
+    """Replace this process, so that signals and exit codes are the service's own."""
+    os.execv(command[0], command)

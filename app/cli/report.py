@@ -1,0 +1,75 @@
+"""`report`: what a job did, before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from app.cli import output
+from app.cli.exits import Usage
+from app.cli.options import AsJson, JobId, connect
+
+
+def report(
+    context: typer.Context,
+    job_id: JobId,
+    html: Annotated[Path | None, typer.Option(help="Write the page with the plots to this file instead.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a job's report: before and after, sparsity, time and memory."""
+    path = f"/v1/jobs/{job_id}/report"
+    with connect(context) as service:
+        if html is None:
+            found = service.get(path, headers={"Accept": "application/json"})
+            output.print_json(found) if as_json else print_report(found)
+            return
+        page = service.request("GET", path, headers={"Accept": "text/html"}).content
+    try:
+        html.write_bytes(page)
+    except OSError as error:
+        raise Usage(f"{html}: {error.strerror}") from error
+    if as_json:
+        output.print_json({"id": job_id, "html": str(html.absolute())})
+    else:
+        output.stdout.print(f"report: {html.absolute().as_uri()}")
+
+
+def print_report(report: dict[str, Any]) -> None:
+    provenance = report["provenance"]
+    output.stdout.print(
+        f"[bold]{escape(provenance['model_id'])}[/] with {report['zeros']:,} of {report['prunable_parameters']:,} "
+        f"prunable weights zero ({report['sparsity']:.2%})"
+    )
+    output.stdout.print(metrics_table(report["metrics"]))
+    stages = output.table("", "stage", "seconds", "peak memory", right=("seconds", "peak memory"))
+    for stage in report["stages"]:
+        stages.add_row(stage["stage"], f"{stage['elapsed_s']:.2f}", f"{stage['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    output.stdout.print(stages)
+    for runtime in report["runtimes"]:
+        output.stdout.print(escape(f"{runtime['runtime']}: {runtime['note']}"))
+    for warning in report["warnings"]:
+        output.stdout.print("[yellow]warning[/]", escape(warning))
+
+
+def metrics_table(metrics: list[dict[str, Any]]) -> Table:
+    """Before and after; `metrics` are a report's, or a job's with their name."""
+    numbers = ("dense", "pruned", "ratio")
+    table = output.table("", "metric", *numbers, "unit", right=numbers)
+    for metric in metrics:
+        ratio = metric["ratio"]
+        table.add_row(
+            escape(metric["name"]),
+            _with_spread(metric["dense"], metric.get("dense_stderr")),
+            _with_spread(metric["pruned"], metric.get("pruned_stderr")),
+            "" if ratio is None else f"{ratio:.3f}",
+            escape(metric["unit"]),
+        )
+    return table
+
+
+def _with_spread(value: float, spread: float | None) -> str:
+    return output.number(value) if spread is None else f"{output.number(value)} ± {spread:.2g}"

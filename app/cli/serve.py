@@ -1,0 +1,143 @@
+"""`serve`: the whole service on one machine, by one command: API, one worker, the reconciler."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import httpx2
+import typer
+from rich.markup import escape
+from rich.panel import Panel
+
+from app import migrate
+from app.cli import output
+from app.cli.exits import Usage
+from app.cli.family import Child, Family
+from app.cli.options import AsJson, is_loopback, load_settings, local_key_path, local_url
+from app.cli.processes import api_command, reconciler_command, worker_command
+from app.db import Database
+from app.keys import service as keys
+from app.keys.tokens import hash_token
+from app.settings import Settings
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: ESPALIER_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0 takes a free one. Default: ESPALIER_PORT.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run everything on this machine: API, worker and reconciler, with files in ESPALIER_HOME.
+
+    Listening on loopback, it makes an API key on its first start and keeps it in ESPALIER_HOME/local-key.
+    """
+    settings = load_settings()
+    # The socket is ours and outlives a crash of the API: connections wait in it instead of being refused.
+    listener = _listen(host or settings.host, settings.port if port is None else port)
+    address, bound_port = listener.getsockname()[:2]
+    settings = settings.model_copy(update={"host": address, "port": bound_port})
+    settings.home.mkdir(parents=True, exist_ok=True)
+    migrate.upgrade(settings.database_url)
+    key = local_key(settings) if is_loopback(address) else None
+
+    family = Family(
+        [
+            Child("API", api_command("--fd", str(listener.fileno())), pass_fds=(listener.fileno(),)),
+            Child("worker", worker_command(settings)),
+            Child("reconciler", reconciler_command()),
+        ],
+        {**os.environ, "ESPALIER_HOST": address, "ESPALIER_PORT": str(bound_port)},
+        # A worker that is told to stop looks up at its heartbeat, then gives its job that long to stop.
+        grace_s=10 + settings.heartbeat_s + settings.cancel_grace_s,
+    )
+    family.start()
+    try:
+        while not family.stopping and not _answers(local_url(settings)):
+            family.tick()
+        if not family.stopping:
+            _greet(settings, key, as_json=as_json)
+        while not family.stopping:
+            family.tick()
+    finally:
+        family.stop()
+
+
+def local_key(settings: Settings) -> str:
+    """The text of the key in `home/local-key`; a new one where there is none or the database knows it no more."""
+    path = local_key_path(settings)
+    database = Database(settings.database_url)
+    try:
+        with database.write() as session:
+            if path.exists():
+                text = path.read_text().strip()
+                known = hash_token(text, settings.secret())
+                if any(key.hash == known and key.revoked_at is None for key, _ in keys.list_keys(session)):
+                    return text
+            _, text = keys.create_key(
+                session,
+                secret=settings.secret(),
+                tenant="local",
+                name="local",
+                scopes=list(keys.SCOPES),
+                expires_days=None,
+            )
+            _write_private(path, text)
+            return text
+    finally:
+        database.dispose()
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace the file; it is never readable by others, not even while it is written."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600, exist_ok=False)
+    fresh.write_text(text + "\n")
+    fresh.replace(path)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        raise Usage(
+            f"cannot listen on {host}:{port}: {error.strerror}. Another port: --port, or ESPALIER_PORT"
+        ) from None
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/livez", timeout=1, trust_env=False).is_success
+    except httpx2.TransportError:
+        return False
+
+
+def _greet(settings: Settings, key: str | None, *, as_json: bool) -> None:
+    url = local_url(settings)
+    if as_json:
+        key_file = str(local_key_path(settings)) if key else None
+        output.stdout.print_json(data={"url": url, "home": str(settings.home), "key_file": key_file}, indent=None)
+        return
+    lines = [
+        "[bold]espalier is running[/], stop it with Ctrl-C",
+        "",
+        f"API        {url}",
+        f"API docs   {url}/docs",
+        f"files      {escape(str(settings.home))}",
+        f"models     {escape(str(settings.models_dir.absolute()))}",
+    ]
+    if key:
+        lines += [
+            f"API key    {key}  (in {escape(str(local_key_path(settings)))})",
+            "",
+            f'curl -H "Authorization: Bearer $(cat {escape(str(local_key_path(settings)))})" {url}/v1/jobs',
+        ]
+    else:
+        lines += ["", "Reachable from outside: no local key is made. Make keys with `espalier keys create`."]
+    output.stdout.print(Panel("\n".join(lines), expand=False))

@@ -1,0 +1,71 @@
+"""Follow a job to its end: its place in the queue, then its events as they happen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.cli.client import JobEvent, Service
+from app.cli.display import Display, display
+from app.cli.exits import JobCancelled, JobFailed
+
+WAIT_S = 20
+
+
+def follow(service: Service, job_id: str) -> dict[str, Any]:
+    """Show the job's progress until it ends; the ended job. Raises Refused or Unreachable."""
+    with display() as shown:
+        _wait_in_queue(service, job_id, shown)
+        for event in service.events(job_id):
+            _show(event, shown)
+    job: dict[str, Any] = service.get(f"/v1/jobs/{job_id}")
+    return job
+
+
+def queue_place(job: dict[str, Any]) -> str:
+    position = job["queue"]["position"]
+    return "far back in the queue" if position is None else f"position {position}"
+
+
+def raise_unless_succeeded(job: dict[str, Any]) -> None:
+    """JobFailed or JobCancelled, if that is how it ended."""
+    if job["status"] == "failed":
+        raise JobFailed(job["error"])
+    if job["status"] == "cancelled":
+        raise JobCancelled(f"{job['id']} was cancelled")
+
+
+def _wait_in_queue(service: Service, job_id: str, shown: Display) -> None:
+    etag, job = "", None
+    while job is None or job["status"] == "queued":
+        # Answered as soon as the job or its place in the queue changes.
+        response = service.request(
+            "GET", f"/v1/jobs/{job_id}", headers={"Prefer": f"wait={WAIT_S}", "If-None-Match": etag} if etag else {}
+        )
+        if response.status_code == 304:
+            continue
+        etag, job = response.headers["ETag"], response.json()
+        if job["status"] == "queued":
+            shown.show("queued", 0, 0, queue_place(job))
+
+
+def _show(event: JobEvent, shown: Display) -> None:
+    data = event.data
+    match event.type:
+        case "running":
+            shown.say(f"attempt {event.attempt} started on {data['worker']}")
+        case "queued" if "error" in data:
+            shown.say(f"queued again: {data['error']['message']} ({data['error']['code']})")
+        case "queued" if "reason" in data:
+            shown.say(f"queued again: {data['reason']}")
+        case "resume":
+            shown.say(f"resumed at block {data['block']}: the blocks before it were done by an earlier attempt")
+        case "log" if data["level"] != "info":
+            shown.say(f"{data['level']}: {data['message']}")
+        case "stage":
+            shown.show(data["stage"], 0, 0, "")
+        case "progress":
+            shown.show(data["stage"], data["done"], data["total"], data["unit"], data["rate"], data["eta_s"])
+        case "cancelling":
+            shown.show("cancelling", 0, 0, "")
+        case _:
+            pass

@@ -1,0 +1,44 @@
+"""Cursors: where the last page ended, signed, and bound to the filters it was made with."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+
+from app.errors import InvalidCursor
+
+MAC_BYTES = 16
+
+
+def encode_cursor(secret: bytes, filters: str, created_at: int, job_id: str) -> str:
+    """`filters` is any text that is the same whenever the filters are."""
+    payload = f"{created_at}.{job_id}.{_digest(filters)}".encode()
+    return base64.urlsafe_b64encode(_mac(secret, payload) + payload).decode()
+
+
+def decode_cursor(secret: bytes, filters: str, cursor: str) -> tuple[int, str]:
+    """(created_at, job id) of the last job of the page before. Raises InvalidCursor."""
+    try:
+        raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    mac, payload = raw[:MAC_BYTES], raw[MAC_BYTES:]
+    if not hmac.compare_digest(mac, _mac(secret, payload)):
+        raise InvalidCursor("This is no cursor of this service: take `next_cursor` as it is, or begin without one.")
+    created_at, job_id, digest = payload.decode().split(".")
+    if digest != _digest(filters):
+        raise InvalidCursor(
+            "The cursor belongs to a list with other filters: keep them, or begin without a cursor.",
+            code="cursor_mismatch",
+        )
+    return int(created_at), job_id
+
+
+def _mac(secret: bytes, payload: bytes) -> bytes:
+    return hmac.digest(secret, b"cursor:" + payload, hashlib.sha256)[:MAC_BYTES]
+
+
+def _digest(filters: str) -> str:
+    return hashlib.sha256(filters.encode()).hexdigest()[:16]

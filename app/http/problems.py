@@ -1,0 +1,222 @@
+"""Every error answer: RFC 9457 problem+json. One handler per kind of exception, and the schema OpenAPI shows.
+
+A problem never repeats what the client sent: it may hold a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import AppError
+from workers.engine.registry import STAGES, methods
+
+MEDIA_TYPE = "application/problem+json"
+log = structlog.get_logger(__name__)
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field."""
+
+    pointer: str = Field(
+        description="JSON pointer into the body, or `?name`, `#name` of a query parameter or a header.",
+        examples=["/spec/prune/sparsity"],
+    )
+    code: str = Field(examples=["greater_than_equal"])
+    detail: str = Field(examples=["Input should be greater than or equal to 0"])
+    allowed: list[str] | None = Field(None, description="The valid values, where there are few.")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str = Field(examples=["urn:espalier:problem:invalid_request"])
+    title: str
+    status: int = Field(examples=[422])
+    detail: str = Field(description="What is wrong and what to do about it.")
+    instance: str = Field(description="Path of the request.")
+    code: str = Field(description="Stable: what clients switch on.", examples=["invalid_request"])
+    request_id: str = Field(description="Names the request in the service's log.")
+    errors: list[FieldProblem] | None = None
+    allowed: list[str] | None = Field(None, description="What would have been valid instead.")
+    current: str | None = Field(None, description="The state that forbids the request.")
+    retryable: bool | None = Field(None, description="Whether the same request may succeed later.")
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses=` of a route: these problems, and those that every route may answer."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted({*statuses, 401, 403, 500, 503})
+    }
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(AppError, _app_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+
+
+def problem(
+    request: Request,
+    *,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    **extra: Any,
+) -> Response:
+    """A problem document; members that are None are left out."""
+    document = {
+        "type": f"urn:espalier:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        "code": code,
+        "request_id": request.state.request_id,
+        **{k: v for k, v in extra.items() if v is not None},
+    }
+    return Response(orjson.dumps(document), status, headers, MEDIA_TYPE)
+
+
+def internal_error(request: Request) -> Response:
+    """What a client learns of a bug: the id under which the log has the rest."""
+    return problem(
+        request,
+        status=500,
+        code="internal",
+        title="Internal error",
+        detail="The service failed; this is a bug in it. Its log has the cause under the request_id.",
+    )
+
+
+def field_error(pointer: str, code: str, detail: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
+    """One entry of `errors`."""
+    entry: dict[str, Any] = {"pointer": pointer, "code": code, "detail": detail}
+    return entry | {"allowed": list(allowed)} if allowed else entry
+
+
+async def _app_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AppError)
+    return problem(
+        request,
+        status=error.status,
+        code=error.code,
+        title=error.title,
+        detail=error.detail,
+        headers=error.headers,
+        **error.extra,
+    )
+
+
+HTTP_ERRORS = {
+    400: ("malformed_body", "The body cannot be parsed: send UTF-8 JSON."),
+    404: ("not_found", "There is nothing at this path; /docs lists the paths."),
+    405: ("method_not_allowed", "This path does not take this method; `Allow` lists the ones it takes."),
+    413: ("body_too_large", "The body is larger than this service accepts (ESPALIER_MAX_BODY_BYTES)."),
+}
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """What the framework raises by itself."""
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    code, detail = HTTP_ERRORS.get(status, (f"http_{status}", error.detail))
+    title = HTTPStatus(status).phrase
+    headers = dict(error.headers or {})
+    if status == 405:  # the framework names the methods of one route only
+        headers["Allow"] = ", ".join(method.upper() for method in _operations(request))
+    return problem(request, status=status, code=code, title=title, detail=detail, headers=headers)
+
+
+def _operations(request: Request) -> list[str]:
+    """The methods of all routes with the path of the one that matched."""
+    app: FastAPI = request.app
+    return sorted(app.openapi()["paths"].get(request.scope["route"].path, {}))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        return problem(
+            request,
+            status=400,
+            code="malformed_json",
+            title="The body is not JSON",
+            detail=f"{found[0]['ctx']['error']} at character {found[0]['loc'][1]}.",
+        )
+    if tuple(found[0]["loc"]) == ("body",) and isinstance(error.body, bytes):
+        return problem(
+            request,
+            status=415,
+            code="unsupported_media_type",
+            title="The body is not JSON",
+            detail="Send the body with `Content-Type: application/json`.",
+        )
+    errors = [_field_problem(e) for e in found]
+    first = errors[0]
+    more = f" ({len(errors) - 1} more in `errors`.)" if len(errors) > 1 else ""
+    return problem(
+        request,
+        status=422,
+        code="invalid_request",
+        title="The request is not valid",
+        detail=f"{first['pointer'] or 'body'}: {first['detail']}.{more}",
+        errors=errors,
+    )
+
+
+def _field_problem(error: dict[str, Any]) -> dict[str, Any]:
+    code, context = error["type"], error.get("ctx", {})
+    pointer = _pointer(error["loc"])
+    match code:
+        case "missing":
+            return field_error(pointer, code, "this field is required")
+        case "extra_forbidden":
+            return field_error(pointer, code, "there is no such field: check the spelling, or leave it out")
+        case "model_attributes_type" | "model_type" | "dict_type":
+            return field_error(pointer, code, "this must be a JSON object")
+        case "union_tag_invalid":  # pydantic's own message repeats the tag
+            allowed = re.findall(r"'([^']+)'", context["expected_tags"])
+            return field_error(f"{pointer}/method", code, f"choose one of {', '.join(allowed)}", allowed)
+        case "union_tag_not_found":
+            return field_error(f"{pointer}/method", code, "this field is required: it names the method")
+        case "literal_error":
+            allowed = re.findall(r"'([^']+)'", context["expected"])
+            return field_error(pointer, code, f"choose one of {', '.join(allowed)}", allowed)
+    return field_error(pointer, code, error["msg"].removesuffix("."))
+
+
+def _pointer(loc: Sequence[str | int]) -> str:
+    """JSON pointer of a pydantic location, `?name` of a query parameter, `#name` of a header.
+
+    Inside a union pydantic names the member it tried, which is no part of the document.
+    """
+    where, *path = loc
+    if where != "body":
+        return f"{'?' if where == 'query' else '#'}{'/'.join(map(str, path))}"
+    if path and path[-1] == "[key]":  # of a dict: the key itself is what is wrong
+        path.pop()
+    if len(path) > 2 and path[0] == "spec" and path[1] in STAGES:
+        tag = 3 if isinstance(path[2], int) else 2
+        names = [method.name for method in methods(path[1])]
+        if len(names) > 1 and len(path) > tag and path[tag] in names:
+            del path[tag]
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)

@@ -1,0 +1,277 @@
+"""Jobs over HTTP: submit, list, look, label, cancel, retry, delete. What a job is, the service and the views say."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Annotated
+from urllib.parse import urlencode
+
+import orjson
+import structlog
+from fastapi import APIRouter, Depends, Header, Query
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import InvalidRequest
+from app.http.conditional import check_if_match, matches, wait_preference
+from app.http.pagination import decode_cursor, encode_cursor
+from app.http.problems import field_error, responses
+from app.jobs import idempotency, preflight, repository, service
+from app.jobs.models import TERMINAL, Job
+from app.jobs.parameters import Cursor, JobId, Limit, filters
+from app.jobs.repository import Filters
+from app.jobs.schemas import MAX_LABELS, JobPage, JobRead, JobSubmit, LabelsPatch
+from app.jobs.views import JOB_ID, JobView, as_json, etag, render
+from app.keys.auth import JobSeen, Principal, Requires, look_at_job, no_such_job
+from app.services import Services, ServicesDep
+from app.settings import Settings
+from app.storage import StorageError
+from workers.engine.report import Plan
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+log = structlog.get_logger(__name__)
+
+Reader = Annotated[Principal, Depends(Requires("jobs:read"))]
+Writer = Annotated[Principal, Depends(Requires("jobs:write"))]
+Canceller = Annotated[Principal, Depends(Requires("jobs:cancel"))]
+
+CACHING = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+WAIT_STEP_S = 0.2
+POLL_AFTER_S = 1
+POLL_PARAMETERS = {
+    "security": [{"ApiKey": []}],
+    "parameters": [
+        {"in": "path", "name": "job_id", "required": True, "schema": {"type": "string"}, "example": JOB_ID},
+        {
+            "in": "header",
+            "name": "If-None-Match",
+            "schema": {"type": "string"},
+            "description": "ETag of the answer you have.",
+        },
+        {
+            "in": "header",
+            "name": "Prefer",
+            "schema": {"type": "string"},
+            "description": "`wait=N`: answer when something has changed, or after N <= 60 s.",
+        },
+    ],
+}
+
+
+@router.post(
+    "",
+    operation_id="jobs_create",
+    status_code=202,
+    response_model=JobRead,
+    responses={**responses(400, 413, 415, 422), 200: {"model": Plan, "description": "The plan, of a dry run."}},
+)
+def create(
+    request: Request,
+    submit: JobSubmit,
+    principal: Writer,
+    has: ServicesDep,
+    dry_run: Annotated[bool, Query(description="Answer with what the job would do, and make none.")] = False,
+    idempotency_key: Annotated[
+        str | None, Header(description="Any unique text: a repetition with the same key gets the same job.")
+    ] = None,
+) -> Response:
+    """Submit a job."""
+    if dry_run:
+        return Response(preflight.dry_run(submit.spec, has.settings).model_dump_json(), media_type="application/json")
+    max_attempts, deadline_s = _limits(submit, has.settings)
+    keyed = idempotency.keyed(idempotency_key, principal.tenant_id, submit)
+    if keyed and (replay := _replay(has, keyed)):
+        return replay
+    preflight.check(submit.spec, has.settings)
+    try:
+        with has.database.write() as session:
+            job = service.create(
+                session,
+                tenant_id=principal.tenant_id,
+                spec=submit.spec,
+                labels=submit.labels,
+                priority=submit.priority,
+                max_attempts=max_attempts,
+                deadline_s=deadline_s,
+                request_id=request.state.request_id,
+            )
+            view, position = _view(session, principal, job.id)
+            body = render(view, position)
+            if keyed:
+                idempotency.remember(session, keyed, job.id, body, hours=has.settings.idempotency_hours)
+    except IntegrityError:
+        # Somebody else committed the same key in between; anything else that is not unique is a bug.
+        if keyed and (replay := _replay(has, keyed)):
+            return replay
+        raise
+    has.relay.wake()
+    return _accepted(view.id, body)
+
+
+@router.get("", operation_id="jobs_list", response_model=JobPage, responses=responses(400, 422))
+def list_jobs(
+    request: Request,
+    principal: Reader,
+    has: ServicesDep,
+    narrowed: Annotated[Filters, Depends(filters)],
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Response:
+    """The tenant's jobs, newest first."""
+    binding = f"{principal.tenant_id} {narrowed}"
+    older_than = None if cursor is None else decode_cursor(has.secret, binding, cursor)
+    with has.database.read() as session:
+        found = repository.page(session, principal.tenant_id, narrowed, older_than=older_than, limit=limit + 1)
+        jobs, has_more = found[:limit], len(found) > limit
+        queued = [job.id for job in jobs if job.status == "queued"]
+        positions = repository.queue_positions(session, queued) if queued else {}
+    next_cursor = encode_cursor(has.secret, binding, jobs[-1].created_at, jobs[-1].id) if has_more else None
+    page = {
+        "data": [as_json(job, positions.get(job.id)) for job in jobs],
+        "next_cursor": next_cursor,
+        "has_more": has_more,
+    }
+    headers = dict(CACHING)
+    if next_cursor is not None:
+        kept = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
+        headers["Link"] = f'<{request.url.path}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'
+    return Response(orjson.dumps(page), headers=headers, media_type="application/json")
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="jobs_get",
+    response_model=JobRead,
+    responses={**responses(404), 304: {"description": "The job is as the ETag in If-None-Match says."}},
+    openapi_extra=POLL_PARAMETERS,
+)
+async def get(request: Request) -> Response:
+    """A job. Poll with If-None-Match: an answer without news is a 304 without a body."""
+    # What dashboards call thousands of times a second: it reads the request itself, at half the cost of dependencies.
+    seen = await look_at_job(request, request.path_params["job_id"], "jobs:read")
+    known = request.headers.get("if-none-match")
+    headers = dict(CACHING)
+    wait_s = wait_preference(request.headers.get("prefer"))
+    if wait_s is not None:
+        seen = await _changed(request, seen, known or etag(seen.job, seen.position), wait_s)
+        headers["Preference-Applied"] = f"wait={wait_s}"
+    headers["ETag"] = etag(seen.job, seen.position)
+    if matches(known, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(render(seen.job, seen.position), headers=headers, media_type="application/json")
+
+
+@router.patch(
+    "/{job_id}", operation_id="jobs_update", response_model=JobRead, responses=responses(400, 404, 412, 413, 415, 422)
+)
+def update(
+    job_id: JobId,
+    patch: LabelsPatch,
+    principal: Writer,
+    has: ServicesDep,
+    if_match: Annotated[str | None, Header(description="ETag of the job you mean to change.")] = None,
+) -> Response:
+    """Change labels."""
+
+    def relabel(session: Session, job: Job) -> None:
+        if if_match is not None:  # somebody's place in the queue is not what this guards
+            check_if_match(re.sub(r'-\d+"', '"', if_match), f'"{job.version}"')
+        service.set_labels(session, job, patch.labels)
+        if repository.label_count(session, job.id) > MAX_LABELS:
+            detail = f"a job has at most {MAX_LABELS} labels: remove some"
+            raise InvalidRequest(f"/labels: {detail}.", errors=[field_error("/labels", "too_many_labels", detail)])
+
+    return _changing(has, principal, job_id, relabel)
+
+
+@router.delete("/{job_id}", operation_id="jobs_delete", status_code=204, responses=responses(404, 409))
+def delete(job_id: JobId, principal: Writer, has: ServicesDep) -> Response:
+    """Delete a finished job and its files."""
+    with has.database.write() as session:
+        service.remove(session, _owned(session, principal, job_id))
+    try:
+        has.store.delete_job(principal.tenant_id, job_id)
+    except (OSError, StorageError) as error:  # files without a job are collected by the reconciler
+        log.warning("files_left_behind", job_id=job_id, error=repr(error))
+    return Response(status_code=204)
+
+
+@router.post("/{job_id}/cancel", operation_id="jobs_cancel", response_model=JobRead, responses=responses(404, 409))
+def cancel(job_id: JobId, principal: Canceller, has: ServicesDep) -> Response:
+    """Stop a job. A queued one is `cancelled` at once, a running one `cancelling` for a few seconds. Idempotent."""
+    return _changing(has, principal, job_id, service.cancel)
+
+
+@router.post("/{job_id}/retry", operation_id="jobs_retry", response_model=JobRead, responses=responses(404, 409))
+def retry(job_id: JobId, principal: Writer, has: ServicesDep) -> Response:
+    """Queue a failed or cancelled job again, with all its attempts."""
+    response = _changing(has, principal, job_id, service.retry)
+    has.relay.wake()
+    return response
+
+
+async def _changed(request: Request, seen: JobSeen, known: str, wait_s: int) -> JobSeen:
+    """The job as soon as it is not as the ETags in `known` say; a finished one at once."""
+    end = asyncio.get_running_loop().time() + wait_s
+    while matches(known, etag(seen.job, seen.position)) and seen.job.status not in TERMINAL:
+        left_s = end - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            break
+        await asyncio.sleep(min(WAIT_STEP_S, left_s))
+        seen = await look_at_job(request, seen.job.id, "jobs:read")
+    return seen
+
+
+def _changing(has: Services, principal: Principal, job_id: str, change: Callable[[Session, Job], None]) -> Response:
+    """Apply one change in one transaction and answer with the job after it."""
+    with has.database.write() as session:
+        change(session, _owned(session, principal, job_id))
+        view, position = _view(session, principal, job_id)
+    headers = {**CACHING, "ETag": etag(view, position)}
+    return Response(render(view, position), headers=headers, media_type="application/json")
+
+
+def _owned(session: Session, principal: Principal, job_id: str) -> Job:
+    job = repository.owned(session, principal.tenant_id, job_id)
+    if job is None:
+        raise no_such_job()
+    return job
+
+
+def _view(session: Session, principal: Principal, job_id: str) -> tuple[JobView, int | None]:
+    view = repository.view(session, principal.tenant_id, job_id)
+    assert view is not None  # written by this transaction
+    positions = repository.queue_positions(session, [job_id]) if view.status == "queued" else {}
+    return view, positions.get(job_id)
+
+
+def _limits(submit: JobSubmit, settings: Settings) -> tuple[int, int]:
+    """(max_attempts, deadline_s): the asked for, if the service allows that much."""
+    errors = [
+        field_error(f"/{name}", "over_limit", f"this service allows at most {most}")
+        for name, asked, most in (
+            ("max_attempts", submit.max_attempts, settings.max_attempts),
+            ("deadline_s", submit.deadline_s, settings.deadline_s),
+        )
+        if asked is not None and asked > most
+    ]
+    if errors:
+        raise InvalidRequest(f"{errors[0]['pointer']}: {errors[0]['detail']}.", errors=errors)
+    return submit.max_attempts or settings.max_attempts, submit.deadline_s or settings.deadline_s
+
+
+def _replay(has: Services, keyed: idempotency.Keyed) -> Response | None:
+    with has.database.read() as session:
+        answer = idempotency.answered(session, keyed)
+    return None if answer is None else _accepted(*answer, replayed=True)
+
+
+def _accepted(job_id: str, body: bytes, *, replayed: bool = False) -> Response:
+    headers = {"Location": f"/v1/jobs/{job_id}", "Retry-After": str(POLL_AFTER_S)}
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(body, 202, headers, "application/json")

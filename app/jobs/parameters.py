@@ -1,0 +1,69 @@
+"""Parameters that several job endpoints share."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import Path, Query
+from pydantic import AfterValidator, AwareDatetime, Field
+
+from app.errors import InvalidRequest
+from app.http.problems import field_error
+from app.ids import is_id
+from app.jobs.models import STATUSES
+from app.jobs.repository import Filters
+from app.jobs.views import JOB_ID
+from app.keys.auth import no_such_job
+from workers.engine.refs import NAME_OR_HUB_ID
+
+
+def _possible(job_id: str) -> str:
+    if not is_id("job", job_id):
+        raise no_such_job()
+    return job_id
+
+
+JobId = Annotated[str, Path(examples=[JOB_ID]), AfterValidator(_possible)]
+Limit = Annotated[int, Query(ge=1, le=200, description="Most entries of one page.")]
+Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9._/-]{1,40}:[^\x00-\x1f\x7f]{0,200}$")]
+
+
+def filters(
+    status: Annotated[
+        str | None,
+        Query(max_length=100, description="One status or several, with commas.", examples=["queued,running"]),
+    ] = None,
+    label: Annotated[
+        list[Label] | None, Query(max_length=10, description="`key:value`; given several times, all must match.")
+    ] = None,
+    model: Annotated[str | None, Query(pattern=NAME_OR_HUB_ID, description="The spec's `model.id`.")] = None,
+    created_after: Annotated[
+        AwareDatetime | None,
+        Query(description="Exclusive. ISO 8601 with its offset.", examples=["2026-11-22T00:00:00Z"]),
+    ] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Exclusive. ISO 8601 with its offset.")] = None,
+) -> Filters:
+    """Dependency: the list's filters."""
+    return Filters(
+        statuses=_statuses(status),
+        labels=tuple(sorted((key, value) for key, _, value in (text.partition(":") for text in label or ()))),
+        model_id=model,
+        created_after=_milliseconds(created_after),
+        created_before=_milliseconds(created_before),
+    )
+
+
+def _statuses(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    wanted = {status.strip() for status in text.split(",")}
+    if not wanted <= set(STATUSES):
+        detail = f"choose among {', '.join(STATUSES)}, with commas between"
+        raise InvalidRequest(f"?status: {detail}.", errors=[field_error("?status", "unknown_status", detail, STATUSES)])
+    return tuple(sorted(wanted))
+
+
+def _milliseconds(at: datetime | None) -> int | None:
+    return None if at is None else int(at.timestamp() * 1000)

@@ -1,0 +1,61 @@
+"""Whether a spec can work at all, asked before a job is made of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.errors import AppError, InvalidRequest, NotReady
+from app.http.problems import field_error
+from app.settings import Settings
+from workers.engine.errors import EngineError
+from workers.engine.refs import DataRef
+from workers.engine.report import Plan
+from workers.engine.spec import CompressionSpec
+
+if TYPE_CHECKING:
+    from workers.engine.sources import Sources
+
+
+def dry_run(spec: CompressionSpec, settings: Settings) -> Plan:
+    """What the job would do. Raises InvalidRequest or, if a hub is away, NotReady."""
+    from workers.engine.plan import plan  # brings the hub's client along: 0.2 s, not spent at start-up
+
+    try:
+        return plan(spec, _sources(settings))
+    except EngineError as error:
+        raise _refusal(error) from error
+
+
+def check(spec: CompressionSpec, settings: Settings) -> None:
+    """Refuse at the door what the files here already show to be impossible: InvalidRequest.
+
+    Asks no hub, so a submission costs milliseconds: a spec that names hub models or data sets is checked by its job.
+    So is any spec where the API does not share the workers' folders.
+    """
+    from workers.engine.plan import feasible
+    from workers.engine.sources import resolve_model
+
+    texts = [ref for ref in (spec.calibrate, *spec.evaluate) if isinstance(ref, DataRef)]
+    local = spec.model.local and all(ref.local for ref in texts)
+    if not (local and settings.models_dir.is_dir() and settings.data_dir.is_dir()):
+        return
+    sources = _sources(settings)
+    try:
+        feasible(spec, resolve_model(spec.model, sources), sources)
+    except EngineError as error:
+        raise _refusal(error) from error
+
+
+def _sources(settings: Settings) -> Sources:
+    from workers.engine.sources import Sources
+
+    return Sources(models_dir=settings.models_dir, data_dir=settings.data_dir)
+
+
+def _refusal(error: EngineError) -> AppError:
+    detail = f"{error.message}: {error.hint}"
+    if error.retryable:
+        return NotReady(detail, code=error.code, retryable=True, headers={"Retry-After": "30"})
+    return InvalidRequest(
+        detail, code=error.code, errors=[field_error(f"/spec{error.field or ''}", error.code, detail)]
+    )

@@ -1,0 +1,189 @@
+"""What the job endpoints take and give, as OpenAPI shows it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from app.jobs.views import JOB_ID
+from workers.engine.spec import CompressionSpec
+
+JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+
+# No control characters: PostgreSQL cannot store NUL, and the others only ever come from a mistake.
+LabelKey = Annotated[str, Field(pattern=r"^[a-z0-9._/-]{1,40}$")]
+LabelValue = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,200}$")]
+MAX_LABELS = 50
+
+SPEC_EXAMPLE = CompressionSpec.model_config["json_schema_extra"]["examples"][0]  # type: ignore[index]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JobSubmit(Request):
+    """A job to run."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"spec": SPEC_EXAMPLE, "labels": {"team": "search"}, "priority": 10}]}
+    )
+
+    spec: CompressionSpec
+    labels: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="Free key-value pairs to find the job by."
+    )
+    priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
+    max_attempts: int | None = Field(
+        None, ge=1, le=10, description="At most, and by default, what the service is configured for."
+    )
+    deadline_s: int | None = Field(
+        None,
+        ge=1,
+        le=604_800,
+        description="Seconds from the first start to a failure with `timeout`, waits between attempts included. "
+        "At most, and by default, what the service is configured for.",
+    )
+
+
+class LabelsPatch(Request):
+    """Changes to a job's labels; the rest stay."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"labels": {"team": "search", "experiment": None}}]})
+
+    labels: dict[LabelKey, LabelValue | None] = Field(max_length=MAX_LABELS, description="null removes a label.")
+
+
+class Read(BaseModel):
+    """Base of what is only ever sent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_serialization_defaults_required=True)
+
+
+class Progress(Read):
+    """How far the present stage is."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    rate: float | None = Field(description="Units per second; null until it is known.")
+    eta_s: float | None = Field(description="Seconds to the end of the stage; null until it is known.")
+
+
+class Queue(Read):
+    position: int | None = Field(
+        description="Place in the order of claims, 1 is next; null beyond the first 1000. Waits before a retry are not "
+        "counted in."
+    )
+
+
+class JobFailure(Read):
+    """Why an attempt failed."""
+
+    code: str = Field(description="Stable: what clients switch on.", examples=["cuda_oom"])
+    message: str
+    hint: str = Field(description="What to change, or what happens next.")
+    retryable: bool
+    stage: str | None
+    field: str | None = Field(description="JSON pointer into the spec, where the cause lies there.")
+    attempt: int
+
+
+class MetricSummary(Read):
+    dense: float
+    pruned: float
+    ratio: float | None
+    unit: str
+
+
+class Durations(Read):
+    queued_s: float | None = Field(description="From submission to the first start.")
+    running_s: float | None = Field(description="From the first start to the end; null until then.")
+
+
+class Links(Read):
+    self: str
+    events: str
+    attempts: str
+    logs: str
+    artifacts: str
+    report: str
+
+
+class JobRead(Read):
+    """A job. The ETag names this document exactly."""
+
+    id: str = Field(examples=[JOB_ID])
+    status: JobStatus
+    stage: str | None = Field(description="Stage of the present attempt, or of the last one.")
+    progress: Progress | None
+    queue: Queue | None = Field(description="Of a queued job.")
+    attempt: int = Field(description="Attempts begun so far.")
+    max_attempts: int
+    attempts_left: int
+    labels: dict[str, str]
+    priority: int
+    deadline_s: int
+    spec: dict[str, Any] = Field(description="The spec with all defaults filled in.")
+    spec_digest: str
+    metrics: dict[str, MetricSummary] | None = Field(description="The report's measurements by name.")
+    error: JobFailure | None = Field(description="Why the last attempt failed.")
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+    durations: Durations
+    links: Links
+
+
+class JobPage(Read):
+    data: list[JobRead]
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page, with the same filters.")
+    has_more: bool
+
+
+class EventRead(Read):
+    """Something that happened to a job."""
+
+    seq: int = Field(description="1, 2, 3, … without gaps; the id of the server-sent event.")
+    type: str = Field(description="A status of the job, or what its process reported.", examples=["checkpoint"])
+    attempt: int
+    data: dict[str, Any]
+    at: AwareDatetime
+
+
+class EventPage(Read):
+    data: list[EventRead]
+    last_seq: int = Field(description="Give it as `after` for what comes next.")
+    has_more: bool
+
+
+class AttemptRead(Read):
+    """One try at a job by one worker."""
+
+    number: int
+    worker: str
+    outcome: str = Field(description="running, succeeded, failed, cancelled, lost or released.")
+    error: JobFailure | None
+    started_at: AwareDatetime
+    finished_at: AwareDatetime | None
+
+
+class AttemptList(Read):
+    data: list[AttemptRead]
+
+
+class ArtifactRead(Read):
+    """A file of the result."""
+
+    path: str = Field(examples=["model.safetensors"])
+    bytes: int
+    sha256: str
+    media_type: str
+    url: str
+
+
+class ArtifactList(Read):
+    data: list[ArtifactRead]

@@ -1,0 +1,130 @@
+"""A job as it is shown: the columns every answer is made of, and the one function that renders them.
+
+The body is a pure function of the row and the job's place in the queue, so `etag` names it exactly. The columns are
+read raw and the JSON ones as text, which is pasted into the answer unparsed: this is what a status poll costs.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import Text, cast, select
+
+from app.db import json_object
+from app.jobs.models import Job, JobLabel
+
+JOB_ID = "job_01a201bb6ce13078a5210ce45142be09"
+"""For examples."""
+
+
+class JobView(NamedTuple):
+    """One row of COLUMNS, in their order. JSON columns are text, times milliseconds."""
+
+    id: str
+    version: int
+    status: str
+    stage: str | None
+    progress: str | None
+    attempt: int
+    max_attempts: int
+    attempts_left: int
+    priority: int
+    deadline_s: int
+    spec: str
+    spec_digest: str
+    metrics: str | None
+    error: str | None
+    labels: str | None
+    created_at: int
+    updated_at: int
+    started_at: int | None
+    finished_at: int | None
+    event_seq: int
+
+
+COLUMNS = (
+    Job.id,
+    Job.version,
+    Job.status,
+    Job.stage,
+    cast(Job.progress, Text),
+    Job.attempt,
+    Job.max_attempts,
+    Job.attempts_left,
+    Job.priority,
+    Job.deadline_s,
+    cast(Job.spec, Text),
+    Job.spec_digest,
+    cast(Job.metrics, Text),
+    cast(Job.error, Text),
+    select(json_object(JobLabel.key, JobLabel.value)).where(JobLabel.job_id == Job.id).scalar_subquery(),
+    Job.created_at,
+    Job.updated_at,
+    Job.started_at,
+    Job.finished_at,
+    Job.event_seq,
+)
+
+
+def etag(job: JobView, position: int | None) -> str:
+    """`"<version>"`, and of a queued job `"<version>-<place in the queue>"`."""
+    return f'"{job.version}"' if position is None else f'"{job.version}-{position}"'
+
+
+def as_json(job: JobView, position: int | None) -> dict[str, Any]:
+    """What schemas.JobRead describes, for orjson."""
+    path = f"/v1/jobs/{job.id}"
+    return {
+        "id": job.id,
+        "status": job.status,
+        "stage": job.stage,
+        "progress": _fragment(job.progress),
+        "queue": {"position": position} if job.status == "queued" else None,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "attempts_left": job.attempts_left,
+        "labels": dict(sorted(orjson.loads(job.labels).items())) if job.labels else {},
+        "priority": job.priority,
+        "deadline_s": job.deadline_s,
+        "spec": orjson.Fragment(job.spec),
+        "spec_digest": job.spec_digest,
+        "metrics": _fragment(job.metrics),
+        "error": _fragment(job.error),
+        "created_at": iso(job.created_at),
+        "updated_at": iso(job.updated_at),
+        "started_at": iso(job.started_at),
+        "finished_at": iso(job.finished_at),
+        "durations": {
+            "queued_s": _seconds(job.created_at, job.started_at),
+            "running_s": _seconds(job.started_at, job.finished_at),
+        },
+        "links": {
+            "self": path,
+            "events": f"{path}/events",
+            "attempts": f"{path}/attempts",
+            "logs": f"{path}/logs",
+            "artifacts": f"{path}/artifacts",
+            "report": f"{path}/report",
+        },
+    }
+
+
+def render(job: JobView, position: int | None) -> bytes:
+    return orjson.dumps(as_json(job, position))
+
+
+def iso(milliseconds: int | None) -> str | None:
+    """ISO 8601, UTC, to the millisecond."""
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def _fragment(text: str | None) -> orjson.Fragment | None:
+    return None if text is None else orjson.Fragment(text)
+
+
+def _seconds(start: int | None, end: int | None) -> float | None:
+    return None if start is None or end is None else (end - start) / 1000

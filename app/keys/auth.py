@@ -1,0 +1,109 @@
+"""Who is asking: an API key in `Authorization: Bearer espk_…`, looked up on every request, and what it may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated
+
+import orjson
+from fastapi import Path
+from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
+from fastapi.security.base import SecurityBase
+from starlette.requests import Request
+
+from app.errors import Forbidden, NotFound, Unauthenticated
+from app.ids import is_id
+from app.jobs.status_reader import Seen
+from app.jobs.views import JOB_ID, JobView
+from app.keys.service import Scope
+from app.keys.tokens import hash_token, well_formed
+from app.services import services
+
+
+@dataclass(frozen=True)
+class Principal:
+    """On whose behalf a request acts."""
+
+    key_id: str
+    tenant_id: str
+
+
+@dataclass(frozen=True)
+class JobSeen:
+    """The job a request names, as it was after the request came in."""
+
+    principal: Principal
+    job: JobView
+    position: int | None
+
+
+class _ApiKey(SecurityBase):
+    scheme_name = "ApiKey"
+    model = HTTPBearerModel(bearerFormat="espk_…", description="An API key; `espalier keys create` makes one.")
+
+    def __init__(self, scope: Scope | None) -> None:
+        self.scope = scope
+
+
+class Requires(_ApiKey):
+    """Dependency: the principal. Its key must have the scope; any key will do where that is None."""
+
+    async def __call__(self, request: Request) -> Principal:
+        return _admitted(request, await look(request), self.scope)
+
+
+class RequiresJob(_ApiKey):
+    """Dependency: the principal and the job of the path."""
+
+    async def __call__(self, request: Request, job_id: Annotated[str, Path(examples=[JOB_ID])]) -> JobSeen:
+        return await look_at_job(request, job_id, self.scope)
+
+
+async def look_at_job(request: Request, job_id: str, scope: Scope | None) -> JobSeen:
+    """The principal and the job, found by one query. A foreign job is a missing one: NotFound."""
+    seen = await look(request, job_id)
+    principal = _admitted(request, seen, scope)
+    if seen.job is None:
+        raise no_such_job()
+    return JobSeen(principal, seen.job, seen.position)
+
+
+async def look(request: Request, job_id: str = "") -> Seen:
+    """The key and the job as they are now. Raises Unauthenticated where there is no key that could be one."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise _unauthenticated("Send an API key: `Authorization: Bearer espk_…`.", code="unauthenticated")
+    if not well_formed(token):
+        raise _unauthenticated("The API key is mistyped or cut off: its checksum does not fit.", code="invalid_key")
+    has = services(request)
+    return await has.reader.look(hash_token(token, has.secret), job_id if is_id("job", job_id) else "")
+
+
+def no_such_job() -> NotFound:
+    return NotFound("There is no such job: check the id, and that the key is of the tenant that submitted it.")
+
+
+def _admitted(request: Request, seen: Seen, scope: Scope | None) -> Principal:
+    key = seen.key
+    if key is None:
+        raise _unauthenticated("The service does not know this API key.", code="invalid_key")
+    if key.revoked:
+        raise _unauthenticated("This API key has been revoked; use another one.", code="revoked_key")
+    if key.expired:
+        raise _unauthenticated("This API key has expired; use another one.", code="expired_key")
+    if scope is not None and scope not in _scopes(key.scopes):
+        raise Forbidden(f"This needs a key with the scope `{scope}`.", code="missing_scope", allowed=[scope])
+    if key.touch:
+        services(request).key_usage.note(key.id)
+    return Principal(key.id, key.tenant_id)
+
+
+@lru_cache(maxsize=256)
+def _scopes(text: str) -> frozenset[str]:
+    return frozenset(orjson.loads(text))
+
+
+def _unauthenticated(detail: str, *, code: str) -> Unauthenticated:
+    challenge = 'Bearer realm="espalier"' + ("" if code == "unauthenticated" else ', error="invalid_token"')
+    return Unauthenticated(detail, code=code, headers={"WWW-Authenticate": challenge})

@@ -1,0 +1,56 @@
+"""Every SELECT about tenants and keys. The one that authenticates reads KEY_COLUMNS with the job asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Text, case, cast, func, select
+from sqlalchemy.orm import Session
+
+from app.db import now_ms
+from app.keys.models import ApiKey, Tenant
+
+TOUCH_MS = 60_000
+"""`last_used_at` is written at most this often."""
+
+
+class KeyView(NamedTuple):
+    """What decides about a request, by the database's clock. One row of KEY_COLUMNS, in their order."""
+
+    hash: str
+    id: str
+    tenant_id: str
+    scopes: str
+    """JSON text."""
+    revoked: int
+    expired: int
+    touch: int
+    """`last_used_at` is older than TOUCH_MS."""
+
+
+KEY_COLUMNS = (
+    ApiKey.hash,
+    ApiKey.id,
+    ApiKey.tenant_id,
+    cast(ApiKey.scopes, Text),
+    case((ApiKey.revoked_at.is_not(None), 1), else_=0),
+    case((ApiKey.expires_at <= now_ms(), 1), else_=0),
+    case((func.coalesce(ApiKey.last_used_at, 0) < now_ms() - TOUCH_MS, 1), else_=0),
+)
+
+
+def tenant_named(session: Session, name: str) -> Tenant | None:
+    return session.scalar(select(Tenant).where(Tenant.name == name))
+
+
+def key(session: Session, key_id: str) -> ApiKey | None:
+    return session.get(ApiKey, key_id)
+
+
+def keys(session: Session) -> Sequence[tuple[ApiKey, str]]:
+    """(key, tenant name), oldest first, revoked ones included."""
+    rows = session.execute(
+        select(ApiKey, Tenant.name).join(Tenant, Tenant.id == ApiKey.tenant_id).order_by(ApiKey.created_at, ApiKey.id)
+    )
+    return [(row[0], row[1]) for row in rows]

@@ -1,0 +1,65 @@
+"""Structured logs: every line, ours and the libraries', is one JSON object on stderr. API keys are cut out of all."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import re
+from typing import Any
+
+import orjson
+import structlog
+
+API_KEY = re.compile(r"espk_\w+")
+
+
+def configure_logging(level: str) -> None:
+    """Call once, first thing in a process. `level` is the least severe that is written."""
+    severity = logging.getLevelNamesMapping()[level.upper()]
+    before: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(severity),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "json": {
+                    "()": structlog.stdlib.ProcessorFormatter,
+                    "foreign_pre_chain": [*before, structlog.stdlib.add_logger_name],
+                    "processors": [
+                        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                        structlog.processors.format_exc_info,
+                        redact_api_keys,
+                        structlog.processors.JSONRenderer(serializer=_json),
+                    ],
+                }
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+            "root": {"handlers": ["stderr"], "level": severity},
+            "loggers": {
+                # uvicorn would bring handlers of its own; requests are logged by app/http/middleware.py.
+                "uvicorn": {"handlers": [], "propagate": True},
+                "uvicorn.access": {"handlers": [], "propagate": False},
+                "httpx2": {"level": "WARNING"},
+                "alembic": {"level": "WARNING"},
+            },
+        }
+    )
+
+
+def redact_api_keys(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Replace anything that looks like an API key, wherever it came from."""
+    return {k: API_KEY.sub("espk_[redacted]", v) if isinstance(v, str) else v for k, v in event.items()}
+
+
+def _json(event: Any, default: Any, **kw: Any) -> str:
+    return orjson.dumps(event, default=repr).decode()

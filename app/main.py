@@ -1,0 +1,75 @@
+"""The API: `uvicorn app.main:create_app --factory`. Puts the parts together and holds no logic."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from app.artifacts import endpoints as artifacts
+from app.capabilities import endpoints as capabilities
+from app.db import Database
+from app.health import endpoints as health
+from app.http import openapi, problems
+from app.http.middleware import BodyLimit, RequestContext
+from app.jobs import endpoints as jobs
+from app.jobs import history
+from app.jobs.status_reader import StatusReader
+from app.keys.usage import KeyUsage
+from app.logs import configure_logging
+from app.metrics import endpoints as metrics_endpoints
+from app.metrics.collector import StateCollector
+from app.queue import Relay
+from app.reports import endpoints as reports
+from app.services import Services
+from app.settings import Settings, get_settings
+from app.storage import ArtifactStore
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    settings = settings or get_settings()
+    configure_logging(settings.log_level)
+    metrics = CollectorRegistry()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(settings.database_url, pool_size=20)
+        reader = StatusReader(database)
+        has = Services(
+            settings=settings,
+            secret=settings.secret(),
+            database=database,
+            store=ArtifactStore(settings.artifacts_url),
+            relay=Relay(database, settings),
+            reader=reader,
+            key_usage=KeyUsage(database),
+            metrics=metrics,
+        )
+        app.state.services = has
+        state = StateCollector(database)
+        metrics.register(state)
+        reader.start()
+        has.relay.start()
+        yield
+        metrics.unregister(state)
+        has.relay.stop()
+        await has.key_usage.finish()
+        await reader.stop()
+        database.dispose()
+
+    app = FastAPI(
+        title="espalier",
+        summary="Compression of language models as a service.",
+        version="1",
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    openapi.install(app)
+    problems.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext, registry=metrics)
+    for feature in (jobs, history, artifacts, reports, capabilities, health, metrics_endpoints):
+        app.include_router(feature.router)
+    return app

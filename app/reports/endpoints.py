@@ -1,0 +1,64 @@
+"""A finished job's report, for programs and for people."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Depends, Header
+from starlette.responses import Response
+
+from app.errors import InvalidTransition, NotFound
+from app.http.negotiation import negotiate
+from app.http.problems import responses
+from app.jobs import repository
+from app.jobs.models import ACTIVE
+from app.keys.auth import JobSeen, RequiresJob
+from app.services import ServicesDep
+from workers.engine.report import Report
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/report", tags=["reports"])
+
+PAGE = "report.html"
+HEADERS = {
+    "Cache-Control": "private, no-cache",
+    "Vary": "Authorization, Accept",
+    # The page brings its styles and plots along and needs nothing else.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@router.get(
+    "",
+    operation_id="jobs_report",
+    response_model=Report,
+    responses={**responses(404, 406, 409), 200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+)
+def report(
+    seen: Annotated[JobSeen, Depends(RequiresJob("jobs:read"))],
+    has: ServicesDep,
+    accept: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The report of a succeeded job as JSON, or with `Accept: text/html` as a page with plots."""
+    kind = negotiate(accept, ["application/json", "text/html"])
+    if seen.job.status in ACTIVE:
+        raise InvalidTransition(
+            f"The job is {seen.job.status}: its report is there when it has succeeded. Poll the job until then.",
+            code="not_finished",
+            current=seen.job.status,
+        )
+    tenant_id, job_id = seen.principal.tenant_id, seen.job.id
+    with has.database.read() as session:
+        body = repository.report(session, tenant_id, job_id)
+        page = repository.artifact(session, tenant_id, job_id, PAGE) if kind == "text/html" else None
+    if body is None:
+        raise NotFound(
+            f"The job has {seen.job.status}, and only a job that succeeds has a report. Its `error` and logs say why.",
+            code="no_report",
+        )
+    if kind == "application/json":
+        return Response(orjson.dumps(body), headers=HEADERS, media_type=kind)
+    if page is None:
+        raise NotFound("This job's report has no page: take it as JSON.", code="no_report")
+    return Response(has.store.read(page.key), headers=HEADERS, media_type=kind)

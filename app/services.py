@@ -1,0 +1,42 @@
+"""What a running API holds, made once by the lifespan and handed to every endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from prometheus_client import CollectorRegistry
+from starlette.requests import HTTPConnection
+
+from app.db import Database
+from app.jobs.status_reader import StatusReader
+from app.keys.usage import KeyUsage
+from app.queue import Relay
+from app.settings import Settings
+from app.storage import ArtifactStore
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    secret: bytes
+    """Signs cursors, hashes API keys."""
+    database: Database
+    store: ArtifactStore
+    relay: Relay
+    reader: StatusReader
+    key_usage: KeyUsage
+    metrics: CollectorRegistry
+
+
+def services(connection: HTTPConnection) -> Services:
+    found: Services = connection.app.state.services
+    return found
+
+
+async def _services(connection: HTTPConnection) -> Services:
+    return services(connection)  # async, or FastAPI would run it on a thread
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,0 +1,104 @@
+"""`make demo`: prune a real model through the service, from nothing to a checked result. Uses only the command line.
+
+Starts the embedded service on a free port, submits examples/specs/wanda-50.json over HTTP, follows it, downloads
+the model, and loads it with plain transformers in another process. What it made stays in .espalier/demo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+HOME = ROOT / ".espalier" / "demo"
+SPEC = ROOT / "examples" / "specs" / "wanda-50.json"
+ESPALIER = Path(sys.executable).with_name("espalier")
+
+USE_THE_MODEL = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder, reported_zeros = sys.argv[1], int(sys.argv[2])
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+zeros = sum(int((p == 0).sum()) for n, p in model.named_parameters() if n.endswith("_proj.weight"))
+print(f"{zeros:,} zeros in the loaded model, {reported_zeros:,} in the report")
+if zeros != reported_zeros:
+    sys.exit("the report is wrong")
+prompt = tokenizer("The old house stood", return_tensors="pt")
+text = model.generate(**prompt, max_new_tokens=30, do_sample=False, repetition_penalty=1.2)
+print("it writes:", tokenizer.decode(text[0], skip_special_tokens=True))
+"""
+
+
+def main() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+    HOME.mkdir(parents=True)
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("ESPALIER_")},
+        "ESPALIER_HOME": str(HOME),
+        "ESPALIER_MODELS_DIR": str(ROOT / "examples" / "models"),
+        "ESPALIER_DATA_DIR": str(ROOT / "examples" / "data"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    log = HOME / "service.log"
+    say(f"Starting the service (its log: {log})")
+    with log.open("wb") as log_file:
+        service = subprocess.Popen(
+            [ESPALIER, "serve", "--port", "0", "--json"], env=environment, stdout=subprocess.PIPE, stderr=log_file
+        )
+    try:
+        assert service.stdout is not None
+        ready = service.stdout.readline()
+        if not ready:
+            sys.exit(f"the service did not start; {log} says:\n{log.read_text()}")
+        where = json.loads(ready)
+        environment["ESPALIER_URL"] = where["url"]
+        environment["ESPALIER_API_KEY"] = Path(where["key_file"]).read_text().strip()
+        prune(environment)
+    finally:
+        service.send_signal(signal.SIGTERM)
+        service.wait()
+    say("Service stopped. `make serve` starts one to keep; README.md has a session with curl.")
+
+
+def prune(environment: dict[str, str]) -> None:
+    def espalier(*arguments: str) -> None:
+        subprocess.run([ESPALIER, *arguments], env=environment, check=True)
+
+    say(f"Submitting {SPEC.relative_to(ROOT)} to {environment['ESPALIER_URL']}")
+    command = [ESPALIER, "submit", str(SPEC), "--label", "made-by=demo", "--json"]
+    submitted = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    job_id = json.loads(submitted.stdout)["id"]
+    espalier("watch", job_id)
+
+    say("Downloading")
+    model_dir = HOME / "model"
+    espalier("download", job_id, "--out", str(model_dir))
+
+    say("Before and after")
+    espalier("report", job_id)
+
+    say("In another process, with plain transformers")
+    zeros = json.loads((model_dir / "report.json").read_text())["zeros"]
+    subprocess.run([sys.executable, "-c", USE_THE_MODEL, str(model_dir), str(zeros)], env=environment, check=True)
+
+    say("The same spec on the same machine gives the same bytes")
+    manifest = json.loads((model_dir / "manifest.json").read_text())
+    for file in manifest["files"]:
+        if file["path"].endswith(".safetensors"):
+            print(f"sha256 {file['sha256']}  {file['path']}")
+    print(f"\nmodel  {model_dir}\nreport {(model_dir / 'report.html').as_uri()}")
+
+
+def say(line: str) -> None:
+    print(f"\n=== {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""GET /v1/jobs: pages, filters, cursors, and the indexes they run on."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import event, insert, select, text, update
+
+from app.http.pagination import encode_cursor
+from app.jobs import repository
+from app.jobs.models import Job
+from app.jobs.repository import Filters
+from app.jobs.schemas import JobPage
+from tests.app.conftest import SPEC, Api
+
+
+def listed(api: Api, **query: Any) -> list[str]:
+    response = api.client.get("/v1/jobs", params=query)
+    assert response.status_code == 200, response.text
+    return [job["id"] for job in JobPage.model_validate(response.json()).model_dump()["data"]]
+
+
+@pytest.fixture
+def jobs(api: Api) -> list[dict[str, Any]]:
+    """Seven jobs, oldest first, a second apart but for two made in the same millisecond."""
+    made = [
+        api.submit(
+            {**SPEC, "model": {"id": "bookworm-7m" if n % 2 else "owner/name"}},
+            labels={"team": "ab"[n % 2], "n": str(n)},
+        )
+        for n in range(7)
+    ]
+    with api.database.write() as session:
+        for n, job in enumerate(made):
+            at = 1_700_000_000_000 + 1000 * min(n, 5)
+            session.execute(update(Job).where(Job.id == job["id"]).values(created_at=at))
+    return sorted((api.get(job).json() for job in made), key=lambda job: (job["created_at"], job["id"]))
+
+
+class TestPages:
+    def test_are_newest_first_and_cover_every_job_once(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        seen, url = [], "/v1/jobs?limit=2"
+        for _ in itertools.count():
+            response = api.client.get(url)
+            page = response.json()
+            seen += [job["id"] for job in page["data"]]
+            assert page["has_more"] is (page["next_cursor"] is not None)
+            if not page["has_more"]:
+                assert "Link" not in response.headers
+                break
+            link = response.headers["Link"]
+            assert link.endswith('>; rel="next"')
+            url = link[1 : link.index(">")]
+        assert seen == [job["id"] for job in reversed(jobs)]
+
+    def test_a_new_job_does_not_shift_the_next_page(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        first = api.client.get("/v1/jobs", params={"limit": 3}).json()
+        api.submit()
+        second = api.client.get("/v1/jobs", params={"limit": 3, "cursor": first["next_cursor"]}).json()
+        assert [job["id"] for job in first["data"] + second["data"]] == [job["id"] for job in reversed(jobs)][:6]
+
+    def test_entries_are_the_jobs_themselves(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        assert api.client.get("/v1/jobs").json()["data"] == list(reversed(jobs))
+
+    def test_hold_only_the_tenants_jobs(self, api: Api, foreign: httpx2.Headers) -> None:
+        api.submit()
+        assert api.client.get("/v1/jobs", headers=foreign).json() == {
+            "data": [],
+            "next_cursor": None,
+            "has_more": False,
+        }
+
+
+class TestFilters:
+    def test_status(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        api.post(jobs[2], "cancel")
+        api.claim()
+        assert listed(api, status="cancelled") == [jobs[2]["id"]]
+        assert listed(api, status="running,cancelled") == [jobs[2]["id"], jobs[0]["id"]]
+        assert len(listed(api, status="queued")) == 5
+
+    def test_several_statuses_page_in_one_order(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        for n in (0, 3, 6):
+            api.post(jobs[n], "cancel")
+        query = {"status": "queued,cancelled", "limit": 3}
+        first = api.client.get("/v1/jobs", params=query).json()
+        second = api.client.get("/v1/jobs", params={**query, "cursor": first["next_cursor"]}).json()
+        assert [job["id"] for job in first["data"] + second["data"]] == [job["id"] for job in reversed(jobs)][:6]
+
+    def test_labels_must_all_match(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        team = [job["id"] for job in reversed(jobs) if job["labels"]["team"] == "a"]
+        assert listed(api, label="team:a") == team
+        assert listed(api, label=["team:a", "n:4"]) == [j["id"] for j in jobs if j["labels"]["n"] == "4"]
+        assert listed(api, label=["team:b", "n:4"]) == []
+        assert listed(api, label="team:") == []
+
+    def test_a_label_value_may_hold_a_colon(self, api: Api) -> None:
+        job = api.submit(labels={"url": "https://example.org"})
+        assert listed(api, label="url:https://example.org") == [job["id"]]
+
+    def test_model(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        assert len(listed(api, model="owner/name")) == 4
+        assert listed(api, model="owner/other") == []
+
+    def test_time(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        third = jobs[2]["created_at"]
+        assert listed(api, created_after=third) == [job["id"] for job in reversed(jobs[3:])]
+        assert listed(api, created_before=third) == [job["id"] for job in reversed(jobs[:2])]
+        elsewhere = datetime.fromisoformat(third).astimezone(timezone(timedelta(hours=-7))).isoformat()
+        assert listed(api, created_before=elsewhere) == [job["id"] for job in reversed(jobs[:2])]
+
+
+class TestCursors:
+    def cursor(self, api: Api) -> str:
+        for _ in range(2):
+            api.submit()
+        return api.client.get("/v1/jobs", params={"limit": 1}).json()["next_cursor"]
+
+    def refused(self, api: Api, cursor: str, **query: str) -> str:
+        response = api.client.get("/v1/jobs", params={"cursor": cursor, **query})
+        assert response.status_code == 400, response.text
+        return response.json()["code"]
+
+    def test_one_changed_character_is_refused(self, api: Api) -> None:
+        cursor = self.cursor(api)
+        for i in range(0, len(cursor), 5):
+            changed = cursor[:i] + ("A" if cursor[i] != "A" else "B") + cursor[i + 1 :]
+            assert self.refused(api, changed) == "invalid_cursor"
+        assert self.refused(api, "not base64!") == "invalid_cursor"
+        assert self.refused(api, "") == "invalid_cursor"
+
+    def test_signed_with_another_secret_is_refused(self, api: Api) -> None:
+        job = api.submit()
+        assert self.refused(api, encode_cursor(b"guess", "", 0, job["id"])) == "invalid_cursor"
+
+    def test_other_filters_are_refused(self, api: Api) -> None:
+        assert self.refused(api, self.cursor(api), status="queued") == "cursor_mismatch"
+
+    def test_another_tenants_is_refused(self, api: Api, foreign: httpx2.Headers) -> None:
+        cursor = self.cursor(api)
+        response = api.client.get("/v1/jobs", params={"cursor": cursor}, headers=foreign)
+        assert (response.status_code, response.json()["code"]) == (400, "cursor_mismatch")
+
+
+def test_pages_of_a_large_table_come_from_an_index(api: Api) -> None:
+    """Of 20,000 jobs, no page is found by reading the whole table."""
+    template = api.submit(labels={"team": "rare"})
+    with api.database.write() as session:
+        row = dict(session.execute(select(Job.__table__).where(Job.id == template["id"])).mappings().one())
+        copies = [
+            {**row, "id": f"job_{n:032x}", "created_at": row["created_at"] - n, "status": "succeeded"}
+            for n in range(20_000)
+        ]
+        session.execute(insert(Job), copies)
+    with api.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("analyze"))
+    newer = (row["created_at"] + 1, "job_")
+    for filters, index in (
+        (Filters(), "ix_jobs_list"),
+        (Filters(statuses=("failed",)), "ix_jobs_list_status"),
+        (Filters(statuses=("failed", "queued")), "ix_jobs_list_status"),
+        (Filters(model_id="rare/model"), "ix_jobs_list_model"),
+        (Filters(labels=(("team", "rare"),)), "job_labels"),
+    ):
+        plan = explained(api, filters, newer)
+        assert index in plan, (filters, plan)
+        assert "SCAN jobs" not in plan, (filters, plan)
+        assert "Seq Scan on jobs" not in plan, (filters, plan)
+
+
+def explained(api: Api, filters: Filters, older_than: tuple[int, str]) -> str:
+    """The database's plan for a page of 50."""
+    engine, statements = api.database.engine, []
+
+    def note(connection: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
+        statements.append((sql, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    with api.database.read() as session:
+        repository.page(session, api.tenant_id, filters, older_than=older_than, limit=51)
+    event.remove(engine, "before_cursor_execute", note)
+    [(sql, parameters)] = [statement for statement in statements if "ORDER BY" in statement[0]]
+    explain = "explain query plan" if engine.dialect.name == "sqlite" else "explain"
+    with engine.connect() as connection:
+        return "\n".join(str(line) for line in connection.exec_driver_sql(f"{explain} {sql}", parameters).all())

@@ -1,0 +1,131 @@
+"""The OpenAPI document: what SDKs are made from must not change by accident, and must be true."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
+
+from app.jobs.schemas import JobRead, JobSubmit, LabelsPatch
+from app.main import create_app
+from app.settings import Settings
+from tests.app.conftest import ROOT, SPEC, Api
+
+OPERATIONS = {
+    "artifacts_download": "GET /v1/jobs/{job_id}/artifacts/{path}",
+    "artifacts_head": "HEAD /v1/jobs/{job_id}/artifacts/{path}",
+    "artifacts_list": "GET /v1/jobs/{job_id}/artifacts",
+    "capabilities_get": "GET /v1/capabilities",
+    "health_live": "GET /livez",
+    "health_ready": "GET /readyz",
+    "jobs_attempts": "GET /v1/jobs/{job_id}/attempts",
+    "jobs_cancel": "POST /v1/jobs/{job_id}/cancel",
+    "jobs_create": "POST /v1/jobs",
+    "jobs_delete": "DELETE /v1/jobs/{job_id}",
+    "jobs_events": "GET /v1/jobs/{job_id}/events",
+    "jobs_get": "GET /v1/jobs/{job_id}",
+    "jobs_list": "GET /v1/jobs",
+    "jobs_logs": "GET /v1/jobs/{job_id}/logs",
+    "jobs_report": "GET /v1/jobs/{job_id}/report",
+    "jobs_retry": "POST /v1/jobs/{job_id}/retry",
+    "jobs_update": "PATCH /v1/jobs/{job_id}",
+    "metrics": "GET /metrics",
+}
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return create_app(Settings(home=ROOT / ".espalier", log_level="error")).openapi()
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    paths = document["paths"].items()
+    return [(method, path, operation) for path, methods in paths for method, operation in methods.items()]
+
+
+def test_operation_ids_and_paths_are_stable(document: dict[str, Any]) -> None:
+    found = {op["operationId"]: f"{method.upper()} {path}" for method, path, op in operations(document)}
+    assert found == OPERATIONS
+
+
+def test_every_operation_says_what_it_does_and_how_it_fails(document: dict[str, Any]) -> None:
+    for method, path, operation in operations(document):
+        assert operation["tags"], path
+        assert operation["description"], path
+        problems = {
+            status
+            for status, response in operation["responses"].items()
+            if "application/problem+json" in response.get("content", {})
+        }
+        wrong = {status for status in operation["responses"] if status >= "400"} - problems
+        assert not wrong, (method, path, wrong)
+        if path.startswith("/v1"):
+            assert operation["security"] == [{"ApiKey": []}]
+            assert problems >= {"401", "403", "500", "503"}, (method, path)
+        if "{job_id}" in path:
+            assert "404" in problems
+            assert "job_id" in [parameter["name"] for parameter in operation["parameters"]]
+
+
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            reference = node.get("$ref")
+            if reference is not None:
+                assert reference.rpartition("/")[2] in document["components"]["schemas"]
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(document)
+
+
+@pytest.mark.parametrize("model", [JobSubmit, LabelsPatch])
+def test_examples_are_valid(document: dict[str, Any], model: type[Any]) -> None:
+    examples = document["components"]["schemas"][model.__name__]["examples"]
+    assert examples
+    for example in examples:
+        TypeAdapter(model).validate_python(example)
+
+
+def test_the_example_can_be_submitted(api: Api, document: dict[str, Any]) -> None:
+    [example] = document["components"]["schemas"]["JobSubmit"]["examples"]
+    assert JobRead.model_validate(api.client.post("/v1/jobs", json=example).json())
+
+
+def test_no_generated_request_breaks_the_service(server: httpx2.Client, app: FastAPI) -> None:
+    """schemathesis over the whole document: never a 5xx, never an answer or a type that is not declared."""
+    job = server.post("/v1/jobs", json={"spec": SPEC}).json()
+    server.post(f"/v1/jobs/{job['id']}/cancel")  # so that event streams end
+    answers: dict[str, set[int]] = {}
+    for result in schemathesis.openapi.from_dict(app.openapi()).get_all_operations():
+        operation = result.ok()
+
+        @given(case=operation.as_strategy(), real=st.booleans())
+        @settings(max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=HealthCheck)
+        def check(case: schemathesis.Case, real: bool) -> None:
+            if real and case.method != "DELETE" and "job_id" in case.path_parameters:
+                case.path_parameters["job_id"] = job["id"]
+            case.headers.pop("Prefer", None)  # to wait for a minute would be a right answer
+            case.headers["Authorization"] = server.headers["Authorization"]
+            response = case.call(base_url=str(server.base_url))
+            answers.setdefault(operation.definition.raw["operationId"], set()).add(response.status_code)
+            case.validate_response(
+                response, checks=[not_a_server_error, status_code_conformance, content_type_conformance]
+            )
+
+        check()
+    assert set(answers) == set(OPERATIONS)
+    assert answers["jobs_get"] >= {200, 404}
+    assert answers["jobs_list"] >= {200, 422}
+    assert answers["jobs_create"] >= {422}

@@ -1,0 +1,160 @@
+"""POST /v1/jobs: the job, the dry run, the check at the door, the Idempotency-Key."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import func, select, update
+
+from app.db import now_ms
+from app.jobs.models import Event, IdempotencyKey, Job, Outbox
+from app.jobs.schemas import JobRead
+from app.settings import Settings
+from tests.app.conftest import SPEC, WANDA, Api, pointers
+from workers.engine.report import Plan
+from workers.engine.spec import CompressionSpec
+
+
+def jobs_in(api: Api) -> int:
+    with api.database.read() as session:
+        return session.execute(select(func.count()).select_from(Job)).scalar_one()
+
+
+class TestCreate:
+    def test_answers_the_job_and_where_it_lives(self, api: Api) -> None:
+        response = api.client.post("/v1/jobs", json={"spec": WANDA, "labels": {"team": "a"}, "priority": 7})
+        assert response.status_code == 202
+        job = response.json()
+        assert response.headers["Location"] == f"/v1/jobs/{job['id']}"
+        assert int(response.headers["Retry-After"]) >= 1
+        assert JobRead.model_validate(job)
+        assert (job["status"], job["queue"], job["attempt"]) == ("queued", {"position": 1}, 0)
+        assert (job["labels"], job["priority"]) == ({"team": "a"}, 7)
+        assert job["spec"] == CompressionSpec.model_validate(WANDA).model_dump(mode="json")
+        assert job["spec_digest"] == CompressionSpec.model_validate(WANDA).digest()
+        assert api.client.get(response.headers["Location"]).json() == job
+
+    def test_defaults_come_from_the_settings(self, api: Api, settings: Settings) -> None:
+        job = api.submit()
+        assert (job["max_attempts"], job["deadline_s"]) == (settings.max_attempts, settings.deadline_s)
+
+    def test_takes_less_than_the_service_allows(self, api: Api) -> None:
+        job = api.submit(max_attempts=1, deadline_s=5)
+        assert (job["max_attempts"], job["attempts_left"], job["deadline_s"]) == (1, 1, 5)
+
+    def test_more_than_the_service_allows_is_refused(self, api: Api) -> None:
+        response = api.client.post("/v1/jobs", json={"spec": SPEC, "max_attempts": 10, "deadline_s": 600_000})
+        assert response.status_code == 422
+        assert pointers(response.json()) == ["/max_attempts", "/deadline_s"]
+        assert jobs_in(api) == 0
+
+    def test_writes_job_event_and_message_together(self, api: Api) -> None:
+        job = api.submit()
+        with api.database.read() as session:
+            events = session.scalars(select(Event).where(Event.job_id == job["id"])).all()
+            published = session.scalars(select(Job.dispatched_at)).one() is not None
+            pending = session.scalars(select(Outbox.job_id)).all()
+        assert [event.type for event in events] == ["queued"]
+        assert published or pending == [job["id"]]
+
+    def test_the_request_id_is_kept_with_the_job(self, api: Api) -> None:
+        api.client.post("/v1/jobs", json={"spec": SPEC}, headers={"X-Request-ID": "from-the-pipeline/17"})
+        with api.database.read() as session:
+            assert session.scalars(select(Job.request_id)).one() == "from-the-pipeline/17"
+
+
+class TestDryRun:
+    def test_answers_the_plan_and_makes_nothing(self, api: Api) -> None:
+        response = api.client.post("/v1/jobs?dry_run=true", json={"spec": WANDA})
+        assert response.status_code == 200
+        plan = Plan.model_validate(response.json())
+        assert (plan.blocks, plan.parameters, plan.prunable_parameters) == (8, 6_951_168, 5_898_240)
+        assert plan.zeros_after == pytest.approx(0.5 * plan.prunable_parameters, rel=1e-3)
+        assert len(plan.layers) == 8 * 7
+        assert plan.peak_memory_bytes > plan.bytes_before
+        assert jobs_in(api) == 0
+
+    def test_says_what_is_impossible(self, api: Api) -> None:
+        spec = {**SPEC, "prune": {"method": "mask", "pattern": "5:7"}}
+        response = api.client.post("/v1/jobs?dry_run=true", json={"spec": spec})
+        assert (response.status_code, response.json()["code"]) == (422, "invalid_spec")
+        assert pointers(response.json()) == ["/spec/prune/pattern"]
+
+
+class TestTheDoor:
+    def test_what_the_files_show_to_be_impossible_makes_no_job(self, api: Api) -> None:
+        response = api.client.post("/v1/jobs", json={"spec": {**SPEC, "model": {"id": "no-such-model"}}})
+        assert (response.status_code, response.json()["code"]) == (422, "model_not_found")
+        assert pointers(response.json()) == ["/spec/model/id"]
+        assert jobs_in(api) == 0
+
+    def test_asks_no_hub(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kw: pytest.fail("the network was asked"))
+        api.submit({**SPEC, "model": {"id": "owner/name"}})
+        api.submit({**WANDA, "calibrate": {"dataset": "owner/name"}})
+
+    def test_without_the_workers_folders_it_stands_open(self, api: Api, settings: Settings) -> None:
+        object.__setattr__(api.services, "settings", settings.model_copy(update={"models_dir": settings.home / "none"}))
+        api.submit({**SPEC, "model": {"id": "known-to-workers"}})
+
+
+class TestIdempotencyKey:
+    def submit(self, client: Any, key: str, **body: Any) -> httpx2.Response:
+        return client.post("/v1/jobs", json={"spec": SPEC, **body}, headers={"Idempotency-Key": key})
+
+    def test_a_repetition_gets_the_first_answer(self, api: Api) -> None:
+        first = self.submit(api.client, '"8e03978e-40d5-43dd-bc93-6894a57f9324"')
+        api.post(first.json(), "cancel")
+        again = self.submit(api.client, '"8e03978e-40d5-43dd-bc93-6894a57f9324"')
+        assert (again.status_code, again.content) == (first.status_code, first.content)
+        assert again.headers["Location"] == first.headers["Location"]
+        assert "Idempotency-Replayed" not in first.headers
+        assert again.headers["Idempotency-Replayed"] == "true"
+        assert jobs_in(api) == 1
+
+    def test_quotes_are_not_part_of_the_key(self, api: Api) -> None:
+        first, again = self.submit(api.client, '"k"'), self.submit(api.client, "k")
+        assert again.json()["id"] == first.json()["id"]
+
+    def test_another_body_is_refused(self, api: Api) -> None:
+        self.submit(api.client, "k")
+        other = self.submit(api.client, "k", priority=1)
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
+        assert jobs_in(api) == 1
+
+    def test_keys_are_the_tenants_own(self, api: Api, foreign: httpx2.Headers) -> None:
+        mine = self.submit(api.client, "k").json()
+        body = {"spec": SPEC}
+        theirs = api.client.post("/v1/jobs", json=body, headers={**foreign, "Idempotency-Key": "k"})
+        assert theirs.status_code == 202
+        assert theirs.json()["id"] != mine["id"]
+
+    def test_a_refused_request_does_not_use_the_key_up(self, api: Api) -> None:
+        bad = {"spec": {**SPEC, "model": {"id": "no-such-model"}}}
+        assert api.client.post("/v1/jobs", json=bad, headers={"Idempotency-Key": "k"}).status_code == 422
+        assert self.submit(api.client, "k").status_code == 202
+
+    def test_after_its_time_the_key_is_new(self, api: Api) -> None:
+        first = self.submit(api.client, "k").json()
+        with api.database.write() as session:
+            session.execute(update(IdempotencyKey).values(expires_at=now_ms() - 1))
+        assert self.submit(api.client, "k").json()["id"] != first["id"]
+
+    def test_of_requests_at_once_one_makes_the_job(self, server: httpx2.Client) -> None:
+        start = threading.Barrier(8)
+
+        def one(_: int) -> httpx2.Response:
+            start.wait()
+            return self.submit(server, "k")
+
+        with ThreadPoolExecutor(8) as pool:
+            responses = list(pool.map(one, range(8)))
+        assert {response.status_code for response in responses} == {202}
+        assert len({response.content for response in responses}) == 1
+        assert sum("Idempotency-Replayed" not in response.headers for response in responses) == 1
+        assert len(server.get("/v1/jobs").json()["data"]) == 1

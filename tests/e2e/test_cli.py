@@ -1,0 +1,222 @@
+"""The command line against a real embedded service: what it prints, and the exit code of every ending."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from app.cli import cli
+from app.cli.exits import MEANINGS
+from tests.cluster import MAGNITUDE, ROOT, WANDA
+from tests.e2e.embedded import ESPALIER, Embedded, embedded
+
+SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 256, "sequence_length": 512}}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    with embedded(tmp_path_factory.mktemp("cli") / "home") as running:
+        yield running
+
+
+def spec_file(folder: Path, spec: object) -> str:
+    path = folder / "spec.json"
+    path.write_text(json.dumps(spec))
+    return str(path)
+
+
+def test_submit_wait_report_download(service: Embedded, tmp_path: Path) -> None:
+    spec = {**MAGNITUDE, "evaluate": [{"method": "size"}]}
+    done = service.run("submit", spec_file(tmp_path, spec), "--label", "team=search", "--wait", "--json")
+    job = json.loads(done.stdout)
+    assert (job["status"], job["labels"]) == ("succeeded", {"team": "search"})
+    assert "prune      8/8 block" in done.stderr
+
+    report = service.json("report", job["id"])
+    assert report["zeros"] > 0
+    shown = service.run("report", job["id"]).stdout
+    assert f"{report['zeros']:,}" in shown
+    assert re.search(r"size/weight_bytes +[\d,]+ +[\d,]+ +1\.000", shown)
+    service.run("report", job["id"], "--html", str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html>")
+
+    out = tmp_path / "out"
+    files = service.json("download", job["id"], "--out", str(out))["files"]
+    assert {Path(f["path"]).relative_to(out).as_posix() for f in files} >= {"model.safetensors", "manifest.json"}
+    for file in files:
+        assert hashlib.sha256(Path(file["path"]).read_bytes()).hexdigest() == file["sha256"]
+    assert not list(out.rglob("*.part"))
+
+    service.run("delete", job["id"])
+    problem = service.json("status", job["id"], exit_code=6)["problem"]
+    assert problem["status"] == 404
+
+
+def test_list_pages_and_filters(service: Embedded, tmp_path: Path) -> None:
+    path = spec_file(tmp_path, MAGNITUDE)
+    ids = [service.json("submit", path, "--label", "batch=list", "--label", f"n={n}")["id"] for n in range(3)]
+    first = service.json("list", "--label", "batch=list", "--limit", "2")
+    rest = service.json("list", "--label", "batch=list", "--limit", "2", "--cursor", first["next_cursor"])
+    assert [job["id"] for job in first["data"] + rest["data"]] == ids[::-1]
+    assert ids[1] in service.run("list", "--label", "n=1").stdout
+    for job_id in ids:
+        service.run("watch", job_id)
+
+
+def test_the_same_idempotency_key_makes_one_job(service: Embedded, tmp_path: Path) -> None:
+    path = spec_file(tmp_path, MAGNITUDE)
+    first, second = (service.json("submit", path, "--idempotency-key", "once")["id"] for _ in range(2))
+    other = service.json("submit", path)["id"]
+    assert first == second != other
+
+
+def test_a_dry_run_shows_the_plan_and_creates_nothing(service: Embedded, tmp_path: Path) -> None:
+    before = [job["id"] for job in service.json("list")["data"]]
+    plan = service.json("submit", spec_file(tmp_path, MAGNITUDE), "--dry-run")
+    assert plan["blocks"] == 8
+    assert plan["layers"][0]["name"] in service.run("submit", spec_file(tmp_path, MAGNITUDE), "--dry-run").stdout
+    assert [job["id"] for job in service.json("list")["data"]] == before
+
+
+def test_a_refused_spec_names_the_field(service: Embedded, tmp_path: Path) -> None:
+    path = spec_file(tmp_path, {**MAGNITUDE, "prune": {"method": "mask", "sparsity": 1.5}})
+    done = service.run("submit", path, exit_code=6)
+    assert "/spec/prune/sparsity" in done.stderr
+    assert done.stdout == ""
+    assert service.json("submit", path, exit_code=6)["problem"]["errors"][0]["pointer"] == "/spec/prune/sparsity"
+
+
+def test_a_failed_job_has_an_exit_code_and_a_log(service: Embedded, tmp_path: Path) -> None:
+    done = service.run("submit", spec_file(tmp_path, SLOW), "--deadline-s", "1", "--wait", "--json", exit_code=4)
+    job = json.loads(done.stdout)
+    assert job["error"]["code"] == "timeout"
+    assert json.loads(done.stderr.splitlines()[-1])["error"]["hint"]
+    assert "timeout" in service.run("logs", job["id"]).stdout
+    service.run("watch", job["id"], exit_code=4)
+
+
+def test_cancel_ends_a_running_job(service: Embedded, tmp_path: Path) -> None:
+    job_id = service.json("submit", spec_file(tmp_path, SLOW))["id"]
+    watching = subprocess.Popen(
+        [ESPALIER, "watch", job_id], env=service.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert watching.stderr is not None
+    for line in watching.stderr:
+        if line.startswith("prune"):
+            break
+    assert service.json("cancel", job_id)["status"] == "cancelling"
+    out, err = watching.communicate(timeout=30)
+    assert watching.returncode == 5, err
+    assert "cancelled" in out
+    assert service.json("status", job_id)["status"] == "cancelled"
+    service.run("retry", job_id)
+    service.run("cancel", job_id)
+
+
+def test_keys_are_scoped_and_revocable(service: Embedded, tmp_path: Path) -> None:
+    made = service.json("keys", "create", "--tenant", "other", "--name", "ci", "--scope", "jobs:read")
+    key = {"ESPALIER_API_KEY": made["text"], "ESPALIER_URL": service.url}
+    assert service.json("list", **key)["data"] == []
+    refused = service.json("submit", spec_file(tmp_path, MAGNITUDE), exit_code=6, **key)["problem"]
+    assert (refused["status"], "jobs:write" in refused["detail"]) == (403, True)
+    service.run("keys", "revoke", made["id"])
+    assert service.json("list", exit_code=6, **key)["problem"]["status"] == 401
+    (listed,) = [k for k in service.json("keys", "list") if k["id"] == made["id"]]
+    assert listed["revoked_at"]
+    assert "text" not in listed
+
+
+def test_the_local_key_is_private_and_goes_nowhere_else(service: Embedded) -> None:
+    path = service.home / "local-key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    # The same service by another name is not known to be the local one: no key is sent.
+    url = service.url.replace("127.0.0.1", "localhost")
+    assert service.json("list", exit_code=6, ESPALIER_URL=url)["problem"]["status"] == 401
+
+
+def test_methods_here_and_there_are_the_same(service: Embedded) -> None:
+    here, there = service.json("methods"), service.json("methods", "--remote")
+    assert here == there
+    assert "wanda" in service.run("methods").stdout
+
+
+def test_no_service_is_exit_code_7(tmp_path: Path) -> None:
+    done = subprocess.run([ESPALIER, "--url", "http://127.0.0.1:1", "list"], capture_output=True, text=True)
+    assert done.returncode == 7
+    assert "espalier serve" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["submit", "missing.json"], "missing.json"),
+        (["submit", str(ROOT / "README.md")], "not JSON"),
+        (["submit", str(ROOT / "examples/specs/wanda-50.json"), "--label", "nonsense"], "KEY=VALUE"),
+        (["compress", str(ROOT / "examples/specs/wanda-50.json"), "--out", str(ROOT / "examples")], "exists already"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_mistakes_are_exit_code_2(arguments: list[str], said: str) -> None:
+    done = subprocess.run([ESPALIER, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
+def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
+    wrong = {"ESPALIER_PORT": "99999", "PATH": "/usr/bin"}
+    done = subprocess.run([ESPALIER, "config"], env=wrong, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, "ESPALIER_PORT" in done.stderr) == (2, True)
+
+
+def test_config_masks_secrets(tmp_path: Path) -> None:
+    secrets = {
+        "ESPALIER_SECRET_KEY": "hush-1",
+        "ESPALIER_DATABASE_URL": "postgresql://me:hush-2@db/x",
+        "ESPALIER_BROKER_URL": "redis://:hush-3@redis/0",
+    }
+    for arguments in (["config"], ["config", "--json"]):
+        done = subprocess.run([ESPALIER, *arguments], env=secrets, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "hush" not in done.stdout
+        assert "@db/x" in done.stdout
+
+
+def test_compress_works_alone_and_gives_the_bytes_the_service_gives(service: Embedded, tmp_path: Path) -> None:
+    path = spec_file(tmp_path, WANDA)
+    report = service.json("compress", path, "--out", str(tmp_path / "alone"), "--threads", "1")
+    assert report["zeros"] > 0
+    job_id = service.json("submit", path, "--wait")["id"]
+    service.run("download", job_id, "--out", str(tmp_path / "served"))
+    alone, served = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "served"))
+    assert alone == served
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_compress_reports_the_engines_error(service: Embedded, tmp_path: Path) -> None:
+    path = spec_file(tmp_path, {**MAGNITUDE, "model": {"id": "no-such-model"}})
+    error = service.json("compress", path, "--out", str(tmp_path / "out"), exit_code=4)["error"]
+    assert error["code"] == "model_not_found"
+    assert error["hint"]
+
+
+def test_help_documents_the_exit_codes_and_every_command_speaks_json() -> None:
+    shown = subprocess.run([ESPALIER, "--help"], capture_output=True, text=True).stdout
+    for code, meaning in MEANINGS.items():
+        assert re.search(rf"{int(code)}  {re.escape(meaning)}", shown)
+
+    def leaves(command: object, name: str) -> Iterator[tuple[str, list[str]]]:
+        for sub in getattr(command, "commands", {}).values():
+            yield from leaves(sub, f"{name} {sub.name}".strip())
+        if not hasattr(command, "commands"):
+            yield name, [option for parameter in command.params for option in parameter.opts]  # type: ignore[attr-defined]
+
+    silent = {name for name, options in leaves(get_command(cli), "") if "--json" not in options}
+    assert silent == {"api", "worker", "reconciler"}  # they become the process, and log JSON

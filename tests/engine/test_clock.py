@@ -1,0 +1,40 @@
+"""Where the time went."""
+
+from __future__ import annotations
+
+import time
+
+from workers.engine.clock import Clock, peak_resident_bytes
+from workers.engine.events import Silent
+
+
+class Stages(Silent):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def stage(self, name: str) -> None:
+        self.names.append(name)
+
+
+def test_inner_parts_are_taken_off_the_outer_stage() -> None:
+    events = Stages()
+    clock = Clock(events)
+    begin = time.perf_counter()
+    with clock.stage("prune"):
+        for _ in range(2):
+            time.sleep(0.02)
+            with clock.measure("score"):
+                time.sleep(0.05)
+    whole = time.perf_counter() - begin
+    elapsed = {report.stage: report.elapsed_s for report in clock.report()}
+    assert elapsed["score"] >= 0.1
+    assert 0.04 <= elapsed["prune"] < 0.1 + whole - 0.14
+    assert abs(sum(elapsed.values()) - whole) < 0.01
+    assert events.names == ["prune"], "parts are not announced"
+
+
+def test_peak_memory_remembers_what_is_gone() -> None:
+    before = peak_resident_bytes()
+    block = bytearray(b"x") * (before + 50_000_000)
+    del block
+    assert peak_resident_bytes() >= before + 50_000_000

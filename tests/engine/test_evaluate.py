@@ -1,0 +1,203 @@
+"""The evaluators on models whose answers can be worked out by hand, and the join of dense and pruned."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workers.engine.checkpoint import Checkpoint
+from workers.engine.errors import BadRequest, DatasetTooShort, NumericalFailure, SequenceTooLong, UnsupportedModel
+from workers.engine.events import Silent
+from workers.engine.harness_tasks import UnknownTask
+from workers.engine.methods.evaluate import generation_speed, harness, perplexity, size
+from workers.engine.sources import Sources
+from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluationContext, EvaluationData, evaluate, join
+from workers.engine.stats import Measurement
+
+from .conftest import SIZES, SaveModel, spec_of
+
+VOCABULARY = 4096
+
+
+class Uniform(nn.Module):
+    """Knows nothing: every next token is equally likely. Counts the positions it is asked about."""
+
+    def __init__(self, logit: float = 0.0) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(max_position_embeddings=128, vocab_size=VOCABULARY)
+        self.logit, self.asked = logit, list[tuple[int, int]]()
+
+    def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:
+        self.asked.append((input_ids.shape[0], input_ids.shape[1]))
+        return SimpleNamespace(logits=torch.full((*input_ids.shape, VOCABULARY), self.logit), past_key_values=None)
+
+
+def context(sources: Sources, model: Any, folder: Path, tokenizer: Any = None) -> EvaluationContext:
+    return EvaluationContext(
+        model, tokenizer, folder, torch.device("cpu"), 0, sources, Silent(), EvaluationData(), "/evaluate/0"
+    )
+
+
+@pytest.fixture
+def tokenizer(tiny: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny)
+
+
+def test_perplexity_of_knowing_nothing_is_the_vocabulary(sources: Sources, tmp_path: Path, tokenizer: Any) -> None:
+    # -log(1/4096) at every position, so exp(mean) = 4096 and no window differs from another.
+    params = perplexity.PerplexityParams(dataset="heldout.txt", sequence_length=32, samples=5, batch_size=2)
+    (found,) = perplexity.evaluate(context(sources, Uniform(), tmp_path, tokenizer), params)
+    assert found.name == "perplexity/heldout.txt"
+    assert found.value == pytest.approx(VOCABULARY, rel=1e-6)
+    assert found.stderr == pytest.approx(0, abs=1e-6)
+
+
+def test_perplexity_is_the_mean_over_windows_whatever_the_batch(sources: Sources, tiny: Path, tokenizer: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    one_by_one, together = (
+        perplexity.evaluate(
+            context(sources, model, tiny, tokenizer),
+            perplexity.PerplexityParams(dataset="heldout.txt", sequence_length=64, samples=6, batch_size=batch),
+        )[0]
+        for batch in (1, 4)
+    )
+    assert one_by_one.value == pytest.approx(together.value, rel=1e-5)  # float32 sums in another order
+
+    text = (sources.data_dir / "heldout.txt").read_text()
+    ids_T = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    losses = [model(ids_T[None, i : i + 64], labels=ids_T[None, i : i + 64]).loss.item() for i in range(0, 384, 64)]
+    assert one_by_one.value == pytest.approx(math.exp(sum(losses) / 6), rel=1e-5)
+
+
+def test_perplexity_refuses_what_cannot_be_measured(sources: Sources, tmp_path: Path, tokenizer: Any) -> None:
+    def measure(**parts: Any) -> None:
+        params = perplexity.PerplexityParams(dataset="heldout.txt", **parts)
+        perplexity.evaluate(context(sources, Uniform(), tmp_path, tokenizer), params)
+
+    with pytest.raises(SequenceTooLong, match="128") as too_long:
+        measure(sequence_length=129)
+    assert too_long.value.field == "/evaluate/0/sequence_length"
+    with pytest.raises(DatasetTooShort):
+        measure(sequence_length=128, samples=10_000)
+
+
+def test_speed_counts_every_token_it_claims(sources: Sources, tmp_path: Path) -> None:
+    model = Uniform()
+    params = generation_speed.GenerationSpeedParams(prompt_tokens=7, new_tokens=3, batch_size=2, repeats=4, warmup=1)
+    prefill, decode = generation_speed.evaluate(context(sources, model, tmp_path), params)
+    # Five rounds: one prompt of two sequences of seven, then three steps of one token each.
+    assert model.asked == [(2, 7), (2, 1), (2, 1), (2, 1)] * 5
+    assert (prefill.name, decode.name) == ("generation_speed/prefill", "generation_speed/decode")
+    assert prefill.value > 0
+    assert decode.value > 0
+    with pytest.raises(SequenceTooLong):
+        generation_speed.evaluate(
+            context(sources, model, tmp_path), generation_speed.GenerationSpeedParams(prompt_tokens=126, new_tokens=3)
+        )
+
+
+def test_size_counts_the_files_of_the_index_and_no_others(sources: Sources, tmp_path: Path) -> None:
+    save_file({"a": torch.tensor([[1.0, 0.0, 0.0], [2.0, 3.0, 0.0]])}, tmp_path / "one.safetensors")
+    save_file({"b": torch.tensor([0.0, 4.0])}, tmp_path / "two.safetensors")
+    save_file({"stray": torch.zeros(100)}, tmp_path / "stray.safetensors")
+    weight_map = {"a": "one.safetensors", "b": "two.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    found = {m.name: m.value for m in size.evaluate(context(sources, None, tmp_path), size.SizeParams())}
+    stored = sum((tmp_path / name).stat().st_size for name in weight_map.values())
+    assert found == {"size/parameters": 8, "size/zeros": 4, "size/weight_bytes": stored}
+
+
+def test_the_harness_runs_a_local_task_and_the_shipped_model_beats_chance(examples: Sources) -> None:
+    folder = examples.models_dir / "bookworm-7m"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    seen = context(examples, model, folder, AutoTokenizer.from_pretrained(folder))
+    params = harness.HarnessParams(tasks=["bookworm_continuation"], limit=24)
+    found = {m.name: m for m in harness.evaluate(seen, params)}
+    accuracy = found["harness/bookworm_continuation/acc"]
+    assert accuracy.value > 0.25  # chance; all 200 questions give 0.58
+    assert accuracy.stderr is not None
+    assert accuracy.higher_is_better
+    assert "24 questions" in accuracy.note
+    with pytest.raises(UnknownTask, match="nonsense") as unknown:
+        harness.evaluate(seen, harness.HarnessParams(tasks=["nonsense"]))
+    assert "bookworm_continuation" in unknown.value.hint
+    assert isinstance(unknown.value, BadRequest)
+
+
+def test_dense_and_pruned_are_joined_by_name() -> None:
+    dense = [Measurement("a", 2.0, "s", False, 0.1), Measurement("b", 0.0, "n"), Measurement("a", 4.0, "s", False)]
+    pruned = [Measurement("a", 3.0, "s", False, 0.2), Measurement("b", 5.0, "n"), Measurement("a", 4.0, "s", False)]
+    metrics = join(dense, pruned)
+    assert [(m.name, m.ratio) for m in metrics] == [("a", 1.5), ("b", None), ("a#2", 1.0)]
+    assert (metrics[0].dense_stderr, metrics[0].pruned_stderr) == (0.1, 0.2)
+
+
+def run(sources: Sources, folder: Path, dense: Path, pruned: Path, **parts: Any) -> Any:
+    return evaluate(
+        spec_of(**parts),
+        dense,
+        pruned,
+        tokenizer=AutoTokenizer.from_pretrained(dense),
+        device=torch.device("cpu"),
+        sources=sources,
+        events=Silent(),
+        checkpoint=Checkpoint(folder / "checkpoint"),
+    )
+
+
+PERPLEXITY = [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32, "samples": 4}]
+
+
+def test_the_dense_model_is_measured_once_even_if_the_job_is_retried(
+    sources: Sources, tiny: Path, tmp_path: Path
+) -> None:
+    first = run(sources, tmp_path, tiny, tiny, evaluate=PERPLEXITY)
+    assert first.metrics[0].ratio == 1.0
+    saved = Checkpoint(tmp_path / "checkpoint").load_json(DENSE_MEASUREMENTS)
+    assert saved is not None
+    saved["measurements"][0]["value"] *= 2  # would be lost if it were measured again
+    Checkpoint(tmp_path / "checkpoint").save_json(DENSE_MEASUREMENTS, saved)
+    again = run(sources, tmp_path, tiny, tiny, evaluate=PERPLEXITY)
+    assert again.metrics[0].ratio == 0.5
+    assert again.data_digests == first.data_digests
+
+
+def test_without_measurements_no_model_is_loaded(sources: Sources, tiny: Path, tmp_path: Path) -> None:
+    assert run(sources, tmp_path, tiny, tmp_path / "there is none", evaluate=[]).metrics == []
+
+
+def test_missing_weights_are_an_error_not_random_numbers(
+    sources: Sources, save_model: SaveModel, tiny: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig
+
+    broken = save_model("broken", LlamaConfig(**SIZES))
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedModel, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        run(sources, tmp_path, tiny, broken, evaluate=PERPLEXITY)
+
+
+def test_a_model_that_overflows_is_a_failure_not_a_nan(
+    sources: Sources, save_model: SaveModel, tiny: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig
+
+    broken = save_model("nan", LlamaConfig(**SIZES))
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][:] = float("nan")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NumericalFailure, match="perplexity"):
+        run(sources, tmp_path, tiny, broken, evaluate=PERPLEXITY)

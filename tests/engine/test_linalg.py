@@ -1,0 +1,52 @@
+"""Exact counts, ties and nesting, redone by hand and against a full stable sort."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from workers.engine.linalg import lowest, lowest_of_groups
+
+
+def by_sorting(score_RC: Tensor, count: int) -> Tensor:
+    """The same by definition: the first `count` of a stable ascending sort."""
+    order_RC = score_RC.argsort(dim=1, stable=True)
+    return torch.zeros_like(score_RC, dtype=torch.bool).scatter_(1, order_RC[:, :count], True)
+
+
+def test_by_hand() -> None:
+    score_RC = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])
+    # Two lowest: of 3 1 2 they are 1 and 2; of 0 5 4 they are 0 and 4.
+    expected = torch.tensor([[False, True, True], [True, False, True]])
+    assert torch.equal(lowest(score_RC, 2), expected)
+
+
+def test_of_equal_scores_the_first_goes() -> None:
+    score_RC = torch.tensor([[7.0, 7.0, 7.0, 7.0], [1.0, 7.0, 0.0, 7.0]])
+    # Row 0: all tie, so columns 0 to 2. Row 1: 0 and 1, then column 1 of the two sevens.
+    expected = torch.tensor([[True, True, True, False], [True, True, True, False]])
+    assert torch.equal(lowest(score_RC, 3), expected)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+@pytest.mark.parametrize("count", [0, 1, 7, 15, 16])
+def test_equals_a_stable_sort(levels: int, count: int) -> None:
+    # Few levels: nearly all scores tie. Many: hardly any.
+    score_RC = torch.randint(levels, (50, 16), generator=torch.Generator().manual_seed(count)).float()
+    assert torch.equal(lowest(score_RC, count), by_sorting(score_RC, count))
+
+
+@pytest.mark.parametrize(("n_kept", "of"), [(1, 2), (2, 4), (4, 8), (3, 4), (5, 8), (8, 32)])
+def test_groups_equal_a_stable_sort(n_kept: int, of: int) -> None:
+    score_GM = torch.randint(4, (200, of), generator=torch.Generator().manual_seed(of)).float()
+    assert torch.equal(lowest_of_groups(score_GM, of - n_kept), by_sorting(score_GM, of - n_kept))
+
+
+def test_masks_nest_as_the_count_grows() -> None:
+    score_RC = torch.randint(5, (20, 12), generator=torch.Generator().manual_seed(1)).float()
+    smaller = lowest(score_RC, 0)
+    for count in range(1, 13):
+        larger = lowest(score_RC, count)
+        assert not (smaller & ~larger).any()
+        smaller = larger

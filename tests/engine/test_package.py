@@ -1,0 +1,184 @@
+"""What stands beside the weights: companions, card, report, page, manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from workers.engine.manifest import file_entries, verify
+from workers.engine.methods.score.wanda import WandaParams
+from workers.engine.model_card import render as render_card
+from workers.engine.report import Report
+from workers.engine.report_page import render as render_page
+from workers.engine.stages.package import package
+
+from .conftest import spec_of
+
+HOSTILE = "<script>alert(1)</script> | `x` {{ 7 * 7 }}\n# heading"
+
+
+def report_of(**changes: Any) -> Report:
+    layers = [
+        {
+            "name": f"model.layers.{block}.{part}",
+            "block": block,
+            "shape": (4, 8),
+            "parameters": 32,
+            "zeros": 16,
+            "target_sparsity": 0.5,
+            "sparsity": 0.5,
+        }
+        for block in range(3)
+        for part in ("self_attn.q_proj", "mlp.down_proj")
+    ]
+    metric = {
+        "name": "perplexity/heldout.txt",
+        "unit": "perplexity",
+        "higher_is_better": False,
+        "dense": 35.0,
+        "pruned": 38.5,
+        "ratio": 1.1,
+    }
+    provenance = {
+        "spec_digest": "sha256:0",
+        "model_id": "tiny",
+        "model_commit": "sha256:1",
+        "data_digests": {"calibrate": "sha256:2"},
+        "seed": 0,
+        "versions": {"torch": "2.13.0"},
+        "device": "cpu",
+        "threads": 1,
+        "compute_dtype": "float32",
+    }
+    return Report.model_validate(
+        {
+            "spec": spec_of().model_dump(mode="json"),
+            "provenance": provenance,
+            "parameters": 1000,
+            "prunable_parameters": 192,
+            "zeros": 96,
+            "sparsity": 0.5,
+            "layers": layers,
+            "metrics": [metric],
+            "stages": [
+                {"stage": name, "elapsed_s": 1.5, "peak_memory_bytes": 10**8} for name in ("load", "prune", "evaluate")
+            ],
+            "runtimes": [{"runtime": "transformers", "loads": True, "faster": False, "note": "plain"}],
+            "warnings": [],
+        }
+        | changes
+    )
+
+
+class Page(HTMLParser):
+    """Tags still open, and every address the page would fetch."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "hr", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open, self.fetched, self.text = list[str](), list[str](), ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.fetched += [str(v) for k, v in attrs if k in ("src", "href") and not str(v).startswith("#")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_whole_alone_and_names_every_layer() -> None:
+    page = Page(render_page(report_of()))
+    assert page.open == []
+    assert page.fetched == []  # nothing is loaded from anywhere
+    for layer in report_of().layers:
+        assert layer.name in page.text
+    assert "38.50" in page.text
+    assert "×1.100" in page.text
+
+
+def test_the_page_shows_hostile_text_as_text() -> None:
+    hostile = report_of(
+        warnings=[HOSTILE], provenance={**report_of().provenance.model_dump(), "model_id": HOSTILE, "device": HOSTILE}
+    )
+    html = render_page(hostile)
+    assert "<script" not in html
+    assert "alert(1)" in Page(html).text
+
+
+def test_the_same_report_gives_the_same_page() -> None:
+    assert render_page(report_of()) == render_page(report_of())
+
+
+def test_a_report_without_measurements_has_a_page() -> None:
+    assert Page(render_page(report_of(metrics=[]))).open == []
+
+
+def test_the_card_has_front_matter_papers_and_numbers() -> None:
+    card = render_card(report_of())
+    front, body = re.fullmatch(r"---\n(.*?)---\n(.*)", card, re.S).groups()  # type: ignore[union-attr]
+    assert yaml.safe_load(front)["tags"] == ["espalier", "pruning", "sparsity"]
+    assert "base_model" not in yaml.safe_load(front)  # a local name means nothing to the hub
+    assert "arXiv:2306.11695" in body
+    assert "| perplexity/heldout.txt | 35.00 | 38.50 | ×1.100 |" in body
+    assert json.loads(body.split("```json")[1].split("```")[0]) == report_of().spec
+    assert WandaParams().method in body
+
+
+def test_the_card_names_a_hub_model_and_stays_inert() -> None:
+    provenance = {**report_of().provenance.model_dump(), "model_id": "owner/name"}
+    front = render_card(report_of(provenance=provenance)).split("---")[1]
+    assert yaml.safe_load(front)["base_model"] == "owner/name"
+    card = render_card(report_of(warnings=[HOSTILE]))
+    assert "<script>" not in card
+    assert "\n# heading" not in card
+
+
+@pytest.fixture
+def packaged(tiny: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    (tiny / "pytorch_model.bin").write_bytes(b"pickle")
+    package(tiny, folder, report_of())
+    return folder
+
+
+def test_a_package_holds_the_tokenizer_and_no_pickle(packaged: Path) -> None:
+    assert {p.name for p in packaged.iterdir()} == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "manifest.json",
+        "model.safetensors",
+        "report.html",
+        "report.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert Report.model_validate_json((packaged / "report.json").read_text()) == report_of()
+
+
+def test_the_manifest_notices_every_change(packaged: Path) -> None:
+    assert verify(packaged) == []
+    assert {e.path for e in file_entries(packaged)} == {p.name for p in packaged.iterdir()} - {"manifest.json"}
+    (packaged / "model.safetensors").write_bytes(b"weighty")
+    (packaged / "config.json").unlink()
+    (packaged / "stray").touch()
+    assert verify(packaged) == ["config.json: missing", "model.safetensors: changed", "stray: not in the manifest"]

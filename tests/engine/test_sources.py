@@ -1,0 +1,258 @@
+"""Where models are found, what is refused, and what is said when the hub does not play along.
+
+The hub is a real HTTP server on this machine that answers as the hub does; the client is the real one, in a process
+of its own because it reads its settings from the environment when imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import EXAMPLES
+from workers.engine.errors import ModelNotFound, UnsafeWeights, UnsupportedModel
+from workers.engine.sources import INDEX, ModelSource, Sources, resolve_model
+from workers.engine.spec import ModelRef
+
+BOOKWORM = EXAMPLES / "models/bookworm-7m"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def resolve(sources: Sources, name: str = "some") -> ModelSource:
+    return resolve_model(ModelRef(id=name), sources)
+
+
+@pytest.fixture
+def some(sources: Sources) -> Path:
+    """A copy of the shipped model under the name `some`."""
+    folder = sources.models_dir / "some"
+    shutil.copytree(BOOKWORM, folder)
+    return folder
+
+
+class TestFolder:
+    def test_is_described_from_headers(self, some: Path, sources: Sources) -> None:
+        source = resolve(sources)
+        assert source.parameters == 6_951_168
+        assert source.config["model_type"] == "llama"
+        assert source.tensors["model.embed_tokens.weight"].shape == (4096, 256)
+        assert set(source.files.values()) == {"model.safetensors"}
+        assert source.path == some
+
+    def test_commit_is_the_contents(self, some: Path, sources: Sources) -> None:
+        before = resolve(sources).commit
+        assert re.fullmatch("sha256:[0-9a-f]{64}", before)
+        os.utime(some / "model.safetensors")
+        (some / "README.md").write_text("not part of the model")
+        assert resolve(sources).commit == before
+        weights = bytearray((some / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (some / "model.safetensors").write_bytes(weights)
+        assert resolve(sources).commit != before
+
+    def test_stored_but_tied_head_is_counted_once(self, some: Path, sources: Sources) -> None:
+        source = resolve(sources)
+        head = {"lm_head.weight": source.tensors["model.embed_tokens.weight"]}
+        both = ModelSource("some", source.config, {**source.tensors, **head}, source.files, some)
+        assert both.parameters == source.parameters
+        untied = ModelSource("some", {**source.config, "tie_word_embeddings": False}, both.tensors, both.files, some)
+        assert untied.parameters == source.parameters + 4096 * 256
+
+    def test_may_have_an_index(self, some: Path, sources: Sources) -> None:
+        whole = resolve(sources)
+        (some / "model.safetensors").rename(some / "model-00001-of-00001.safetensors")
+        weight_map = dict.fromkeys(whole.tensors, "model-00001-of-00001.safetensors")
+        (some / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        assert resolve(sources).tensors == whole.tensors
+
+    def test_missing(self, sources: Sources) -> None:
+        with pytest.raises(ModelNotFound, match="no folder some in the models directory"):
+            resolve(sources)
+
+    def test_link_out_of_the_models_directory(self, sources: Sources) -> None:
+        (sources.models_dir / "some").symlink_to(BOOKWORM)
+        with pytest.raises(ModelNotFound, match="no folder some"):
+            resolve(sources)
+
+    def test_only_pickles(self, some: Path, sources: Sources) -> None:
+        (some / "model.safetensors").rename(some / "pytorch_model.bin")
+        with pytest.raises(UnsafeWeights, match=r"only pickle weights \(pytorch_model\.bin\)"):
+            resolve(sources)
+
+    def test_no_weights(self, some: Path, sources: Sources) -> None:
+        (some / "model.safetensors").unlink()
+        with pytest.raises(ModelNotFound, match=r"has no model\.safetensors"):
+            resolve(sources)
+
+    def test_no_config(self, some: Path, sources: Sources) -> None:
+        (some / "config.json").unlink()
+        with pytest.raises(ModelNotFound, match=r"no config\.json"):
+            resolve(sources)
+
+    @pytest.mark.parametrize(
+        ("config", "message"), [("{", "not JSON"), ("[]", "not a JSON object"), ("{}", "model_type")]
+    )
+    def test_bad_config(self, config: str, message: str, some: Path, sources: Sources) -> None:
+        (some / "config.json").write_text(config)
+        with pytest.raises(UnsupportedModel, match=message):
+            resolve(sources)
+
+    @pytest.mark.parametrize("kept", [0, 4, 1000, 10_000_000])
+    def test_cut_short(self, kept: int, some: Path, sources: Sources) -> None:
+        os.truncate(some / "model.safetensors", kept)
+        with pytest.raises(UnsupportedModel, match="damaged or incomplete"):
+            resolve(sources)
+
+    @pytest.mark.parametrize(
+        ("index", "message"),
+        [
+            ({}, "no weight_map"),
+            ({"weight_map": {"a": "../../other.safetensors"}}, "not a safetensors file beside it"),
+            ({"weight_map": {"a": "pytorch_model.bin"}}, "not a safetensors file beside it"),
+            ({"weight_map": {"a": "absent.safetensors"}}, r"absent\.safetensors"),
+            ({"weight_map": {"no.such.tensor": "model.safetensors"}}, r"no\.such\.tensor"),
+        ],
+    )
+    def test_bad_index(self, index: dict[str, object], message: str, some: Path, sources: Sources) -> None:
+        (some / INDEX).write_text(json.dumps(index))
+        with pytest.raises(UnsupportedModel, match=message):
+            resolve(sources)
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """As much of the hub as resolving and downloading a model asks for."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+    def _answer(self) -> None:
+        if match := re.match(r"/api/models/org/(\w+)/revision/([^?]+)", self.path):
+            self._info(match[1], match[2])
+        elif self.path.startswith(f"/api/models/org/good/tree/{COMMIT}"):
+            files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in BOOKWORM.iterdir()]
+            self._body(json.dumps(files).encode())
+        elif match := re.match(rf"/org/good/resolve/{COMMIT}/([\w.]+)$", self.path):
+            self._file(BOOKWORM / match[1])
+        else:
+            self._error(404, "EntryNotFound")
+
+    def _info(self, name: str, revision: str | None) -> None:
+        if name == "missing":
+            self._error(404, "RepoNotFound")
+        elif name == "gated":
+            self._error(403, "GatedRepo")
+        elif name == "down":
+            self._error(503, "")
+        elif revision == "nowhere":
+            self._error(404, "RevisionNotFound")
+        else:
+            files = ["config.json", "pytorch_model.bin"] if name == "pickles" else [f.name for f in BOOKWORM.iterdir()]
+            files = [file for file in files if not (name == "bare" and file == "config.json")]
+            siblings = [{"rfilename": file} for file in files]
+            self._body(json.dumps({"id": f"org/{name}", "sha": COMMIT, "siblings": siblings}).encode())
+
+    def _file(self, path: Path) -> None:
+        if not path.exists():
+            self._error(404, "EntryNotFound")
+            return
+        content, status = path.read_bytes(), 200
+        if wanted := re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            content, status = content[int(wanted[1]) : int(wanted[2]) + 1], 206
+        self._body(content, status, {"ETag": f'"{path.name}"', "X-Repo-Commit": COMMIT})
+
+    def _error(self, status: int, code: str) -> None:
+        self._body(b"{}", status, {"X-Error-Code": code} if code else {})
+
+    def _body(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+RESOLVE = """
+import json, sys
+from pathlib import Path
+from workers.engine.errors import EngineError
+from workers.engine.sources import Sources, resolve_model, download
+from workers.engine.spec import ModelRef
+try:
+    source = resolve_model(ModelRef(id=sys.argv[1], revision=sys.argv[2]), Sources(Path("."), Path(".")))
+    found = {"commit": source.commit, "parameters": source.parameters, "path": str(source.path)}
+    if "download" in sys.argv:
+        found["files"] = sorted(file.name for file in download(source).iterdir())
+except EngineError as error:
+    found = {"code": error.code, "field": error.field, "message": error.message, "retryable": error.retryable}
+print(json.dumps(found))
+"""
+
+
+def on_hub(endpoint: str, home: Path, *arguments: str, offline: str = "0") -> dict[str, object]:
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": offline}
+    done = subprocess.run(
+        [sys.executable, "-c", RESOLVE, *arguments], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+class TestHub:
+    def test_resolves_a_revision_to_a_commit_without_weights(self, hub: str, tmp_path: Path) -> None:
+        found = on_hub(hub, tmp_path, "org/good", "main")
+        assert found == {"commit": COMMIT, "parameters": 6_951_168, "path": "None"}
+        assert not list(tmp_path.rglob("*.safetensors"))
+
+    def test_downloads_that_commit_and_then_works_offline(self, hub: str, tmp_path: Path) -> None:
+        found = on_hub(hub, tmp_path, "org/good", COMMIT, "download")
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["files"])  # type: ignore[call-overload]
+        found = on_hub("http://127.0.0.1:9", tmp_path, "org/good", COMMIT, offline="1")
+        assert found["commit"] == COMMIT
+
+    @pytest.mark.parametrize(
+        ("name", "revision", "code", "field"),
+        [
+            ("org/missing", "main", "model_not_found", "/model/id"),
+            ("org/gated", "main", "model_gated", "/model/id"),
+            ("org/pickles", "main", "unsafe_weights", "/model/id"),
+            ("org/bare", "main", "model_not_found", "/model/id"),
+            ("org/good", "nowhere", "model_not_found", "/model/revision"),
+            ("org/down", "main", "hub_unavailable", "/model/id"),
+        ],
+    )
+    def test_refusals(self, name: str, revision: str, code: str, field: str, hub: str, tmp_path: Path) -> None:
+        found = on_hub(hub, tmp_path, name, revision)
+        assert (found["code"], found["field"]) == (code, field)
+        assert found["retryable"] == (code == "hub_unavailable")
+
+    @pytest.mark.parametrize("offline", ["0", "1"])
+    def test_nobody_there(self, offline: str, tmp_path: Path) -> None:
+        found = on_hub("http://127.0.0.1:9", tmp_path, "org/good", "main", offline=offline)
+        assert found["code"] == "hub_unavailable"

@@ -1,0 +1,124 @@
+"""Resume points: a folder from which a killed job goes on where it was, to the same bytes.
+
+    fingerprint.json            what decided the numbers; another fingerprint is refused
+    outside.safetensors         tensors that belong to no block, in the type they ship in
+    block-00003.safetensors     a finished block, as it ships
+    hidden-00004.safetensors    input of the first block still to do (all calibration windows)
+    <name>.json                 results of whole stages
+
+Every file appears whole or not at all (temporary name, fsync, rename), and its content is decided by the fingerprint
+alone. So two processes may share the folder (a worker thought dead, and its successor): whatever one of them writes is
+what the other would have written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+
+from workers.engine.errors import CheckpointMismatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Checkpoint:
+    """The resume points of one job, in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        # Half-written files of an attempt that died. If it lives after all, its rename fails and it ends: it is stale.
+        for leftover in directory.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def claim(self, fingerprint: Mapping[str, str]) -> None:
+        """Stamp the folder with what decides the numbers. Raises CheckpointMismatch if it bears another stamp."""
+        found = self.load_json("fingerprint")
+        if found is None:
+            self.save_json("fingerprint", dict(fingerprint))
+        elif found != fingerprint:
+            names = sorted(k for k in {*found, *fingerprint} if found.get(k) != fingerprint.get(k))
+            raise CheckpointMismatch(
+                f"the resume points in {self.directory.name} were made with another {', '.join(names)}",
+                "run with an empty checkpoint directory to start over, or put back what changed",
+            )
+
+    def save_json(self, name: str, value: Any) -> None:
+        """Keep the JSON-serialisable result of a whole stage."""
+        self._write(f"{name}.json", lambda path: _write_text(path, json.dumps(value, indent=1, sort_keys=True)))
+
+    def load_json(self, name: str) -> Any | None:
+        """What `save_json` kept, or None."""
+        with suppress(FileNotFoundError):
+            return json.loads((self.directory / f"{name}.json").read_text())
+        return None
+
+    def outside(self) -> Path:
+        """File of the tensors that belong to no block; it exists once `save_outside` has returned."""
+        return self.directory / "outside.safetensors"
+
+    def save_outside(self, tensors: Mapping[str, Tensor]) -> None:
+        self._write(self.outside().name, lambda path: save_file(dict(tensors), path))
+
+    def block(self, index: int) -> Path:
+        """File of a finished block; it exists once `save_block` has returned."""
+        return self.directory / f"block-{index:05d}.safetensors"
+
+    def save_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        self._write(self.block(index).name, lambda path: save_file(dict(tensors), path))
+
+    def save_hidden(self, block: int, hidden_NTD: Tensor) -> None:
+        """Keep the input of `block`; inputs of earlier blocks are of no more use once this one is durable."""
+        self._write(f"hidden-{block:05d}.safetensors", lambda path: save_file({"hidden": hidden_NTD}, path))
+        for index, path in self._hidden():
+            if index < block:
+                path.unlink(missing_ok=True)
+
+    def latest_hidden(self) -> tuple[int, Tensor] | None:
+        """(block, its input [N, T, D]) of the furthest resume point, or None. The tensor is the caller's own."""
+        while found := self._hidden():
+            index, path = max(found)
+            # Whoever else works here deletes this file only after writing a further one: look again.
+            with suppress(FileNotFoundError):
+                return index, load_file(path)["hidden"].clone()
+        return None
+
+    def finished_blocks(self) -> int:
+        """How many blocks, counted from the first, are durable."""
+        index = 0
+        while self.block(index).exists():
+            index += 1
+        return index
+
+    def _hidden(self) -> list[tuple[int, Path]]:
+        return [(int(path.stem.split("-")[1]), path) for path in self.directory.glob("hidden-*.safetensors")]
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        temporary = self.directory / f"{name}.{os.getpid()}-{uuid.uuid4().hex}.tmp"
+        try:
+            write(temporary)
+            _sync(temporary)
+            temporary.replace(self.directory / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(self.directory)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

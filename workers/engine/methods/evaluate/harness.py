@@ -1,0 +1,112 @@
+"""Language-model evaluation harness: the accuracies papers report, by EleutherAI's lm-evaluation-harness, in memory.
+
+A task is a yaml file under the data directory's `tasks/` (always), or one the harness ships, whose data comes from
+the Hugging Face hub (when online).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from workers.engine.registry import MethodParams, evaluator
+from workers.engine.stats import Measurement
+
+if TYPE_CHECKING:
+    from workers.engine.stages.evaluate import EvaluationContext
+
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+
+
+class HarnessParams(MethodParams):
+    """Tasks of the lm-evaluation-harness."""
+
+    method: Literal["harness"] = Field("harness", description="Tasks of EleutherAI's lm-evaluation-harness.")
+    tasks: list[TaskName] = Field(
+        min_length=1,
+        max_length=16,
+        description="Tasks or groups: names of task files under `tasks/` in the data directory, or of the harness.",
+        examples=[["bookworm_continuation"]],
+    )
+    num_fewshot: int | None = Field(None, ge=0, le=64, description="Examples in the prompt; null keeps the task's own.")
+    limit: int | None = Field(None, ge=1, description="Most questions per task, from the start; null asks all.")
+    batch_size: int = Field(8, ge=1, le=1024, description="Requests per forward pass. Moves the last digits.")
+
+
+@evaluator(HarnessParams, paper="doi:10.5281/zenodo.5371628")
+def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurement]:
+    """`harness/<task>/<metric>` in the harness's own unit, with its standard error; groups give their aggregate too.
+
+    Raises UnknownTask, UnsuitableTask, DatasetNotFound, and HubUnavailable where a task's data cannot be fetched.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    from workers.engine.harness_tasks import load_tasks
+
+    model = HFLM(pretrained=context.model, tokenizer=context.tokenizer, batch_size=params.batch_size)
+    found = lm_eval.simple_evaluate(
+        model=model,
+        tasks=load_tasks(params.tasks, context.sources.data_dir / "tasks", context.pointer),
+        num_fewshot=params.num_fewshot,
+        limit=params.limit,
+        random_seed=context.seed,
+        numpy_random_seed=context.seed,
+        torch_random_seed=context.seed,
+        fewshot_random_seed=context.seed,
+    )
+    for task, samples in found["samples"].items():
+        context.data.record(f"harness/{task}/{found['n-shot'][task]}-shot/{len(samples)}", _digest(samples))
+    return [
+        measurement
+        for task, scores in {**found["results"], **found.get("groups", {})}.items()
+        for measurement in _measurements(task, scores, found)
+    ]
+
+
+def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> list[Measurement]:
+    """One measurement per metric; the harness keys them `<metric>,<filter>` and `<metric>_stderr,<filter>`."""
+    import lm_eval
+
+    measurements = []
+    for key, value in scores.items():
+        metric, comma, filter_name = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        stderr = scores.get(f"{metric}_stderr,{filter_name}")
+        measurements.append(
+            Measurement(
+                name=f"harness/{task}/{metric}" + ("" if filter_name == "none" else f":{filter_name}"),
+                value=float(value),
+                unit=metric,
+                higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
+                stderr=stderr if isinstance(stderr, float) else None,
+                note=_note(task, found) + f"lm-eval {lm_eval.__version__}",
+            )
+        )
+    return measurements
+
+
+def _note(task: str, found: dict[str, Any]) -> str:
+    questions = found["n-samples"].get(task)
+    shots = found["n-shot"].get(task)
+    version = found["versions"].get(task)
+    return "".join(
+        f"{text}; "
+        for value, text in (
+            (questions, f"{questions and questions['effective']} questions"),
+            (shots, f"{shots}-shot"),
+            (version, f"task version {version}"),
+        )
+        if value is not None
+    )
+
+
+def _digest(samples: list[dict[str, Any]]) -> str:
+    """`sha256:` over prompt and target of every question, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample['prompt_hash']} {sample['target_hash']}\n".encode())
+    return "sha256:" + digest.hexdigest()

@@ -1,0 +1,85 @@
+"""Perplexity: exp of the mean negative log-likelihood per predicted token over non-overlapping windows.
+
+The protocol of the pruning literature (GPTQ, SparseGPT, Wanda): the text as one token stream, cut into windows of
+equal length, the rest dropped. N = windows, B = windows of a batch, T = tokens of a window, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workers.engine.refs import DataRef
+from workers.engine.registry import MethodParams, evaluator
+from workers.engine.stats import Measurement
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.stages.evaluate import EvaluationContext
+
+
+MAX_CHARACTERS_PER_TOKEN = 16
+"""No tokenizer averages more over prose or code; bounds how much of a large dataset is fetched."""
+
+
+class PerplexityParams(DataRef, MethodParams):
+    """Perplexity on a text."""
+
+    method: Literal["perplexity"] = Field("perplexity", description="How well the model predicts a text; lower wins.")
+    sequence_length: int = Field(
+        2048, ge=8, le=131072, description="Tokens per window; at most the model's context length."
+    )
+    samples: int | None = Field(None, ge=1, description="How many windows to read, from the start; null reads all.")
+    batch_size: int = Field(
+        1, ge=1, le=256, description="Windows per forward pass. Costs memory; moves the last digits."
+    )
+
+
+@evaluator(PerplexityParams, paper="Jelinek et al. 1977, doi:10.1121/1.2016299")
+def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measurement]:
+    """`perplexity/<data label>`, >= 1.
+
+    The standard error is that of the mean over windows, carried through exp by the delta method:
+    perplexity * sd(window means) / sqrt(N). Windows of one book are not independent, so it is on the low side.
+    Raises SequenceTooLong, DatasetTooShort and what reading the data raises.
+    """
+    import torch
+
+    from workers.engine.data import consecutive_windows
+
+    length, count = params.sequence_length, params.samples
+    context.check_fits(length, "sequence_length")
+    tokens = context.load_tokens(params, count and count * length * MAX_CHARACTERS_PER_TOKEN)
+    windows_NT = consecutive_windows(tokens, length, count=count, field=context.pointer)
+    context.data.record(
+        f"perplexity/{params.label}/{len(windows_NT)}x{length}",
+        "sha256:" + hashlib.sha256(windows_NT.numpy().tobytes()).hexdigest(),
+    )
+    nll_N = torch.cat([window_nll(context, batch_BT) for batch_BT in windows_NT.split(params.batch_size)])
+
+    perplexity = nll_N.mean().exp().item()
+    stderr = perplexity * nll_N.std().item() / math.sqrt(len(nll_N)) if len(nll_N) > 1 else None
+    return [
+        Measurement(
+            name=f"perplexity/{params.label}",
+            value=perplexity,
+            unit="perplexity",
+            higher_is_better=False,
+            stderr=stderr,
+            note=f"{len(nll_N)} windows of {length} tokens; ± standard error over windows",
+        )
+    ]
+
+
+def window_nll(context: EvaluationContext, ids_BT: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [B] on the CPU."""
+    from torch.nn.functional import cross_entropy
+
+    ids_BT = ids_BT.to(context.device)
+    logits_BTV = context.model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
+    nll_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT[:, 1:], reduction="none")
+    return nll_BT.double().mean(dim=1).cpu()

@@ -1,0 +1,79 @@
+"""From a spec to a smaller model and a report: the stages, top to bottom. Read this first.
+
+Works on folders alone; whoever wants progress passes `events`. Weights stream block by block, so the model may be
+larger than memory, and every finished block is a resume point: call it again after a kill and it goes on from there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workers.engine.checkpoint import Checkpoint
+from workers.engine.clock import Clock
+from workers.engine.failures import translated
+from workers.engine.plan import runtimes, warnings
+from workers.engine.provenance import fingerprint, provenance
+from workers.engine.report import Report
+from workers.engine.stages.allocate import allocate
+from workers.engine.stages.assemble import assemble
+from workers.engine.stages.calibrate import calibration
+from workers.engine.stages.evaluate import evaluate
+from workers.engine.stages.load import load
+from workers.engine.stages.package import package
+from workers.engine.stages.prune import layer_reports, prune
+
+if TYPE_CHECKING:
+    from workers.engine.events import Events
+    from workers.engine.sources import Sources
+    from workers.engine.spec import CompressionSpec
+
+
+def compress(spec: CompressionSpec, workdir: Path, sources: Sources, events: Events, checkpoint_dir: Path) -> Report:
+    """Write the compressed model to `workdir/model` and return its report. Raises EngineError.
+
+    `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success.
+    """
+    clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir), workdir / "model"
+    with translated():
+        with clock.stage("load"):
+            model = load(spec, sources)
+        with clock.stage("calibrate"):
+            text = calibration(spec, model, sources)
+            checkpoint.claim(fingerprint(spec, model, text))
+        with clock.stage("allocate"):
+            sparsity = allocate(spec, model.architecture.layers)
+        with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
+            resumed = prune(spec, model, text, sparsity, checkpoint=checkpoint, clock=clock, events=events)
+            layers = layer_reports(model, sparsity, checkpoint)
+            assemble(spec, model, checkpoint, model_dir)
+        with clock.stage("evaluate"):
+            evaluation = evaluate(
+                spec,
+                model.path,
+                model_dir,
+                tokenizer=model.tokenizer,
+                device=model.device,
+                sources=sources,
+                events=events,
+                checkpoint=checkpoint,
+            )
+        zeros, prunable = sum(layer.zeros for layer in layers), model.architecture.prunable_parameters
+        data_digests = evaluation.data_digests | ({"calibrate": text.digest} if text else {})
+        report = Report(
+            spec=spec.model_dump(mode="json"),
+            provenance=provenance(spec, model, data_digests),
+            parameters=model.source.parameters,
+            prunable_parameters=prunable,
+            zeros=zeros,
+            sparsity=zeros / prunable,
+            layers=layers,
+            metrics=evaluation.metrics,
+            stages=clock.report(),
+            runtimes=runtimes(),
+            warnings=warnings(spec, model.source, model.architecture),
+            resumed_blocks=resumed,
+        )
+        with clock.stage("package"):
+            package(model.path, model_dir, report)
+    return report

@@ -1,0 +1,135 @@
+"""What a spec would do to a model, from its config and weight headers alone. Nothing is loaded or run. Import-light."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers.engine.architectures.llama import Architecture, recognise
+from workers.engine.errors import InvalidSpec, SequenceTooLong
+from workers.engine.estimate import predicted_elapsed_s, predicted_peak_memory_bytes
+from workers.engine.refs import DataRef
+from workers.engine.registry import Stat, method_of
+from workers.engine.report import Plan, PlannedLayer, Runtime
+from workers.engine.shards import DTYPE_BYTES
+from workers.engine.sources import ModelSource, Sources, resolve_dataset, resolve_model
+from workers.engine.stages.allocate import allocate
+
+if TYPE_CHECKING:
+    from workers.engine.spec import CompressionSpec
+
+STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def plan(spec: CompressionSpec, sources: Sources) -> Plan:
+    """The plan of a spec that can be carried out; otherwise the same error that the job would fail with.
+
+    Raises the errors of `resolve_model` and `feasible`.
+    """
+    source = resolve_model(spec.model, sources)
+    architecture = feasible(spec, source, sources)
+    sparsity = allocate(spec, architecture.layers)
+    return Plan(
+        spec_digest=spec.digest(),
+        model_id=source.id,
+        model_commit=source.commit,
+        architecture=architecture.model_type,
+        blocks=architecture.blocks,
+        parameters=source.parameters,
+        prunable_parameters=architecture.prunable_parameters,
+        zeros_after=planned_zeros(spec, architecture),
+        bytes_before=sum(facts.bytes for facts in source.tensors.values()),
+        bytes_after=stored_bytes(spec, source),
+        layers=[
+            PlannedLayer(name=layer.name, block=layer.block, shape=layer.shape, target_sparsity=sparsity[layer.name])
+            for layer in architecture.layers
+        ],
+        peak_memory_bytes=predicted_peak_memory_bytes(spec, source, architecture),
+        elapsed_s=predicted_elapsed_s(spec, source, architecture, sources.data_dir),
+        runtimes=runtimes(),
+        warnings=warnings(spec, source, architecture),
+    )
+
+
+def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Architecture:
+    """The model's architecture, if the spec fits the model and its data can be found. A dry run and a job both ask.
+
+    Raises UnsupportedModel, InvalidSpec (a pattern that does not divide a width), SequenceTooLong, DatasetNotFound,
+    HubUnavailable.
+    """
+    architecture = recognise(source.config, source.tensors)
+    for layer in architecture.layers:
+        if misfit := spec.prune.misfit(layer.shape):
+            raise InvalidSpec(
+                f"{layer.name}: {misfit}", "choose a pattern that fits every width", field="/prune/pattern"
+            )
+    for field, ref in _texts(spec).items():
+        resolve_dataset(ref, sources, field)
+        length = getattr(ref, "sequence_length", 0)
+        if length > architecture.context_length:
+            raise SequenceTooLong(
+                f"windows of {length} tokens exceed the model's context of {architecture.context_length}",
+                f"use a sequence_length of at most {architecture.context_length}",
+                field=f"{field}/sequence_length",
+            )
+    return architecture
+
+
+def _texts(spec: CompressionSpec) -> dict[str, DataRef]:
+    """JSON pointer -> text, for all texts that the spec names."""
+    parts: dict[str, object] = {"/calibrate": spec.calibrate}
+    parts |= {f"/evaluate/{index}": params for index, params in enumerate(spec.evaluate)}
+    return {field: part for field, part in parts.items() if isinstance(part, DataRef)}
+
+
+def planned_zeros(spec: CompressionSpec, architecture: Architecture) -> int:
+    """Zeros the pruned layers will hold, where the dense weights hold none."""
+    sparsity = allocate(spec, architecture.layers)
+    group = method_of("score", spec.score).group
+    return sum(spec.prune.removed(layer.shape, sparsity[layer.name], group) for layer in architecture.layers)
+
+
+def stored_bytes(spec: CompressionSpec, source: ModelSource) -> int:
+    """Weight bytes of the result. Zeros take as much room as other weights."""
+    if spec.package.dtype == "source":
+        return sum(facts.bytes for facts in source.tensors.values())
+    return sum(f.parameters for f in source.tensors.values()) * DTYPE_BYTES[STORED_DTYPES[spec.package.dtype]]
+
+
+def runtimes() -> list[Runtime]:
+    """What can load a model with masked weights, and whether the zeros make it faster there."""
+    return [
+        Runtime(
+            runtime="transformers",
+            loads=True,
+            faster=False,
+            note="an ordinary checkpoint; zeros are stored and multiplied like other weights",
+        ),
+        Runtime(
+            runtime="vLLM",
+            loads=True,
+            faster=False,
+            note="loads as a dense checkpoint; vLLM has removed its 2:4 sparse kernels",
+        ),
+    ]
+
+
+def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> list[str]:
+    """What a user might not expect of this spec on this model."""
+    found = []
+    scorer = method_of("score", spec.score)
+    if spec.calibrate is not None and scorer.needs is Stat.NONE:
+        found.append(f"score `{scorer.name}` looks at weights only: `calibrate` is not used")
+    realised = planned_zeros(spec, architecture) / architecture.prunable_parameters
+    if spec.prune.target - realised > 1e-4:
+        found.append(
+            f"{realised:.4f} of the weights will be removed, not {spec.prune.target:g}: each row drops a whole number"
+        )
+    share = architecture.prunable_parameters / source.parameters
+    if share < 0.8:
+        found.append(
+            f"only {share:.0%} of the parameters can be pruned, the linear layers of the blocks: "
+            f"the whole model ends up {realised * share:.0%} zeros"
+        )
+    if not spec.evaluate:
+        found.append("no evaluation is asked for: the report will not say what the pruning cost")
+    return found

@@ -1,0 +1,56 @@
+"""What decided the numbers: for the report, and for telling whether a resume point is still good."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+
+from workers.engine.report import Provenance
+
+if TYPE_CHECKING:
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.stages.load import LoadedModel
+
+PACKAGES = ("espalier", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "datasets", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that touches a number."""
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def provenance(spec: CompressionSpec, model: LoadedModel, data_digests: Mapping[str, str]) -> Provenance:
+    """Everything needed to do it again and get the same numbers."""
+    return Provenance(
+        spec_digest=spec.digest(),
+        model_id=model.source.id,
+        model_commit=model.source.commit,
+        data_digests=dict(data_digests),
+        seed=spec.seed,
+        versions=versions(),
+        device=device_name(model.device),
+        threads=torch.get_num_threads(),
+        compute_dtype=spec.compute.dtype,
+    )
+
+
+def fingerprint(spec: CompressionSpec, model: LoadedModel, calibration: Calibration | None) -> dict[str, str]:
+    """What a resume point must share with the run that goes on from it."""
+    return {
+        "spec": spec.digest(),
+        "model": model.source.commit,
+        "calibration": calibration.digest if calibration else "none",
+        "device": device_name(model.device),
+        **{package: version(package) for package in ("espalier", "torch", "transformers")},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """E.g. `cpu (x86_64)` or `cuda (NVIDIA H200)`."""
+    detail = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} ({detail})"

@@ -1,0 +1,59 @@
+"""What several parts of a spec share: how names look, the strict base, and where text comes from.
+
+Apart from `spec.py` because method files extend `DataRef` while `spec.py` is still collecting them. Import-light.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+NAME_OR_HUB_ID = rf"({NAME})|({HUB_ID})"
+REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+
+
+class SpecModel(BaseModel):
+    """Frozen, refuses unknown fields and non-finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataRef(SpecModel):
+    """Where text comes from."""
+
+    dataset: str = Field(
+        pattern=NAME_OR_HUB_ID,
+        description="`owner/name` of a dataset on the Hugging Face hub, or, without a slash, a .txt, .jsonl or "
+        ".parquet file under the service's data directory.",
+        examples=["heldout.txt", "Salesforce/wikitext"],
+    )
+    subset: str | None = Field(None, pattern=NAME, description="Configuration of a hub dataset, if it has several.")
+    split: str = Field("train", pattern=NAME, description="Split of a hub dataset.")
+    text_field: str = Field("text", pattern=NAME, description="Column that holds the text (hub, .jsonl, .parquet).")
+    revision: str = Field("main", pattern=REVISION, description="Branch, tag or commit of a hub dataset.")
+
+    @property
+    def local(self) -> bool:
+        return "/" not in self.dataset
+
+    @model_validator(mode="after")
+    def _files_have_no_splits(self) -> DataRef:
+        if self.local and (self.subset, self.split, self.revision) != (None, "train", "main"):
+            raise PydanticCustomError(
+                "no_split", "a local file has no subset, split or revision: leave them out, or name a hub dataset"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """`dataset[/subset][/split][@revision][:text_field]`, what is left at its default left out."""
+        parts = [self.dataset]
+        if self.subset:
+            parts.append(f"/{self.subset}")
+        for name, mark in (("split", "/"), ("revision", "@"), ("text_field", ":")):
+            value = getattr(self, name)
+            if value != DataRef.model_fields[name].default:
+                parts.append(mark + value)
+        return "".join(parts)

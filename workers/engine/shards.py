@@ -1,0 +1,131 @@
+"""The safetensors file format, as bytes: read a header, write files made of other files' tensors.
+
+A safetensors file is an 8-byte little-endian header length, a JSON header `{name: {dtype, shape, data_offsets}}`, and
+the tensors' bytes without gaps (https://huggingface.co/docs/safetensors). Reading a header needs no tensor library,
+which is what lets the API plan a job; copying bytes needs no memory, which is what lets a shard of many blocks be
+written while none of them is resident. Import-light.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_HEADER_LIMIT_BYTES = 100_000_000  # the limit of the reference implementation
+
+
+class MalformedFile(ValueError):
+    """Not a whole safetensors file."""
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A stored tensor without its values."""
+
+    dtype: str
+    """As in the header: `BF16`, `F32`, …"""
+    shape: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.parameters * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a tensor's bytes lie."""
+
+    facts: TensorFacts
+    file: Path
+    begin: int
+    """First byte, counted from the start of the file."""
+
+
+def read_header(file: Path) -> dict[str, Slice]:
+    """The tensors of one safetensors file, without reading them. MalformedFile says what is wrong with it."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise MalformedFile(f"{file.name} is {size} bytes long, too short for a safetensors file")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(size - 8, _HEADER_LIMIT_BYTES):
+            raise MalformedFile(f"{file.name} announces a header of {length} bytes but is {size} bytes long")
+        try:
+            header = json.loads(stream.read(length))
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            tensors = {name: _slice(entry, file, 8 + length) for name, entry in entries.items()}
+            end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise MalformedFile(f"{file.name} has no readable safetensors header: {error}") from error
+    if end != size:
+        raise MalformedFile(f"{file.name} should be {end} bytes long by its header but is {size}")
+    return tensors
+
+
+def _slice(entry: dict[str, list[int]], file: Path, data_begin: int) -> Slice:
+    facts = TensorFacts(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
+    begin, end = entry["data_offsets"]
+    if facts.dtype not in DTYPE_BYTES:
+        raise ValueError(f"unknown dtype {facts.dtype}")
+    if end - begin != facts.bytes:
+        raise ValueError(f"{facts.dtype}{list(facts.shape)} cannot take {end - begin} bytes")
+    return Slice(facts, file, data_begin + begin)
+
+
+def merge(parts: Sequence[Path], out: BinaryIO) -> None:
+    """Write one safetensors file holding every tensor of `parts`, in order of their names: same parts, same bytes."""
+    slices = dict(sorted((name, piece) for part in parts for name, piece in read_header(part).items()))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers wants to see the format named
+    offset = 0
+    # Widest type first, as the reference writer does, so that every tensor starts aligned to its element size.
+    order = sorted(slices, key=lambda name: -DTYPE_BYTES[slices[name].facts.dtype])
+    for name in order:
+        facts = slices[name].facts
+        header[name] = {
+            "dtype": facts.dtype,
+            "shape": list(facts.shape),
+            "data_offsets": [offset, offset + facts.bytes],
+        }
+        offset += facts.bytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    out.write(struct.pack("<Q", len(encoded)) + encoded)
+    for name in order:
+        _copy(slices[name], out)
+
+
+def _copy(piece: Slice, out: BinaryIO) -> None:
+    with piece.file.open("rb") as stream:
+        stream.seek(piece.begin)
+        left = piece.facts.bytes
+        while left:
+            chunk = stream.read(min(left, 1 << 22))
+            out.write(chunk)
+            left -= len(chunk)
+
+
+def pack(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices of `sizes`, cut into runs whose sums are at most `limit`; a larger item is a run of its own."""
+    runs: list[list[int]] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if not runs or size > room:
+            runs.append([])
+            room = limit
+        runs[-1].append(index)
+        room -= size
+    return runs

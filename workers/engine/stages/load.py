@@ -1,0 +1,129 @@
+"""Load: the model as a skeleton without weights, and its weights block by block from the files.
+
+The skeleton's parameters are on the meta device and take no memory; a block's tensors are put in when it is its turn,
+and dropped after. What the config alone decides (rotary frequencies) is real from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from workers.engine.architectures.llama import BLOCKS, Architecture
+from workers.engine.errors import InvalidSpec, UnsupportedModel
+from workers.engine.plan import feasible
+from workers.engine.sources import ModelSource, Sources, download, resolve_model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from workers.engine.spec import CompressionSpec
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be walked block by block."""
+
+    source: ModelSource
+    architecture: Architecture
+    path: Path
+    """Folder with its files."""
+    tokenizer: PreTrainedTokenizerBase
+    skeleton: PreTrainedModel
+    device: torch.device
+    """Where forward passes, scores and masks are computed."""
+    dtype: torch.dtype
+    """Of forward passes."""
+
+
+def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
+    """Resolve, check and download the model; read no weights yet. Raises what a plan of the spec raises, and
+
+    UnsupportedModel where this transformers does not know the model type or the tokenizer cannot be read.
+    """
+    source = resolve_model(spec.model, sources)
+    architecture = feasible(spec, source, sources)
+    path = download(source)
+    if architecture.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModel(
+            f"{architecture.model_type}: this version of transformers has no causal language model of that type",
+            "use a model of a family that transformers implements itself",
+            field="/model/id",
+        )
+    device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    with device, init_empty_weights(include_buffers=False):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    return LoadedModel(source, architecture, path, _tokenizer(path, source), skeleton.eval(), device, dtype)
+
+
+def block_tensors(model: LoadedModel, block: int) -> dict[str, Tensor]:
+    """Every stored tensor of a block by its full name, in the source's type, on the compute device."""
+    return _read(model, [name for name in model.source.tensors if name.startswith(f"{BLOCKS}.{block}.")])
+
+
+def outside_tensors(model: LoadedModel) -> dict[str, Tensor]:
+    """Every stored tensor that belongs to no block: embeddings, final norm, output head if it is stored."""
+    return _read(model, [name for name in model.source.tensors if not name.startswith(f"{BLOCKS}.")])
+
+
+@contextmanager
+def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """The skeleton's module `name`, holding `tensors` (full names) in the compute type; empty again afterwards.
+
+    Raises UnsupportedModel if the module has parameters that the tensors lack.
+    """
+    module = model.skeleton.get_submodule(name)
+    values = {key.removeprefix(f"{name}."): tensor.to(model.dtype) for key, tensor in tensors.items()}
+    # Left-over tensors are no harm (old checkpoints store rotary frequencies); a parameter without values is.
+    missing = module.load_state_dict(values, strict=False, assign=True).missing_keys
+    if missing:
+        raise UnsupportedModel(
+            f"{model.architecture.model_type}: the weights lack `{name}.{missing[0]}`",
+            "check that config and weights belong together",
+            field="/model/id",
+        )
+    try:
+        yield module
+    finally:
+        module.to("meta")
+
+
+def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in sorted({model.source.files[name] for name in names}):
+        with safe_open(model.path / file, framework="pt", device=str(model.device)) as stored:
+            tensors |= {name: stored.get_tensor(name) for name in names if model.source.files[name] == file}
+    return tensors
+
+
+def _device(spec: CompressionSpec) -> torch.device:
+    available = torch.cuda.is_available()
+    if spec.compute.device == "cuda" and not available:
+        raise InvalidSpec(
+            "this worker has no CUDA device",
+            "leave `device` at `auto`, or send the job to a worker with a GPU",
+            field="/compute/device",
+        )
+    return torch.device("cuda" if available and spec.compute.device != "cpu" else "cpu")
+
+
+def _tokenizer(path: Path, source: ModelSource) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(
+            f"{source.id}: its tokenizer cannot be read: {error}",
+            "put the tokenizer's files beside the weights",
+            field="/model/id",
+        ) from error

@@ -1,0 +1,27 @@
+"""Score: the importance of every weight of one layer. O = outputs, I = inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers.engine.errors import NumericalFailure
+from workers.engine.registry import method_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stats import LinearFacts, LinearStats
+
+
+def score(spec: CompressionSpec, layer: LinearFacts, weight_OI: Tensor, stats: LinearStats) -> Tensor:
+    """Importance [O, I], finite, higher is kept. Raises NumericalFailure naming the layer."""
+    method = method_of("score", spec.score)
+    score_OI: Tensor = method.function(weight_OI, stats, spec.score)
+    if not score_OI.isfinite().all():
+        broken = "its weights are" if not weight_OI.isfinite().all() else f"its {method.name} scores are"
+        raise NumericalFailure(
+            f"{layer.name}: {broken} infinite or NaN",
+            "check the dense model; a range too large for float32 scores needs another score method",
+        )
+    return score_OI

@@ -1,0 +1,87 @@
+"""How a report is put into words and figures, for the page and for the model card alike. Import-light."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from workers.engine.registry import Method, discover
+
+if TYPE_CHECKING:
+    from workers.engine.report import Metric, Report
+
+Verdict = Literal["better", "worse", "within spread", "same", ""]
+
+
+def compressing_methods(report: Report) -> list[Method]:
+    """The methods that decided the weights, in pipeline order."""
+    return [discover()[stage, report.spec[stage]["method"]] for stage in ("score", "allocate", "prune")]
+
+
+def sentence(report: Report) -> str:
+    """What was done, in one sentence."""
+    score, allocate, prune = (report.spec[stage]["method"] for stage in ("score", "allocate", "prune"))
+    pattern = report.spec["prune"].get("pattern")
+    return (
+        f"{percent(report.sparsity)} of the weights of {len(report.layers)} linear layers "
+        f"({report.zeros:,} of {report.prunable_parameters:,}) were set to zero: scored by {score}, "
+        f"spread over the layers by {allocate}, removed by {prune}" + (f" ({pattern})." if pattern else ".")
+    )
+
+
+def percent(fraction: float) -> str:
+    """`0.5` -> `50 %`, with at most two decimals."""
+    return f"{100 * fraction:.2f}".rstrip("0").rstrip(".") + " %"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number as people write it: bytes with a prefix, counts whole, the rest with four digits and its unit."""
+    if unit == "bytes":
+        return _bytes(value)
+    if unit == "parameters":
+        return f"{value:,.0f}"
+    return _digits(value) + (f" {unit}" if unit in {"s", "tokens/s"} else "")
+
+
+def with_spread(value: float, spread: float | None, unit: str) -> str:
+    """`35.42 ± 0.61`, the spread to the same decimals."""
+    if spread is None:
+        return quantity(value, unit)
+    decimals = _decimals(value)
+    suffix = f" {unit}" if unit in {"s", "tokens/s"} else ""
+    return f"{value:,.{decimals}f} ± {spread:,.{decimals}f}{suffix}"
+
+
+def ratio(metric: Metric) -> str:
+    """`×1.104`, or a dash where the dense value is zero."""
+    return "–" if metric.ratio is None else f"×{metric.ratio:.3f}"
+
+
+def verdict(metric: Metric) -> Verdict:
+    """Whether pruning helped or hurt; `within spread` where the two ± intervals touch."""
+    if metric.higher_is_better is None:
+        return ""
+    change = metric.pruned - metric.dense
+    if change == 0:
+        return "same"
+    if abs(change) <= (metric.dense_stderr or 0) + (metric.pruned_stderr or 0):
+        return "within spread"
+    return "better" if (change > 0) == metric.higher_is_better else "worse"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.{_decimals(value)}f}"
+
+
+def _decimals(value: float) -> int:
+    """Decimals that show four significant digits, none of them below 1e-6."""
+    if value == 0:
+        return 0
+    return min(6, max(0, 3 - math.floor(math.log10(abs(value)))))
+
+
+def _bytes(value: float) -> str:
+    prefix = min(4, int(math.log10(abs(value)) // 3)) if abs(value) >= 1 else 0
+    if prefix == 0:
+        return f"{value:,.0f} bytes"
+    return f"{_digits(value / 1000**prefix)} {('', 'k', 'M', 'G', 'T')[prefix]}B"
