@@ -3,7 +3,7 @@
     AppError                      status, code, title
     ├── Unauthenticated 401   Forbidden 403   NotFound 404   NotAcceptable 406
     ├── InvalidTransition 409   IdempotencyConflict 422   PreconditionFailed 412
-    ├── InvalidRequest 422   InvalidCursor 400   BodyTooLarge 413   RangeNotSatisfiable 416
+    ├── InvalidRequest 422   InvalidCursor 400   RangeNotSatisfiable 416
     └── NotReady 503
 
 `code` is stable: clients switch on it. `detail` says what is wrong and what to do about it.
@@ -60,10 +60,6 @@ class InvalidTransition(AppError):
 
 class PreconditionFailed(AppError):
     status, code, title = 412, "precondition_failed", "The resource has changed"
-
-
-class BodyTooLarge(AppError):
-    status, code, title = 413, "body_too_large", "The request body is too large"
 
 
 class RangeNotSatisfiable(AppError):

@@ -22,7 +22,9 @@ ESPALIER = Path(sys.executable).with_name("espalier")
 USE_THE_MODEL = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
+disable_progress_bar()
 folder, reported_zeros = sys.argv[1], int(sys.argv[2])
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -44,6 +46,8 @@ def main() -> None:
         "ESPALIER_HOME": str(HOME),
         "ESPALIER_MODELS_DIR": str(ROOT / "examples" / "models"),
         "ESPALIER_DATA_DIR": str(ROOT / "examples" / "data"),
+        # Enough for so small a model, and sums then do not depend on how many cores there are.
+        "ESPALIER_WORKER_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
     log = HOME / "service.log"

@@ -102,6 +102,7 @@ class Cluster:
             "redispatch_s": 3,
             "retry_backoff_s": 0.2,
             "worker_threads": 1,
+            "max_attempts": 10,
             **settings,
         }
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("ESPALIER_")} | {

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.errors import NotFound
-from app.http.conditional import byte_range, matches
+from app.http.conditional import PRIVATE, byte_range, matches
 from app.http.problems import responses
 from app.jobs import repository
 from app.jobs.models import Artifact
@@ -25,7 +25,6 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
 
 ArtifactReader = Annotated[JobSeen, Depends(RequiresJob("artifacts:read"))]
 ArtifactPath = Annotated[str, Path(examples=["model.safetensors"], description="As the list gives it.")]
-CACHING = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
@@ -44,7 +43,7 @@ def list_artifacts(seen: ArtifactReader, has: ServicesDep) -> Response:
         }
         for file in found
     ]
-    return Response(orjson.dumps({"data": files}), headers=CACHING, media_type="application/json")
+    return Response(orjson.dumps({"data": files}), headers=PRIVATE, media_type="application/json")
 
 
 @router.head("/{path:path}", operation_id="artifacts_head", response_class=Response, responses=responses(404))
@@ -73,7 +72,7 @@ def download(
         file = repository.artifact(session, seen.principal.tenant_id, seen.job.id, path) if "\0" not in path else None
     if file is None:
         raise NotFound("The job has no such file: the list of its artifacts names the ones it has.")
-    headers = {**CACHING, **described(file)}
+    headers = {**PRIVATE, **described(file)}
     if matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     wanted = byte_range(range_, file.bytes) if if_range in (None, headers["ETag"]) else None

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header
 from starlette.responses import Response
 
 from app.capabilities.schemas import Capabilities, capabilities
-from app.http.conditional import matches
+from app.http.conditional import PRIVATE, matches
 from app.http.problems import responses
 from app.keys.auth import Principal, Requires
 
@@ -29,15 +29,15 @@ def get(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The stages of a spec, the methods of each, and their parameters."""
-    body, etag = _rendered()
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
+    body, etag = rendered()
+    headers = {**PRIVATE, "ETag": etag}
     if matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
 
 
 @cache
-def _rendered() -> tuple[bytes, str]:
+def rendered() -> tuple[bytes, str]:
     """(body, ETag); the registry does not change while a process lives."""
     body = orjson.dumps(capabilities().model_dump())
     return body, f'"{hashlib.sha256(body).hexdigest()[:32]}"'

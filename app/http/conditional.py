@@ -6,6 +6,8 @@ import re
 
 from app.errors import PreconditionFailed, RangeNotSatisfiable
 
+PRIVATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+"""Headers of what one tenant may see and keep, if it asks each time whether that still holds."""
 LONGEST_WAIT_S = 60
 
 

@@ -25,7 +25,8 @@ def decode_cursor(secret: bytes, filters: str, cursor: str) -> tuple[int, str]:
     except (binascii.Error, ValueError):
         raw = b""
     mac, payload = raw[:MAC_BYTES], raw[MAC_BYTES:]
-    if not hmac.compare_digest(mac, _mac(secret, payload)):
+    verbatim = base64.urlsafe_b64encode(raw).decode() == cursor  # several texts decode to the same bytes
+    if not verbatim or not hmac.compare_digest(mac, _mac(secret, payload)):
         raise InvalidCursor("This is no cursor of this service: take `next_cursor` as it is, or begin without one.")
     created_at, job_id, digest = payload.decode().split(".")
     if digest != _digest(filters):

@@ -15,11 +15,14 @@ import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import AppError
+from app.errors import AppError, NotReady
+from app.storage import StorageError
 from workers.engine.registry import STAGES, methods
 
 MEDIA_TYPE = "application/problem+json"
@@ -69,6 +72,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
+    for unavailable in (OperationalError, PoolTimeout, StorageError):
+        app.add_exception_handler(unavailable, _unavailable)
 
 
 def problem(
@@ -123,6 +128,14 @@ async def _app_error(request: Request, error: Exception) -> Response:
         headers=error.headers,
         **error.extra,
     )
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    """The database or the artifact store does not answer, or does not keep up."""
+    log.error("backend_unavailable", error=repr(error))
+    what = "artifact store" if isinstance(error, StorageError) else "database"
+    detail = f"The {what} does not answer; try again shortly."
+    return await _app_error(request, NotReady(detail, retryable=True, headers={"Retry-After": "5"}))
 
 
 HTTP_ERRORS = {

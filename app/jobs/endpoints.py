@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import InvalidRequest
-from app.http.conditional import check_if_match, matches, wait_preference
+from app.http.conditional import PRIVATE, check_if_match, matches, wait_preference
 from app.http.pagination import decode_cursor, encode_cursor
 from app.http.problems import field_error, responses
 from app.jobs import idempotency, preflight, repository, service
@@ -39,7 +39,6 @@ Reader = Annotated[Principal, Depends(Requires("jobs:read"))]
 Writer = Annotated[Principal, Depends(Requires("jobs:write"))]
 Canceller = Annotated[Principal, Depends(Requires("jobs:cancel"))]
 
-CACHING = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 WAIT_STEP_S = 0.2
 POLL_AFTER_S = 1
 POLL_PARAMETERS = {
@@ -135,7 +134,7 @@ def list_jobs(
         "next_cursor": next_cursor,
         "has_more": has_more,
     }
-    headers = dict(CACHING)
+    headers = dict(PRIVATE)
     if next_cursor is not None:
         kept = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
         headers["Link"] = f'<{request.url.path}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'
@@ -154,7 +153,7 @@ async def get(request: Request) -> Response:
     # What dashboards call thousands of times a second: it reads the request itself, at half the cost of dependencies.
     seen = await look_at_job(request, request.path_params["job_id"], "jobs:read")
     known = request.headers.get("if-none-match")
-    headers = dict(CACHING)
+    headers = dict(PRIVATE)
     wait_s = wait_preference(request.headers.get("prefer"))
     if wait_s is not None:
         seen = await _changed(request, seen, known or etag(seen.job, seen.position), wait_s)
@@ -231,7 +230,7 @@ def _changing(has: Services, principal: Principal, job_id: str, change: Callable
     with has.database.write() as session:
         change(session, _owned(session, principal, job_id))
         view, position = _view(session, principal, job_id)
-    headers = {**CACHING, "ETag": etag(view, position)}
+    headers = {**PRIVATE, "ETag": etag(view, position)}
     return Response(render(view, position), headers=headers, media_type="application/json")
 
 

@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.errors import AppError, InvalidRequest, NotFound
+from app.http.conditional import PRIVATE
 from app.http.negotiation import negotiate
 from app.http.problems import field_error, responses
 from app.jobs import repository
-from app.jobs.endpoints import CACHING
 from app.jobs.models import TERMINAL, Attempt, Event
 from app.jobs.schemas import AttemptList, EventPage
 from app.jobs.views import iso
@@ -70,7 +70,7 @@ async def events(
         "last_seq": found[:limit][-1].seq if found else after,
         "has_more": len(found) > limit,
     }
-    return Response(orjson.dumps(page), headers=CACHING, media_type="application/json")
+    return Response(orjson.dumps(page), headers=PRIVATE, media_type="application/json")
 
 
 @router.get("/attempts", operation_id="jobs_attempts", response_model=AttemptList, responses=responses(404))
@@ -79,7 +79,7 @@ def attempts(seen: JobReader, has: ServicesDep) -> Response:
     with has.database.read() as session:
         found = repository.attempts(session, seen.principal.tenant_id, seen.job.id)
     body = orjson.dumps({"data": [_attempt(attempt) for attempt in found]})
-    return Response(body, headers=CACHING, media_type="application/json")
+    return Response(body, headers=PRIVATE, media_type="application/json")
 
 
 @router.get(
@@ -100,7 +100,7 @@ def logs(
         found = repository.attempt(session, tenant_id, job.id, attempt or job.attempt)
     if found is None and attempt is not None:
         raise NotFound(f"The job has had {job.attempt} attempts: choose one of them.", code="no_such_attempt")
-    headers = {**CACHING, "X-Content-Type-Options": "nosniff"}
+    headers = {**PRIVATE, "X-Content-Type-Options": "nosniff"}
     if found is None:  # nobody has begun
         return Response("", headers=headers, media_type="text/plain")
     where = (tenant_id, job.id, found.number, found.fence)

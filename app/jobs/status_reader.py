@@ -70,7 +70,9 @@ class StatusReader:
                 answers: list[Seen] | NotReady = self._answer(batch)
             except SQLAlchemyError as error:
                 log.error("status_reader_failed", error=repr(error))
-                answers = NotReady("The database cannot be reached; try again shortly.", headers={"Retry-After": "5"})
+                answers = NotReady(
+                    "The database does not answer; try again shortly.", retryable=True, headers={"Retry-After": "5"}
+                )
             self._loop.call_soon_threadsafe(_deliver, batch, answers)
         self._disconnect()
 

@@ -70,7 +70,7 @@ def test_a_method_file_dropped_in_appears_everywhere(tmp_path: Path) -> None:
     (tmp_path / "workers/engine/methods/score/dropped.py").write_text(METHOD)
     printed = run(
         """
-        from app.capabilities.endpoints import _rendered
+        from app.capabilities.endpoints import rendered
         from app.main import create_app
         from app.settings import Settings
         from workers.engine.spec import CompressionSpec
@@ -78,7 +78,7 @@ def test_a_method_file_dropped_in_appears_everywhere(tmp_path: Path) -> None:
         import pathlib
 
         print(pathlib.Path(app.main.__file__).parent.parent)
-        print('"dropped"' in _rendered()[0].decode())
+        print('"dropped"' in rendered()[0].decode())
         schemas = create_app(Settings(home=pathlib.Path("home"))).openapi()["components"]["schemas"]
         print(schemas["DroppedParams"]["properties"]["temperature"]["maximum"])
         print("dropped" in schemas["CompressionSpec"]["properties"]["score"]["discriminator"]["mapping"])

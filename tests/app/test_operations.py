@@ -19,6 +19,7 @@ from app.jobs import preflight, repository
 from app.jobs.models import Job, Outbox
 from app.main import create_app
 from app.settings import Settings
+from app.storage import StorageError
 from tests.app.conftest import SPEC, Api, make_key
 
 
@@ -180,11 +181,22 @@ class TestBugs:
         assert line["request_id"] == response.json()["request_id"] == response.headers["X-Request-ID"]
         assert "the secret plan" in line["exception"]
 
-    def test_a_database_that_is_away_is_503(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-        def away(*args: object) -> None:
-            raise OperationalError("select", {}, Exception("refused"))
+    def test_a_backend_that_is_away_is_503_and_says_to_come_back(
+        self, api: Api, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = api.succeeded()
+        database = OperationalError("select", {}, Exception("refused"))
+        for owner, name, error, path in (
+            (repository, "page", database, "/v1/jobs"),
+            (api.services.store, "open_range", StorageError("no answer"), f"/v1/jobs/{job['id']}/artifacts/README.md"),
+            (repository, "keys_and_jobs", database, "/v1/jobs"),
+        ):
 
-        monkeypatch.setattr(repository, "keys_and_jobs", away)
-        response = api.client.get("/v1/jobs")
-        assert (response.status_code, response.json()["code"]) == (503, "not_ready")
-        assert int(response.headers["Retry-After"]) > 0
+            def away(*args: object, error: Exception = error, **kw: object) -> None:
+                raise error
+
+            monkeypatch.setattr(owner, name, away)
+            response = api.client.get(path)
+            problem = response.json()
+            assert (response.status_code, problem["code"], problem["retryable"]) == (503, "not_ready", True), name
+            assert int(response.headers["Retry-After"]) > 0

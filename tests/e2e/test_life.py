@@ -15,8 +15,8 @@ import pytest
 
 from tests.cluster import MAGNITUDE, WANDA, Cluster, eventually
 
-SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 64, "sequence_length": 512}}
-"""Half a second a block: time to interfere."""
+SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 24, "sequence_length": 512}}
+"""Long enough a block to interfere."""
 EVALUATED = {
     **WANDA,
     "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 256, "samples": 8}],

@@ -12,13 +12,12 @@ import torch
 from pyarrow import parquet
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tests.engine import hub
 from tests.engine.conftest import EXAMPLES
 from workers.engine.data import Tokens, consecutive_windows, load_tokens, random_windows
 from workers.engine.errors import DatasetNotFound, DatasetTooShort, HubUnavailable, InvalidSpec
 from workers.engine.refs import DataRef
 from workers.engine.sources import Sources
-
-DOCUMENTS = ["It was the best of times,", "it was the worst of times."]
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +31,11 @@ def ids(tokenizer: PreTrainedTokenizerBase, sources: Sources, **ref: str) -> lis
 
 def test_every_form_gives_the_same_tokens(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> None:
     folder = sources.data_dir
-    (folder / "a.txt").write_text("\n\n".join(DOCUMENTS))
-    (folder / "a.jsonl").write_text("\n".join(json.dumps({"id": 1, "text": d}) for d in DOCUMENTS) + "\n\n")
-    parquet.write_table(pyarrow.table({"text": [DOCUMENTS[0], None, DOCUMENTS[1]]}), folder / "a.parquet")
-    parquet.write_table(pyarrow.table({"body": DOCUMENTS}), folder / "b.parquet")
-    expected = tokenizer("\n\n".join(DOCUMENTS), add_special_tokens=False)["input_ids"]
+    (folder / "a.txt").write_text("\n\n".join(hub.DOCUMENTS))
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"id": 1, "text": d}) for d in hub.DOCUMENTS) + "\n\n")
+    parquet.write_table(pyarrow.table({"text": [hub.DOCUMENTS[0], None, hub.DOCUMENTS[1]]}), folder / "a.parquet")
+    parquet.write_table(pyarrow.table({"body": hub.DOCUMENTS}), folder / "b.parquet")
+    expected = tokenizer("\n\n".join(hub.DOCUMENTS), add_special_tokens=False)["input_ids"]
     assert len(expected) > 10
     for dataset in ("a.txt", "a.jsonl", "a.parquet"):
         assert ids(tokenizer, sources, dataset=dataset) == expected
@@ -44,9 +43,9 @@ def test_every_form_gives_the_same_tokens(tokenizer: PreTrainedTokenizerBase, so
 
 
 def test_reading_stops_when_there_is_enough(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> None:
-    (sources.data_dir / "a.jsonl").write_text("\n".join(json.dumps({"text": d}) for d in DOCUMENTS))
+    (sources.data_dir / "a.jsonl").write_text("\n".join(json.dumps({"text": d}) for d in hub.DOCUMENTS))
     tokens = load_tokens(DataRef(dataset="a.jsonl"), tokenizer, sources, "/calibrate", max_characters=5)
-    assert tokenizer.decode(tokens.ids_T) == DOCUMENTS[0]
+    assert tokenizer.decode(tokens.ids_T) == hub.DOCUMENTS[0]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +95,48 @@ def test_the_hub_is_away(tokenizer: PreTrainedTokenizerBase, sources: Sources) -
     with pytest.raises(HubUnavailable, match="Salesforce/wikitext") as caught:
         ids(tokenizer, sources, dataset="Salesforce/wikitext")
     assert caught.value.retryable
+
+
+READ = """
+import json, sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from workers.engine.data import load_tokens
+from workers.engine.errors import EngineError
+from workers.engine.refs import DataRef
+from workers.engine.sources import Sources
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+found = {}
+for number, ref in enumerate(json.loads(sys.argv[2])):
+    try:
+        tokens = load_tokens(DataRef(**ref), tokenizer, Sources(Path("."), Path(".")), "/calibrate")
+        found[number] = tokenizer.decode(tokens.ids_T)
+    except EngineError as error:
+        found[number] = [error.code, error.field]
+print(json.dumps(found))
+"""
+
+
+def test_hub_dataset(tmp_path: Path) -> None:
+    refs = [
+        {},
+        {"dataset": "org/none"},
+        {"revision": "nowhere"},
+        {"subset": "none"},
+        {"split": "none"},
+        {"text_field": "body"},
+    ]
+    texts = json.dumps([{"dataset": "org/texts"} | ref for ref in refs])
+    with hub.serving() as endpoint:
+        found = hub.client(READ, str(hub.BOOKWORM), texts, endpoint=endpoint, home=tmp_path)
+    assert list(found.values()) == [
+        "\n\n".join(hub.DOCUMENTS),
+        ["dataset_not_found", "/calibrate/dataset"],
+        ["dataset_not_found", "/calibrate/revision"],
+        ["dataset_not_found", "/calibrate/dataset"],
+        ["dataset_not_found", "/calibrate/dataset"],
+        ["invalid_spec", "/calibrate/text_field"],
+    ]
 
 
 def counting(length: int) -> Tokens:

@@ -1,8 +1,4 @@
-"""Where models are found, what is refused, and what is said when the hub does not play along.
-
-The hub is a real HTTP server on this machine that answers as the hub does; the client is the real one, in a process
-of its own because it reads its settings from the environment when imported.
-"""
+"""Where models are found, what is refused, and what is said when the hub does not play along."""
 
 from __future__ import annotations
 
@@ -10,22 +6,15 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import EXAMPLES
+from tests.engine.hub import BOOKWORM, COMMIT, client, serving
 from workers.engine.errors import ModelNotFound, UnsafeWeights, UnsupportedModel
 from workers.engine.sources import INDEX, ModelSource, Sources, resolve_model
 from workers.engine.spec import ModelRef
-
-BOOKWORM = EXAMPLES / "models/bookworm-7m"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def resolve(sources: Sources, name: str = "some") -> ModelSource:
@@ -129,74 +118,7 @@ class TestFolder:
             resolve(sources)
 
 
-class FakeHub(BaseHTTPRequestHandler):
-    """As much of the hub as resolving and downloading a model asks for."""
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-    def _answer(self) -> None:
-        if match := re.match(r"/api/models/org/(\w+)/revision/([^?]+)", self.path):
-            self._info(match[1], match[2])
-        elif self.path.startswith(f"/api/models/org/good/tree/{COMMIT}"):
-            files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in BOOKWORM.iterdir()]
-            self._body(json.dumps(files).encode())
-        elif match := re.match(rf"/org/good/resolve/{COMMIT}/([\w.]+)$", self.path):
-            self._file(BOOKWORM / match[1])
-        else:
-            self._error(404, "EntryNotFound")
-
-    def _info(self, name: str, revision: str | None) -> None:
-        if name == "missing":
-            self._error(404, "RepoNotFound")
-        elif name == "gated":
-            self._error(403, "GatedRepo")
-        elif name == "down":
-            self._error(503, "")
-        elif revision == "nowhere":
-            self._error(404, "RevisionNotFound")
-        else:
-            files = ["config.json", "pytorch_model.bin"] if name == "pickles" else [f.name for f in BOOKWORM.iterdir()]
-            files = [file for file in files if not (name == "bare" and file == "config.json")]
-            siblings = [{"rfilename": file} for file in files]
-            self._body(json.dumps({"id": f"org/{name}", "sha": COMMIT, "siblings": siblings}).encode())
-
-    def _file(self, path: Path) -> None:
-        if not path.exists():
-            self._error(404, "EntryNotFound")
-            return
-        content, status = path.read_bytes(), 200
-        if wanted := re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            content, status = content[int(wanted[1]) : int(wanted[2]) + 1], 206
-        self._body(content, status, {"ETag": f'"{path.name}"', "X-Repo-Commit": COMMIT})
-
-    def _error(self, status: int, code: str) -> None:
-        self._body(b"{}", status, {"X-Error-Code": code} if code else {})
-
-    def _body(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-
-
+NOBODY = "http://127.0.0.1:9"
 RESOLVE = """
 import json, sys
 from pathlib import Path
@@ -214,26 +136,22 @@ print(json.dumps(found))
 """
 
 
-def on_hub(endpoint: str, home: Path, *arguments: str, offline: str = "0") -> dict[str, object]:
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": offline}
-    done = subprocess.run(
-        [sys.executable, "-c", RESOLVE, *arguments], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    with serving() as endpoint:
+        yield endpoint
 
 
 class TestHub:
     def test_resolves_a_revision_to_a_commit_without_weights(self, hub: str, tmp_path: Path) -> None:
-        found = on_hub(hub, tmp_path, "org/good", "main")
+        found = client(RESOLVE, "org/good", "main", endpoint=hub, home=tmp_path)
         assert found == {"commit": COMMIT, "parameters": 6_951_168, "path": "None"}
         assert not list(tmp_path.rglob("*.safetensors"))
 
     def test_downloads_that_commit_and_then_works_offline(self, hub: str, tmp_path: Path) -> None:
-        found = on_hub(hub, tmp_path, "org/good", COMMIT, "download")
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["files"])  # type: ignore[call-overload]
-        found = on_hub("http://127.0.0.1:9", tmp_path, "org/good", COMMIT, offline="1")
+        found = client(RESOLVE, "org/good", COMMIT, "download", endpoint=hub, home=tmp_path)
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["files"])
+        found = client(RESOLVE, "org/good", COMMIT, endpoint=NOBODY, home=tmp_path, offline="1")
         assert found["commit"] == COMMIT
 
     @pytest.mark.parametrize(
@@ -248,11 +166,11 @@ class TestHub:
         ],
     )
     def test_refusals(self, name: str, revision: str, code: str, field: str, hub: str, tmp_path: Path) -> None:
-        found = on_hub(hub, tmp_path, name, revision)
+        found = client(RESOLVE, name, revision, endpoint=hub, home=tmp_path)
         assert (found["code"], found["field"]) == (code, field)
         assert found["retryable"] == (code == "hub_unavailable")
 
     @pytest.mark.parametrize("offline", ["0", "1"])
     def test_nobody_there(self, offline: str, tmp_path: Path) -> None:
-        found = on_hub("http://127.0.0.1:9", tmp_path, "org/good", "main", offline=offline)
+        found = client(RESOLVE, "org/good", "main", endpoint=NOBODY, home=tmp_path, offline=offline)
         assert found["code"] == "hub_unavailable"

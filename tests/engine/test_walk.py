@@ -33,7 +33,7 @@ from workers.engine.spec import CompressionSpec
 from workers.engine.stages.allocate import allocate
 from workers.engine.stages.assemble import assemble
 from workers.engine.stages.calibrate import calibration, capture, collect
-from workers.engine.stages.load import LoadedModel, block_tensors, filled, load
+from workers.engine.stages.load import LoadedModel, filled, load, tensors_of
 from workers.engine.stages.prune import layer_reports, prune
 
 FAMILIES = {
@@ -113,7 +113,7 @@ def test_last_smaller_batch_is_walked_too(tiny: Path, sources: Sources, monkeypa
     with torch.no_grad():
         states = dense(text.windows_NT, output_hidden_states=True, use_cache=False).hidden_states
     torch.testing.assert_close(activations.hidden_NTD, states[0])
-    with filled(model, "model.layers.0", block_tensors(model, 0)) as module:
+    with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
         activations.advance(0, module)
     torch.testing.assert_close(activations.hidden_NTD, states[1])
     assert all(parameter.is_meta for parameter in model.skeleton.parameters()), "a block must leave memory after use"
@@ -124,7 +124,7 @@ def test_statistic_is_the_mean_square_of_each_streams_inputs(tiny: Path, sources
     model = load(spec, sources)
     text = calibration(spec, model, sources)
     assert text is not None
-    with filled(model, "model.layers.0", block_tensors(model, 0)) as module:
+    with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
         stats = collect(model, capture(model, text), 0, module, Stat.INPUT_SQ_MEAN)
     assert {stream: s.tokens for stream, s in stats.items()} == dict.fromkeys(
         ("attention_input", "attention_output", "mlp_input", "mlp_hidden"), 8 * 32
@@ -185,7 +185,7 @@ def test_layers_must_read_what_their_names_say(tiny: Path, sources: Sources, tmp
     text = calibration(spec, model, sources)
     assert text is not None
     activations = capture(model, text)
-    with filled(model, "model.layers.0", block_tensors(model, 0)) as module:
+    with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
         up_proj = module.get_submodule("mlp.up_proj")
         hook = up_proj.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
         with pytest.raises(UnsupportedModel, match=r"up_proj does not read the same mlp_input as .*gate_proj"):

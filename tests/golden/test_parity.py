@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,6 @@ from workers.engine.stages.prune import prune
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 REFERENCE = json.loads((HERE / "reference.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def _all_cores() -> None:
-    torch.set_num_threads(os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +58,7 @@ def compressed(folder: Path, windows_NT: Tensor, score: str, kept: dict[str, Any
         }
     )
     model, checkpoint = load(spec, Sources(EXAMPLES / "models", EXAMPLES / "data")), Checkpoint(folder / "checkpoint")
-    text = Calibration(windows_NT) if score == "wanda" else None
+    text = Calibration(windows_NT, "golden") if score == "wanda" else None
     sparsity = allocate(spec, model.architecture.layers)
     prune(spec, model, text, sparsity, checkpoint=checkpoint, clock=Clock(Silent()), events=Silent())
     assemble(spec, model, checkpoint, folder / "model")

@@ -58,15 +58,13 @@ def compress(spec: CompressionSpec, workdir: Path, sources: Sources, events: Eve
                 events=events,
                 checkpoint=checkpoint,
             )
-        zeros, prunable = sum(layer.zeros for layer in layers), model.architecture.prunable_parameters
-        data_digests = evaluation.data_digests | ({"calibrate": text.digest} if text else {})
         report = Report(
             spec=spec.model_dump(mode="json"),
-            provenance=provenance(spec, model, data_digests),
+            provenance=provenance(spec, model, evaluation.data_digests | (text.digests if text else {})),
             parameters=model.source.parameters,
-            prunable_parameters=prunable,
-            zeros=zeros,
-            sparsity=zeros / prunable,
+            prunable_parameters=model.architecture.prunable_parameters,
+            zeros=sum(layer.zeros for layer in layers),
+            sparsity=sum(layer.zeros for layer in layers) / model.architecture.prunable_parameters,
             layers=layers,
             metrics=evaluation.metrics,
             stages=clock.report(),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workers.engine.data import ids_digest
 from workers.engine.report import Provenance
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def fingerprint(spec: CompressionSpec, model: LoadedModel, calibration: Calibrat
     return {
         "spec": spec.digest(),
         "model": model.source.commit,
-        "calibration": calibration.digest if calibration else "none",
+        "calibration": ids_digest(calibration.windows_NT) if calibration else "none",
         "device": device_name(model.device),
         **{package: version(package) for package in ("espalier", "torch", "transformers")},
     }

@@ -36,6 +36,7 @@ from workers.engine.errors import (
     UnsafeWeights,
     UnsupportedModel,
 )
+from workers.engine.manifest import sha256_file
 from workers.engine.shards import MalformedFile, TensorFacts, read_header
 
 if TYPE_CHECKING:
@@ -173,8 +174,7 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _digest_of_version(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_file(path)
 
 
 def _local_model(ref: ModelRef, sources: Sources) -> ModelSource:

@@ -18,7 +18,7 @@ from workers.engine.data import ids_digest, load_tokens, random_windows
 from workers.engine.errors import NumericalFailure, UnsupportedModel
 from workers.engine.estimate import BATCH_TOKENS
 from workers.engine.registry import Stat, method_of
-from workers.engine.stages.load import LoadedModel, filled, outside_tensors
+from workers.engine.stages.load import LoadedModel, filled, tensors_of
 from workers.engine.stats import LinearFacts, LinearStats
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ class Calibration:
 
     windows_NT: Tensor
     """Token ids, int64."""
+    label: str
+    """Of the text they come from."""
 
     @property
-    def digest(self) -> str:
-        """`sha256:` of the windows' ids."""
-        return ids_digest(self.windows_NT)
+    def digests(self) -> dict[str, str]:
+        """`calibrate/<label>` -> `sha256:` digest of the windows."""
+        return {f"calibrate/{self.label}": ids_digest(self.windows_NT)}
 
     def batches(self) -> Iterator[slice]:
         """Slices of windows that make one forward pass each."""
@@ -66,7 +68,7 @@ def calibration(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
         seed=spec.calibrate.seed,
         field="/calibrate",
     )
-    return Calibration(windows_NT)
+    return Calibration(windows_NT, spec.calibrate.label)
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,7 @@ def capture(model: LoadedModel, calibration: Calibration, hidden_NTD: Tensor | N
     embed = hidden_NTD is None
     if hidden_NTD is None:
         hidden_NTD = torch.empty(count, length, model.architecture.hidden_size, dtype=model.dtype)
-    embedding = {name: tensor for name, tensor in outside_tensors(model).items() if name.startswith(EMBEDDING)}
-    with filled(model, EMBEDDING, embedding):
+    with filled(model, EMBEDDING, tensors_of(model, EMBEDDING)):
         for batch in batches:
             ids_BT = calibration.windows_NT[batch]
             if embed or len(ids_BT) not in calls:

@@ -67,9 +67,9 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
     return LoadedModel(source, architecture, path, _tokenizer(path, source), skeleton.eval(), device, dtype)
 
 
-def block_tensors(model: LoadedModel, block: int) -> dict[str, Tensor]:
-    """Every stored tensor of a block by its full name, in the source's type, on the compute device."""
-    return _read(model, [name for name in model.source.tensors if name.startswith(f"{BLOCKS}.{block}.")])
+def tensors_of(model: LoadedModel, module: str) -> dict[str, Tensor]:
+    """Every stored tensor of a module by its full name, in the source's type, on the compute device."""
+    return _read(model, [name for name in model.source.tensors if name.startswith(f"{module}.")])
 
 
 def outside_tensors(model: LoadedModel) -> dict[str, Tensor]:

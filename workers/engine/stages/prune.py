@@ -19,7 +19,7 @@ from workers.engine.errors import NumericalFailure
 from workers.engine.registry import method_of
 from workers.engine.report import LayerReport
 from workers.engine.stages.calibrate import Activations, Calibration, capture, collect
-from workers.engine.stages.load import LoadedModel, block_tensors, filled, outside_tensors
+from workers.engine.stages.load import LoadedModel, filled, outside_tensors, tensors_of
 from workers.engine.stages.score import score
 from workers.engine.stats import LinearStats
 
@@ -51,7 +51,7 @@ def prune(
         events.resume(start)
     events.progress(start, blocks, "block")
     for block in range(start, blocks):
-        dense = block_tensors(model, block)
+        dense = tensors_of(model, f"{BLOCKS}.{block}")
         with clock.measure("calibrate"):
             stats = _statistics(spec, model, activations, block, dense)
         pruned = _stored(spec, _pruned(spec, model, block, dense, stats, sparsity, clock))

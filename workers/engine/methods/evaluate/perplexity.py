@@ -6,7 +6,6 @@ equal length, the rest dropped. N = windows, B = windows of a batch, T = tokens 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -49,7 +48,7 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
     """
     import torch
 
-    from workers.engine.data import consecutive_windows
+    from workers.engine.data import consecutive_windows, ids_digest
 
     length, count = params.sequence_length, params.samples
     context.check_fits(length, "sequence_length")
@@ -57,7 +56,7 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
     windows_NT = consecutive_windows(tokens, length, count=count, field=context.pointer)
     context.data.record(
         f"perplexity/{params.label}/{len(windows_NT)}x{length}",
-        "sha256:" + hashlib.sha256(windows_NT.numpy().tobytes()).hexdigest(),
+        ids_digest(windows_NT),
     )
     nll_N = torch.cat([window_nll(context, batch_BT) for batch_BT in windows_NT.split(params.batch_size)])
 
