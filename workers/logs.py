@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 
 import structlog
-from app.storage import ArtifactStore
 
-from app.jobs.service import Claim
+from app.storage import ArtifactStore
 
 log = structlog.get_logger(__name__)
 
@@ -19,8 +18,9 @@ CHUNK_BYTES = 1 << 20
 class LogShipper:
     """Copies what was appended to the log file since the last call, as numbered chunks."""
 
-    def __init__(self, store: ArtifactStore, held: Claim, path: Path) -> None:
-        self._store, self._held, self._path = store, held, path
+    def __init__(self, store: ArtifactStore, scope: tuple[str, str, int, int], path: Path) -> None:
+        """`scope` is (tenant id, job id, attempt, fence)."""
+        self._store, self._scope, self._path = store, scope, path
         self._offset = 0
         self._chunks = 0
         self._shipped_at = time.monotonic()
@@ -44,7 +44,7 @@ class LogShipper:
                 self._offset += len(chunk)
 
     def say_and_ship(self, text: str) -> None:
-        """End the log with the service's own words. They also stand in the job's error, so a dead store may eat them."""
+        """End the log with the service's own words; they stand in the job's error too, so a dead store may eat them."""
         try:
             self.ship()
             self._put(text.encode())
@@ -52,8 +52,5 @@ class LogShipper:
             log.warning("log_not_shipped", error=repr(error))
 
     def _put(self, data: bytes) -> None:
-        held = self._held
-        self._store.put_bytes(
-            self._store.log_key(held.tenant_id, held.job_id, held.attempt, held.fence, self._chunks), data
-        )
+        self._store.put_bytes(self._store.log_key(*self._scope, self._chunks), data)
         self._chunks += 1

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 
 import structlog
-from app.logs import configure_logging
-from app.storage import ArtifactStore
 
 from app.db import Database
 from app.jobs import repository, service
 from app.jobs.models import ACTIVE
+from app.logs import configure_logging
 from app.queue import Publisher, relay
 from app.settings import Settings, get_settings
+from app.storage import ArtifactStore
 from workers import scratch
 
 log = structlog.get_logger(__name__)

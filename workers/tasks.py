@@ -21,17 +21,17 @@ from functools import cache
 from typing import Any
 
 import structlog
-from app.storage import AlreadyStored, ArtifactStore, StorageError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import Database
 from app.errors import InvalidTransition
 from app.failure import Failure
-from app.jobs import service
+from app.jobs import repository, service
 from app.jobs.service import Claim, Fenced
 from app.queue import RUN_JOB
 from app.settings import Settings, get_settings
+from app.storage import AlreadyStored, ArtifactStore, StorageError
 from workers import scratch
 from workers.celery_app import app, drain_flag
 from workers.engine.report import FileEntry, Manifest, Report
@@ -40,6 +40,8 @@ from workers.progress import Progress
 from workers.supervisor import Exit, Order, explain, supervise
 
 log = structlog.get_logger(__name__)
+
+LOOKS, LOOK_AGAIN_S = 40, 0.05
 
 
 @cache
@@ -53,13 +55,27 @@ def run_job(job_id: str) -> None:
     settings, database = get_settings(), _database()
     if drain_flag(os.getppid()).exists():
         return  # a message taken before the order to stop; another worker gets the job
-    queues = ("any", "gpu") if settings.worker_devices == "gpu" else ("any",)
-    worker = f"{socket.gethostname()}:{os.getpid()}"
-    with database.write() as session:
-        held = service.claim(session, worker=worker, queues=queues, ttl_s=settings.lease_ttl_s)
+    held = claim_next(settings, database)
     if held is not None:
         with structlog.contextvars.bound_contextvars(job_id=held.job_id, attempt=held.attempt):
             Attempt(settings, database, ArtifactStore(settings.artifacts_url), held).run()
+
+
+def claim_next(settings: Settings, database: Database) -> Claim | None:
+    """Claim the next job, or None if none is due.
+
+    A claim passes over rows that somebody has locked for a moment: the relay noting its message, a client changing
+    labels. The message that woke us may be that job's only one, so look again while a due job is there.
+    """
+    queues = ("any", "gpu") if settings.worker_devices == "gpu" else ("any",)
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    for _ in range(LOOKS):
+        with database.write() as session:
+            held = service.claim(session, worker=worker, queues=queues, ttl_s=settings.lease_ttl_s)
+            if held is not None or not repository.any_due(session, queues):
+                return held
+        time.sleep(LOOK_AGAIN_S)
+    return None
 
 
 class Attempt:
@@ -69,7 +85,7 @@ class Attempt:
         self.settings, self.database, self.store, self.held = settings, database, store, held
         self.folder = scratch.attempt_dir(settings.work_dir, held.job_id, held.fence)
         self.checkpoint = scratch.checkpoint_dir(settings.work_dir, held.job_id)
-        self.logs = LogShipper(store, held, self.folder / "runner.log")
+        self.logs = LogShipper(store, self._scope, self.folder / "runner.log")
         self.progress = Progress()
         self.renewed_at = time.monotonic()
 

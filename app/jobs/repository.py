@@ -33,6 +33,12 @@ def next_queued_id(queues: Sequence[str]) -> ScalarSelect[Any]:
     )
 
 
+def any_due(session: Session, queues: Sequence[str]) -> bool:
+    """Whether a job waits for a worker of these queues, be its row locked or not."""
+    due = select(Job.id).where(Job.status == "queued", Job.not_before <= now_ms(), Job.queue.in_(queues))
+    return session.execute(due.limit(1)).first() is not None
+
+
 def locked(session: Session, job_id: str) -> Job | None:
     """The job, its row locked until the transaction ends."""
     return session.execute(

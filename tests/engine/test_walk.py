@@ -27,7 +27,6 @@ from workers.engine.checkpoint import Checkpoint
 from workers.engine.clock import Clock
 from workers.engine.errors import NumericalFailure, UnsupportedModel
 from workers.engine.events import Silent
-from workers.engine.registry import Stat
 from workers.engine.sources import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.allocate import allocate
@@ -125,7 +124,7 @@ def test_statistic_is_the_mean_square_of_each_streams_inputs(tiny: Path, sources
     text = calibration(spec, model, sources)
     assert text is not None
     with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
-        stats = collect(model, capture(model, text), 0, module, Stat.INPUT_SQ_MEAN)
+        stats = collect(model, capture(model, text), 0, module)
     assert {stream: s.tokens for stream, s in stats.items()} == dict.fromkeys(
         ("attention_input", "attention_output", "mlp_input", "mlp_hidden"), 8 * 32
     )
@@ -189,7 +188,7 @@ def test_layers_must_read_what_their_names_say(tiny: Path, sources: Sources, tmp
         up_proj = module.get_submodule("mlp.up_proj")
         hook = up_proj.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
         with pytest.raises(UnsupportedModel, match=r"up_proj does not read the same mlp_input as .*gate_proj"):
-            collect(model, activations, 0, module, Stat.INPUT_SQ_MEAN)
+            collect(model, activations, 0, module)
         hook.remove()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from app.jobs import repository, service
 from app.jobs.models import STATUSES, Artifact, Attempt, Event, Job, Outbox, ReportRecord
 from app.keys.models import Tenant
 from app.queue import relay
+from app.settings import Settings
 from workers.engine.report import FileEntry, Report
 from workers.engine.spec import CompressionSpec
+from workers.tasks import claim_next
 
 SPEC = CompressionSpec.model_validate(
     {"model": {"id": "m"}, "score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.5}}
@@ -444,3 +447,27 @@ def test_ids_sort_by_age() -> None:
     ids = [new_id("job") for _ in range(50)]
     assert len(set(ids)) == 50
     assert [i[:16] for i in ids] == sorted(i[:16] for i in ids)
+
+
+def test_a_job_whose_row_is_locked_for_a_moment_is_claimed_all_the_same(
+    database: Database, tenant: str, tmp_path: Path
+) -> None:
+    """The relay marks its message while the worker it woke looks: the worker must look again, not go away."""
+    job_id = submit(database, tenant)
+    settings = Settings(home=tmp_path, database_url=str(database.engine.url))
+    locked, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with database.write() as session:
+            repository.locked(session, job_id)
+            locked.set()
+            release.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    locked.wait(10)
+    threading.Timer(0.3, release.set).start()
+    held = claim_next(settings, database)
+    holder.join()
+    assert held is not None
+    assert held.job_id == job_id

@@ -158,16 +158,12 @@ def _capture_batch(model: LoadedModel, ids_BT: Tensor) -> tuple[Tensor, list[Cal
     return inputs[0], calls
 
 
-def collect(
-    model: LoadedModel, activations: Activations, block: int, module: nn.Module, needs: Stat
-) -> dict[str, LinearStats]:
+def collect(model: LoadedModel, activations: Activations, block: int, module: nn.Module) -> dict[str, LinearStats]:
     """Stream name -> statistics of its inputs over all windows, in one pass through the (still dense) block.
 
     Raises NumericalFailure on inputs that are not finite.
     """
     layers = model.architecture.block(block)
-    if Stat.INPUT_SQ_MEAN not in needs:
-        return {layer.stream: LinearStats() for layer in layers}
     sums: dict[str, Tensor] = {}
     with _input_square_sums(module, layers, sums):
         for _ in activations.forward(block, module):

@@ -53,7 +53,7 @@ def prune(
     for block in range(start, blocks):
         dense = tensors_of(model, f"{BLOCKS}.{block}")
         with clock.measure("calibrate"):
-            stats = _statistics(spec, model, activations, block, dense)
+            stats = _statistics(model, activations, block, dense)
         pruned = _stored(spec, _pruned(spec, model, block, dense, stats, sparsity, clock))
         checkpoint.save_block(block, pruned)
         if activations is not None and block + 1 < blocks:
@@ -100,12 +100,12 @@ def _resume(
 
 
 def _statistics(
-    spec: CompressionSpec, model: LoadedModel, activations: Activations | None, block: int, dense: Mapping[str, Tensor]
+    model: LoadedModel, activations: Activations | None, block: int, dense: Mapping[str, Tensor]
 ) -> Mapping[str, LinearStats]:
     if activations is None:
         return {layer.stream: LinearStats() for layer in model.architecture.block(block)}
     with filled(model, f"{BLOCKS}.{block}", dense) as module:
-        return collect(model, activations, block, module, method_of("score", spec.score).needs)
+        return collect(model, activations, block, module)
 
 
 def _pruned(
