@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 
 class Progress:
     """Follows one attempt. `digest` turns a batch of runner events into (event rows, progress to show or None)."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._stage = ""
         self._began = 0.0
         self._done_at_start = 0
@@ -21,26 +18,26 @@ class Progress:
         rows: list[tuple[str, dict[str, Any]]] = []
         shown: dict[str, Any] | None = None
         for event in events:
-            fields = {key: value for key, value in event.items() if key != "event"}
+            fields = {key: value for key, value in event.items() if key not in ("event", "at")}
             match event["event"]:
                 case "stage":
-                    self._stage, self._began, self._done_at_start = fields["stage"], self._clock(), 0
+                    self._stage, self._began, self._done_at_start = fields["stage"], event["at"], 0
                     shown = {"stage": self._stage, "done": 0, "total": 1, "unit": "stage", "rate": None, "eta_s": None}
                     rows.append(("stage", fields))
                 case "resume":
                     self._done_at_start = fields["block"]
                     rows.append(("resume", fields))
                 case "progress":
-                    shown = {**fields, **self._pace(fields["done"], fields["total"])}
+                    shown = {**fields, **self._pace(event["at"], fields["done"], fields["total"])}
                 case "checkpoint" | "log":
                     rows.append((event["event"], fields))
         if shown is not None and shown["unit"] != "stage":
             rows.append(("progress", shown))
         return rows, shown
 
-    def _pace(self, done: int, total: int) -> dict[str, float | None]:
+    def _pace(self, at: float, done: int, total: int) -> dict[str, float | None]:
         """Units per second since the stage began, and the seconds left at that pace."""
-        elapsed = self._clock() - self._began
+        elapsed = at - self._began
         fresh = done - self._done_at_start
         if fresh <= 0 or elapsed <= 0:
             return {"rate": None, "eta_s": None}

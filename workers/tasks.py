@@ -34,6 +34,7 @@ from app.settings import Settings, get_settings
 from app.storage import AlreadyStored, ArtifactStore, StorageError
 from workers import scratch
 from workers.celery_app import app, drain_flag
+from workers.engine.errors import CheckpointMismatch
 from workers.engine.report import FileEntry, Manifest, Report
 from workers.logs import LogShipper
 from workers.progress import Progress
@@ -220,7 +221,8 @@ class Attempt:
         self._forget_files()
         self._finish(
             lambda session: service.fail(session, self.held, failure, backoff_s=self.settings.retry_backoff_s),
-            keep_checkpoint=True,
+            # Made before an upgrade, or on another device: no attempt will ever accept it.
+            keep_checkpoint=failure.code != CheckpointMismatch.code,
         )
 
     def _finish(self, write: Callable[[Session], None], *, keep_checkpoint: bool) -> None:

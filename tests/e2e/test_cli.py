@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -196,6 +197,20 @@ def test_compress_works_alone_and_gives_the_bytes_the_service_gives(service: Emb
     alone, served = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "served"))
     assert alone == served
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_an_interrupted_compress_goes_on_where_it_stopped(service: Embedded, tmp_path: Path) -> None:
+    spec = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 32, "sequence_length": 512}}
+    command = ["compress", spec_file(tmp_path, spec), "--out", str(tmp_path / "out"), "--threads", "1"]
+    with subprocess.Popen([ESPALIER, *command], env=service.environment, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        assert any(re.match(r"prune +2/8 block", line) for line in first.stderr)
+        first.send_signal(signal.SIGINT)
+        first.stderr.read()  # ends with the last process that could write to it
+        assert first.wait(timeout=30) == 130
+    assert not (tmp_path / "out").exists()
+    assert re.search(r"resumed at block [2-8]", service.run(*command).stderr)
+    assert (tmp_path / "out/manifest.json").exists()
 
 
 def test_compress_reports_the_engines_error(service: Embedded, tmp_path: Path) -> None:

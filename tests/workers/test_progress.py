@@ -1,4 +1,4 @@
-"""Rates and ETAs from a clock that the test moves."""
+"""Rates and ETAs from events that carry their own time."""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ from typing import Any
 from workers.progress import Progress
 
 
-def step(done: int) -> dict[str, Any]:
-    return {"event": "progress", "stage": "prune", "done": done, "total": 8, "unit": "block"}
+def step(at: float, done: int) -> dict[str, Any]:
+    return {"event": "progress", "at": at, "stage": "prune", "done": done, "total": 8, "unit": "block"}
 
 
 def test_rate_and_eta_follow_the_stage() -> None:
-    now = [100.0]
-    progress = Progress(clock=lambda: now[0])
-    rows, shown = progress.digest([{"event": "stage", "stage": "prune"}])
+    progress = Progress()
+    rows, shown = progress.digest([{"event": "stage", "at": 100.0, "stage": "prune"}])
     assert rows == [("stage", {"stage": "prune"})]
     assert shown is not None
     assert (shown["stage"], shown["done"]) == ("prune", 0)
 
-    now[0] += 4  # two blocks in four seconds: half a block a second, six left
-    rows, shown = progress.digest([step(1), step(2)])
+    # Two blocks in four seconds: half a block a second, six left.
+    rows, shown = progress.digest([step(102.0, 1), step(104.0, 2)])
     expected = {"stage": "prune", "done": 2, "total": 8, "unit": "block", "rate": 0.5, "eta_s": 12.0}
     assert shown == expected
     assert rows == [("progress", expected)]
 
 
+def test_the_rate_does_not_depend_on_when_the_events_are_read() -> None:
+    _, shown = Progress().digest([{"event": "stage", "at": 0.0, "stage": "prune"}, step(1.0, 1), step(2.0, 2)])
+    assert shown is not None
+    assert shown["rate"] == 1.0
+
+
 def test_blocks_found_finished_do_not_flatter_the_rate() -> None:
-    now = [0.0]
-    progress = Progress(clock=lambda: now[0])
-    progress.digest([{"event": "stage", "stage": "prune"}, {"event": "resume", "stage": "prune", "block": 6}])
-    now[0] = 10
-    _, shown = progress.digest([step(7)])
+    progress = Progress()
+    progress.digest(
+        [
+            {"event": "stage", "at": 0.0, "stage": "prune"},
+            {"event": "resume", "at": 0.0, "stage": "prune", "block": 6},
+        ]
+    )
+    _, shown = progress.digest([step(10.0, 7)])
     assert shown is not None
     assert (shown["rate"], shown["eta_s"]) == (0.1, 10.0)
 
@@ -39,9 +47,9 @@ def test_blocks_found_finished_do_not_flatter_the_rate() -> None:
 def test_checkpoints_and_logs_are_kept_and_results_are_not() -> None:
     rows, shown = Progress().digest(
         [
-            {"event": "checkpoint", "stage": "prune", "block": 0},
-            {"event": "log", "stage": "prune", "level": "warning", "message": "m"},
-            {"event": "result", "stage": "package"},
+            {"event": "checkpoint", "at": 1.0, "stage": "prune", "block": 0},
+            {"event": "log", "at": 1.0, "stage": "prune", "level": "warning", "message": "m"},
+            {"event": "result", "at": 1.0, "stage": "package"},
         ]
     )
     assert [kind for kind, _ in rows] == ["checkpoint", "log"]

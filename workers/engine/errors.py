@@ -71,7 +71,10 @@ class SequenceTooLong(BadRequest):
 
 
 class CheckpointMismatch(BadRequest):
+    """Resume points of another spec, model, data or library version. The service removes them and tries again."""
+
     code = "checkpoint_mismatch"
+    retryable = True
 
 
 class NumericalFailure(EngineError):

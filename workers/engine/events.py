@@ -1,6 +1,7 @@
 """The engine's only view of the outside: where it reports what it is doing.
 
-`JsonLines` is what the runner writes and the supervisor reads, one object a line:
+`JsonLines` is what the runner writes and the supervisor reads, one object a line, `at` in seconds on the host's
+monotonic clock beside each (left out here):
 `{"event": "stage", "stage": "prune"}`, `{"event": "progress", "stage": …, "done": 3, "total": 8, "unit": "block"}`,
 `{"event": "checkpoint", "block": 2}`, `{"event": "resume", "block": 3}`, `{"event": "log", "level": …, "message": …}`,
 and at the end one of `{"event": "result", "report": …}` or `{"event": "error", "code": …, "message": …, "hint": …}`.
@@ -9,6 +10,7 @@ and at the end one of `{"event": "result", "report": …}` or `{"event": "error"
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, Literal, Protocol, TextIO
 
 Level = Literal["info", "warning", "error"]
@@ -49,7 +51,8 @@ class JsonLines:
         self._stage = "load"
 
     def emit(self, event: str, **fields: Any) -> None:
-        self._stream.write(json.dumps({"event": event, "stage": self._stage, **fields}) + "\n")
+        line = {"event": event, "at": round(time.monotonic(), 3), "stage": self._stage, **fields}
+        self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
 
     def stage(self, name: str) -> None:
