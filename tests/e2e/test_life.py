@@ -156,6 +156,21 @@ def test_a_worker_told_to_stop_gives_its_job_back(cluster: Cluster) -> None:
     assert any(e["type"] == "resume" for e in cluster.events(job_id))
 
 
+def test_resume_points_of_another_make_are_removed_and_the_job_starts_over(cluster: Cluster) -> None:
+    """As after an upgrade between two attempts."""
+    cluster.kill("worker0", signal.SIGTERM)
+    cluster.processes["worker0"].wait(timeout=30)
+    job_id = cluster.submit(MAGNITUDE)
+    folder = cluster.home / "work" / job_id / "checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "fingerprint.json").write_text('{"torch": "1.0"}')
+    cluster.start("worker0")
+    job = cluster.wait(job_id)
+    attempts = cluster.http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]
+    assert (job["status"], [a["outcome"] for a in attempts]) == ("succeeded", ["failed", "succeeded"])
+    assert attempts[0]["error"]["code"] == "checkpoint_mismatch"
+
+
 def test_a_killed_worker_takes_its_runner_along_and_loses_nothing(cluster: Cluster) -> None:
     job_id = cluster.submit(SLOW)
     cluster.wait_for_event(job_id, "checkpoint", block=1)
