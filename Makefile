@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 demo: setup ; $(BIN)/python examples/demo.py
 serve: setup ; $(BIN)/espalier serve
-test: setup ; .ci/chromium; $(BIN)/pytest
+test: setup ; .ci/chromium; $(BIN)/pytest --numprocesses 2 --dist loadgroup
 lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 bench: setup ; $(BIN)/python -m benchmarks.load && $(BIN)/python -m benchmarks.latency
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos

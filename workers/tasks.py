@@ -190,6 +190,7 @@ class Attempt:
 
     def _while_beating(self, work: Callable[[threading.Event], None]) -> Order:
         """Run `work` in a thread while the lease is renewed. To stop it, its event is set and its end awaited."""
+        order = self._tick([{"event": "stage", "at": time.monotonic(), "stage": "upload"}])
         stop, errors = threading.Event(), list[BaseException]()
 
         def target() -> None:
@@ -200,13 +201,12 @@ class Attempt:
 
         thread = threading.Thread(target=target, daemon=True)
         thread.start()
-        order, events = Order.CONTINUE, [{"event": "stage", "stage": "upload"}]
         while thread.is_alive():
-            tick, events = self._tick(events), []
-            if tick in (Order.CANCEL, Order.ABANDON):
-                order = tick
+            if order in (Order.CANCEL, Order.ABANDON):
                 stop.set()
             thread.join(self.settings.heartbeat_s)
+            if thread.is_alive() and not stop.is_set():
+                order = self._tick([])
         if errors:
             raise errors[0]
         return order

@@ -10,7 +10,8 @@ from sqlalchemy import create_engine, text
 
 from tests.cluster import Cluster, Redis, running
 
-BACKENDS = ["embedded", "production"]
+BACKENDS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("embedded", "production")]
+"""Two processes may run the suite; the tests of one backend stay together, so that each cluster starts once."""
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from app.cli.exits import MEANINGS
 from tests.cluster import MAGNITUDE, ROOT, WANDA
 from tests.e2e.embedded import ESPALIER, Embedded, embedded
 
+pytestmark = pytest.mark.xdist_group("cli")  # one service for the module
 SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 256, "sequence_length": 512}}
 
 
