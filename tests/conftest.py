@@ -15,6 +15,7 @@ from app import migrate
 from app.db import Database
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # two processes run the suite on two cores; read when torch is imported
 # Both wheels' servers put sockets and pid files below these.
 os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp/espalier-tests-run")
 Path(os.environ["XDG_RUNTIME_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)

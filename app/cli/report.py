@@ -72,4 +72,6 @@ def metrics_table(metrics: list[dict[str, Any]]) -> Table:
 
 
 def _with_spread(value: float, spread: float | None) -> str:
-    return output.number(value) if spread is None else f"{output.number(value)} ± {spread:.2g}"
+    """`116.15 ± 11.02`: the spread to the decimals of the value."""
+    shown = output.number(value)
+    return shown if spread is None else f"{shown} ± {spread:,.{len(shown.partition('.')[2])}f}"

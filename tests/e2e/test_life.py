@@ -15,7 +15,7 @@ import pytest
 
 from tests.cluster import MAGNITUDE, WANDA, Cluster, eventually
 
-SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 24, "sequence_length": 512}}
+SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 10, "sequence_length": 512}}
 """Long enough a block to interfere."""
 EVALUATED = {
     **WANDA,
