@@ -69,8 +69,6 @@ def test_list_pages_and_filters(service: Embedded, tmp_path: Path) -> None:
     rest = service.json("list", "--label", "batch=list", "--limit", "2", "--cursor", first["next_cursor"])
     assert [job["id"] for job in first["data"] + rest["data"]] == ids[::-1]
     assert ids[1] in service.run("list", "--label", "n=1").stdout
-    for job_id in ids:
-        service.run("cancel", job_id)
 
 
 def test_the_same_idempotency_key_makes_one_job(service: Embedded, tmp_path: Path) -> None:
@@ -201,16 +199,16 @@ def test_compress_works_alone_and_gives_the_bytes_the_service_gives(service: Emb
 
 
 def test_an_interrupted_compress_goes_on_where_it_stopped(service: Embedded, tmp_path: Path) -> None:
-    spec = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 32, "sequence_length": 512}}
+    spec = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 96, "sequence_length": 512}}
     command = ["compress", spec_file(tmp_path, spec), "--out", str(tmp_path / "out"), "--threads", "1"]
     with subprocess.Popen([ESPALIER, *command], env=service.environment, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
-        assert any(re.match(r"prune +2/8 block", line) for line in first.stderr)
+        assert any(re.match(r"prune +[12]/8 block", line) for line in first.stderr)
         first.send_signal(signal.SIGINT)
         first.stderr.read()  # ends with the last process that could write to it
         assert first.wait(timeout=30) == 130
     assert not (tmp_path / "out").exists()
-    assert re.search(r"resumed at block [2-8]", service.run(*command).stderr)
+    assert re.search(r"resumed at block [1-8]", service.run(*command).stderr)
     assert (tmp_path / "out/manifest.json").exists()
 
 
