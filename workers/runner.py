@@ -53,7 +53,7 @@ def main() -> int:
             torch.set_num_threads(arguments.threads)
         spec = _read_spec(arguments.workdir / "spec.json")
         sources = Sources(arguments.models, arguments.data)
-        report = compress(spec, arguments.workdir, sources, events, arguments.checkpoint)
+        report = compress(spec, arguments.workdir, sources, events, arguments.checkpoint, arguments.cache)
     except EngineError as error:
         events.emit(
             "error",
@@ -85,6 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder of local models")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of text files")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="resume points; kept by attempts")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="measurements of dense models, shared between jobs")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; torch's choice if left out")
     parser.add_argument(
         "--parent", type=int, default=os.getppid(), metavar="PID", help="process to die with; the caller if left out"

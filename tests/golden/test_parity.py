@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from workers.engine.cache import Cache
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.clock import Clock
 from workers.engine.events import Silent
@@ -47,22 +49,34 @@ def perplexity(folder: Path, windows_NT: Tensor) -> float:
     return float(np.exp(total / windows_NT[:, 1:].numel()))
 
 
-def compressed(folder: Path, windows_NT: Tensor, score: str, kept: dict[str, Any]) -> Checkpoint:
+def compressed(folder: Path, windows_NT: Tensor, parts: dict[str, Any]) -> Checkpoint:
     """Prune the shipped model on the given windows, through the stages, into `folder/model`."""
     spec = CompressionSpec.model_validate(
-        {
-            "model": {"id": "bookworm-7m"},
-            "calibrate": {"dataset": "calibration.txt"} if score == "wanda" else None,
-            "score": {"method": score},
-            "prune": {"method": "mask"} | kept,
-        }
+        {"model": {"id": "bookworm-7m"}, "calibrate": {"dataset": "calibration.txt"}} | parts
     )
-    model, checkpoint = load(spec, Sources(EXAMPLES / "models", EXAMPLES / "data")), Checkpoint(folder / "checkpoint")
-    text = Calibration(windows_NT, "golden") if score == "wanda" else None
-    sparsity = allocate(spec, model.architecture.layers)
-    prune(spec, model, text, sparsity, checkpoint=checkpoint, clock=Clock(Silent()), events=Silent())
+    sources = Sources(EXAMPLES / "models", EXAMPLES / "data")
+    model, checkpoint = load(spec, sources), Checkpoint(folder / "checkpoint")
+    text = Calibration(windows_NT, "golden")
+    running: dict[str, Any] = {"checkpoint": checkpoint, "clock": Clock(Silent()), "events": Silent()}
+    allocation = allocate(spec, model, text, sources, cache=Cache(None), **running)
+    prune(spec, model, text, allocation.sparsity, **running)
     assemble(spec, model, checkpoint, folder / "model")
     return checkpoint
+
+
+def masked(score: str, **kept: Any) -> dict[str, Any]:
+    return {"score": {"method": score}, "prune": {"method": "mask"} | kept}
+
+
+def sparsegpt(**kept: Any) -> dict[str, Any]:
+    return {"prune": {"method": "sparsegpt"} | kept}
+
+
+def alpha(spread: float) -> dict[str, Any]:
+    return {"allocate": {"method": "alpha_pruning", "spread": spread, "lower_bound": "compat"}}
+
+
+OWL = {"allocate": {"method": "owl"}}
 
 
 def test_dense(windows: dict[str, Tensor]) -> None:
@@ -70,29 +84,62 @@ def test_dense(windows: dict[str, Tensor]) -> None:
     assert found == pytest.approx(REFERENCE["dense"]["heldout"], rel=5e-4)
 
 
+# Run name, spec, tolerance, and whether it is quick proof enough for every `make test`; `make golden` runs all.
+RUNS: list[tuple[str, dict[str, Any], float, bool]] = [
+    # Measured: -0.14 %, -0.31 %, +0.01 %, +0.49 %, all of it the authors' `<=`, which removes more.
+    ("magnitude_0.5", masked("magnitude", sparsity=0.5), 5e-3, True),
+    ("magnitude_0.6", masked("magnitude", sparsity=0.6), 5e-3, False),
+    ("magnitude_0.7", masked("magnitude", sparsity=0.7), 5e-3, False),
+    ("magnitude_0.8", masked("magnitude", sparsity=0.8), 5e-3, False),
+    # Measured: below 1e-6 in every run.
+    ("wanda_0.5", masked("wanda", sparsity=0.5), 1e-3, True),
+    ("wanda_0.6", masked("wanda", sparsity=0.6), 1e-3, False),
+    ("wanda_0.7", masked("wanda", sparsity=0.7), 1e-3, False),
+    ("wanda_0.8", masked("wanda", sparsity=0.8), 1e-3, False),
+    ("wanda_2of4", masked("wanda", pattern="2:4"), 1e-3, True),
+    ("wanda_4of8", masked("wanda", pattern="4:8"), 1e-3, False),
+    # The authors' `<=` removes one entry more of each 128 columns of a layer, 0.003 % of all; which entry, and in what
+    # order sums are rounded, moves single choices, and the choices after them.
+    ("sparsegpt_0.5", sparsegpt(sparsity=0.5), 1e-2, True),
+    ("sparsegpt_0.6", sparsegpt(sparsity=0.6), 1e-2, False),
+    ("sparsegpt_0.7", sparsegpt(sparsity=0.7), 1e-2, True),
+    ("sparsegpt_0.8", sparsegpt(sparsity=0.8), 1e-2, False),
+    ("sparsegpt_2of4", sparsegpt(pattern="2:4"), 1e-2, True),
+    ("sparsegpt_4of8", sparsegpt(pattern="4:8"), 1e-2, False),
+    ("wanda_owl_0.7", masked("wanda", sparsity=0.7) | OWL, 1e-2, True),
+    ("sparsegpt_owl_0.7", sparsegpt(sparsity=0.7) | OWL, 1e-2, False),
+    ("wanda_alpha_0.6_eps0.2", masked("wanda", sparsity=0.6) | alpha(0.2), 1e-2, False),
+    ("wanda_alpha_0.7_eps0.2", masked("wanda", sparsity=0.7) | alpha(0.2), 1e-2, False),
+    ("wanda_alpha_0.7_eps0.3", masked("wanda", sparsity=0.7) | alpha(0.3), 1e-2, False),
+    ("sparsegpt_alpha_0.6_eps0.2", sparsegpt(sparsity=0.6) | alpha(0.2), 1e-2, True),
+    ("sparsegpt_alpha_0.7_eps0.2", sparsegpt(sparsity=0.7) | alpha(0.2), 1e-2, False),
+    ("sparsegpt_alpha_0.7_eps0.3", sparsegpt(sparsity=0.7) | alpha(0.3), 1e-2, False),
+]
+
+
+def test_every_reference_run_is_compared() -> None:
+    assert {run for run, *_ in RUNS} == set(REFERENCE["runs"])
+
+
 @pytest.mark.parametrize(
-    ("run", "score", "kept", "tolerance"),
+    ("run", "parts", "tolerance"),
     [
-        # Measured: -0.14 %, -0.31 %, +0.01 %, +0.49 %, all of it the authors' `<=`, which removes more.
-        ("magnitude_0.5", "magnitude", {"sparsity": 0.5}, 5e-3),
-        ("magnitude_0.6", "magnitude", {"sparsity": 0.6}, 5e-3),
-        ("magnitude_0.7", "magnitude", {"sparsity": 0.7}, 5e-3),
-        ("magnitude_0.8", "magnitude", {"sparsity": 0.8}, 5e-3),
-        # Measured: below 1e-6 in every run.
-        ("wanda_0.5", "wanda", {"sparsity": 0.5}, 1e-3),
-        ("wanda_0.6", "wanda", {"sparsity": 0.6}, 1e-3),
-        ("wanda_0.7", "wanda", {"sparsity": 0.7}, 1e-3),
-        ("wanda_0.8", "wanda", {"sparsity": 0.8}, 1e-3),
-        ("wanda_2of4", "wanda", {"pattern": "2:4"}, 1e-3),
-        ("wanda_4of8", "wanda", {"pattern": "4:8"}, 1e-3),
+        pytest.param(run, parts, tolerance, id=run, marks=() if quick else pytest.mark.golden)
+        for run, parts, tolerance, quick in RUNS
     ],
 )
 def test_perplexity(
-    run: str, score: str, kept: dict[str, Any], tolerance: float, windows: dict[str, Tensor], tmp_path: Path
+    run: str,
+    parts: dict[str, Any],
+    tolerance: float,
+    windows: dict[str, Tensor],
+    tmp_path: Path,
 ) -> None:
-    checkpoint = compressed(tmp_path, windows["calibration"], score, kept)
+    checkpoint = compressed(tmp_path, windows["calibration"], parts)
     found = perplexity(tmp_path / "model", windows["heldout"])
-    assert found == pytest.approx(REFERENCE["runs"][run]["heldout"], rel=tolerance)
+    expected = REFERENCE["runs"][run]["heldout"]
+    logging.getLogger(__name__).info("%s: %.3f, %+.2e of the authors'", run, found, found / expected - 1)
+    assert found == pytest.approx(expected, rel=tolerance)
     if run == "wanda_0.5":
         masks_agree(checkpoint)
 

@@ -3,7 +3,7 @@
     fingerprint.json            what decided the numbers; another fingerprint is refused
     outside.safetensors         tensors that belong to no block, in the type they ship in
     block-00003.safetensors     a finished block, as it ships
-    hidden-00004.safetensors    input of the first block still to do (all calibration windows)
+    hidden-00004.bin            input of the first block still to do (all calibration windows)
     <name>.json                 results of whole stages
 
 Every file appears whole or not at all (temporary name, fsync, rename), and its content is decided by the fingerprint
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from workers.engine.errors import CheckpointMismatch
 
@@ -75,21 +76,31 @@ class Checkpoint:
     def save_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         self._write(self.block(index).name, lambda path: save_file(dict(tensors), path))
 
-    def save_hidden(self, block: int, hidden_NTD: Tensor) -> None:
-        """Keep the input of `block`; inputs of earlier blocks are of no more use once this one is durable."""
-        self._write(f"hidden-{block:05d}.safetensors", lambda path: save_file({"hidden": hidden_NTD}, path))
+    def new_hidden(self) -> BinaryIO:
+        """An empty file for hidden states; `keep_hidden` makes it a resume point. Readable while it is written."""
+        return self._temporary("hidden").open("w+b", buffering=0)
+
+    def keep_hidden(self, block: int, file: BinaryIO) -> None:
+        """Make the file the input of `block`; inputs of earlier blocks are of no more use then."""
+        os.fsync(file.fileno())
+        Path(file.name).replace(self.directory / f"hidden-{block:05d}.bin")
+        _sync(self.directory)
         for index, path in self._hidden():
             if index < block:
                 path.unlink(missing_ok=True)
 
-    def latest_hidden(self) -> tuple[int, Tensor] | None:
-        """(block, its input [N, T, D]) of the furthest resume point, or None. The tensor is the caller's own."""
+    def latest_hidden(self) -> tuple[int, BinaryIO] | None:
+        """(block, its input) of the furthest resume point, or None."""
         while found := self._hidden():
             index, path = max(found)
             # Whoever else works here deletes this file only after writing a further one: look again.
             with suppress(FileNotFoundError):
-                return index, load_file(path)["hidden"].clone()
+                return index, path.open("rb", buffering=0)
         return None
+
+    def scratch_file(self) -> BinaryIO:
+        """A file without a name, gone when closed."""
+        return tempfile.TemporaryFile(dir=self.directory, buffering=0)
 
     def finished_blocks(self) -> int:
         """How many blocks, counted from the first, are durable."""
@@ -99,10 +110,13 @@ class Checkpoint:
         return index
 
     def _hidden(self) -> list[tuple[int, Path]]:
-        return [(int(path.stem.split("-")[1]), path) for path in self.directory.glob("hidden-*.safetensors")]
+        return [(int(path.stem.split("-")[1]), path) for path in self.directory.glob("hidden-*.bin")]
+
+    def _temporary(self, name: str) -> Path:
+        return self.directory / f"{name}.{os.getpid()}-{uuid.uuid4().hex}.tmp"
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
-        temporary = self.directory / f"{name}.{os.getpid()}-{uuid.uuid4().hex}.tmp"
+        temporary = self._temporary(name)
         try:
             write(temporary)
             _sync(temporary)

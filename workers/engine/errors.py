@@ -3,7 +3,8 @@
     EngineError                 code, message, hint, retryable
     ├── BadRequest              what was asked for cannot be done; a retry changes nothing
     │   ├── InvalidSpec  ModelNotFound  ModelGated  UnsafeWeights  UnsupportedModel
-    │   └── DatasetNotFound  DatasetTooShort  SequenceTooLong  CheckpointMismatch
+    │   ├── DatasetNotFound  DatasetTooShort  DegenerateCalibration  SequenceTooLong
+    │   └── MemoryBudgetTooSmall  CheckpointMismatch
     ├── NumericalFailure        inf or NaN where a number belongs
     ├── OutOfMemory             of the device or of the host
     ├── DiskFull
@@ -64,6 +65,16 @@ class DatasetNotFound(BadRequest):
 
 class DatasetTooShort(BadRequest):
     code = "dataset_too_short"
+
+
+class DegenerateCalibration(BadRequest):
+    """Text without language in it: nothing can be learnt of a model from padding."""
+
+    code = "degenerate_calibration"
+
+
+class MemoryBudgetTooSmall(BadRequest):
+    code = "memory_budget_too_small"
 
 
 class SequenceTooLong(BadRequest):

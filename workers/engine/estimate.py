@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.llama import BLOCKS, Architecture
+from workers.engine.errors import MemoryBudgetTooSmall
 from workers.engine.refs import DataRef
 from workers.engine.registry import Stat, method_of
 from workers.engine.shards import DTYPE_BYTES
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
 
 BATCH_TOKENS = 4096
-"""Tokens per forward pass of calibration, which the prediction rests on: enough to keep a device busy, little enough
-for an MLP of width 30,000 to fit a small one."""
+"""Tokens per forward pass of calibration where memory allows: enough to keep a device busy."""
 _PROCESS_BYTES = 420 * 2**20
 """Python with torch and transformers imported."""
 _TOKENIZER_BYTES = 80 * 2**20
 _SELECTION_BYTES = 24
 """Per weight of the layer at hand: its float32 copy and score, and the selection's values and int64 indices."""
+_SOLVE_BYTES = 24
+"""Per weight of the layers that share a Hessian: their float32 copies, masks and errors while columns are solved."""
+_FACTOR_COPIES = 3
+"""Of the largest Gram matrix, while its Cholesky factor is inverted."""
+_COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
 _RETAINED_BYTES, _RETAINED_PER_WEIGHT = 256 * 2**20, 80
 """What the allocator keeps of freed blocks below its 32 MiB mmap threshold: up to this much, at this rate."""
 _CPU_FLOPS = 80e9
@@ -40,29 +45,93 @@ _TOKENS_OF_HUB_DATASET = 300_000
 _CHARACTERS_PER_TOKEN = 4
 
 
-def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
-    """Peak resident memory: the greater of the walk over the blocks and of evaluation with the whole model loaded."""
-    compute_bytes = {"float32": 4, "bfloat16": 2}[spec.compute.dtype]
-    largest = max(layer.parameters for layer in architecture.layers)
-    block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
-    stored = sum(facts.bytes for facts in source.tensors.values())
-    outside = sum(facts.bytes for name, facts in source.tensors.items() if not name.startswith(f"{BLOCKS}."))
+def batch_tokens(spec: CompressionSpec, source: ModelSource, architecture: Architecture, *, budget: int | None) -> int:
+    """Tokens per forward pass of the walk, halved from BATCH_TOKENS until the predicted peak is within `budget` bytes.
 
+    Raises MemoryBudgetTooSmall if one window at a time is still too much.
+    """
+    least = spec.calibrate.sequence_length if spec.calibrate else 1
+    tokens = max(BATCH_TOKENS, least)
+    while budget is not None and (peak := _walk_bytes(spec, source, architecture, tokens)) > budget:
+        if tokens <= least:
+            raise MemoryBudgetTooSmall(
+                f"one window of {least} tokens at a time still takes {peak / 2**20:.0f} MiB, the budget is "
+                f"{budget / 2**20:.0f} MiB",
+                f"allow {peak} bytes, or calibrate on shorter windows, or compute in bfloat16",
+                field="/compute/memory_budget",
+            )
+        tokens = max(tokens // 2, least)
+    return tokens
+
+
+def evaluates_whole(spec: CompressionSpec, source: ModelSource, architecture: Architecture, budget: int | None) -> bool:
+    """Whether the models are in memory as a whole when they are measured: where they fit, and where they must.
+
+    Raises MemoryBudgetTooSmall if one must and does not.
+    """
+    peak = _evaluation_bytes(spec, source, architecture)
+    if budget is None or peak <= budget:
+        return True
+    for index, params in enumerate(spec.evaluate):
+        if method_of("evaluate", params).whole_model:
+            raise MemoryBudgetTooSmall(
+                f"{params.method} needs the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
+                f"{budget / 2**20:.0f} MiB",
+                f"allow {peak} bytes, or leave this evaluation out: perplexity is measured block by block",
+                field=f"/evaluate/{index}",
+            )
+    return False
+
+
+def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
+    """Peak resident memory: the greatest of the dense model's curvature, the walk over the blocks, and evaluation."""
+    budget = spec.compute.memory_budget
+    peak = _walk_bytes(spec, source, architecture, batch_tokens(spec, source, architecture, budget=budget))
+    if Stat.CURVATURE in spec.allocate_needs:
+        # Weights, their gradients, signs and products, and a graph of about as much again; all float32.
+        peak = max(peak, _PROCESS_BYTES + 8 * 4 * source.parameters)
+    if spec.evaluate and evaluates_whole(spec, source, architecture, budget):
+        peak = max(peak, _evaluation_bytes(spec, source, architecture))
+    return peak
+
+
+def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, tokens: int) -> int:
+    """The process while a block is pruned, with forward passes of so many tokens."""
+    compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
+    stored_bytes = max(DTYPE_BYTES[facts.dtype] for facts in source.tensors.values())
+    block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
+    largest = max(layer.parameters for layer in architecture.layers)
+    outside = sum(facts.bytes for name, facts in source.tensors.items() if not name.startswith(f"{BLOCKS}."))
+    # The block at hand as read, the next one being read, and the previous one on its way to the disk.
+    blocks = 3 * block * stored_bytes
     selection = _SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
-    walk = max(outside, block * 4 + selection)
-    if _walks_activations(spec):
-        assert spec.calibrate is not None  # the spec's validator saw to it
-        hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
-        tokens = spec.calibrate.samples * spec.calibrate.sequence_length
-        batch = min(tokens, max(BATCH_TOKENS, spec.calibrate.sequence_length))
-        working = batch * compute_bytes * (9 * mlp_width + 16 * hidden_size)
-        hidden = tokens * hidden_size * compute_bytes
-        walk = _TOKENIZER_BYTES + hidden + max(outside, block * (2 + compute_bytes) + max(selection, working))
-    evaluation = 0
-    if spec.evaluate:
-        logits = max(_tokens_at_once(params) for params in spec.evaluate) * architecture.vocabulary * 4 * 3
-        evaluation = _TOKENIZER_BYTES + source.parameters * compute_bytes + stored + logits
-    return _PROCESS_BYTES + max(walk, evaluation)
+    if spec.needs is Stat.NONE:
+        return _PROCESS_BYTES + max(outside, blocks + selection)
+    assert spec.calibrate is not None  # the spec's validator saw to it
+    hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
+    calibrated = spec.calibrate.samples * spec.calibrate.sequence_length
+    forward = min(calibrated, tokens) * compute_bytes * (6 * mlp_width + 12 * hidden_size)
+    widths = {layer.stream: layer.shape[1] for layer in architecture.block(0)}
+    grams = 0
+    if Stat.GRAM in spec.walk_needs:
+        kinds = 3 if Stat.DENSE_INPUTS in spec.walk_needs and spec.calibrate_refresh == "projection" else 1
+        grams = kinds * 4 * (sum(w * w for w in widths.values()) + _FACTOR_COPIES * max(widths.values()) ** 2)
+        streams = {s: sum(y.parameters for y in architecture.block(0) if y.stream == s) for s in widths}
+        selection = _SOLVE_BYTES * max(streams.values())
+    paused = 0
+    if spec.calibrate_refresh == "projection":
+        twins = 2 if Stat.DENSE_INPUTS in spec.walk_needs else 1
+        paused = twins * calibrated * compute_bytes * (mlp_width + 2 * hidden_size)
+    walk = blocks + block * compute_bytes + grams + paused + max(selection, forward)
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(outside, walk)
+
+
+def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
+    """The process with a whole model loaded and its largest batch of logits."""
+    stored = sum(facts.bytes for facts in source.tensors.values())
+    logits = max((_tokens_at_once(params) for params in spec.evaluate), default=0) * architecture.vocabulary * 4 * 3
+    weights = source.parameters * _COMPUTE_BYTES[spec.compute.dtype]
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + logits
 
 
 def predicted_elapsed_s(
@@ -70,20 +139,17 @@ def predicted_elapsed_s(
 ) -> float:
     """Run time: two passes over the calibration text, both models over every evaluation text, weights to disk twice."""
     work = 0.0
-    if _walks_activations(spec):
+    if spec.needs is not Stat.NONE:
         assert spec.calibrate is not None  # the spec's validator saw to it
         length = spec.calibrate.sequence_length
         per_token = 2 * architecture.prunable_parameters + _attention_flops(architecture, length)
-        work += 2 * spec.calibrate.samples * length * per_token
+        passes = 2 + (Stat.INPUT_SQ_MEAN in spec.allocate_needs)
+        work += passes * spec.calibrate.samples * length * per_token
     for params in spec.evaluate:
         per_token = 2 * source.parameters + _attention_flops(architecture, getattr(params, "sequence_length", 0))
         work += 2 * _tokens_read(params, data_dir) * per_token
     written = 2 * source.parameters * DTYPE_BYTES["BF16"]
     return _START_S + work / _CPU_FLOPS + written / _DISK_BYTES_PER_S
-
-
-def _walks_activations(spec: CompressionSpec) -> bool:
-    return method_of("score", spec.score).needs is not Stat.NONE
 
 
 def _attention_flops(architecture: Architecture, length: int) -> int:

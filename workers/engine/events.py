@@ -10,6 +10,7 @@ and at the end one of `{"event": "result", "report": …}` or `{"event": "error"
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any, Literal, Protocol, TextIO
 
@@ -49,11 +50,13 @@ class JsonLines:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._stage = "load"
+        self._lock = threading.Lock()  # blocks become durable on a thread of their own
 
     def emit(self, event: str, **fields: Any) -> None:
         line = {"event": event, "at": round(time.monotonic(), 3), "stage": self._stage, **fields}
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
+        with self._lock:
+            self._stream.write(json.dumps(line) + "\n")
+            self._stream.flush()
 
     def stage(self, name: str) -> None:
         self._stage = name

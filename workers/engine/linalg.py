@@ -12,6 +12,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engine.registry import Group
+
 _SMALL_GROUP = 8
 """Up to here comparing all pairs of a group, a few whole-tensor operations, beats selecting in each (7 x for 2:4)."""
 
@@ -49,3 +51,18 @@ def lowest_of_groups(score_GM: Tensor, count: int) -> Tensor:
                 rank_G += other_G <= own_G if j < i else other_G < own_G
         lowest_GM[:, i] = rank_G < count
     return lowest_GM
+
+
+def dropped(score_OI: Tensor, sparsity: float, group: Group, kept_of: tuple[int, int] | None, count: int) -> Tensor:
+    """Boolean [O, I]: the least important entries, exactly `count` of them, spread as pattern and group say.
+
+    `count` is `removed(shape, sparsity, group)` of the pruner's parameters: with `kept_of` (N, M) round(M * sparsity)
+    of every M consecutive entries of a row, else as many in every row, or anywhere if the group is the matrix.
+    """
+    outputs, inputs = score_OI.shape
+    if kept_of is not None:
+        m = kept_of[1]
+        return lowest_of_groups(score_OI.reshape(-1, m), round(m * sparsity)).reshape(outputs, inputs)
+    if group == "matrix":
+        return lowest(score_OI.reshape(1, -1), count).reshape(outputs, inputs)
+    return lowest(score_OI, count // outputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workers.engine.cache import Cache
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.clock import Clock
 from workers.engine.failures import translated
@@ -29,12 +30,21 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
 
 
-def compress(spec: CompressionSpec, workdir: Path, sources: Sources, events: Events, checkpoint_dir: Path) -> Report:
+def compress(
+    spec: CompressionSpec,
+    workdir: Path,
+    sources: Sources,
+    events: Events,
+    checkpoint_dir: Path,
+    cache_dir: Path | None = None,
+) -> Report:
     """Write the compressed model to `workdir/model` and return its report. Raises EngineError.
 
-    `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success.
+    `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success. `cache_dir` is
+    shared between jobs: what was measured of a dense model is not measured again.
     """
     clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir), workdir / "model"
+    cache = Cache(cache_dir)
     with translated():
         with clock.stage("load"):
             model = load(spec, sources)
@@ -42,22 +52,15 @@ def compress(spec: CompressionSpec, workdir: Path, sources: Sources, events: Eve
             text = calibration(spec, model, sources)
             checkpoint.claim(fingerprint(spec, model, text))
         with clock.stage("allocate"):
-            sparsity = allocate(spec, model.architecture.layers)
+            allocation = allocate(
+                spec, model, text, sources, cache=cache, checkpoint=checkpoint, clock=clock, events=events
+            )
         with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
-            resumed = prune(spec, model, text, sparsity, checkpoint=checkpoint, clock=clock, events=events)
-            layers = layer_reports(model, sparsity, checkpoint)
+            resumed = prune(spec, model, text, allocation.sparsity, checkpoint=checkpoint, clock=clock, events=events)
+            layers = layer_reports(model, allocation, checkpoint)
             assemble(spec, model, checkpoint, model_dir)
         with clock.stage("evaluate"):
-            evaluation = evaluate(
-                spec,
-                model.path,
-                model_dir,
-                tokenizer=model.tokenizer,
-                device=model.device,
-                sources=sources,
-                events=events,
-                checkpoint=checkpoint,
-            )
+            evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
         report = Report(
             spec=spec.model_dump(mode="json"),
             provenance=provenance(spec, model, evaluation.data_digests | (text.digests if text else {})),
@@ -65,6 +68,9 @@ def compress(spec: CompressionSpec, workdir: Path, sources: Sources, events: Eve
             prunable_parameters=model.architecture.prunable_parameters,
             zeros=sum(layer.zeros for layer in layers),
             sparsity=sum(layer.zeros for layer in layers) / model.architecture.prunable_parameters,
+            target_sparsity=allocation.target,
+            trial_perplexity_ratio=allocation.trial_ratio,
+            refresh=spec.calibrate_refresh if spec.walk_needs else None,
             layers=layers,
             metrics=evaluation.metrics,
             stages=clock.report(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from workers.engine.allocation import allocation
 from workers.engine.architectures.llama import Architecture, recognise
 from workers.engine.errors import InvalidSpec, SequenceTooLong
 from workers.engine.estimate import predicted_elapsed_s, predicted_peak_memory_bytes
@@ -12,7 +14,7 @@ from workers.engine.registry import Stat, method_of
 from workers.engine.report import Plan, PlannedLayer, Runtime
 from workers.engine.shards import DTYPE_BYTES
 from workers.engine.sources import ModelSource, Sources, resolve_dataset, resolve_model
-from workers.engine.stages.allocate import allocate
+from workers.engine.stats import AllocationFacts
 
 if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
@@ -27,7 +29,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
     """
     source = resolve_model(spec.model, sources)
     architecture = feasible(spec, source, sources)
-    sparsity = allocate(spec, architecture.layers)
+    sparsity = planned_sparsity(spec, architecture)
     return Plan(
         spec_digest=spec.digest(),
         model_id=source.id,
@@ -40,7 +42,12 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         bytes_before=sum(facts.bytes for facts in source.tensors.values()),
         bytes_after=stored_bytes(spec, source),
         layers=[
-            PlannedLayer(name=layer.name, block=layer.block, shape=layer.shape, target_sparsity=sparsity[layer.name])
+            PlannedLayer(
+                name=layer.name,
+                block=layer.block,
+                shape=layer.shape,
+                target_sparsity=sparsity[layer.name] if sparsity else None,
+            )
             for layer in architecture.layers
         ],
         peak_memory_bytes=predicted_peak_memory_bytes(spec, source, architecture),
@@ -81,11 +88,25 @@ def _texts(spec: CompressionSpec) -> dict[str, DataRef]:
     return {field: part for field, part in parts.items() if isinstance(part, DataRef)}
 
 
-def planned_zeros(spec: CompressionSpec, architecture: Architecture) -> int:
-    """Zeros the pruned layers will hold, where the dense weights hold none."""
-    sparsity = allocate(spec, architecture.layers)
-    group = method_of("score", spec.score).group
-    return sum(spec.prune.removed(layer.shape, sparsity[layer.name], group) for layer in architecture.layers)
+def planned_sparsity(spec: CompressionSpec, architecture: Architecture) -> Mapping[str, float] | None:
+    """Layer name -> sparsity; None where the job has to measure something first."""
+    method = method_of("allocate", spec.allocate)
+    if spec.prune.target is None or method.measure is not None or spec.allocate_needs is not Stat.NONE:
+        return None
+    return allocation(spec, AllocationFacts(architecture.layers, {}), spec.prune.target)
+
+
+def planned_zeros(spec: CompressionSpec, architecture: Architecture) -> int | None:
+    """Zeros the pruned layers will hold, where the dense weights hold none; None while the target is not known.
+
+    Where the allocation is not known yet it is the target's share: allocations keep the mean.
+    """
+    if spec.prune.target is None:
+        return None
+    sparsity = planned_sparsity(spec, architecture)
+    if sparsity is None:
+        return round(spec.prune.target * architecture.prunable_parameters)
+    return sum(spec.prune.removed(layer.shape, sparsity[layer.name], spec.group) for layer in architecture.layers)
 
 
 def stored_bytes(spec: CompressionSpec, source: ModelSource) -> int:
@@ -116,19 +137,25 @@ def runtimes() -> list[Runtime]:
 def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> list[str]:
     """What a user might not expect of this spec on this model."""
     found = []
-    scorer = method_of("score", spec.score)
-    if spec.calibrate is not None and scorer.needs is Stat.NONE:
-        found.append(f"score `{scorer.name}` looks at weights only: `calibrate` is not used")
-    realised = planned_zeros(spec, architecture) / architecture.prunable_parameters
-    if spec.prune.target - realised > 1e-4:
+    if spec.calibrate is not None and spec.needs is Stat.NONE:
+        found.append("no method of this spec looks at activations: `calibrate` is not used")
+    zeros = planned_zeros(spec, architecture)
+    target = spec.prune.target
+    realised = zeros / architecture.prunable_parameters if zeros is not None else None
+    if target is not None and realised is not None and target - realised > 1e-4:
+        found.append(f"{realised:.4f} of the weights will be removed, not {target:g}: each row drops a whole number")
+    if target is None:
         found.append(
-            f"{realised:.4f} of the weights will be removed, not {spec.prune.target:g}: each row drops a whole number"
+            "the sparsity is found by trial prunings with scores taken once; the result, calibrated block by block, is "
+            "usually better than its trial, so more could have been removed"
         )
+    if planned_sparsity(spec, architecture) is None:
+        found.append("how much each layer loses is measured by the job, not known in advance")
     share = architecture.prunable_parameters / source.parameters
     if share < 0.8:
         found.append(
             f"only {share:.0%} of the parameters can be pruned, the linear layers of the blocks: "
-            f"the whole model ends up {realised * share:.0%} zeros"
+            + (f"the whole model ends up {realised * share:.0%} zeros" if realised is not None else "the rest stays")
         )
     if not spec.evaluate:
         found.append("no evaluation is asked for: the report will not say what the pruning cost")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workers.engine.data import ids_digest
 from workers.engine.report import Provenance
 
 if TYPE_CHECKING:
@@ -17,7 +16,17 @@ if TYPE_CHECKING:
     from workers.engine.stages.calibrate import Calibration
     from workers.engine.stages.load import LoadedModel
 
-PACKAGES = ("espalier", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "datasets", "numpy")
+PACKAGES = (
+    "espalier",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "scipy",
+)
 
 
 def versions() -> dict[str, str]:
@@ -40,14 +49,21 @@ def provenance(spec: CompressionSpec, model: LoadedModel, data_digests: Mapping[
     )
 
 
-def fingerprint(spec: CompressionSpec, model: LoadedModel, calibration: Calibration | None) -> dict[str, str]:
-    """What a resume point must share with the run that goes on from it."""
+def environment(spec: CompressionSpec, model: LoadedModel) -> dict[str, str]:
+    """What decides numbers beside the data and the method: measurements are shared only where all of it is the same."""
     return {
-        "spec": spec.digest(),
         "model": model.source.commit,
-        "calibration": ids_digest(calibration.windows_NT) if calibration else "none",
+        "compute": spec.compute.dtype,
         "device": device_name(model.device),
         **{package: version(package) for package in ("espalier", "torch", "transformers")},
+    }
+
+
+def fingerprint(spec: CompressionSpec, model: LoadedModel, calibration: Calibration | None) -> dict[str, str]:
+    """What a resume point must share with the run that goes on from it."""
+    return environment(spec, model) | {
+        "spec": spec.digest(),
+        "calibration": calibration.digest if calibration else "none",
     }
 
 

@@ -18,25 +18,40 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from workers.engine.refs import DataRef
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from workers.engine.stages.evaluate import EvaluationContext
-    from workers.engine.stats import LinearFacts, LinearStats, Measurement
+    from workers.engine.stats import AllocationFacts, DenseBlock, LayerTask, LinearStats, Measurement
 
-Stage = Literal["score", "allocate", "prune", "evaluate"]
+Stage = Literal["score", "allocate", "prune", "refine", "evaluate"]
 Group = Literal["row", "matrix"]
 """Where scores may be compared with one another: within a row of the weight, or over the whole matrix."""
+Scores = Literal["required", "optional", "unused"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class Stat(Flag):
-    """What a method must know about a linear layer's inputs; collected once per input stream."""
+    """What a method must know beside the weights; collected once, per input stream where it is about inputs.
+
+    The first four are fields of `LinearStats` and need calibration text.
+    """
 
     NONE = 0
     INPUT_SQ_MEAN = auto()
+    INPUT_MOMENTS = auto()
+    """Mean and variance of each input."""
+    GRAM = auto()
+    DENSE_INPUTS = auto()
+    """The Gram matrices against the inputs of a dense block; differs from GRAM where inputs are refreshed."""
+    CURVATURE = auto()
+    """Allocators only: the loss's Hessian over each layer's weights. Holds the whole model in memory."""
+    LOSS = auto()
+    """Allocators only: the loss of the model pruned as the allocator asks."""
 
 
 class MethodParams(BaseModel):
@@ -46,13 +61,30 @@ class MethodParams(BaseModel):
 
     method: str
 
+    @property
+    def waives(self) -> Stat:
+        """What of its method's `needs` these parameters do without."""
+        return Stat.NONE
+
+
+class LossMethodParams(DataRef, MethodParams):
+    """Base of evaluators that measure the loss on a text: what a target that bounds it needs to know."""
+
+    sequence_length: int
+    samples: int | None
+
 
 class PruneMethodParams(MethodParams):
-    """Base of the pruners' parameters: what every stage before them needs to know of the target."""
+    """Base of the pruners' parameters: what the stages around them need to know of the target."""
 
     @property
-    def target(self) -> float:
-        """Global fraction of the prunable weights to remove, in [0, 1)."""
+    def target(self) -> float | None:
+        """Global fraction of the prunable weights to remove, in [0, 1); None where it is still to be found."""
+        raise NotImplementedError
+
+    @property
+    def kept_of(self) -> tuple[int, int] | None:
+        """(N, M) where N of every M consecutive inputs are kept on average over the layers, else None."""
         raise NotImplementedError
 
     def removed(self, shape: tuple[int, int], sparsity: float, group: Group) -> int:
@@ -78,6 +110,14 @@ class Method:
     group: Group = "row"
     units: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
+    scores: Scores = "required"
+    """Pruners: whether a score must be given, may be, or would not be looked at."""
+    updates_weights: bool = False
+    """Pruners: whether the weights that stay are changed to make up for those that go."""
+    whole_model: bool = True
+    """Evaluators: whether the model must be in memory as a whole."""
+    measure: Callable[..., Any] | None = None
+    """Allocators: what is measured of every dense block before sparsity is spread, if anything."""
 
 
 P_contra = TypeVar("P_contra", bound=MethodParams, contravariant=True)
@@ -90,16 +130,41 @@ class Scorer(Protocol[P_contra]):
 
 
 class Allocator(Protocol[P_contra]):
-    """`(layers, sparsity, params) -> {layer name: sparsity}`; the mean weighted by parameters is `sparsity`."""
+    """`(facts, sparsity, params) -> {layer name: sparsity}`; the mean weighted by parameters is `sparsity`."""
 
-    def __call__(self, layers: Sequence[LinearFacts], sparsity: float, params: P_contra, /) -> Mapping[str, float]: ...
+    def __call__(self, facts: AllocationFacts, sparsity: float, params: P_contra, /) -> Mapping[str, float]: ...
+
+
+class Measure(Protocol[P_contra]):
+    """`(block, params) -> {layer name: metric}` of one dense block; called once per job, and cached between jobs."""
+
+    def __call__(self, block: DenseBlock, params: P_contra, /) -> Mapping[str, float]: ...
 
 
 class Pruner(Protocol[P_contra]):
-    """`(weight_OI, score_OI, sparsity, group, params) -> weight_OI`: a new tensor of the same shape and dtype."""
+    """`(layers, stats, group, params) -> weights`: for layers of one input stream, in their order, new tensors of the
+    same shapes, with exactly `params.removed(shape, sparsity, group)` zeros each where dense weights hold none.
+
+    Compute in float32 and return that; the stage rounds to the type that ships. `group` is the scorer's, `row` if none.
+    """
 
     def __call__(
-        self, weight_OI: Tensor, score_OI: Tensor, sparsity: float, group: Group, params: P_contra, /
+        self, layers: Sequence[LayerTask], stats: LinearStats, group: Group, params: P_contra, /
+    ) -> list[Tensor]: ...
+
+
+class Refiner(Protocol[P_contra]):
+    """`(layer, pruned_OI, stats, params, kept_of) -> kept_OI`: boolean [O, I], which weights to keep instead of the
+    non-zeros of `pruned_OI`: as many in every row, and in every group of M where `kept_of` is (N, M), not None."""
+
+    def __call__(
+        self,
+        layer: LayerTask,
+        pruned_OI: Tensor,
+        stats: LinearStats,
+        params: P_contra,
+        kept_of: tuple[int, int] | None,
+        /,
     ) -> Tensor: ...
 
 
@@ -142,31 +207,68 @@ def scorer(
     return register
 
 
-def allocator(params: type[P], *, paper: str) -> Callable[[Allocator[P]], Allocator[P]]:
-    """Register a rule that spreads the global sparsity over layers."""
+def allocator(
+    params: type[P], *, paper: str, needs: Stat = Stat.NONE, measure: Measure[P] | None = None
+) -> Callable[[Allocator[P]], Allocator[P]]:
+    """Register a rule that spreads the global sparsity over layers, on what `measure` finds in every dense block."""
 
     def register(function: Allocator[P]) -> Allocator[P]:
-        _register("allocate", params, function, paper=paper)
+        _register("allocate", params, function, paper=paper, needs=needs, measure=measure)
         return function
 
     return register
 
 
-def pruner(params: type[P], *, paper: str, patterns: tuple[str, ...]) -> Callable[[Pruner[P]], Pruner[P]]:
-    """Register what removes weights. `patterns` uses "N:M" for any N kept of M."""
+def pruner(
+    params: type[P],
+    *,
+    paper: str,
+    patterns: tuple[str, ...],
+    scores: Scores,
+    group: Group = "row",
+    needs: Stat = Stat.NONE,
+    updates_weights: bool = False,
+) -> Callable[[Pruner[P]], Pruner[P]]:
+    """Register what removes weights. `patterns` uses "N:M" for any N kept of M.
+
+    `group` is where it counts zeros when it chooses them itself; with a score the score's group counts.
+    """
 
     def register(function: Pruner[P]) -> Pruner[P]:
-        _register("prune", params, function, paper=paper, patterns=patterns)
+        _register(
+            "prune",
+            params,
+            function,
+            paper=paper,
+            patterns=patterns,
+            scores=scores,
+            group=group,
+            needs=needs,
+            updates_weights=updates_weights,
+        )
         return function
 
     return register
 
 
-def evaluator(params: type[P], *, paper: str = "") -> Callable[[Evaluator[P]], Evaluator[P]]:
-    """Register a measurement made on the dense and on the pruned model."""
+def refiner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable[[Refiner[P]], Refiner[P]]:
+    """Register what moves zeros to better places after a pruner has set them."""
+
+    def register(function: Refiner[P]) -> Refiner[P]:
+        _register("refine", params, function, paper=paper, needs=needs)
+        return function
+
+    return register
+
+
+def evaluator(params: type[P], *, paper: str = "", whole_model: bool = True) -> Callable[[Evaluator[P]], Evaluator[P]]:
+    """Register a measurement made on the dense and on the pruned model.
+
+    One that does without the whole model reads its files, or asks the context for the loss of windows.
+    """
 
     def register(function: Evaluator[P]) -> Evaluator[P]:
-        _register("evaluate", params, function, paper=paper)
+        _register("evaluate", params, function, paper=paper, whole_model=whole_model)
         return function
 
     return register

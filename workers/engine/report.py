@@ -36,6 +36,7 @@ class LayerReport(ReportModel):
     parameters: int
     zeros: int = Field(description="Entries of the written weight that are exactly zero.")
     target_sparsity: float = Field(description="Fraction the allocation asked to remove.")
+    metric: float | None = Field(None, description="What the allocation was decided on, where it measures layers.")
     sparsity: float = Field(description="Fraction removed: zeros / parameters.")
 
 
@@ -81,6 +82,13 @@ class Report(ReportModel):
     prunable_parameters: int
     zeros: int = Field(description="Zeros in the pruned layers; 0/prunable_parameters <= sparsity.")
     sparsity: float = Field(description="zeros / prunable_parameters.")
+    target_sparsity: float | None = Field(None, description="What was asked for, or found for a perplexity ratio.")
+    trial_perplexity_ratio: float | None = Field(
+        None, description="Where a perplexity ratio was asked for: that of the trial pruning which met it."
+    )
+    refresh: Literal["block", "projection"] | None = Field(
+        None, description="How soon layers saw what was pruned before them; null where no inputs were looked at."
+    )
     layers: list[LayerReport]
     metrics: list[Metric]
     stages: list[StageReport]
@@ -116,7 +124,7 @@ class PlannedLayer(ReportModel):
     name: str
     block: int
     shape: tuple[int, int]
-    target_sparsity: float
+    target_sparsity: float | None = Field(description="null where the job measures first, then spreads the sparsity.")
 
 
 class Plan(ReportModel):
@@ -129,7 +137,9 @@ class Plan(ReportModel):
     blocks: int
     parameters: int
     prunable_parameters: int
-    zeros_after: int = Field(description="Zeros the pruned layers will hold.")
+    zeros_after: int | None = Field(
+        description="Zeros the pruned layers will hold; null where the job finds the sparsity."
+    )
     bytes_before: int = Field(description="Weight bytes of the dense model.")
     bytes_after: int = Field(description="Weight bytes of the result as stored. Masked weights take as much room.")
     layers: list[PlannedLayer]

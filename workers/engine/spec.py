@@ -16,7 +16,16 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.engine.refs import NAME_OR_HUB_ID, REVISION, DataRef, SpecModel
-from workers.engine.registry import MethodParams, PruneMethodParams, Stage, Stat, method_of, methods
+from workers.engine.registry import (
+    Group,
+    LossMethodParams,
+    MethodParams,
+    PruneMethodParams,
+    Stage,
+    Stat,
+    method_of,
+    methods,
+)
 
 
 class ModelRef(SpecModel):
@@ -54,6 +63,12 @@ class Calibrate(DataRef):
         2048, ge=8, le=32768, description="Tokens per window; at most the model's context length."
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the windows' random positions.")
+    refresh: Literal["block", "projection"] = Field(
+        "block",
+        description="How soon layers see what was pruned before them: `block` (the published scripts) looks at all "
+        "inputs of a block while it is dense; `projection` prunes q, k and v before o sees their output, and so on, in "
+        "one pass instead of two, holding more activations.",
+    )
 
 
 class Compute(SpecModel):
@@ -62,6 +77,13 @@ class Compute(SpecModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes a GPU where there is one.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision of forward passes, in calibration and in evaluation. Statistics are float32."
+    )
+    memory_budget: int | None = Field(
+        None,
+        ge=2**28,
+        description="Bytes of memory (of the GPU where there is one) the job may take. Text goes through in smaller "
+        "batches and models are evaluated block by block to stay within; null asks the device.",
+        examples=[4 * 2**30],
     )
 
 
@@ -87,11 +109,12 @@ def _union(stage: Stage) -> Any:
 if TYPE_CHECKING:
     ScoreParams = MethodParams
     AllocateParams = MethodParams
+    RefineParams = MethodParams
     EvaluateParams = MethodParams
     PruneParams = PruneMethodParams
 else:
     ScoreParams, AllocateParams = _union("score"), _union("allocate")
-    PruneParams, EvaluateParams = _union("prune"), _union("evaluate")
+    PruneParams, RefineParams, EvaluateParams = _union("prune"), _union("refine"), _union("evaluate")
 
 
 class CompressionSpec(SpecModel):
@@ -113,13 +136,20 @@ class CompressionSpec(SpecModel):
 
     model: ModelRef
     calibrate: Calibrate | None = Field(
-        None, description="Calibration text. Required by scores that look at activations, unused by the others."
+        None, description="Calibration text. Required by methods that look at activations, unused by the others."
     )
-    score: ScoreParams = Field(description="How important each weight is.")
+    score: ScoreParams | None = Field(
+        None,
+        description="How important each weight is. Required by `mask`; `mrp` and `fista` start from it if it is given; "
+        "`sparsegpt` chooses for itself.",
+    )
     allocate: AllocateParams = Field(
         default_factory=lambda: _default("allocate", "uniform"), description="How sparsity is spread over layers."
     )
     prune: PruneParams = Field(description="What is removed, and how much.")
+    refine: RefineParams | None = Field(
+        None, description="Moves zeros to better places after pruning. Only for pruners that change no other weight."
+    )
     evaluate: list[EvaluateParams] = Field(
         default_factory=list,
         max_length=32,
@@ -129,16 +159,96 @@ class CompressionSpec(SpecModel):
     compute: Compute = Field(default_factory=Compute)
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random choice outside calibration.")
 
+    @property
+    def walk_needs(self) -> Stat:
+        """What must be known of the inputs of the layers when it is their turn."""
+        needs = method_of("prune", self.prune).needs
+        if self.score is not None:
+            needs |= method_of("score", self.score).needs
+        if self.refine is not None:
+            needs |= method_of("refine", self.refine).needs
+        return needs
+
+    @property
+    def needs(self) -> Stat:
+        """All that takes calibration text."""
+        return self.walk_needs | self.allocate_needs
+
+    @property
+    def allocate_needs(self) -> Stat:
+        """What must be known of the dense model before sparsity is spread."""
+        needs = method_of("allocate", self.allocate).needs & ~self.allocate.waives
+        if (Stat.LOSS in needs or self.prune.target is None) and self._trials_look_at_inputs:
+            needs |= Stat.INPUT_SQ_MEAN
+        return needs
+
+    @property
+    def group(self) -> Group:
+        """Where weights are compared with one another."""
+        return method_of("score", self.score).group if self.score else method_of("prune", self.prune).group
+
+    @property
+    def calibrate_refresh(self) -> Literal["block", "projection"]:
+        return self.calibrate.refresh if self.calibrate else "block"
+
+    @property
+    def _trials_look_at_inputs(self) -> bool:
+        """Whether trial prunings need statistics: not where the scores look at weights alone."""
+        return self.score is None or method_of("score", self.score).needs is not Stat.NONE
+
     @model_validator(mode="after")
-    def _calibration_where_needed(self) -> CompressionSpec:
-        scorer = method_of("score", self.score)
-        if scorer.needs is not Stat.NONE and self.calibrate is None:
+    def _a_score_where_needed(self) -> CompressionSpec:
+        pruner = method_of("prune", self.prune)
+        if self.score is None and pruner.scores == "required":
             raise PydanticCustomError(
-                "calibration_required",
-                "score `{method}` looks at activations: add `calibrate` with a `dataset`",
-                {"method": scorer.name},
+                "score_required", 'prune `{method}` needs `score`, e.g. {{"method": "wanda"}}', {"method": pruner.name}
+            )
+        if self.score is not None and pruner.scores == "unused":
+            raise PydanticCustomError(
+                "score_unused", "prune `{method}` chooses weights itself: leave `score` out", {"method": pruner.name}
             )
         return self
+
+    @model_validator(mode="after")
+    def _refine_moves_only_zeros(self) -> CompressionSpec:
+        pruner = method_of("prune", self.prune)
+        if self.refine is not None and pruner.updates_weights:
+            raise PydanticCustomError(
+                "refine_after_update",
+                "prune `{method}` changes the weights that stay, so its zeros cannot be moved: leave `refine` out",
+                {"method": pruner.name},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_where_needed(self) -> CompressionSpec:
+        if self.needs is not Stat.NONE and self.calibrate is None:
+            stages: tuple[tuple[Stage, MethodParams | None], ...] = (
+                ("score", self.score), ("allocate", self.allocate), ("prune", self.prune), ("refine", self.refine)
+            )  # fmt: skip
+            named = [
+                f"{stage} `{params.method}`" for stage, params in stages if params and method_of(stage, params).needs
+            ]
+            raise PydanticCustomError(
+                "calibration_required",
+                "{methods} looks at activations: add `calibrate` with a `dataset`",
+                {"methods": " and ".join(named) or "prune `perplexity_ratio`"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_ratio_of_something_measured(self) -> CompressionSpec:
+        if self.prune.target is None and self.ratio_text is None:
+            raise PydanticCustomError(
+                "perplexity_required",
+                "`perplexity_ratio` bounds what the first `perplexity` evaluation measures: add one to `evaluate`",
+            )
+        return self
+
+    @property
+    def ratio_text(self) -> LossMethodParams | None:
+        """The evaluation that a perplexity ratio bounds: the first that measures the loss on a text."""
+        return next((params for params in self.evaluate if isinstance(params, LossMethodParams)), None)
 
     @model_validator(mode="after")
     def _measurements_are_distinct(self) -> CompressionSpec:

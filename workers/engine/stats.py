@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from torch import Tensor
 
 
@@ -32,12 +34,66 @@ class LinearFacts:
 
 @dataclass(frozen=True)
 class LinearStats:
-    """Statistics of one input stream over all calibration tokens; a field is None unless a method needs it."""
+    """Statistics of one input stream over all calibration tokens; a field is None unless a method needs it.
+
+    x is the stream as the layers read it: the output of whatever of the model was pruned before.
+    """
 
     tokens: int = 0
     """How many calibration tokens went into the statistics."""
+    window_tokens: int = 0
+    """Tokens per calibration window."""
     input_sq_mean_I: Tensor | None = None
     """Mean over tokens of x_i squared, float32 [I]."""
+    input_mean_I: Tensor | None = None
+    """Mean over tokens of x_i, float32 [I]."""
+    input_variance_I: Tensor | None = None
+    """Variance over tokens of x_i, float32 [I]."""
+    gram_II: Tensor | None = None
+    """Mean over tokens of x_i x_j, float32 [I, I]: half the Hessian of a layer's mean squared output error."""
+    dense_gram_II: Tensor | None = None
+    """Mean over tokens of z_i z_j, where z is what the stream is in a still dense block, float32 [I, I]. None where z
+    and x are one, as for the first stream of a block."""
+    cross_gram_II: Tensor | None = None
+    """Mean over tokens of z_i x_j, float32 [I, I] (rows dense). None where z and x are one."""
+
+
+@dataclass(frozen=True)
+class LayerTask:
+    """One linear layer at its turn to be pruned."""
+
+    name: str
+    weight_OI: Tensor
+    """Dense, in the type of the source. Never written to."""
+    sparsity: float
+    """Fraction to remove, in [0, 1]; for N:M patterns a multiple of 1 / M."""
+    score_OI: Tensor | None = None
+    """Importance by the spec's scorer, float32, higher is kept; None where the spec has none."""
+
+
+@dataclass(frozen=True)
+class DenseBlock:
+    """One decoder block before anything of the model is pruned: what allocators measure."""
+
+    layers: Sequence[LinearFacts]
+    weights: Mapping[str, Tensor]
+    """Layer name -> weight [O, I], in the type of the source."""
+    stats: Mapping[str, LinearStats]
+    """Stream name -> statistics; empty fields unless the allocator's `needs` ask for them."""
+    curvature: Mapping[str, float]
+    """Layer name -> trace of the loss's Hessian over the layer's weights; empty unless `Stat.CURVATURE` is needed."""
+
+
+@dataclass(frozen=True)
+class AllocationFacts:
+    """What an allocator decides on."""
+
+    layers: Sequence[LinearFacts]
+    metrics: Mapping[str, float]
+    """Layer name -> what the allocator's own `measure` found; empty if it has none."""
+    loss: Callable[[Mapping[str, float]], float] | None = None
+    """Layer name -> sparsity, to the mean loss (nats a token) of calibration text with the model pruned so, by masks
+    from scores taken once. None unless `Stat.LOSS` is needed. Allocations that share their first blocks share work."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ from workers.engine.stats import LinearFacts
 
 BLOCKS = "model.layers"
 EMBEDDING = "model.embed_tokens"
+FINAL_NORM = "model.norm"
+HEAD = "lm_head"
+"""Stored only where it is not tied to the embedding."""
 STREAMS = {
     "self_attn.q_proj": "attention_input",
     "self_attn.k_proj": "attention_input",

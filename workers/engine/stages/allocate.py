@@ -1,36 +1,207 @@
-"""Allocate: the global sparsity, spread over the layers. Import-light, so that a dry run spreads it the same way."""
+"""Allocate: the global sparsity, spread over the layers; and found, where the spec bounds the perplexity instead.
+
+What costs (statistics of the dense model, what an allocator measures of its blocks) is measured once and cached by
+content, so that jobs on the same model and text share it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.engine.errors import NumericalFailure
-from workers.engine.registry import method_of
+from workers.engine.allocation import allocation
+from workers.engine.architectures.llama import BLOCKS
+from workers.engine.data import consecutive_windows, load_tokens
+from workers.engine.provenance import environment
+from workers.engine.registry import Stat, method_of
+from workers.engine.stages.activations import activations_of
+from workers.engine.stages.calibrate import CHARACTERS_PER_TOKEN, Calibration
+from workers.engine.stages.curvature import curvature
+from workers.engine.stages.load import filled, tensors_of
+from workers.engine.stages.statistics import collect
+from workers.engine.stages.trial import Trials
+from workers.engine.stats import AllocationFacts, DenseBlock, LinearStats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.cache import Cache
+    from workers.engine.checkpoint import Checkpoint
+    from workers.engine.clock import Clock
+    from workers.engine.events import Events
+    from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stats import LinearFacts
+    from workers.engine.stages.load import LoadedModel
+
+TRIAL_TOKENS = 16_384
+"""Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
+RATIO_STEP = 1 / 256
+"""How finely a sparsity is searched for."""
+Statistics = Mapping[str, LinearStats]
+"""`block/stream` -> statistics of the dense model."""
 
 
-def allocate(spec: CompressionSpec, layers: Sequence[LinearFacts]) -> Mapping[str, float]:
-    """Layer name -> fraction to remove, in [0, 1). The mean weighted by parameters is the spec's target, to 1e-4.
+@dataclass(frozen=True)
+class Allocation:
+    """Where the sparsity goes."""
 
-    Raises NumericalFailure if the method broke one of these promises.
-    """
+    target: float
+    """Of the whole, in [0, 1)."""
+    sparsity: Mapping[str, float]
+    """Layer name -> fraction to remove."""
+    metrics: Mapping[str, float]
+    """Layer name -> what the allocator measured; empty if it measures nothing."""
+    trial_ratio: float | None = None
+    """Where the target was found: the perplexity ratio of the trial pruning at it."""
+
+
+def allocate(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    calibration: Calibration | None,
+    sources: Sources,
+    *,
+    cache: Cache,
+    checkpoint: Checkpoint,
+    clock: Clock,
+    events: Events,
+) -> Allocation:
+    """The spec's allocation; kept in the checkpoint, so that a retry prunes to the same. Raises NumericalFailure."""
+    if saved := checkpoint.load_json("allocation"):
+        return Allocation(**saved)
+    with clock.measure("calibrate"):
+        stats = _dense_statistics(spec, model, calibration, cache, checkpoint, events)
+    metrics = _metrics(spec, model, calibration, stats, cache, events)
+    layers, needs = model.architecture.layers, spec.allocate_needs
+
+    with ExitStack() as open_trials:
+
+        def trials(text: Calibration) -> Trials:
+            return open_trials.enter_context(closing(Trials(spec, model, text, stats, checkpoint, events)))
+
+        facts = AllocationFacts(layers, metrics)
+        if Stat.LOSS in needs:
+            assert calibration is not None  # LOSS is a need
+            sample = Calibration(_first_tokens(calibration, TRIAL_TOKENS), calibration.label)
+            facts = AllocationFacts(layers, metrics, trials(sample).loss)
+        if spec.prune.target is not None:
+            found = Allocation(spec.prune.target, allocation(spec, facts, spec.prune.target), metrics)
+        else:
+            found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)))
+    checkpoint.save_json("allocation", vars(found))
+    return found
+
+
+def _dense_statistics(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    calibration: Calibration | None,
+    cache: Cache,
+    checkpoint: Checkpoint,
+    events: Events,
+) -> Statistics:
+    """Squared means of the inputs of the whole dense model, if anything asks for them."""
+    if Stat.INPUT_SQ_MEAN not in spec.allocate_needs:
+        return {}
+    assert calibration is not None  # it is a need
+    key = environment(spec, model) | {"calibration": calibration.digest}
+    found = cache.tensors("dense-inputs", key)
+    if found is None:
+        found = {}
+        activations = activations_of(model, calibration)
+        hidden = activations.hidden(checkpoint.scratch_file())
+        activations.embed(hidden)
+        blocks = model.architecture.blocks
+        for block in range(blocks):
+            into = activations.hidden(checkpoint.scratch_file()) if block + 1 < blocks else None
+            with filled(model, f"{BLOCKS}.{block}", tensors_of(model, f"{BLOCKS}.{block}")) as module:
+                collected = collect(activations, block, module, hidden, Stat.INPUT_SQ_MEAN, into)
+            for stream, stats in collected.items():
+                assert stats.input_sq_mean_I is not None
+                found[f"{block}/{stream}"] = stats.input_sq_mean_I.cpu()
+            hidden.file.close()
+            hidden = into or hidden
+            events.progress(block + 1, blocks, "dense block")
+        cache.keep_tensors("dense-inputs", key, found)
+    tokens, window_tokens = calibration.windows_NT.numel(), calibration.windows_NT.shape[1]
+    return {
+        name: LinearStats(tokens, window_tokens, input_sq_mean_I=sq_mean_I.to(model.device))
+        for name, sq_mean_I in found.items()
+    }
+
+
+def _metrics(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    calibration: Calibration | None,
+    stats: Statistics,
+    cache: Cache,
+    events: Events,
+) -> Mapping[str, float]:
+    """What the allocator measures of every dense block, if it measures anything."""
     method = method_of("allocate", spec.allocate)
-    target = spec.prune.target
-    sparsity: Mapping[str, float] = method.function(layers, target, spec.allocate)
-    for layer in layers:
-        if not 0 <= sparsity[layer.name] < 1:
-            raise NumericalFailure(
-                f"{method.name} asks to remove {sparsity[layer.name]} of {layer.name}", "use a milder allocation"
+    if method.measure is None:
+        return {}
+    looks_at_text = bool(method.needs & ~spec.allocate.waives)
+    key = environment(spec, model) | {
+        "allocate": spec.allocate.model_dump(mode="json"),
+        "calibration": calibration.digest if calibration and looks_at_text else "",
+        "seed": spec.seed,
+    }
+    found: dict[str, float] | None = cache.json("allocator-metrics", key)
+    if found is None:
+        found = {}
+        traces: Mapping[str, float] = {}
+        if Stat.CURVATURE in method.needs:
+            assert calibration is not None  # it is a need
+            traces = curvature(model, calibration, seed=spec.seed)
+        for block in range(model.architecture.blocks):
+            layers = model.architecture.block(block)
+            tensors = tensors_of(model, f"{BLOCKS}.{block}")
+            dense = DenseBlock(
+                layers,
+                {layer.name: tensors[f"{layer.name}.weight"] for layer in layers},
+                {layer.stream: stats.get(f"{block}/{layer.stream}", LinearStats()) for layer in layers},
+                {layer.name: traces[layer.name] for layer in layers if traces},
             )
-    parameters = sum(layer.parameters for layer in layers)
-    mean = math.fsum(sparsity[layer.name] * layer.parameters for layer in layers) / parameters
-    if abs(mean - target) > 1e-4:
-        raise NumericalFailure(
-            f"{method.name} spread {target} to a mean of {mean:.5f} over the layers", "use another allocation"
-        )
-    return sparsity
+            found |= method.measure(dense, spec.allocate)
+            events.progress(block + 1, model.architecture.blocks, "measured block")
+        cache.keep_json("allocator-metrics", key, found)
+    return found
+
+
+def _ratio_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> Calibration:
+    """The windows of the evaluation that the ratio bounds."""
+    params = spec.ratio_text
+    assert params is not None  # the spec's validator saw to it
+    pointer = f"/evaluate/{spec.evaluate.index(params)}"
+    length, count = params.sequence_length, params.samples
+    tokens = load_tokens(
+        params, model.tokenizer, sources, pointer, max_characters=count and count * length * CHARACTERS_PER_TOKEN
+    )
+    return Calibration(consecutive_windows(tokens, length, count=count, field=pointer), params.label)
+
+
+def _first_tokens(calibration: Calibration, tokens: int) -> Tensor:
+    windows = max(1, tokens // calibration.windows_NT.shape[1])
+    return calibration.windows_NT[:windows]
+
+
+def _within_ratio(spec: CompressionSpec, facts: AllocationFacts, trials: Trials) -> Allocation:
+    """The highest sparsity whose trial keeps the ratio, by bisection: perplexity grows with sparsity."""
+    wanted = spec.prune.perplexity_ratio  # type: ignore[attr-defined]
+    dense = trials.loss({layer.name: 0.0 for layer in facts.layers})
+    best = Allocation(0.0, {layer.name: 0.0 for layer in facts.layers}, facts.metrics, 1.0)
+    low, high = 0, round(1 / RATIO_STEP)  # in steps: low keeps the ratio, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        sparsity = allocation(spec, facts, middle * RATIO_STEP)
+        ratio = math.exp(min(trials.loss(sparsity) - dense, 100.0))
+        if ratio <= wanted:
+            low, best = middle, Allocation(middle * RATIO_STEP, sparsity, facts.metrics, ratio)
+        else:
+            high = middle
+    return best

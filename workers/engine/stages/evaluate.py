@@ -1,7 +1,7 @@
 """Evaluate: every measurement of the spec, on the dense and on the pruned model, in one run with one data set.
 
 The models are loaded as any user would load them, from their folders by plain transformers, so that the pruned half
-is also the test that the result loads. One is held at a time.
+is also the test that the result loads. One is held at a time; where one does not fit, its blocks are, one at a time.
 """
 
 from __future__ import annotations
@@ -9,21 +9,29 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from workers.engine.architectures.llama import BLOCKS
 from workers.engine.data import load_tokens
 from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong, UnsupportedModel
+from workers.engine.estimate import evaluates_whole
 from workers.engine.registry import method_of
 from workers.engine.report import Metric
+from workers.engine.stages.calibrate import Calibration
+from workers.engine.stages.load import LoadedModel, memory_budget, relocated, tensors_of
+from workers.engine.stages.stream import StreamedLoss
 from workers.engine.stats import Measurement
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workers.engine.checkpoint import Checkpoint
@@ -58,8 +66,10 @@ class EvaluationData:
 class EvaluationContext:
     """What an evaluator sees: one loaded model, and where things come from."""
 
-    model: PreTrainedModel
-    """In eval mode, on `device`, with parameters of the spec's compute dtype."""
+    loaded: LoadedModel
+    """The model's files and structure."""
+    whole: PreTrainedModel | None
+    """In eval mode, on `device`, with parameters of the spec's compute dtype; None where it does not fit in memory."""
     tokenizer: PreTrainedTokenizerBase
     model_dir: Path
     """Folder the model was loaded from; its safetensors files are the weights as stored."""
@@ -68,12 +78,28 @@ class EvaluationContext:
     sources: Sources
     events: Events
     data: EvaluationData
+    checkpoint: Checkpoint
     pointer: str
     """JSON pointer of the evaluation in the spec, e.g. `/evaluate/0`, for errors."""
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The whole model, for evaluators that declare that they need it."""
+        assert self.whole is not None  # `evaluates_whole` saw to it
+        return self.whole
+
+    def window_nll(self, windows_NT: Tensor, batch_size: int) -> Tensor:
+        """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [N] on the CPU."""
+        if self.whole is None:
+            text = Calibration(windows_NT, self.pointer)
+            blocks = range(self.loaded.architecture.blocks)
+            with closing(StreamedLoss(self.loaded, text, self.checkpoint, keep_path=False)) as streamed:
+                return streamed.nll(blocks, lambda block: tensors_of(self.loaded, f"{BLOCKS}.{block}"))
+        return torch.cat([_nll(self.whole, ids_BT.to(self.device)) for ids_BT in windows_NT.split(batch_size)])
+
     def check_fits(self, tokens: int, parameter: str) -> None:
         """Raise SequenceTooLong, naming `parameter` of the evaluation, if the model cannot attend to so many tokens."""
-        context_length = int(self.model.config.max_position_embeddings)
+        context_length = self.loaded.architecture.context_length
         if tokens > context_length:
             raise SequenceTooLong(
                 f"{tokens} tokens at once do not fit the model's context of {context_length}",
@@ -102,30 +128,42 @@ class Evaluation:
 
 def evaluate(
     spec: CompressionSpec,
-    dense_dir: Path,
+    dense: LoadedModel,
     pruned_dir: Path,
     *,
-    tokenizer: PreTrainedTokenizerBase,
-    device: torch.device,
     sources: Sources,
     events: Events,
     checkpoint: Checkpoint,
 ) -> Evaluation:
     """Measure both models. The dense one's numbers go into the checkpoint: a retry does not measure them again.
 
-    Without measurements in the spec no model is loaded, so that a model larger than memory can still be pruned.
+    Without measurements in the spec no model is loaded. Raises MemoryBudgetTooSmall.
     """
     if not spec.evaluate:
         return Evaluation([], {})
     data = EvaluationData()
     total = 2 * len(spec.evaluate)
+    budget = memory_budget(spec, dense.device)
+    whole = evaluates_whole(spec, dense.source, dense.architecture, budget)
+    if not whole:
+        events.log(f"the models do not fit in {budget / 2**20:.0f} MiB: they are measured block by block")
 
-    def measure(model_dir: Path, done: int) -> list[Measurement]:
-        model = load_model(model_dir, device, getattr(torch, spec.compute.dtype))
+    def measure(loaded: LoadedModel, done: int) -> list[Measurement]:
+        model = load_model(loaded.path, loaded.device, loaded.dtype) if whole else None
         found: list[Measurement] = []
         for index, params in enumerate(spec.evaluate):
             context = EvaluationContext(
-                model, tokenizer, model_dir, device, spec.seed, sources, events, data, f"/evaluate/{index}"
+                loaded=loaded,
+                whole=model,
+                tokenizer=dense.tokenizer,
+                model_dir=loaded.path,
+                device=dense.device,
+                seed=spec.seed,
+                sources=sources,
+                events=events,
+                data=data,
+                checkpoint=checkpoint,
+                pointer=f"/evaluate/{index}",
             )
             with torch.inference_mode():
                 found += method_of("evaluate", params).function(context, params)
@@ -135,17 +173,17 @@ def evaluate(
 
     saved = checkpoint.load_json(DENSE_MEASUREMENTS)
     if saved is None:
-        dense = measure(dense_dir, 0)
+        before = measure(dense, 0)
         gc.collect()  # the dense model must be gone before the pruned one is loaded
         checkpoint.save_json(
-            DENSE_MEASUREMENTS, {"measurements": [asdict(found) for found in dense], "data_digests": data.digests}
+            DENSE_MEASUREMENTS, {"measurements": [asdict(found) for found in before], "data_digests": data.digests}
         )
     else:
-        dense = [Measurement(**found) for found in saved["measurements"]]
+        before = [Measurement(**found) for found in saved["measurements"]]
         data.digests.update(saved["data_digests"])
         events.progress(len(spec.evaluate), total, "measurement")
-    pruned = measure(pruned_dir, len(spec.evaluate))
-    return Evaluation(join(dense, pruned), data.digests)
+    after = measure(relocated(dense, pruned_dir), len(spec.evaluate))
+    return Evaluation(join(before, after), data.digests)
 
 
 def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -169,6 +207,13 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
             field="/model/id",
         )
     return model.to(device).eval()
+
+
+def _nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each window's predictions, float64 [B] on the CPU. V = vocabulary."""
+    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
+    nll_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT[:, 1:], reduction="none")
+    return nll_BT.double().mean(dim=1).cpu()
 
 
 def join(dense: list[Measurement], pruned: list[Measurement]) -> list[Metric]:

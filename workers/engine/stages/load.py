@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from workers.engine.architectures.llama import BLOCKS, Architecture
 from workers.engine.errors import InvalidSpec, UnsupportedModel
+from workers.engine.estimate import batch_tokens
 from workers.engine.plan import feasible
+from workers.engine.shards import read_header
 from workers.engine.sources import ModelSource, Sources, download, resolve_model
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class LoadedModel:
     """Where forward passes, scores and masks are computed."""
     dtype: torch.dtype
     """Of forward passes."""
+    batch_tokens: int
+    """Tokens per forward pass, so many that memory suffices."""
 
 
 def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
@@ -64,7 +68,32 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     with device, init_empty_weights(include_buffers=False):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    return LoadedModel(source, architecture, path, _tokenizer(path, source), skeleton.eval(), device, dtype)
+    return LoadedModel(
+        source,
+        architecture,
+        path,
+        _tokenizer(path, source),
+        skeleton.eval().requires_grad_(False),
+        device,
+        dtype,
+        batch_tokens(spec, source, architecture, budget=memory_budget(spec, device)),
+    )
+
+
+def relocated(model: LoadedModel, folder: Path) -> LoadedModel:
+    """The same architecture with the weights in `folder`, which may be sharded in another way."""
+    files = {name: file.name for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)}
+    return replace(model, path=folder, source=replace(model.source, files=files))
+
+
+def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
+    """Bytes the job may take: what the spec says, else what is free on the device."""
+    if spec.compute.memory_budget is not None:
+        return spec.compute.memory_budget
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(available.split()[1]) * 1024
 
 
 def tensors_of(model: LoadedModel, module: str) -> dict[str, Tensor]:

@@ -1,14 +1,18 @@
 """Prune: the walk over the blocks. The only place that decides what weights are written.
 
-Each block is loaded, its inputs are looked at while it is dense, its layers are scored and pruned one by one, and the
-pruned block, rounded to the type it will be stored in, makes the inputs of the next: what later layers are calibrated
-on is what they will see in use. At any time one block is resident, and a block is durable before the next begins.
+Each block is loaded, its inputs are looked at, its layers are scored and pruned, and the pruned block, rounded to the
+type it will be stored in, makes the inputs of the next: what later layers are calibrated on is what they will see in
+use. While a block is at work the next one's weights are read and the previous one is made durable.
 O = outputs, I = inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,20 +20,25 @@ from safetensors import safe_open
 
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import NumericalFailure
-from workers.engine.registry import method_of
+from workers.engine.registry import Stat, method_of
 from workers.engine.report import LayerReport
-from workers.engine.stages.calibrate import Activations, Calibration, capture, collect
+from workers.engine.stages.activations import activations_of
 from workers.engine.stages.load import LoadedModel, filled, outside_tensors, tensors_of
 from workers.engine.stages.score import score
-from workers.engine.stats import LinearStats
+from workers.engine.stages.statistics import collect, staged
+from workers.engine.stats import LayerTask, LinearStats
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from workers.engine.checkpoint import Checkpoint
     from workers.engine.clock import Clock
     from workers.engine.events import Events
     from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.activations import Activations, Hidden
+    from workers.engine.stages.allocate import Allocation
+    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.stats import LinearFacts
 
 
 def prune(
@@ -43,29 +52,14 @@ def prune(
     events: Events,
 ) -> int:
     """Prune every block into the checkpoint. Returns how many were found done. Raises NumericalFailure."""
-    blocks = model.architecture.blocks
     if not checkpoint.outside().exists():
         checkpoint.save_outside(_stored(spec, outside_tensors(model)))
-    start, activations = _resume(model, calibration, checkpoint)
-    if start:
-        events.resume(start)
-    events.progress(start, blocks, "block")
-    for block in range(start, blocks):
-        dense = tensors_of(model, f"{BLOCKS}.{block}")
-        with clock.measure("calibrate"):
-            stats = _statistics(model, activations, block, dense)
-        pruned = _stored(spec, _pruned(spec, model, block, dense, stats, sparsity, clock))
-        checkpoint.save_block(block, pruned)
-        if activations is not None and block + 1 < blocks:
-            with clock.measure("calibrate"), filled(model, f"{BLOCKS}.{block}", pruned) as module:
-                activations.advance(block, module)
-            checkpoint.save_hidden(block + 1, activations.hidden_NTD)
-        events.checkpoint(block)
-        events.progress(block + 1, blocks, "block")
-    return start
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, ExitStack() as files:
+        walk = _Walk(spec, model, sparsity, checkpoint, clock, events, reader, writer, files)
+        return walk.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
 
-def layer_reports(model: LoadedModel, sparsity: Mapping[str, float], checkpoint: Checkpoint) -> list[LayerReport]:
+def layer_reports(model: LoadedModel, allocation: Allocation, checkpoint: Checkpoint) -> list[LayerReport]:
     """What became of every layer, counted in the files as written."""
     reports = []
     for block in range(model.architecture.blocks):
@@ -80,52 +74,177 @@ def layer_reports(model: LoadedModel, sparsity: Mapping[str, float], checkpoint:
                         shape=layer.shape,
                         parameters=layer.parameters,
                         zeros=zeros,
-                        target_sparsity=sparsity[layer.name],
+                        target_sparsity=allocation.sparsity[layer.name],
+                        metric=allocation.metrics.get(layer.name),
                         sparsity=zeros / layer.parameters,
                     )
                 )
     return reports
 
 
-def _resume(
-    model: LoadedModel, calibration: Calibration | None, checkpoint: Checkpoint
-) -> tuple[int, Activations | None]:
-    """First block still to do, and the activations that enter it."""
-    blocks = model.architecture.blocks
-    finished = checkpoint.finished_blocks()
-    if calibration is None or finished == blocks:
-        return finished, None
-    start, hidden_NTD = checkpoint.latest_hidden() or (0, None)
-    return start, capture(model, calibration, hidden_NTD)
+@dataclass
+class _Walk:
+    spec: CompressionSpec
+    model: LoadedModel
+    sparsity: Mapping[str, float]
+    checkpoint: Checkpoint
+    clock: Clock
+    events: Events
+    reader: ThreadPoolExecutor
+    """Reads the next block's weights."""
+    writer: ThreadPoolExecutor
+    """Makes finished blocks durable."""
+    files: ExitStack
+    """Closes hidden states however the walk ends."""
+
+    def blocks(self, calibration: Calibration | None) -> int:
+        """Prune all that are still to do; returns the first of them."""
+        total = self.model.architecture.blocks
+        start, activations, hidden = self._resume(calibration)
+        if start:
+            self.events.resume(start)
+        self.events.progress(start, total, "block")
+        reading = self._read(start)
+        durable: Future[None] | None = None
+        for block in range(start, total):
+            dense, reading = reading.result(), self._read(block + 1)
+            into = self._next_hidden(activations, block)
+            stored = self._pruned(block, dense, activations, hidden, into)
+            if durable is not None:
+                durable.result()  # at most one block waits for the disk; an error there ends the walk
+            if hidden is not None:
+                hidden.file.close()
+            durable = self.writer.submit(self._keep, block, stored, into)
+            hidden = into
+        if durable is not None:
+            durable.result()
+        return start
+
+    def _resume(self, calibration: Calibration | None) -> tuple[int, Activations | None, Hidden | None]:
+        """First block still to do, and the activations that enter it."""
+        finished = self.checkpoint.finished_blocks()
+        if calibration is None or finished == self.model.architecture.blocks:
+            return finished, None, None
+        with self.clock.measure("calibrate"):
+            activations = activations_of(self.model, calibration)
+            if found := self.checkpoint.latest_hidden():
+                start, file = found
+                activations.embed(None)
+                return start, activations, activations.hidden(self.files.enter_context(file))
+            hidden = activations.hidden(self.files.enter_context(self.checkpoint.scratch_file()))
+            activations.embed(hidden)
+            return 0, activations, hidden
+
+    def _read(self, block: int) -> Future[dict[str, Tensor]]:
+        if block >= self.model.architecture.blocks:
+            return Future()
+        return self.reader.submit(tensors_of, self.model, f"{BLOCKS}.{block}")
+
+    def _next_hidden(self, activations: Activations | None, block: int) -> Hidden | None:
+        """Where this block's outputs go; the last one's are of no use."""
+        if activations is None or block + 1 == self.model.architecture.blocks:
+            return None
+        return activations.hidden(self.files.enter_context(self.checkpoint.new_hidden()))
+
+    def _keep(self, block: int, stored: Mapping[str, Tensor], into: Hidden | None) -> None:
+        self.checkpoint.save_block(block, stored)
+        if into is not None:
+            self.checkpoint.keep_hidden(block + 1, into.file)
+        self.events.checkpoint(block)
+        self.events.progress(block + 1, self.model.architecture.blocks, "block")
+
+    def _pruned(
+        self,
+        block: int,
+        dense: Mapping[str, Tensor],
+        activations: Activations | None,
+        hidden: Hidden | None,
+        into: Hidden | None,
+    ) -> dict[str, Tensor]:
+        """The block's tensors as they ship, its linear layers pruned; its outputs are written into `into`."""
+        tensors = dict(dense)
+        if activations is None or hidden is None:
+            for layers in _by_stream(self.model.architecture.block(block)).values():
+                tensors |= self._prune_stream(layers, dense, LinearStats())
+            return _stored(self.spec, tensors)
+        stored = _stored(self.spec, {name: t for name, t in dense.items() if name not in self._weights(block)})
+        with filled(self.model, f"{BLOCKS}.{block}", dense) as module:
+            for stream, stats in self._streams(activations, block, module, hidden, into):
+                layers = _by_stream(self.model.architecture.block(block))[stream]
+                pruned = _stored(self.spec, self._prune_stream(layers, dense, stats))
+                for name, weight_OI in pruned.items():
+                    module.get_parameter(name.removeprefix(f"{BLOCKS}.{block}.")).data.copy_(weight_OI)
+                stored |= pruned
+            if into is not None and self.spec.calibrate_refresh == "block":
+                with self.clock.measure("calibrate"):
+                    activations.advance(block, module, hidden, into)
+        return stored
+
+    def _weights(self, block: int) -> set[str]:
+        return {f"{layer.name}.weight" for layer in self.model.architecture.block(block)}
+
+    def _streams(
+        self, activations: Activations, block: int, module: nn.Module, hidden: Hidden, into: Hidden | None
+    ) -> Iterator[tuple[str, LinearStats]]:
+        """Statistics of each stream, when it is the turn of the layers that read it."""
+        needs = self.spec.walk_needs
+        if self.spec.calibrate_refresh == "block":
+            with self.clock.measure("calibrate"):
+                stats = collect(activations, block, module, hidden, needs)
+            # Handed over one by one, and dropped when used: a Gram matrix can be as large as a layer.
+            while stats:
+                stream = next(iter(stats))
+                yield stream, stats.pop(stream)
+            return
+        dense = copy.deepcopy(module) if Stat.DENSE_INPUTS in needs else None
+        passes = staged(activations, block, module, dense, hidden, needs, into)
+        while True:
+            with self.clock.measure("calibrate"):
+                found = next(passes, None)
+            if found is None:
+                return
+            yield found
+
+    def _prune_stream(
+        self, layers: list[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats
+    ) -> dict[str, Tensor]:
+        """Weight name -> pruned weight, of the layers that read one stream."""
+        spec, pruner = self.spec, method_of("prune", self.spec.prune)
+        tasks = []
+        for layer in layers:
+            weight_OI = dense[f"{layer.name}.weight"]
+            with self.clock.measure("score") if spec.score else nullcontext():
+                score_OI = score(spec, layer, weight_OI, stats) if spec.score else None
+            tasks.append(LayerTask(layer.name, weight_OI, self.sparsity[layer.name], score_OI))
+        pruned = pruner.function(tasks, stats, spec.group, spec.prune)
+        if spec.refine is not None:
+            with self.clock.measure("refine"):
+                refiner = method_of("refine", spec.refine)
+                kept_of = spec.prune.kept_of
+                pruned = [
+                    task.weight_OI * refiner.function(task, weight_OI, stats, spec.refine, kept_of)
+                    for task, weight_OI in zip(tasks, pruned, strict=True)
+                ]
+        for task, weight_OI in zip(tasks, pruned, strict=True):
+            if not weight_OI.isfinite().all():
+                raise NumericalFailure(
+                    f"{task.name}: {pruner.name} made infinite or NaN weights",
+                    "raise its dampening, calibrate on more text, or use another pruner",
+                    field="/prune",
+                )
+        # From float32 straight to the type that ships, so that weights are rounded once.
+        keep_type = spec.package.dtype != "source"
+        return {
+            f"{task.name}.weight": weight_OI if keep_type else weight_OI.to(task.weight_OI.dtype)
+            for task, weight_OI in zip(tasks, pruned, strict=True)
+        }
 
 
-def _statistics(
-    model: LoadedModel, activations: Activations | None, block: int, dense: Mapping[str, Tensor]
-) -> Mapping[str, LinearStats]:
-    if activations is None:
-        return {layer.stream: LinearStats() for layer in model.architecture.block(block)}
-    with filled(model, f"{BLOCKS}.{block}", dense) as module:
-        return collect(model, activations, block, module)
-
-
-def _pruned(
-    spec: CompressionSpec,
-    model: LoadedModel,
-    block: int,
-    dense: Mapping[str, Tensor],
-    stats: Mapping[str, LinearStats],
-    sparsity: Mapping[str, float],
-    clock: Clock,
-) -> dict[str, Tensor]:
-    """The block's tensors with its linear layers pruned, layer by layer so that one score is resident."""
-    group, pruner = method_of("score", spec.score).group, method_of("prune", spec.prune)
-    tensors = dict(dense)
-    for layer in model.architecture.block(block):
-        weight_OI = dense[f"{layer.name}.weight"]
-        with clock.measure("score"):
-            score_OI = score(spec, layer, weight_OI, stats[layer.stream])
-        tensors[f"{layer.name}.weight"] = pruner.function(weight_OI, score_OI, sparsity[layer.name], group, spec.prune)
-    return tensors
+def _by_stream(layers: list[LinearFacts]) -> dict[str, list[LinearFacts]]:
+    streams: dict[str, list[LinearFacts]] = {}
+    for layer in layers:
+        streams.setdefault(layer.stream, []).append(layer)
+    return streams
 
 
 def _stored(spec: CompressionSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

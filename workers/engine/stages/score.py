@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def score(spec: CompressionSpec, layer: LinearFacts, weight_OI: Tensor, stats: LinearStats) -> Tensor:
     """Importance [O, I], finite, higher is kept. Raises NumericalFailure naming the layer."""
+    assert spec.score is not None  # the caller asks only for specs with one
     method = method_of("score", spec.score)
     score_OI: Tensor = method.function(weight_OI, stats, spec.score)
     if not score_OI.isfinite().all():

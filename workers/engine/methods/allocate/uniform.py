@@ -9,9 +9,9 @@ from pydantic import Field
 from workers.engine.registry import MethodParams, allocator
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from workers.engine.stats import LinearFacts
+    from workers.engine.stats import AllocationFacts
 
 
 class UniformParams(MethodParams):
@@ -21,5 +21,5 @@ class UniformParams(MethodParams):
 
 
 @allocator(UniformParams, paper="arXiv:1506.02626")
-def allocate(layers: Sequence[LinearFacts], sparsity: float, params: UniformParams) -> Mapping[str, float]:
-    return {layer.name: sparsity for layer in layers}
+def allocate(facts: AllocationFacts, sparsity: float, params: UniformParams) -> Mapping[str, float]:
+    return {layer.name: sparsity for layer in facts.layers}

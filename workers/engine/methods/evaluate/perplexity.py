@@ -1,7 +1,7 @@
 """Perplexity: exp of the mean negative log-likelihood per predicted token over non-overlapping windows.
 
 The protocol of the pruning literature (GPTQ, SparseGPT, Wanda): the text as one token stream, cut into windows of
-equal length, the rest dropped. N = windows, B = windows of a batch, T = tokens of a window, V = vocabulary.
+equal length, the rest dropped. N = windows, T = tokens of a window.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.refs import DataRef
-from workers.engine.registry import MethodParams, evaluator
+from workers.engine.registry import LossMethodParams, evaluator
 from workers.engine.stats import Measurement
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from workers.engine.stages.evaluate import EvaluationContext
 
 
@@ -25,7 +22,7 @@ MAX_CHARACTERS_PER_TOKEN = 16
 """No tokenizer averages more over prose or code; bounds how much of a large dataset is fetched."""
 
 
-class PerplexityParams(DataRef, MethodParams):
+class PerplexityParams(LossMethodParams):
     """Perplexity on a text."""
 
     method: Literal["perplexity"] = Field("perplexity", description="How well the model predicts a text; lower wins.")
@@ -38,7 +35,11 @@ class PerplexityParams(DataRef, MethodParams):
     )
 
 
-@evaluator(PerplexityParams, paper="Jelinek et al. 1977, doi:10.1121/1.2016299")
+@evaluator(
+    PerplexityParams,
+    paper="Jelinek et al. 1977, doi:10.1121/1.2016299",
+    whole_model=False,
+)
 def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measurement]:
     """`perplexity/<data label>`, >= 1.
 
@@ -46,8 +47,6 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
     perplexity * sd(window means) / sqrt(N). Windows of one book are not independent, so it is on the low side.
     Raises SequenceTooLong, DatasetTooShort and what reading the data raises.
     """
-    import torch
-
     from workers.engine.data import consecutive_windows, ids_digest
 
     length, count = params.sequence_length, params.samples
@@ -58,8 +57,7 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
         f"perplexity/{params.label}/{len(windows_NT)}x{length}",
         ids_digest(windows_NT),
     )
-    nll_N = torch.cat([window_nll(context, batch_BT) for batch_BT in windows_NT.split(params.batch_size)])
-
+    nll_N = context.window_nll(windows_NT, params.batch_size)
     perplexity = nll_N.mean().exp().item()
     stderr = perplexity * nll_N.std().item() / math.sqrt(len(nll_N)) if len(nll_N) > 1 else None
     return [
@@ -72,13 +70,3 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
             note=f"{len(nll_N)} windows of {length} tokens; ± standard error over windows",
         )
     ]
-
-
-def window_nll(context: EvaluationContext, ids_BT: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [B] on the CPU."""
-    from torch.nn.functional import cross_entropy
-
-    ids_BT = ids_BT.to(context.device)
-    logits_BTV = context.model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
-    nll_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT[:, 1:], reduction="none")
-    return nll_BT.double().mean(dim=1).cpu()

@@ -22,7 +22,7 @@ class SizeParams(MethodParams):
     method: Literal["size"] = Field("size", description="Parameters, zeros and bytes on disk.")
 
 
-@evaluator(SizeParams)
+@evaluator(SizeParams, whole_model=False)
 def evaluate(context: EvaluationContext, params: SizeParams) -> list[Measurement]:
     """`size/parameters`, `size/zeros` (of all weights, embeddings included) and `size/weight_bytes`.
 

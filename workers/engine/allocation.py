@@ -1,0 +1,61 @@
+"""What every allocation must keep to, and how N:M patterns follow it. Import-light: a dry run spreads with this too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from workers.engine.errors import NumericalFailure
+from workers.engine.registry import method_of
+
+if TYPE_CHECKING:
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stats import AllocationFacts, LinearFacts
+
+
+def allocation(spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
+    """Layer name -> fraction to remove, in [0, 1), by the spec's allocator; multiples of 1 / M for N:M patterns.
+
+    The mean weighted by parameters is `target`, to 1e-4, or for N:M to half a unit's share.
+    Raises NumericalFailure if the method broke one of these promises.
+    """
+    method = method_of("allocate", spec.allocate)
+    sparsity: Mapping[str, float] = method.function(facts, target, spec.allocate)
+    for layer in facts.layers:
+        if not 0 <= sparsity[layer.name] < 1:
+            raise NumericalFailure(
+                f"{method.name} asks to remove {sparsity[layer.name]} of {layer.name}", "use a milder allocation"
+            )
+    parameters = sum(layer.parameters for layer in facts.layers)
+    mean = math.fsum(sparsity[layer.name] * layer.parameters for layer in facts.layers) / parameters
+    if abs(mean - target) > 1e-4:
+        raise NumericalFailure(
+            f"{method.name} spread {target} to a mean of {mean:.5f} over the layers", "use another allocation"
+        )
+    kept_of = spec.prune.kept_of
+    return sparsity if kept_of is None else whole_groups(facts.layers, sparsity, kept_of)
+
+
+def whole_groups(
+    layers: Sequence[LinearFacts], sparsity: Mapping[str, float], kept_of: tuple[int, int]
+) -> dict[str, float]:
+    """`sparsity` in multiples of 1 / M, between keeping 1 and all of M, nearest to the pattern's mean.
+
+    By largest remainder: every unit (layers of a block that share a sparsity) keeps the whole part of M (1 - s), then
+    units keep one more, greatest fraction first, until the pattern's mean N of M is kept.
+    """
+    n, m = kept_of
+    units: dict[tuple[int, float], list[LinearFacts]] = {}
+    for layer in layers:
+        units.setdefault((layer.block, sparsity[layer.name]), []).append(layer)
+    wanted = {unit: m * (1 - unit[1]) for unit in units}
+    # 2.9999999999 is 3: what an exact allocation missed by a float's last digit is no remainder.
+    kept = {unit: min(m, max(1, math.floor(want + 1e-9))) for unit, want in wanted.items()}
+    size = {unit: sum(layer.parameters for layer in members) for unit, members in units.items()}
+    left = n * sum(size.values()) - sum(kept[unit] * size[unit] for unit in units)
+    for unit in sorted(units, key=lambda unit: kept[unit] - wanted[unit]):
+        if kept[unit] < m and left >= size[unit] / 2:
+            kept[unit] += 1
+            left -= size[unit]
+    return {layer.name: 1 - kept[unit] / m for unit, members in units.items() for layer in members}

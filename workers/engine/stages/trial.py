@@ -1,0 +1,87 @@
+"""Trial prunings: the loss of the model with masks from scores taken once, on a little text, block by block.
+
+Cheap enough to try many allocations: nothing is calibrated again, no weight is updated, and of two allocations that
+share their first blocks the second starts where they part. The real result, whose inputs are refreshed, is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from workers.engine.architectures.llama import BLOCKS
+from workers.engine.linalg import dropped
+from workers.engine.registry import method_of
+from workers.engine.stages.load import tensors_of
+from workers.engine.stages.stream import StreamedLoss
+from workers.engine.stats import LinearStats
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.checkpoint import Checkpoint
+    from workers.engine.events import Events
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.stages.load import LoadedModel
+    from workers.engine.stats import LinearFacts
+
+
+class Trials:
+    """Losses of one text under different allocations."""
+
+    def __init__(
+        self,
+        spec: CompressionSpec,
+        model: LoadedModel,
+        text: Calibration,
+        stats: Mapping[str, LinearStats],
+        checkpoint: Checkpoint,
+        events: Events,
+    ) -> None:
+        self._spec = spec
+        self._model = model
+        self._stats = stats
+        self._events = events
+        self._streamed = StreamedLoss(model, text, checkpoint, keep_path=True)
+        self._known: dict[tuple[tuple[float, ...], ...], float] = {}
+
+    def close(self) -> None:
+        self._streamed.close()
+
+    def loss(self, sparsity: Mapping[str, float]) -> float:
+        """Mean loss in nats a token with every layer pruned to its sparsity."""
+        layers = [self._model.architecture.block(block) for block in range(self._model.architecture.blocks)]
+        path = tuple(tuple(sparsity[layer.name] for layer in block) for block in layers)
+        if path not in self._known:
+            nll_N = self._streamed.nll(path, lambda block: self._masked(layers[block], sparsity))
+            self._known[path] = nll_N.mean().item()
+            self._events.log(f"trial {len(self._known)}: loss {self._known[path]:.4f}")
+        return self._known[path]
+
+    def _masked(self, layers: list[LinearFacts], sparsity: Mapping[str, float]) -> dict[str, Tensor]:
+        """A block's tensors with its layers masked."""
+        spec = self._spec
+        tensors = tensors_of(self._model, f"{BLOCKS}.{layers[0].block}")
+        for layer in layers:
+            if not sparsity[layer.name]:
+                continue
+            weight_OI = tensors[f"{layer.name}.weight"]
+            count = spec.prune.removed(layer.shape, sparsity[layer.name], spec.group)
+            mask_OI = dropped(
+                self._score(layer, weight_OI), sparsity[layer.name], spec.group, spec.prune.kept_of, count
+            )
+            tensors[f"{layer.name}.weight"] = weight_OI.masked_fill(mask_OI, 0)
+        return tensors
+
+    def _score(self, layer: LinearFacts, weight_OI: Tensor) -> Tensor:
+        """The spec's score; where the pruner chooses by itself, |W| times its input's norm stands for its choice."""
+        stats = self._stats.get(f"{layer.block}/{layer.stream}")
+        if self._spec.score is not None:
+            score_OI: Tensor = method_of("score", self._spec.score).function(
+                weight_OI, stats or LinearStats(), self._spec.score
+            )
+            return score_OI
+        assert stats is not None  # `allocate_needs` asks for them
+        assert stats.input_sq_mean_I is not None
+        return weight_OI.float().abs() * stats.input_sq_mean_I.sqrt()
