@@ -1,7 +1,8 @@
 # demo   prune a real model through the service, from nothing      test    the whole suite
 # serve  the service on this machine                              lint    ruff, mypy, import contracts
 # bench  the benchmarks in benchmarks/                            chaos   kill processes at random, lose nothing
-.PHONY: demo serve test lint bench chaos setup
+# golden  all comparisons with the authors' figures               methods every pruner with every allocator, docs/methods.md
+.PHONY: demo serve test lint bench chaos golden methods setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
@@ -10,6 +11,8 @@ serve: setup ; $(BIN)/espalier serve
 test: setup ; .ci/chromium; $(BIN)/pytest --numprocesses 2 --dist loadgroup
 lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 bench: setup ; $(BIN)/python -m benchmarks.load && $(BIN)/python -m benchmarks.latency
+golden: setup ; $(BIN)/pytest tests/golden -m "golden or not golden" --log-cli-level=info
+methods: setup ; $(BIN)/python -m benchmarks.methods
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
 
 setup: .venv/.installed

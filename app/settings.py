@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     models_dir: Path = Field(Path("examples/models"), description="Folder of local models, one folder each.")
     data_dir: Path = Field(Path("examples/data"), description="Folder of local texts: .txt, .jsonl or .parquet.")
     work_dir: Path = Field(Path(), description="Scratch of running jobs and their resume points. Default: in home.")
+    cache_dir: Path = Field(
+        Path(), description="What workers measured of dense models, kept for later jobs. Default: in home."
+    )
     secret_key: SecretStr = Field(
         SecretStr(""), description="Signs cursors and hashes API keys. Default: made once and kept in home."
     )
@@ -66,6 +69,7 @@ class Settings(BaseSettings):
             "broker_url": f"filesystem://{home}/broker",
             "artifacts_url": f"file://{home}/artifacts",
             "work_dir": home / "work",
+            "cache_dir": home / "cache",
         }.items():
             if not values.get(name):
                 values[name] = default

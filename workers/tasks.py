@@ -110,7 +110,7 @@ class Attempt:
         (self.folder / "spec.json").write_text(json.dumps(self.held.spec))
         command = [sys.executable, "-m", "workers.runner", str(self.folder), "--checkpoint", str(self.checkpoint)]
         command += ["--models", str(self.settings.models_dir), "--data", str(self.settings.data_dir)]
-        command += ["--parent", str(os.getpid())]
+        command += ["--cache", str(self.settings.cache_dir), "--parent", str(os.getpid())]
         command += ["--threads", str(self.settings.worker_threads)] if self.settings.worker_threads else []
         return supervise(
             command,

@@ -44,6 +44,7 @@ def compress(
     (work / "spec.json").write_text(parsed.model_dump_json())
     command = [sys.executable, "-m", "workers.runner", str(work), "--checkpoint", str(work / "checkpoint")]
     command += ["--models", str(models or settings.models_dir), "--data", str(data or settings.data_dir)]
+    command += ["--cache", str(settings.cache_dir)]
     command += ["--threads", str(threads)] if threads else []
     _run(command, work / "runner.log")
 

@@ -1,7 +1,7 @@
 """What was measured of a model once, for later jobs: files named by the digest of everything that decided them.
 
 A few kilobytes per model and text (statistics, not scores: a score follows from them and the weights at once). Safe to
-delete at any time; entries appear whole or not at all.
+delete at any time; entries appear whole or not at all, and one that cannot be read is measured again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Cache:
     def json(self, kind: str, key: Mapping[str, Any]) -> Any | None:
         """What `keep_json` kept under `key`, or None."""
         if (path := self._path(kind, key, "json")) is not None:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, ValueError):
                 return json.loads(path.read_text())
         return None
 
@@ -40,7 +41,7 @@ class Cache:
     def tensors(self, kind: str, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """What `keep_tensors` kept under `key`, or None."""
         if (path := self._path(kind, key, "safetensors")) is not None:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, SafetensorError):
                 found: dict[str, Tensor] = load_file(path)
                 return found
         return None

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Flag, auto
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -60,6 +60,9 @@ class MethodParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str
+
+    unmeasured: ClassVar[frozenset[str]] = frozenset()
+    """Allocators: parameters that `measure` does not look at. Changing them measures nothing again."""
 
     @property
     def waives(self) -> Stat:

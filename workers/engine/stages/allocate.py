@@ -147,7 +147,7 @@ def _metrics(
         return {}
     looks_at_text = bool(method.needs & ~spec.allocate.waives)
     key = environment(spec, model) | {
-        "allocate": spec.allocate.model_dump(mode="json"),
+        "allocate": spec.allocate.model_dump(mode="json", exclude=set(spec.allocate.unmeasured)),
         "calibration": calibration.digest if calibration and looks_at_text else "",
         "seed": spec.seed,
     }

@@ -6,7 +6,7 @@ Needs no data. O = output features, I = input features.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ _MOST_SPREAD = 0.3
 
 class AlphaPruningParams(MethodParams):
     """Sparsity grows with alpha, the exponent of the power law that the largest squared singular values follow."""
+
+    unmeasured: ClassVar[frozenset[str]] = frozenset({"granularity", "spread", "matrix_spread", "min_sparsity"})
 
     method: Literal["alpha_pruning"] = Field(
         "alpha_pruning", description="Sparsity by the tail of each block's weight spectra; needs no calibration data."

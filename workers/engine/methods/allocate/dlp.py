@@ -5,7 +5,7 @@ O = output features, I = input features.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 class DlpParams(MethodParams):
     """Sparsity grows with the mean Wanda score of a block."""
+
+    unmeasured: ClassVar[frozenset[str]] = frozenset({"spread"})
 
     method: Literal["dlp"] = Field("dlp", description="Sparsity by each block's mean score; needs calibration data.")
     spread: float = Field(

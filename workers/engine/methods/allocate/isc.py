@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 class IscParams(MethodParams):
     """Sparsity falls with a layer's rank by the trace of the loss's Hessian over its weights."""
+
+    unmeasured: ClassVar[frozenset[str]] = frozenset({"spread"})
 
     method: Literal["isc"] = Field(
         "isc", description="Sparsity by each layer's rank in sensitivity; needs calibration data and the whole model."

@@ -5,7 +5,7 @@ O = output features, I = input features.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 class OwlParams(MethodParams):
     """Sparsity falls with the share of a block's Wanda scores that stand out."""
+
+    unmeasured: ClassVar[frozenset[str]] = frozenset({"spread"})
 
     method: Literal["owl"] = Field("owl", description="Sparsity by each block's outlier ratio; needs calibration data.")
     outlier_multiple: float = Field(

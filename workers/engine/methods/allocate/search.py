@@ -1,10 +1,11 @@
-"""Search: measures what each block's sparsity does to the loss, then solves for the best spread (ours; sequential linear programs after Griffith 1961).
+"""Search: measures what each block's sparsity does to the loss, then solves for the best spread. Our own method.
 
 Around an allocation (first the uniform one) each block in turn is pruned a little less and a little more while the
 others stay, which gives a curve of the loss over its sparsity. The curves, made convex, are minimised together under
 the global budget by a linear program; its solution is tried, together with the ways halfway to it, and the best of
 them is where the next round starts, with smaller steps. Measuring around the target and not around the dense model is
-what makes it hold at high sparsity: blocks that are harmless alone are not when the others are pruned too.
+what makes it hold at high sparsity: blocks that are harmless alone are not when the others are pruned too. Steps of
+linear programs within shrinking bounds are Griffith and Stewart's (1961, doi:10.1287/mnsc.7.4.379).
 """
 
 from __future__ import annotations

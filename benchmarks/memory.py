@@ -1,0 +1,110 @@
+"""Peak memory of pruning a model larger than memory, under a limit that kills whoever exceeds it.
+
+    python -m benchmarks.memory [--folder DIR] [--limit-gib 4]
+
+A random Llama of 1.3 B parameters in float32 shards (5 GB) is pruned by the runner, as a job would, in a process whose
+address space (RLIMIT_AS) is limited: more than memory in use counts, also libraries and mapped files. Loading the
+model whole under the same limit, as a control, fails. Then the same with 48 blocks for 24: the peak must not grow.
+Needs 25 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.random_model import SHAPES, write
+from workers.engine.plan import plan
+from workers.engine.sources import Sources
+from workers.engine.spec import CompressionSpec
+
+ROOT = Path(__file__).parents[1]
+SPECS: dict[str, dict[str, Any]] = {
+    "wanda": {"score": {"method": "wanda"}, "prune": {"method": "mask", "sparsity": 0.5}},
+    "sparsegpt": {"prune": {"method": "sparsegpt", "sparsity": 0.5}},
+}
+WHOLE = (
+    "from transformers import AutoModelForCausalLM as M; import sys; M.from_pretrained(sys.argv[1], dtype='float32')"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where models and results go; a temporary folder if left out")
+    parser.add_argument("--limit-gib", type=float, default=4)
+    parser.add_argument("--methods", nargs="+", choices=SPECS, default=list(SPECS))
+    parser.add_argument("--samples", type=int, default=8, help="calibration windows of 512 tokens")
+    arguments = parser.parse_args()
+    limit = int(arguments.limit_gib * 2**30)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
+        folder = Path(work)
+        shape = SHAPES["1.3b"]
+        for blocks in (24, 48):
+            write(replace(shape, blocks=blocks), folder / "models" / f"random-{blocks}", "float32")
+        print(f"whole model under {arguments.limit_gib} GiB: {_control(folder / 'models/random-24', limit)}")
+        print("\n| method | blocks | limit GiB | peak MiB | predicted MiB | ratio | seconds |")
+        print("|---|---:|---:|---:|---:|---:|---:|")
+        for method in arguments.methods:
+            for blocks in (24, 48):
+                print(_row(folder, method, blocks, limit, arguments.samples), flush=True)
+
+
+def _control(model: Path, limit: int) -> str:
+    found = subprocess.run(
+        [sys.executable, "-c", WHOLE, str(model)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        capture_output=True,
+        text=True,
+    )
+    last = found.stderr.strip().splitlines()[-1] if found.stderr.strip() else ""
+    return "loads: the limit does not hold!" if found.returncode == 0 else f"fails ({last[:100]})"
+
+
+def _row(folder: Path, method: str, blocks: int, limit: int, samples: int) -> str:
+    spec = CompressionSpec.model_validate(
+        {
+            "model": {"id": f"random-{blocks}"},
+            "calibrate": {"dataset": "calibration.txt", "samples": samples, "sequence_length": 512},
+            "compute": {"memory_budget": limit},
+            "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 512, "samples": 2}],
+            **SPECS[method],
+        }
+    )
+    sources = Sources(folder / "models", ROOT / "examples/data")
+    predicted = plan(spec, sources).peak_memory_bytes
+    work = folder / "work"
+    work.mkdir()
+    (work / "spec.json").write_text(spec.model_dump_json())
+    command = [sys.executable, "-m", "workers.runner", str(work), "--checkpoint", str(work / "checkpoint")]
+    command += ["--models", str(sources.models_dir), "--data", str(sources.data_dir)]
+    started = time.monotonic()
+    found = subprocess.run(
+        command,
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        capture_output=True,
+        text=True,
+    )
+    elapsed = time.monotonic() - started
+    last = json.loads(found.stdout.splitlines()[-1])
+    shutil.rmtree(work)
+    if last["event"] != "result":
+        return f"| {method} | {blocks} | failed: {last.get('message')} |"
+    peak = max(stage["peak_memory_bytes"] for stage in last["report"]["stages"])
+    return (
+        f"| {method} | {blocks} | {limit / 2**30:g} | {peak / 2**20:.0f} | {predicted / 2**20:.0f} | "
+        f"{predicted / peak:.2f} | {elapsed:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

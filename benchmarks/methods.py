@@ -1,0 +1,184 @@
+"""Every pruner with every allocator on the shipped model: held-out perplexity and seconds, for docs/methods.md.
+
+    python -m benchmarks.methods [--windows 16]      or: make methods
+
+Results are kept in a JSON-lines file as they come, and an interrupted run goes on where it was. Lower is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from workers.engine.registry import methods
+from workers.engine.spec import CompressionSpec
+
+ROOT = Path(__file__).parents[1]
+DOC = ROOT / "docs/methods.md"
+LENGTH = 512
+TARGETS: dict[str, dict[str, Any]] = {
+    "50 %": {"sparsity": 0.5},
+    "60 %": {"sparsity": 0.6},
+    "70 %": {"sparsity": 0.7},
+    "80 %": {"sparsity": 0.8},
+    "2:4": {"pattern": "2:4"},
+    "4:8": {"pattern": "4:8"},
+}
+
+
+def pruners() -> dict[str, dict[str, Any]]:
+    """Name -> the parts of a spec that make it: every score with the pruners that need one, every refinement of the
+    default score, and the pruners that choose by themselves."""
+    found: dict[str, dict[str, Any]] = {}
+    for pruner in methods("prune"):
+        if pruner.scores != "required":
+            found[pruner.name] = {"prune": {"method": pruner.name}}
+            continue
+        for scorer in methods("score"):
+            found[scorer.name] = {"score": {"method": scorer.name}, "prune": {"method": pruner.name}}
+        for refiner in methods("refine"):
+            parts = {"score": {"method": "wanda"}, "refine": {"method": refiner.name}}
+            found[f"wanda + {refiner.name}"] = parts | {"prune": {"method": pruner.name}}
+    return found
+
+
+def runs(windows: int) -> Iterator[dict[str, Any]]:
+    for target, kept in TARGETS.items():
+        for name, parts in pruners().items():
+            for allocator in methods("allocate"):
+                yield {
+                    "key": {"target": target, "pruner": name, "allocator": allocator.name, "windows": windows},
+                    "spec": {
+                        "model": {"id": "bookworm-7m"},
+                        "calibrate": {"dataset": "calibration.txt", "samples": windows, "sequence_length": LENGTH},
+                        "allocate": {"method": allocator.name},
+                        **parts,
+                        "prune": parts["prune"] | kept,
+                        "evaluate": [
+                            {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": LENGTH, "samples": 40}
+                        ],
+                    },
+                }
+
+
+def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
+    """Prune once and read the held-out text once."""
+    import torch
+
+    from workers.engine.events import Silent
+    from workers.engine.pipeline import compress
+    from workers.engine.sources import Sources
+
+    torch.set_num_threads(1)  # one run a core
+    spec = CompressionSpec.model_validate(run["spec"])
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "checkpoint"
+        checkpoint.mkdir()
+        dense = Path(cache) / "dense-measurements.json"
+        if dense.exists():  # the same model on the same text, every time
+            (checkpoint / dense.name).write_bytes(dense.read_bytes())
+        sources = Sources(ROOT / "examples/models", ROOT / "examples/data")
+        report = compress(spec, Path(folder), sources, Silent(), checkpoint, Path(cache))
+        if not dense.exists():
+            kept = dense.with_suffix(f".{os.getpid()}")
+            kept.write_bytes((checkpoint / dense.name).read_bytes())
+            kept.replace(dense)
+    elapsed = {stage.stage: stage.elapsed_s for stage in report.stages}
+    metric = report.metrics[0]
+    return run["key"] | {
+        "perplexity": metric.pruned,
+        "dense": metric.dense,
+        "sparsity": report.sparsity,
+        "allocate_s": elapsed["allocate"],
+        "prune_s": sum(elapsed.get(stage, 0.0) for stage in ("calibrate", "prune", "score", "refine")),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=16, help=f"calibration windows of {LENGTH} tokens")
+    parser.add_argument("--results", type=Path, default=ROOT / ".espalier/methods.jsonl", help="results so far")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in _lines(arguments.results)]
+    wanted = list(runs(arguments.windows))
+    todo = [run for run in wanted if not any(run["key"].items() <= result.items() for result in known)]
+    print(f"{len(wanted)} runs, {len(todo)} to do")
+    started = time.monotonic()
+    cache = arguments.results.with_suffix(".cache")
+    cache.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(arguments.processes) as pool, arguments.results.open("a") as out:
+        for number, result in enumerate(pool.map(measure, todo, [str(cache)] * len(todo)), start=1):
+            out.write(json.dumps(result) + "\n")
+            out.flush()
+            known.append(result)
+            left = (time.monotonic() - started) / number * (len(todo) - number)
+            print(f"{number}/{len(todo)}, {left / 60:.0f} min left: {result}", flush=True)
+    keys = [run["key"] for run in wanted]
+    write([result for result in known if any(key.items() <= result.items() for key in keys)], arguments.windows)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def write(results: list[dict[str, Any]], windows: int) -> None:
+    """Put the tables between the markers of docs/methods.md."""
+    text = DOC.read_text()
+    begin, end = "<!-- table: make methods -->\n", "<!-- /table -->"
+    head, rest = text.split(begin, 1)
+    _, tail = rest.split(end, 1)
+    DOC.write_text(head + begin + tables(results, windows) + end + tail)
+
+
+def tables(results: list[dict[str, Any]], windows: int) -> str:
+    import torch
+
+    allocators = [method.name for method in methods("allocate")]
+    by_key = {(r["target"], r["pruner"], r["allocator"]): r for r in results}
+    lines = [
+        f"bookworm-7m, {windows} x {LENGTH} calibration tokens, {platform.machine()} CPU, one thread a run, torch "
+        f"{torch.__version__}. Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row; underlined: best of a "
+        "table.\n"
+    ]
+    for target in TARGETS:
+        lines += [f"\n### {target}\n", "| pruner | " + " | ".join(f"`{a}`" for a in allocators) + " |"]
+        lines.append("|---|" + "---:|" * len(allocators))
+        best = min(r["perplexity"] for r in results if r["target"] == target)
+        for pruner in pruners():
+            row = [by_key[target, pruner, allocator]["perplexity"] for allocator in allocators]
+            cells = [_cell(value, value == min(row), value == best) for value in row]
+            lines.append(f"| {pruner} | " + " | ".join(cells) + " |")
+    lines += ["\n### Seconds\n", "Median over the targets.\n", "| pruner | prune |", "|---|---:|"]
+    for pruner in pruners():
+        lines.append(f"| {pruner} | {_median(results, 'prune_s', pruner=pruner):.1f} |")
+    lines += ["\n| allocator | allocate, first time | cached |", "|---|---:|---:|"]
+    for allocator in allocators:
+        of = [r["allocate_s"] for r in results if r["allocator"] == allocator]
+        lines.append(f"| `{allocator}` | {max(of):.1f} | {statistics.median(of):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float, best_of_row: bool, best_of_table: bool) -> str:
+    text = f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+    text = f"**{text}**" if best_of_row else text
+    return f"<u>{text}</u>" if best_of_table else text
+
+
+def _median(results: list[dict[str, Any]], field: str, **where: str) -> float:
+    return statistics.median(r[field] for r in results if where.items() <= r.items())
+
+
+if __name__ == "__main__":
+    main()
