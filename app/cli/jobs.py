@@ -193,16 +193,17 @@ def _print_plan(plan: dict[str, Any]) -> None:
     table.add_row("model", escape(f"{plan['model_id']} ({plan['architecture']}, {plan['blocks']} blocks)"))
     table.add_row("commit", plan["model_commit"])
     table.add_row("parameters", output.number(plan["parameters"]))
-    table.add_row(
-        "zeros after", f"{output.number(plan['zeros_after'])} of {output.number(plan['prunable_parameters'])}"
-    )
+    zeros = "to be found" if plan["zeros_after"] is None else output.number(plan["zeros_after"])
+    table.add_row("zeros after", f"{zeros} of {output.number(plan['prunable_parameters'])}")
     table.add_row("weight bytes", f"{output.number(plan['bytes_before'])} → {output.number(plan['bytes_after'])}")
     table.add_row("peak memory", f"about {plan['peak_memory_bytes'] / 2**20:,.0f} MiB")
     table.add_row("run time", f"about {output.duration(plan['elapsed_s'])} on two CPU cores")
     output.stdout.print(table)
     layers = output.table("", "layer", "shape", "sparsity", right=("sparsity",))
     for layer in plan["layers"]:
-        layers.add_row(escape(layer["name"]), "x".join(map(str, layer["shape"])), f"{layer['target_sparsity']:.2%}")
+        target = layer["target_sparsity"]
+        sparsity = "to be measured" if target is None else f"{target:.2%}"
+        layers.add_row(escape(layer["name"]), "x".join(map(str, layer["shape"])), sparsity)
     output.stdout.print(layers)
     for runtime in plan["runtimes"]:
         output.stdout.print(escape(f"{runtime['runtime']}: {runtime['note']}"))

@@ -32,6 +32,7 @@ def render(report: Report) -> str:
         report=report,
         wording=wording,
         methods=wording.compressing_methods(report),
+        measured=all(layer.metric is not None for layer in report.layers),
         headlines=directed[:_HEADLINES],
         spec_json=json.dumps(report.spec, indent=2),
         sparsity_figure=Markup(sparsity_figure(report.layers)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from workers.engine.registry import Method, discover
+from workers.engine.registry import Method, Stage, discover
 
 if TYPE_CHECKING:
     from workers.engine.report import Metric, Report
@@ -15,18 +15,38 @@ Verdict = Literal["better", "worse", "within spread", "same", ""]
 
 def compressing_methods(report: Report) -> list[Method]:
     """The methods that decided the weights, in pipeline order."""
-    return [discover()[stage, report.spec[stage]["method"]] for stage in ("score", "allocate", "prune")]
+    stages: tuple[Stage, ...] = ("score", "allocate", "prune", "refine")
+    return [discover()[stage, params["method"]] for stage in stages if (params := report.spec.get(stage))]
 
 
 def sentence(report: Report) -> str:
     """What was done, in one sentence."""
-    score, allocate, prune = (report.spec[stage]["method"] for stage in ("score", "allocate", "prune"))
-    pattern = report.spec["prune"].get("pattern")
+    spec, pattern = report.spec, report.spec["prune"].get("pattern")
+    scored = f"scored by {spec['score']['method']}, " if spec.get("score") else ""
+    refined = f", moved by {spec['refine']['method']}" if spec.get("refine") else ""
     return (
         f"{percent(report.sparsity)} of the weights of {len(report.layers)} linear layers "
-        f"({report.zeros:,} of {report.prunable_parameters:,}) were set to zero: scored by {score}, "
-        f"spread over the layers by {allocate}, removed by {prune}" + (f" ({pattern})." if pattern else ".")
+        f"({report.zeros:,} of {report.prunable_parameters:,}) were set to zero: {scored}"
+        f"spread over the layers by {spec['allocate']['method']}, removed by {spec['prune']['method']}"
+        + (f" ({pattern})" if pattern else "")
+        + f"{refined}."
     )
+
+
+def conditions(report: Report) -> list[str]:
+    """What else decided the result, a sentence each."""
+    found = []
+    if report.trial_perplexity_ratio is not None:
+        asked = report.spec["prune"]["perplexity_ratio"]
+        found.append(
+            f"{percent(report.target_sparsity or 0)} is the most whose trial pruning kept the perplexity within "
+            f"×{asked:g}: ×{report.trial_perplexity_ratio:.3f}."
+        )
+    if report.refresh == "block":
+        found.append("Layers of a block were calibrated on the inputs they have while the block is dense.")
+    if report.refresh == "projection":
+        found.append("Layers were calibrated on inputs that all layers pruned before them had a part in.")
+    return found
 
 
 def percent(fraction: float) -> str:
