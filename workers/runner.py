@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from workers.engine.errors import EngineError, InvalidSpec
 from workers.engine.events import JsonLines
+from workers.engine.registry import untagged
 from workers.engine.sources import Sources
 from workers.engine.spec import CompressionSpec
 
@@ -116,7 +117,7 @@ def _read_spec(path: Path) -> CompressionSpec:
         raise InvalidSpec(
             f"spec.json: {first['msg']}",
             "correct the spec",
-            field="/" + "/".join(str(part) for part in first["loc"]),
+            field="/" + "/".join(str(part) for part in untagged(first["loc"])),
         ) from error
 
 

@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from app.errors import AppError, NotReady
 from app.storage import StorageError
-from workers.engine.registry import STAGES, methods
+from workers.engine.registry import untagged
 
 MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger(__name__)
@@ -227,9 +227,6 @@ def _pointer(loc: Sequence[str | int]) -> str:
         return f"{'?' if where == 'query' else '#'}{'/'.join(map(str, path))}"
     if path and path[-1] == "[key]":  # of a dict: the key itself is what is wrong
         path.pop()
-    if len(path) > 2 and path[0] == "spec" and path[1] in STAGES:
-        tag = 3 if isinstance(path[2], int) else 2
-        names = [method.name for method in methods(path[1])]
-        if len(names) > 1 and len(path) > tag and path[tag] in names:
-            del path[tag]
+    if path and path[0] == "spec":
+        path[1:] = untagged(path[1:])
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)

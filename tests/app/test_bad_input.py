@@ -28,6 +28,10 @@ def pattern(text: Any) -> dict[str, Any]:
     return spec(prune={"method": "mask", "pattern": text})
 
 
+def sparsegpt(**changes: Any) -> dict[str, Any]:
+    return spec(prune={"method": "sparsegpt", "sparsity": 0.5}, **changes)
+
+
 def calibrate(**changes: Any) -> dict[str, Any]:
     return {**WANDA, "calibrate": {**WANDA["calibrate"], **changes}}
 
@@ -43,6 +47,7 @@ LOOKED = {
     "unsupported_model",
     "dataset_not_found",
     "sequence_too_long",
+    "memory_budget_too_small",
 }
 """Codes of what is found by looking at the model's and the data's files; the others are `invalid_request`."""
 # (what, body, pointer, code of the field)
@@ -81,7 +86,8 @@ BODIES: list[tuple[str, Any, str, str]] = [
     # methods and patterns
     ("unknown score", {"spec": spec(score={"method": "magic"})}, "/spec/score/method", "union_tag_invalid"),
     ("no method", {"spec": spec(score={})}, "/spec/score/method", "union_tag_not_found"),
-    ("unknown pruner", {"spec": spec(prune={"method": "magic"})}, "/spec/prune/method", "literal_error"),
+    ("unknown pruner", {"spec": spec(prune={"method": "magic"})}, "/spec/prune/method", "union_tag_invalid"),
+    ("unknown device", {"spec": spec(compute={"device": "tpu"})}, "/spec/compute/device", "literal_error"),
     (
         "unknown measurement",
         {"spec": spec(evaluate=[{"method": "size"}, {"method": "x"}])},
@@ -98,6 +104,42 @@ BODIES: list[tuple[str, Any, str, str]] = [
         "sparsity_mismatch",
     ),
     ("no sparsity", {"spec": spec(prune={"method": "mask"})}, "/spec/prune", "sparsity_required"),
+    ("two targets", {"spec": prune(sparsity=0.5, perplexity_ratio=1.1)}, "/spec/prune", "two_targets"),
+    (
+        "a ratio of 1",
+        {"spec": prune(sparsity=None, perplexity_ratio=1)},
+        "/spec/prune/perplexity_ratio",
+        "greater_than",
+    ),
+    (
+        "a ratio of nothing measured",
+        {"spec": prune(sparsity=None, perplexity_ratio=1.1)},
+        "/spec",
+        "perplexity_required",
+    ),
+    ("mask without score", {"spec": spec(score=None)}, "/spec", "score_required"),
+    ("sparsegpt with score", {"spec": sparsegpt()}, "/spec", "score_unused"),
+    ("sparsegpt without text", {"spec": sparsegpt(score=None)}, "/spec", "calibration_required"),
+    ("refined sparsegpt", {"spec": sparsegpt(score=None, refine={"method": "dsnot"})}, "/spec", "refine_after_update"),
+    (
+        "groups that do not fit the solver's blocks",
+        {"spec": spec(score=None, prune={"method": "sparsegpt", "pattern": "2:4", "block_size": 6})},
+        "/spec/prune",
+        "block_size_mismatch",
+    ),
+    ("owl without text", {"spec": spec(allocate={"method": "owl"})}, "/spec", "calibration_required"),
+    (
+        "less memory than Python takes",
+        {"spec": spec(compute={"memory_budget": 2**20})},
+        "/spec/compute/memory_budget",
+        "greater_than_equal",
+    ),
+    (
+        "less memory than the job takes",
+        {"spec": spec(compute={"memory_budget": 2**28})},
+        "/spec/compute/memory_budget",
+        "memory_budget_too_small",
+    ),
     ("wanda without text", {"spec": spec(score={"method": "wanda"})}, "/spec", "calibration_required"),
     (
         "a measurement twice",

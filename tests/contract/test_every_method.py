@@ -1,12 +1,15 @@
 """What every method must keep to, whoever wrote it: found through the registry, so a new file is tested unseen.
 
-O = outputs, I = inputs.
+O = outputs, I = inputs, N = tokens.
 """
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
@@ -14,10 +17,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from workers.engine.registry import STAGES, Group, Method, Stat, methods
-from workers.engine.stats import LinearFacts, LinearStats
+from workers.engine.errors import NumericalFailure
+from workers.engine.registry import STAGES, Group, Method, PruneMethodParams, Stat, methods
+from workers.engine.stats import AllocationFacts, DenseBlock, LayerTask, LinearFacts, LinearStats
 
 OUTPUTS, INPUTS = 24, 16
+TOKENS = 64
 GROUPS: tuple[Group, ...] = get_args(Group)
 PRUNE_EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "unstructured": [{"sparsity": s} for s in (0.0, 0.25, 0.3, 0.5, 0.77)],
@@ -25,17 +30,59 @@ PRUNE_EXAMPLES: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def named(stage: Any) -> Any:
     return pytest.mark.parametrize("method", methods(stage), ids=lambda method: method.name)
 
 
-def weight(seed: int = 0) -> Tensor:
-    return torch.randn(OUTPUTS, INPUTS, generator=torch.Generator().manual_seed(seed))
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def weight(seed: int = 0, outputs: int = OUTPUTS, inputs: int = INPUTS) -> Tensor:
+    return torch.randn(outputs, inputs, generator=seeded(seed))
+
+
+def stats_of(x_NI: Tensor, needs: Stat, z_NI: Tensor | None = None) -> LinearStats:
+    """The statistics of inputs, as far as they are needed; `z_NI` is what they are in the dense block."""
+    count = len(x_NI)
+    moments, twins = Stat.INPUT_MOMENTS in needs, Stat.DENSE_INPUTS in needs and z_NI is not None
+    return LinearStats(
+        tokens=count,
+        window_tokens=count // 2,
+        input_sq_mean_I=x_NI.square().mean(dim=0) if needs else None,
+        input_mean_I=x_NI.mean(dim=0) if moments else None,
+        input_variance_I=x_NI.var(dim=0, correction=0) if moments else None,
+        gram_II=x_NI.T @ x_NI / count if Stat.GRAM in needs else None,
+        dense_gram_II=z_NI.T @ z_NI / count if twins and z_NI is not None else None,
+        cross_gram_II=z_NI.T @ x_NI / count if twins and z_NI is not None else None,
+    )
+
+
+def inputs_of(seed: int = 1, tokens: int = TOKENS, inputs: int = INPUTS) -> Tensor:
+    """Correlated, off zero, and of very different scales."""
+    generator = seeded(seed)
+    mixing_II = torch.randn(inputs, inputs, generator=generator) / inputs**0.5 + torch.eye(inputs)
+    scale_I = torch.rand(inputs, generator=generator) * 3 + 0.1
+    return (torch.randn(tokens, inputs, generator=generator) @ mixing_II + 0.3) * scale_I
 
 
 def stats_for(needs: Stat) -> LinearStats:
-    sq_mean_I = torch.rand(INPUTS, generator=torch.Generator().manual_seed(1)) + 0.1
-    return LinearStats(tokens=64, input_sq_mean_I=sq_mean_I if Stat.INPUT_SQ_MEAN in needs else None)
+    z_NI = inputs_of()
+    return stats_of(z_NI + 0.1 * torch.randn(z_NI.shape, generator=seeded(2)), needs, z_NI)
+
+
+def tensors_in(stats: LinearStats) -> dict[str, Tensor]:
+    values = {field.name: getattr(stats, field.name) for field in fields(stats)}
+    return {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("method", [m for stage in STAGES for m in methods(stage)], ids=lambda m: f"{m.stage}-{m.name}")
@@ -55,10 +102,25 @@ class TestDeclaration:
         with pytest.raises(ValidationError, match="extra_forbidden"):
             method.params.model_validate({"method": method.name, "no_such_parameter": 1})
 
+    def test_bounds_every_number(self, method: Method) -> None:
+        for name, schema in method.params.model_json_schema()["properties"].items():
+            for part in schema.get("anyOf", [schema]):
+                if part.get("type") in ("number", "integer"):
+                    assert {"minimum", "exclusiveMinimum"} & part.keys(), f"{method.name}.{name} has no lower bound"
 
-@pytest.mark.parametrize("stage", ["score", "allocate", "prune"])
+    def test_waives_no_more_than_it_needs(self, method: Method) -> None:
+        if method.stage in ("score", "allocate", "refine"):
+            assert method.params().waives in method.needs
+
+
+@pytest.mark.parametrize("stage", ["score", "allocate", "prune", "refine"])
 def test_names_its_paper(stage: Any) -> None:
     assert all(m.paper.startswith(("arXiv:", "doi:", "https://")) for m in methods(stage))
+
+
+@pytest.mark.parametrize("stage", ["score", "prune", "refine"])
+def test_only_allocators_look_at_the_loss_of_the_whole(stage: Any) -> None:
+    assert all(not m.needs & (Stat.LOSS | Stat.CURVATURE) for m in methods(stage))
 
 
 @named("score")
@@ -71,11 +133,11 @@ class TestScore:
 
     def test_is_deterministic_and_leaves_its_inputs_alone(self, method: Method) -> None:
         weight_OI, stats = weight(), stats_for(method.needs)
+        before = tensors_in(stats)
         first = method.function(weight_OI, stats, method.params())
         assert torch.equal(first, method.function(weight_OI, stats, method.params()))
         assert torch.equal(weight_OI, weight())
-        if stats.input_sq_mean_I is not None:
-            assert torch.equal(stats.input_sq_mean_I, stats_for(method.needs).input_sq_mean_I)
+        assert same(before, tensors_in(stats))
 
     def test_takes_half_precision(self, method: Method) -> None:
         score_OI = method.function(weight().bfloat16(), stats_for(method.needs), method.params())
@@ -87,70 +149,260 @@ class TestScore:
         score_OI = method.function(weight_OI, stats_for(method.needs), method.params())
         assert (score_OI[:, 5:6] <= score_OI).all()
 
+    def test_dead_inputs_and_dead_outputs_have_a_score(self, method: Method) -> None:
+        weight_OI, x_NI = weight(), inputs_of()
+        weight_OI[3], x_NI[:, 7] = 0, 0
+        score_OI = method.function(weight_OI, stats_of(x_NI, method.needs), method.params())
+        assert score_OI.isfinite().all()
+
     def test_parameters_survive_json(self, method: Method) -> None:
         params = method.params()
         assert method.params.model_validate_json(params.model_dump_json()) == params
+
+
+SHAPES = {"mlp_input": (40, 30), "mlp_hidden": (10, 20)}
+
+
+def dense_blocks(needs: Stat, *, alike: bool) -> list[DenseBlock]:
+    """Four blocks of two layers of unequal size, equal to one another or not, with the statistics needed."""
+    found = []
+    for index in range(4):
+        seed = 0 if alike else index
+        layers = [LinearFacts(f"{index}.{stream}", index, stream, shape) for stream, shape in SHAPES.items()]
+        weights = {layer.name: (1 + seed) * weight(seed, *layer.shape) ** (1 + 2 * (seed % 2)) for layer in layers}
+        stats = {
+            layer.stream: stats_of(inputs_of(seed, TOKENS, layer.shape[1]), needs & Stat.INPUT_SQ_MEAN)
+            for layer in layers
+        }
+        traces = {layer.name: 1.0 + seed + layer.shape[0] for layer in layers} if Stat.CURVATURE in needs else {}
+        found.append(DenseBlock(layers, weights, stats, traces))
+    return found
+
+
+def smooth_loss(sparsity: Mapping[str, float]) -> float:
+    """Convex, and least forgiving to the first blocks."""
+    return sum(s**2 / (1 + int(name[0])) for name, s in sparsity.items())
+
+
+def constant_loss(sparsity: Mapping[str, float]) -> float:
+    return 3.0
+
+
+def facts_for(method: Method, *, alike: bool = False, loss: Any = constant_loss) -> AllocationFacts:
+    blocks = dense_blocks(method.needs & ~method.params().waives, alike=alike)
+    metrics: dict[str, float] = {}
+    for block in blocks:
+        metrics |= method.measure(block, method.params()) if method.measure else {}
+    layers = [layer for block in blocks for layer in block.layers]
+    return AllocationFacts(layers, metrics, loss if Stat.LOSS in method.needs else None)
+
+
+def mean_of(facts: AllocationFacts, found: Mapping[str, float]) -> float:
+    parameters = sum(layer.parameters for layer in facts.layers)
+    return math.fsum(found[layer.name] * layer.parameters for layer in facts.layers) / parameters
 
 
 @named("allocate")
 class TestAllocate:
-    layers = (
-        LinearFacts("a", 0, "mlp_input", (40, 30)),
-        LinearFacts("b", 0, "mlp_hidden", (10, 20)),
-        LinearFacts("c", 1, "mlp_input", (40, 30)),
-        LinearFacts("d", 1, "mlp_hidden", (10, 20)),
-    )
-
-    @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.7])
-    def test_keeps_the_mean_and_the_bounds(self, method: Method, sparsity: float) -> None:
-        found = method.function(self.layers, sparsity, method.params())
-        assert set(found) == {layer.name for layer in self.layers}
+    @pytest.mark.parametrize("loss", [constant_loss, smooth_loss])
+    @pytest.mark.parametrize("sparsity", [0.0, 0.02, 0.3, 0.5, 0.7, 0.95, 0.995])
+    def test_keeps_the_mean_and_the_bounds(self, method: Method, sparsity: float, loss: Any) -> None:
+        facts = facts_for(method, loss=loss)
+        found = method.function(facts, sparsity, method.params())
+        assert set(found) == {layer.name for layer in facts.layers}
         assert all(0 <= s < 1 for s in found.values())
-        parameters = sum(layer.parameters for layer in self.layers)
-        mean = sum(found[layer.name] * layer.parameters for layer in self.layers) / parameters
-        assert mean == pytest.approx(sparsity, abs=1e-4)
+        assert mean_of(facts, found) == pytest.approx(sparsity, abs=1e-9)
 
     def test_is_monotone_in_the_target(self, method: Method) -> None:
-        lower, higher = (method.function(self.layers, s, method.params()) for s in (0.4, 0.6))
-        assert all(lower[name] <= higher[name] for name in lower)
+        facts = facts_for(method)
+        before = dict.fromkeys((layer.name for layer in facts.layers), 0.0)
+        for target in (0.1, 0.4, 0.6, 0.8, 0.95):
+            found = method.function(facts, target, method.params())
+            assert all(before[name] <= found[name] + 1e-12 for name in found)
+            before = dict(found)
+
+    def test_is_uniform_where_blocks_are_alike(self, method: Method) -> None:
+        # A layer's own metric may differ from its block's: then blocks are alike, layers need not be.
+        facts = facts_for(method, alike=True)
+        found = method.function(facts, 0.6, method.params())
+        for stream in SHAPES:
+            assert len({round(found[f"{index}.{stream}"], 9) for index in range(4)}) == 1
+
+    def test_measures_every_layer_finitely_and_leaves_the_block_alone(self, method: Method) -> None:
+        if method.measure is None:
+            return
+        for block in dense_blocks(method.needs, alike=False):
+            weights = {name: tensor.clone() for name, tensor in block.weights.items()}
+            stats = {name: tensors_in(s) for name, s in block.stats.items()}
+            found = method.measure(block, method.params())
+            assert set(found) == {layer.name for layer in block.layers}
+            assert all(math.isfinite(metric) for metric in found.values())
+            assert found == method.measure(block, method.params())
+            assert same(block.weights, weights)
+            assert all(same(tensors_in(block.stats[name]), before) for name, before in stats.items())
+
+    def test_is_deterministic_and_leaves_the_facts_alone(self, method: Method) -> None:
+        facts = facts_for(method, loss=smooth_loss)
+        layers, metrics = list(facts.layers), dict(facts.metrics)
+        first = method.function(facts, 0.6, method.params())
+        assert method.function(facts, 0.6, method.params()) == first
+        assert (list(facts.layers), dict(facts.metrics)) == (layers, metrics)
+
+    def test_tries_only_what_keeps_the_bounds(self, method: Method) -> None:
+        tried: list[Mapping[str, float]] = []
+
+        def loss(sparsity: Mapping[str, float]) -> float:
+            tried.append(dict(sparsity))
+            return smooth_loss(sparsity)
+
+        facts = facts_for(method, loss=loss)
+        method.function(facts, 0.8, method.params())
+        assert bool(tried) == (facts.loss is not None)
+        assert all(trial.keys() == {layer.name for layer in facts.layers} for trial in tried)
+        assert all(0 <= s < 1 for trial in tried for s in trial.values())
 
     def test_parameters_survive_json(self, method: Method) -> None:
         params = method.params()
         assert method.params.model_validate_json(params.model_dump_json()) == params
 
 
-def prune_cases() -> list[Any]:
+def all_params(method: Method) -> list[Any]:
     return [
-        pytest.param(method, method.params.model_validate({"method": method.name} | example), group)
-        for method in methods("prune")
+        method.params.model_validate({"method": method.name} | example)
         for pattern in method.patterns
         for example in PRUNE_EXAMPLES[pattern]
-        for group in GROUPS
     ]
 
 
-@pytest.mark.parametrize(("method", "params", "group"), prune_cases())
+def with_and_without_score(method: Method) -> list[bool]:
+    return {"required": [True], "optional": [True, False], "unused": [False]}[method.scores]
+
+
+def prune_cases() -> Iterator[Any]:
+    """Every pruner on every example; a score's group is either, without a score it is the pruner's own."""
+    for method in methods("prune"):
+        for params in all_params(method):
+            target = params.pattern if params.kept_of else params.sparsity
+            for scored in with_and_without_score(method):
+                for group in GROUPS if scored else (method.group,):
+                    name = f"{method.name}-{target}-{f'scored-{group}' if scored else 'unscored'}"
+                    yield pytest.param(method, params, group, scored, id=name)
+
+
+def task(seed: int, outputs: int, sparsity: float, *, scored: bool, dtype: torch.dtype = torch.float32) -> LayerTask:
+    weight_OI = weight(seed, outputs).to(dtype)
+    score_OI = torch.rand(outputs, INPUTS, generator=seeded(seed + 10)) if scored else None
+    return LayerTask(f"layer{seed}", weight_OI, sparsity, score_OI)
+
+
+def assert_exact(params: PruneMethodParams, group: Group, layer: LayerTask, pruned_OI: Tensor) -> None:
+    """As many zeros as promised, in every row or group that the promise is about, and finite weights beside them."""
+    assert pruned_OI.shape == layer.weight_OI.shape
+    assert pruned_OI.isfinite().all()
+    outputs, inputs = layer.weight_OI.shape
+    zero_OI = pruned_OI == 0
+    count = params.removed((outputs, inputs), layer.sparsity, group)
+    assert int(zero_OI.sum()) == count
+    if params.kept_of is not None:
+        m = params.kept_of[1]
+        assert zero_OI.reshape(-1, m).sum(dim=1).unique().tolist() == [round(m * layer.sparsity)]
+    elif group == "row":
+        assert zero_OI.sum(dim=1).unique().tolist() == [count // outputs]
+
+
+@pytest.mark.parametrize(("method", "params", "group", "scored"), list(prune_cases()))
 class TestPrune:
-    def test_removes_exactly_what_it_says(self, method: Method, params: Any, group: Group) -> None:
-        pruned_OI = method.function(weight(), weight().abs(), params.target, group, params)
-        assert pruned_OI.shape == (OUTPUTS, INPUTS)
-        assert int((pruned_OI == 0).sum()) == params.removed((OUTPUTS, INPUTS), params.target, group)
-
-    def test_comes_within_a_weight_a_row_of_the_target(self, method: Method, params: Any, group: Group) -> None:
+    def test_removes_exactly_what_it_says(self, method: Method, params: Any, group: Group, scored: bool) -> None:
+        layer = task(0, OUTPUTS, params.target, scored=scored)
+        (pruned_OI,) = method.function([layer], stats_for(method.needs), group, params)
+        assert_exact(params, group, layer, pruned_OI)
         short = params.target * OUTPUTS * INPUTS - params.removed((OUTPUTS, INPUTS), params.target, group)
-        assert -1 < short < OUTPUTS
+        assert -1 < short < OUTPUTS, "within a weight a row of the target"
 
-    def test_keeps_type_and_inputs_and_is_deterministic(self, method: Method, params: Any, group: Group) -> None:
-        weight_OI = weight().bfloat16()
-        score_OI = weight_OI.float().abs()
-        first = method.function(weight_OI, score_OI, params.target, group, params)
-        assert first.dtype == torch.bfloat16
-        assert torch.equal(first, method.function(weight_OI, score_OI, params.target, group, params))
-        assert torch.equal(weight_OI, weight().bfloat16())
-        assert torch.equal(score_OI, weight().bfloat16().float().abs())
+    def test_each_layer_of_a_stream_has_its_own_sparsity(
+        self, method: Method, params: Any, group: Group, scored: bool
+    ) -> None:
+        step = 1 / params.kept_of[1] if params.kept_of else 0.17
+        sparsities = (params.target, max(0.0, params.target - step), min(1 - step, params.target + step), 0.0)
+        layers = [task(i, 6 + 5 * i, s, scored=scored, dtype=torch.bfloat16) for i, s in enumerate(sparsities)]
+        stats = stats_for(method.needs)
+        before, statistics = [layer.weight_OI.clone() for layer in layers], tensors_in(stats)
+        scores = [layer.score_OI.clone() for layer in layers if layer.score_OI is not None]
+        first = method.function(layers, stats, group, params)
+        second = method.function(layers, stats, group, params)
+        assert len(first) == len(layers)
+        for layer, pruned_OI, again_OI in zip(layers, first, second, strict=True):
+            assert_exact(params, group, layer, pruned_OI)
+            assert torch.equal(pruned_OI, again_OI)
+        assert all(torch.equal(layer.weight_OI, weight_OI) for layer, weight_OI in zip(layers, before, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip((i.score_OI for i in layers if scored), scores, strict=True))
+        assert same(statistics, tensors_in(stats))
+        # Of inputs as in the dense block: of others the layer may make up for what was pruned before it.
+        nothing = method.function(layers[3:], stats_of(inputs_of(), method.needs), group, params)[0]
+        torch.testing.assert_close(nothing.float(), before[3].float())  # nothing removed, nothing changed
 
-    def test_parameters_survive_json(self, method: Method, params: Any, group: Group) -> None:
+    def test_weights_that_stay_change_only_if_declared(
+        self, method: Method, params: Any, group: Group, scored: bool
+    ) -> None:
+        layer = task(0, OUTPUTS, params.target, scored=scored)
+        (pruned_OI,) = method.function([layer], stats_of(inputs_of(), method.needs), group, params)
+        # By more than float32's last digits.
+        changed = bool((~pruned_OI.isclose(layer.weight_OI, rtol=1e-4) & (pruned_OI != 0)).any())
+        assert changed == (method.updates_weights and params.target > 0)
+
+    def test_parameters_survive_json(self, method: Method, params: Any, group: Group, scored: bool) -> None:
         assert method.params.model_validate_json(params.model_dump_json()) == params
+
+
+def poisons() -> dict[str, Tensor]:
+    """Inputs that occur and are hard: [N, I]."""
+    dead_NI = inputs_of()
+    dead_NI[:, 3:9] = 0
+    return {
+        "all-zero": torch.zeros(TOKENS, INPUTS),
+        "one-dead-group": dead_NI,
+        "constant": torch.ones(TOKENS, INPUTS) * torch.linspace(0.1, 2, INPUTS),
+        "one-token": inputs_of(tokens=2)[:1].repeat(2, 1),
+        "tiny": inputs_of() * 1e-12,
+        "huge": inputs_of() * 1e12,
+        "very-unequal": inputs_of() * torch.logspace(-6, 6, INPUTS),
+    }
+
+
+def hard_cases() -> Iterator[Any]:
+    for method in methods("prune"):
+        for scored in with_and_without_score(method):
+            for params in all_params(method):
+                if (params.kept_of or params.sparsity) in ((2, 4), 0.5):
+                    group: Group = "row" if scored else method.group
+                    yield pytest.param(method, params, group, scored, id=f"{method.name}-{params.pattern}-{scored}")
+
+
+@pytest.mark.parametrize(("method", "params", "group", "scored"), list(hard_cases()))
+class TestHardStatistics:
+    @pytest.mark.parametrize("poison", poisons())
+    def test_finite_weights_and_the_exact_count(
+        self, method: Method, params: Any, group: Group, scored: bool, poison: str
+    ) -> None:
+        layer = task(0, OUTPUTS, 0.5, scored=scored)
+        x_NI = poisons()[poison]
+        (pruned_OI,) = method.function([layer], stats_of(x_NI, method.needs, x_NI), group, params)
+        assert_exact(params, group, layer, pruned_OI)
+
+    @pytest.mark.parametrize("value", [math.inf, math.nan])
+    @pytest.mark.parametrize("field", ["gram_II", "cross_gram_II", "dense_gram_II"])
+    def test_broken_statistics_are_refused_by_the_layers_name(
+        self, method: Method, params: Any, group: Group, scored: bool, field: str, value: float
+    ) -> None:
+        stats = stats_for(method.needs)
+        gram_II = getattr(stats, field)
+        if gram_II is None:
+            return
+        broken_II = gram_II.clone()
+        broken_II[2, 2] = value
+        layer = task(0, OUTPUTS, 0.5, scored=scored)
+        with pytest.raises(NumericalFailure, match="layer0"):
+            method.function([layer], replace(stats, **{field: broken_II}), group, params)
 
 
 def test_every_declared_pattern_is_tried() -> None:
@@ -158,12 +410,50 @@ def test_every_declared_pattern_is_tried() -> None:
     assert declared == set(PRUNE_EXAMPLES)
 
 
+@named("refine")
+class TestRefine:
+    @pytest.mark.parametrize("kept_of", [None, (2, 4), (1, 2), (4, 8)])
+    def test_keeps_as_many_in_every_row_and_group(self, method: Method, kept_of: tuple[int, int] | None) -> None:
+        layer, stats = task(0, OUTPUTS, 0.5, scored=False), stats_for(method.needs)
+        m = kept_of[1] if kept_of else INPUTS
+        kept_OI = torch.rand(OUTPUTS * INPUTS // m, m, generator=seeded(3)).argsort(dim=1) < m // 2
+        pruned_OI = layer.weight_OI * kept_OI.reshape(OUTPUTS, INPUTS)
+        before = (layer.weight_OI.clone(), pruned_OI.clone(), tensors_in(stats))
+        found_OI = method.function(layer, pruned_OI, stats, method.params(), kept_of)
+        assert (found_OI.dtype, found_OI.shape) == (torch.bool, (OUTPUTS, INPUTS))
+        assert (found_OI.reshape(-1, m).sum(dim=1) == m // 2).all()
+        assert not torch.equal(found_OI, pruned_OI != 0), "these zeros were set at random: some must move"
+        assert torch.equal(found_OI, method.function(layer, pruned_OI, stats, method.params(), kept_of))
+        assert torch.equal(layer.weight_OI, before[0])
+        assert torch.equal(pruned_OI, before[1])
+        assert same(tensors_in(stats), before[2])
+
+    @pytest.mark.parametrize("poison", poisons())
+    def test_keeps_the_count_whatever_the_inputs(self, method: Method, poison: str) -> None:
+        layer = task(0, OUTPUTS, 0.5, scored=False, dtype=torch.bfloat16)
+        pruned_OI = layer.weight_OI * (torch.arange(INPUTS) % 2)
+        stats = stats_of(poisons()[poison], method.needs)
+        found_OI = method.function(layer, pruned_OI, stats, method.params(), None)
+        assert (found_OI.sum(dim=1) == INPUTS // 2).all()
+
+    def test_rows_may_hold_unequal_numbers_of_zeros(self, method: Method) -> None:
+        layer = task(0, OUTPUTS, 0.5, scored=False)
+        pruned_OI = layer.weight_OI * (torch.rand(OUTPUTS, INPUTS, generator=seeded(4)) < 0.5)
+        pruned_OI[0], pruned_OI[1] = 0, layer.weight_OI[1]
+        found_OI = method.function(layer, pruned_OI, stats_for(method.needs), method.params(), None)
+        assert torch.equal(found_OI.sum(dim=1), (pruned_OI != 0).sum(dim=1))
+
+    def test_parameters_survive_json(self, method: Method) -> None:
+        params = method.params()
+        assert method.params.model_validate_json(params.model_dump_json()) == params
+
+
 def test_the_light_half_imports_no_torch() -> None:
     # In a process of its own: this one has torch.
     code = (
         "import sys; import workers.engine.spec, workers.engine.plan, workers.engine.report, workers.engine.events;"
         "from workers.engine.registry import discover; assert discover();"
-        "heavy = {'torch', 'transformers', 'safetensors', 'numpy', 'datasets'} & set(sys.modules);"
+        "heavy = {'torch', 'transformers', 'safetensors', 'numpy', 'scipy', 'datasets'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

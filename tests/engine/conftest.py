@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
+from workers.engine.cache import Cache
+from workers.engine.checkpoint import Checkpoint
+from workers.engine.clock import Clock
+from workers.engine.events import Events, Silent
 from workers.engine.sources import Sources
 from workers.engine.spec import CompressionSpec
+from workers.engine.stages.activations import Activations, Hidden, activations_of
+from workers.engine.stages.allocate import Allocation, allocate
+from workers.engine.stages.calibrate import Calibration, calibration
+from workers.engine.stages.load import LoadedModel, load
+from workers.engine.stages.prune import prune
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES: dict[str, Any] = {
@@ -85,3 +96,62 @@ def spec_of(**parts: Any) -> CompressionSpec:
         "prune": {"method": "mask", "sparsity": 0.5},
     } | parts
     return CompressionSpec.model_validate_json(json.dumps(parts))
+
+
+def text_of(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> Calibration:
+    """The calibration windows of a spec that needs them."""
+    text = calibration(spec, model, sources)
+    assert text is not None
+    return text
+
+
+class Scratch(Checkpoint):
+    """Closes its files when the test is over."""
+
+    def __init__(self, directory: Path, files: ExitStack) -> None:
+        super().__init__(directory)
+        self._files = files
+
+    def scratch_file(self) -> BinaryIO:
+        return self._files.enter_context(super().scratch_file())
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Scratch]:
+    with ExitStack() as files:
+        yield Scratch(tmp_path / "scratch", files)
+
+
+def entering(model: LoadedModel, text: Calibration, checkpoint: Checkpoint) -> tuple[Activations, Hidden]:
+    """The activations of a text, and what enters block 0."""
+    activations = activations_of(model, text)
+    hidden = activations.hidden(checkpoint.scratch_file())
+    activations.embed(hidden)
+    return activations, hidden
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A model whose blocks have been pruned into a checkpoint."""
+
+    model: LoadedModel
+    allocation: Allocation
+    checkpoint: Checkpoint
+
+    def blocks(self) -> dict[str, bytes]:
+        """File name -> content of the pruned blocks."""
+        return {file.name: file.read_bytes() for file in sorted(self.checkpoint.directory.glob("block-*"))}
+
+
+def walk(
+    spec: CompressionSpec, sources: Sources, folder: Path, *, events: Events | None = None, cache: Path | None = None
+) -> Walked:
+    """`compress` up to the pruned blocks, with its resume points in `folder/checkpoint`."""
+    events = events or Silent()
+    model, checkpoint, clock = load(spec, sources), Checkpoint(folder / "checkpoint"), Clock(events)
+    text = calibration(spec, model, sources)
+    allocation = allocate(
+        spec, model, text, sources, cache=Cache(cache), checkpoint=checkpoint, clock=clock, events=events
+    )
+    prune(spec, model, text, allocation.sparsity, checkpoint=checkpoint, clock=clock, events=events)
+    return Walked(model, allocation, checkpoint)

@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.conftest import spec_of
+from tests.engine.conftest import spec_of, walk
 from workers.engine.checkpoint import Checkpoint
-from workers.engine.clock import Clock
 from workers.engine.errors import CheckpointMismatch, DeviceOutOfMemory, DiskFull, HostOutOfMemory
 from workers.engine.events import Silent
 from workers.engine.failures import translated
+from workers.engine.registry import Stat, methods
 from workers.engine.sources import Sources
-from workers.engine.stages.allocate import allocate
-from workers.engine.stages.calibrate import calibration
-from workers.engine.stages.load import load
-from workers.engine.stages.prune import prune
+from workers.engine.spec import CompressionSpec
+from workers.engine.stages.activations import Hidden
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -36,25 +34,49 @@ def test_another_fingerprint_is_refused_by_what_differs(tmp_path: Path) -> None:
         Checkpoint(tmp_path).claim({"spec": "b", "torch": "2", "model": "m"})
 
 
+def keep(checkpoint: Checkpoint, block: int, content: bytes) -> None:
+    with checkpoint.new_hidden() as file:
+        file.write(content)
+        checkpoint.keep_hidden(block, file)
+
+
+def latest(checkpoint: Checkpoint) -> tuple[int, bytes] | None:
+    found = checkpoint.latest_hidden()
+    if found is None:
+        return None
+    block, file = found
+    with file:
+        return block, file.read()
+
+
 def test_hidden_states_replace_their_predecessors(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
-    assert checkpoint.latest_hidden() is None
-    checkpoint.save_hidden(1, torch.zeros(1, 2, 3))
-    checkpoint.save_hidden(2, torch.ones(1, 2, 3))
-    assert [file.name for file in tmp_path.glob("hidden-*")] == ["hidden-00002.safetensors"]
-    found = checkpoint.latest_hidden()
-    assert found is not None
-    assert found[0] == 2
-    assert torch.equal(found[1], torch.ones(1, 2, 3))
+    assert latest(checkpoint) is None
+    keep(checkpoint, 1, b"first")
+    keep(checkpoint, 2, b"second")
+    assert [file.name for file in tmp_path.iterdir()] == ["hidden-00002.bin"]
+    assert latest(checkpoint) == (2, b"second")
 
 
 def test_a_stale_writer_does_not_set_its_successor_back(tmp_path: Path) -> None:
     successor, stale = Checkpoint(tmp_path), Checkpoint(tmp_path)
-    successor.save_hidden(5, torch.ones(1, 2, 3))
-    stale.save_hidden(2, torch.zeros(1, 2, 3))
-    found = successor.latest_hidden()
-    assert found is not None
-    assert found[0] == 5
+    keep(successor, 5, b"further")
+    keep(stale, 2, b"behind")
+    assert latest(successor) == (5, b"further")
+
+
+def test_hidden_states_are_readable_while_they_are_made_a_resume_point(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    with checkpoint.new_hidden() as file:
+        hidden = Hidden(file, (2, 3), torch.bfloat16)
+        first, second = torch.randn(2, 2, 3).bfloat16(), torch.randn(1, 2, 3).bfloat16()
+        hidden.append(first)
+        hidden.append(second)
+        checkpoint.keep_hidden(1, file)
+        keep(checkpoint, 2, b"")  # which takes the name away
+        assert torch.equal(hidden.read(slice(1, 3)), torch.cat([first[1:], second]))
+        with pytest.raises(OSError, match="end before window 4"):
+            hidden.read(slice(2, 4))
 
 
 def test_half_written_files_do_not_count_and_go(tmp_path: Path) -> None:
@@ -80,20 +102,53 @@ class Recorder(Silent):
         self.done.append(block)
 
 
-def walk(sources: Sources, folder: Path, score: str) -> tuple[Recorder, dict[str, bytes]]:
-    """Prune `tiny` into a checkpoint folder: what was reported, and the bytes of its blocks."""
-    spec, events = spec_of(score={"method": score}), Recorder()
-    model = load(spec, sources)
-    prune(
-        spec,
-        model,
-        calibration(spec, model, sources),
-        allocate(spec, model.architecture.layers),
-        checkpoint=Checkpoint(folder),
-        clock=Clock(events),
-        events=events,
-    )
-    return events, {file.name: file.read_bytes() for file in folder.glob("block-*")}
+def every_walk() -> list[Any]:
+    """A spec for each way to go through the blocks: every pruner and refiner, both refreshes, and no text at all."""
+    unscored = [method for method in methods("prune") if method.scores != "required"]
+    scored = [method for method in methods("prune") if method.scores != "unused"]
+    parts: dict[str, dict[str, Any]] = {
+        "no-text": {"prune": {"method": scored[0].name, "sparsity": 0.5}, "score": {"method": "magnitude"}}
+    }
+    for refresh in ("block", "projection"):
+        text = {"dataset": "calibration.txt", "samples": 8, "sequence_length": 32, "refresh": refresh}
+        for method in unscored:
+            prune = {"method": method.name, "sparsity": 0.5}
+            parts[f"{method.name}-{refresh}"] = {"prune": prune, "score": None, "calibrate": text}
+        for method in scored:
+            parts[f"{method.name}-scored-{refresh}"] = {
+                "prune": {"method": method.name, "pattern": "2:4"},
+                "calibrate": text,
+            }
+        for refiner in methods("refine"):
+            parts[f"{refiner.name}-{refresh}"] = {"refine": {"method": refiner.name}, "calibrate": text}
+    return [pytest.param(spec_of(**part), id=name) for name, part in parts.items()]
+
+
+@pytest.mark.parametrize("spec", every_walk())
+def test_killed_and_resumed_to_the_same_bytes(
+    spec: CompressionSpec, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = walk(spec, sources, tmp_path / "whole").blocks()
+    assert len(expected) == 3
+    replace = Path.replace
+    # Blocks 1 and 2 are pruned behind a kill: from the second one's own weights and from its inputs in a file.
+    for last in ("hidden-00001.bin", "block-00001.safetensors"):
+        if last.startswith("hidden") and spec.walk_needs is Stat.NONE:
+            continue
+
+        def dying(self: Path, target: Path, last: str = last) -> Path:
+            result = replace(self, target)
+            if Path(target).name == last:
+                raise Killed
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", dying)
+            with pytest.raises(Killed):
+                walk(spec, sources, tmp_path / last)
+        events = Recorder()
+        assert walk(spec, sources, tmp_path / last, events=events).blocks() == expected
+        assert events.resumed == [1 if spec.walk_needs is not Stat.NONE else 2]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -101,9 +156,11 @@ def walk(sources: Sources, folder: Path, score: str) -> tuple[Recorder, dict[str
 def test_kill_around_every_write(
     score: str, when: str, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, expected = walk(sources, tmp_path / "whole", score)
+    spec = spec_of(score={"method": score})
+    expected = walk(spec, sources, tmp_path / "whole").blocks()
     replace = Path.replace
-    for fatal in range(6 if score == "wanda" else 4):  # outside, three blocks, and between them two hidden states
+    # The allocation, what is outside, three blocks, and between them two hidden states.
+    for fatal in range(7 if score == "wanda" else 5):
         writes = 0
 
         def dying(self: Path, target: Any, fatal: int = fatal) -> Path:
@@ -120,13 +177,30 @@ def test_kill_around_every_write(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", dying)
             with pytest.raises(Killed):
-                walk(sources, folder, score)
-        on_disk = len(list(folder.glob("block-*")))
-        events, blocks = walk(sources, folder, score)
-        assert blocks == expected
+                walk(spec, sources, folder)
+        on_disk = len(list(folder.glob("checkpoint/block-*")))
+        events = Recorder()
+        assert walk(spec, sources, folder, events=events).blocks() == expected
         start = events.resumed[0] if events.resumed else 0
         assert events.done == list(range(start, 3))
         assert on_disk - start <= 1, "at most the block that was being finished is done again"
+
+
+def test_a_retry_prunes_to_the_allocation_of_the_first_attempt(
+    tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(allocate={"method": "owl"})
+    first = walk(spec, sources, tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("workers.engine.stages.allocate.collect", fail)
+    again = walk(spec, sources, tmp_path)
+    assert again.allocation == first.allocation
+    assert again.blocks() == first.blocks()
+    with pytest.raises(AssertionError, match="measured again"):
+        walk(spec, sources, tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(

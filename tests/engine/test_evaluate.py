@@ -21,6 +21,7 @@ from workers.engine.harness_tasks import UnknownTask
 from workers.engine.methods.evaluate import generation_speed, harness, perplexity, size
 from workers.engine.sources import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluationContext, EvaluationData, evaluate, join
+from workers.engine.stages.load import load
 from workers.engine.stats import Measurement
 
 from .conftest import SIZES, SaveModel, spec_of
@@ -42,8 +43,20 @@ class Uniform(nn.Module):
 
 
 def context(sources: Sources, model: Any, folder: Path, tokenizer: Any = None) -> EvaluationContext:
+    """Of a model as a whole; `folder` holds its files, if any. What looks at its structure sees the context length."""
+    length = model.config.max_position_embeddings if model else 0
     return EvaluationContext(
-        model, tokenizer, folder, torch.device("cpu"), 0, sources, Silent(), EvaluationData(), "/evaluate/0"
+        loaded=SimpleNamespace(architecture=SimpleNamespace(context_length=length)),  # type: ignore[arg-type]
+        whole=model,
+        tokenizer=tokenizer,
+        model_dir=folder,
+        device=torch.device("cpu"),
+        seed=0,
+        sources=sources,
+        events=Silent(),
+        data=EvaluationData(),
+        checkpoint=None,  # type: ignore[arg-type]  # only models that are measured block by block need one
+        pointer="/evaluate/0",
     )
 
 
@@ -141,13 +154,13 @@ def test_dense_and_pruned_are_joined_by_name() -> None:
     assert (metrics[0].dense_stderr, metrics[0].pruned_stderr) == (0.1, 0.2)
 
 
-def run(sources: Sources, folder: Path, dense: Path, pruned: Path, **parts: Any) -> Any:
+def run(sources: Sources, folder: Path, pruned: Path, **parts: Any) -> Any:
+    """Evaluate `tiny` against the model in `pruned`."""
+    spec = spec_of(**parts)
     return evaluate(
-        spec_of(**parts),
-        dense,
+        spec,
+        load(spec, sources),
         pruned,
-        tokenizer=AutoTokenizer.from_pretrained(dense),
-        device=torch.device("cpu"),
         sources=sources,
         events=Silent(),
         checkpoint=Checkpoint(folder / "checkpoint"),
@@ -160,19 +173,19 @@ PERPLEXITY = [{"method": "perplexity", "dataset": "heldout.txt", "sequence_lengt
 def test_the_dense_model_is_measured_once_even_if_the_job_is_retried(
     sources: Sources, tiny: Path, tmp_path: Path
 ) -> None:
-    first = run(sources, tmp_path, tiny, tiny, evaluate=PERPLEXITY)
+    first = run(sources, tmp_path, tiny, evaluate=PERPLEXITY)
     assert first.metrics[0].ratio == 1.0
     saved = Checkpoint(tmp_path / "checkpoint").load_json(DENSE_MEASUREMENTS)
     assert saved is not None
     saved["measurements"][0]["value"] *= 2  # would be lost if it were measured again
     Checkpoint(tmp_path / "checkpoint").save_json(DENSE_MEASUREMENTS, saved)
-    again = run(sources, tmp_path, tiny, tiny, evaluate=PERPLEXITY)
+    again = run(sources, tmp_path, tiny, evaluate=PERPLEXITY)
     assert again.metrics[0].ratio == 0.5
     assert again.data_digests == first.data_digests
 
 
 def test_without_measurements_no_model_is_loaded(sources: Sources, tiny: Path, tmp_path: Path) -> None:
-    assert run(sources, tmp_path, tiny, tmp_path / "there is none", evaluate=[]).metrics == []
+    assert run(sources, tmp_path, tmp_path / "there is none", evaluate=[]).metrics == []
 
 
 def test_missing_weights_are_an_error_not_random_numbers(
@@ -186,7 +199,7 @@ def test_missing_weights_are_an_error_not_random_numbers(
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(UnsupportedModel, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        run(sources, tmp_path, tiny, broken, evaluate=PERPLEXITY)
+        run(sources, tmp_path, broken, evaluate=PERPLEXITY)
 
 
 def test_a_model_that_overflows_is_a_failure_not_a_nan(
@@ -200,4 +213,4 @@ def test_a_model_that_overflows_is_a_failure_not_a_nan(
     tensors["model.norm.weight"][:] = float("nan")
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(NumericalFailure, match="perplexity"):
-        run(sources, tmp_path, tiny, broken, evaluate=PERPLEXITY)
+        run(sources, tmp_path, broken, evaluate=PERPLEXITY)

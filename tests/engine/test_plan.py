@@ -58,6 +58,40 @@ def test_warns(parts: dict[str, Any], words: str, examples: Sources) -> None:
     assert any(words in warning for warning in found.warnings)
 
 
+class TestWhatTheJobMeasures:
+    """Sparsities that only the job can know are not made up; the counts that follow from the target are."""
+
+    @pytest.mark.parametrize("allocate", ["owl", "alpha_pruning", "search", "isc"])
+    def test_allocations(self, allocate: str, examples: Sources) -> None:
+        found = plan(spec_of(model={"id": "bookworm-7m"}, allocate={"method": allocate}), examples)
+        assert {layer.target_sparsity for layer in found.layers} == {None}
+        assert found.zeros_after == 5_898_240 // 2
+        assert any("measured by the job" in warning for warning in found.warnings)
+
+    def test_an_allocation_that_measures_nothing_is_known(self, examples: Sources) -> None:
+        allocate = {"method": "atp", "beta": 0.02}
+        found = plan(spec_of(model={"id": "bookworm-7m"}, allocate=allocate), examples)
+        # Eight blocks of the same size, 0.02 apart, about 0.5.
+        assert [layer.target_sparsity for layer in found.layers[::7]] == pytest.approx(
+            [0.43 + 0.02 * i for i in range(8)]
+        )
+        two_of_four = {"method": "mask", "pattern": "2:4"}
+        found = plan(
+            spec_of(model={"id": "bookworm-7m"}, allocate={**allocate, "beta": 0.1}, prune=two_of_four), examples
+        )
+        # Kept of 4: 3.4, 3, 2.6, 2.2, 1.8, 1.4, 1, 0.6. The whole parts, at least one, are 14; two more go to the
+        # greatest fractions.
+        assert [layer.target_sparsity for layer in found.layers[::7]] == [0.25, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 0.75]
+        assert found.zeros_after == 5_898_240 // 2
+
+    def test_a_sparsity_that_is_to_be_found(self, examples: Sources) -> None:
+        prune = {"method": "mask", "perplexity_ratio": 1.1}
+        found = plan(spec_of(model={"id": "bookworm-7m"}, prune=prune, evaluate=[PERPLEXITY]), examples)
+        assert found.zeros_after is None
+        assert {layer.target_sparsity for layer in found.layers} == {None}
+        assert any("trial prunings" in warning for warning in found.warnings)
+
+
 def test_warns_where_most_of_the_model_is_embeddings(tiny: Path, sources: Sources) -> None:
     warnings = plan(spec_of(evaluate=[PERPLEXITY]), sources).warnings
     # Three blocks of 7,680 prunable weights in a model of 285,920 parameters, half of those removed.

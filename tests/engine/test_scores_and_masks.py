@@ -5,9 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from workers.engine.methods.prune.mask import MaskParams, prune
+from workers.engine.methods.prune import mask
+from workers.engine.methods.prune.mask import MaskParams
 from workers.engine.methods.score import magnitude, wanda
-from workers.engine.stats import LinearStats
+from workers.engine.registry import Group
+from workers.engine.stats import LayerTask, LinearStats
+
+
+def prune(
+    weight_OI: torch.Tensor, score_OI: torch.Tensor, sparsity: float, group: Group, params: MaskParams
+) -> torch.Tensor:
+    """One layer alone."""
+    (pruned_OI,) = mask.prune([LayerTask("layer", weight_OI, sparsity, score_OI)], LinearStats(), group, params)
+    return pruned_OI
 
 
 def test_magnitude_over_the_whole_matrix() -> None:
@@ -50,7 +60,7 @@ def test_wanda_ignores_the_scale_of_inputs_and_of_rows() -> None:
     weight_OI, sq_mean_I = torch.randn(6, 10, generator=generator), torch.rand(10, generator=generator)
 
     def mask(scale_O1: torch.Tensor, scale: float) -> torch.Tensor:
-        stats = LinearStats(1, sq_mean_I * scale)
+        stats = LinearStats(tokens=1, input_sq_mean_I=sq_mean_I * scale)
         score_OI = wanda.score(weight_OI * scale_O1, stats, wanda.WandaParams())
         return prune(weight_OI, score_OI, 0.5, "row", MaskParams(sparsity=0.5)) == 0
 
@@ -61,3 +71,12 @@ def test_wanda_ignores_the_scale_of_inputs_and_of_rows() -> None:
 def test_misfit(inputs: int, fits: bool) -> None:
     assert (MaskParams(pattern="2:4").misfit((3, inputs)) is None) == fits
     assert MaskParams(sparsity=0.5).misfit((3, inputs)) is None
+
+
+def test_layers_of_a_stream_have_their_own_sparsity() -> None:
+    weight_OI = torch.tensor([[1.0, -2.0, 3.0, 4.0]])
+    tasks = [LayerTask(str(s), weight_OI, s, weight_OI.abs()) for s in (0.0, 0.25, 0.75)]
+    pruned = mask.prune(tasks, LinearStats(), "row", MaskParams(sparsity=0.5))
+    assert [p.tolist() for p in pruned] == [[[1.0, -2.0, 3.0, 4.0]], [[0.0, -2.0, 3.0, 4.0]], [[0.0, 0.0, 0.0, 4.0]]]
+    pruned = mask.prune(tasks, LinearStats(), "row", MaskParams(pattern="2:4"))
+    assert [int((p == 0).sum()) for p in pruned] == [0, 1, 3]

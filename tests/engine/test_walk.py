@@ -6,6 +6,7 @@ N = windows, T = tokens of a window, O = outputs, I = inputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from tests.engine.conftest import SIZES, SaveModel, spec_of
-from workers.engine.checkpoint import Checkpoint
-from workers.engine.clock import Clock
+from tests.engine.conftest import SIZES, SaveModel, Scratch, entering, spec_of, text_of, walk
 from workers.engine.errors import NumericalFailure, UnsupportedModel
-from workers.engine.events import Silent
+from workers.engine.registry import Stat, method_of
 from workers.engine.sources import Sources
-from workers.engine.spec import CompressionSpec
-from workers.engine.stages.allocate import allocate
 from workers.engine.stages.assemble import assemble
-from workers.engine.stages.calibrate import calibration, capture, collect
-from workers.engine.stages.load import LoadedModel, filled, load, tensors_of
-from workers.engine.stages.prune import layer_reports, prune
+from workers.engine.stages.load import filled, load, tensors_of
+from workers.engine.stages.prune import layer_reports
+from workers.engine.stages.statistics import collect
+from workers.engine.stats import LinearStats
 
 FAMILIES = {
     "llama": LlamaConfig(**SIZES),
@@ -46,98 +44,80 @@ FAMILIES = {
 }
 
 
-def walk(spec: CompressionSpec, sources: Sources, folder: Path) -> tuple[LoadedModel, Checkpoint]:
-    model, checkpoint = load(spec, sources), Checkpoint(folder / "checkpoint")
-    prune(
-        spec,
-        model,
-        calibration(spec, model, sources),
-        allocate(spec, model.architecture.layers),
-        checkpoint=checkpoint,
-        clock=Clock(Silent()),
-        events=Silent(),
-    )
-    return model, checkpoint
+STAGES = ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"]
 
 
-def naive_wanda(folder: Path, windows_NT: Tensor, sparsity: float) -> dict[str, Tensor]:
-    """Whole model in memory, one window at a time, a full forward pass per block, masks by sorting."""
+def naive_wanda(folder: Path, windows_NT: Tensor, sparsity: float, refresh: str) -> dict[str, Tensor]:
+    """Whole model in memory, one window at a time, a full forward pass per block or projection, masks by sorting."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for block in model.model.layers:
-        linears = {name: module for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
-        squares: dict[str, list[Tensor]] = {name: [] for name in linears}
+        for stage in [" ".join(STAGES)] if refresh == "block" else STAGES:
+            linears = {name: module for name, module in block.named_modules() if name.split(".")[-1] in stage.split()}
+            squares: dict[str, list[Tensor]] = {name: [] for name in linears}
 
-        def watch(name: str, squares: dict[str, list[Tensor]] = squares) -> Callable[..., None]:
-            return lambda module, args: squares[name].append(args[0][0].square())
+            def watch(name: str, squares: dict[str, list[Tensor]] = squares) -> Callable[..., None]:
+                return lambda module, args: squares[name].append(args[0][0].square())
 
-        handles = [module.register_forward_pre_hook(watch(name)) for name, module in linears.items()]
-        with torch.no_grad():
-            for ids_T in windows_NT:
-                model(ids_T[None], use_cache=False)
-        for handle in handles:
-            handle.remove()
-        for name, module in linears.items():
-            score_OI = module.weight.abs() * torch.cat(squares[name]).mean(dim=0).sqrt()
-            lowest = score_OI.argsort(dim=1, stable=True)[:, : int(sparsity * score_OI.shape[1])]
-            module.weight.data.scatter_(1, lowest, 0)
+            handles = [module.register_forward_pre_hook(watch(name)) for name, module in linears.items()]
+            with torch.no_grad():
+                for ids_T in windows_NT:
+                    model(ids_T[None], use_cache=False)
+            for handle in handles:
+                handle.remove()
+            for name, module in linears.items():
+                score_OI = module.weight.abs() * torch.cat(squares[name]).mean(dim=0).sqrt()
+                lowest = score_OI.argsort(dim=1, stable=True)[:, : int(sparsity * score_OI.shape[1])]
+                module.weight.data.scatter_(1, lowest, 0)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def calibrate(**parts: Any) -> dict[str, Any]:
+    return {"calibrate": {"dataset": "calibration.txt", "samples": 8, "sequence_length": 32} | parts}
+
+
+@pytest.mark.parametrize("refresh", ["block", "projection"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_the_naive_loop(family: str, save_model: SaveModel, sources: Sources, tmp_path: Path) -> None:
+def test_equals_the_naive_loop(
+    family: str, refresh: str, save_model: SaveModel, sources: Sources, tmp_path: Path
+) -> None:
     folder = save_model("tiny", FAMILIES[family])
-    spec = spec_of()
-    model, checkpoint = walk(spec, sources, tmp_path)
-    assemble(spec, model, checkpoint, tmp_path / "model")
-    text = calibration(spec, model, sources)
-    assert text is not None
-    expected = naive_wanda(folder, text.windows_NT, 0.5)
+    spec = spec_of(**calibrate(refresh=refresh))
+    done = walk(spec, sources, tmp_path)
+    assemble(spec, done.model, done.checkpoint, tmp_path / "model")
+    windows_NT = text_of(spec, done.model, sources).windows_NT
+    expected = naive_wanda(folder, windows_NT, 0.5, refresh)
 
     pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).state_dict()
     assert pruned.keys() == expected.keys()
     differing = sum(int((pruned[name] != expected[name]).sum()) for name in expected)
     # The batched sums round differently from the naive ones: a near tie in 30,000 may fall the other way.
     assert differing <= 4
+    other = naive_wanda(folder, windows_NT, 0.5, "block" if refresh == "projection" else "projection")
+    assert sum(int((other[name] != expected[name]).sum()) for name in expected) > 40, "the modes must differ"
 
 
-def test_last_smaller_batch_is_walked_too(tiny: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.engine.stages.calibrate.BATCH_TOKENS", 3 * 32)
+def test_last_smaller_batch_is_walked_too(tiny: Path, sources: Sources, scratch: Scratch) -> None:
     spec = spec_of()
-    model = load(spec, sources)
-    text = calibration(spec, model, sources)
-    assert text is not None
-    assert [(batch.start, batch.stop) for batch in text.batches()] == [(0, 3), (3, 6), (6, 8)]
-    activations = capture(model, text)
+    model = replace(load(spec, sources), batch_tokens=3 * 32)
+    text = text_of(spec, model, sources)
+    activations, hidden = entering(model, text, scratch)
+    assert [(batch.start, batch.stop) for batch in activations.batches] == [(0, 3), (3, 6), (6, 8)]
     dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     with torch.no_grad():
         states = dense(text.windows_NT, output_hidden_states=True, use_cache=False).hidden_states
-    torch.testing.assert_close(activations.hidden_NTD, states[0])
+    torch.testing.assert_close(hidden.read(slice(0, 8)), states[0])
+    into = activations.hidden(scratch.scratch_file())
     with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
-        activations.advance(0, module)
-    torch.testing.assert_close(activations.hidden_NTD, states[1])
+        activations.advance(0, module, hidden, into)
+    torch.testing.assert_close(into.read(slice(0, 8)), states[1])
+    torch.testing.assert_close(into.read(slice(5, 7)), states[1][5:7])
     assert all(parameter.is_meta for parameter in model.skeleton.parameters()), "a block must leave memory after use"
-
-
-def test_statistic_is_the_mean_square_of_each_streams_inputs(tiny: Path, sources: Sources) -> None:
-    spec = spec_of()
-    model = load(spec, sources)
-    text = calibration(spec, model, sources)
-    assert text is not None
-    with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
-        stats = collect(model, capture(model, text), 0, module)
-    assert {stream: s.tokens for stream, s in stats.items()} == dict.fromkeys(
-        ("attention_input", "attention_output", "mlp_input", "mlp_hidden"), 8 * 32
-    )
-    dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval().model
-    with torch.no_grad():
-        x_NTI = dense.layers[0].input_layernorm(dense.embed_tokens(text.windows_NT))
-    torch.testing.assert_close(stats["attention_input"].input_sq_mean_I, x_NTI.square().mean(dim=(0, 1)))
 
 
 def test_a_score_without_needs_reads_no_text(tiny: Path, sources: Sources, tmp_path: Path) -> None:
     (sources.data_dir / "calibration.txt").unlink()
     spec = spec_of(score={"method": "magnitude"}, calibrate=None)
-    _, checkpoint = walk(spec, sources, tmp_path)
+    checkpoint = walk(spec, sources, tmp_path).checkpoint
     assert not list(checkpoint.directory.glob("hidden-*"))
     weight_OI = load_file(checkpoint.block(1))["model.layers.1.mlp.up_proj.weight"]
     dense_OI = load_file(tiny / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
@@ -149,14 +129,50 @@ def test_a_score_without_needs_reads_no_text(tiny: Path, sources: Sources, tmp_p
 @pytest.mark.parametrize("kept", [{"sparsity": 0.37}, {"pattern": "2:4"}, {"pattern": "1:4"}])
 def test_reported_zeros_are_the_files_zeros(kept: dict[str, Any], tiny: Path, sources: Sources, tmp_path: Path) -> None:
     spec = spec_of(prune={"method": "mask"} | kept)
-    model, checkpoint = walk(spec, sources, tmp_path)
-    assemble(spec, model, checkpoint, tmp_path / "model")
-    reports = {r.name: r for r in layer_reports(model, allocate(spec, model.architecture.layers), checkpoint)}
+    done = walk(spec, sources, tmp_path)
+    assemble(spec, done.model, done.checkpoint, tmp_path / "model")
+    reports = {r.name: r for r in layer_reports(done.model, done.allocation, done.checkpoint)}
     assert len(reports) == 3 * 7
     with safe_open(tmp_path / "model/model.safetensors", framework="pt") as stored:
         for name, report in reports.items():
             zeros = int((stored.get_tensor(f"{name}.weight") == 0).sum())
             assert report.zeros == zeros == spec.prune.removed(report.shape, spec.prune.target, "row")
+
+
+def test_refined_zeros_move_within_their_groups(tiny: Path, sources: Sources, tmp_path: Path) -> None:
+    parts = {"prune": {"method": "mask", "pattern": "2:4"}}
+    plain = walk(spec_of(**parts), sources, tmp_path / "plain").checkpoint.block(0)
+    moved = walk(spec_of(**parts, refine={"method": "dsnot"}), sources, tmp_path / "moved").checkpoint.block(0)
+    before, after, dense = load_file(plain), load_file(moved), load_file(tiny / "model.safetensors")
+    names = [name for name in before if before[name].dim() == 2]
+    assert all(((after[name] != 0).reshape(-1, 4).sum(dim=1) == 2).all() for name in names)
+    assert all(torch.equal(after[name], dense[name] * (after[name] != 0)) for name in names)
+    assert sum(int(((after[name] != 0) & (before[name] == 0)).sum()) for name in names) > 10
+
+
+@pytest.mark.parametrize("refresh", ["block", "projection"])
+def test_pruners_see_what_they_need_and_whole_streams(
+    refresh: str, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dense block's inputs only where they differ: behind the first stream, if inputs are refreshed."""
+    seen = []
+    fista = method_of("prune", spec_of(prune={"method": "fista", "sparsity": 0.5}).prune)
+
+    def prune(layers: Any, stats: LinearStats, *args: Any) -> Any:
+        seen.append(([layer.name.split(".")[-1] for layer in layers], stats.cross_gram_II is not None))
+        assert (stats.cross_gram_II is None) == (stats.dense_gram_II is None)
+        assert stats.gram_II is not None
+        return fista.function(layers, stats, *args)
+
+    def found(stage: Any, params: Any) -> Any:
+        return replace(fista, function=prune) if stage == "prune" else method_of(stage, params)
+
+    monkeypatch.setattr("workers.engine.stages.prune.method_of", found)
+    spec = spec_of(prune={"method": "fista", "sparsity": 0.5}, score=None, **calibrate(refresh=refresh))
+    walk(spec, sources, tmp_path)
+    twins = refresh == "projection"
+    expected = [(stage.split(), twins and stage != STAGES[0]) for stage in STAGES]
+    assert seen == expected * 3
 
 
 @pytest.mark.parametrize(
@@ -178,17 +194,15 @@ def test_broken_weights_are_named(
         walk(spec, sources, tmp_path)
 
 
-def test_layers_must_read_what_their_names_say(tiny: Path, sources: Sources, tmp_path: Path) -> None:
+def test_layers_must_read_what_their_names_say(tiny: Path, sources: Sources, scratch: Scratch) -> None:
     spec = spec_of()
     model = load(spec, sources)
-    text = calibration(spec, model, sources)
-    assert text is not None
-    activations = capture(model, text)
+    activations, hidden = entering(model, text_of(spec, model, sources), scratch)
     with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
         up_proj = module.get_submodule("mlp.up_proj")
         hook = up_proj.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
         with pytest.raises(UnsupportedModel, match=r"up_proj does not read the same mlp_input as .*gate_proj"):
-            collect(model, activations, 0, module)
+            collect(activations, 0, module, hidden, Stat.INPUT_SQ_MEAN)
         hook.remove()
 
 
@@ -196,8 +210,8 @@ class TestPackagedType:
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
     def test_is_the_files_and_the_configs(self, dtype: str, tiny: Path, sources: Sources, tmp_path: Path) -> None:
         spec = spec_of(package={"dtype": dtype})
-        model, checkpoint = walk(spec, sources, tmp_path)
-        assemble(spec, model, checkpoint, tmp_path / "model")
+        done = walk(spec, sources, tmp_path)
+        assemble(spec, done.model, done.checkpoint, tmp_path / "model")
         tensors = load_file(tmp_path / "model/model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {getattr(torch, dtype)}
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -214,8 +228,8 @@ class TestPackagedType:
 def test_shards_hold_whole_blocks_and_load(save_model: SaveModel, sources: Sources, tmp_path: Path) -> None:
     folder = save_model("tiny", LlamaConfig(**SIZES | {"intermediate_size": 2048, "num_hidden_layers": 4}))
     spec = spec_of(package={"shard_bytes": 2**21})
-    model, checkpoint = walk(spec, sources, tmp_path)
-    assemble(spec, model, checkpoint, tmp_path / "model")
+    done = walk(spec, sources, tmp_path)
+    assemble(spec, done.model, done.checkpoint, tmp_path / "model")
     shards = sorted((tmp_path / "model").glob("*.safetensors"))
     assert len(shards) > 2
     assert all(shard.stat().st_size <= 2**21 for shard in shards)
@@ -231,8 +245,8 @@ def test_same_spec_same_bytes(tiny: Path, sources: Sources, tmp_path: Path) -> N
     spec = spec_of()
     written = []
     for attempt in ("first", "second"):
-        model, checkpoint = walk(spec, sources, tmp_path / attempt)
-        assemble(spec, model, checkpoint, tmp_path / attempt / "model")
+        done = walk(spec, sources, tmp_path / attempt)
+        assemble(spec, done.model, done.checkpoint, tmp_path / attempt / "model")
         written.append({file.name: file.read_bytes() for file in (tmp_path / attempt / "model").iterdir()})
     assert written[0] == written[1]
     assert set(written[0]) == {"config.json", "model.safetensors"}

@@ -55,8 +55,7 @@ def batch_tokens(spec: CompressionSpec, source: ModelSource, architecture: Archi
     while budget is not None and (peak := _walk_bytes(spec, source, architecture, tokens)) > budget:
         if tokens <= least:
             raise MemoryBudgetTooSmall(
-                f"one window of {least} tokens at a time still takes {peak / 2**20:.0f} MiB, the budget is "
-                f"{budget / 2**20:.0f} MiB",
+                f"pruning block by block takes {peak / 2**20:.0f} MiB, the budget is {budget / 2**20:.0f} MiB",
                 f"allow {peak} bytes, or calibrate on shorter windows, or compute in bfloat16",
                 field="/compute/memory_budget",
             )
@@ -89,7 +88,15 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
     peak = _walk_bytes(spec, source, architecture, batch_tokens(spec, source, architecture, budget=budget))
     if Stat.CURVATURE in spec.allocate_needs:
         # Weights, their gradients, signs and products, and a graph of about as much again; all float32.
-        peak = max(peak, _PROCESS_BYTES + 8 * 4 * source.parameters)
+        whole = _PROCESS_BYTES + 8 * 4 * source.parameters
+        if budget is not None and whole > budget:
+            raise MemoryBudgetTooSmall(
+                f"{spec.allocate.method} differentiates the whole model, {whole / 2**20:.0f} MiB, the budget is "
+                f"{budget / 2**20:.0f} MiB",
+                f"allow {whole} bytes, or use an allocation that looks at blocks one by one",
+                field="/allocate",
+            )
+        peak = max(peak, whole)
     if spec.evaluate and evaluates_whole(spec, source, architecture, budget):
         peak = max(peak, _evaluation_bytes(spec, source, architecture))
     return peak
@@ -102,8 +109,8 @@ def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archit
     block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
     largest = max(layer.parameters for layer in architecture.layers)
     outside = sum(facts.bytes for name, facts in source.tensors.items() if not name.startswith(f"{BLOCKS}."))
-    # The block at hand as read, the next one being read, and the previous one on its way to the disk.
-    blocks = 3 * block * stored_bytes
+    # The block at hand as read and as pruned, the next one being read, and the previous one on its way to the disk.
+    blocks = 4 * block * stored_bytes
     selection = _SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
     if spec.needs is Stat.NONE:
         return _PROCESS_BYTES + max(outside, blocks + selection)
@@ -114,12 +121,12 @@ def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archit
     widths = {layer.stream: layer.shape[1] for layer in architecture.block(0)}
     grams = 0
     if Stat.GRAM in spec.walk_needs:
-        kinds = 3 if Stat.DENSE_INPUTS in spec.walk_needs and spec.calibrate_refresh == "projection" else 1
+        kinds = 3 if Stat.DENSE_INPUTS in spec.walk_needs and spec.refresh == "projection" else 1
         grams = kinds * 4 * (sum(w * w for w in widths.values()) + _FACTOR_COPIES * max(widths.values()) ** 2)
         streams = {s: sum(y.parameters for y in architecture.block(0) if y.stream == s) for s in widths}
         selection = _SOLVE_BYTES * max(streams.values())
     paused = 0
-    if spec.calibrate_refresh == "projection":
+    if spec.refresh == "projection":
         twins = 2 if Stat.DENSE_INPUTS in spec.walk_needs else 1
         paused = twins * calibrated * compute_bytes * (mlp_width + 2 * hidden_size)
     walk = blocks + block * compute_bytes + grams + paused + max(selection, forward)

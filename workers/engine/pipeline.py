@@ -70,7 +70,7 @@ def compress(
             sparsity=sum(layer.zeros for layer in layers) / model.architecture.prunable_parameters,
             target_sparsity=allocation.target,
             trial_perplexity_ratio=allocation.trial_ratio,
-            refresh=spec.calibrate_refresh if spec.walk_needs else None,
+            refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
             metrics=evaluation.metrics,
             stages=clock.report(),

@@ -61,7 +61,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
     """The model's architecture, if the spec fits the model and its data can be found. A dry run and a job both ask.
 
     Raises UnsupportedModel, InvalidSpec (a pattern that does not divide a width), SequenceTooLong, DatasetNotFound,
-    HubUnavailable.
+    HubUnavailable, MemoryBudgetTooSmall.
     """
     architecture = recognise(source.config, source.tensors)
     for layer in architecture.layers:
@@ -78,6 +78,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
                 f"use a sequence_length of at most {architecture.context_length}",
                 field=f"{field}/sequence_length",
             )
+    predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
     return architecture
 
 

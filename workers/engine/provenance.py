@@ -64,6 +64,7 @@ def fingerprint(spec: CompressionSpec, model: LoadedModel, calibration: Calibrat
     return environment(spec, model) | {
         "spec": spec.digest(),
         "calibration": calibration.digest if calibration else "none",
+        "batch_tokens": str(model.batch_tokens),  # decides in which order sums are rounded
     }
 
 

@@ -307,3 +307,14 @@ def methods(stage: Stage) -> list[Method]:
 def method_of(stage: Stage, params: MethodParams) -> Method:
     """The method that `params` (a validated member of the stage's union) belongs to."""
     return discover()[stage, params.method]
+
+
+def untagged(path: Sequence[str | int]) -> list[str | int]:
+    """A place in a spec as pydantic names it, without the names of the union members it tried: no part of the JSON."""
+    found = list(path)
+    if found and found[0] in STAGES:
+        tag = 2 if len(found) > 1 and isinstance(found[1], int) else 1
+        names = [method.name for method in methods(found[0])]
+        if len(names) > 1 and len(found) > tag and found[tag] in names:
+            del found[tag]
+    return found

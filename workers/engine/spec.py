@@ -63,11 +63,12 @@ class Calibrate(DataRef):
         2048, ge=8, le=32768, description="Tokens per window; at most the model's context length."
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the windows' random positions.")
-    refresh: Literal["block", "projection"] = Field(
-        "block",
+    refresh: Literal["block", "projection"] | None = Field(
+        None,
         description="How soon layers see what was pruned before them: `block` (the published scripts) looks at all "
         "inputs of a block while it is dense; `projection` prunes q, k and v before o sees their output, and so on, in "
-        "one pass instead of two, holding more activations.",
+        "one pass instead of two, holding more activations. null takes `projection` for methods that make up for what "
+        "was pruned before (`fista`), `block` for the others.",
     )
 
 
@@ -188,8 +189,11 @@ class CompressionSpec(SpecModel):
         return method_of("score", self.score).group if self.score else method_of("prune", self.prune).group
 
     @property
-    def calibrate_refresh(self) -> Literal["block", "projection"]:
-        return self.calibrate.refresh if self.calibrate else "block"
+    def refresh(self) -> Literal["block", "projection"]:
+        """How soon layers see what was pruned before them."""
+        if self.calibrate and self.calibrate.refresh:
+            return self.calibrate.refresh
+        return "projection" if Stat.DENSE_INPUTS in self.walk_needs else "block"
 
     @property
     def _trials_look_at_inputs(self) -> bool:

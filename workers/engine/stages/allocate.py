@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from workers.engine.allocation import allocation
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.data import consecutive_windows, load_tokens
+from workers.engine.errors import NumericalFailure
 from workers.engine.provenance import environment
 from workers.engine.registry import Stat, method_of
 from workers.engine.stages.activations import activations_of
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from workers.engine.checkpoint import Checkpoint
     from workers.engine.clock import Clock
     from workers.engine.events import Events
+    from workers.engine.registry import Method
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.activations import Activations, Hidden
     from workers.engine.stages.load import LoadedModel
 
-TRIAL_TOKENS = 16_384
+TRIAL_TOKENS = 8192
 """Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
 RATIO_STEP = 1 / 256
 """How finely a sparsity is searched for."""
@@ -80,7 +83,10 @@ def allocate(
     with ExitStack() as open_trials:
 
         def trials(text: Calibration) -> Trials:
-            return open_trials.enter_context(closing(Trials(spec, model, text, stats, checkpoint, events)))
+            digest = calibration.digest if calibration else ""
+            return open_trials.enter_context(
+                closing(Trials(spec, model, text, stats, digest, cache, checkpoint, events))
+            )
 
         facts = AllocationFacts(layers, metrics)
         if Stat.LOSS in needs:
@@ -110,27 +116,36 @@ def _dense_statistics(
     key = environment(spec, model) | {"calibration": calibration.digest}
     found = cache.tensors("dense-inputs", key)
     if found is None:
-        found = {}
-        activations = activations_of(model, calibration)
-        hidden = activations.hidden(checkpoint.scratch_file())
-        activations.embed(hidden)
-        blocks = model.architecture.blocks
-        for block in range(blocks):
-            into = activations.hidden(checkpoint.scratch_file()) if block + 1 < blocks else None
-            with filled(model, f"{BLOCKS}.{block}", tensors_of(model, f"{BLOCKS}.{block}")) as module:
-                collected = collect(activations, block, module, hidden, Stat.INPUT_SQ_MEAN, into)
-            for stream, stats in collected.items():
-                assert stats.input_sq_mean_I is not None
-                found[f"{block}/{stream}"] = stats.input_sq_mean_I.cpu()
-            hidden.file.close()
-            hidden = into or hidden
-            events.progress(block + 1, blocks, "dense block")
+        with ExitStack() as files:
+            found = _collected(activations_of(model, calibration), checkpoint, events, files)
         cache.keep_tensors("dense-inputs", key, found)
     tokens, window_tokens = calibration.windows_NT.numel(), calibration.windows_NT.shape[1]
     return {
         name: LinearStats(tokens, window_tokens, input_sq_mean_I=sq_mean_I.to(model.device))
         for name, sq_mean_I in found.items()
     }
+
+
+def _collected(activations: Activations, checkpoint: Checkpoint, events: Events, files: ExitStack) -> dict[str, Tensor]:
+    """`block/stream` -> squared means [I], in one pass through the dense model. `files` closes its hidden states."""
+
+    def new_hidden() -> Hidden:
+        return activations.hidden(files.enter_context(checkpoint.scratch_file()))
+
+    model, found = activations.model, {}
+    blocks, hidden = model.architecture.blocks, new_hidden()
+    activations.embed(hidden)
+    for block in range(blocks):
+        into = new_hidden() if block + 1 < blocks else None
+        with filled(model, f"{BLOCKS}.{block}", tensors_of(model, f"{BLOCKS}.{block}")) as module:
+            collected = collect(activations, block, module, hidden, Stat.INPUT_SQ_MEAN, into)
+        for stream, stats in collected.items():
+            assert stats.input_sq_mean_I is not None
+            found[f"{block}/{stream}"] = stats.input_sq_mean_I.cpu()
+        hidden.file.close()
+        hidden = into or hidden
+        events.progress(block + 1, blocks, "dense block")
+    return found
 
 
 def _metrics(
@@ -167,9 +182,22 @@ def _metrics(
                 {layer.stream: stats.get(f"{block}/{layer.stream}", LinearStats()) for layer in layers},
                 {layer.name: traces[layer.name] for layer in layers if traces},
             )
-            found |= method.measure(dense, spec.allocate)
+            found |= _measured(method, dense, spec)
             events.progress(block + 1, model.architecture.blocks, "measured block")
         cache.keep_json("allocator-metrics", key, found)
+    return found
+
+
+def _measured(method: Method, block: DenseBlock, spec: CompressionSpec) -> Mapping[str, float]:
+    """What the allocator finds in one block. Raises NumericalFailure if that, or a weight, is not a number."""
+    for name, weight_OI in block.weights.items():
+        if not weight_OI.isfinite().all():
+            raise NumericalFailure(f"{name}: its weights are infinite or NaN", "check the dense model")
+    assert method.measure is not None  # the caller saw to it
+    found: Mapping[str, float] = method.measure(block, spec.allocate)
+    for name, metric in found.items():
+        if not math.isfinite(metric):
+            raise NumericalFailure(f"{name}: what {method.name} measures is {metric}", "check the dense model")
     return found
 
 

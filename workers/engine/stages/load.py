@@ -6,7 +6,8 @@ and dropped after. What the config alone decides (rotary frequencies) is real fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -22,7 +22,7 @@ from workers.engine.architectures.llama import BLOCKS, Architecture
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.estimate import batch_tokens
 from workers.engine.plan import feasible
-from workers.engine.shards import read_header
+from workers.engine.shards import Slice, read_header
 from workers.engine.sources import ModelSource, Sources, download, resolve_model
 
 if TYPE_CHECKING:
@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workers.engine.spec import CompressionSpec
+
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""As safetensors headers name them."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class LoadedModel:
     """Of forward passes."""
     batch_tokens: int
     """Tokens per forward pass, so many that memory suffices."""
+    slices: Mapping[str, Slice]
+    """Tensor name -> where its bytes lie."""
 
 
 def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
@@ -77,13 +88,13 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
         device,
         dtype,
         batch_tokens(spec, source, architecture, budget=memory_budget(spec, device)),
+        _slices(path, source.files.values()),
     )
 
 
 def relocated(model: LoadedModel, folder: Path) -> LoadedModel:
     """The same architecture with the weights in `folder`, which may be sharded in another way."""
-    files = {name: file.name for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)}
-    return replace(model, path=folder, source=replace(model.source, files=files))
+    return replace(model, path=folder, slices=_slices(folder, (file.name for file in folder.glob("*.safetensors"))))
 
 
 def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
@@ -129,11 +140,24 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
 
 
 def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in sorted({model.source.files[name] for name in names}):
-        with safe_open(model.path / file, framework="pt", device=str(model.device)) as stored:
-            tensors |= {name: stored.get_tensor(name) for name in names if model.source.files[name] == file}
-    return tensors
+    """Read, not mapped: a mapped file counts as memory in use, and one larger than the address space cannot be."""
+    return {name: _tensor(model.slices[name]).to(model.device) for name in names}
+
+
+def _tensor(piece: Slice) -> Tensor:
+    tensor = torch.empty(piece.facts.shape, dtype=DTYPES[piece.facts.dtype])
+    left, offset = tensor.reshape(-1).view(torch.uint8).numpy().data, piece.begin
+    with piece.file.open("rb", buffering=0) as file:
+        while left:
+            found = os.preadv(file.fileno(), [left], offset)
+            if not found:
+                raise OSError(f"{piece.file}: ends before its tensors do")
+            left, offset = left[found:], offset + found
+    return tensor
+
+
+def _slices(folder: Path, files: Iterable[str]) -> dict[str, Slice]:
+    return {name: piece for file in sorted(set(files)) for name, piece in read_header(folder / file).items()}
 
 
 def _device(spec: CompressionSpec) -> torch.device:

@@ -175,7 +175,7 @@ class _Walk:
                 for name, weight_OI in pruned.items():
                     module.get_parameter(name.removeprefix(f"{BLOCKS}.{block}.")).data.copy_(weight_OI)
                 stored |= pruned
-            if into is not None and self.spec.calibrate_refresh == "block":
+            if into is not None and self.spec.refresh == "block":
                 with self.clock.measure("calibrate"):
                     activations.advance(block, module, hidden, into)
         return stored
@@ -188,7 +188,7 @@ class _Walk:
     ) -> Iterator[tuple[str, LinearStats]]:
         """Statistics of each stream, when it is the turn of the layers that read it."""
         needs = self.spec.walk_needs
-        if self.spec.calibrate_refresh == "block":
+        if self.spec.refresh == "block":
             with self.clock.measure("calibrate"):
                 stats = collect(activations, block, module, hidden, needs)
             # Handed over one by one, and dropped when used: a Gram matrix can be as large as a layer.

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workers.engine.registry import MethodParams, Stat, allocator
-from workers.engine.spreading import MOST, by_block, parameters, shifted
+from workers.engine.spreading import MOST, parameters, shifted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from workers.engine.stats import AllocationFacts
+    from workers.engine.stats import AllocationFacts, LinearFacts
 
-OFFSETS = (-1.0, -0.5, 0.5, 1.0)
-"""Of the radius: where a block's curve is measured, beside its present sparsity."""
 WAYS = (1.0, 0.5, 0.25)
 """How far towards a linear program's solution is tried: the curves hold for one block at a time."""
 
@@ -43,7 +41,12 @@ class SearchParams(MethodParams):
         3,
         ge=1,
         le=10,
-        description="Each measures every block at four sparsities; the radius halves from one to the next.",
+        description="Each measures every unit at two sparsities; the radius halves from one to the next.",
+    )
+    granularity: Literal["block", "stream"] = Field(
+        "stream",
+        description="What shares one sparsity: all layers of a block, or those that read one input (q, k, v; o; gate, "
+        "up; down). The finer finds more and takes four times as long.",
     )
 
 
@@ -51,15 +54,15 @@ class SearchParams(MethodParams):
 def allocate(facts: AllocationFacts, sparsity: float, params: SearchParams) -> Mapping[str, float]:
     """Never worse than uniform on the text it is measured on. Deterministic.
 
-    Takes rounds * (4 * blocks + 3) trial prunings, each of half the model on average.
+    Takes rounds * (2 * units + 3) trial prunings, each of half the model on average.
     """
     assert facts.loss is not None  # declared in `needs`
     trial = facts.loss
-    blocks = by_block(facts.layers)
-    weights = [parameters(block) for block in blocks]
+    units = _units(facts.layers, params.granularity)
+    weights = [parameters(unit) for unit in units]
 
     def by_layer(spread: Sequence[float]) -> dict[str, float]:
-        return {layer.name: s for s, block in zip(spread, blocks, strict=True) for layer in block}
+        return {layer.name: s for s, unit in zip(spread, units, strict=True) for layer in unit}
 
     def loss(spread: Sequence[float]) -> float:
         return trial(by_layer(spread))
@@ -69,13 +72,12 @@ def allocate(facts: AllocationFacts, sparsity: float, params: SearchParams) -> M
     radius = min(params.radius, sparsity, MOST - sparsity) if sparsity < MOST else 0.0
     for _ in range(params.rounds if radius > 0 else 0):
         curves: list[list[tuple[float, float]]] = [[] for _ in weights]
-        # From the last block to the first: what lies before the block at hand is the same as in the trial before.
-        for block in reversed(range(len(weights))):
-            points = {best[block]: best_loss}
-            for offset in OFFSETS:
-                moved = min(MOST, max(0.0, best[block] + offset * radius))
-                points[moved] = loss([*best[:block], moved, *best[block + 1 :]])
-            curves[block] = _convex(sorted(points.items()))
+        # From the last unit to the first: what lies before the one at hand is the same as in the trial before.
+        for unit in reversed(range(len(weights))):
+            points = {best[unit]: best_loss}
+            for moved in (max(0.0, best[unit] - radius), min(MOST, best[unit] + radius)):
+                points[moved] = loss([*best[:unit], moved, *best[unit + 1 :]])
+            curves[unit] = _convex(sorted(points.items()))
         goal = _minimised(curves, weights, sparsity)
         start = best
         for way in WAYS:
@@ -85,6 +87,14 @@ def allocate(facts: AllocationFacts, sparsity: float, params: SearchParams) -> M
                 best, best_loss = tried, found
         radius /= 2
     return by_layer(best)
+
+
+def _units(layers: Sequence[LinearFacts], granularity: str) -> list[list[LinearFacts]]:
+    """Layers that share one sparsity, in the order of the forward pass."""
+    units: dict[tuple[int, str], list[LinearFacts]] = {}
+    for layer in layers:
+        units.setdefault((layer.block, layer.stream if granularity == "stream" else ""), []).append(layer)
+    return list(units.values())
 
 
 def _convex(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""RIA: |W| relative to its row and its column, times a root of its input's norm (Zhang et al. 2024, ICLR, Tr0lPx9woF).
+"""RIA: |W| relative to row and column, times a root of its input's norm (Zhang et al. 2024, openreview:Tr0lPx9woF).
 
 The paper's other half, permuting channels so that N:M groups hold fewer important weights, is left out.
 O = output features, I = input features.
