@@ -142,6 +142,20 @@ def test_perplexity(
     assert found == pytest.approx(expected, rel=tolerance)
     if run == "wanda_0.5":
         masks_agree(checkpoint)
+    if run == "wanda_owl_0.7":
+        outliers_agree(checkpoint)
+
+
+def outliers_agree(checkpoint: Checkpoint) -> None:
+    """OWL's outlier ratios, in percent, and the sparsities that follow, to 1e-3."""
+    allocation = checkpoint.load_json("allocation")
+    assert allocation is not None
+    for block, (ratio, sparsity) in enumerate(
+        zip(REFERENCE["owl_lod_M5"], REFERENCE["owl_sparsity_0.7_M5_lam0.08"], strict=True)
+    ):
+        name = f"model.layers.{block}.mlp.up_proj"
+        assert allocation["metrics"][name] == pytest.approx(ratio, abs=1e-3)
+        assert allocation["sparsity"][name] == pytest.approx(sparsity, abs=1e-3)
 
 
 def masks_agree(checkpoint: Checkpoint) -> None:
