@@ -171,7 +171,7 @@ class _Sums:
 
 
 def _add_gram(sum_II: Tensor | None, x_NI: Tensor) -> Tensor:
-    """sum + xᵀx on and above the diagonal, some columns at a time: little more than half of the whole product's work."""
+    """sum + xᵀx on and above the diagonal, some columns at a time: little more than half of the product's work."""
     inputs = x_NI.shape[1]
     if sum_II is None:
         sum_II = x_NI.new_zeros(inputs, inputs, dtype=torch.float32)
