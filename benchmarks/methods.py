@@ -1,8 +1,9 @@
 """Every pruner with every allocator on the shipped model: held-out perplexity and seconds, for docs/methods.md.
 
-    python -m benchmarks.methods [--windows 16]      or: make methods
+    python -m benchmarks.methods [--targets "70 %"] [--pruners wanda sparsegpt] [--allocators …]      or: make methods
 
-Results are kept in a JSON-lines file as they come, and an interrupted run goes on where it was. Lower is better.
+Results are kept in docs/methods.jsonl as they come: an interrupted run goes on where it was, and what is there is not
+measured again. Without choices everything is measured, which takes hours on two cores. Lower is better.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ TARGETS: dict[str, dict[str, Any]] = {
     "2:4": {"pattern": "2:4"},
     "4:8": {"pattern": "4:8"},
 }
+
+
+ALLOCATORS = [method.name for method in methods("allocate")]
 
 
 def pruners() -> dict[str, dict[str, Any]]:
@@ -106,18 +110,26 @@ def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=16, help=f"calibration windows of {LENGTH} tokens")
-    parser.add_argument("--results", type=Path, default=ROOT / ".espalier/methods.jsonl", help="results so far")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs/methods.jsonl", help="results so far")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--pruners", nargs="+", choices=pruners(), default=list(pruners()))
+    parser.add_argument("--allocators", nargs="+", choices=ALLOCATORS, default=ALLOCATORS)
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in _lines(arguments.results)]
-    wanted = list(runs(arguments.windows))
+    wanted = [
+        run
+        for run in runs(arguments.windows)
+        if run["key"]["target"] in arguments.targets
+        and run["key"]["pruner"] in arguments.pruners
+        and run["key"]["allocator"] in arguments.allocators
+    ]
     todo = [run for run in wanted if not any(run["key"].items() <= result.items() for result in known)]
     print(f"{len(wanted)} runs, {len(todo)} to do")
     started = time.monotonic()
-    cache = arguments.results.with_suffix(".cache")
-    cache.mkdir(exist_ok=True)
+    cache = ROOT / ".espalier/methods-cache"
+    cache.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(arguments.processes) as pool, arguments.results.open("a") as out:
         for number, result in enumerate(pool.map(measure, todo, [str(cache)] * len(todo)), start=1):
             out.write(json.dumps(result) + "\n")
@@ -125,7 +137,7 @@ def main() -> None:
             known.append(result)
             left = (time.monotonic() - started) / number * (len(todo) - number)
             print(f"{number}/{len(todo)}, {left / 60:.0f} min left: {result}", flush=True)
-    keys = [run["key"] for run in wanted]
+    keys = [run["key"] for run in runs(arguments.windows)]
     write([result for result in known if any(key.items() <= result.items() for key in keys)], arguments.windows)
 
 
@@ -145,39 +157,41 @@ def write(results: list[dict[str, Any]], windows: int) -> None:
 def tables(results: list[dict[str, Any]], windows: int) -> str:
     import torch
 
-    allocators = [method.name for method in methods("allocate")]
-    by_key = {(r["target"], r["pruner"], r["allocator"]): r for r in results}
+    by_key = {(r["target"], r["pruner"], r["allocator"]): r["perplexity"] for r in results}
     lines = [
-        f"bookworm-7m, {windows} x {LENGTH} calibration tokens, {platform.machine()} CPU, one thread a run, torch "
-        f"{torch.__version__}. Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row; underlined: best of a "
-        "table.\n"
+        f"bookworm-7m, {windows} x {LENGTH} calibration tokens, the first 40 held-out windows, {platform.machine()} CPU, "
+        f"one thread a run, torch {torch.__version__}. Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row; "
+        "underlined: best of a table; a dot: not run yet.\n"
     ]
     for target in TARGETS:
-        lines += [f"\n### {target}\n", "| pruner | " + " | ".join(f"`{a}`" for a in allocators) + " |"]
-        lines.append("|---|" + "---:|" * len(allocators))
-        best = min(r["perplexity"] for r in results if r["target"] == target)
+        best = min((value for key, value in by_key.items() if key[0] == target), default=None)
+        if best is None:
+            continue
+        lines += [f"\n### {target}\n", "| pruner | " + " | ".join(f"`{a}`" for a in ALLOCATORS) + " |"]
+        lines.append("|---|" + "---:|" * len(ALLOCATORS))
         for pruner in pruners():
-            row = [by_key[target, pruner, allocator]["perplexity"] for allocator in allocators]
-            cells = [_cell(value, value == min(row), value == best) for value in row]
-            lines.append(f"| {pruner} | " + " | ".join(cells) + " |")
+            row = [by_key.get((target, pruner, allocator)) for allocator in ALLOCATORS]
+            found = [value for value in row if value is not None]
+            if found:
+                cells = [_cell(value, value == min(found), value == best) for value in row]
+                lines.append(f"| {pruner} | " + " | ".join(cells) + " |")
     lines += ["\n### Seconds\n", "Median over the targets.\n", "| pruner | prune |", "|---|---:|"]
     for pruner in pruners():
-        lines.append(f"| {pruner} | {_median(results, 'prune_s', pruner=pruner):.1f} |")
-    lines += ["\n| allocator | allocate, first time | cached |", "|---|---:|---:|"]
-    for allocator in allocators:
-        of = [r["allocate_s"] for r in results if r["allocator"] == allocator]
-        lines.append(f"| `{allocator}` | {max(of):.1f} | {statistics.median(of):.1f} |")
+        if of := [r["prune_s"] for r in results if r["pruner"] == pruner]:
+            lines.append(f"| {pruner} | {statistics.median(of):.1f} |")
+    lines += ["\n| allocator | allocate, first time | median |", "|---|---:|---:|"]
+    for allocator in ALLOCATORS:
+        if of := [r["allocate_s"] for r in results if r["allocator"] == allocator]:
+            lines.append(f"| `{allocator}` | {max(of):.1f} | {statistics.median(of):.1f} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: float, best_of_row: bool, best_of_table: bool) -> str:
+def _cell(value: float | None, best_of_row: bool, best_of_table: bool) -> str:
+    if value is None:
+        return "·"
     text = f"{value:.2f}" if value < 1000 else f"{value:.0f}"
     text = f"**{text}**" if best_of_row else text
     return f"<u>{text}</u>" if best_of_table else text
-
-
-def _median(results: list[dict[str, Any]], field: str, **where: str) -> float:
-    return statistics.median(r[field] for r in results if where.items() <= r.items())
 
 
 if __name__ == "__main__":

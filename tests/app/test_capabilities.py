@@ -38,6 +38,9 @@ class TestCapabilities:
         assert (wanda.paper, wanda.units) == ("arXiv:2306.11695", ["weight"])
         assert mask.patterns == ["unstructured", "N:M"]
         assert methods["prune", "sparsegpt"].needs == ["gram"]
+        assert (methods["prune", "sparsegpt"].score, methods["prune", "sparsegpt"].updates_weights) == ("unused", True)
+        assert (methods["prune", "mask"].score, methods["prune", "mask"].updates_weights) == ("required", False)
+        assert (wanda.score, wanda.updates_weights) == (None, None)
         assert methods["allocate", "search"].needs == ["loss"]
         assert mask.parameters["properties"]["sparsity"]["examples"] == [0.5]
 
