@@ -159,8 +159,8 @@ def tables(results: list[dict[str, Any]], windows: int) -> str:
 
     by_key = {(r["target"], r["pruner"], r["allocator"]): r["perplexity"] for r in results}
     lines = [
-        f"bookworm-7m, {windows} x {LENGTH} calibration tokens, the first 40 held-out windows, {platform.machine()} CPU,",
-        f"one thread a run, torch {torch.__version__}. Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row;",
+        f"bookworm-7m, {windows} x {LENGTH} calibration tokens, the first 40 held-out windows, torch {torch.__version__},",
+        f"{platform.machine()} CPU, one thread a run. Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row;",
         "underlined: best of a table; a dot: not run yet.\n",
     ]
     for target in TARGETS:
