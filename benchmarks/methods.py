@@ -161,7 +161,8 @@ def tables(results: list[dict[str, Any]], windows: int) -> str:
     lines = [
         f"bookworm-7m, {windows} x {LENGTH} calibration tokens, the first 40 held-out windows,",
         f"torch {torch.__version__}, {platform.machine()} CPU, one thread a run.",
-        f"Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row; underlined: best of a table; a dot: not run yet.\n",
+        f"Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row;",
+        "underlined: best of a table; a dot: not run yet.\n",
     ]
     for target in TARGETS:
         best = min((value for key, value in by_key.items() if key[0] == target), default=None)
