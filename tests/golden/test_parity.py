@@ -87,7 +87,7 @@ def test_dense(windows: dict[str, Tensor]) -> None:
 # Run name, spec, tolerance, and whether it is quick proof enough for every `make test`; `make golden` runs all.
 RUNS: list[tuple[str, dict[str, Any], float, bool]] = [
     # Measured: -0.14 %, -0.31 %, +0.01 %, +0.49 %, all of it the authors' `<=`, which removes more.
-    ("magnitude_0.5", masked("magnitude", sparsity=0.5), 5e-3, True),
+    ("magnitude_0.5", masked("magnitude", sparsity=0.5), 5e-3, False),
     ("magnitude_0.6", masked("magnitude", sparsity=0.6), 5e-3, False),
     ("magnitude_0.7", masked("magnitude", sparsity=0.7), 5e-3, False),
     ("magnitude_0.8", masked("magnitude", sparsity=0.8), 5e-3, False),
@@ -96,22 +96,22 @@ RUNS: list[tuple[str, dict[str, Any], float, bool]] = [
     ("wanda_0.6", masked("wanda", sparsity=0.6), 1e-3, False),
     ("wanda_0.7", masked("wanda", sparsity=0.7), 1e-3, False),
     ("wanda_0.8", masked("wanda", sparsity=0.8), 1e-3, False),
-    ("wanda_2of4", masked("wanda", pattern="2:4"), 1e-3, True),
+    ("wanda_2of4", masked("wanda", pattern="2:4"), 1e-3, False),
     ("wanda_4of8", masked("wanda", pattern="4:8"), 1e-3, False),
     # The authors' `<=` removes one entry more of each 128 columns of a layer, 0.003 % of all; which entry, and in what
     # order sums are rounded, moves single choices, and the choices after them.
-    ("sparsegpt_0.5", sparsegpt(sparsity=0.5), 1e-2, True),
+    ("sparsegpt_0.5", sparsegpt(sparsity=0.5), 1e-2, False),
     ("sparsegpt_0.6", sparsegpt(sparsity=0.6), 1e-2, False),
     ("sparsegpt_0.7", sparsegpt(sparsity=0.7), 1e-2, True),
     ("sparsegpt_0.8", sparsegpt(sparsity=0.8), 1e-2, False),
-    ("sparsegpt_2of4", sparsegpt(pattern="2:4"), 1e-2, True),
+    ("sparsegpt_2of4", sparsegpt(pattern="2:4"), 1e-2, False),
     ("sparsegpt_4of8", sparsegpt(pattern="4:8"), 1e-2, False),
     ("wanda_owl_0.7", masked("wanda", sparsity=0.7) | OWL, 1e-2, True),
     ("sparsegpt_owl_0.7", sparsegpt(sparsity=0.7) | OWL, 1e-2, False),
     ("wanda_alpha_0.6_eps0.2", masked("wanda", sparsity=0.6) | alpha(0.2), 1e-2, False),
     ("wanda_alpha_0.7_eps0.2", masked("wanda", sparsity=0.7) | alpha(0.2), 1e-2, False),
     ("wanda_alpha_0.7_eps0.3", masked("wanda", sparsity=0.7) | alpha(0.3), 1e-2, False),
-    ("sparsegpt_alpha_0.6_eps0.2", sparsegpt(sparsity=0.6) | alpha(0.2), 1e-2, True),
+    ("sparsegpt_alpha_0.6_eps0.2", sparsegpt(sparsity=0.6) | alpha(0.2), 1e-2, False),
     ("sparsegpt_alpha_0.7_eps0.2", sparsegpt(sparsity=0.7) | alpha(0.2), 1e-2, False),
     ("sparsegpt_alpha_0.7_eps0.3", sparsegpt(sparsity=0.7) | alpha(0.3), 1e-2, False),
 ]
