@@ -34,6 +34,9 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_default_queue": "any",
     }
     if settings.broker_url.startswith("filesystem://"):
+        from kombu.transport import TRANSPORT_ALIASES
+
+        TRANSPORT_ALIASES["filesystem"] = "app.file_broker:Transport"
         folder = Path(settings.broker_url.removeprefix("filesystem://"))
         for name in ("messages", "control"):
             (folder / name).mkdir(parents=True, exist_ok=True)

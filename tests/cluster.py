@@ -176,6 +176,14 @@ class Cluster:
                 found.append(process)
         return found
 
+    def last_words(self) -> str:
+        """Of each process: whether it lives, and the end of its log."""
+        said = []
+        for name, process in self.processes.items():
+            state = "alive" if process.poll() is None else f"ended with {process.returncode}"
+            said.append(f"-- {name} {state}\n{(self.home / f'{name}.log').read_text(errors='replace')[-3000:]}")
+        return "\n".join(said)
+
     def stop(self) -> None:
         for process in self.processes.values():
             with contextlib.suppress(ProcessLookupError):
@@ -211,10 +219,8 @@ class Cluster:
     def wait(self, job_id: str, timeout_s: float = 120) -> dict[str, Any]:
         """The job once it is terminal."""
         terminal = ("succeeded", "failed", "cancelled")
-        return dict(
-            eventually(
-                lambda: job if (job := self.job(job_id))["status"] in terminal else None, timeout_s, f"{job_id} ends"
-            )
+        return self._eventually(
+            lambda: job if (job := self.job(job_id))["status"] in terminal else None, timeout_s, f"{job_id} ends"
         )
 
     def wait_for_event(self, job_id: str, kind: str, timeout_s: float = 60, **data: Any) -> dict[str, Any]:
@@ -224,7 +230,13 @@ class Cluster:
                     return event
             return None
 
-        return dict(eventually(found, timeout_s, f"{kind} {data} of {job_id}"))
+        return self._eventually(found, timeout_s, f"{kind} {data} of {job_id}")
+
+    def _eventually(self, condition: Callable[[], Any], timeout_s: float, what: str) -> dict[str, Any]:
+        try:
+            return dict(eventually(condition, timeout_s, what))
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.last_words()}") from None
 
 
 @contextlib.contextmanager
