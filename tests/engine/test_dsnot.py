@@ -36,7 +36,7 @@ def random_case(kept_of: KeptOf) -> tuple[Tensor, Tensor, LinearStats]:
         torch.randn(INPUTS, generator=generator), torch.rand(INPUTS, generator=generator) + 0.1, window_tokens=16
     )
     sparsity = 0.5 if kept_of is None else 1 - kept_of[0] / kept_of[1]
-    mask_OI = dropped(weight_OI.abs(), sparsity, "row", kept_of, OUTPUTS * INPUTS // 2)
+    mask_OI = dropped(weight_OI.abs(), sparsity, "row", kept_of)
     return weight_OI, weight_OI.masked_fill(mask_OI, 0), stats
 
 

@@ -46,11 +46,13 @@ def context(sources: Sources, model: Any, folder: Path, tokenizer: Any = None) -
     """Of a model as a whole; `folder` holds its files, if any. What looks at its structure sees the context length."""
     length = model.config.max_position_embeddings if model else 0
     return EvaluationContext(
-        loaded=SimpleNamespace(architecture=SimpleNamespace(context_length=length)),  # type: ignore[arg-type]
+        loaded=SimpleNamespace(  # type: ignore[arg-type]
+            architecture=SimpleNamespace(context_length=length),
+            tokenizer=tokenizer,
+            path=folder,
+            device=torch.device("cpu"),
+        ),
         whole=model,
-        tokenizer=tokenizer,
-        model_dir=folder,
-        device=torch.device("cpu"),
         seed=0,
         sources=sources,
         events=Silent(),

@@ -121,8 +121,7 @@ def test_is_better_than_its_start(given: dict[str, Any], scored: bool, moved: bo
         start_score_OI = 1 / start_score_OI  # the worst there is
     params = FISTAParams.model_validate(given)
     assert params.target is not None
-    count = params.removed((12, 32), params.target, "row")
-    start_OI = weight_OI * ~dropped(start_score_OI, params.target, "row", params.kept_of, count)
+    start_OI = weight_OI * ~dropped(start_score_OI, params.target, "row", params.kept_of)
     layer = LayerTask("q", weight_OI, params.target, start_score_OI if scored else None)
     problem = problem_of(weight_OI, stats)
     error, before = (problem.error(v_OI * problem.scale_I) for v_OI in (pruned(layer, stats, **given), start_OI))
@@ -132,7 +131,7 @@ def test_is_better_than_its_start(given: dict[str, Any], scored: bool, moved: bo
 def test_a_start_that_cannot_be_improved_is_returned() -> None:
     # Uncorrelated inputs, so the masked dense weights are the best on their support, and Wanda's support is the best.
     layer = LayerTask("q", normal(5, 16), 0.5)
-    best_OI = layer.weight_OI * ~dropped(layer.weight_OI.abs(), 0.5, "row", None, 40)
+    best_OI = layer.weight_OI * ~dropped(layer.weight_OI.abs(), 0.5, "row", None)
     assert torch.equal(pruned(layer, LinearStats(gram_II=torch.eye(16)), sparsity=0.5), best_OI)
 
 

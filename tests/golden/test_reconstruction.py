@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from workers.engine.checkpoint import Checkpoint
+from workers.engine.linalg import dropped
 from workers.engine.obs import output_error
 from workers.engine.registry import Stat, method_of
 from workers.engine.sources import Sources
@@ -53,7 +54,7 @@ def streams(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[tuple[s
             with filled(model, f"model.layers.{block}", tensors) as module:
                 found = collect(activations, block, module, hidden, Stat.GRAM, into)
             for stream, stats in found.items():
-                layers = [layer for layer in model.architecture.block(block) if layer.stream == stream]
+                layers = model.architecture.streams(block)[stream]
                 yield [(layer.name, tensors[f"{layer.name}.weight"].float()) for layer in layers], stats
             hidden.file.close()
             hidden = into
@@ -89,10 +90,7 @@ def test_mrp_is_never_worse_than_sparsegpt_on_its_mask(kept: dict[str, Any], str
 @pytest.mark.golden  # a minute
 def test_fista_is_never_worse_than_where_it_starts(streams: Any) -> None:
     for layers, stats in streams:
-        from workers.engine.linalg import dropped
-
         found = errors({"method": "fista", "sparsity": 0.5}, layers, stats)
         for (name, weight_OI), (ours, _) in zip(layers, found, strict=True):
-            score_OI = weight_OI.abs() * stats.input_sq_mean_I.sqrt()
-            start_OI = weight_OI.masked_fill(dropped(score_OI, 0.5, "row", None, weight_OI.numel() // 2), 0)
+            start_OI = weight_OI.masked_fill(dropped(stats.weighted(weight_OI), 0.5, "row", None), 0)
             assert ours < output_error(weight_OI, start_OI, stats.gram_II).sum().item(), name

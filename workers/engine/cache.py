@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from workers.engine.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class Cache:
         return None
 
     def keep_json(self, kind: str, key: Mapping[str, Any], value: Any) -> None:
-        self._write(self._path(kind, key, "json"), lambda path: _write_text(path, json.dumps(value, sort_keys=True)))
+        self._write(self._path(kind, key, "json"), lambda path: path.write_text(json.dumps(value, sort_keys=True)))
 
     def tensors(self, kind: str, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """What `keep_tensors` kept under `key`, or None."""
@@ -53,17 +53,7 @@ class Cache:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self._directory / kind / f"{digest}.{suffix}" if self._directory else None
 
-    def _write(self, path: Path | None, write: Callable[[Path], None]) -> None:
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex}.tmp")
-        try:
-            write(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    def _write(self, path: Path | None, write: Callable[[Path], object]) -> None:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, write, durable=False)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from safetensors.torch import save_file
 
 from workers.engine.errors import CheckpointMismatch
+from workers.engine.files import sync, temporary_for, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ class Checkpoint:
 
     def save_json(self, name: str, value: Any) -> None:
         """Keep the JSON-serialisable result of a whole stage."""
-        self._write(f"{name}.json", lambda path: _write_text(path, json.dumps(value, indent=1, sort_keys=True)))
+        self._write(f"{name}.json", lambda path: path.write_text(json.dumps(value, indent=1, sort_keys=True)))
 
     def load_json(self, name: str) -> Any | None:
         """What `save_json` kept, or None."""
@@ -78,13 +78,13 @@ class Checkpoint:
 
     def new_hidden(self) -> BinaryIO:
         """An empty file for hidden states; `keep_hidden` makes it a resume point. Readable while it is written."""
-        return self._temporary("hidden").open("w+b", buffering=0)
+        return temporary_for(self.directory / "hidden").open("w+b", buffering=0)
 
     def keep_hidden(self, block: int, file: BinaryIO) -> None:
         """Make the file the input of `block`; inputs of earlier blocks are of no more use then."""
         os.fsync(file.fileno())
         Path(file.name).replace(self.directory / f"hidden-{block:05d}.bin")
-        _sync(self.directory)
+        sync(self.directory)
         for index, path in self._hidden():
             if index < block:
                 path.unlink(missing_ok=True)
@@ -112,27 +112,5 @@ class Checkpoint:
     def _hidden(self) -> list[tuple[int, Path]]:
         return [(int(path.stem.split("-")[1]), path) for path in self.directory.glob("hidden-*.bin")]
 
-    def _temporary(self, name: str) -> Path:
-        return self.directory / f"{name}.{os.getpid()}-{uuid.uuid4().hex}.tmp"
-
-    def _write(self, name: str, write: Callable[[Path], None]) -> None:
-        temporary = self._temporary(name)
-        try:
-            write(temporary)
-            _sync(temporary)
-            temporary.replace(self.directory / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(self.directory)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        write_whole(self.directory / name, write, durable=True)

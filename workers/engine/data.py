@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from workers.engine.refs import DataRef
+    from workers.engine.registry import LossMethodParams
 
+CHARACTERS_PER_TOKEN = 16
+"""Read this much text per token wanted, four times what English takes: bounds how much of a large dataset is fetched,
+and leaves random windows a choice."""
 DOCUMENT_BREAK = "\n\n"
 """Between documents, as in the literature's WikiText protocol (GPTQ, SparseGPT, Wanda)."""
 
@@ -70,6 +74,18 @@ def consecutive_windows(tokens: Tokens, length: int, *, count: int | None, field
         raise _too_short(tokens, length, count or 1, field)
     count = fit if count is None else count
     return tokens.ids_T[: count * length].reshape(count, length)
+
+
+def loss_windows(
+    params: LossMethodParams, load: Callable[[LossMethodParams, int | None], Tokens], field: str
+) -> Tensor:
+    """The windows whose loss an evaluation measures and a target may bound, int64 [N, L].
+
+    `load` reads at most so many characters. Raises what it raises, and DatasetTooShort.
+    """
+    length, count = params.sequence_length, params.samples
+    tokens = load(params, count and count * length * CHARACTERS_PER_TOKEN)
+    return consecutive_windows(tokens, length, count=count, field=field)
 
 
 def random_windows(tokens: Tokens, length: int, *, count: int, seed: int, field: str) -> Tensor:

@@ -15,6 +15,7 @@ from workers.engine.errors import MemoryBudgetTooSmall
 from workers.engine.refs import DataRef
 from workers.engine.registry import Stat, method_of
 from workers.engine.shards import DTYPE_BYTES
+from workers.engine.spreading import parameters
 
 if TYPE_CHECKING:
     from workers.engine.registry import MethodParams
@@ -118,13 +119,13 @@ def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archit
     hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
     calibrated = spec.calibrate.samples * spec.calibrate.sequence_length
     forward = min(calibrated, tokens) * compute_bytes * (6 * mlp_width + 12 * hidden_size)
-    widths = {layer.stream: layer.shape[1] for layer in architecture.block(0)}
+    streams = architecture.streams(0).values()
+    widths = [layers[0].shape[1] for layers in streams]
     grams = 0
     if Stat.GRAM in spec.walk_needs:
         kinds = 3 if Stat.DENSE_INPUTS in spec.walk_needs and spec.refresh == "projection" else 1
-        grams = kinds * 4 * (sum(w * w for w in widths.values()) + _FACTOR_COPIES * max(widths.values()) ** 2)
-        streams = {s: sum(y.parameters for y in architecture.block(0) if y.stream == s) for s in widths}
-        selection = _SOLVE_BYTES * max(streams.values())
+        grams = kinds * 4 * (sum(width * width for width in widths) + _FACTOR_COPIES * max(widths) ** 2)
+        selection = _SOLVE_BYTES * max(parameters(layers) for layers in streams)
     paused = 0
     if spec.refresh == "projection":
         twins = 2 if Stat.DENSE_INPUTS in spec.walk_needs else 1

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workers.engine.sparsity import removed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,16 +55,14 @@ def lowest_of_groups(score_GM: Tensor, count: int) -> Tensor:
     return lowest_GM
 
 
-def dropped(score_OI: Tensor, sparsity: float, group: Group, kept_of: tuple[int, int] | None, count: int) -> Tensor:
-    """Boolean [O, I]: the least important entries, exactly `count` of them, spread as pattern and group say.
-
-    `count` is `removed(shape, sparsity, group)` of the pruner's parameters: with `kept_of` (N, M) round(M * sparsity)
-    of every M consecutive entries of a row, else as many in every row, or anywhere if the group is the matrix.
-    """
+def dropped(score_OI: Tensor, sparsity: float, group: Group, kept_of: tuple[int, int] | None) -> Tensor:
+    """Boolean [O, I]: the least important entries, exactly as many as `sparsity.removed` says, spread as pattern and
+    group say: over every M consecutive entries of a row, over each row alike, or anywhere in the matrix."""
     outputs, inputs = score_OI.shape
     if kept_of is not None:
         m = kept_of[1]
         return lowest_of_groups(score_OI.reshape(-1, m), round(m * sparsity)).reshape(outputs, inputs)
+    count = removed((outputs, inputs), sparsity, group, None)
     if group == "matrix":
         return lowest(score_OI.reshape(1, -1), count).reshape(outputs, inputs)
     return lowest(score_OI, count // outputs)

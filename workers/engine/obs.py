@@ -118,14 +118,20 @@ def solve_columns(
     for begin in range(0, len(weight_IR), stripe):
         inputs = slice(begin, begin + stripe)
         unit_BB = hessian.unit_II[inputs, inputs]
-        eye_BB = torch.eye(len(unit_BB), device=unit_BB.device)
-        spread_BB = torch.linalg.solve_triangular(unit_BB, eye_BB, upper=True, unitriangular=True)
+        spread_BB = inverse_of_unit(unit_BB)
         before_BR = hessian.unit_II[:begin, inputs].T @ change_IR[:begin]
         now_BR = torch.addmm(weight_IR[inputs], spread_BB.T, before_BR)
         _solve_stripe(now_BR, spread_BB, hessian, layers, kept_of, begin)
         torch.sub(weight_IR[inputs], now_BR, out=change_IR[inputs])
         weight_IR[inputs] = now_BR
     return [part_IO.T.contiguous() for part_IO in _by_layer(weight_IR, layers)]
+
+
+def inverse_of_unit(unit_BB: Tensor) -> Tensor:
+    """Inverse of an upper triangular matrix with ones on its diagonal, such as U or a diagonal block of it."""
+    eye_BB = torch.eye(len(unit_BB), device=unit_BB.device)
+    inverse_BB: Tensor = torch.linalg.solve_triangular(unit_BB, eye_BB, upper=True, unitriangular=True)
+    return inverse_BB
 
 
 def _solve_stripe(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,6 +117,18 @@ def _copy(piece: Slice, out: BinaryIO) -> None:
             chunk = stream.read(min(left, 1 << 22))
             out.write(chunk)
             left -= len(chunk)
+
+
+def fill(buffer: memoryview, file: BinaryIO, offset: int) -> None:
+    """Read bytes from `offset` on into all of `buffer`. Leaves the file's position alone, so threads may share it.
+
+    `file` must be unbuffered. Raises OSError if it ends before.
+    """
+    while buffer:
+        found = os.preadv(file.fileno(), [buffer], offset)
+        if not found:
+            raise OSError(f"{file.name}: ends at byte {offset}, before what should be in it")
+        buffer, offset = buffer[found:], offset + found
 
 
 def pack(sizes: Sequence[int], limit: int) -> list[list[int]]:

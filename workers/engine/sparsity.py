@@ -12,6 +12,19 @@ from workers.engine.patterns import parse_pattern
 from workers.engine.registry import Group, PruneMethodParams
 
 
+def removed(shape: tuple[int, int], sparsity: float, group: Group, kept_of: tuple[int, int] | None) -> int:
+    """How many weights of an (O, I) layer go at `sparsity`: with `kept_of` (N, M) round(M * sparsity) of every M, else
+    round(O * I * sparsity) of a matrix or floor(I * sparsity) of each row."""
+    outputs, inputs = shape
+    if kept_of is not None:
+        _, m = kept_of
+        return outputs * inputs // m * round(m * sparsity)
+    if group == "matrix":
+        return round(outputs * inputs * sparsity)
+    # 0.29 of 100 is 29, although their float product lies just below.
+    return outputs * int(inputs * sparsity + 1e-9)
+
+
 class SparsityParams(PruneMethodParams):
     """A pruner that sets weights to zero: exactly one of `sparsity`, an N:M `pattern`, `perplexity_ratio`."""
 
@@ -73,14 +86,7 @@ class SparsityParams(PruneMethodParams):
         return self.sparsity
 
     def removed(self, shape: tuple[int, int], sparsity: float, group: Group) -> int:
-        outputs, inputs = shape
-        if self.kept_of is not None:
-            _, m = self.kept_of
-            return outputs * inputs // m * round(m * sparsity)
-        if group == "matrix":
-            return round(outputs * inputs * sparsity)
-        # 0.29 of 100 is 29, although their float product lies just below.
-        return outputs * int(inputs * sparsity + 1e-9)
+        return removed(shape, sparsity, group, self.kept_of)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         if self.kept_of is not None and shape[1] % self.kept_of[1]:

@@ -57,6 +57,12 @@ class LinearStats:
     cross_gram_II: Tensor | None = None
     """Mean over tokens of z_i x_j, float32 [I, I] (rows dense). None where z and x are one."""
 
+    def weighted(self, weight_OI: Tensor) -> Tensor:
+        """|W| times the root mean square of the input it multiplies, float32 [O, I]: Wanda's importance (Sun et al.
+        2023, arXiv:2306.11695, eq. 1), which others build on. For methods that declare `Stat.INPUT_SQ_MEAN`."""
+        assert self.input_sq_mean_I is not None  # declared in `needs`
+        return weight_OI.float().abs() * self.input_sq_mean_I.sqrt()
+
 
 @dataclass(frozen=True)
 class LayerTask:

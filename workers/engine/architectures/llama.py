@@ -60,6 +60,13 @@ class Architecture:
         """The layers of one block."""
         return [layer for layer in self.layers if layer.block == index]
 
+    def streams(self, block: int) -> dict[str, list[LinearFacts]]:
+        """Stream -> the layers of one block that read it, in the order of the forward pass."""
+        found: dict[str, list[LinearFacts]] = {}
+        for layer in self.block(block):
+            found.setdefault(layer.stream, []).append(layer)
+        return found
+
 
 def recognise(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Architecture:
     """The model's structure, or UnsupportedModel naming what is missing or too much."""

@@ -8,7 +8,6 @@ N = windows, B = windows of a batch, T = tokens of a window, D = hidden size.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from workers.engine.architectures.llama import BLOCKS, EMBEDDING
-from workers.engine.stages.load import LoadedModel, filled, tensors_of
+from workers.engine.shards import fill
+from workers.engine.stages.load import LoadedModel, bytes_of, filled, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,25 +35,15 @@ class Hidden:
 
     def append(self, hidden_BTD: Tensor) -> None:
         """Write the next windows."""
-        left = _bytes_of(hidden_BTD.to("cpu", self._dtype).contiguous())
+        left = bytes_of(hidden_BTD.to("cpu", self._dtype).contiguous())
         while left:
             left = left[self.file.write(left) :]
 
     def read(self, windows: slice) -> Tensor:
         """[B, T, D] of consecutive windows. Raises OSError if the file ends before."""
         hidden_BTD = torch.empty(windows.stop - windows.start, *self._shape_TD, dtype=self._dtype)
-        left, offset = _bytes_of(hidden_BTD), windows.start * self._window_bytes
-        while left:
-            # Leaves the file's position alone: another thread may be making the file durable.
-            found = os.preadv(self.file.fileno(), [left], offset)
-            if not found:
-                raise OSError(f"{self.file.name}: hidden states end before window {windows.stop}")
-            left, offset = left[found:], offset + found
+        fill(bytes_of(hidden_BTD), self.file, windows.start * self._window_bytes)
         return hidden_BTD
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.view(torch.uint8).numpy().reshape(-1).data
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.data import consecutive_windows, load_tokens
+from workers.engine.data import load_tokens, loss_windows
 from workers.engine.errors import NumericalFailure
 from workers.engine.provenance import environment
 from workers.engine.registry import Stat, method_of
 from workers.engine.stages.activations import activations_of
-from workers.engine.stages.calibrate import CHARACTERS_PER_TOKEN, Calibration
+from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.curvature import curvature
 from workers.engine.stages.load import filled, tensors_of
 from workers.engine.stages.statistics import collect
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from workers.engine.cache import Cache
     from workers.engine.checkpoint import Checkpoint
     from workers.engine.clock import Clock
+    from workers.engine.data import Tokens
     from workers.engine.events import Events
+    from workers.engine.refs import DataRef
     from workers.engine.registry import Method
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
@@ -206,11 +208,11 @@ def _ratio_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
     params = spec.ratio_text
     assert params is not None  # the spec's validator saw to it
     pointer = f"/evaluate/{spec.evaluate.index(params)}"
-    length, count = params.sequence_length, params.samples
-    tokens = load_tokens(
-        params, model.tokenizer, sources, pointer, max_characters=count and count * length * CHARACTERS_PER_TOKEN
-    )
-    return Calibration(consecutive_windows(tokens, length, count=count, field=pointer), params.label)
+
+    def read(ref: DataRef, max_characters: int | None) -> Tokens:
+        return load_tokens(ref, model.tokenizer, sources, pointer, max_characters=max_characters)
+
+    return Calibration(loss_windows(params, read, pointer), params.label)
 
 
 def _first_tokens(calibration: Calibration, tokens: int) -> Tensor:

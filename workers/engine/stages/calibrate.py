@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.engine.data import ids_digest, load_tokens, random_windows
+from workers.engine.data import CHARACTERS_PER_TOKEN, ids_digest, load_tokens, random_windows
 from workers.engine.errors import DegenerateCalibration
 from workers.engine.registry import Stat
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.load import LoadedModel
 
-CHARACTERS_PER_TOKEN = 16
-"""Read this much text per token wanted: four times what English takes, so that random windows have a choice."""
 FEWEST_TOKENS = 16
 """Distinct tokens below which no text is a language's: padding, one repeated word. English reaches it in a sentence."""
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+
+from workers.engine.stages.load import load_model
 
 if TYPE_CHECKING:
     from workers.engine.stages.calibrate import Calibration
@@ -25,10 +26,7 @@ def curvature(model: LoadedModel, calibration: Calibration, *, seed: int) -> dic
 
     The sign of a trace says nothing here, as in PyHessian: its absolute value is returned. Float32.
     """
-    whole = AutoModelForCausalLM.from_pretrained(
-        model.path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
-    whole = whole.to(model.device).eval().requires_grad_(False)
+    whole = load_model(model.path, model.device, torch.float32).requires_grad_(False)
     names = [layer.name for layer in model.architecture.layers]
     weights = [whole.get_submodule(name).weight.requires_grad_() for name in names]
     generator = torch.Generator().manual_seed(seed)

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
 
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.data import load_tokens
-from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong, UnsupportedModel
+from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong
 from workers.engine.estimate import evaluates_whole
 from workers.engine.registry import method_of
 from workers.engine.report import Metric
 from workers.engine.stages.calibrate import Calibration
-from workers.engine.stages.load import LoadedModel, memory_budget, relocated, tensors_of
+from workers.engine.stages.load import LoadedModel, load_model, memory_budget, relocated, tensors_of
 from workers.engine.stages.stream import StreamedLoss
 from workers.engine.stats import Measurement
 
@@ -70,10 +69,6 @@ class EvaluationContext:
     """The model's files and structure."""
     whole: PreTrainedModel | None
     """In eval mode, on `device`, with parameters of the spec's compute dtype; None where it does not fit in memory."""
-    tokenizer: PreTrainedTokenizerBase
-    model_dir: Path
-    """Folder the model was loaded from; its safetensors files are the weights as stored."""
-    device: torch.device
     seed: int
     sources: Sources
     events: Events
@@ -81,6 +76,19 @@ class EvaluationContext:
     checkpoint: Checkpoint
     pointer: str
     """JSON pointer of the evaluation in the spec, e.g. `/evaluate/0`, for errors."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.loaded.tokenizer
+
+    @property
+    def model_dir(self) -> Path:
+        """Folder the model was loaded from; its safetensors files are the weights as stored."""
+        return self.loaded.path
+
+    @property
+    def device(self) -> torch.device:
+        return self.loaded.device
 
     @property
     def model(self) -> PreTrainedModel:
@@ -155,9 +163,6 @@ def evaluate(
             context = EvaluationContext(
                 loaded=loaded,
                 whole=model,
-                tokenizer=dense.tokenizer,
-                model_dir=loaded.path,
-                device=dense.device,
                 seed=spec.seed,
                 sources=sources,
                 events=events,
@@ -184,29 +189,6 @@ def evaluate(
         events.progress(len(spec.evaluate), total, "measurement")
     after = measure(relocated(dense, pruned_dir), len(spec.evaluate))
     return Evaluation(join(before, after), data.digests)
-
-
-def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in `model_dir`, in eval mode, by plain transformers: safetensors only, none of its author's code.
-
-    Raises UnsupportedModel where the files lack weights of the architecture, which transformers would fill with
-    random numbers and a warning.
-    """
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        model_dir,
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    if missing := sorted(loading["missing_keys"]):
-        raise UnsupportedModel(
-            f"{model_dir.name}: {len(missing)} weights of the architecture are not in its files, first {missing[0]}",
-            "use a complete checkpoint whose config.json describes its weights",
-            field="/model/id",
-        )
-    return model.to(device).eval()
 
 
 def _nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:

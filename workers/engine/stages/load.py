@@ -6,7 +6,6 @@ and dropped after. What the config alone decides (rotary frequencies) is real fr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from workers.engine.architectures.llama import BLOCKS, Architecture
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.estimate import batch_tokens
 from workers.engine.plan import feasible
-from workers.engine.shards import Slice, read_header
+from workers.engine.shards import Slice, fill, read_header
 from workers.engine.sources import ModelSource, Sources, download, resolve_model
 
 if TYPE_CHECKING:
@@ -92,6 +91,29 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
     )
 
 
+def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `model_dir`, in eval mode, by plain transformers: safetensors only, none of its author's code.
+
+    Raises UnsupportedModel where the files lack weights of the architecture, which transformers would fill with
+    random numbers and a warning.
+    """
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        model_dir,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if missing := sorted(loading["missing_keys"]):
+        raise UnsupportedModel(
+            f"{model_dir.name}: {len(missing)} weights of the architecture are not in its files, first {missing[0]}",
+            "use a complete checkpoint whose config.json describes its weights",
+            field="/model/id",
+        )
+    return model.to(device).eval()
+
+
 def relocated(model: LoadedModel, folder: Path) -> LoadedModel:
     """The same architecture with the weights in `folder`, which may be sharded in another way."""
     return replace(model, path=folder, slices=_slices(folder, (file.name for file in folder.glob("*.safetensors"))))
@@ -146,14 +168,14 @@ def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
 
 def _tensor(piece: Slice) -> Tensor:
     tensor = torch.empty(piece.facts.shape, dtype=DTYPES[piece.facts.dtype])
-    left, offset = tensor.reshape(-1).view(torch.uint8).numpy().data, piece.begin
     with piece.file.open("rb", buffering=0) as file:
-        while left:
-            found = os.preadv(file.fileno(), [left], offset)
-            if not found:
-                raise OSError(f"{piece.file}: ends before its tensors do")
-            left, offset = left[found:], offset + found
+        fill(bytes_of(tensor), file, piece.begin)
     return tensor
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, to be read or written."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _slices(folder: Path, files: Iterable[str]) -> dict[str, Slice]:

@@ -162,16 +162,17 @@ class _Walk:
         into: Hidden | None,
     ) -> dict[str, Tensor]:
         """The block's tensors as they ship, its linear layers pruned; its outputs are written into `into`."""
-        tensors = dict(dense)
+        streams = self.model.architecture.streams(block)
         if activations is None or hidden is None:
-            for layers in _by_stream(self.model.architecture.block(block)).values():
+            tensors = dict(dense)
+            for layers in streams.values():
                 tensors |= self._prune_stream(layers, dense, LinearStats())
             return _stored(self.spec, tensors)
-        stored = _stored(self.spec, {name: t for name, t in dense.items() if name not in self._weights(block)})
+        weights = {f"{layer.name}.weight" for layers in streams.values() for layer in layers}
+        stored = _stored(self.spec, {name: tensor for name, tensor in dense.items() if name not in weights})
         with filled(self.model, f"{BLOCKS}.{block}", dense) as module:
             for stream, stats in self._streams(activations, block, module, hidden, into):
-                layers = _by_stream(self.model.architecture.block(block))[stream]
-                pruned = _stored(self.spec, self._prune_stream(layers, dense, stats))
+                pruned = _stored(self.spec, self._prune_stream(streams[stream], dense, stats))
                 for name, weight_OI in pruned.items():
                     module.get_parameter(name.removeprefix(f"{BLOCKS}.{block}.")).data.copy_(weight_OI)
                 stored |= pruned
@@ -179,9 +180,6 @@ class _Walk:
                 with self.clock.measure("calibrate"):
                     activations.advance(block, module, hidden, into)
         return stored
-
-    def _weights(self, block: int) -> set[str]:
-        return {f"{layer.name}.weight" for layer in self.model.architecture.block(block)}
 
     def _streams(
         self, activations: Activations, block: int, module: nn.Module, hidden: Hidden, into: Hidden | None
@@ -238,13 +236,6 @@ class _Walk:
             f"{task.name}.weight": weight_OI if keep_type else weight_OI.to(task.weight_OI.dtype)
             for task, weight_OI in zip(tasks, pruned, strict=True)
         }
-
-
-def _by_stream(layers: list[LinearFacts]) -> dict[str, list[LinearFacts]]:
-    streams: dict[str, list[LinearFacts]] = {}
-    for layer in layers:
-        streams.setdefault(layer.stream, []).append(layer)
-    return streams
 
 
 def _stored(spec: CompressionSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

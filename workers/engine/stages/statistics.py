@@ -86,7 +86,7 @@ def staged(
     """
     model = activations.model
     layers = model.architecture.block(block)
-    streams = list(dict.fromkeys(layer.stream for layer in layers))
+    streams = list(model.architecture.streams(block))
     own = greenlet.getcurrent()
 
     def pause(stream: str, x_BTI: Tensor) -> None:

@@ -36,12 +36,10 @@ class StreamedLoss:
         self._activations = activations_of(model, text)
         self._checkpoint = checkpoint
         self._keep_path = keep_path
-        first = self._activations.hidden(checkpoint.scratch_file())
-        self._activations.embed(first)
         self._path: list[Hashable] = []
         """What the blocks were in the variant before."""
-        self._inputs: list[Hidden] = [first]
-        """Inputs of the first blocks of that variant, and of the one after them."""
+        self._inputs: list[Hidden] = []
+        """Inputs of the first blocks of that variant, and of the one after them; none before the first variant."""
 
     def close(self) -> None:
         for hidden in self._inputs:
@@ -52,6 +50,9 @@ class StreamedLoss:
 
         `path` names what each block is in this variant; `tensors` gives a block's.
         """
+        if not self._inputs:
+            self._inputs.append(self._activations.hidden(self._checkpoint.scratch_file()))
+            self._activations.embed(self._inputs[0])
         known = 0
         while known < len(self._path) and self._path[known] == path[known]:
             known += 1

@@ -53,6 +53,7 @@ class Trials:
         """`stats`: `block/stream` -> statistics of the dense model. Losses are cached, one by one as they are found."""
         self._spec = spec
         self._model = model
+        self._blocks = [model.architecture.block(block) for block in range(model.architecture.blocks)]
         self._stats = stats
         self._events = events
         self._streamed = StreamedLoss(model, text, checkpoint, keep_path=True)
@@ -69,11 +70,10 @@ class Trials:
 
     def loss(self, sparsity: Mapping[str, float]) -> float:
         """Mean loss in nats a token with every layer pruned to its sparsity. Raises NumericalFailure."""
-        layers = [self._model.architecture.block(block) for block in range(self._model.architecture.blocks)]
-        path = tuple(tuple(sparsity[layer.name] for layer in block) for block in layers)
+        path = tuple(tuple(sparsity[layer.name] for layer in block) for block in self._blocks)
         name = hashlib.sha256(json.dumps(path).encode()).hexdigest()
         if name not in self._known:
-            nll_N = self._streamed.nll(path, lambda block: self._masked(layers[block], sparsity))
+            nll_N = self._streamed.nll(path, lambda block: self._masked(self._blocks[block], sparsity))
             if not nll_N.isfinite().all():
                 raise NumericalFailure(
                     "the loss of a trial pruning is infinite or NaN",
@@ -95,11 +95,7 @@ class Trials:
             weight_OI = tensors[f"{layer.name}.weight"]
             # By rows where the pruner chooses by itself: what stands for its choice is comparable there.
             group = spec.group if spec.score else "row"
-            outputs, inputs = layer.shape
-            count = round(outputs * inputs * sparsity[layer.name])
-            if group == "row":
-                count = outputs * int(inputs * sparsity[layer.name] + 1e-9)
-            mask_OI = dropped(self._score(layer, weight_OI), sparsity[layer.name], group, None, count)
+            mask_OI = dropped(self._score(layer, weight_OI), sparsity[layer.name], group, None)
             tensors[f"{layer.name}.weight"] = weight_OI.masked_fill(mask_OI, 0)
         return tensors
 
@@ -112,5 +108,4 @@ class Trials:
             )
             return score_OI
         assert stats is not None  # `allocate_needs` asks for them
-        assert stats.input_sq_mean_I is not None
-        return weight_OI.float().abs() * stats.input_sq_mean_I.sqrt()
+        return stats.weighted(weight_OI)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from workers.engine.registry import MethodParams, Stat, allocator
-from workers.engine.spreading import by_block, in_unit_range, shifted_blocks
+from workers.engine.spreading import by_block, in_unit_range, parameters, shifted_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,10 +36,8 @@ def measure(block: DenseBlock, params: DlpParams) -> Mapping[str, float]:
     """
     total = 0.0
     for layer in block.layers:
-        sq_mean_I = block.stats[layer.stream].input_sq_mean_I
-        assert sq_mean_I is not None  # declared in `needs`
-        total += float((block.weights[layer.name].float().abs() * sq_mean_I.sqrt()).mean()) * layer.parameters
-    mean = total / sum(layer.parameters for layer in block.layers)
+        total += float(block.stats[layer.stream].weighted(block.weights[layer.name]).mean()) * layer.parameters
+    mean = total / parameters(block.layers)
     return dict.fromkeys((layer.name for layer in block.layers), mean)
 
 

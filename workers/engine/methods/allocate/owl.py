@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from workers.engine.registry import MethodParams, Stat, allocator
-from workers.engine.spreading import by_block, in_unit_range, shifted_blocks
+from workers.engine.spreading import by_block, in_unit_range, parameters, shifted_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,11 +41,9 @@ def measure(block: DenseBlock, params: OwlParams) -> Mapping[str, float]:
     """
 
     def score(layer: LinearFacts) -> Tensor:
-        sq_mean_I = block.stats[layer.stream].input_sq_mean_I
-        assert sq_mean_I is not None  # declared in `needs`
-        return block.weights[layer.name].float().abs() * sq_mean_I.sqrt()
+        return block.stats[layer.stream].weighted(block.weights[layer.name])
 
-    entries = sum(layer.parameters for layer in block.layers)
+    entries = parameters(block.layers)
     mean = sum(float(score(layer).mean()) * layer.parameters for layer in block.layers) / entries
     outliers = sum(int((score(layer) > params.outlier_multiple * mean).sum()) for layer in block.layers)
     return dict.fromkeys((layer.name for layer in block.layers), 100 * outliers / entries)

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from workers.engine.stages.evaluate import EvaluationContext
 
 
-MAX_CHARACTERS_PER_TOKEN = 16
-"""No tokenizer averages more over prose or code; bounds how much of a large dataset is fetched."""
-
-
 class PerplexityParams(LossMethodParams):
     """Perplexity on a text."""
 
@@ -47,12 +43,11 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
     perplexity * sd(window means) / sqrt(N). Windows of one book are not independent, so it is on the low side.
     Raises SequenceTooLong, DatasetTooShort and what reading the data raises.
     """
-    from workers.engine.data import consecutive_windows, ids_digest
+    from workers.engine.data import ids_digest, loss_windows
 
-    length, count = params.sequence_length, params.samples
+    length = params.sequence_length
     context.check_fits(length, "sequence_length")
-    tokens = context.load_tokens(params, count and count * length * MAX_CHARACTERS_PER_TOKEN)
-    windows_NT = consecutive_windows(tokens, length, count=count, field=context.pointer)
+    windows_NT = loss_windows(params, context.load_tokens, context.pointer)
     context.data.record(
         f"perplexity/{params.label}/{len(windows_NT)}x{length}",
         ids_digest(windows_NT),

@@ -73,11 +73,9 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
 
     pruned = []
     for layer, problem in zip(layers, _problems(layers, stats, params.dampening), strict=True):
-        shape = (layer.weight_OI.shape[0], layer.weight_OI.shape[1])
-        count = params.removed(shape, layer.sparsity, group)
 
-        def kept(score_OI: Tensor, layer: LayerTask = layer, count: int = count) -> Tensor:
-            return ~dropped(score_OI, layer.sparsity, group, params.kept_of, count)
+        def kept(score_OI: Tensor, layer: LayerTask = layer) -> Tensor:
+            return ~dropped(score_OI, layer.sparsity, group, params.kept_of)
 
         scaled_OI, keep_OI = _search(problem, layer.score_OI, kept, params)
         alive_OI = scaled_OI / problem.scale_I

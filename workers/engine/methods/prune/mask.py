@@ -40,8 +40,6 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
     pruned = []
     for layer in layers:
         assert layer.score_OI is not None  # declared: `scores` are required
-        outputs, inputs = layer.weight_OI.shape
-        count = params.removed((outputs, inputs), layer.sparsity, group)
-        dropped_OI = dropped(layer.score_OI, layer.sparsity, group, params.kept_of, count)
+        dropped_OI = dropped(layer.score_OI, layer.sparsity, group, params.kept_of)
         pruned.append(layer.weight_OI.masked_fill(dropped_OI, 0))
     return pruned

@@ -98,15 +98,12 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
 
 def _gone(layers: Sequence[LayerTask], hessian: Hessian, group: Group, params: MRPParams) -> list[Tensor]:
     """Boolean [O, I] of each layer: what goes, by score or else by G."""
-    import torch
-
     from workers.engine.linalg import dropped
+    from workers.engine.obs import inverse_of_unit
 
     if layers[0].score_OI is None:
         # G = F^T F: sums of squares stay positive in float32, whatever the condition of H.
-        eye_II = torch.eye(len(hessian.unit_II), device=hessian.unit_II.device)
-        factor_II = torch.linalg.solve_triangular(hessian.unit_II, eye_II, upper=True, unitriangular=True)
-        factor_II /= hessian.pivot_I.sqrt()[:, None]
+        factor_II = inverse_of_unit(hessian.unit_II).div_(hessian.pivot_I.sqrt()[:, None])
         if params.mask == "joint":
             assert params.kept_of is not None  # validated
             return [_lowest_together(layer, hessian.dead_I, factor_II, params.kept_of[1]) for layer in layers]
@@ -118,9 +115,7 @@ def _gone(layers: Sequence[LayerTask], hessian: Hessian, group: Group, params: M
         if score_OI is None:
             # Eq. 14, up to a factor: w^2 / G_jj. Dead inputs go first, whatever their dampening makes of them.
             score_OI = (layer.weight_OI.float().square() / alone_I).masked_fill_(hessian.dead_I, -1)
-        outputs, inputs = layer.weight_OI.shape
-        count = params.removed((outputs, inputs), layer.sparsity, group)
-        gone.append(dropped(score_OI, layer.sparsity, group, params.kept_of, count))
+        gone.append(dropped(score_OI, layer.sparsity, group, params.kept_of))
     return gone
 
 

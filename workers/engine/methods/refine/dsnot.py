@@ -66,12 +66,11 @@ def refine(
 
     assert stats.input_mean_I is not None  # all declared in `needs`
     assert stats.input_variance_I is not None
-    assert stats.input_sq_mean_I is not None
     kept_OI = pruned_OI != 0
     weight_OI = layer.weight_OI.float()
     # What a weight adds to its row's output, summed over a window: the unit of the paper's threshold.
     effect_OI = weight_OI * (stats.input_mean_I * stats.window_tokens)
-    importance_OI = weight_OI.abs() * stats.input_sq_mean_I.sqrt()
+    importance_OI = stats.weighted(weight_OI)
     worth_OI = effect_OI / stats.input_variance_I.clamp_min(_LEAST_VARIANCE) ** params.variance_power
 
     count = min(params.cycles, weight_OI.shape[1])

@@ -26,5 +26,4 @@ class WandaParams(MethodParams):
 @scorer(WandaParams, group="row", needs=Stat.INPUT_SQ_MEAN, paper="arXiv:2306.11695")
 def score(weight_OI: Tensor, stats: LinearStats, params: WandaParams) -> Tensor:
     """Importance [O, I] >= 0, float32, comparable within a row only."""
-    assert stats.input_sq_mean_I is not None  # declared in `needs`
-    return weight_OI.float().abs() * stats.input_sq_mean_I.sqrt()
+    return stats.weighted(weight_OI)
