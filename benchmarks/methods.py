@@ -1,4 +1,4 @@
-"""Every pruner with every allocator on the shipped model: held-out perplexity and seconds, for docs/methods.md.
+"""Every pruner with every allocator on the shipped model: held-out perplexity and processor time, for docs/methods.md.
 
     python -m benchmarks.methods [--targets "70 %"] [--pruners wanda sparsegpt] [--allocators …]      or: make methods
 
@@ -96,14 +96,14 @@ def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
             kept = dense.with_suffix(f".{os.getpid()}")
             kept.write_bytes((checkpoint / dense.name).read_bytes())
             kept.replace(dense)
-    elapsed = {stage.stage: stage.elapsed_s for stage in report.stages}
+    cpu_s = {stage.stage: stage.cpu_s or 0.0 for stage in report.stages}
     metric = report.metrics[0]
     return run["key"] | {
         "perplexity": metric.pruned,
         "dense": metric.dense,
         "sparsity": report.sparsity,
-        "allocate_s": elapsed["allocate"],
-        "prune_s": sum(elapsed.get(stage, 0.0) for stage in ("calibrate", "prune", "score", "refine")),
+        "allocate_s": cpu_s["allocate"],
+        "prune_s": sum(cpu_s.get(stage, 0.0) for stage in ("calibrate", "prune", "score", "refine")),
     }
 
 
@@ -176,7 +176,7 @@ def tables(results: list[dict[str, Any]], windows: int) -> str:
             if found:
                 cells = [_cell(value, value == min(found), value == best) for value in row]
                 lines.append(f"| {pruner} | " + " | ".join(cells) + " |")
-    lines += ["\n### Seconds\n", "Median over the targets.\n", "| pruner | prune |", "|---|---:|"]
+    lines += ["\n### Seconds\n", "Of processor time; median over the targets.\n", "| pruner | prune |", "|---|---:|"]
     for pruner in pruners():
         if of := [r["prune_s"] for r in results if r["pruner"] == pruner]:
             lines.append(f"| {pruner} | {statistics.median(of):.1f} |")

@@ -243,7 +243,7 @@ def test_what_was_measured_is_not_measured_again(
     def read(*_: Any, **__: Any) -> None:
         raise Read
 
-    monkeypatch.setattr("workers.engine.stages.allocate.collect", read)
+    monkeypatch.setattr("workers.engine.stages.dense.collect", read)
     again = walk(spec_of(allocate={"method": "owl"}), sources, tmp_path / "again", cache=cache)
     assert again.allocation == first.allocation
     assert again.blocks() == first.blocks()

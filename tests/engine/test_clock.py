@@ -33,6 +33,18 @@ def test_inner_parts_are_taken_off_the_outer_stage() -> None:
     assert events.names == ["prune"], "parts are not announced"
 
 
+def test_waiting_is_no_processor_time() -> None:
+    clock = Clock(Silent())
+    with clock.stage("calibrate"):
+        time.sleep(0.2)
+    with clock.stage("prune"):
+        begin = time.process_time()
+        while time.process_time() - begin < 0.1:
+            pass
+    cpu_s = {report.stage: report.cpu_s or 0.0 for report in clock.report()}
+    assert cpu_s["calibrate"] < 0.1 <= cpu_s["prune"]
+
+
 def test_peak_memory_remembers_what_is_gone() -> None:
     before = peak_resident_bytes()
     block = bytearray(b"x") * (before + 50_000_000)

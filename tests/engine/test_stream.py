@@ -21,12 +21,14 @@ from workers.engine.architectures.llama import STREAMS
 from workers.engine.cache import Cache
 from workers.engine.errors import NumericalFailure
 from workers.engine.events import Silent
+from workers.engine.methods.prune import sparsegpt
+from workers.engine.methods.prune.sparsegpt import SparseGPTParams
 from workers.engine.sources import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.load import LoadedModel, load, tensors_of
 from workers.engine.stages.stream import StreamedLoss
 from workers.engine.stages.trial import Trials
-from workers.engine.stats import LinearStats
+from workers.engine.stats import LayerTask, LinearStats
 
 
 @pytest.fixture(params=[False, True], ids=["own-head", "tied-head"])
@@ -100,23 +102,32 @@ class Lines(Silent):
 
 def dense_statistics(dense: Any, windows_NT: Tensor) -> dict[str, LinearStats]:
     return {
-        f"{block}/{stream}": LinearStats(input_sq_mean_I=x.square().mean(dim=0).float())
+        f"{block}/{stream}": LinearStats(
+            input_sq_mean_I=x.square().mean(dim=0).float(), gram_II=(x.T @ x / len(x)).float()
+        )
         for block in range(3)
         for stream, x in inputs_of(dense, windows_NT, block).items()
     }
 
 
-def masked(dense: Any, stats: Mapping[str, LinearStats], sparsity: Mapping[str, float], spec: CompressionSpec) -> Any:
-    """Masked by sorting |W| rms(input), or |W|, in place."""
+def pruned_by_hand(
+    dense: Any, stats: Mapping[str, LinearStats], sparsity: Mapping[str, float], spec: CompressionSpec
+) -> Any:
+    """In place: by SparseGPT, a layer at a time, or masked by sorting |W| rms(input), or |W|."""
     for name, share in sparsity.items():
         block, reader = name.split(".")[2], name.split(".", 3)[3]
         weight_OI = dense.get_submodule(name).weight.data
+        found = stats[f"{block}/{STREAMS[reader]}"]
+        if spec.score is None:
+            params = SparseGPTParams(sparsity=share)
+            (solved_OI,) = sparsegpt.prune([LayerTask(name, weight_OI, share)], found, "matrix", params)
+            weight_OI.copy_(solved_OI)
+            continue
         score_OI = weight_OI.abs()
-        if spec.score is None or spec.score.method != "magnitude":
-            sq_mean_I = stats[f"{block}/{STREAMS[reader]}"].input_sq_mean_I
-            assert sq_mean_I is not None
-            score_OI = score_OI * sq_mean_I.sqrt()
-        by_row = spec.score is None or spec.group == "row"
+        if spec.score.method != "magnitude":
+            assert found.input_sq_mean_I is not None
+            score_OI = score_OI * found.input_sq_mean_I.sqrt()
+        by_row = spec.group == "row"
         rows = score_OI if by_row else score_OI.reshape(1, -1)
         drops = int(rows.shape[1] * share) if by_row else round(rows.shape[1] * share)
         lowest = rows.argsort(dim=1, stable=True)[:, :drops]
@@ -151,9 +162,9 @@ def names(model: LoadedModel) -> list[str]:
         {"prune": {"method": "mask", "pattern": "2:4"}},
         {"score": None, "prune": {"method": "sparsegpt", "sparsity": 0.5}},
     ],
-    ids=["wanda", "magnitude", "two-of-four", "no-score"],
+    ids=["wanda", "magnitude", "two-of-four", "sparsegpt"],
 )
-def test_a_trial_is_the_model_masked_by_hand(
+def test_a_trial_is_the_model_pruned_by_hand(
     parts: dict[str, Any], folder: Path, sources: Sources, scratch: Scratch, opened: Callable[..., Trials]
 ) -> None:
     spec = spec_of(**parts)
@@ -169,7 +180,7 @@ def test_a_trial_is_the_model_masked_by_hand(
         dict.fromkeys(names(model), 0.0),
     ]
     for sparsity in [*spreads, spreads[0]]:
-        expected = nll_of(masked(whole(folder), stats, sparsity, spec), text.windows_NT).mean().item()
+        expected = nll_of(pruned_by_hand(whole(folder), stats, sparsity, spec), text.windows_NT).mean().item()
         assert trials.loss(sparsity) == pytest.approx(expected, rel=1e-5)
     assert len(events.lines) == 3, "the same allocation is not tried twice"
 

@@ -4,6 +4,7 @@
     outside.safetensors         tensors that belong to no block, in the type they ship in
     block-00003.safetensors     a finished block, as it ships
     hidden-00004.bin            input of the first block still to do (all calibration windows)
+    grams-00003.safetensors     second moments of a dense block's inputs, where trial prunings need them
     <name>.json                 results of whole stages
 
 Every file appears whole or not at all (temporary name, fsync, rename), and its content is decided by the fingerprint
@@ -75,6 +76,13 @@ class Checkpoint:
 
     def save_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         self._write(self.block(index).name, lambda path: save_file(dict(tensors), path))
+
+    def grams(self, block: int) -> Path:
+        """File of the Gram matrices of a dense block's inputs; it exists once `save_grams` has returned."""
+        return self.directory / f"grams-{block:05d}.safetensors"
+
+    def save_grams(self, block: int, tensors: Mapping[str, Tensor]) -> None:
+        self._write(self.grams(block).name, lambda path: save_file(dict(tensors), path))
 
     def new_hidden(self) -> BinaryIO:
         """An empty file for hidden states; `keep_hidden` makes it a resume point. Readable while it is written."""

@@ -23,7 +23,9 @@ class Clock:
         self._events = events
         self._running: list[str] = []
         self._mark = time.perf_counter()
+        self._cpu_mark = time.process_time()
         self._elapsed_s: dict[str, float] = {}
+        self._cpu_s: dict[str, float] = {}
         self._resident_bytes: dict[str, int] = {}
         self._device_bytes: dict[str, int] = {}
 
@@ -52,6 +54,7 @@ class Clock:
             StageReport(
                 stage=name,
                 elapsed_s=elapsed_s,
+                cpu_s=self._cpu_s[name],
                 peak_memory_bytes=self._resident_bytes[name],
                 device_peak_memory_bytes=self._device_bytes.get(name),
             )
@@ -62,16 +65,17 @@ class Clock:
         """Book what happened since the last call to the innermost running stage."""
         if _gpu_in_use():
             torch.cuda.synchronize()
-        now = time.perf_counter()
+        now, cpu_now = time.perf_counter(), time.process_time()
         if self._running:
             name = self._running[-1]
             self._elapsed_s[name] = self._elapsed_s.get(name, 0.0) + now - self._mark
+            self._cpu_s[name] = self._cpu_s.get(name, 0.0) + cpu_now - self._cpu_mark
             self._resident_bytes[name] = peak_resident_bytes()
             if _gpu_in_use():
                 peak = max(torch.cuda.max_memory_allocated(), self._device_bytes.get(name, 0))
                 self._device_bytes[name] = peak
                 torch.cuda.reset_peak_memory_stats()
-        self._mark = now
+        self._mark, self._cpu_mark = now, cpu_now
 
 
 def _gpu_in_use() -> bool:

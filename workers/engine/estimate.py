@@ -151,7 +151,7 @@ def predicted_elapsed_s(
         assert spec.calibrate is not None  # the spec's validator saw to it
         length = spec.calibrate.sequence_length
         per_token = 2 * architecture.prunable_parameters + _attention_flops(architecture, length)
-        passes = 2 + (Stat.INPUT_SQ_MEAN in spec.allocate_needs)
+        passes = 2 + bool(spec.allocate_needs & (Stat.INPUT_SQ_MEAN | Stat.GRAM))
         work += passes * spec.calibrate.samples * length * per_token
     for params in spec.evaluate:
         per_token = 2 * source.parameters + _attention_flops(architecture, getattr(params, "sequence_length", 0))

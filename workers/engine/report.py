@@ -45,6 +45,9 @@ class StageReport(ReportModel):
 
     stage: str
     elapsed_s: float
+    cpu_s: float | None = Field(
+        None, description="Processor seconds of all threads: what of `elapsed_s` was work, and on how many cores."
+    )
     peak_memory_bytes: int = Field(description="Largest resident set of the process seen by the end of the stage.")
     device_peak_memory_bytes: int | None = Field(None, description="Largest GPU allocation in the stage; null on CPU.")
 

@@ -179,8 +179,8 @@ class CompressionSpec(SpecModel):
     def allocate_needs(self) -> Stat:
         """What must be known of the dense model before sparsity is spread."""
         needs = method_of("allocate", self.allocate).needs & ~self.allocate.waives
-        if (Stat.LOSS in needs or self.prune.target is None) and self._trials_look_at_inputs:
-            needs |= Stat.INPUT_SQ_MEAN
+        if Stat.LOSS in needs or self.prune.target is None:
+            needs |= self._trial_needs
         return needs
 
     @property
@@ -196,9 +196,11 @@ class CompressionSpec(SpecModel):
         return "projection" if Stat.DENSE_INPUTS in self.walk_needs else "block"
 
     @property
-    def _trials_look_at_inputs(self) -> bool:
-        """Whether trial prunings need statistics: not where the scores look at weights alone."""
-        return self.score is None or method_of("score", self.score).needs is not Stat.NONE
+    def _trial_needs(self) -> Stat:
+        """What trial prunings look at: the inputs of a solver, or what the score looks at, if anything."""
+        if method_of("prune", self.prune).updates_weights:
+            return Stat.GRAM
+        return Stat.INPUT_SQ_MEAN if self.score and method_of("score", self.score).needs else Stat.NONE
 
     @model_validator(mode="after")
     def _a_score_where_needed(self) -> CompressionSpec:

@@ -18,11 +18,10 @@ from workers.engine.data import load_tokens, loss_windows
 from workers.engine.errors import NumericalFailure
 from workers.engine.provenance import environment
 from workers.engine.registry import Stat, method_of
-from workers.engine.stages.activations import activations_of
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.curvature import curvature
-from workers.engine.stages.load import filled, tensors_of
-from workers.engine.stages.statistics import collect
+from workers.engine.stages.dense import dense_statistics
+from workers.engine.stages.load import tensors_of
 from workers.engine.stages.trial import Trials
 from workers.engine.stats import AllocationFacts, DenseBlock, LinearStats
 
@@ -38,15 +37,13 @@ if TYPE_CHECKING:
     from workers.engine.registry import Method
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.activations import Activations, Hidden
+    from workers.engine.stages.dense import Statistics
     from workers.engine.stages.load import LoadedModel
 
 TRIAL_TOKENS = 8192
 """Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
 RATIO_STEP = 1 / 256
 """How finely a sparsity is searched for."""
-Statistics = Mapping[str, LinearStats]
-"""`block/stream` -> statistics of the dense model."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def allocate(
     if saved := checkpoint.load_json("allocation"):
         return Allocation(**saved)
     with clock.measure("calibrate"):
-        stats = _dense_statistics(spec, model, calibration, cache, checkpoint, events)
+        stats = dense_statistics(spec, model, calibration, cache, checkpoint, events)
     metrics = _metrics(spec, model, calibration, stats, cache, events)
     layers, needs = model.architecture.layers, spec.allocate_needs
 
@@ -100,53 +97,6 @@ def allocate(
         else:
             found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)))
     checkpoint.save_json("allocation", vars(found))
-    return found
-
-
-def _dense_statistics(
-    spec: CompressionSpec,
-    model: LoadedModel,
-    calibration: Calibration | None,
-    cache: Cache,
-    checkpoint: Checkpoint,
-    events: Events,
-) -> Statistics:
-    """Squared means of the inputs of the whole dense model, if anything asks for them."""
-    if Stat.INPUT_SQ_MEAN not in spec.allocate_needs:
-        return {}
-    assert calibration is not None  # it is a need
-    key = environment(spec, model) | {"calibration": calibration.digest}
-    found = cache.tensors("dense-inputs", key)
-    if found is None:
-        with ExitStack() as files:
-            found = _collected(activations_of(model, calibration), checkpoint, events, files)
-        cache.keep_tensors("dense-inputs", key, found)
-    tokens, window_tokens = calibration.windows_NT.numel(), calibration.windows_NT.shape[1]
-    return {
-        name: LinearStats(tokens, window_tokens, input_sq_mean_I=sq_mean_I.to(model.device))
-        for name, sq_mean_I in found.items()
-    }
-
-
-def _collected(activations: Activations, checkpoint: Checkpoint, events: Events, files: ExitStack) -> dict[str, Tensor]:
-    """`block/stream` -> squared means [I], in one pass through the dense model. `files` closes its hidden states."""
-
-    def new_hidden() -> Hidden:
-        return activations.hidden(files.enter_context(checkpoint.scratch_file()))
-
-    model, found = activations.model, {}
-    blocks, hidden = model.architecture.blocks, new_hidden()
-    activations.embed(hidden)
-    for block in range(blocks):
-        into = new_hidden() if block + 1 < blocks else None
-        with filled(model, f"{BLOCKS}.{block}", tensors_of(model, f"{BLOCKS}.{block}")) as module:
-            collected = collect(activations, block, module, hidden, Stat.INPUT_SQ_MEAN, into)
-        for stream, stats in collected.items():
-            assert stats.input_sq_mean_I is not None
-            found[f"{block}/{stream}"] = stats.input_sq_mean_I.cpu()
-        hidden.file.close()
-        hidden = into or hidden
-        events.progress(block + 1, blocks, "dense block")
     return found
 
 
