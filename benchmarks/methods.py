@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from workers.engine.registry import methods
+from workers.engine.registry import Stat, methods
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 
 
-ALLOCATORS = [method.name for method in methods("allocate")]
+ALLOCATORS = [method.name for method in methods("allocate") if Stat.UNIT_SCORES not in method.needs]
 
 
 def pruners() -> dict[str, dict[str, Any]]:
@@ -44,10 +44,14 @@ def pruners() -> dict[str, dict[str, Any]]:
     default score, and the pruners that choose by themselves."""
     found: dict[str, dict[str, Any]] = {}
     for pruner in methods("prune"):
+        if "weight" not in pruner.units:
+            continue
         if pruner.scores != "required":
             found[pruner.name] = {"prune": {"method": pruner.name}}
             continue
         for scorer in methods("score"):
+            if "weight" not in scorer.units:
+                continue
             found[scorer.name] = {"score": {"method": scorer.name}, "prune": {"method": pruner.name}}
         for refiner in methods("refine"):
             parts = {"score": {"method": "wanda"}, "refine": {"method": refiner.name}}
@@ -58,13 +62,13 @@ def pruners() -> dict[str, dict[str, Any]]:
 def runs(windows: int) -> Iterator[dict[str, Any]]:
     for target, kept in TARGETS.items():
         for name, parts in pruners().items():
-            for allocator in methods("allocate"):
+            for allocator in ALLOCATORS:
                 yield {
-                    "key": {"target": target, "pruner": name, "allocator": allocator.name, "windows": windows},
+                    "key": {"target": target, "pruner": name, "allocator": allocator, "windows": windows},
                     "spec": {
                         "model": {"id": "bookworm-7m"},
                         "calibrate": {"dataset": "calibration.txt", "samples": windows, "sequence_length": LENGTH},
-                        "allocate": {"method": allocator.name},
+                        "allocate": {"method": allocator},
                         **parts,
                         "prune": parts["prune"] | kept,
                         "evaluate": [

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from workers.engine.errors import NumericalFailure
-from workers.engine.registry import STAGES, Group, Method, PruneMethodParams, Stat, methods
+from workers.engine.registry import STAGES, Group, Method, Stat, WeightPruneParams, methods
 from workers.engine.stats import AllocationFacts, DenseBlock, LayerTask, LinearFacts, LinearStats
 
 OUTPUTS, INPUTS = 24, 16
@@ -35,8 +35,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def of_weights(stage: Any) -> list[Method]:
+    """The methods of a stage that are about single weights; those about units have their own suite."""
+    if stage in ("score", "prune"):
+        return [method for method in methods(stage) if "weight" in method.units]
+    return [method for method in methods(stage) if Stat.UNIT_SCORES not in method.needs]
+
+
 def named(stage: Any) -> Any:
-    return pytest.mark.parametrize("method", methods(stage), ids=lambda method: method.name)
+    return pytest.mark.parametrize("method", of_weights(stage), ids=lambda method: method.name)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -280,7 +287,7 @@ def with_and_without_score(method: Method) -> list[bool]:
 
 def prune_cases() -> Iterator[Any]:
     """Every pruner on every example; a score's group is either, without a score it is the pruner's own."""
-    for method in methods("prune"):
+    for method in of_weights("prune"):
         for params in all_params(method):
             target = params.pattern if params.kept_of else params.sparsity
             for scored in with_and_without_score(method):
@@ -295,7 +302,7 @@ def task(seed: int, outputs: int, sparsity: float, *, scored: bool, dtype: torch
     return LayerTask(f"layer{seed}", weight_OI, sparsity, score_OI)
 
 
-def assert_exact(params: PruneMethodParams, group: Group, layer: LayerTask, pruned_OI: Tensor) -> None:
+def assert_exact(params: WeightPruneParams, group: Group, layer: LayerTask, pruned_OI: Tensor) -> None:
     """As many zeros as promised, in every row or group that the promise is about, and finite weights beside them."""
     assert pruned_OI.shape == layer.weight_OI.shape
     assert pruned_OI.isfinite().all()
@@ -370,7 +377,7 @@ def poisons() -> dict[str, Tensor]:
 
 
 def hard_cases() -> Iterator[Any]:
-    for method in methods("prune"):
+    for method in of_weights("prune"):
         for scored in with_and_without_score(method):
             for params in all_params(method):
                 if (params.kept_of or params.sparsity) in ((2, 4), 0.5):
@@ -406,7 +413,7 @@ class TestHardStatistics:
 
 
 def test_every_declared_pattern_is_tried() -> None:
-    declared = {pattern for method in methods("prune") for pattern in method.patterns}
+    declared = {pattern for method in of_weights("prune") for pattern in method.patterns}
     assert declared == set(PRUNE_EXAMPLES)
 
 

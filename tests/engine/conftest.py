@@ -18,13 +18,15 @@ from workers.engine.cache import Cache
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.clock import Clock
 from workers.engine.events import Events, Silent
+from workers.engine.outcome import Outcome
 from workers.engine.sources import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.activations import Activations, Hidden, activations_of
 from workers.engine.stages.allocate import Allocation, allocate
 from workers.engine.stages.calibrate import Calibration, calibration
 from workers.engine.stages.load import LoadedModel, load
-from workers.engine.stages.prune import prune
+from workers.engine.stages.remove import remove
+from workers.engine.stages.units import score_units
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES: dict[str, Any] = {
@@ -136,6 +138,7 @@ class Walked:
 
     model: LoadedModel
     allocation: Allocation
+    outcome: Outcome
     checkpoint: Checkpoint
 
     def blocks(self) -> dict[str, bytes]:
@@ -150,8 +153,8 @@ def walk(
     events = events or Silent()
     model, checkpoint, clock = load(spec, sources), Checkpoint(folder / "checkpoint"), Clock(events)
     text = calibration(spec, model, sources)
-    allocation = allocate(
-        spec, model, text, sources, cache=Cache(cache), checkpoint=checkpoint, clock=clock, events=events
-    )
-    prune(spec, model, text, allocation.sparsity, checkpoint=checkpoint, clock=clock, events=events)
-    return Walked(model, allocation, checkpoint)
+    kept = {"cache": Cache(cache), "checkpoint": checkpoint, "events": events}
+    units = None if spec.removes == "weight" else score_units(spec, model, text, **kept)
+    allocation = allocate(spec, model, text, sources, units, clock=clock, **kept)
+    outcome, _ = remove(spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events)
+    return Walked(model, allocation, outcome, checkpoint)

@@ -104,8 +104,8 @@ class Recorder(Silent):
 
 def every_walk() -> list[Any]:
     """A spec for each way to go through the blocks: every pruner and refiner, both refreshes, and no text at all."""
-    unscored = [method for method in methods("prune") if method.scores != "required"]
-    scored = [method for method in methods("prune") if method.scores != "unused"]
+    unscored = [method for method in methods("prune") if "weight" in method.units and method.scores != "required"]
+    scored = [method for method in methods("prune") if "weight" in method.units and method.scores != "unused"]
     parts: dict[str, dict[str, Any]] = {
         "no-text": {"prune": {"method": scored[0].name, "sparsity": 0.5}, "score": {"method": "magnitude"}}
     }

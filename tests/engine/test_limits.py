@@ -139,6 +139,8 @@ def specs() -> list[Any]:
     for refresh in ("block", "projection"):
         parts: dict[str, dict[str, Any]] = {}
         for method in methods("prune"):
+            if "weight" not in method.units:
+                continue
             prune = {"prune": {"method": method.name, "sparsity": 0.5}}
             if method.scores != "unused":
                 parts[f"{method.name}-scored"] = prune
@@ -147,6 +149,8 @@ def specs() -> list[Any]:
         for refiner in methods("refine"):
             parts[refiner.name] = {"refine": {"method": refiner.name}}
         for allocator in methods("allocate") if refresh == "block" else ():
+            if Stat.UNIT_SCORES in allocator.needs:
+                continue
             parts[f"{allocator.name}-wanda"] = {"allocate": {"method": allocator.name}}
             parts[f"{allocator.name}-magnitude"] = {
                 "allocate": {"method": allocator.name},

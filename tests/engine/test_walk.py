@@ -83,7 +83,7 @@ def test_equals_the_naive_loop(
     folder = save_model("tiny", FAMILIES[family])
     spec = spec_of(**calibrate(refresh=refresh))
     done = walk(spec, sources, tmp_path)
-    assemble(spec, done.model, done.checkpoint, tmp_path / "model")
+    assemble(spec, done.model, done.outcome, done.checkpoint, tmp_path / "model")
     windows_NT = text_of(spec, done.model, sources).windows_NT
     expected = naive_wanda(folder, windows_NT, 0.5, refresh)
 
@@ -130,8 +130,8 @@ def test_a_score_without_needs_reads_no_text(tiny: Path, sources: Sources, tmp_p
 def test_reported_zeros_are_the_files_zeros(kept: dict[str, Any], tiny: Path, sources: Sources, tmp_path: Path) -> None:
     spec = spec_of(prune={"method": "mask"} | kept)
     done = walk(spec, sources, tmp_path)
-    assemble(spec, done.model, done.checkpoint, tmp_path / "model")
-    reports = {r.name: r for r in layer_reports(done.model, done.allocation, done.checkpoint)}
+    assemble(spec, done.model, done.outcome, done.checkpoint, tmp_path / "model")
+    reports = {r.name: r for r in layer_reports(done.model, done.allocation, done.outcome, done.checkpoint)}
     assert len(reports) == 3 * 7
     with safe_open(tmp_path / "model/model.safetensors", framework="pt") as stored:
         for name, report in reports.items():
@@ -167,7 +167,7 @@ def test_pruners_see_what_they_need_and_whole_streams(
     def found(stage: Any, params: Any) -> Any:
         return replace(fista, function=prune) if stage == "prune" else method_of(stage, params)
 
-    monkeypatch.setattr("workers.engine.stages.prune.method_of", found)
+    monkeypatch.setattr("workers.engine.stages.weights.method_of", found)
     spec = spec_of(prune={"method": "fista", "sparsity": 0.5}, score=None, **calibrate(refresh=refresh))
     walk(spec, sources, tmp_path)
     twins = refresh == "projection"
@@ -211,7 +211,7 @@ class TestPackagedType:
     def test_is_the_files_and_the_configs(self, dtype: str, tiny: Path, sources: Sources, tmp_path: Path) -> None:
         spec = spec_of(package={"dtype": dtype})
         done = walk(spec, sources, tmp_path)
-        assemble(spec, done.model, done.checkpoint, tmp_path / "model")
+        assemble(spec, done.model, done.outcome, done.checkpoint, tmp_path / "model")
         tensors = load_file(tmp_path / "model/model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {getattr(torch, dtype)}
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -229,7 +229,7 @@ def test_shards_hold_whole_blocks_and_load(save_model: SaveModel, sources: Sourc
     folder = save_model("tiny", LlamaConfig(**SIZES | {"intermediate_size": 2048, "num_hidden_layers": 4}))
     spec = spec_of(package={"shard_bytes": 2**21})
     done = walk(spec, sources, tmp_path)
-    assemble(spec, done.model, done.checkpoint, tmp_path / "model")
+    assemble(spec, done.model, done.outcome, done.checkpoint, tmp_path / "model")
     shards = sorted((tmp_path / "model").glob("*.safetensors"))
     assert len(shards) > 2
     assert all(shard.stat().st_size <= 2**21 for shard in shards)
@@ -246,7 +246,7 @@ def test_same_spec_same_bytes(tiny: Path, sources: Sources, tmp_path: Path) -> N
     written = []
     for attempt in ("first", "second"):
         done = walk(spec, sources, tmp_path / attempt)
-        assemble(spec, done.model, done.checkpoint, tmp_path / attempt / "model")
+        assemble(spec, done.model, done.outcome, done.checkpoint, tmp_path / attempt / "model")
         written.append({file.name: file.read_bytes() for file in (tmp_path / attempt / "model").iterdir()})
     assert written[0] == written[1]
     assert set(written[0]) == {"config.json", "model.safetensors"}

@@ -25,7 +25,8 @@ from workers.engine.stages.allocate import allocate
 from workers.engine.stages.assemble import assemble
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.load import load
-from workers.engine.stages.prune import prune
+from workers.engine.stages.remove import remove
+from workers.engine.stages.units import score_units
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
@@ -40,7 +41,7 @@ def windows() -> dict[str, Tensor]:
 
 def perplexity(folder: Path, windows_NT: Tensor) -> float:
     """exp of the mean cross-entropy of all predictions, in plain transformers."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
     total = 0.0
     with torch.inference_mode():
         for ids_BT in windows_NT.split(2):
@@ -58,9 +59,12 @@ def compressed(folder: Path, windows_NT: Tensor, parts: dict[str, Any]) -> Check
     model, checkpoint = load(spec, sources), Checkpoint(folder / "checkpoint")
     text = Calibration(windows_NT, "golden")
     running: dict[str, Any] = {"checkpoint": checkpoint, "clock": Clock(Silent()), "events": Silent()}
-    allocation = allocate(spec, model, text, sources, cache=Cache(None), **running)
-    prune(spec, model, text, allocation.sparsity, **running)
-    assemble(spec, model, checkpoint, folder / "model")
+    units = None
+    if spec.removes != "weight":
+        units = score_units(spec, model, text, cache=Cache(None), checkpoint=checkpoint, events=Silent())
+    allocation = allocate(spec, model, text, sources, units, cache=Cache(None), **running)
+    outcome, _ = remove(spec, model, text, units, allocation, **running)
+    assemble(spec, model, outcome, checkpoint, folder / "model")
     return checkpoint
 
 

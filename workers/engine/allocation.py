@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from workers.engine.errors import NumericalFailure
-from workers.engine.registry import method_of
+from workers.engine.errors import InvalidSpec, NumericalFailure
+from workers.engine.registry import UnitPruneParams, method_of
+from workers.engine.spreading import parameters
 
 if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
@@ -20,6 +22,32 @@ def allocation(spec: CompressionSpec, facts: AllocationFacts, target: float) -> 
     The mean weighted by parameters is `target`, to 1e-4, or for N:M to half a unit's share.
     Raises NumericalFailure if the method broke one of these promises.
     """
+    if isinstance(spec.prune, UnitPruneParams):
+        return _of_open_blocks(spec, spec.prune, facts, target)
+    sparsity = _checked(spec, facts, target)
+    kept_of = spec.prune.kept_of
+    return sparsity if kept_of is None else whole_groups(facts.layers, sparsity, kept_of)
+
+
+def _of_open_blocks(
+    spec: CompressionSpec, params: UnitPruneParams, facts: AllocationFacts, target: float
+) -> Mapping[str, float]:
+    """Protected blocks lose nothing, the others as much more. Raises InvalidSpec where they cannot."""
+    last = max(layer.block for layer in facts.layers) - params.protect_last
+    layers = [layer for layer in facts.layers if params.protect_first <= layer.block <= last]
+    share = target * parameters(facts.layers) / max(1, parameters(layers))
+    if share >= 1:
+        raise InvalidSpec(
+            f"{len({layer.block for layer in layers})} blocks are not protected: too few to lose {target:.0%} of all "
+            "parameters",
+            "protect fewer blocks, or lower the sparsity",
+            field="/prune/sparsity",
+        )
+    found = _checked(spec, replace(facts, layers=layers), share)
+    return {layer.name: found.get(layer.name, 0.0) for layer in facts.layers}
+
+
+def _checked(spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
     method = method_of("allocate", spec.allocate)
     sparsity: Mapping[str, float] = method.function(facts, target, spec.allocate)
     for layer in facts.layers:
@@ -27,14 +55,12 @@ def allocation(spec: CompressionSpec, facts: AllocationFacts, target: float) -> 
             raise NumericalFailure(
                 f"{method.name} asks to remove {sparsity[layer.name]} of {layer.name}", "use a milder allocation"
             )
-    parameters = sum(layer.parameters for layer in facts.layers)
-    mean = math.fsum(sparsity[layer.name] * layer.parameters for layer in facts.layers) / parameters
+    mean = math.fsum(sparsity[layer.name] * layer.parameters for layer in facts.layers) / parameters(facts.layers)
     if abs(mean - target) > 1e-4:
         raise NumericalFailure(
             f"{method.name} spread {target} to a mean of {mean:.5f} over the layers", "use another allocation"
         )
-    kept_of = spec.prune.kept_of
-    return sparsity if kept_of is None else whole_groups(facts.layers, sparsity, kept_of)
+    return sparsity
 
 
 def whole_groups(

@@ -13,7 +13,7 @@ from workers.engine.cache import Cache
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.clock import Clock
 from workers.engine.failures import translated
-from workers.engine.plan import runtimes, warnings
+from workers.engine.plan import parameters_after, runtimes, warnings
 from workers.engine.provenance import fingerprint, provenance
 from workers.engine.report import Report
 from workers.engine.stages.allocate import allocate
@@ -22,7 +22,9 @@ from workers.engine.stages.calibrate import calibration
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.stages.package import package
-from workers.engine.stages.prune import layer_reports, prune
+from workers.engine.stages.prune import layer_reports
+from workers.engine.stages.remove import remove
+from workers.engine.stages.units import score_units
 
 if TYPE_CHECKING:
     from workers.engine.events import Events
@@ -51,30 +53,38 @@ def compress(
         with clock.stage("calibrate"):
             text = calibration(spec, model, sources)
             checkpoint.claim(fingerprint(spec, model, text))
+        units = None
+        if spec.removes != "weight":  # single weights are scored when it is their turn
+            with clock.stage("score"):
+                units = score_units(spec, model, text, cache=cache, checkpoint=checkpoint, events=events)
         with clock.stage("allocate"):
             allocation = allocate(
-                spec, model, text, sources, cache=cache, checkpoint=checkpoint, clock=clock, events=events
+                spec, model, text, sources, units, cache=cache, checkpoint=checkpoint, clock=clock, events=events
             )
         with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
-            resumed = prune(spec, model, text, allocation.sparsity, checkpoint=checkpoint, clock=clock, events=events)
-            layers = layer_reports(model, allocation, checkpoint)
-            assemble(spec, model, checkpoint, model_dir)
+            outcome, resumed = remove(
+                spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events
+            )
+            layers = layer_reports(model, allocation, outcome, checkpoint)
+            assemble(spec, model, outcome, checkpoint, model_dir)
         with clock.stage("evaluate"):
             evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
         report = Report(
             spec=spec.model_dump(mode="json"),
             provenance=provenance(spec, model, evaluation.data_digests | (text.digests if text else {})),
             parameters=model.source.parameters,
+            parameters_after=parameters_after(model.source, outcome),
             prunable_parameters=model.architecture.prunable_parameters,
             zeros=sum(layer.zeros for layer in layers),
-            sparsity=sum(layer.zeros for layer in layers) / model.architecture.prunable_parameters,
+            sparsity=sum(layer.sparsity * layer.parameters for layer in layers)
+            / model.architecture.prunable_parameters,
             target_sparsity=allocation.target,
             trial_perplexity_ratio=allocation.trial_ratio,
             refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
             metrics=evaluation.metrics,
             stages=clock.report(),
-            runtimes=runtimes(),
+            runtimes=runtimes(outcome, spec),
             warnings=warnings(spec, model.source, model.architecture),
             resumed_blocks=resumed,
         )

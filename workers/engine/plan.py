@@ -6,15 +6,25 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
+from workers.engine.architectures.coupled import families
 from workers.engine.architectures.llama import Architecture, recognise
 from workers.engine.errors import InvalidSpec, SequenceTooLong
 from workers.engine.estimate import predicted_elapsed_s, predicted_peak_memory_bytes
+from workers.engine.outcome import Outcome
 from workers.engine.refs import DataRef
-from workers.engine.registry import Stat, method_of
+from workers.engine.registry import (
+    LayerPruneParams,
+    Stat,
+    UnitPruneParams,
+    UnitScoreParams,
+    WeightPruneParams,
+    method_of,
+)
 from workers.engine.report import Plan, PlannedLayer, Runtime
 from workers.engine.shards import DTYPE_BYTES
 from workers.engine.sources import ModelSource, Sources, resolve_dataset, resolve_model
 from workers.engine.stats import AllocationFacts
+from workers.engine.widths import kept_units
 
 if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
@@ -30,6 +40,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
     source = resolve_model(spec.model, sources)
     architecture = feasible(spec, source, sources)
     sparsity = planned_sparsity(spec, architecture)
+    outcome = planned_outcome(spec, source, architecture)
     return Plan(
         spec_digest=spec.digest(),
         model_id=source.id,
@@ -37,10 +48,11 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         architecture=architecture.model_type,
         blocks=architecture.blocks,
         parameters=source.parameters,
+        parameters_after=None if outcome is None else parameters_after(source, outcome),
         prunable_parameters=architecture.prunable_parameters,
         zeros_after=planned_zeros(spec, architecture),
         bytes_before=sum(facts.bytes for facts in source.tensors.values()),
-        bytes_after=stored_bytes(spec, source),
+        bytes_after=None if outcome is None else stored_bytes(spec, source, outcome),
         layers=[
             PlannedLayer(
                 name=layer.name,
@@ -52,7 +64,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         ],
         peak_memory_bytes=predicted_peak_memory_bytes(spec, source, architecture),
         elapsed_s=predicted_elapsed_s(spec, source, architecture, sources.data_dir),
-        runtimes=runtimes(),
+        runtimes=runtimes(outcome, spec),
         warnings=warnings(spec, source, architecture),
     )
 
@@ -64,11 +76,13 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
     HubUnavailable, MemoryBudgetTooSmall.
     """
     architecture = recognise(source.config, source.tensors)
-    for layer in architecture.layers:
-        if misfit := spec.prune.misfit(layer.shape):
-            raise InvalidSpec(
-                f"{layer.name}: {misfit}", "choose a pattern that fits every width", field="/prune/pattern"
-            )
+    if isinstance(spec.prune, WeightPruneParams):
+        for layer in architecture.layers:
+            if misfit := spec.prune.misfit(layer.shape):
+                raise InvalidSpec(
+                    f"{layer.name}: {misfit}", "choose a pattern that fits every width", field="/prune/pattern"
+                )
+    planned_outcome(spec, source, architecture)  # refuses what cannot be removed
     for field, ref in _texts(spec).items():
         resolve_dataset(ref, sources, field)
         length = getattr(ref, "sequence_length", 0)
@@ -97,11 +111,40 @@ def planned_sparsity(spec: CompressionSpec, architecture: Architecture) -> Mappi
     return allocation(spec, AllocationFacts(architecture.layers, {}), spec.prune.target)
 
 
+def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Outcome | None:
+    """Structure of the result; None where widths follow from what the job measures.
+
+    Which blocks are dropped is not known, and does not matter to their number and size: the last stand for them.
+    Raises InvalidSpec and UnsupportedModel where the structure is not to be had.
+    """
+    blocks = range(architecture.blocks)
+    if isinstance(spec.prune, LayerPruneParams):
+        assert isinstance(spec.score, UnitScoreParams)
+        left = architecture.blocks - spec.prune.dropped(architecture.blocks)
+        if left < max(1, sum(spec.score.protected)):
+            raise InvalidSpec(
+                f"{spec.prune.dropped(architecture.blocks)} of {architecture.blocks} blocks are to go, and "
+                f"{max(1, sum(spec.score.protected))} must stay",
+                "drop fewer blocks, or lower protect_first and protect_last of the score",
+                field="/prune",
+            )
+        return Outcome(blocks[:left])
+    if isinstance(spec.prune, UnitPruneParams):
+        found = families(architecture, source.config, source.tensors)
+        sparsity = planned_sparsity(spec, architecture)
+        if sparsity is None:
+            return None
+        return Outcome(blocks, found, kept_units(architecture.layers, found, sparsity, spec.prune))
+    return Outcome(blocks)
+
+
 def planned_zeros(spec: CompressionSpec, architecture: Architecture) -> int | None:
     """Zeros the pruned layers will hold, where the dense weights hold none; None while the target is not known.
 
     Where the allocation is not known yet it is the target's share: allocations keep the mean.
     """
+    if not isinstance(spec.prune, WeightPruneParams):
+        return 0
     if spec.prune.target is None:
         return None
     sparsity = planned_sparsity(spec, architecture)
@@ -110,28 +153,49 @@ def planned_zeros(spec: CompressionSpec, architecture: Architecture) -> int | No
     return sum(spec.prune.removed(layer.shape, sparsity[layer.name], spec.group) for layer in architecture.layers)
 
 
-def stored_bytes(spec: CompressionSpec, source: ModelSource) -> int:
+def parameters_after(source: ModelSource, outcome: Outcome) -> int:
+    """Parameters of the result; a head tied to the embedding is not counted twice."""
+    tied = bool(source.config.get("tie_word_embeddings"))
+    left = outcome.parameters(source.tensors)
+    return sum(count for name, count in left.items() if not (tied and name == "lm_head.weight"))
+
+
+def stored_bytes(spec: CompressionSpec, source: ModelSource, outcome: Outcome) -> int:
     """Weight bytes of the result. Zeros take as much room as other weights."""
-    if spec.package.dtype == "source":
-        return sum(facts.bytes for facts in source.tensors.values())
-    return sum(f.parameters for f in source.tensors.values()) * DTYPE_BYTES[STORED_DTYPES[spec.package.dtype]]
+    dtype = None if spec.package.dtype == "source" else STORED_DTYPES[spec.package.dtype]
+    left = outcome.parameters(source.tensors)
+    return sum(count * DTYPE_BYTES[dtype or source.tensors[name].dtype] for name, count in left.items())
 
 
-def runtimes() -> list[Runtime]:
-    """What can load a model with masked weights, and whether the zeros make it faster there."""
+def runtimes(outcome: Outcome | None, spec: CompressionSpec) -> list[Runtime]:
+    """What can load the result, and whether it is faster there. `outcome` None: blocks of different widths."""
+    if spec.removes == "weight":
+        return [
+            Runtime(
+                runtime="transformers",
+                loads=True,
+                faster=False,
+                note="an ordinary checkpoint; zeros are stored and multiplied like other weights",
+            ),
+            Runtime(
+                runtime="vLLM",
+                loads=True,
+                faster=False,
+                note="loads as a dense checkpoint; vLLM has removed its 2:4 sparse kernels",
+            ),
+        ]
+    if outcome is not None and outcome.uniform:
+        smaller = "fewer layers" if spec.removes == "layer" else "narrower layers"
+        note = f"an ordinary checkpoint whose config says {smaller}"
+        return [Runtime(runtime=name, loads=True, faster=True, note=note) for name in ("transformers", "vLLM")]
     return [
         Runtime(
             runtime="transformers",
             loads=True,
-            faster=False,
-            note="an ordinary checkpoint; zeros are stored and multiplied like other weights",
+            faster=True,
+            note="blocks of different widths: with trust_remote_code=True and the modelling file in the folder",
         ),
-        Runtime(
-            runtime="vLLM",
-            loads=True,
-            faster=False,
-            note="loads as a dense checkpoint; vLLM has removed its 2:4 sparse kernels",
-        ),
+        Runtime(runtime="vLLM", loads=False, faster=False, note="builds all blocks alike; use uniform widths"),
     ]
 
 
@@ -140,6 +204,8 @@ def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architect
     found = []
     if spec.calibrate is not None and spec.needs is Stat.NONE:
         found.append("no method of this spec looks at activations: `calibrate` is not used")
+    if spec.removes != "weight":
+        return found + _structure_warnings(spec, source, architecture)
     zeros = planned_zeros(spec, architecture)
     target = spec.prune.target
     realised = zeros / architecture.prunable_parameters if zeros is not None else None
@@ -158,6 +224,35 @@ def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architect
             f"only {share:.0%} of the parameters can be pruned, the linear layers of the blocks: "
             + (f"the whole model ends up {realised * share:.0%} zeros" if realised is not None else "the rest stays")
         )
+    if not spec.evaluate:
+        found.append("no evaluation is asked for: the report will not say what the pruning cost")
+    return found
+
+
+def _structure_warnings(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> list[str]:
+    found = []
+    outcome = planned_outcome(spec, source, architecture)
+    if outcome is None:
+        found.append(
+            "widths follow from what the job measures: blocks will differ, and need the shipped modelling file"
+        )
+    elif spec.prune.target:
+        removed = (
+            1
+            - sum(
+                count
+                for name, count in outcome.parameters(source.tensors).items()
+                if name.removesuffix(".weight") in {layer.name for layer in architecture.layers}
+            )
+            / architecture.prunable_parameters
+        )
+        if abs(removed - spec.prune.target) > 0.005:
+            found.append(
+                f"{removed:.1%} of the blocks' parameters will be removed, not {spec.prune.target:.1%}: whole units go"
+            )
+    share = architecture.prunable_parameters / source.parameters
+    if share < 0.8:
+        found.append(f"only {share:.0%} of the parameters are in the blocks; the rest stays")
     if not spec.evaluate:
         found.append("no evaluation is asked for: the report will not say what the pruning cost")
     return found

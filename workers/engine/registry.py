@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.stages.evaluate import EvaluationContext
-    from workers.engine.stats import AllocationFacts, DenseBlock, LayerTask, LinearStats, Measurement
+    from workers.engine.stats import AllocationFacts, DenseBlock, DenseUnits, LayerTask, LinearStats, Measurement
 
 Stage = Literal["score", "allocate", "prune", "refine", "evaluate"]
+Unit = Literal["weight", "head", "channel", "layer"]
+"""What a score is about and a pruner removes. Heads come with their key/value group, a layer is a decoder block."""
 Group = Literal["row", "matrix"]
 """Where scores may be compared with one another: within a row of the weight, or over the whole matrix."""
 Scores = Literal["required", "optional", "unused"]
@@ -52,6 +54,16 @@ class Stat(Flag):
     """Allocators only: the loss's Hessian over each layer's weights. Holds the whole model in memory."""
     LOSS = auto()
     """Allocators only: the loss of the model pruned as the allocator asks."""
+    GRADIENT = auto()
+    """Unit scorers only: gradients of the loss, block by block."""
+    SQUARED_GRADIENT = auto()
+    """Unit scorers only: means over windows of squared gradients (the empirical Fisher information's diagonal)."""
+    CHANGE = auto()
+    """Unit scorers only: how far a block turns its input."""
+    REMOVAL = auto()
+    """Unit scorers only: the loss without the block."""
+    UNIT_SCORES = auto()
+    """Allocators only: the scores of the units, where units are removed."""
 
 
 class MethodParams(BaseModel):
@@ -68,6 +80,20 @@ class MethodParams(BaseModel):
     def waives(self) -> Stat:
         """What of its method's `needs` these parameters do without."""
         return Stat.NONE
+
+
+class UnitScoreParams(MethodParams):
+    """Base of the parameters of scores of whole units."""
+
+    @property
+    def splits(self) -> int:
+        """Into how many parts the windows are divided whose gradients are kept apart."""
+        return 1
+
+    @property
+    def protected(self) -> tuple[int, int]:
+        """How many decoder blocks at the front and at the back are never dropped, where blocks are scored."""
+        return 0, 0
 
 
 class LossMethodParams(DataRef, MethodParams):
@@ -88,7 +114,11 @@ class PruneMethodParams(MethodParams):
     @property
     def kept_of(self) -> tuple[int, int] | None:
         """(N, M) where N of every M consecutive inputs are kept on average over the layers, else None."""
-        raise NotImplementedError
+        return None
+
+
+class WeightPruneParams(PruneMethodParams):
+    """Base of pruners that set single weights to zero."""
 
     def removed(self, shape: tuple[int, int], sparsity: float, group: Group) -> int:
         """How many weights of an (O, I) layer go at `sparsity`: exact, and known without the weights."""
@@ -96,6 +126,26 @@ class PruneMethodParams(MethodParams):
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Why an (O, I) layer cannot be pruned like this, or None if it can."""
+        raise NotImplementedError
+
+
+class UnitPruneParams(PruneMethodParams):
+    """Base of pruners that remove heads and channels."""
+
+    units: tuple[Unit, ...]
+    """Which kinds go."""
+    protect_first: int
+    protect_last: int
+    """Blocks at either end that lose nothing."""
+    channel_multiple: int
+    """Channels kept are a multiple of this."""
+
+
+class LayerPruneParams(PruneMethodParams):
+    """Base of pruners that drop decoder blocks."""
+
+    def dropped(self, blocks: int) -> int:
+        """How many of a model's blocks go."""
         raise NotImplementedError
 
 
@@ -111,7 +161,8 @@ class Method:
     paper: str
     needs: Stat = Stat.NONE
     group: Group = "row"
-    units: tuple[str, ...] = ()
+    units: tuple[Unit, ...] = ()
+    """Scorers: what they score. Pruners: what they remove."""
     patterns: tuple[str, ...] = ()
     scores: Scores = "required"
     """Pruners: whether a score must be given, may be, or would not be looked at."""
@@ -120,7 +171,7 @@ class Method:
     whole_model: bool = True
     """Evaluators: whether the model must be in memory as a whole."""
     measure: Callable[..., Any] | None = None
-    """Allocators: what is measured of every dense block before sparsity is spread, if anything."""
+    """What is measured of every dense block before anything is decided: always by unit scorers, by some allocators."""
 
 
 P_contra = TypeVar("P_contra", bound=MethodParams, contravariant=True)
@@ -130,6 +181,20 @@ class Scorer(Protocol[P_contra]):
     """`(weight_OI, stats, params) -> score_OI`: importance >= 0, finite, higher is kept; never writes its inputs."""
 
     def __call__(self, weight_OI: Tensor, stats: LinearStats, params: P_contra, /) -> Tensor: ...
+
+
+class UnitMeasure(Protocol[P_contra]):
+    """`(block, params) -> {name: numbers}` of one dense block, float32 or float64 [U] of a family or [] of the block;
+    called once per job, and cached between jobs. Names are the method's own, `head` or `channel` first."""
+
+    def __call__(self, block: DenseUnits, params: P_contra, /) -> Mapping[str, Tensor]: ...
+
+
+class UnitScorer(Protocol[P_contra]):
+    """`(measured, params) -> scores`: from what was measured of every block, unit kind -> importance float64 [U] of
+    its units, per block. Higher is kept, +inf never goes."""
+
+    def __call__(self, measured: Sequence[Mapping[str, Tensor]], params: P_contra, /) -> list[Mapping[str, Tensor]]: ...
 
 
 class Allocator(Protocol[P_contra]):
@@ -154,6 +219,20 @@ class Pruner(Protocol[P_contra]):
     def __call__(
         self, layers: Sequence[LayerTask], stats: LinearStats, group: Group, params: P_contra, /
     ) -> list[Tensor]: ...
+
+
+class UnitPruner(Protocol[P_contra]):
+    """`(reader, kept_I, stats, params) -> weight_OI`: the weight of the layer that reads a family's units, zero in the
+    inputs that are not in the boolean `kept_I`, where the others may make up for them. Float32, of unchanged shape:
+    the stage cuts the zeros out."""
+
+    def __call__(self, reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: P_contra, /) -> Tensor: ...
+
+
+class LayerPruner(Protocol[P_contra]):
+    """`(scores, params) -> kept`: indices of the decoder blocks that stay, ascending, from a score for each."""
+
+    def __call__(self, scores: Sequence[float], params: P_contra, /) -> list[int]: ...
 
 
 class Refiner(Protocol[P_contra]):
@@ -198,13 +277,23 @@ def _register(stage: Stage, params: type[MethodParams], function: Callable[..., 
     _methods[stage, name] = Method(stage, name, params, function, doc.splitlines()[0], **declared)
 
 
-def scorer(
-    params: type[P], *, paper: str, group: Group, needs: Stat = Stat.NONE, units: tuple[str, ...] = ("weight",)
-) -> Callable[[Scorer[P]], Scorer[P]]:
-    """Register an importance score for the weights of one linear layer."""
+def scorer(params: type[P], *, paper: str, group: Group, needs: Stat = Stat.NONE) -> Callable[[Scorer[P]], Scorer[P]]:
+    """Register an importance score for the weights of one linear layer. A unit's is the sum over its weights."""
 
     def register(function: Scorer[P]) -> Scorer[P]:
-        _register("score", params, function, paper=paper, group=group, needs=needs, units=units)
+        _register("score", params, function, paper=paper, group=group, needs=needs, units=("weight", "head", "channel"))
+        return function
+
+    return register
+
+
+def unit_scorer(
+    params: type[P], *, paper: str, units: tuple[Unit, ...], measure: UnitMeasure[P], needs: Stat = Stat.NONE
+) -> Callable[[UnitScorer[P]], UnitScorer[P]]:
+    """Register an importance score for units that are removed as a whole, from what `measure` finds in the blocks."""
+
+    def register(function: UnitScorer[P]) -> UnitScorer[P]:
+        _register("score", params, function, paper=paper, units=units, needs=needs, measure=measure)
         return function
 
     return register
@@ -232,7 +321,7 @@ def pruner(
     needs: Stat = Stat.NONE,
     updates_weights: bool = False,
 ) -> Callable[[Pruner[P]], Pruner[P]]:
-    """Register what removes weights. `patterns` uses "N:M" for any N kept of M.
+    """Register what removes single weights. `patterns` uses "N:M" for any N kept of M.
 
     `group` is where it counts zeros when it chooses them itself; with a score the score's group counts.
     """
@@ -248,7 +337,28 @@ def pruner(
             group=group,
             needs=needs,
             updates_weights=updates_weights,
+            units=("weight",),
         )
+        return function
+
+    return register
+
+
+def unit_pruner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable[[UnitPruner[P]], UnitPruner[P]]:
+    """Register what removes heads and channels. `needs` is about the inputs of the layers that read them."""
+
+    def register(function: UnitPruner[P]) -> UnitPruner[P]:
+        _register("prune", params, function, paper=paper, units=("head", "channel"), needs=needs, updates_weights=True)
+        return function
+
+    return register
+
+
+def layer_pruner(params: type[P], *, paper: str) -> Callable[[LayerPruner[P]], LayerPruner[P]]:
+    """Register what drops whole decoder blocks."""
+
+    def register(function: LayerPruner[P]) -> LayerPruner[P]:
+        _register("prune", params, function, paper=paper, units=("layer",))
         return function
 
     return register

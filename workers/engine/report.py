@@ -32,12 +32,14 @@ class LayerReport(ReportModel):
 
     name: str
     block: int
-    shape: tuple[int, int] = Field(description="(outputs, inputs), of the weight after pruning.")
-    parameters: int
+    shape: tuple[int, int] = Field(
+        description="(outputs, inputs) of the weight after pruning; (0, 0) where its block was dropped."
+    )
+    parameters: int = Field(description="Of the dense layer.")
     zeros: int = Field(description="Entries of the written weight that are exactly zero.")
     target_sparsity: float = Field(description="Fraction the allocation asked to remove.")
     metric: float | None = Field(None, description="What the allocation was decided on, where it measures layers.")
-    sparsity: float = Field(description="Fraction removed: zeros / parameters.")
+    sparsity: float = Field(description="Fraction removed: what is cut off or zero, of `parameters`.")
 
 
 class StageReport(ReportModel):
@@ -81,10 +83,13 @@ class Report(ReportModel):
     version: Literal[1] = 1
     spec: dict[str, Any]
     provenance: Provenance
-    parameters: int = Field(description="All parameters of the model, tied ones once.")
-    prunable_parameters: int
-    zeros: int = Field(description="Zeros in the pruned layers; 0/prunable_parameters <= sparsity.")
-    sparsity: float = Field(description="zeros / prunable_parameters.")
+    parameters: int = Field(description="All parameters of the dense model, tied ones once.")
+    parameters_after: int | None = Field(
+        None, description="The same of the result; as many where weights became zeros. null in reports of before."
+    )
+    prunable_parameters: int = Field(description="Those of the linear layers in the dense model's blocks.")
+    zeros: int = Field(description="Zeros in the pruned layers of the result.")
+    sparsity: float = Field(description="Fraction of `prunable_parameters` removed: cut off, or zero.")
     target_sparsity: float | None = Field(None, description="What was asked for, or found for a perplexity ratio.")
     trial_perplexity_ratio: float | None = Field(
         None, description="Where a perplexity ratio was asked for: that of the trial pruning which met it."
@@ -139,12 +144,18 @@ class Plan(ReportModel):
     architecture: str
     blocks: int
     parameters: int
+    parameters_after: int | None = Field(
+        description="Of the result; null where widths follow from what the job measures, then within a channel a block "
+        "of the target's share."
+    )
     prunable_parameters: int
     zeros_after: int | None = Field(
         description="Zeros the pruned layers will hold; null where the job finds the sparsity."
     )
     bytes_before: int = Field(description="Weight bytes of the dense model.")
-    bytes_after: int = Field(description="Weight bytes of the result as stored. Masked weights take as much room.")
+    bytes_after: int | None = Field(
+        description="Weight bytes of the result as stored. Zeros take as much room. null with parameters_after."
+    )
     layers: list[PlannedLayer]
     peak_memory_bytes: int = Field(description="Predicted peak resident memory of the job's process. An estimate.")
     elapsed_s: float = Field(description="Predicted run time on two CPU cores. An order of magnitude.")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.engine.patterns import parse_pattern
-from workers.engine.registry import Group, PruneMethodParams
+from workers.engine.registry import Group, WeightPruneParams
 
 
 def removed(shape: tuple[int, int], sparsity: float, group: Group, kept_of: tuple[int, int] | None) -> int:
@@ -25,7 +25,7 @@ def removed(shape: tuple[int, int], sparsity: float, group: Group, kept_of: tupl
     return outputs * int(inputs * sparsity + 1e-9)
 
 
-class SparsityParams(PruneMethodParams):
+class SparsityParams(WeightPruneParams):
     """A pruner that sets weights to zero: exactly one of `sparsity`, an N:M `pattern`, `perplexity_ratio`."""
 
     sparsity: float | None = Field(

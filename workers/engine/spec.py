@@ -141,8 +141,8 @@ class CompressionSpec(SpecModel):
     )
     score: ScoreParams | None = Field(
         None,
-        description="How important each weight is. Required by `mask`; `mrp` and `fista` start from it if it is given; "
-        "`sparsegpt` chooses for itself.",
+        description="How important each weight, head, channel or block is. Required by `mask`, `structured` and "
+        "`depth`; `mrp` and `fista` start from it if it is given; `sparsegpt` chooses for itself.",
     )
     allocate: AllocateParams = Field(
         default_factory=lambda: _default("allocate", "uniform"), description="How sparsity is spread over layers."
@@ -161,10 +161,16 @@ class CompressionSpec(SpecModel):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random choice outside calibration.")
 
     @property
+    def removes(self) -> Literal["weight", "unit", "layer"]:
+        """Single weights, which become zeros; heads and channels; or whole decoder blocks."""
+        first = method_of("prune", self.prune).units[0]
+        return first if first in ("weight", "layer") else "unit"
+
+    @property
     def walk_needs(self) -> Stat:
         """What must be known of the inputs of the layers when it is their turn."""
-        needs = method_of("prune", self.prune).needs
-        if self.score is not None:
+        needs = method_of("prune", self.prune).needs & ~self.prune.waives
+        if self.score is not None and self.removes == "weight":
             needs |= method_of("score", self.score).needs
         if self.refine is not None:
             needs |= method_of("refine", self.refine).needs
@@ -173,13 +179,20 @@ class CompressionSpec(SpecModel):
     @property
     def needs(self) -> Stat:
         """All that takes calibration text."""
-        return self.walk_needs | self.allocate_needs
+        return (self.walk_needs | self.allocate_needs | self.unit_needs) & ~Stat.UNIT_SCORES
+
+    @property
+    def unit_needs(self) -> Stat:
+        """What must be known of the dense model before units are scored."""
+        if self.score is None or self.removes == "weight":
+            return Stat.NONE
+        return method_of("score", self.score).needs & ~self.score.waives
 
     @property
     def allocate_needs(self) -> Stat:
         """What must be known of the dense model before sparsity is spread."""
         needs = method_of("allocate", self.allocate).needs & ~self.allocate.waives
-        if Stat.LOSS in needs or self.prune.target is None:
+        if self.removes == "weight" and (Stat.LOSS in needs or self.prune.target is None):
             needs |= self._trial_needs
         return needs
 
@@ -205,6 +218,18 @@ class CompressionSpec(SpecModel):
     @model_validator(mode="after")
     def _a_score_where_needed(self) -> CompressionSpec:
         pruner = method_of("prune", self.prune)
+        if self.score is not None and not {*pruner.units} & {*method_of("score", self.score).units}:
+            raise PydanticCustomError(
+                "score_of_other_units",
+                "prune `{method}` removes {removed}s, and score `{score}` is about {scored}s: {fitting} would fit",
+                {
+                    "method": pruner.name,
+                    "removed": " and ".join(f"{unit}" for unit in pruner.units).replace(" and ", "s and "),
+                    "score": self.score.method,
+                    "scored": "s and ".join(method_of("score", self.score).units),
+                    "fitting": ", ".join(m.name for m in methods("score") if {*m.units} & {*pruner.units}),
+                },
+            )
         if self.score is None and pruner.scores == "required":
             raise PydanticCustomError(
                 "score_required", 'prune `{method}` needs `score`, e.g. {{"method": "wanda"}}', {"method": pruner.name}
@@ -216,8 +241,38 @@ class CompressionSpec(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _an_allocation_that_fits(self) -> CompressionSpec:
+        allocator = method_of("allocate", self.allocate)
+        if self.removes == "layer" and allocator.name != "uniform":
+            raise PydanticCustomError(
+                "nothing_to_allocate",
+                "prune `{method}` drops whole blocks: leave `allocate` out",
+                {"method": self.prune.method},
+            )
+        if self.removes == "unit" and Stat.LOSS in allocator.needs:
+            raise PydanticCustomError(
+                "trials_of_weights",
+                "allocate `{method}` tries out prunings of single weights: use `uniform`, `ranking`, or one that "
+                "measures blocks, such as `owl`",
+                {"method": allocator.name},
+            )
+        if self.removes == "weight" and Stat.UNIT_SCORES in allocator.needs:
+            raise PydanticCustomError(
+                "no_units",
+                "allocate `{method}` ranks heads and channels: use prune `structured`",
+                {"method": allocator.name},
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refine_moves_only_zeros(self) -> CompressionSpec:
         pruner = method_of("prune", self.prune)
+        if self.refine is not None and self.removes != "weight":
+            raise PydanticCustomError(
+                "nothing_to_refine",
+                "prune `{method}` leaves no zeros to move: leave `refine` out",
+                {"method": pruner.name},
+            )
         if self.refine is not None and pruner.updates_weights:
             raise PydanticCustomError(
                 "refine_after_update",
@@ -233,7 +288,9 @@ class CompressionSpec(SpecModel):
                 ("score", self.score), ("allocate", self.allocate), ("prune", self.prune), ("refine", self.refine)
             )  # fmt: skip
             named = [
-                f"{stage} `{params.method}`" for stage, params in stages if params and method_of(stage, params).needs
+                f"{stage} `{params.method}`"
+                for stage, params in stages
+                if params and method_of(stage, params).needs & ~params.waives
             ]
             raise PydanticCustomError(
                 "calibration_required",
@@ -244,7 +301,7 @@ class CompressionSpec(SpecModel):
 
     @model_validator(mode="after")
     def _a_ratio_of_something_measured(self) -> CompressionSpec:
-        if self.prune.target is None and self.ratio_text is None:
+        if self.prune.target is None and self.removes == "weight" and self.ratio_text is None:
             raise PydanticCustomError(
                 "perplexity_required",
                 "`perplexity_ratio` bounds what the first `perplexity` evaluation measures: add one to `evaluate`",

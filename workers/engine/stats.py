@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from workers.engine.architectures.coupled import Family
+
 
 @dataclass(frozen=True)
 class LinearFacts:
@@ -91,6 +93,37 @@ class DenseBlock:
 
 
 @dataclass(frozen=True)
+class DenseUnits:
+    """One decoder block of the dense model and its units: what unit scorers measure."""
+
+    block: int
+    families: Sequence[Family]
+    tensors: Mapping[str, Tensor]
+    """Full name -> every tensor of the block, in the type of the source."""
+    gradients: Sequence[Mapping[str, Tensor]] = ()
+    """Of each split of the windows: full name -> mean over its windows of the gradient of their loss (mean nats a
+    token), float32. Empty unless `Stat.GRADIENT` is needed."""
+    squared_gradients: Sequence[Mapping[str, Tensor]] = ()
+    """The same of the squares of every window's gradient. Empty unless `Stat.SQUARED_GRADIENT` is needed."""
+    change: float | None = None
+    """1 - the mean over tokens of the cosine between the block's input and output; with `Stat.CHANGE`."""
+    loss_without: float | None = None
+    """Mean loss (nats a token) of the model without the block; with `Stat.REMOVAL`."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The families of a model and what their units are worth."""
+
+    families: Sequence[Family]
+    scores: Sequence[Mapping[str, Sequence[float]]]
+    """Block -> kind -> importance of each unit, higher is kept; `layer` holds one number."""
+
+    def of(self, family: Family) -> Sequence[float]:
+        return self.scores[family.block][family.kind]
+
+
+@dataclass(frozen=True)
 class AllocationFacts:
     """What an allocator decides on."""
 
@@ -98,8 +131,10 @@ class AllocationFacts:
     metrics: Mapping[str, float]
     """Layer name -> what the allocator's own `measure` found; empty if it has none."""
     loss: Callable[[Mapping[str, float]], float] | None = None
-    """Layer name -> sparsity, to the mean loss (nats a token) of calibration text with the model pruned so, by masks
-    from scores taken once. None unless `Stat.LOSS` is needed. Allocations that share their first blocks share work."""
+    """Layer name -> sparsity, to the mean loss (nats a token) of calibration text with the model pruned so, with
+    statistics taken once. None unless `Stat.LOSS` is needed. Allocations that share their first blocks share work."""
+    units: Units | None = None
+    """What can be removed as a whole, and its scores. None unless heads and channels are removed."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from workers.engine.registry import Stat, method_of
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.curvature import curvature
 from workers.engine.stages.dense import dense_statistics
+from workers.engine.stages.drop import dropping
 from workers.engine.stages.load import tensors_of
 from workers.engine.stages.trial import Trials
 from workers.engine.stats import AllocationFacts, DenseBlock, LinearStats
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.dense import Statistics
     from workers.engine.stages.load import LoadedModel
+    from workers.engine.stats import Units
 
 TRIAL_TOKENS = 8192
 """Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
@@ -65,6 +67,7 @@ def allocate(
     model: LoadedModel,
     calibration: Calibration | None,
     sources: Sources,
+    units: Units | None,
     *,
     cache: Cache,
     checkpoint: Checkpoint,
@@ -74,8 +77,14 @@ def allocate(
     """The spec's allocation; kept in the checkpoint, so that a retry prunes to the same. Raises NumericalFailure."""
     if saved := checkpoint.load_json("allocation"):
         return Allocation(**saved)
+    if spec.removes == "layer":
+        assert units is not None  # blocks are scored
+        sparsity = dropping(spec, model, units)
+        found = Allocation(_mean(model, sparsity), sparsity, {})
+        checkpoint.save_json("allocation", vars(found))
+        return found
     with clock.measure("calibrate"):
-        stats = dense_statistics(spec, model, calibration, cache, checkpoint, events)
+        stats = dense_statistics(spec, model, calibration, cache, checkpoint, events, needs=spec.allocate_needs)
     metrics = _metrics(spec, model, calibration, stats, cache, events)
     layers, needs = model.architecture.layers, spec.allocate_needs
 
@@ -87,7 +96,7 @@ def allocate(
                 closing(Trials(spec, model, text, stats, digest, cache, checkpoint, events))
             )
 
-        facts = AllocationFacts(layers, metrics)
+        facts = AllocationFacts(layers, metrics, units=units)
         if Stat.LOSS in needs:
             assert calibration is not None  # LOSS is a need
             sample = Calibration(_first_tokens(calibration, TRIAL_TOKENS), calibration.label)
@@ -98,6 +107,11 @@ def allocate(
             found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)))
     checkpoint.save_json("allocation", vars(found))
     return found
+
+
+def _mean(model: LoadedModel, sparsity: Mapping[str, float]) -> float:
+    removed = math.fsum(sparsity[layer.name] * layer.parameters for layer in model.architecture.layers)
+    return removed / model.architecture.prunable_parameters
 
 
 def _metrics(

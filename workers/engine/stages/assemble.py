@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers.engine import artifact
+from workers.engine.outcome import MODELING, config_after
 from workers.engine.shards import merge, pack, read_header
 from workers.engine.sources import INDEX, WEIGHTS
 
 if TYPE_CHECKING:
     from workers.engine.checkpoint import Checkpoint
+    from workers.engine.outcome import Outcome
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.load import LoadedModel
 
@@ -23,20 +26,22 @@ _HEADER_ENTRY_BYTES = 256
 """A tensor's line in a header takes less."""
 
 
-def assemble(spec: CompressionSpec, model: LoadedModel, checkpoint: Checkpoint, folder: Path) -> None:
+def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkpoint: Checkpoint, folder: Path) -> None:
     """Write weights and `config.json` into `folder`, which is made anew.
 
     Files hold at most `shard_bytes`; one that holds a single block, or what is outside of blocks, may be larger.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    parts = [checkpoint.outside(), *(checkpoint.block(index) for index in range(model.architecture.blocks))]
+    parts = [checkpoint.outside(), *(checkpoint.block(index) for index in range(len(outcome.blocks)))]
     _write_shards(parts, spec.package.shard_bytes, folder)
-    config = dict(model.source.config)
+    config = config_after(model.source.config, outcome)
     if spec.package.dtype != "source":
         config.pop("torch_dtype", None)  # the older name of the same entry
         config["dtype"] = spec.package.dtype
     _write_json(folder / "config.json", config)
+    if not outcome.uniform:
+        shutil.copyfile(Path(artifact.__file__).parent / MODELING, folder / MODELING)
 
 
 def _write_shards(parts: list[Path], shard_bytes: int, folder: Path) -> None:

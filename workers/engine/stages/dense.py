@@ -42,9 +42,10 @@ def dense_statistics(
     cache: Cache,
     checkpoint: Checkpoint,
     events: Events,
+    *,
+    needs: Stat,
 ) -> Statistics:
-    """What `spec.allocate_needs` asks for of the inputs of every layer."""
-    needs = spec.allocate_needs
+    """What is needed to know of the inputs of every layer."""
     if not needs & (Stat.INPUT_SQ_MEAN | Stat.GRAM):
         return {}
     assert calibration is not None  # both are needs

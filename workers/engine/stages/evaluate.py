@@ -23,7 +23,7 @@ from workers.engine.estimate import evaluates_whole
 from workers.engine.registry import method_of
 from workers.engine.report import Metric
 from workers.engine.stages.calibrate import Calibration
-from workers.engine.stages.load import LoadedModel, load_model, memory_budget, relocated, tensors_of
+from workers.engine.stages.load import LoadedModel, load_model, memory_budget, result_of, tensors_of
 from workers.engine.stages.stream import StreamedLoss
 from workers.engine.stats import Measurement
 
@@ -187,7 +187,7 @@ def evaluate(
         before = [Measurement(**found) for found in saved["measurements"]]
         data.digests.update(saved["data_digests"])
         events.progress(len(spec.evaluate), total, "measurement")
-    after = measure(relocated(dense, pruned_dir), len(spec.evaluate))
+    after = measure(result_of(dense, pruned_dir), len(spec.evaluate))
     return Evaluation(join(before, after), data.digests)
 
 

@@ -6,6 +6,7 @@ and dropped after. What the config alone decides (rotary frequencies) is real fr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,11 +18,11 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from workers.engine.architectures.llama import BLOCKS, Architecture
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, Architecture, recognise
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.estimate import batch_tokens
 from workers.engine.plan import feasible
-from workers.engine.shards import Slice, fill, read_header
+from workers.engine.shards import Slice, TensorFacts, fill, read_header
 from workers.engine.sources import ModelSource, Sources, download, resolve_model
 
 if TYPE_CHECKING:
@@ -75,20 +76,33 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
             field="/model/id",
         )
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    with device, init_empty_weights(include_buffers=False):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return LoadedModel(
         source,
         architecture,
         path,
         _tokenizer(path, source),
-        skeleton.eval().requires_grad_(False),
+        _skeleton(path, source.tensors, device, dtype),
         device,
         dtype,
         batch_tokens(spec, source, architecture, budget=memory_budget(spec, device)),
         _slices(path, source.files.values()),
     )
+
+
+def _skeleton(
+    path: Path, tensors: Mapping[str, TensorFacts], device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The model of the config in `path`, its parameters on the meta device, of the shapes that the files hold."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    with device, init_empty_weights(include_buffers=False):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    for name, module in skeleton.named_modules():
+        facts = tensors.get(f"{name}.weight")
+        # Blocks of different widths: the config only tells of the widest.
+        if isinstance(module, torch.nn.Linear) and facts is not None and module.weight.shape != facts.shape:
+            narrowed = torch.nn.Linear(facts.shape[1], facts.shape[0], module.bias is not None, "meta", dtype)
+            skeleton.set_submodule(name, narrowed)
+    return skeleton.eval().requires_grad_(False)
 
 
 def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -97,6 +111,9 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     Raises UnsupportedModel where the files lack weights of the architecture, which transformers would fill with
     random numbers and a warning.
     """
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    if "layer_shapes" in config:
+        return _of_different_widths(model_dir, device, dtype)
     model, loading = AutoModelForCausalLM.from_pretrained(
         model_dir,
         dtype=dtype,
@@ -114,9 +131,35 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     return model.to(device).eval()
 
 
-def relocated(model: LoadedModel, folder: Path) -> LoadedModel:
-    """The same architecture with the weights in `folder`, which may be sharded in another way."""
-    return replace(model, path=folder, slices=_slices(folder, (file.name for file in folder.glob("*.safetensors"))))
+def _of_different_widths(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """As the modelling file in the folder would build it; code from a model's folder is never run here."""
+    slices = _slices(folder, (file.name for file in folder.glob("*.safetensors")))
+    model = _skeleton(folder, {name: piece.facts for name, piece in slices.items()}, device, dtype)
+    weights = {name: _tensor(piece).to(device, dtype) for name, piece in slices.items()}
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    return model
+
+
+def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
+    """The model in `folder`, made of the dense one: of other shapes perhaps, with the same tokenizer."""
+    slices = _slices(folder, (file.name for file in folder.glob("*.safetensors")))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    source = replace(
+        dense.source,
+        config=config,
+        tensors={name: piece.facts for name, piece in slices.items()},
+        files={name: piece.file.name for name, piece in slices.items()},
+        path=folder,
+    )
+    return replace(
+        dense,
+        source=source,
+        architecture=recognise(config, source.tensors),
+        path=folder,
+        skeleton=_skeleton(folder, source.tensors, dense.device, dense.dtype),
+        slices=slices,
+    )
 
 
 def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
@@ -132,6 +175,13 @@ def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
 def tensors_of(model: LoadedModel, module: str) -> dict[str, Tensor]:
     """Every stored tensor of a module by its full name, in the source's type, on the compute device."""
     return _read(model, [name for name in model.source.tensors if name.startswith(f"{module}.")])
+
+
+def head_tensors(model: LoadedModel) -> dict[str, Tensor]:
+    """Those of the output head: its own, or the embedding's where they are tied."""
+    return tensors_of(model, HEAD) or {
+        name.replace(EMBEDDING, HEAD): tensor for name, tensor in tensors_of(model, EMBEDDING).items()
+    }
 
 
 def outside_tensors(model: LoadedModel) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Prune: the walk over the blocks. The only place that decides what weights are written.
+"""Prune: the walk over the blocks. A surgeon decides what is written.
 
 Each block is loaded, its inputs are looked at, its layers are scored and pruned, and the pruned block, rounded to the
 type it will be stored in, makes the inputs of the next: what later layers are calibrated on is what they will see in
@@ -9,24 +9,23 @@ O = outputs, I = inputs.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from safetensors import safe_open
 
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.errors import NumericalFailure
-from workers.engine.registry import Stat, method_of
+from workers.engine.registry import Stat
 from workers.engine.report import LayerReport
 from workers.engine.stages.activations import activations_of
 from workers.engine.stages.load import LoadedModel, filled, outside_tensors, tensors_of
-from workers.engine.stages.score import score
 from workers.engine.stages.statistics import collect, staged
-from workers.engine.stats import LayerTask, LinearStats
+from workers.engine.stages.stored import as_stored
+from workers.engine.stats import LinearStats
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from workers.engine.checkpoint import Checkpoint
     from workers.engine.clock import Clock
     from workers.engine.events import Events
+    from workers.engine.outcome import Outcome
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.activations import Activations, Hidden
     from workers.engine.stages.allocate import Allocation
@@ -45,7 +45,7 @@ def prune(
     spec: CompressionSpec,
     model: LoadedModel,
     calibration: Calibration | None,
-    sparsity: Mapping[str, float],
+    surgeon: Surgeon,
     *,
     checkpoint: Checkpoint,
     clock: Clock,
@@ -53,40 +53,57 @@ def prune(
 ) -> int:
     """Prune every block into the checkpoint. Returns how many were found done. Raises NumericalFailure."""
     if not checkpoint.outside().exists():
-        checkpoint.save_outside(_stored(spec, outside_tensors(model)))
+        checkpoint.save_outside(as_stored(spec, outside_tensors(model)))
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, ExitStack() as files:
-        walk = _Walk(spec, model, sparsity, checkpoint, clock, events, reader, writer, files)
+        walk = _Walk(spec, model, surgeon, checkpoint, clock, events, reader, writer, files)
         return walk.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
 
-def layer_reports(model: LoadedModel, allocation: Allocation, checkpoint: Checkpoint) -> list[LayerReport]:
+def layer_reports(
+    model: LoadedModel, allocation: Allocation, outcome: Outcome, checkpoint: Checkpoint
+) -> list[LayerReport]:
     """What became of every layer, counted in the files as written."""
     reports = []
-    for block in range(model.architecture.blocks):
-        with safe_open(checkpoint.block(block), framework="pt") as stored:
+    for index, block in enumerate(outcome.blocks):
+        with safe_open(checkpoint.block(index), framework="pt") as found:
             for layer in model.architecture.block(block):
-                weight_OI = stored.get_tensor(f"{layer.name}.weight")
+                renamed = layer.name.replace(f"{BLOCKS}.{block}.", f"{BLOCKS}.{index}.", 1)
+                weight_OI = found.get_tensor(f"{renamed}.weight")
                 zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
-                reports.append(
-                    LayerReport(
-                        name=layer.name,
-                        block=block,
-                        shape=layer.shape,
-                        parameters=layer.parameters,
-                        zeros=zeros,
-                        target_sparsity=allocation.sparsity[layer.name],
-                        metric=allocation.metrics.get(layer.name),
-                        sparsity=zeros / layer.parameters,
-                    )
-                )
-    return reports
+                reports.append(_layer_report(layer, allocation, tuple(weight_OI.shape), zeros))
+    for block in sorted({*range(model.architecture.blocks)} - {*outcome.blocks}):
+        reports += [_layer_report(layer, allocation, (0, 0), 0) for layer in model.architecture.block(block)]
+    return sorted(reports, key=lambda report: report.block)
+
+
+def _layer_report(layer: LinearFacts, allocation: Allocation, shape: tuple[int, int], zeros: int) -> LayerReport:
+    return LayerReport(
+        name=layer.name,
+        block=layer.block,
+        shape=shape,
+        parameters=layer.parameters,
+        zeros=zeros,
+        target_sparsity=allocation.sparsity[layer.name],
+        metric=allocation.metrics.get(layer.name),
+        sparsity=1 - (math.prod(shape) - zeros) / layer.parameters,
+    )
+
+
+class Surgeon(Protocol):
+    """Decides what is written."""
+
+    def operate(self, layers: list[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats) -> dict[str, Tensor]:
+        """Weight name -> new weight of the dense one's shape, of the layers that read one stream."""
+
+    def close_up(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors of a block as they ship, once all its layers have been operated on."""
 
 
 @dataclass
 class _Walk:
     spec: CompressionSpec
     model: LoadedModel
-    sparsity: Mapping[str, float]
+    surgeon: Surgeon
     checkpoint: Checkpoint
     clock: Clock
     events: Events
@@ -166,20 +183,20 @@ class _Walk:
         if activations is None or hidden is None:
             tensors = dict(dense)
             for layers in streams.values():
-                tensors |= self._prune_stream(layers, dense, LinearStats())
-            return _stored(self.spec, tensors)
+                tensors |= self.surgeon.operate(layers, dense, LinearStats())
+            return as_stored(self.spec, self.surgeon.close_up(block, tensors))
         weights = {f"{layer.name}.weight" for layers in streams.values() for layer in layers}
-        stored = _stored(self.spec, {name: tensor for name, tensor in dense.items() if name not in weights})
+        stored = as_stored(self.spec, {name: tensor for name, tensor in dense.items() if name not in weights})
         with filled(self.model, f"{BLOCKS}.{block}", dense) as module:
             for stream, stats in self._streams(activations, block, module, hidden, into):
-                pruned = _stored(self.spec, self._prune_stream(streams[stream], dense, stats))
+                pruned = as_stored(self.spec, self.surgeon.operate(streams[stream], dense, stats))
                 for name, weight_OI in pruned.items():
                     module.get_parameter(name.removeprefix(f"{BLOCKS}.{block}.")).data.copy_(weight_OI)
                 stored |= pruned
             if into is not None and self.spec.refresh == "block":
                 with self.clock.measure("calibrate"):
                     activations.advance(block, module, hidden, into)
-        return stored
+        return as_stored(self.spec, self.surgeon.close_up(block, stored))
 
     def _streams(
         self, activations: Activations, block: int, module: nn.Module, hidden: Hidden, into: Hidden | None
@@ -202,53 +219,3 @@ class _Walk:
             if found is None:
                 return
             yield found
-
-    def _prune_stream(
-        self, layers: list[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats
-    ) -> dict[str, Tensor]:
-        """Weight name -> pruned weight, of the layers that read one stream."""
-        spec, pruner = self.spec, method_of("prune", self.spec.prune)
-        tasks = []
-        for layer in layers:
-            weight_OI = dense[f"{layer.name}.weight"]
-            with self.clock.measure("score") if spec.score else nullcontext():
-                score_OI = score(spec, layer, weight_OI, stats) if spec.score else None
-            tasks.append(LayerTask(layer.name, weight_OI, self.sparsity[layer.name], score_OI))
-        pruned = pruner.function(tasks, stats, spec.group, spec.prune)
-        if spec.refine is not None:
-            with self.clock.measure("refine"):
-                refiner = method_of("refine", spec.refine)
-                kept_of = spec.prune.kept_of
-                pruned = [
-                    task.weight_OI * refiner.function(task, weight_OI, stats, spec.refine, kept_of)
-                    for task, weight_OI in zip(tasks, pruned, strict=True)
-                ]
-        for task, weight_OI in zip(tasks, pruned, strict=True):
-            if not weight_OI.isfinite().all():
-                raise NumericalFailure(
-                    f"{task.name}: {pruner.name} made infinite or NaN weights",
-                    "raise its dampening, calibrate on more text, or use another pruner",
-                    field="/prune",
-                )
-        # From float32 straight to the type that ships, so that weights are rounded once.
-        keep_type = spec.package.dtype != "source"
-        return {
-            f"{task.name}.weight": weight_OI if keep_type else weight_OI.to(task.weight_OI.dtype)
-            for task, weight_OI in zip(tasks, pruned, strict=True)
-        }
-
-
-def _stored(spec: CompressionSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in the type they are shipped in, in host memory. Raises NumericalFailure where that overflows."""
-    if spec.package.dtype == "source":
-        return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-    dtype = getattr(torch, spec.package.dtype)
-    stored = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    for name, tensor in stored.items():
-        if not tensor.isfinite().all() and tensors[name].isfinite().all():
-            raise NumericalFailure(
-                f"{name} holds values beyond the range of {spec.package.dtype}",
-                "package as `source`, bfloat16 or float32",
-                field="/package/dtype",
-            )
-    return stored

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FINAL_NORM, HEAD
+from workers.engine.architectures.llama import BLOCKS, FINAL_NORM, HEAD
 from workers.engine.stages.activations import activations_of
-from workers.engine.stages.load import filled, tensors_of
+from workers.engine.stages.load import filled, head_tensors, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class StreamedLoss:
     def nll(self, path: Sequence[Hashable], tensors: Callable[[int], Mapping[str, Tensor]]) -> Tensor:
         """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [N] on the CPU.
 
-        `path` names what each block is in this variant; `tensors` gives a block's.
+        `path` names what each block is in this variant, None where it is left out; `tensors` gives a block's.
         """
         if not self._inputs:
             self._inputs.append(self._activations.hidden(self._checkpoint.scratch_file()))
@@ -57,9 +57,14 @@ class StreamedLoss:
         while known < len(self._path) and self._path[known] == path[known]:
             known += 1
         for hidden in self._inputs[known + 1 :]:
-            hidden.file.close()
+            if hidden is not self._inputs[known]:  # as where the block between them was left out
+                hidden.file.close()
         del self._inputs[known + 1 :], self._path[known:]
         for block in range(known, self._model.architecture.blocks):
+            if path[block] is None:
+                self._inputs.append(self._inputs[-1])
+                self._path.append(None)
+                continue
             into = self._activations.hidden(self._checkpoint.scratch_file())
             with filled(self._model, f"{BLOCKS}.{block}", tensors(block)) as module:
                 self._activations.advance(block, module, self._inputs[-1], into)
@@ -72,11 +77,11 @@ class StreamedLoss:
     def _head(self) -> Tensor:
         """Losses from the last block's outputs, some positions at a time."""
         model, activations = self._model, self._activations
-        head = tensors_of(model, HEAD) or {
-            name.replace(EMBEDDING, HEAD): tensor for name, tensor in tensors_of(model, EMBEDDING).items()
-        }
         losses = []
-        with filled(model, FINAL_NORM, tensors_of(model, FINAL_NORM)) as norm, filled(model, HEAD, head) as project:
+        with (
+            filled(model, FINAL_NORM, tensors_of(model, FINAL_NORM)) as norm,
+            filled(model, HEAD, head_tensors(model)) as project,
+        ):
             for batch in activations.batches:
                 hidden_BTD = self._inputs[-1].read(batch).to(model.device)
                 targets_BT = activations.windows_NT[batch].to(model.device)[:, 1:]

@@ -1,0 +1,131 @@
+"""What in a decoder block stands or falls together, and the one place that cuts it. Import-light.
+
+A family is a row of like units along one axis of several tensors:
+
+    head      a key/value head, the query heads that share it, and the columns of o_proj that read them
+    channel   a row of gate_proj and up_proj, and the column of down_proj that reads their product
+
+Removing a unit from all of them leaves a valid block. Norms of queries and keys are shared by all heads and stay.
+U = units of a family, W = width of a unit along a tensor's axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from workers.engine.architectures.llama import BLOCKS, Architecture
+from workers.engine.errors import UnsupportedModel
+from workers.engine.shards import TensorFacts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["head", "channel"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A tensor that units of a family own slices of."""
+
+    tensor: str
+    """Full name, e.g. `model.layers.0.self_attn.q_proj.weight`."""
+    axis: int
+    """Along which the units lie, one after the other."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Units of one kind in one block."""
+
+    block: int
+    kind: Kind
+    units: int
+    members: tuple[Member, ...]
+    """Those that write the units first, last the matrix that reads them (`reader`)."""
+    unit_parameters: int
+    """Of one unit, without biases: what counts towards a sparsity."""
+    unit_biases: int
+
+    @property
+    def reader(self) -> Member:
+        """The linear layer whose inputs the units are."""
+        return self.members[-1]
+
+
+def families(
+    architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]
+) -> tuple[Family, ...]:
+    """The families of every block, heads before channels. Raises UnsupportedModel where heads cannot be told apart."""
+    found = []
+    for block in range(architecture.blocks):
+        prefix = f"{BLOCKS}.{block}."
+        heads = _kv_heads(config, tensors, prefix)
+        attention = [prefix + f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+        found.append(_family(block, "head", heads, attention, prefix + "self_attn.o_proj", tensors))
+        channels = tensors[prefix + "mlp.down_proj.weight"].shape[1]
+        mlp = [prefix + "mlp.gate_proj", prefix + "mlp.up_proj"]
+        found.append(_family(block, "channel", channels, mlp, prefix + "mlp.down_proj", tensors))
+    return tuple(found)
+
+
+def kept_only(
+    tensors: Mapping[str, Tensor], cut: Iterable[Family], kept: Mapping[Kind, Sequence[int]]
+) -> dict[str, Tensor]:
+    """A block's tensors with only the `kept` units (ascending indices) of each family of `cut`."""
+    import torch
+
+    sliced = dict(tensors)
+    for family in cut:
+        for member in family.members:
+            tensor = sliced[member.tensor]
+            width = tensor.shape[member.axis] // family.units
+            index = [unit * width + offset for unit in kept[family.kind] for offset in range(width)]
+            sliced[member.tensor] = tensor.index_select(member.axis, torch.tensor(index, device=tensor.device))
+    return sliced
+
+
+def unit_rows(tensor: Tensor, family: Family, member: Member) -> Tensor:
+    """What each unit owns of a member, as [U, W, ...]: the vectors of width one along the axis, others flattened."""
+    moved = tensor.movedim(member.axis, 0)
+    return moved.reshape(family.units, moved.shape[0] // family.units, -1)
+
+
+def _family(
+    block: int, kind: Kind, units: int, writers: Sequence[str], reader: str, tensors: Mapping[str, TensorFacts]
+) -> Family:
+    names = [(f"{writer}.{part}", 0) for writer in writers for part in ("weight", "bias")] + [(f"{reader}.weight", 1)]
+    members = tuple(Member(name, axis) for name, axis in names if name in tensors)
+    for member in members:
+        if tensors[member.tensor].shape[member.axis] % units:
+            raise UnsupportedModel(
+                f"{member.tensor}: {list(tensors[member.tensor].shape)} is not made of {units} units along axis "
+                f"{member.axis}",
+                "this model's heads are laid out in another way than Llama's: use an unstructured pruner",
+                field="/model/id",
+            )
+    size = {member: tensors[member.tensor].parameters // units for member in members}
+    biases = sum(size[member] for member in members if member.tensor.endswith(".bias"))
+    return Family(block, kind, units, members, sum(size.values()) - biases, biases)
+
+
+def _kv_heads(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts], prefix: str) -> int:
+    """Key/value heads of a block, by its key projection and the width of a head."""
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    for norm in ("q_norm", "k_norm"):
+        facts = tensors.get(f"{prefix}self_attn.{norm}.weight")
+        if facts is not None and facts.shape != (head_dim,):
+            raise UnsupportedModel(
+                f"{prefix}self_attn.{norm} is a norm over all heads, so that none can be removed alone",
+                "use an unstructured pruner, or one that drops whole layers",
+                field="/model/id",
+            )
+    rows = tensors[f"{prefix}self_attn.k_proj.weight"].shape[0]
+    if rows % head_dim:
+        raise UnsupportedModel(
+            f"{prefix}self_attn.k_proj has {rows} outputs, not a multiple of a head's {head_dim}",
+            "check that config.json belongs to the weights",
+            field="/model/id",
+        )
+    return int(rows // head_dim)

@@ -1,0 +1,84 @@
+"""Structured: removes whole heads and MLP channels, so that the model is smaller and faster in any runtime.
+
+Coupled slices go together as in LLM-Pruner (Ma et al. 2023, arXiv:2305.11627). What the layers that read the units lose
+can be made up for by least squares (the optimal brain surgeon's update of all remaining inputs at once).
+O = outputs, I = inputs, K = inputs kept, P = inputs pruned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workers.engine.registry import Stat, UnitPruneParams, unit_pruner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.stats import LayerTask, LinearStats
+
+
+class StructuredParams(UnitPruneParams):
+    """Remove the lowest-scored heads and channels."""
+
+    method: Literal["structured"] = Field("structured", description="Cut heads and channels out of the weights.")
+    sparsity: float = Field(
+        ge=0,
+        lt=1,
+        description="Fraction of the parameters of all blocks' linear layers to remove. With a uniform allocation "
+        "every block ends up with the same shape: whole heads nearest to it, and as many channels as make up the rest.",
+        examples=[0.25],
+    )
+    units: tuple[Literal["head", "channel"], ...] = Field(
+        ("head", "channel"),
+        min_length=1,
+        max_length=2,
+        description="What may go: key/value heads with the query heads that share them, MLP channels, or both.",
+    )
+    protect_first: int = Field(0, ge=0, le=1024, description="Blocks at the front that lose nothing.")
+    protect_last: int = Field(0, ge=0, le=1024, description="Blocks at the back that lose nothing.")
+    channel_multiple: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Channels kept in a block are a multiple of this. GPUs like 64 or 128.",
+    )
+    compensate: bool = Field(
+        True,
+        description="Have o_proj and down_proj make up for their lost inputs, by least squares on calibration text.",
+    )
+    dampening: float = Field(
+        0.01, gt=0, le=1, description="Added to the diagonal of the inputs' Gram matrix, as a fraction of its mean."
+    )
+
+    @property
+    def target(self) -> float | None:
+        return self.sparsity
+
+    @property
+    def waives(self) -> Stat:
+        return Stat.NONE if self.compensate else Stat.GRAM
+
+
+@unit_pruner(StructuredParams, paper="arXiv:2305.11627", needs=Stat.GRAM)
+def prune(reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: StructuredParams) -> Tensor:
+    """The reader's weight [O, I], float32, zero in the inputs that go.
+
+    With `compensate` W_K + W_P H_PK H_KK^-1, which minimises the layer's mean squared output error over all weights of
+    the inputs that stay. Raises NumericalFailure if the statistics cannot be factorized.
+    """
+    import torch
+
+    from workers.engine.obs import hessian_of
+
+    weight_OI = reader.weight_OI.float()
+    if not params.compensate or bool(kept_I.all()):
+        return weight_OI * kept_I
+    assert stats.gram_II is not None  # declared in `needs`
+    damped_II = hessian_of(stats.gram_II, params.dampening, [reader]).damped_II
+    lower_KK = torch.linalg.cholesky(damped_II[kept_I][:, kept_I])
+    change_KO = torch.cholesky_solve(damped_II[kept_I][:, ~kept_I] @ weight_OI[:, ~kept_I].T, lower_KK)
+    made_up_OI = torch.zeros_like(weight_OI)
+    made_up_OI[:, kept_I] = weight_OI[:, kept_I] + change_KO.T
+    return made_up_OI

@@ -1,0 +1,42 @@
+"""Layer perplexity: a decoder block is worth the perplexity of the calibration text without it.
+
+Kim et al. 2024 (Shortened LLaMA, arXiv:2402.02834, section 3.2). Blocks are left out one at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workers.engine.layer_scores import ProtectedEndsParams
+from workers.engine.registry import Stat, unit_scorer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from workers.engine.stats import DenseUnits
+
+
+class LayerPerplexityParams(ProtectedEndsParams):
+    """What leaving each decoder block out does to the calibration text's perplexity."""
+
+    method: Literal["layer_perplexity"] = Field("layer_perplexity", description="Perplexity without the block.")
+    protect_first: int = Field(0, ge=0, le=1024, description="Blocks at the front that are never dropped.")
+    protect_last: int = Field(0, ge=0, le=1024, description="Blocks at the back that are never dropped.")
+
+
+def measure(block: DenseUnits, params: LayerPerplexityParams) -> Mapping[str, Tensor]:
+    """`layer` -> perplexity of the model without the block."""
+    import torch
+
+    assert block.loss_without is not None  # declared in `needs`
+    return {"layer": torch.tensor([block.loss_without], dtype=torch.float64).exp()}
+
+
+@unit_scorer(LayerPerplexityParams, paper="arXiv:2402.02834", units=("layer",), needs=Stat.REMOVAL, measure=measure)
+def score(measured: Sequence[Mapping[str, Tensor]], params: LayerPerplexityParams) -> list[Mapping[str, Tensor]]:
+    """The perplexities."""
+    return list(measured)

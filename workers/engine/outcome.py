@@ -1,0 +1,125 @@
+"""What remains of a model's structure: which blocks, how wide, and the config that says so. Import-light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workers.engine.architectures.llama import BLOCKS
+from workers.engine.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from workers.engine.architectures.coupled import Family
+    from workers.engine.shards import TensorFacts
+    from workers.engine.widths import Widths
+
+MODELING = "modeling_pruned.py"
+"""File of the result, where its blocks differ."""
+PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
+"""Config entries with one element per block."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Structure of the result."""
+
+    blocks: Sequence[int]
+    """Decoder blocks that stay, by their index in the dense model, ascending."""
+    families: Sequence[Family] = ()
+    widths: Widths | None = None
+    """Units that stay in each family; None where none goes."""
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(key/value heads, channels) of every block that stays; empty where none is cut."""
+        if self.widths is None:
+            return []
+        return [(self.widths[block, "head"], self.widths[block, "channel"]) for block in self.blocks]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all blocks have one shape, which one config can tell."""
+        return len(set(self.shapes)) <= 1
+
+    def parameters(self, tensors: Mapping[str, TensorFacts]) -> dict[str, int]:
+        """Tensor name in the dense model -> its parameters in the result; what is dropped is left out."""
+        left = {}
+        kept = {f"{BLOCKS}.{block}." for block in self.blocks}
+        for name, facts in tensors.items():
+            if not name.startswith(f"{BLOCKS}.") or name[: name.index(".", len(BLOCKS) + 1) + 1] in kept:
+                left[name] = facts.parameters
+        if self.widths is not None:
+            for family in self.families:
+                for member in family.members:
+                    if member.tensor in left:
+                        share = self.widths[family.block, family.kind]
+                        left[member.tensor] = left[member.tensor] // family.units * share
+        return left
+
+
+def config_after(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """The dense model's `config.json` with the structure of the result. Raises UnsupportedModel."""
+    changed = dict(config)
+    if len(outcome.blocks) < config["num_hidden_layers"]:
+        _fewer_blocks(changed, outcome.blocks)
+    if outcome.widths is not None:
+        dense_heads = next(family.units for family in outcome.families if family.kind == "head")
+        shared_by = config["num_attention_heads"] // dense_heads
+        changed["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        heads, channels = max(outcome.shapes, key=lambda shape: shape[0])[0], max(c for _, c in outcome.shapes)
+        changed |= {
+            "num_key_value_heads": heads,
+            "num_attention_heads": heads * shared_by,
+            "intermediate_size": channels,
+        }
+        if config["model_type"] == "llama" and config["hidden_size"] % changed["num_attention_heads"]:
+            changed |= _as_mistral(changed)
+    if not outcome.uniform:
+        changed |= _per_layer(changed, outcome)
+    return changed
+
+
+def _per_layer(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """What says that blocks differ, and which class in `MODELING` knows: transformers' own build all alike."""
+    name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}.get(config["model_type"])
+    if name is None:
+        raise UnsupportedModel(
+            f"{config['model_type']}: there is no modelling file for blocks of different widths in this family",
+            "use a uniform allocation, without protected blocks",
+            field="/allocate",
+        )
+    architecture = f"Pruned{name}ForCausalLM"
+    return {
+        "layer_shapes": [list(shape) for shape in outcome.shapes],
+        "architectures": [architecture],
+        "auto_map": {"AutoModelForCausalLM": f"{MODELING.removesuffix('.py')}.{architecture}"},
+    }
+
+
+def _as_mistral(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a Llama's config a Mistral's: the same computation, and transformers takes any number of heads there.
+
+    A `LlamaConfig` is refused unless its heads divide the hidden size, although nothing else needs that.
+    """
+    if config.get("attention_bias") or config.get("mlp_bias"):
+        raise UnsupportedModel(
+            f"llama: {config['num_attention_heads']} query heads do not divide the hidden size of "
+            f"{config['hidden_size']}, as its config must; Mistral's need not, but has no biases",
+            "remove channels only, or so many heads that the rest divides the hidden size",
+            field="/prune/units",
+        )
+    return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+
+
+def _fewer_blocks(config: dict[str, Any], kept: Sequence[int]) -> None:
+    config["num_hidden_layers"] = len(kept)
+    for name in PER_LAYER_LISTS:
+        if isinstance(config.get(name), list):
+            config[name] = [config[name][block] for block in kept]
+    if "layer_types" not in config and config.get("use_sliding_window") and "max_window_layers" in config:
+        raise UnsupportedModel(
+            f"{config['model_type']}: which blocks see a sliding window follows from their number, not from a list",
+            "add `layer_types` to the model's config.json",
+            field="/model/id",
+        )

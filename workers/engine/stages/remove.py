@@ -1,0 +1,47 @@
+"""Remove: what the allocation asks for, out of every block into the checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers.engine.outcome import Outcome
+from workers.engine.stages.cut import unit_surgeon
+from workers.engine.stages.drop import drop
+from workers.engine.stages.prune import prune
+from workers.engine.stages.weights import WeightSurgeon
+
+if TYPE_CHECKING:
+    from workers.engine.checkpoint import Checkpoint
+    from workers.engine.clock import Clock
+    from workers.engine.events import Events
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.allocate import Allocation
+    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.stages.load import LoadedModel
+    from workers.engine.stats import Units
+
+
+def remove(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    calibration: Calibration | None,
+    units: Units | None,
+    allocation: Allocation,
+    *,
+    checkpoint: Checkpoint,
+    clock: Clock,
+    events: Events,
+) -> tuple[Outcome, int]:
+    """The structure of the result, and how many of its blocks were found done. Raises NumericalFailure, InvalidSpec."""
+    blocks = range(model.architecture.blocks)
+    if spec.removes == "layer":
+        kept = [block for block in blocks if not allocation.sparsity[model.architecture.block(block)[0].name]]
+        return Outcome(kept), drop(spec, model, kept, checkpoint=checkpoint, events=events)
+    if spec.removes == "unit":
+        assert units is not None  # they are scored
+        surgeon = unit_surgeon(spec, model, units, allocation.sparsity)
+        resumed = prune(spec, model, calibration, surgeon, checkpoint=checkpoint, clock=clock, events=events)
+        return Outcome(blocks, units.families, surgeon.widths), resumed
+    weights = WeightSurgeon(spec, allocation.sparsity, clock)
+    resumed = prune(spec, model, calibration, weights, checkpoint=checkpoint, clock=clock, events=events)
+    return Outcome(blocks), resumed
