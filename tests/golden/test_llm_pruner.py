@@ -1,4 +1,4 @@
-"""LLM-Pruner's own code at its own shapes, on the shipped model: ours must be at least as good, and of exactly its size.
+"""LLM-Pruner's own code at its own shapes, on the shipped model: ours must be no worse, and of exactly its size.
 
 Theirs credits query heads to the wrong key/value head where heads are grouped, so that it can be worse than random.
 """
