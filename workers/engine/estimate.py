@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from workers.engine.architectures.llama import BLOCKS, Architecture
 from workers.engine.errors import MemoryBudgetTooSmall
 from workers.engine.refs import DataRef
-from workers.engine.registry import Stat, method_of
+from workers.engine.registry import Stat, UnitScoreParams, method_of
 from workers.engine.shards import DTYPE_BYTES
 from workers.engine.spreading import parameters
 
@@ -98,6 +98,15 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
                 field="/allocate",
             )
         peak = max(peak, whole)
+    if spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
+        gradients = _gradient_bytes(spec, source, architecture)
+        if budget is not None and gradients > budget:
+            raise MemoryBudgetTooSmall(
+                f"a block's gradients take {gradients / 2**20:.0f} MiB, the budget is {budget / 2**20:.0f} MiB",
+                f"allow {gradients} bytes, or use a score without gradients, such as `wanda`",
+                field="/score",
+            )
+        peak = max(peak, gradients)
     if spec.evaluate and evaluates_whole(spec, source, architecture, budget):
         peak = max(peak, _evaluation_bytes(spec, source, architecture))
     return peak
@@ -134,6 +143,26 @@ def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archit
     return _PROCESS_BYTES + _TOKENIZER_BYTES + max(outside, walk)
 
 
+def _gradient_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
+    """The process while a block is differentiated: its weights as stored and as computed with, gradients of every
+    split in float32, and what a batch's backward pass keeps."""
+    assert isinstance(spec.score, UnitScoreParams)
+    assert spec.calibrate is not None  # the spec's validator saw to both
+    compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
+    stored_bytes = max(DTYPE_BYTES[facts.dtype] for facts in source.tensors.values())
+    block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
+    squared = Stat.SQUARED_GRADIENT in spec.unit_needs
+    length = spec.calibrate.sequence_length
+    tokens = length if squared else max(BATCH_TOKENS, length)
+    tokens = min(tokens, spec.calibrate.samples * length)
+    mlp_width = max(layer.shape[0] for layer in architecture.layers)
+    kept = tokens * compute_bytes * (8 * mlp_width + 20 * architecture.hidden_size)
+    sums = 4 * block * (spec.score.splits * (1 + squared) + 2)
+    # The head's gradient is taken before, a window at a time.
+    head = 3 * 4 * length * architecture.vocabulary + 4 * architecture.vocabulary * architecture.hidden_size
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(head, 2 * block * stored_bytes + block * compute_bytes + sums + kept)
+
+
 def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
     """The process with a whole model loaded and its largest batch of logits."""
     stored = sum(facts.bytes for facts in source.tensors.values())
@@ -152,6 +181,8 @@ def predicted_elapsed_s(
         length = spec.calibrate.sequence_length
         per_token = 2 * architecture.prunable_parameters + _attention_flops(architecture, length)
         passes = 2 + bool(spec.allocate_needs & (Stat.INPUT_SQ_MEAN | Stat.GRAM))
+        if spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
+            passes += 4  # forward, forward again, and backward, which is two
         work += passes * spec.calibrate.samples * length * per_token
     for params in spec.evaluate:
         per_token = 2 * source.parameters + _attention_flops(architecture, getattr(params, "sequence_length", 0))

@@ -1,0 +1,39 @@
+"""MACs: multiply-accumulate operations of one forward pass, counted from the shapes of the stored weights; exact.
+
+Linear layers, output head and attention (full, not causal) as in LLM-Pruner (Ma et al. 2023, arXiv:2305.11627), table 1,
+whose counter adds the 0.02 % that norms, activations and rotations take. Zeros are multiplied like other weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workers.engine.registry import MethodParams, evaluator
+from workers.engine.stats import Measurement
+
+if TYPE_CHECKING:
+    from workers.engine.architectures.llama import Architecture
+    from workers.engine.stages.evaluate import EvaluationContext
+
+
+class MacsParams(MethodParams):
+    """Count the multiplications of a forward pass."""
+
+    method: Literal["macs"] = Field("macs", description="Multiply-accumulate operations, from the shapes.")
+    sequence_length: int = Field(64, ge=1, le=1_048_576, description="Tokens of the pass; the literature's 64.")
+
+
+@evaluator(MacsParams, whole_model=False)
+def evaluate(context: EvaluationContext, params: MacsParams) -> list[Measurement]:
+    """`macs/<tokens>`: of one sequence of so many tokens."""
+    count = macs(context.loaded.architecture, params.sequence_length)
+    return [Measurement(f"macs/{params.sequence_length}", count, "MACs", higher_is_better=False)]
+
+
+def macs(architecture: Architecture, tokens: int) -> int:
+    """Of one sequence. Scores and weighted values take `tokens`^2 for each of o_proj's inputs."""
+    linear = architecture.prunable_parameters + architecture.vocabulary * architecture.hidden_size
+    queries = sum(layer.shape[1] for layer in architecture.layers if layer.stream == "attention_output")
+    return tokens * linear + 2 * tokens * tokens * queries
