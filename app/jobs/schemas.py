@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.jobs.views import JOB_ID
+from workers.engine.report import Verdict
 from workers.engine.spec import CompressionSpec
 
 JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
@@ -129,6 +130,7 @@ class JobRead(Read):
     spec: dict[str, Any] = Field(description="The spec with all defaults filled in.")
     spec_digest: str
     metrics: dict[str, MetricSummary] | None = Field(description="The report's measurements by name.")
+    verdict: Verdict | None = Field(description="Of the spec's gates; null without gates, and until it has succeeded.")
     error: JobFailure | None = Field(description="Why the last attempt failed.")
     created_at: AwareDatetime
     updated_at: AwareDatetime

@@ -254,6 +254,7 @@ def succeed(
     job.metrics = {
         m.name: {"dense": m.dense, "pruned": m.pruned, "ratio": m.ratio, "unit": m.unit} for m in report.metrics
     }
+    job.verdict = report.verdict
     if job.progress is not None:
         job.progress = {**job.progress, "done": job.progress["total"], "eta_s": 0}
     session.add(ReportRecord(job_id=job.id, body=report.model_dump(mode="json")))

@@ -131,5 +131,6 @@ def test_no_generated_request_breaks_the_service(server: httpx2.Client, app: Fas
         fuzz(result.ok())
     assert set(answers) == set(OPERATIONS)
     assert answers["jobs_get"] >= {200, 404}
-    assert answers["jobs_list"] >= {200, 422}
+    assert 200 in answers["jobs_list"]
+    assert answers["jobs_list"] & {400, 422}
     assert answers["jobs_create"] >= {422}
