@@ -159,7 +159,8 @@ class IdempotencyKey(Base):
     route: Mapped[str] = mapped_column(String(100), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64))
-    job_id: Mapped[str] = mapped_column(String(40))
+    resource_id: Mapped[str] = mapped_column(String(40))
+    """The job or the sweep that was made."""
     body: Mapped[str] = mapped_column(Text)
-    """The response, word for word; with `job_id` it is all a replay needs."""
+    """The response, word for word; with `resource_id` it is all a replay needs."""
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)

@@ -24,14 +24,9 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class JobSubmit(Request):
-    """A job to run."""
+class Scheduling(Request):
+    """How jobs are found and run."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"spec": SPEC_EXAMPLE, "labels": {"team": "search"}, "priority": 10}]}
-    )
-
-    spec: CompressionSpec
     labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, max_length=MAX_LABELS, description="Free key-value pairs to find the job by."
     )
@@ -46,6 +41,16 @@ class JobSubmit(Request):
         description="Seconds from the first start to a failure with `timeout`, waits between attempts included. "
         "At most, and by default, what the service is configured for.",
     )
+
+
+class JobSubmit(Scheduling):
+    """A job to run."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"spec": SPEC_EXAMPLE, "labels": {"team": "search"}, "priority": 10}]}
+    )
+
+    spec: CompressionSpec
 
 
 class LabelsPatch(Request):

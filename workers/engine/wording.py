@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from workers.engine.registry import Method, Stage, discover
 
@@ -49,6 +50,14 @@ def conditions(report: Report) -> list[str]:
     if report.refresh == "projection":
         found.append("Layers were calibrated on inputs that all layers pruned before them had a part in.")
     return found
+
+
+def short(value: Any) -> str:
+    """A varied value as people say it: a method by its name, a number plainly."""
+    if isinstance(value, dict) and "method" in value:
+        rest = {key: inner for key, inner in value.items() if key != "method"}
+        return f"{value['method']} {short(rest)}" if rest else str(value["method"])
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def percent(fraction: float) -> str:
