@@ -27,6 +27,7 @@ from app.reports import endpoints as reports
 from app.services import Services
 from app.settings import Settings, get_settings
 from app.storage import ArtifactStore
+from app.sweeps import endpoints as sweeps
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -74,7 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
-    for feature in (jobs, history, artifacts, reports, capabilities, health, metrics_endpoints):
+    for feature in (jobs, history, artifacts, reports, sweeps, capabilities, health, metrics_endpoints):
         app.include_router(feature.router)
     # FastAPI's wrapping costs more than answering a poll does. Its own route stays behind this one, for OpenAPI.
     app.router.routes.insert(0, jobs.poll_route)

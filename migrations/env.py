@@ -6,7 +6,8 @@ from alembic import context
 from sqlalchemy import text
 
 import app.jobs.models
-import app.keys.models  # noqa: F401 - fills Base.metadata
+import app.keys.models
+import app.sweeps.models  # noqa: F401 - fills Base.metadata
 from app.db import Base, Database
 from app.settings import get_settings
 

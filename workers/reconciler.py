@@ -1,7 +1,7 @@
-"""Repairs what a crash left: expired leases, unsent messages, files nobody owns. Run any number; one is enough.
+"""Repairs what a crash left: expired leases, unsent messages, sweeps to stop, files nobody owns.
 
-Start: `python -m workers.reconciler`. Each chore is safe to repeat and stands alone: one that fails is logged and
-tried again next time.
+Start any number, one is enough: `python -m workers.reconciler`. Each chore is safe to repeat and stands alone: one that
+fails is logged and tried again next time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from app.logs import configure_logging
 from app.queue import Publisher, relay
 from app.settings import Settings, get_settings
 from app.storage import ArtifactStore
+from app.sweeps import repository as sweep_repository
+from app.sweeps import service as sweeps
 from workers import scratch
 
 log = structlog.get_logger(__name__)
@@ -54,6 +56,15 @@ class Reconciler:
         with self.database.write() as session:
             if count := service.announce_again(session, older_than_s=self.settings.redispatch_s):
                 log.info("announced_again", jobs=count)
+
+    def stop_sweeps(self) -> None:
+        """Cancel what stop rules say and the worker that ended the decisive child did not live to cancel."""
+        with self.database.read() as session:
+            sweep_ids = sweep_repository.to_enforce(session)
+        for sweep_id in sweep_ids:
+            with self.database.write() as session:
+                if stopped := sweeps.enforce_stop(session, sweep_id):
+                    log.info("sweep_stopped", sweep_id=sweep_id, jobs=len(stopped))
 
     def forget_keys(self) -> None:
         with self.database.write() as session:
@@ -92,6 +103,7 @@ def main() -> None:
         (reconciler.send_messages, RELAY_S),
         (reconciler.reap, settings.reconcile_s),
         (reconciler.announce_again, settings.reconcile_s),
+        (reconciler.stop_sweeps, settings.reconcile_s),
         (reconciler.sweep_scratch, settings.reconcile_s),
         (reconciler.forget_keys, ORPHANS_S),
         (reconciler.sweep_store, ORPHANS_S),

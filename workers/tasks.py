@@ -32,6 +32,8 @@ from app.jobs.service import Claim, Fenced
 from app.queue import RUN_JOB
 from app.settings import Settings, get_settings
 from app.storage import AlreadyStored, ArtifactStore, StorageError
+from app.sweeps import repository as sweep_repository
+from app.sweeps import service as sweeps
 from workers import scratch
 from workers.celery_app import app, drain_flag
 from workers.engine.errors import CheckpointMismatch
@@ -237,9 +239,19 @@ class Attempt:
                     raise Fenced from error
                 log.warning("finish_failed", error=str(error.orig))
                 time.sleep(self.settings.heartbeat_s)
+        self._stop_sweep()
         scratch.forget_attempt(self.settings.work_dir, self.held.job_id, self.held.fence)
         if not keep_checkpoint:
             scratch.forget_job(self.settings.work_dir, self.held.job_id)
+
+    def _stop_sweep(self) -> None:
+        """Before this worker takes another job: this one's end may be a reason not to begin it."""
+        try:
+            with self.database.write() as session:
+                if sweep_id := sweep_repository.sweep_of(session, self.held.job_id):
+                    sweeps.enforce_stop(session, sweep_id)
+        except OperationalError as error:  # the reconciler does it
+            log.warning("stop_rule_failed", error=str(error.orig))
 
     def _forget_files(self) -> None:
         """Remove what this attempt uploaded. What cannot be removed now, the reconciler removes later."""

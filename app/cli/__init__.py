@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import admin, compress, download, jobs, methods, processes, report, serve
+from app.cli import admin, compress, download, gate, jobs, methods, processes, report, serve, sweeps
 from app.cli.exits import MEANINGS
 from app.cli.options import Commands, Connection
 
@@ -53,7 +53,15 @@ cli.command("retry", rich_help_panel=JOBS)(jobs.retry)
 cli.command("delete", rich_help_panel=JOBS)(jobs.delete)
 cli.command("logs", rich_help_panel=JOBS)(jobs.logs)
 cli.command("report", rich_help_panel=JOBS)(report.report)
+cli.command("gate", rich_help_panel=JOBS)(gate.gate)
 cli.command("download", rich_help_panel=JOBS)(download.download)
+
+sweep = typer.Typer(no_args_is_help=True, help="Jobs that differ in a few fields: submit, show, pareto, cancel.")
+sweep.command("submit")(sweeps.submit)
+sweep.command("show")(sweeps.show)
+sweep.command("pareto")(sweeps.pareto)
+sweep.command("cancel")(sweeps.cancel)
+cli.add_typer(sweep, name="sweep", rich_help_panel=JOBS)
 
 cli.command("api", rich_help_panel=OPERATE)(processes.api)
 cli.command("worker", rich_help_panel=OPERATE)(processes.worker)

@@ -10,10 +10,13 @@ class ExitCode(IntEnum):
     OK = 0
     UNEXPECTED = 1
     USAGE = 2
+    GATE_FAILED = 3
     JOB_FAILED = 4
     JOB_CANCELLED = 5
     REFUSED = 6
     UNREACHABLE = 7
+    GATE_INCONCLUSIVE = 8
+    TIMED_OUT = 9
     INTERRUPTED = 130
 
 
@@ -21,10 +24,13 @@ MEANINGS = {
     ExitCode.OK: "done",
     ExitCode.UNEXPECTED: "something unforeseen; the message says what",
     ExitCode.USAGE: "the command line, a file it names or the configuration is wrong",
+    ExitCode.GATE_FAILED: "a gate failed: the model may not ship",
     ExitCode.JOB_FAILED: "the job, or the local compression, failed",
     ExitCode.JOB_CANCELLED: "the job was cancelled",
     ExitCode.REFUSED: "the service refused the request",
     ExitCode.UNREACHABLE: "the service cannot be reached, or answered that it is not well",
+    ExitCode.GATE_INCONCLUSIVE: "no gate failed, but one could not be decided",
+    ExitCode.TIMED_OUT: "the wait ended before the job did",
     ExitCode.INTERRUPTED: "interrupted from the keyboard",
 }
 
@@ -57,6 +63,18 @@ class JobFailed(CliError):
 
 class JobCancelled(CliError):
     exit_code = ExitCode.JOB_CANCELLED
+
+
+class GateFailed(CliError):
+    exit_code = ExitCode.GATE_FAILED
+
+
+class GateInconclusive(CliError):
+    exit_code = ExitCode.GATE_INCONCLUSIVE
+
+
+class TimedOut(CliError):
+    exit_code = ExitCode.TIMED_OUT
 
 
 class Unreachable(CliError):

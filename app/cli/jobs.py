@@ -67,6 +67,7 @@ def list_jobs(
     status: Annotated[str | None, typer.Option(help="One or several, separated by commas.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Has this label; repeatable.")] = None,
     model: Annotated[str | None, typer.Option(help="Jobs on this model.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="Whose gates said so: pass, fail or inconclusive.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Most jobs to show, newest first.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="Go on after an earlier page: its next_cursor.")] = None,
     as_json: AsJson = False,
@@ -74,7 +75,8 @@ def list_jobs(
     """List jobs, newest first."""
     params: list[tuple[str, Any]] = [("limit", limit)]
     params += [("label", f"{key}:{value}") for key, value in _labels(label or []).items()]
-    params += [(k, v) for k, v in {"status": status, "model": model, "cursor": cursor}.items() if v is not None]
+    narrowed = {"status": status, "model": model, "verdict": verdict, "cursor": cursor}
+    params += [(k, v) for k, v in narrowed.items() if v is not None]
     with connect(context) as service:
         page = service.get("/v1/jobs", params=params)
     if as_json:
@@ -87,7 +89,7 @@ def list_jobs(
             output.status_text(job["status"]),
             job["stage"] or "",
             escape(job["spec"]["model"]["id"]),
-            f"{job['spec']['score']['method']} + {job['spec']['prune']['method']}",
+            " + ".join(part["method"] for part in (job["spec"]["score"], job["spec"]["prune"]) if part),
             output.local_time(job["created_at"]),
             escape(" ".join(f"{k}={v}" for k, v in job["labels"].items())),
         )
@@ -166,6 +168,8 @@ def print_job(job: dict[str, Any]) -> None:
     table.add_row("created", output.local_time(job["created_at"]))
     if job["finished_at"]:
         table.add_row("finished", output.local_time(job["finished_at"]))
+    if job["verdict"]:
+        table.add_row("verdict", output.verdict_text(job["verdict"]))
     if error := job["error"]:
         table.add_row("error", escape(f"{error['message']} ({error['code']})\n{error['hint']}"))
     output.stdout.print(table)

@@ -27,6 +27,9 @@ STATUS_STYLE = {
 }
 
 
+VERDICT_STYLE = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+
+
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -40,6 +43,10 @@ def print_error(error: CliError, *, as_json: bool) -> None:
 
 def status_text(status: str) -> str:
     return f"[{STATUS_STYLE.get(status, 'white')}]{escape(status)}[/]"
+
+
+def verdict_text(verdict: str) -> str:
+    return f"[{VERDICT_STYLE[verdict]}]{verdict}[/]"
 
 
 def number(value: float) -> str:

@@ -12,6 +12,8 @@ from rich.table import Table
 from app.cli import output
 from app.cli.exits import Usage
 from app.cli.options import AsJson, JobId, connect
+from workers.engine import wording
+from workers.engine.report import GateResult
 
 
 def report(
@@ -45,6 +47,9 @@ def print_report(report: dict[str, Any]) -> None:
         f"prunable weights zero ({report['sparsity']:.2%})"
     )
     output.stdout.print(metrics_table(report["metrics"]))
+    if gates := report.get("gates"):  # a report may be older than they are
+        output.stdout.print(gates_table(gates))
+        output.stdout.print(f"verdict: {output.verdict_text(report['verdict'])}")
     stages = output.table("", "stage", "seconds", "peak memory", right=("seconds", "peak memory"))
     for stage in report["stages"]:
         stages.add_row(stage["stage"], f"{stage['elapsed_s']:.2f}", f"{stage['peak_memory_bytes'] / 2**20:,.0f} MiB")
@@ -67,6 +72,22 @@ def metrics_table(metrics: list[dict[str, Any]]) -> Table:
             _with_spread(metric["pruned"], metric.get("pruned_stderr")),
             "" if ratio is None else f"{ratio:.3f}",
             escape(metric["unit"]),
+        )
+    return table
+
+
+def gates_table(gates: list[dict[str, Any]]) -> Table:
+    """The verdicts of a report's gates."""
+    table = output.table("", "gate", "of", "allowed", "value [interval]", "verdict", "why", right=("value [interval]",))
+    for found in gates:
+        gate = GateResult.model_validate(found)
+        table.add_row(
+            escape(gate.metric),
+            wording.GATED[gate.of],
+            wording.bounds(gate),
+            escape(wording.judged_value(gate)),
+            output.verdict_text(gate.verdict),
+            escape(gate.reason),
         )
     return table
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 from app.cli.client import JobEvent, Service
 from app.cli.display import Display, display
-from app.cli.exits import JobCancelled, JobFailed
+from app.cli.exits import JobCancelled, JobFailed, TimedOut
 
 WAIT_S = 20
 
@@ -19,6 +21,25 @@ def follow(service: Service, job_id: str) -> dict[str, Any]:
             _show(event, shown)
     job: dict[str, Any] = service.get(f"/v1/jobs/{job_id}")
     return job
+
+
+def ended(service: Service, job_id: str, timeout_s: float | None) -> dict[str, Any]:
+    """The job once it has ended. Raises TimedOut, Refused or Unreachable."""
+    end = None if timeout_s is None else time.monotonic() + timeout_s
+    etag, job = "", dict[str, Any]()
+    with display() as shown:
+        while True:
+            left_s = WAIT_S if end is None else min(WAIT_S, math.ceil(end - time.monotonic()))
+            headers = {"Prefer": f"wait={max(left_s, 0)}", "If-None-Match": etag} if etag else {}
+            response = service.request("GET", f"/v1/jobs/{job_id}", headers=headers)
+            if response.status_code != 304:
+                etag, job = response.headers["ETag"], response.json()
+            if job["finished_at"] is not None:
+                return job
+            if end is not None and time.monotonic() >= end:
+                raise TimedOut(f"{job_id} is still {job['status']} after {timeout_s:g} s; it goes on")
+            progress = job["progress"] or {"done": 0, "total": 0, "unit": ""}
+            shown.show(job["stage"] or job["status"], progress["done"], progress["total"], progress["unit"])
 
 
 def queue_place(job: dict[str, Any]) -> str:

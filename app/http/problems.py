@@ -6,7 +6,7 @@ A problem never repeats what the client sent: it may hold a secret.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -39,6 +39,7 @@ class FieldProblem(BaseModel):
     code: str = Field(examples=["greater_than_equal"])
     detail: str = Field(examples=["Input should be greater than or equal to 0"])
     allowed: list[str] | None = Field(None, description="The valid values, where there are few.")
+    children: list[int] | None = Field(None, description="Of a sweep: the children that it is wrong in.")
 
 
 class Problem(BaseModel):
@@ -183,7 +184,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
             title="The body is not JSON",
             detail="Send the body with `Content-Type: application/json`.",
         )
-    errors = [_field_problem(e) for e in found]
+    errors = [field_problem(e) for e in found]
     first = errors[0]
     more = f" ({len(errors) - 1} more in `errors`.)" if len(errors) > 1 else ""
     return problem(
@@ -196,7 +197,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     )
 
 
-def _field_problem(error: dict[str, Any]) -> dict[str, Any]:
+def field_problem(error: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of `errors`, of an error of pydantic's whose place begins with `body`, `query` or `header`."""
     code, context = error["type"], error.get("ctx", {})
     pointer = _pointer(error["loc"])
     match code:

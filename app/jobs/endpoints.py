@@ -30,7 +30,6 @@ from app.jobs.schemas import MAX_LABELS, JobPage, JobRead, JobSubmit, LabelsPatc
 from app.jobs.views import JOB_ID, JobView, as_json, etag, render
 from app.keys.auth import JobSeen, Principal, Requires, look_at_job, no_such_job
 from app.services import Services, ServicesDep
-from app.settings import Settings
 from app.storage import StorageError
 from workers.engine.report import Plan
 
@@ -83,8 +82,8 @@ def create(
     """Submit a job."""
     if dry_run:
         return Response(preflight.dry_run(submit.spec, has.settings).model_dump_json(), media_type="application/json")
-    max_attempts, deadline_s = _limits(submit, has.settings)
-    keyed = idempotency.keyed(idempotency_key, principal.tenant_id, submit)
+    max_attempts, deadline_s = preflight.limits(submit, has.settings)
+    keyed = idempotency.keyed(idempotency_key, principal.tenant_id, "POST /v1/jobs", submit.model_dump(mode="json"))
     if keyed and (replay := _replay(has, keyed)):
         return replay
     preflight.check(submit.spec, has.settings)
@@ -257,21 +256,6 @@ def _view(session: Session, principal: Principal, job_id: str) -> tuple[JobView,
     assert view is not None  # written by this transaction
     positions = repository.queue_positions(session, [job_id]) if view.status == "queued" else {}
     return view, positions.get(job_id)
-
-
-def _limits(submit: JobSubmit, settings: Settings) -> tuple[int, int]:
-    """(max_attempts, deadline_s): the asked for, if the service allows that much."""
-    errors = [
-        field_error(f"/{name}", "over_limit", f"this service allows at most {most}")
-        for name, asked, most in (
-            ("max_attempts", submit.max_attempts, settings.max_attempts),
-            ("deadline_s", submit.deadline_s, settings.deadline_s),
-        )
-        if asked is not None and asked > most
-    ]
-    if errors:
-        raise InvalidRequest(f"{errors[0]['pointer']}: {errors[0]['detail']}.", errors=errors)
-    return submit.max_attempts or settings.max_attempts, submit.deadline_s or settings.deadline_s
 
 
 def _replay(has: Services, keyed: idempotency.Keyed) -> Response | None:

@@ -22,6 +22,7 @@ class Job(Base):
         Index("ix_jobs_list", "tenant_id", "created_at", "id"),
         Index("ix_jobs_list_status", "tenant_id", "status", "created_at", "id"),
         Index("ix_jobs_list_model", "tenant_id", "model_id", "created_at", "id"),
+        Index("ix_jobs_list_verdict", "tenant_id", "verdict", "created_at", "id"),
         Index(
             "ix_jobs_queue",
             text("priority DESC"),
@@ -68,7 +69,9 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     metrics: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    """The report's measurements by name, `{dense, pruned, ratio, unit}`: what a list page or a gate wants to see."""
+    """The report's measurements by name, `{dense, pruned, ratio, unit}`: what a list page wants to see."""
+    verdict: Mapped[str | None] = mapped_column(String(16))
+    """The report's (pass, fail or inconclusive); None until the job has succeeded, and where its spec has no gates."""
     manifest_sha256: Mapped[str | None] = mapped_column(String(64))
     request_id: Mapped[str | None] = mapped_column(String(128))
 
@@ -156,7 +159,8 @@ class IdempotencyKey(Base):
     route: Mapped[str] = mapped_column(String(100), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64))
-    job_id: Mapped[str] = mapped_column(String(40))
+    resource_id: Mapped[str] = mapped_column(String(40))
+    """The job or the sweep that was made."""
     body: Mapped[str] = mapped_column(Text)
-    """The response, word for word; with `job_id` it is all a replay needs."""
+    """The response, word for word; with `resource_id` it is all a replay needs."""
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)

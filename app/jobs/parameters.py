@@ -16,6 +16,7 @@ from app.jobs.repository import Filters
 from app.jobs.views import JOB_ID
 from app.keys.auth import no_such_job
 from workers.engine.refs import NAME_OR_HUB_ID
+from workers.engine.report import Verdict
 
 
 def _possible(job_id: str) -> str:
@@ -39,6 +40,7 @@ def filters(
         list[Label] | None, Query(max_length=10, description="`key:value`; given several times, all must match.")
     ] = None,
     model: Annotated[str | None, Query(pattern=NAME_OR_HUB_ID, description="The spec's `model.id`.")] = None,
+    verdict: Annotated[Verdict | None, Query(description="Of the spec's gates.")] = None,
     created_after: Annotated[
         AwareDatetime | None,
         Query(description="Exclusive. ISO 8601 with its offset.", examples=["2026-11-22T00:00:00Z"]),
@@ -50,6 +52,7 @@ def filters(
         statuses=_statuses(status),
         labels=tuple(sorted((key, value) for key, _, value in (text.partition(":") for text in label or ()))),
         model_id=model,
+        verdict=verdict,
         created_after=_milliseconds(created_after),
         created_before=_milliseconds(created_before),
     )

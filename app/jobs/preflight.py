@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from app.errors import AppError, InvalidRequest, NotReady
 from app.http.problems import field_error
+from app.jobs.schemas import Scheduling
 from app.settings import Settings
 from workers.engine.errors import EngineError
 from workers.engine.refs import DataRef
@@ -44,6 +45,21 @@ def check(spec: CompressionSpec, settings: Settings) -> None:
         feasible(spec, resolve_model(spec.model, sources), sources)
     except EngineError as error:
         raise _refusal(error) from error
+
+
+def limits(submit: Scheduling, settings: Settings) -> tuple[int, int]:
+    """(max_attempts, deadline_s): the asked for, if the service allows that much."""
+    errors = [
+        field_error(f"/{name}", "over_limit", f"this service allows at most {most}")
+        for name, asked, most in (
+            ("max_attempts", submit.max_attempts, settings.max_attempts),
+            ("deadline_s", submit.deadline_s, settings.deadline_s),
+        )
+        if asked is not None and asked > most
+    ]
+    if errors:
+        raise InvalidRequest(f"{errors[0]['pointer']}: {errors[0]['detail']}.", errors=errors)
+    return submit.max_attempts or settings.max_attempts, submit.deadline_s or settings.deadline_s
 
 
 def _sources(settings: Settings) -> Sources:

@@ -157,6 +157,7 @@ class Filters:
     statuses: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     model_id: str | None = None
+    verdict: str | None = None
     created_after: int | None = None
     """Milliseconds, exclusive."""
     created_before: int | None = None
@@ -184,6 +185,8 @@ def page(
     conditions = [Job.tenant_id == tenant_id]
     if filters.model_id is not None:
         conditions.append(Job.model_id == filters.model_id)
+    if filters.verdict is not None:
+        conditions.append(Job.verdict == filters.verdict)
     if filters.created_after is not None:
         conditions.append(Job.created_at > filters.created_after)
     if filters.created_before is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.jobs.views import JOB_ID
+from workers.engine.report import Verdict
 from workers.engine.spec import CompressionSpec
 
 JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
@@ -23,14 +24,9 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class JobSubmit(Request):
-    """A job to run."""
+class Scheduling(Request):
+    """How jobs are found and run."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"spec": SPEC_EXAMPLE, "labels": {"team": "search"}, "priority": 10}]}
-    )
-
-    spec: CompressionSpec
     labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, max_length=MAX_LABELS, description="Free key-value pairs to find the job by."
     )
@@ -45,6 +41,16 @@ class JobSubmit(Request):
         description="Seconds from the first start to a failure with `timeout`, waits between attempts included. "
         "At most, and by default, what the service is configured for.",
     )
+
+
+class JobSubmit(Scheduling):
+    """A job to run."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"spec": SPEC_EXAMPLE, "labels": {"team": "search"}, "priority": 10}]}
+    )
+
+    spec: CompressionSpec
 
 
 class LabelsPatch(Request):
@@ -129,6 +135,7 @@ class JobRead(Read):
     spec: dict[str, Any] = Field(description="The spec with all defaults filled in.")
     spec_digest: str
     metrics: dict[str, MetricSummary] | None = Field(description="The report's measurements by name.")
+    verdict: Verdict | None = Field(description="Of the spec's gates; null without gates, and until it has succeeded.")
     error: JobFailure | None = Field(description="Why the last attempt failed.")
     created_at: AwareDatetime
     updated_at: AwareDatetime

@@ -87,11 +87,13 @@ def create(
     max_attempts: int,
     deadline_s: int,
     request_id: str | None,
+    job_id: str | None = None,
+    now: int | None = None,
 ) -> Job:
-    """Insert the job, its first event and its message to the workers."""
-    now = repository.clock(session)
+    """Insert the job, its first event and its message to the workers. Of one `now`, lower ids run first."""
+    now = now or repository.clock(session)
     job = Job(
-        id=new_id("job"),
+        id=job_id or new_id("job"),
         tenant_id=tenant_id,
         status="queued",
         version=1,
@@ -129,12 +131,12 @@ def set_labels(session: Session, job: Job, changes: dict[str, str | None]) -> No
     session.flush()
 
 
-def cancel(session: Session, job: Job) -> None:
+def cancel(session: Session, job: Job, data: dict[str, Any] | None = None) -> None:
     """Stop the job, whatever it is doing. Idempotent; raises InvalidTransition once it has succeeded or failed."""
     if job.status in ("cancelling", "cancelled"):
         return
     was_queued = job.status == "queued"
-    _transition(session, job, "cancelling")
+    _transition(session, job, "cancelling", data)
     if was_queued:  # nobody is working on it
         _transition(session, job, "cancelled")
 
@@ -254,6 +256,7 @@ def succeed(
     job.metrics = {
         m.name: {"dense": m.dense, "pruned": m.pruned, "ratio": m.ratio, "unit": m.unit} for m in report.metrics
     }
+    job.verdict = report.verdict
     if job.progress is not None:
         job.progress = {**job.progress, "done": job.progress["total"], "eta_s": 0}
     session.add(ReportRecord(job_id=job.id, body=report.model_dump(mode="json")))

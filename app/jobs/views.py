@@ -35,6 +35,7 @@ class JobView(NamedTuple):
     spec: str
     spec_digest: str
     metrics: str | None
+    verdict: str | None
     error: str | None
     labels: str | None
     created_at: int
@@ -58,6 +59,7 @@ COLUMNS = (
     cast(Job.spec, Text),
     Job.spec_digest,
     cast(Job.metrics, Text),
+    Job.verdict,
     cast(Job.error, Text),
     select(json_object(JobLabel.key, JobLabel.value)).where(JobLabel.job_id == Job.id).scalar_subquery(),
     Job.created_at,
@@ -91,6 +93,7 @@ def as_json(job: JobView, position: int | None) -> dict[str, Any]:
         "spec": orjson.Fragment(job.spec),
         "spec_digest": job.spec_digest,
         "metrics": _fragment(job.metrics),
+        "verdict": job.verdict,
         "error": _fragment(job.error),
         "created_at": iso(job.created_at),
         "updated_at": iso(job.updated_at),

@@ -25,7 +25,7 @@ from app.keys import service as keys
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
-from workers.engine.report import FileEntry, Report
+from workers.engine.report import FileEntry, GateResult, Report, Verdict
 
 ROOT = Path(__file__).parent.parent.parent
 SPEC: dict[str, Any] = {
@@ -73,6 +73,19 @@ REPORT = Report.model_validate(
     }
 )
 WEIGHTS = bytes(range(256)) * 20
+GATE: dict[str, Any] = {"metric": "size/weight_bytes", "max": 1.0}
+GATED: dict[str, Any] = {**SPEC, "evaluate": [{"method": "size"}], "gates": [GATE]}
+
+
+def judged(verdict: Verdict) -> Report:
+    """REPORT with one gate, which was judged so."""
+    gate = GateResult(
+        metric="perplexity/a.txt", of="ratio", min=None, max=1.1, confidence=0.95,
+        value=1.1, interval=(1.09, 1.11), verdict=verdict, reason="because",
+    )  # fmt: skip
+    return REPORT.model_copy(update={"gates": [gate], "verdict": verdict})
+
+
 FILES = {"model.safetensors": WEIGHTS, "README.md": b"# A card", "report.html": b"<h1>Report</h1>"}
 CRASH = Failure(code="runner_died", message="it died", hint="wait", retryable=False, stage="prune")
 
@@ -121,14 +134,14 @@ class Api:
         with self.database.write() as session:
             service.record(session, held, list(events), progress)
 
-    def succeed(self, held: service.Claim) -> None:
+    def succeed(self, held: service.Claim, report: Report = REPORT) -> None:
         entries = []
         for path, content in FILES.items():
             key = self.services.store.file_key(held.tenant_id, held.job_id, held.attempt, held.fence, path)
             self.services.store.put_bytes(key, content)
             entries.append((FileEntry(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()), key))
         with self.database.write() as session:
-            service.succeed(session, held, report=REPORT, manifest_sha256="0" * 64, files=entries)
+            service.succeed(session, held, report=report, manifest_sha256="0" * 64, files=entries)
 
     def fail(self, held: service.Claim, failure: Failure = CRASH) -> None:
         with self.database.write() as session:

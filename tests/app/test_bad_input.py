@@ -40,6 +40,10 @@ def perplexity(**changes: Any) -> dict[str, Any]:
     return spec(evaluate=[{"method": "size"}, {"method": "perplexity", "dataset": "heldout.txt", **changes}])
 
 
+def gated(*gates: dict[str, Any]) -> dict[str, Any]:
+    return {"spec": spec(evaluate=[{"method": "size"}], gates=list(gates))}
+
+
 LOOKED = {
     "invalid_spec",
     "model_not_found",
@@ -153,6 +157,30 @@ BODIES: list[tuple[str, Any, str, str]] = [
         "/spec/prune/pattern",
         "invalid_spec",
     ),
+    # gates
+    ("a gate without a bound", gated({"metric": "size/zeros"}), "/spec/gates/0", "bound_required"),
+    ("a gate nothing passes", gated({"metric": "size/zeros", "min": 2, "max": 1}), "/spec/gates/0", "empty_bounds"),
+    ("a gate of NaN", gated({"metric": "size/zeros", "max": float("nan")}), "/spec/gates/0/max", "finite_number"),
+    (
+        "a gate quite certain",
+        gated({"metric": "x", "max": 1, "confidence": 1}),
+        "/spec/gates/0/confidence",
+        "less_than",
+    ),
+    ("a gate of the dense model", gated({"metric": "x", "max": 1, "of": "dense"}), "/spec/gates/0/of", "literal_error"),
+    ("a gate on NUL", gated({"metric": "\0", "max": 1}), "/spec/gates/0/metric", "string_pattern_mismatch"),
+    (
+        "a gate on what is not measured",
+        gated({"metric": "size/zeros", "max": 1}, {"metric": "perplexity/a.txt", "max": 1}),
+        "/spec/gates/1/metric",
+        "not_measured",
+    ),
+    (
+        "a gate on nothing measured",
+        {"spec": spec(gates=[{"metric": "size/zeros", "max": 1}])},
+        "/spec/gates/0/metric",
+        "not_measured",
+    ),
     # models
     ("missing model", {"spec": spec(model={"id": "none"})}, "/spec/model/id", "model_not_found"),
     ("pickle only", {"spec": spec(model={"id": "pickle"})}, "/spec/model/id", "unsafe_weights"),
@@ -242,6 +270,7 @@ QUERIES = [
     ("/v1/jobs?limit=many", "?limit", "int_parsing"),
     ("/v1/jobs?status=done", "?status", "unknown_status"),
     ("/v1/jobs?status=queued,", "?status", "unknown_status"),
+    ("/v1/jobs?verdict=passed", "?verdict", "literal_error"),
     ("/v1/jobs?label=team", "?label/0", "string_pattern_mismatch"),
     ("/v1/jobs?label=team:%00", "?label/0", "string_pattern_mismatch"),
     ("/v1/jobs?model=../x", "?model", "string_pattern_mismatch"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, get_args
 
 import httpx2
 import pytest
@@ -15,7 +15,10 @@ from app.jobs import repository
 from app.jobs.models import Job
 from app.jobs.repository import Filters
 from app.jobs.schemas import JobPage
-from tests.app.conftest import SPEC, Api
+from tests.app.conftest import GATED, SPEC, Api, judged
+from workers.engine.report import Verdict
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 def listed(api: Api, **query: Any) -> list[str]:
@@ -106,6 +109,17 @@ class TestFilters:
         assert len(listed(api, model="owner/name")) == 4
         assert listed(api, model="owner/other") == []
 
+    def test_verdict(self, api: Api) -> None:
+        ids = {}
+        for verdict in VERDICTS:
+            job = api.submit(GATED)
+            api.succeed(api.claim(), judged(verdict))
+            ids[verdict] = job["id"]
+        api.succeeded()  # without gates
+        for verdict in VERDICTS:
+            assert listed(api, verdict=verdict) == [ids[verdict]]
+        assert listed(api, verdict="fail", status="failed") == []
+
     def test_time(self, api: Api, jobs: list[dict[str, Any]]) -> None:
         third = jobs[2]["created_at"]
         assert listed(api, created_after=third) == [job["id"] for job in reversed(jobs[3:])]
@@ -164,6 +178,7 @@ def test_pages_of_a_large_table_come_from_an_index(api: Api) -> None:
         (Filters(statuses=("failed",)), "ix_jobs_list_status"),
         (Filters(statuses=("failed", "queued")), "ix_jobs_list_status"),
         (Filters(model_id="rare/model"), "ix_jobs_list_model"),
+        (Filters(verdict="fail"), "ix_jobs_list_verdict"),
         (Filters(labels=(("team", "rare"),)), "job_labels"),
     ):
         plan = explained(api, filters, newer)

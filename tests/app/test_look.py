@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from app.jobs import repository
 from app.jobs.schemas import JobRead
 from app.keys import service as keys
-from tests.app.conftest import CRASH, SPEC, Api
+from tests.app.conftest import CRASH, GATED, SPEC, Api, judged
+from workers.engine.report import Verdict
 
 
 class TestDocument:
@@ -42,6 +43,15 @@ class TestDocument:
         assert failed.status == "failed"
         assert failed.error is not None
         assert (failed.error.code, failed.error.hint, failed.error.attempt) == (CRASH.code, CRASH.hint, 1)
+
+    @pytest.mark.parametrize("verdict", ["pass", "fail", "inconclusive"])
+    def test_of_a_gated_job_has_the_verdict(self, api: Api, verdict: Verdict) -> None:
+        job = api.submit(GATED)
+        assert job["verdict"] is None
+        api.succeed(api.claim(), judged(verdict))
+        assert JobRead.model_validate(api.get(job).json()).verdict == verdict
+        report = api.get(job, "/report").json()
+        assert (report["verdict"], report["gates"][0]["verdict"]) == (verdict, verdict)
 
     def test_links_lead_somewhere(self, api: Api) -> None:
         job = api.succeeded()

@@ -50,6 +50,8 @@ def test_submit_wait_report_download(service: Embedded, tmp_path: Path) -> None:
     service.run("report", job["id"], "--html", str(tmp_path / "report.html"))
     assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html>")
 
+    assert "add `gates`" in service.run("gate", job["id"], exit_code=2).stderr  # without gates nothing passes
+
     out = tmp_path / "out"
     files = service.json("download", job["id"], "--out", str(out))["files"]
     assert {Path(f["path"]).relative_to(out).as_posix() for f in files} >= {"model.safetensors", "manifest.json"}
@@ -101,6 +103,26 @@ def test_a_failed_job_has_an_exit_code_and_a_log(service: Embedded, tmp_path: Pa
     assert json.loads(done.stderr.splitlines()[-1])["error"]["hint"]
     assert "timeout" in service.run("logs", job["id"]).stdout
     service.run("watch", job["id"], exit_code=4)
+
+
+def gated(folder: Path, **gate: object) -> str:
+    gates = [{"metric": "size/weight_bytes", "max": 1.0}, gate]
+    return spec_file(folder, {**MAGNITUDE, "evaluate": [{"method": "size"}], "gates": gates})
+
+
+def test_gates_decide_the_exit_code(service: Embedded, tmp_path: Path) -> None:
+    fails = service.json("submit", gated(tmp_path, metric="size/weight_bytes", max=0.9))["id"]
+    undecided = service.json("submit", gated(tmp_path, metric="size/zeros", max=1))["id"]  # no zeros in the dense one
+    done = service.run("gate", undecided, "--timeout", "0", exit_code=9)
+    assert "still" in done.stderr
+    done = service.run("gate", fails, "--timeout", "60", exit_code=3)
+    assert re.search(r"size/weight_bytes +pruned / dense +≤ 0.9 +1\.000 +fail", done.stdout)
+    assert "above the bound" in done.stderr
+    done = service.run("gate", undecided, "--json", exit_code=8)
+    assert [gate["verdict"] for gate in json.loads(done.stdout)["gates"]] == ["pass", "inconclusive"]
+    assert json.loads(done.stderr.splitlines()[-1])["exit_code"] == 8
+    assert [job["id"] for job in service.json("list", "--verdict", "fail")["data"]] == [fails]
+    assert "verdict: fail" in service.run("report", fails).stdout
 
 
 def test_cancel_ends_a_running_job(service: Embedded, tmp_path: Path) -> None:

@@ -137,7 +137,10 @@ def test_the_harness_runs_a_local_task_and_the_shipped_model_beats_chance(exampl
     seen = context(examples, model, folder, AutoTokenizer.from_pretrained(folder))
     params = harness.HarnessParams(tasks=["bookworm_continuation"], limit=24)
     found = {m.name: m for m in harness.evaluate(seen, params)}
+    assert all(name.startswith(params.measures) for name in found)
     accuracy = found["harness/bookworm_continuation/acc"]
+    assert accuracy.parts is not None
+    assert sum(accuracy.parts) / 24 == accuracy.value
     assert accuracy.value > 0.25  # chance; all 200 questions give 0.58
     assert accuracy.stderr is not None
     assert accuracy.higher_is_better

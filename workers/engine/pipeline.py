@@ -13,6 +13,7 @@ from workers.engine.cache import Cache
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.clock import Clock
 from workers.engine.failures import translated
+from workers.engine.gates import judge, overall
 from workers.engine.plan import parameters_after, runtimes, warnings
 from workers.engine.provenance import fingerprint, provenance
 from workers.engine.report import Report
@@ -69,6 +70,7 @@ def compress(
             assemble(spec, model, outcome, checkpoint, model_dir)
         with clock.stage("evaluate"):
             evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
+        gates = judge(spec.gates, evaluation.metrics)
         report = Report(
             spec=spec.model_dump(mode="json"),
             provenance=provenance(spec, model, evaluation.data_digests | (text.digests if text else {})),
@@ -83,6 +85,8 @@ def compress(
             refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
             metrics=evaluation.metrics,
+            gates=gates,
+            verdict=overall(gates),
             stages=clock.report(),
             runtimes=runtimes(outcome, spec),
             warnings=warnings(spec, model.source, model.architecture),

@@ -77,6 +77,11 @@ class MethodParams(BaseModel):
     """Allocators: parameters that `measure` does not look at. Changing them measures nothing again."""
 
     @property
+    def measures(self) -> tuple[str, ...]:
+        """Evaluators: the names of what they will measure. One that ends in `/` stands for all names that begin so."""
+        return (f"{self.method}/",)
+
+    @property
     def waives(self) -> Stat:
         """What of its method's `needs` these parameters do without."""
         return Stat.NONE

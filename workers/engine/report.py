@@ -24,6 +24,10 @@ class Metric(ReportModel):
     ratio: float | None = Field(description="pruned / dense; null when dense is zero.")
     dense_stderr: float | None = None
     pruned_stderr: float | None = None
+    ratio_stderr: float | None = Field(
+        None, description="Of `ratio`, sample by sample where both models were measured on the same ones."
+    )
+    difference_stderr: float | None = Field(None, description="Of pruned - dense, likewise.")
     note: str = ""
 
 
@@ -77,6 +81,25 @@ class Runtime(ReportModel):
     note: str
 
 
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+class GateResult(ReportModel):
+    """A gate of the spec, judged."""
+
+    metric: str
+    of: Literal["ratio", "difference", "pruned"]
+    min: float | None
+    max: float | None
+    confidence: float
+    value: float | None = Field(description="null where it was not measured.")
+    interval: tuple[float, float] | None = Field(
+        description="Holds the true value with that confidence; both ends are `value` where it has no standard error."
+    )
+    verdict: Verdict
+    reason: str
+
+
 class Report(ReportModel):
     """The whole report, `report.json` beside the model."""
 
@@ -99,6 +122,11 @@ class Report(ReportModel):
     )
     layers: list[LayerReport]
     metrics: list[Metric]
+    gates: list[GateResult] = Field(default_factory=list, description="The spec's gates, in its order.")
+    verdict: Verdict | None = Field(
+        None,
+        description="`fail` if a gate failed, else `inconclusive` if one is, else `pass`; null without gates.",
+    )
     stages: list[StageReport]
     runtimes: list[Runtime]
     warnings: list[str]

@@ -12,9 +12,10 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from workers.engine.gates import Gate, measured_names
 from workers.engine.refs import NAME_OR_HUB_ID, REVISION, DataRef, SpecModel
 from workers.engine.registry import (
     Group,
@@ -156,9 +157,38 @@ class CompressionSpec(SpecModel):
         max_length=32,
         description="Measurements, each made on the dense and on the pruned model in the same run.",
     )
+    gates: list[Gate] = Field(
+        default_factory=list,
+        max_length=32,
+        description="What the result must keep to be shipped. The job succeeds either way; the report has the verdict.",
+    )
     package: Package = Field(default_factory=Package)
     compute: Compute = Field(default_factory=Compute)
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of every random choice outside calibration.")
+
+    @field_validator("gates")
+    @classmethod
+    def _gates_on_what_is_measured(cls, gates: list[Gate], info: ValidationInfo) -> list[Gate]:
+        if "evaluate" not in info.data:  # refused already
+            return gates
+        names = measured_names(info.data["evaluate"])
+        errors = [
+            InitErrorDetails(
+                type=PydanticCustomError(
+                    "not_measured",
+                    "no evaluation of this spec measures this: "
+                    + ("choose among {names}, or add it to `evaluate`" if names else "add one to `evaluate`"),
+                    {"names": ", ".join(name + "…" * name.endswith("/") for name in names)},
+                ),
+                loc=(index, "metric"),
+                input=gate.metric,
+            )
+            for index, gate in enumerate(gates)
+            if not any(gate.metric == name or (name.endswith("/") and gate.metric.startswith(name)) for name in names)
+        ]
+        if errors:
+            raise ValidationError.from_exception_data("gates", errors)
+        return gates
 
     @property
     def removes(self) -> Literal["weight", "unit", "layer"]:

@@ -150,3 +150,6 @@ class Measurement:
     stderr: float | None = None
     """Standard error or spread of `value` in `unit`; None where the number is exact."""
     note: str = ""
+    parts: Sequence[float] | None = None
+    """What each sample (window, question) adds to `value`, in `unit`, up to a constant: the error of `value` is that of
+    their mean. With them two models are compared sample by sample; None where nothing was sampled."""

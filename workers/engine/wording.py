@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from workers.engine.registry import Method, Stage, discover
 
 if TYPE_CHECKING:
-    from workers.engine.report import Metric, Report
+    from workers.engine.report import GateResult, Metric, Report
 
 Verdict = Literal["better", "worse", "within spread", "same", ""]
+GATED = {"ratio": "pruned / dense", "difference": "pruned − dense", "pruned": "pruned"}
+VERDICT_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 
 
 def compressing_methods(report: Report) -> list[Method]:
@@ -47,6 +50,14 @@ def conditions(report: Report) -> list[str]:
     if report.refresh == "projection":
         found.append("Layers were calibrated on inputs that all layers pruned before them had a part in.")
     return found
+
+
+def short(value: Any) -> str:
+    """A varied value as people say it: a method by its name, a number plainly."""
+    if isinstance(value, dict) and "method" in value:
+        rest = {key: inner for key, inner in value.items() if key != "method"}
+        return f"{value['method']} {short(rest)}" if rest else str(value["method"])
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def percent(fraction: float) -> str:
@@ -87,6 +98,30 @@ def verdict(metric: Metric) -> Verdict:
     if abs(change) <= (metric.dense_stderr or 0) + (metric.pruned_stderr or 0):
         return "within spread"
     return "better" if (change > 0) == metric.higher_is_better else "worse"
+
+
+def confidences(report: Report) -> str:
+    """`95 %`, or the several confidences of the gates that were judged by an interval; empty if none was."""
+    found = {gate.confidence for gate in report.gates if gate.interval and gate.interval[0] < gate.interval[1]}
+    return ", ".join(percent(confidence) for confidence in sorted(found))
+
+
+def bounds(gate: GateResult) -> str:
+    """What a gate allows: `≤ 1.1`, `≥ 0.5` or `0.5 to 1.1`."""
+    if gate.min is None:
+        return f"≤ {gate.max:g}"
+    return f"≥ {gate.min:g}" if gate.max is None else f"{gate.min:g} to {gate.max:g}"
+
+
+def judged_value(gate: GateResult) -> str:
+    """`1.104 [1.080, 1.128]`: the value and its interval where it has one, or a dash."""
+    if gate.value is None or gate.interval is None:
+        return "–"
+    low, high = gate.interval
+    if low == high:
+        return _digits(gate.value)
+    decimals = max(0, _decimals(high - low) - 2)  # two digits of what is not known
+    return f"{gate.value:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
 
 
 def _digits(value: float) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from workers.engine.architectures.llama import BLOCKS
+from workers.engine.comparison import difference_stderr, ratio_stderr
 from workers.engine.data import load_tokens
 from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong
 from workers.engine.estimate import evaluates_whole
@@ -220,6 +221,8 @@ def join(dense: list[Measurement], pruned: list[Measurement]) -> list[Metric]:
                 ratio=after.value / before.value if before.value else None,
                 dense_stderr=before.stderr,
                 pruned_stderr=after.stderr,
+                ratio_stderr=ratio_stderr(before, after),
+                difference_stderr=difference_stderr(before, after),
                 note=after.note,
             )
         )

@@ -33,13 +33,18 @@ class GenerationSpeedParams(MethodParams):
     repeats: int = Field(5, ge=2, le=100, description="Timed rounds; the median is reported.")
     warmup: int = Field(2, ge=0, le=100, description="Rounds before the clock starts.")
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return "generation_speed/prefill", "generation_speed/decode"
+
 
 @evaluator(GenerationSpeedParams)
 def evaluate(context: EvaluationContext, params: GenerationSpeedParams) -> list[Measurement]:
     """`generation_speed/prefill` and `generation_speed/decode`, tokens/s summed over the batch.
 
-    The value is the median of the rounds, the spread (`stderr`) half their interquartile range. Raises
-    SequenceTooLong if prompt and new tokens exceed the context.
+    The value is the median of the rounds, the spread (`stderr`) half their interquartile range: of four and more rounds
+    that is no less than the median's standard error, were they normally distributed. Raises SequenceTooLong if prompt
+    and new tokens exceed the context.
     """
     import torch
 

@@ -7,6 +7,7 @@ the Hugging Face hub (when online).
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -84,9 +85,18 @@ def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> l
                 higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
                 stderr=stderr if isinstance(stderr, float) else None,
                 note=_note(task, found) + f"lm-eval {lm_eval.__version__}",
+                parts=_answers(found["samples"].get(task, []), metric, filter_name, float(value)),
             )
         )
     return measurements
+
+
+def _answers(samples: list[dict[str, Any]], metric: str, filter_name: str, value: float) -> list[float] | None:
+    """Each question's score, where `value` is their mean; None for groups and for metrics of a whole corpus."""
+    scores = [s[metric] for s in samples if s["filter"] == filter_name and isinstance(s.get(metric), int | float)]
+    if not scores or not math.isclose(sum(scores) / len(scores), value, rel_tol=1e-9, abs_tol=1e-12):
+        return None
+    return [float(score) for score in scores]
 
 
 def _note(task: str, found: dict[str, Any]) -> str:

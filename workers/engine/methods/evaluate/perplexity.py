@@ -30,6 +30,10 @@ class PerplexityParams(LossMethodParams):
         1, ge=1, le=256, description="Windows per forward pass. Costs memory; moves the last digits."
     )
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return (f"perplexity/{self.label}",)
+
 
 @evaluator(
     PerplexityParams,
@@ -63,5 +67,6 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
             higher_is_better=False,
             stderr=stderr,
             note=f"{len(nll_N)} windows of {length} tokens; ± standard error over windows",
+            parts=(perplexity * nll_N).tolist(),
         )
     ]

@@ -21,6 +21,10 @@ class SizeParams(MethodParams):
 
     method: Literal["size"] = Field("size", description="Parameters, zeros and bytes on disk.")
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return "size/parameters", "size/zeros", "size/weight_bytes"
+
 
 @evaluator(SizeParams, whole_model=False)
 def evaluate(context: EvaluationContext, params: SizeParams) -> list[Measurement]:

@@ -1,0 +1,153 @@
+"""Commands about sweeps: submit, show, pareto, cancel."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from app.cli import output
+from app.cli.exits import Usage
+from app.cli.jobs import read_json
+from app.cli.options import AsJson, connect
+from workers.engine import wording
+
+SweepId = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's id, swp_….")]
+SweepFile = Annotated[
+    str, typer.Argument(metavar="SWEEP.json", help="What POST /v1/sweeps takes: spec, grid or list, …; - for stdin.")
+]
+
+
+def submit(
+    context: typer.Context,
+    sweep: SweepFile,
+    dry_run: Annotated[bool, typer.Option(help="Show what would be done; create nothing.")] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Submitting twice with one key makes one sweep. Default: a new key.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a sweep: a job for each combination of the values in its grid."""
+    body = read_json(sweep)
+    with connect(context) as service:
+        if dry_run:
+            plan = service.request("POST", "/v1/sweeps", params={"dry_run": "true"}, json=body).json()
+            output.print_json(plan) if as_json else _print_plan(plan)
+            return
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        made = service.request("POST", "/v1/sweeps", headers=headers, json=body).json()
+    output.print_json(made) if as_json else _print_sweep(made)
+
+
+def show(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:
+    """Show a sweep and how each of its jobs is."""
+    with connect(context) as service:
+        sweep = service.get(f"/v1/sweeps/{sweep_id}")
+    output.print_json(sweep) if as_json else _print_sweep(sweep)
+
+
+def pareto(
+    context: typer.Context,
+    sweep_id: SweepId,
+    quality: Annotated[str | None, typer.Option(help="A measurement. Default: the first one with a direction.")] = None,
+    cost: Annotated[str | None, typer.Option(help="Another. Default: the first exact one that differs.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the page with the figure to this file instead.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which jobs of a sweep nothing else beats in quality and cost."""
+    path = f"/v1/sweeps/{sweep_id}/pareto"
+    params = {key: value for key, value in {"quality": quality, "cost": cost}.items() if value is not None}
+    with connect(context) as service:
+        if html is None:
+            found = service.get(path, params=params, headers={"Accept": "application/json"})
+            output.print_json(found) if as_json else _print_pareto(found)
+            return
+        page = service.request("GET", path, params=params, headers={"Accept": "text/html"}).content
+    try:
+        html.write_bytes(page)
+    except OSError as error:
+        raise Usage(f"{html}: {error.strerror}") from error
+    if as_json:
+        output.print_json({"id": sweep_id, "html": str(html.absolute())})
+    else:
+        output.stdout.print(f"comparison: {html.absolute().as_uri()}")
+
+
+def cancel(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:
+    """Stop the jobs of a sweep that have not ended."""
+    with connect(context) as service:
+        sweep = service.request("POST", f"/v1/sweeps/{sweep_id}/cancel").json()
+    output.print_json(sweep) if as_json else _print_sweep(sweep)
+
+
+def _print_sweep(sweep: dict[str, Any]) -> None:
+    counts = ", ".join(f"{count} {output.status_text(status)}" for status, count in sweep["counts"].items())
+    output.stdout.print(f"[bold]{sweep['id']}[/] {escape(sweep['name'] or '')}  {sweep['status']}: {counts}")
+    table = output.table("", "no.", *sweep["parameters"], "job", "status", "verdict", "", right=("no.",))
+    for child in sweep["children"]:
+        error, stopped_by = child["error"], child["stopped_by"]
+        why = f"{error['message']} ({error['code']})" if error else ""
+        table.add_row(
+            str(child["number"]),
+            *_values(sweep["parameters"], child),
+            child["job_id"] or "",
+            output.status_text(child["status"]),
+            output.verdict_text(child["verdict"]) if child["verdict"] else "",
+            escape(why if stopped_by is None else f"stopped by {stopped_by}"),
+        )
+    output.stdout.print(table)
+    output.stdout.print(f"\nespalier sweep pareto {sweep['id']}")
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    parameters = list(dict.fromkeys(pointer for child in plan["children"] for pointer in child["values"]))
+    numbers = ("no.", "zeros", "weight bytes", "peak memory", "run time")
+    table = output.table("What this would do; nothing was created", "no.", *parameters, *numbers[1:], right=numbers)
+    for child in plan["children"]:
+        table.add_row(
+            str(child["number"]),
+            *_values(parameters, child),
+            "to be found" if child["zeros_after"] is None else output.number(child["zeros_after"]),
+            output.number(child["bytes_after"]),
+            f"about {child['peak_memory_bytes'] / 2**20:,.0f} MiB",
+            f"about {output.duration(child['elapsed_s'])}",
+        )
+    output.stdout.print(table)
+    output.stdout.print(f"about {output.duration(plan['elapsed_s'])} one after another on two CPU cores")
+    for warning in dict.fromkeys(warning for child in plan["children"] for warning in child["warnings"]):
+        output.stdout.print("[yellow]warning[/]", escape(warning))
+
+
+def _print_pareto(found: dict[str, Any]) -> None:
+    quality, cost = found["quality"], found["cost"]
+    if quality is None:
+        output.stdout.print("No job of this sweep has succeeded yet")
+    else:
+        parameters = list(dict.fromkeys(pointer for point in found["points"] for pointer in point["values"]))
+        numbers = ("no.", quality["metric"], cost["metric"])
+        table = output.table("", "no.", *parameters, *numbers[1:], "on the front", "verdict", "job", right=numbers)
+        for point in found["points"]:
+            table.add_row(
+                str(point["number"]),
+                *_values(parameters, point),
+                output.number(point["quality"]),
+                output.number(point["cost"]),
+                "[green]yes[/]" if point["on_front"] else "",
+                output.verdict_text(point["verdict"]) if point["verdict"] else "",
+                point["job_id"],
+            )
+        output.stdout.print(table)
+        for axis in (quality, cost):
+            better = "higher" if axis["higher_is_better"] else "lower"
+            output.stdout.print(escape(f"{axis['metric']} ({axis['unit']}): {better} is better"))
+    for left in found["left_out"]:
+        output.stdout.print(escape(f"not compared: {left['number']}: {left['reason']}"))
+
+
+def _values(parameters: list[str], child: dict[str, Any]) -> list[str]:
+    """What the child gives each parameter: a method by its name, the rest as JSON."""
+    shown = [wording.short(child["values"][pointer]) if pointer in child["values"] else "" for pointer in parameters]
+    return [escape(value) for value in shown]

@@ -1,0 +1,191 @@
+"""What the sweep endpoints take and give, as OpenAPI shows it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.jobs.schemas import SPEC_EXAMPLE, JobFailure, JobStatus, LabelValue, MetricSummary, Read, Request, Scheduling
+from workers.engine.report import Verdict
+
+MAX_CHILDREN = 256
+SWEEP_ID = "swp_01a201bb6ce13078a5210ce45142be09"
+"""For examples."""
+SWEEP_LABEL = "sweep"
+"""The label of every child, its value the sweep's id: `GET /v1/jobs?label=sweep:swp_…` lists them."""
+GATED_EXAMPLE = {
+    **SPEC_EXAMPLE,  # type: ignore[dict-item]
+    "gates": [{"metric": "perplexity/heldout.txt", "max": 1.2}],
+}
+
+Pointer = Annotated[
+    str,
+    Field(
+        pattern=r"^(/[^/\x00-\x1f\x7f]{1,100}){1,8}$",
+        description="JSON pointer into the spec (RFC 6901).",
+        examples=["/prune/sparsity"],
+    ),
+]
+
+
+class StopRule(Request):
+    """When to give up on children that have not ended."""
+
+    after_failures: int | None = Field(
+        None, ge=1, le=MAX_CHILDREN, description="Once so many children have failed, the others are cancelled."
+    )
+    ascending: Pointer | None = Field(
+        None,
+        description="A number that the children differ in and that makes things worse as it grows. Once a child's "
+        "verdict is `fail`, those that differ from it only in a larger value of this number are cancelled.",
+    )
+
+    @model_validator(mode="after")
+    def _some_rule(self) -> StopRule:
+        if self.after_failures is None and self.ascending is None:
+            raise PydanticCustomError("rule_required", "give `after_failures` or `ascending`, or leave `stop` out")
+        return self
+
+
+class SweepSubmit(Scheduling):
+    """Jobs that differ in a few fields of their spec."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "how far can it go",
+                    "spec": GATED_EXAMPLE,
+                    "grid": {
+                        "/score": [{"method": "magnitude"}, {"method": "wanda"}],
+                        "/prune/sparsity": [0.4, 0.5, 0.6],
+                    },
+                    "stop": {"ascending": "/prune/sparsity"},
+                }
+            ]
+        }
+    )
+
+    name: LabelValue | None = Field(None, description="Free text.")
+    spec: dict[str, JsonValue] = Field(description="What all children share; what they differ in may be left out.")
+    grid: dict[Pointer, Annotated[list[JsonValue], Field(min_length=1, max_length=MAX_CHILDREN)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Pointer -> values: a child for each combination, the last pointer changing fastest.",
+    )
+    list_: Annotated[list[Changes], Field(min_length=1, max_length=MAX_CHILDREN)] | None = Field(
+        None, alias="list", description="A child for each entry: what it changes, pointer -> value."
+    )
+    stop: StopRule | None = None
+
+    @model_validator(mode="after")
+    def _grid_or_list(self) -> SweepSubmit:
+        if (self.grid is None) == (self.list_ is None):
+            raise PydanticCustomError("grid_or_list", "give either `grid` or `list`")
+        return self
+
+
+Changes = Annotated[dict[Pointer, JsonValue], Field(min_length=1, max_length=8)]
+SweepSubmit.model_rebuild()
+
+
+class PlannedChild(Read):
+    number: int
+    values: dict[str, Any]
+    spec_digest: str
+    zeros_after: int | None
+    bytes_after: int
+    peak_memory_bytes: int
+    elapsed_s: float
+    warnings: list[str]
+
+
+class SweepPlan(Read):
+    """What a sweep would do, without the layers, which a dry run of the job shows. Nothing is run."""
+
+    children: list[PlannedChild]
+    peak_memory_bytes: int = Field(description="Of the largest child.")
+    elapsed_s: float = Field(description="Of all children, one after another, on two CPU cores. An order of magnitude.")
+
+
+class SweepChildRead(Read):
+    number: int = Field(description="From 0, in the order of the grid or the list, in which they run too.")
+    values: dict[str, Any] = Field(description="What it differs in, pointer -> value.")
+    job_id: str | None = Field(description="null once the job has been deleted.")
+    status: JobStatus | Literal["deleted"]
+    verdict: Verdict | None
+    metrics: dict[str, MetricSummary] | None
+    error: JobFailure | None
+    stopped_by: int | None = Field(description="The child whose end made the stop rule cancel this one.")
+
+
+class SweepLinks(Read):
+    self: str
+    jobs: str
+    pareto: str
+
+
+class SweepSummary(Read):
+    """A sweep without its children."""
+
+    id: str = Field(examples=[SWEEP_ID])
+    name: str | None
+    status: Literal["running", "completed"] = Field(
+        description="`completed` once no child is queued or running, however they ended."
+    )
+    counts: dict[str, int] = Field(description="Children by status.", examples=[{"succeeded": 5, "failed": 1}])
+    parameters: list[str] = Field(description="What the children differ in: JSON pointers into the spec.")
+    stop: StopRule | None
+    created_at: AwareDatetime
+    links: SweepLinks
+
+
+class SweepRead(SweepSummary):
+    """A sweep. The ETag names this document exactly."""
+
+    children: list[SweepChildRead]
+
+
+class SweepPage(Read):
+    data: list[SweepSummary]
+    next_cursor: str | None
+    has_more: bool
+
+
+class Axis(Read):
+    """A measurement that the children are compared by."""
+
+    metric: str
+    unit: str
+    higher_is_better: bool
+
+
+class ParetoPoint(Read):
+    number: int
+    job_id: str
+    values: dict[str, Any]
+    quality: float
+    cost: float
+    quality_stderr: float | None
+    cost_stderr: float | None
+    verdict: Verdict | None
+    on_front: bool = Field(description="No other child is as good in both and better in one.")
+
+
+class LeftOut(Read):
+    number: int
+    reason: str
+
+
+class Pareto(Read):
+    """Quality against cost over the children that have succeeded."""
+
+    sweep_id: str
+    quality: Axis | None = Field(description="null until a child has succeeded.")
+    cost: Axis | None
+    points: list[ParetoPoint]
+    left_out: list[LeftOut]
+    metrics: list[str] = Field(description="What all succeeded children measured: what the axes may be.")

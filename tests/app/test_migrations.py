@@ -1,0 +1,37 @@
+"""The migrations make what the models say, and can be taken back, with rows in the tables, on both databases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+
+from app import migrate
+from app.db import Base
+from app.settings import Settings
+from tests.app.conftest import Api
+
+
+def differences(api: Api) -> list[Any]:
+    with api.database.engine.connect() as connection:
+        # Alembic cannot read SQLite's index over an expression.
+        compared = {"include_object": lambda thing, name, *_: name != "ix_jobs_queue"}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=compared), Base.metadata))
+
+
+def test_they_make_what_the_models_say(api: Api) -> None:
+    assert differences(api) == []
+
+
+def test_down_and_up_again_keeps_the_jobs(api: Api, settings: Settings) -> None:
+    job = api.succeeded()
+    api.services.relay.stop()
+    migrate.downgrade(settings.database_url, "0001")
+    assert differences(api) != []
+    with api.database.write() as session:
+        assert session.execute(text("select id from jobs")).scalars().all() == [job["id"]]
+    migrate.upgrade(settings.database_url)
+    assert differences(api) == []
+    assert api.get(job).json() == {**job, "verdict": None}

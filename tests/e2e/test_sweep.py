@@ -1,0 +1,86 @@
+"""A sweep on a real embedded service: one child poisoned, one stopped, the others compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.sweeps.schemas import SweepSubmit
+from tests.cluster import MAGNITUDE, ROOT, eventually
+from tests.e2e.embedded import Embedded, embedded
+
+pytestmark = pytest.mark.xdist_group("sweep")
+SPARSITY = "/prune/sparsity"
+SHORT = {"dataset": "short.txt", "samples": 4, "sequence_length": 64}
+SWEEP: dict[str, Any] = {
+    "name": "poisoned",
+    "spec": {
+        **MAGNITUDE,
+        "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 20}],
+        "gates": [{"metric": "perplexity/heldout.txt", "max": 1.5}],
+    },
+    "list": [
+        # What the door cannot see and the job finds: a text with too few tokens.
+        {SPARSITY: 0.5, "/calibrate": SHORT, "/score/method": "wanda"},
+        {SPARSITY: 0.3},
+        {SPARSITY: 0.9},
+        {SPARSITY: 0.95},
+    ],
+    "stop": {"ascending": SPARSITY},
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    folder = tmp_path_factory.mktemp("sweep")
+    data = folder / "data"
+    data.mkdir()
+    (data / "short.txt").write_text("Far too little to learn anything from.")
+    shutil.copy(ROOT / "examples/data/heldout.txt", data)
+    with embedded(folder / "home", ESPALIER_DATA_DIR=str(data)) as running:
+        yield running
+
+
+def test_a_poisoned_child_hides_nothing_and_the_rule_stops_the_rest(service: Embedded, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(SWEEP))
+    assert "about" in service.run("sweep", "submit", str(path), "--dry-run").stdout
+    sweep_id = service.json("sweep", "submit", str(path))["id"]
+    headers = {"Authorization": f"Bearer {(service.home / 'local-key').read_text()}"}
+    with httpx2.Client(base_url=service.url, headers=headers, trust_env=False) as http:
+        sweep = eventually(
+            lambda: s if (s := http.get(f"/v1/sweeps/{sweep_id}").json())["status"] == "completed" else None, 120
+        )
+    poisoned, mild, harsh, harsher = sweep["children"]
+    assert (poisoned["status"], poisoned["error"]["code"]) == ("failed", "dataset_too_short")
+    assert (mild["status"], mild["verdict"]) == ("succeeded", "pass")
+    assert (harsh["status"], harsh["verdict"]) == ("succeeded", "fail")
+    assert (harsher["status"], harsher["stopped_by"]) == ("cancelled", 2)
+    # Its only worker had cancelled it before it could have begun it.
+    assert service.json("status", harsher["job_id"])["attempt"] == 0
+
+    found = service.json("sweep", "pareto", sweep["id"])
+    assert [(found[axis]["metric"], found[axis]["higher_is_better"]) for axis in ("quality", "cost")] == [
+        ("perplexity/heldout.txt", False),
+        ("sparsity", True),
+    ]
+    assert [(point["number"], point["on_front"]) for point in found["points"]] == [(1, True), (2, True)]
+    assert [left["number"] for left in found["left_out"]] == [0, 3]
+    shown = service.run("sweep", "pareto", sweep["id"]).stdout
+    assert "not compared: 0: failed" in shown
+    service.run("sweep", "pareto", sweep["id"], "--html", str(tmp_path / "page.html"))
+    assert (tmp_path / "page.html").read_text().count('<circle class="dot best"') == 2
+    shown = service.run("sweep", "show", sweep["id"]).stdout
+    assert "dataset_too_short" in shown
+    assert "stopped by 2" in shown
+    assert service.json("sweep", "cancel", sweep["id"])["children"] == sweep["children"]  # nothing is left to stop
+
+
+def test_the_example_is_valid() -> None:
+    SweepSubmit.model_validate_json((ROOT / "examples/sweep.json").read_bytes())

@@ -1,0 +1,115 @@
+"""Gates: may this model ship? Bounds on measurements, judged with the measurement's uncertainty. Import-light."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from workers.engine.refs import SpecModel
+from workers.engine.registry import MethodParams
+from workers.engine.report import GateResult, Metric, Verdict
+
+
+class Gate(SpecModel):
+    """A bound that a measurement must keep."""
+
+    metric: str = Field(
+        pattern=r"^[^\x00-\x1f\x7f]{1,300}$",
+        description="Name of a measurement, as the report's `metrics` give it.",
+        examples=["perplexity/heldout.txt"],
+    )
+    of: Literal["ratio", "difference", "pruned"] = Field(
+        "ratio", description="What is bounded: pruned / dense, pruned - dense, or the pruned model's value."
+    )
+    min: float | None = Field(None, description="The least allowed, itself included.")
+    max: float | None = Field(None, description="The most allowed, itself included.", examples=[1.1])
+    confidence: float = Field(
+        0.95,
+        gt=0,
+        lt=1,
+        description="Two-sided, normal: how sure a verdict must be. The verdict is `inconclusive` where the interval "
+        "that holds the true value so surely holds the bound too.",
+    )
+
+    @model_validator(mode="after")
+    def _some_interval(self) -> Gate:
+        if self.min is None and self.max is None:
+            raise PydanticCustomError("bound_required", "say what is allowed: `min`, `max` or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise PydanticCustomError("empty_bounds", "`min` is above `max`: nothing could pass")
+        return self
+
+
+def measured_names(evaluations: Sequence[MethodParams]) -> list[str]:
+    """The names of what these evaluations will measure, `name#2` for a repetition; one ending in `/` is a prefix."""
+    seen: Counter[str] = Counter()
+    names = []
+    for params in evaluations:
+        for name in params.measures:
+            seen[name] += 1
+            names.append(name if seen[name] == 1 or name.endswith("/") else f"{name}#{seen[name]}")
+    return names
+
+
+def judge(gates: Sequence[Gate], metrics: Sequence[Metric]) -> list[GateResult]:
+    """Each gate's verdict, in their order.
+
+    The interval is value ± z * standard error, z the two-sided normal quantile of the gate's confidence. `pass` if all
+    of it keeps the bounds, `fail` if none of it does, else `inconclusive`. A value without a standard error is judged
+    as it is; one that was not measured, or is the ratio to a dense value of zero, is `inconclusive`.
+    """
+    by_name = {metric.name: metric for metric in metrics}
+    return [_judged(gate, by_name) for gate in gates]
+
+
+def overall(results: Sequence[GateResult]) -> Verdict | None:
+    """The worst verdict; None without gates."""
+    found = {result.verdict for result in results}
+    return next((verdict for verdict in ("fail", "inconclusive", "pass") if verdict in found), None)
+
+
+def _judged(gate: Gate, metrics: dict[str, Metric]) -> GateResult:
+    metric = metrics.get(gate.metric)
+    if metric is None:
+        names = ", ".join(metrics) or "nothing"
+        return _result(gate, None, None, "inconclusive", f"not measured; what was measured: {names}")
+    value, stderr = _value(gate, metric)
+    if value is None:
+        return _result(gate, None, None, "inconclusive", "the dense value is zero, so there is no ratio to it")
+    margin = NormalDist().inv_cdf(0.5 + gate.confidence / 2) * (stderr or 0)
+    low, high = value - margin, value + margin
+    least, most = (-math.inf if gate.min is None else gate.min), (math.inf if gate.max is None else gate.max)
+    verdict: Verdict
+    if least <= low and high <= most:
+        verdict, reason = "pass", "within the bounds"
+    elif high < least or low > most:
+        verdict, reason = "fail", "above the bound" if low > most else "below the bound"
+    else:
+        verdict = "inconclusive"
+        reason = "a bound lies within the interval: measure on more text, or move the bound"
+    if stderr is None:
+        reason += "; it has no standard error and was taken as exact"
+    return _result(gate, value, (low, high), verdict, reason)
+
+
+def _value(gate: Gate, metric: Metric) -> tuple[float | None, float | None]:
+    """(value, standard error) of what the gate bounds."""
+    match gate.of:
+        case "ratio":
+            return metric.ratio, metric.ratio_stderr
+        case "difference":
+            return metric.pruned - metric.dense, metric.difference_stderr
+        case "pruned":
+            return metric.pruned, metric.pruned_stderr
+
+
+def _result(
+    gate: Gate, value: float | None, interval: tuple[float, float] | None, verdict: Verdict, reason: str
+) -> GateResult:
+    return GateResult(**gate.model_dump(), value=value, interval=interval, verdict=verdict, reason=reason)
