@@ -23,7 +23,7 @@ from workers.engine.spec import CompressionSpec
 from workers.engine.stages.activations import Activations, Hidden, activations_of
 from workers.engine.stages.allocate import Allocation, allocate
 from workers.engine.stages.calibrate import Calibration, calibration
-from workers.engine.stages.load import LoadedModel, load
+from workers.engine.stages.load import LoadedModel, load, relocated
 from workers.engine.stages.prune import prune
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -137,6 +137,11 @@ class Walked:
     model: LoadedModel
     allocation: Allocation
     checkpoint: Checkpoint
+
+    @property
+    def written(self) -> LoadedModel:
+        """The model with the pruned weights."""
+        return relocated(self.model, self.checkpoint.directory)
 
     def blocks(self) -> dict[str, bytes]:
         """File name -> content of the pruned blocks."""

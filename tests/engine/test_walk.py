@@ -131,7 +131,7 @@ def test_reported_zeros_are_the_files_zeros(kept: dict[str, Any], tiny: Path, so
     spec = spec_of(prune={"method": "mask"} | kept)
     done = walk(spec, sources, tmp_path)
     assemble(spec, done.model, done.checkpoint, tmp_path / "model")
-    reports = {r.name: r for r in layer_reports(done.model, done.allocation, done.checkpoint)}
+    reports = {r.name: r for r in layer_reports(done.written, done.allocation)}
     assert len(reports) == 3 * 7
     with safe_open(tmp_path / "model/model.safetensors", framework="pt") as stored:
         for name, report in reports.items():

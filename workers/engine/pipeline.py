@@ -20,9 +20,11 @@ from workers.engine.stages.allocate import allocate
 from workers.engine.stages.assemble import assemble
 from workers.engine.stages.calibrate import calibration
 from workers.engine.stages.evaluate import evaluate
-from workers.engine.stages.load import load
+from workers.engine.stages.load import load, relocated
 from workers.engine.stages.package import package
 from workers.engine.stages.prune import layer_reports, prune
+from workers.engine.stages.tune import tune
+from workers.engine.stages.tuning_text import tuning_text
 
 if TYPE_CHECKING:
     from workers.engine.events import Events
@@ -50,20 +52,29 @@ def compress(
             model = load(spec, sources)
         with clock.stage("calibrate"):
             text = calibration(spec, model, sources)
-            checkpoint.claim(fingerprint(spec, model, text))
+            lessons = tuning_text(spec, model, sources)
+            checkpoint.claim(fingerprint(spec, model, text, lessons))
         with clock.stage("allocate"):
             allocation = allocate(
                 spec, model, text, sources, cache=cache, checkpoint=checkpoint, clock=clock, events=events
             )
         with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
             resumed = prune(spec, model, text, allocation.sparsity, checkpoint=checkpoint, clock=clock, events=events)
-            layers = layer_reports(model, allocation, checkpoint)
             assemble(spec, model, checkpoint, model_dir)
+        tuned = None
+        if lessons is not None:
+            with clock.stage("tune"):
+                tuned = tune(spec, model, model_dir, lessons, checkpoint=checkpoint, events=events)
+        layers = layer_reports(relocated(model, model_dir), allocation)
         with clock.stage("evaluate"):
             evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
         report = Report(
             spec=spec.model_dump(mode="json"),
-            provenance=provenance(spec, model, evaluation.data_digests | (text.digests if text else {})),
+            provenance=provenance(
+                spec,
+                model,
+                evaluation.data_digests | (text.digests if text else {}) | (lessons.digests if lessons else {}),
+            ),
             parameters=model.source.parameters,
             prunable_parameters=model.architecture.prunable_parameters,
             zeros=sum(layer.zeros for layer in layers),
@@ -72,6 +83,7 @@ def compress(
             trial_perplexity_ratio=allocation.trial_ratio,
             refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
+            tune=tuned,
             metrics=evaluation.metrics,
             stages=clock.report(),
             runtimes=runtimes(),

@@ -116,7 +116,7 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
 
 def relocated(model: LoadedModel, folder: Path) -> LoadedModel:
     """The same architecture with the weights in `folder`, which may be sharded in another way."""
-    return replace(model, path=folder, slices=_slices(folder, (file.name for file in folder.glob("*.safetensors"))))
+    return replace(model, path=folder, slices=slices_of(folder))
 
 
 def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
@@ -163,10 +163,11 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
 
 def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
     """Read, not mapped: a mapped file counts as memory in use, and one larger than the address space cannot be."""
-    return {name: _tensor(model.slices[name]).to(model.device) for name in names}
+    return {name: read_tensor(model.slices[name]).to(model.device) for name in names}
 
 
-def _tensor(piece: Slice) -> Tensor:
+def read_tensor(piece: Slice) -> Tensor:
+    """A stored tensor, on the CPU, in the type it is stored in."""
     tensor = torch.empty(piece.facts.shape, dtype=DTYPES[piece.facts.dtype])
     with piece.file.open("rb", buffering=0) as file:
         fill(bytes_of(tensor), file, piece.begin)
@@ -176,6 +177,11 @@ def _tensor(piece: Slice) -> Tensor:
 def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, to be read or written."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def slices_of(folder: Path) -> dict[str, Slice]:
+    """Where each tensor of a model's folder lies."""
+    return _slices(folder, (file.name for file in folder.glob("*.safetensors")))
 
 
 def _slices(folder: Path, files: Iterable[str]) -> dict[str, Slice]:

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import NumericalFailure
 from workers.engine.registry import Stat, method_of
 from workers.engine.report import LayerReport
 from workers.engine.stages.activations import activations_of
-from workers.engine.stages.load import LoadedModel, filled, outside_tensors, tensors_of
+from workers.engine.stages.load import LoadedModel, filled, outside_tensors, read_tensor, tensors_of
 from workers.engine.stages.score import score
 from workers.engine.stages.statistics import collect, staged
 from workers.engine.stats import LayerTask, LinearStats
@@ -59,26 +58,24 @@ def prune(
         return walk.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
 
-def layer_reports(model: LoadedModel, allocation: Allocation, checkpoint: Checkpoint) -> list[LayerReport]:
+def layer_reports(written: LoadedModel, allocation: Allocation) -> list[LayerReport]:
     """What became of every layer, counted in the files as written."""
     reports = []
-    for block in range(model.architecture.blocks):
-        with safe_open(checkpoint.block(block), framework="pt") as stored:
-            for layer in model.architecture.block(block):
-                weight_OI = stored.get_tensor(f"{layer.name}.weight")
-                zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
-                reports.append(
-                    LayerReport(
-                        name=layer.name,
-                        block=block,
-                        shape=layer.shape,
-                        parameters=layer.parameters,
-                        zeros=zeros,
-                        target_sparsity=allocation.sparsity[layer.name],
-                        metric=allocation.metrics.get(layer.name),
-                        sparsity=zeros / layer.parameters,
-                    )
-                )
+    for layer in written.architecture.layers:
+        weight_OI = read_tensor(written.slices[f"{layer.name}.weight"])
+        zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
+        reports.append(
+            LayerReport(
+                name=layer.name,
+                block=layer.block,
+                shape=layer.shape,
+                parameters=layer.parameters,
+                zeros=zeros,
+                target_sparsity=allocation.sparsity[layer.name],
+                metric=allocation.metrics.get(layer.name),
+                sparsity=zeros / layer.parameters,
+            )
+        )
     return reports
 
 
