@@ -171,6 +171,6 @@ def tuning_warnings(spec: CompressionSpec, source: ModelSource) -> list[str]:
     if spec.tune is None:
         return []
     found = list(spec.tune.warnings(source))
-    if any(isinstance(params, DataRef) and params.label == spec.tune.label for params in spec.evaluate):
+    if any(field.startswith("/evaluate") and ref.label == spec.tune.label for field, ref in _texts(spec).items()):
         found.append(f"{spec.tune.label} is tuned on and measured on: its figures say little about other text")
     return found

@@ -4,7 +4,7 @@ A group of L inputs of one output has the weights `alpha q + beta`: q an integer
 least weight (round to nearest, asymmetric). An adapter on inputs averaged over groups, y = W x + s B A mean(x), adds
 the same number s (B A)[o, g] / L to all weights of a group. It is a change of beta, so merging it is exact (QA-LoRA,
 Xu et al. 2023, arXiv:2309.14717), and the forward pass here is that of the merged weights from the start. Zeros that
-pruning left belong to no group. O = outputs, I = inputs, G = groups of an output, N = tokens, R = rank, P = bytes of a row.
+pruning left belong to no group. O = outputs, I = inputs, G = groups, N = tokens, R = rank, P = bytes of a row.
 """
 
 from __future__ import annotations
