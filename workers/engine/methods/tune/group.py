@@ -71,8 +71,8 @@ class GroupParams(TuneMethodParams):
         if self.base_bits is None:
             return []
         return [
-            f"the linear layers' weights end up with at most {2**self.bits} values a group, stored in the usual type: the files "
-            "are no smaller until they are packed"
+            f"the linear layers' weights end up with at most {2**self.bits} values a group, stored in the usual type: "
+            "the files are no smaller until they are packed"
         ]
 
     def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:

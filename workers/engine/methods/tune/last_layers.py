@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FINAL_NORM, HEAD
+from workers.engine.errors import InvalidSpec
 from workers.engine.registry import tuner
 from workers.engine.tuning.params import LearningRate, TuneMethodParams
 
@@ -35,8 +37,6 @@ class LastLayersParams(TuneMethodParams):
     learning_rate: LearningRate = 1e-4
 
     def check(self, layers: Sequence[LinearFacts]) -> None:
-        from workers.engine.errors import InvalidSpec
-
         found = len({layer.block for layer in layers})
         if self.blocks > found:
             raise InvalidSpec(
@@ -50,9 +50,8 @@ class LastLayersParams(TuneMethodParams):
 
     def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
         tied = bool(source.config.get("tie_word_embeddings"))
-        head = 0 if tied and self.tied_head == "frozen" else architecture.vocabulary * architecture.hidden_size
-        first = architecture.blocks - self.blocks
-        return head + architecture.hidden_size + sum(x.parameters for x in architecture.layers if x.block >= first)
+        trained = _trained(range(architecture.blocks), self, tied=tied)
+        return sum(facts.parameters for name, facts in source.tensors.items() if name.startswith(trained))
 
 
 @tuner(LastLayersParams, paper="arXiv:2411.15558")
@@ -61,14 +60,18 @@ def prepare(model: Module, params: LastLayersParams) -> Trainable:
 
     The norm as in the paper's code; its text does not mention it.
     """
-    from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FINAL_NORM, HEAD
     from workers.engine.tuning.trainable import facts_of, linears, unfrozen
 
     layers = facts_of(linears(model))
     params.check(layers)  # a depth-pruned result has fewer blocks
-    blocks = sorted({layer.block for layer in layers})
-    trained = [f"{BLOCKS}.{block}." for block in blocks[len(blocks) - params.blocks :]]
-    trained += [f"{FINAL_NORM}.", f"{HEAD}."]
-    if params.tied_head == "joint" and f"{HEAD}.weight" not in dict(model.named_parameters()):
-        trained.append(f"{EMBEDDING}.")
-    return unfrozen(model, lambda name: name.startswith(tuple(trained)))
+    tied = f"{HEAD}.weight" not in dict(model.named_parameters())
+    trained = _trained(sorted({layer.block for layer in layers}), params, tied=tied)
+    return unfrozen(model, lambda name: name.startswith(trained))
+
+
+def _trained(blocks: Sequence[int], params: LastLayersParams, *, tied: bool) -> tuple[str, ...]:
+    """How the names of what is trained begin. A tied head goes by the name of the embedding."""
+    last = tuple(f"{BLOCKS}.{block}." for block in blocks[len(blocks) - params.blocks :])
+    if not tied:
+        return (*last, FINAL_NORM, HEAD)
+    return (*last, FINAL_NORM, EMBEDDING) if params.tied_head == "joint" else (*last, FINAL_NORM)
