@@ -25,7 +25,7 @@ class Progress:
                     shown = {"stage": self._stage, "done": 0, "total": 1, "unit": "stage", "rate": None, "eta_s": None}
                     rows.append(("stage", fields))
                 case "resume":
-                    self._done_at_start = fields["block"]
+                    self._done_at_start = fields["step"] if "step" in fields else fields["block"]
                     rows.append(("resume", fields))
                 case "progress":
                     shown = {**fields, **self._pace(event["at"], fields["done"], fields["total"])}

@@ -76,6 +76,7 @@ class Progress(Read):
     unit: str
     rate: float | None = Field(description="Units per second; null until it is known.")
     eta_s: float | None = Field(description="Seconds to the end of the stage; null until it is known.")
+    loss: float | None = Field(None, description="While tuning: the last step's training loss, in nats a token.")
 
 
 class Queue(Read):

@@ -15,11 +15,16 @@ from typing import Any, get_args
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from workers.engine.architectures.llama import recognise
 from workers.engine.errors import NumericalFailure
 from workers.engine.registry import STAGES, Group, Method, Stat, WeightPruneParams, methods
+from workers.engine.shards import TensorFacts
+from workers.engine.sources import ModelSource
 from workers.engine.stats import AllocationFacts, DenseBlock, LayerTask, LinearFacts, LinearStats
+from workers.engine.tuning.trainable import linears
 
 OUTPUTS, INPUTS = 24, 16
 TOKENS = 64
@@ -120,12 +125,12 @@ class TestDeclaration:
             assert method.params().waives in method.needs
 
 
-@pytest.mark.parametrize("stage", ["score", "allocate", "prune", "refine"])
+@pytest.mark.parametrize("stage", ["score", "allocate", "prune", "refine", "tune"])
 def test_names_its_paper(stage: Any) -> None:
     assert all(m.paper.startswith(("arXiv:", "doi:", "https://")) for m in methods(stage))
 
 
-@pytest.mark.parametrize("stage", ["score", "prune", "refine"])
+@pytest.mark.parametrize("stage", ["score", "prune", "refine", "tune"])
 def test_only_allocators_look_at_the_loss_of_the_whole(stage: Any) -> None:
     assert all(not m.needs & (Stat.LOSS | Stat.CURVATURE) for m in methods(stage))
 
@@ -455,12 +460,105 @@ class TestRefine:
         assert method.params.model_validate_json(params.model_dump_json()) == params
 
 
+def llama(*, masked: bool, tied: bool = False) -> nn.Module:
+    """A random Llama of four blocks, in which half of the linear layers' weights may be zero."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 50}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    for layer in linears(model).values() if masked else ():
+        layer.weight.data *= torch.rand(layer.weight.shape) < 0.5
+    return model
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    ids_BT = torch.randint(50, (2, 12), generator=seeded(5))
+    return model(input_ids=ids_BT, labels=ids_BT).loss
+
+
+@named("tune")
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+class TestTune:
+    def trained(self, method: Method, *, masked: bool) -> tuple[nn.Module, dict[str, Tensor], Any]:
+        """A prepared model after three steps with weight decay, what its weights were, and its trainable."""
+        model = llama(masked=masked)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        trainable = method.function(model, method.params(dataset="text.txt"))
+        optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=0.01, weight_decay=0.1)
+        model.train()
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+        return model.eval(), before, trainable
+
+    def test_trains_float32_parameters_and_nothing_else(self, method: Method, masked: bool) -> None:
+        model = llama(masked=masked)
+        trainable = method.function(model.bfloat16(), method.params(dataset="text.txt"))
+        found = {id(parameter) for parameter in trainable.parameters.values()}
+        assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == found
+        added = set(trainable.parameters) - set(llama(masked=masked).state_dict())
+        assert all(trainable.parameters[name].dtype == torch.float32 for name in added)
+
+    def test_every_parameter_learns(self, method: Method, masked: bool) -> None:
+        _, _, trainable = self.trained(method, masked=masked)
+        for name, parameter in trainable.parameters.items():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+
+    def test_what_is_merged_is_what_was_trained(self, method: Method, masked: bool) -> None:
+        model, before, trainable = self.trained(method, masked=masked)
+        plain = llama(masked=masked)
+        plain.load_state_dict({name: trainable.merged(name, tensor) for name, tensor in before.items()})
+        with torch.no_grad():
+            assert loss_of(plain.eval()).item() == pytest.approx(loss_of(model).item(), rel=1e-6)
+        assert loss_of(model).item() < loss_of(llama(masked=masked)).item()
+
+    def test_zeros_stay_and_no_other_comes(self, method: Method, masked: bool) -> None:
+        _, before, trainable = self.trained(method, masked=masked)
+        for name in linears(llama(masked=masked)):
+            merged_OI = trainable.merged(f"{name}.weight", before[f"{name}.weight"])
+            assert torch.equal(merged_OI == 0, before[f"{name}.weight"] == 0), name
+
+    def test_what_is_stored_is_left_alone_and_what_was_not_trained_comes_back(
+        self, method: Method, masked: bool
+    ) -> None:
+        _, before, trainable = self.trained(method, masked=masked)
+        moved = 0
+        for name, tensor in before.items():
+            copy = tensor.clone()
+            merged = trainable.merged(name, tensor)
+            assert torch.equal(tensor, copy)
+            assert (merged.shape, merged.dtype) == (tensor.shape, torch.float32)
+            assert merged is tensor or not torch.equal(merged, tensor), f"{name} is written although nothing changed"
+            moved += merged is not tensor
+        assert moved
+
+    def test_starts_from_the_seed(self, method: Method, masked: bool) -> None:
+        first, second = (self.trained(method, masked=masked)[2].parameters for _ in range(2))
+        assert same(first, second)
+
+    def test_says_how_many_parameters_it_trains(self, method: Method, masked: bool) -> None:
+        model = llama(masked=masked, tied=masked)
+        tensors = {name: TensorFacts("F32", tuple(p.shape)) for name, p in model.named_parameters()}
+        source = ModelSource("llama", model.config.to_dict(), tensors, {}, None)
+        params = method.params(dataset="text.txt")
+        trainable = method.function(model, params)
+        promised = params.trained_parameters(source, recognise(source.config, tensors))
+        assert promised == sum(parameter.numel() for parameter in trainable.parameters.values())
+
+    def test_parameters_survive_json(self, method: Method, masked: bool) -> None:
+        params = method.params(dataset="text.txt")
+        assert method.params.model_validate_json(params.model_dump_json()) == params
+
+
 def test_the_light_half_imports_no_torch() -> None:
     # In a process of its own: this one has torch.
     code = (
         "import sys; import workers.engine.spec, workers.engine.plan, workers.engine.report, workers.engine.events;"
         "from workers.engine.registry import discover; assert discover();"
-        "heavy = {'torch', 'transformers', 'safetensors', 'numpy', 'scipy', 'datasets'} & set(sys.modules);"
+        "heavy = {'torch', 'transformers', 'safetensors', 'numpy', 'scipy', 'datasets', 'peft'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,12 +19,15 @@ from workers.engine.checkpoint import Checkpoint
 from workers.engine.clock import Clock
 from workers.engine.events import Events, Silent
 from workers.engine.outcome import Outcome
+from workers.engine.report import LayerReport
 from workers.engine.sources import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.activations import Activations, Hidden, activations_of
 from workers.engine.stages.allocate import Allocation, allocate
+from workers.engine.stages.assemble import assemble
 from workers.engine.stages.calibrate import Calibration, calibration
 from workers.engine.stages.load import LoadedModel, load
+from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.remove import remove
 from workers.engine.stages.units import score_units
 
@@ -136,10 +139,16 @@ def entering(model: LoadedModel, text: Calibration, checkpoint: Checkpoint) -> t
 class Walked:
     """A model whose blocks have been pruned into a checkpoint."""
 
+    spec: CompressionSpec
     model: LoadedModel
     allocation: Allocation
     outcome: Outcome
     checkpoint: Checkpoint
+
+    def reports(self, folder: Path) -> list[LayerReport]:
+        """What became of the layers, once they are assembled into `folder`."""
+        assemble(self.spec, self.model, self.outcome, self.checkpoint, folder)
+        return layer_reports(self.model, self.allocation, self.outcome, folder)
 
     def blocks(self) -> dict[str, bytes]:
         """File name -> content of the pruned blocks."""
@@ -157,4 +166,4 @@ def walk(
     units = None if spec.removes == "weight" else score_units(spec, model, text, **kept)
     allocation = allocate(spec, model, text, sources, units, clock=clock, **kept)
     outcome, _ = remove(spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events)
-    return Walked(model, allocation, outcome, checkpoint)
+    return Walked(spec, model, allocation, outcome, checkpoint)

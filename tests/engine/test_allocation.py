@@ -30,7 +30,6 @@ from workers.engine.sources import Sources
 from workers.engine.stages.calibrate import Calibration, calibration
 from workers.engine.stages.curvature import curvature
 from workers.engine.stages.load import load
-from workers.engine.stages.prune import layer_reports
 from workers.engine.stats import AllocationFacts, LinearFacts
 
 
@@ -192,7 +191,7 @@ def test_a_perplexity_ratio_is_kept_and_one_step_more_breaks_it(examples: Source
     assert reached is not None
     assert reached <= 1.15
     assert 0.2 < target < 0.9
-    zeros = sum(report.zeros for report in layer_reports(done.model, done.allocation, done.outcome, done.checkpoint))
+    zeros = sum(report.zeros for report in done.reports(tmp_path / "model"))
     # Rows drop whole weights: of 256 and more inputs, less than half a hundredth.
     assert zeros / done.model.architecture.prunable_parameters == pytest.approx(target, abs=0.005)
 

@@ -29,7 +29,6 @@ from workers.engine.registry import Stat, method_of
 from workers.engine.sources import Sources
 from workers.engine.stages.assemble import assemble
 from workers.engine.stages.load import filled, load, tensors_of
-from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.statistics import collect
 from workers.engine.stats import LinearStats
 
@@ -130,8 +129,7 @@ def test_a_score_without_needs_reads_no_text(tiny: Path, sources: Sources, tmp_p
 def test_reported_zeros_are_the_files_zeros(kept: dict[str, Any], tiny: Path, sources: Sources, tmp_path: Path) -> None:
     spec = spec_of(prune={"method": "mask"} | kept)
     done = walk(spec, sources, tmp_path)
-    assemble(spec, done.model, done.outcome, done.checkpoint, tmp_path / "model")
-    reports = {r.name: r for r in layer_reports(done.model, done.allocation, done.outcome, done.checkpoint)}
+    reports = {r.name: r for r in done.reports(tmp_path / "model")}
     assert len(reports) == 3 * 7
     with safe_open(tmp_path / "model/model.safetensors", framework="pt") as stored:
         for name, report in reports.items():

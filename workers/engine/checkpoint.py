@@ -5,11 +5,12 @@
     block-00003.safetensors     a finished block, as it ships
     hidden-00004.bin            input of the first block still to do (all calibration windows)
     grams-00003.safetensors     second moments of a dense block's inputs, where trial prunings need them
+    tuning.safetensors          how far the training is: what trains, the optimiser's moments, the best state
     <name>.json                 results of whole stages
 
 Every file appears whole or not at all (temporary name, fsync, rename), and its content is decided by the fingerprint
 alone. So two processes may share the folder (a worker thought dead, and its successor): whatever one of them writes is
-what the other would have written.
+what the other would have written. `tuning` is one of many points of the same course: an older one costs time, no more.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from workers.engine.errors import CheckpointMismatch
@@ -29,6 +31,8 @@ from workers.engine.files import sync, temporary_for, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_TUNING = "tuning.safetensors"
 
 
 class Checkpoint:
@@ -105,6 +109,20 @@ class Checkpoint:
             with suppress(FileNotFoundError):
                 return index, path.open("rb", buffering=0)
         return None
+
+    def save_tuning(self, tensors: Mapping[str, Tensor], state: Any) -> None:
+        """Keep a point of the training: tensors and a JSON-serialisable state, in one file so that they fit."""
+        metadata = {"state": json.dumps(state, sort_keys=True)}
+        self._write(_TUNING, lambda path: save_file(dict(tensors), path, metadata=metadata))
+
+    def load_tuning(self) -> tuple[dict[str, Tensor], Any] | None:
+        """What `save_tuning` kept last, on the CPU, or None."""
+        path = self.directory / _TUNING
+        if not path.exists():
+            return None
+        with safe_open(path, framework="pt") as stored:
+            state = json.loads(stored.metadata()["state"])
+            return {name: stored.get_tensor(name) for name in stored.keys()}, state  # noqa: SIM118
 
     def scratch_file(self) -> BinaryIO:
         """A file without a name, gone when closed."""

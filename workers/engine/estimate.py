@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from workers.engine.registry import MethodParams
     from workers.engine.sources import ModelSource
     from workers.engine.spec import CompressionSpec
+    from workers.engine.tuning.params import TuneMethodParams
 
 BATCH_TOKENS = 4096
 """Tokens per forward pass of calibration where memory allows: enough to keep a device busy."""
+TUNED_TOKENS = 2048
+"""Tokens per forward and backward pass of tuning where the budget allows."""
 _PROCESS_BYTES = 420 * 2**20
 """Python with torch and transformers imported."""
 _TOKENIZER_BYTES = 80 * 2**20
@@ -34,6 +37,12 @@ _SOLVE_BYTES = 24
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
+_TRAINED_BYTES = 20
+"""Per trained parameter: itself, its gradient, AdamW's two moments, the best state; all float32."""
+_KEPT_PER_HIDDEN, _KEPT_PER_MLP = 20, 6
+"""Numbers per token and block that a backward pass needs, in hidden sizes and in widths of the MLP."""
+_KEPT_PER_LOGIT = 4
+"""Copies of the logits in float32: as they are, shifted, their softmax and its gradient."""
 _RETAINED_BYTES, _RETAINED_PER_WEIGHT = 256 * 2**20, 80
 """What the allocator keeps of freed blocks below its 32 MiB mmap threshold: up to this much, at this rate."""
 _CPU_FLOPS = 80e9
@@ -107,9 +116,56 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
                 field="/score",
             )
         peak = max(peak, gradients)
+    if spec.tune is not None:
+        windows = tuned_at_once(spec, source, architecture)
+        peak = max(peak, _tuning_bytes(spec, spec.tune, source, architecture, windows))
     if spec.evaluate and evaluates_whole(spec, source, architecture, budget):
         peak = max(peak, _evaluation_bytes(spec, source, architecture))
     return peak
+
+
+def tuned_at_once(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
+    """Windows per forward and backward pass of tuning: at most TUNED_TOKENS tokens, halved to keep the spec's budget.
+
+    Raises MemoryBudgetTooSmall if one window at a time is still too much.
+    """
+    assert spec.tune is not None  # nobody else asks
+    budget = spec.compute.memory_budget
+    windows = min(spec.tune.batch, max(1, TUNED_TOKENS // spec.tune.sequence_length))
+    while budget is not None and (peak := _tuning_bytes(spec, spec.tune, source, architecture, windows)) > budget:
+        if windows == 1:
+            raise MemoryBudgetTooSmall(
+                f"{spec.tune.method} tunes the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
+                f"{budget / 2**20:.0f} MiB",
+                f"allow {peak} bytes, or use shorter windows, `gradient_checkpointing`, or a method that trains less",
+                field="/tune",
+            )
+        windows //= 2
+    return windows
+
+
+def _tuning_bytes(
+    spec: CompressionSpec, params: TuneMethodParams, source: ModelSource, architecture: Architecture, windows: int
+) -> int:
+    """The process with the whole model, what trains, and the activations of so many windows.
+
+    The dense model's sizes are counted: a structured result is smaller.
+    """
+    compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
+    stored = sum(facts.bytes for facts in source.tensors.values())
+    trained = params.trained_parameters(source, architecture)
+    loading = source.parameters * compute_bytes + stored
+    linear = architecture.prunable_parameters
+    base = linear * (params.base_bits / 8 if params.base_bits else compute_bytes)
+    weights = int(base) + (source.parameters - linear) * compute_bytes + trained * _TRAINED_BYTES
+    mlp_width = max(layer.shape[0] for layer in architecture.layers)
+    kept = architecture.hidden_size * _KEPT_PER_HIDDEN + mlp_width * _KEPT_PER_MLP
+    blocks = architecture.blocks
+    per_token = kept + blocks * architecture.hidden_size if params.gradient_checkpointing else kept * blocks
+    tokens = windows * params.sequence_length
+    activations = tokens * (per_token * compute_bytes + architecture.vocabulary * 4 * _KEPT_PER_LOGIT)
+    teacher = source.parameters * compute_bytes + stored if params.distill else 0
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, weights + activations + teacher)
 
 
 def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, tokens: int) -> int:
@@ -174,7 +230,8 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
 def predicted_elapsed_s(
     spec: CompressionSpec, source: ModelSource, architecture: Architecture, data_dir: Path
 ) -> float:
-    """Run time: two passes over the calibration text, both models over every evaluation text, weights to disk twice."""
+    """Run time: two passes over the calibration text, forward and backward over what is tuned on, both models over
+    every evaluation text, weights to disk twice."""
     work = 0.0
     if spec.needs is not Stat.NONE:
         assert spec.calibrate is not None  # the spec's validator saw to it
@@ -184,6 +241,12 @@ def predicted_elapsed_s(
         if spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
             passes += 4  # forward, forward again, and backward, which is two
         work += passes * spec.calibrate.samples * length * per_token
+    if spec.tune is not None:
+        length = spec.tune.sequence_length
+        per_token = 2 * source.parameters + _attention_flops(architecture, length)
+        looks = 2 + spec.tune.steps // spec.tune.look_every
+        trained = spec.tune.steps * spec.tune.batch * (4 if spec.tune.distill else 3)  # backward costs two forward
+        work += length * per_token * (trained + looks * spec.tune.holdout)
     for params in spec.evaluate:
         per_token = 2 * source.parameters + _attention_flops(architecture, getattr(params, "sequence_length", 0))
         work += 2 * _tokens_read(params, data_dir) * per_token

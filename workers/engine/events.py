@@ -4,6 +4,7 @@
 monotonic clock beside each (left out here):
 `{"event": "stage", "stage": "prune"}`, `{"event": "progress", "stage": …, "done": 3, "total": 8, "unit": "block"}`,
 `{"event": "checkpoint", "block": 2}`, `{"event": "resume", "block": 3}`, `{"event": "log", "level": …, "message": …}`,
+the same three with `"unit": "step"`, `"loss": 3.1` and `"step": 40` while a model is tuned,
 and at the end one of `{"event": "result", "report": …}` or `{"event": "error", "code": …, "message": …, "hint": …}`.
 """
 
@@ -15,20 +16,21 @@ import time
 from typing import Any, Literal, Protocol, TextIO
 
 Level = Literal["info", "warning", "error"]
+Unit = Literal["block", "step"]
 
 
 class Events(Protocol):
     def stage(self, name: str) -> None:
         """A stage begins; the one before it has ended."""
 
-    def progress(self, done: int, total: int, unit: str) -> None:
-        """`done` of `total` units of the present stage are finished."""
+    def progress(self, done: int, total: int, unit: str, loss: float | None = None) -> None:
+        """`done` of `total` units of the present stage are finished; the last one's training loss, in nats a token."""
 
-    def checkpoint(self, block: int) -> None:
-        """Block `block` (from 0) is durable: a retry will not do it again."""
+    def checkpoint(self, index: int, unit: Unit = "block") -> None:
+        """Block or step `index` (from 0) is durable: a retry will not do it again."""
 
-    def resume(self, block: int) -> None:
-        """This run starts at block `block`; the ones before it were found durable."""
+    def resume(self, index: int, unit: Unit = "block") -> None:
+        """This run starts at block or step `index`; the ones before it were found durable."""
 
     def log(self, message: str, level: Level = "info") -> None:
         """A line for the job's log."""
@@ -38,9 +40,9 @@ class Silent:
     """Events for tests and notebooks: drops everything."""
 
     def stage(self, name: str) -> None: ...
-    def progress(self, done: int, total: int, unit: str) -> None: ...
-    def checkpoint(self, block: int) -> None: ...
-    def resume(self, block: int) -> None: ...
+    def progress(self, done: int, total: int, unit: str, loss: float | None = None) -> None: ...
+    def checkpoint(self, index: int, unit: Unit = "block") -> None: ...
+    def resume(self, index: int, unit: Unit = "block") -> None: ...
     def log(self, message: str, level: Level = "info") -> None: ...
 
 
@@ -62,14 +64,14 @@ class JsonLines:
         self._stage = name
         self.emit("stage")
 
-    def progress(self, done: int, total: int, unit: str) -> None:
-        self.emit("progress", done=done, total=total, unit=unit)
+    def progress(self, done: int, total: int, unit: str, loss: float | None = None) -> None:
+        self.emit("progress", done=done, total=total, unit=unit, **({} if loss is None else {"loss": round(loss, 4)}))
 
-    def checkpoint(self, block: int) -> None:
-        self.emit("checkpoint", block=block)
+    def checkpoint(self, index: int, unit: Unit = "block") -> None:
+        self.emit("checkpoint", **{unit: index})
 
-    def resume(self, block: int) -> None:
-        self.emit("resume", block=block)
+    def resume(self, index: int, unit: Unit = "block") -> None:
+        self.emit("resume", **{unit: index})
 
     def log(self, message: str, level: Level = "info") -> None:
         self.emit("log", level=level, message=message)

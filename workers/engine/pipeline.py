@@ -25,6 +25,8 @@ from workers.engine.stages.load import load
 from workers.engine.stages.package import package
 from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.remove import remove
+from workers.engine.stages.tune import tune
+from workers.engine.stages.tuning_text import tuning_text
 from workers.engine.stages.units import score_units
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ def compress(
             model = load(spec, sources)
         with clock.stage("calibrate"):
             text = calibration(spec, model, sources)
-            checkpoint.claim(fingerprint(spec, model, text))
+            lessons = tuning_text(spec, model, sources)
+            checkpoint.claim(fingerprint(spec, model, text, lessons))
         units = None
         if spec.removes != "weight":  # single weights are scored when it is their turn
             with clock.stage("score"):
@@ -66,14 +69,22 @@ def compress(
             outcome, resumed = remove(
                 spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events
             )
-            layers = layer_reports(model, allocation, outcome, checkpoint)
             assemble(spec, model, outcome, checkpoint, model_dir)
+        tuned = None
+        if lessons is not None:
+            with clock.stage("tune"):
+                tuned = tune(spec, model, model_dir, lessons, checkpoint=checkpoint, events=events)
+        layers = layer_reports(model, allocation, outcome, model_dir)
         with clock.stage("evaluate"):
             evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
         gates = judge(spec.gates, evaluation.metrics)
         report = Report(
             spec=spec.model_dump(mode="json"),
-            provenance=provenance(spec, model, evaluation.data_digests | (text.digests if text else {})),
+            provenance=provenance(
+                spec,
+                model,
+                evaluation.data_digests | (text.digests if text else {}) | (lessons.digests if lessons else {}),
+            ),
             parameters=model.source.parameters,
             parameters_after=parameters_after(model.source, outcome),
             prunable_parameters=model.architecture.prunable_parameters,
@@ -84,6 +95,7 @@ def compress(
             trial_perplexity_ratio=allocation.trial_ratio,
             refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
+            tune=tuned,
             metrics=evaluation.metrics,
             gates=gates,
             verdict=overall(gates),

@@ -72,8 +72,8 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
 def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Architecture:
     """The model's architecture, if the spec fits the model and its data can be found. A dry run and a job both ask.
 
-    Raises UnsupportedModel, InvalidSpec (a pattern that does not divide a width), SequenceTooLong, DatasetNotFound,
-    HubUnavailable, MemoryBudgetTooSmall.
+    Raises UnsupportedModel, InvalidSpec (a pattern or groups that do not divide a width), SequenceTooLong,
+    DatasetNotFound, HubUnavailable, MemoryBudgetTooSmall.
     """
     architecture = recognise(source.config, source.tensors)
     if isinstance(spec.prune, WeightPruneParams):
@@ -83,6 +83,8 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
                     f"{layer.name}: {misfit}", "choose a pattern that fits every width", field="/prune/pattern"
                 )
     planned_outcome(spec, source, architecture)  # refuses what cannot be removed
+    if spec.tune is not None:
+        spec.tune.check(architecture.layers)
     for field, ref in _texts(spec).items():
         resolve_dataset(ref, sources, field)
         length = getattr(ref, "sequence_length", 0)
@@ -98,7 +100,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
 
 def _texts(spec: CompressionSpec) -> dict[str, DataRef]:
     """JSON pointer -> text, for all texts that the spec names."""
-    parts: dict[str, object] = {"/calibrate": spec.calibrate}
+    parts: dict[str, object] = {"/calibrate": spec.calibrate, "/tune": spec.tune}
     parts |= {f"/evaluate/{index}": params for index, params in enumerate(spec.evaluate)}
     return {field: part for field, part in parts.items() if isinstance(part, DataRef)}
 
@@ -218,6 +220,7 @@ def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architect
         )
     if planned_sparsity(spec, architecture) is None:
         found.append("how much each layer loses is measured by the job, not known in advance")
+    found += tuning_warnings(spec, source)
     share = architecture.prunable_parameters / source.parameters
     if share < 0.8:
         found.append(
@@ -255,4 +258,14 @@ def _structure_warnings(spec: CompressionSpec, source: ModelSource, architecture
         found.append(f"only {share:.0%} of the parameters are in the blocks; the rest stays")
     if not spec.evaluate:
         found.append("no evaluation is asked for: the report will not say what the pruning cost")
+    return found
+
+
+def tuning_warnings(spec: CompressionSpec, source: ModelSource) -> list[str]:
+    """What a user might not expect of the tuning."""
+    if spec.tune is None:
+        return []
+    found = list(spec.tune.warnings(source))
+    if any(field.startswith("/evaluate") and ref.label == spec.tune.label for field, ref in _texts(spec).items()):
+        found.append(f"{spec.tune.label} is tuned on and measured on: its figures say little about other text")
     return found

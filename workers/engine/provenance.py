@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.calibrate import Calibration
     from workers.engine.stages.load import LoadedModel
+    from workers.engine.stages.tuning_text import TuningText
 
 PACKAGES = (
     "espalier",
@@ -23,6 +24,7 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
     "accelerate",
+    "peft",
     "datasets",
     "numpy",
     "scipy",
@@ -59,11 +61,15 @@ def environment(spec: CompressionSpec, model: LoadedModel) -> dict[str, str]:
     }
 
 
-def fingerprint(spec: CompressionSpec, model: LoadedModel, calibration: Calibration | None) -> dict[str, str]:
+def fingerprint(
+    spec: CompressionSpec, model: LoadedModel, calibration: Calibration | None, lessons: TuningText | None
+) -> dict[str, str]:
     """What a resume point must share with the run that goes on from it."""
     return environment(spec, model) | {
         "spec": spec.digest(),
         "calibration": calibration.digest if calibration else "none",
+        "tuning": lessons.digest if lessons else "none",
+        "peft": version("peft"),
         "batch_tokens": str(model.batch_tokens),  # decides in which order sums are rounded
     }
 

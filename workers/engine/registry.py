@@ -23,12 +23,13 @@ from workers.engine.refs import DataRef
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from workers.engine.stages.evaluate import EvaluationContext
     from workers.engine.stats import AllocationFacts, DenseBlock, DenseUnits, LayerTask, LinearStats, Measurement
+    from workers.engine.tuning.trainable import Trainable
 
-Stage = Literal["score", "allocate", "prune", "refine", "evaluate"]
+Stage = Literal["score", "allocate", "prune", "refine", "tune", "evaluate"]
 Unit = Literal["weight", "head", "channel", "layer"]
 """What a score is about and a pruner removes. Heads come with their key/value group, a layer is a decoder block."""
 Group = Literal["row", "matrix"]
@@ -255,6 +256,16 @@ class Refiner(Protocol[P_contra]):
     ) -> Tensor: ...
 
 
+class Tuner(Protocol[P_contra]):
+    """`(model, params) -> trainable`: the whole pruned model, in memory, made ready to train.
+
+    Chooses or adds float32 parameters and freezes the others. From then on the model's forward pass is that of the
+    plain weights which `trainable.merged` gives. Zeros in linear layers of the blocks stay zeros, in both.
+    """
+
+    def __call__(self, model: nn.Module, params: P_contra, /) -> Trainable: ...
+
+
 class Evaluator(Protocol[P_contra]):
     """`(context, params) -> measurements` of the one model in `context`; called for the dense and the pruned one."""
 
@@ -374,6 +385,16 @@ def refiner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable
 
     def register(function: Refiner[P]) -> Refiner[P]:
         _register("refine", params, function, paper=paper, needs=needs)
+        return function
+
+    return register
+
+
+def tuner(params: type[P], *, paper: str) -> Callable[[Tuner[P]], Tuner[P]]:
+    """Register what trains a pruned model for a while. `params` extends `TuneMethodParams`."""
+
+    def register(function: Tuner[P]) -> Tuner[P]:
+        _register("tune", params, function, paper=paper)
         return function
 
     return register

@@ -46,6 +46,35 @@ class LayerReport(ReportModel):
     sparsity: float = Field(description="Fraction removed: what is cut off or zero, of `parameters`.")
 
 
+class TunePoint(ReportModel):
+    """One look at the held-out windows."""
+
+    step: int = Field(description="Updates before it; 0 is the model as prepared, for `group` already quantised.")
+    holdout_loss: float = Field(description="Nats a token.")
+    train_loss: float | None = Field(description="Mean over the steps since the look before; null at step 0.")
+
+
+class TuneReport(ReportModel):
+    """The training of the pruned model. Losses are mean negative log-likelihoods a token, in nats."""
+
+    method: str
+    steps: int = Field(description="Steps done.")
+    stopped_early: bool
+    best_step: int = Field(description="Whose weights ship: the lowest held-out loss.")
+    holdout_loss_before: float = Field(description="Of the pruned model.")
+    holdout_loss_after: float = Field(description="Of the best step, before rounding to the stored type.")
+    curve: list[TunePoint] = Field(
+        description="About a hundred looks at most, the first, the best and the last among them."
+    )
+    tokens_per_s: float = Field(description="Trained on per second of training; looks and resume points not counted.")
+    trained_parameters: int
+    train_windows: int = Field(description="Different windows; read again where the steps take more.")
+    holdout_windows: int
+    peak_memory_bytes: int = Field(description="Largest resident set of the process seen by the end of the tuning.")
+    device_peak_memory_bytes: int | None = Field(description="Largest GPU allocation while tuning; null on CPU.")
+    resumed_step: int = Field(description="Where this run began; the steps before were found durable.")
+
+
 class StageReport(ReportModel):
     """Time and memory of one stage, all its parts added up."""
 
@@ -121,6 +150,7 @@ class Report(ReportModel):
         None, description="How soon layers saw what was pruned before them; null where no inputs were looked at."
     )
     layers: list[LayerReport]
+    tune: TuneReport | None = Field(None, description="null where the spec tunes nothing.")
     metrics: list[Metric]
     gates: list[GateResult] = Field(default_factory=list, description="The spec's gates, in its order.")
     verdict: Verdict | None = Field(

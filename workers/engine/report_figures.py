@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from workers.engine.report import LayerReport, Metric, StageReport
+    from workers.engine.report import LayerReport, Metric, StageReport, TuneReport
 
 # Stand-ins that matplotlib accepts as colours; `_svg` turns them into the page's CSS variables.
 INK, FAINT, DENSE, PRUNED = "#010101", "#020202", "#030303", "#040404"
@@ -103,6 +103,26 @@ def metrics_figure(metrics: Sequence[Metric]) -> str:
             axis.set_xticks([])
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
         return _svg(figure, "Measurements of the dense and the pruned model as bars; the table above has the numbers")
+
+
+def loss_figure(tune: TuneReport) -> str:
+    """The held-out loss at each look of the tuning, the training loss between looks, the pruned model's loss."""
+    looks = tune.curve
+    trained = [(point.step, point.train_loss) for point in looks if point.train_loss is not None]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+        axis = figure.subplots()
+        axis.axhline(tune.holdout_loss_before, color=FAINT, linestyle="--", label="pruned, held out")
+        axis.plot([step for step, _ in trained], [loss for _, loss in trained], color=DENSE, label="training")
+        axis.plot([p.step for p in looks], [p.holdout_loss for p in looks], "o-", color=PRUNED, ms=4, label="held out")
+        best = next(point for point in looks if point.step == tune.best_step)
+        axis.plot([best.step], [best.holdout_loss], "o", color=INK, ms=7, label="ships")
+        axis.set_xlabel("step")
+        axis.set_ylabel("loss, nats a token")
+        axis.grid(axis="y")
+        axis.locator_params(axis="x", integer=True)
+        figure.legend(loc="outside upper right", ncols=4)
+        return _svg(figure, "Loss on held-out and on training windows over the steps of the tuning")
 
 
 def stages_figure(stages: Sequence[StageReport]) -> str:

@@ -27,6 +27,7 @@ from workers.engine.registry import (
     method_of,
     methods,
 )
+from workers.engine.tuning.params import TuneMethodParams
 
 
 class ModelRef(SpecModel):
@@ -114,9 +115,11 @@ if TYPE_CHECKING:
     RefineParams = MethodParams
     EvaluateParams = MethodParams
     PruneParams = PruneMethodParams
+    TuneParams = TuneMethodParams
 else:
     ScoreParams, AllocateParams = _union("score"), _union("allocate")
     PruneParams, RefineParams, EvaluateParams = _union("prune"), _union("refine"), _union("evaluate")
+    TuneParams = _union("tune")
 
 
 class CompressionSpec(SpecModel):
@@ -151,6 +154,9 @@ class CompressionSpec(SpecModel):
     prune: PruneParams = Field(description="What is removed, and how much.")
     refine: RefineParams | None = Field(
         None, description="Moves zeros to better places after pruning. Only for pruners that change no other weight."
+    )
+    tune: TuneParams | None = Field(
+        None, description="Trains the pruned model on text for a while, so that what is left makes up for what went."
     )
     evaluate: list[EvaluateParams] = Field(
         default_factory=list,

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from workers.engine.registry import Method, Stage, discover
 
 if TYPE_CHECKING:
-    from workers.engine.report import GateResult, Metric, Report
+    from collections.abc import Mapping
+
+    from workers.engine.report import GateResult, Metric, Report, TuneReport
 
 Verdict = Literal["better", "worse", "within spread", "same", ""]
 GATED = {"ratio": "pruned / dense", "difference": "pruned − dense", "pruned": "pruned"}
@@ -18,7 +20,7 @@ VERDICT_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 
 def compressing_methods(report: Report) -> list[Method]:
     """The methods that decided the weights, in pipeline order."""
-    stages: tuple[Stage, ...] = ("score", "allocate", "prune", "refine")
+    stages: tuple[Stage, ...] = ("score", "allocate", "prune", "refine", "tune")
     return [discover()[stage, params["method"]] for stage in stages if (params := report.spec.get(stage))]
 
 
@@ -45,6 +47,8 @@ def conditions(report: Report) -> list[str]:
             f"{percent(report.target_sparsity or 0)} is the most whose trial pruning kept the perplexity within "
             f"×{asked:g}: ×{report.trial_perplexity_ratio:.3f}."
         )
+    if report.tune is not None:
+        found.append(tuned(report.tune, report.spec["tune"]))
     if report.refresh == "block":
         found.append("Layers of a block were calibrated on the inputs they have while the block is dense.")
     if report.refresh == "projection":
@@ -58,6 +62,20 @@ def short(value: Any) -> str:
         rest = {key: inner for key, inner in value.items() if key != "method"}
         return f"{value['method']} {short(rest)}" if rest else str(value["method"])
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def tuned(tune: TuneReport, params: Mapping[str, Any]) -> str:
+    """How the model was trained after pruning, in two sentences."""
+    bits = params.get("bits", 16)
+    quantised = f" of weights in {bits} bits, stored dense," if bits < 16 else ""
+    shipped = "the last step ships" if tune.best_step == tune.steps else f"step {tune.best_step} ships, the best"
+    return (
+        f"Then {tune.method} trained {tune.trained_parameters:,} parameters{quantised} for {tune.steps} steps of "
+        f"{params['batch']} x {params['sequence_length']} tokens of {params['dataset']}"
+        + (", also on the dense model's predictions" if params["distill"] else "")
+        + f". The loss on held-out windows of that text went from {tune.holdout_loss_before:.4f} to "
+        f"{tune.holdout_loss_after:.4f} nats a token; {shipped}."
+    )
 
 
 def percent(fraction: float) -> str:

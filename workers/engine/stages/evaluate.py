@@ -104,7 +104,7 @@ class EvaluationContext:
             blocks = range(self.loaded.architecture.blocks)
             with closing(StreamedLoss(self.loaded, text, self.checkpoint, keep_path=False)) as streamed:
                 return streamed.nll(blocks, lambda block: tensors_of(self.loaded, f"{BLOCKS}.{block}"))
-        return torch.cat([_nll(self.whole, ids_BT.to(self.device)) for ids_BT in windows_NT.split(batch_size)])
+        return torch.cat([nll(self.whole, ids_BT.to(self.device)) for ids_BT in windows_NT.split(batch_size)])
 
     def check_fits(self, tokens: int, parameter: str) -> None:
         """Raise SequenceTooLong, naming `parameter` of the evaluation, if the model cannot attend to so many tokens."""
@@ -192,7 +192,7 @@ def evaluate(
     return Evaluation(join(before, after), data.digests)
 
 
-def _nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+def nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     """Mean negative log-likelihood of each window's predictions, float64 [B] on the CPU. V = vocabulary."""
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
     nll_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT[:, 1:], reduction="none")

@@ -133,9 +133,9 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
 
 def _of_different_widths(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """As the modelling file in the folder would build it; code from a model's folder is never run here."""
-    slices = _slices(folder, (file.name for file in folder.glob("*.safetensors")))
+    slices = slices_of(folder)
     model = _skeleton(folder, {name: piece.facts for name, piece in slices.items()}, device, dtype)
-    weights = {name: _tensor(piece).to(device, dtype) for name, piece in slices.items()}
+    weights = {name: read_tensor(piece).to(device, dtype) for name, piece in slices.items()}
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     return model
@@ -143,7 +143,7 @@ def _of_different_widths(folder: Path, device: torch.device, dtype: torch.dtype)
 
 def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
     """The model in `folder`, made of the dense one: of other shapes perhaps, with the same tokenizer."""
-    slices = _slices(folder, (file.name for file in folder.glob("*.safetensors")))
+    slices = slices_of(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     source = replace(
         dense.source,
@@ -213,10 +213,11 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
 
 def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
     """Read, not mapped: a mapped file counts as memory in use, and one larger than the address space cannot be."""
-    return {name: _tensor(model.slices[name]).to(model.device) for name in names}
+    return {name: read_tensor(model.slices[name]).to(model.device) for name in names}
 
 
-def _tensor(piece: Slice) -> Tensor:
+def read_tensor(piece: Slice) -> Tensor:
+    """A stored tensor, on the CPU, in the type it is stored in."""
     tensor = torch.empty(piece.facts.shape, dtype=DTYPES[piece.facts.dtype])
     with piece.file.open("rb", buffering=0) as file:
         fill(bytes_of(tensor), file, piece.begin)
@@ -226,6 +227,11 @@ def _tensor(piece: Slice) -> Tensor:
 def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, to be read or written."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def slices_of(folder: Path) -> dict[str, Slice]:
+    """Where each tensor of a model's folder lies."""
+    return _slices(folder, (file.name for file in folder.glob("*.safetensors")))
 
 
 def _slices(folder: Path, files: Iterable[str]) -> dict[str, Slice]:

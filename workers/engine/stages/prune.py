@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from safetensors import safe_open
-
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.registry import Stat
 from workers.engine.report import LayerReport
 from workers.engine.stages.activations import activations_of
-from workers.engine.stages.load import LoadedModel, filled, outside_tensors, tensors_of
+from workers.engine.stages.load import LoadedModel, filled, outside_tensors, read_tensor, slices_of, tensors_of
 from workers.engine.stages.statistics import collect, staged
 from workers.engine.stages.stored import as_stored
 from workers.engine.stats import LinearStats
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
     from workers.engine.checkpoint import Checkpoint
@@ -59,28 +59,26 @@ def prune(
         return walk.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
 
-def layer_reports(
-    model: LoadedModel, allocation: Allocation, outcome: Outcome, checkpoint: Checkpoint
-) -> list[LayerReport]:
-    """What became of every layer, counted in the files as written."""
-    reports = []
+def layer_reports(model: LoadedModel, allocation: Allocation, outcome: Outcome, folder: Path) -> list[LayerReport]:
+    """What became of every layer of the dense model, counted in the files of `folder`, the result."""
+    reports, slices = [], slices_of(folder)
     for index, block in enumerate(outcome.blocks):
-        with safe_open(checkpoint.block(index), framework="pt") as found:
-            for layer in model.architecture.block(block):
-                renamed = layer.name.replace(f"{BLOCKS}.{block}.", f"{BLOCKS}.{index}.", 1)
-                weight_OI = found.get_tensor(f"{renamed}.weight")
-                zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
-                reports.append(_layer_report(layer, allocation, tuple(weight_OI.shape), zeros))
+        for layer in model.architecture.block(block):
+            renamed = layer.name.replace(f"{BLOCKS}.{block}.", f"{BLOCKS}.{index}.", 1)
+            piece = slices[f"{renamed}.weight"]
+            weight_OI = read_tensor(piece)
+            zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
+            reports.append(_layer_report(layer, allocation, piece.facts.shape, zeros))
     for block in sorted({*range(model.architecture.blocks)} - {*outcome.blocks}):
         reports += [_layer_report(layer, allocation, (0, 0), 0) for layer in model.architecture.block(block)]
     return sorted(reports, key=lambda report: report.block)
 
 
-def _layer_report(layer: LinearFacts, allocation: Allocation, shape: tuple[int, int], zeros: int) -> LayerReport:
+def _layer_report(layer: LinearFacts, allocation: Allocation, shape: Sequence[int], zeros: int) -> LayerReport:
     return LayerReport(
         name=layer.name,
         block=layer.block,
-        shape=shape,
+        shape=(shape[0], shape[1]),
         parameters=layer.parameters,
         zeros=zeros,
         target_sparsity=allocation.sparsity[layer.name],

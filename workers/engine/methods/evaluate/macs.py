@@ -1,6 +1,6 @@
 """MACs: multiply-accumulate operations of one forward pass, counted from the shapes of the stored weights; exact.
 
-Linear layers, output head and attention (full, not causal) as in LLM-Pruner (Ma et al. 2023, arXiv:2305.11627), table 1,
+Linear layers, output head and attention (full, not causal) as in LLM-Pruner (Ma et al. 2023, arXiv:2305.11627),
 whose counter adds the 0.02 % that norms, activations and rotations take. Zeros are multiplied like other weights.
 """
 

@@ -1,0 +1,35 @@
+"""Full: trains every weight that is left, on text, with AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workers.engine.registry import tuner
+from workers.engine.tuning.params import LearningRate, TuneMethodParams
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from workers.engine.architectures.llama import Architecture
+    from workers.engine.sources import ModelSource
+    from workers.engine.tuning.trainable import Trainable
+
+
+class FullParams(TuneMethodParams):
+    """Train every weight."""
+
+    method: Literal["full"] = Field("full", description="Train every weight: the most memory, and the most room.")
+    learning_rate: LearningRate = 1e-4
+
+    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+        return source.parameters
+
+
+@tuner(FullParams, paper="arXiv:1711.05101")
+def prepare(model: Module, params: FullParams) -> Trainable:
+    """All parameters, embeddings and norms included; a tied head trains with its embedding. Zeros stay."""
+    from workers.engine.tuning.trainable import unfrozen
+
+    return unfrozen(model, lambda _: True)

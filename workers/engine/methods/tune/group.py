@@ -1,0 +1,100 @@
+"""Group: trains one offset per group of a quantised layer's weights, at low rank (Xu et al. 2023, arXiv:2309.14717).
+
+The tuning of SAAP (arXiv:2412.15127), whose mathematics are QA-LoRA's: the adapter merges exactly into the groups.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from workers.engine.errors import InvalidSpec
+from workers.engine.registry import tuner
+from workers.engine.tuning.params import LearningRate, TuneMethodParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from torch.nn import Module
+
+    from workers.engine.architectures.llama import Architecture
+    from workers.engine.sources import ModelSource
+    from workers.engine.stats import LinearFacts
+    from workers.engine.tuning.trainable import Trainable
+
+
+class GroupParams(TuneMethodParams):
+    """Quantise the linear layers by groups of inputs and train the groups' offsets."""
+
+    method: Literal["group"] = Field(
+        "group",
+        description="Quantise by groups, train the groups' offsets: the least memory. The result is stored dense, in "
+        "the values that the codes stand for.",
+    )
+    bits: int = Field(
+        4, ge=2, le=16, description="Bits of a weight's code: 2, 4 or 8, held as such; 16 quantises nothing."
+    )
+    group_size: int = Field(
+        32, ge=8, le=1024, multiple_of=8, description="Consecutive inputs that share an offset; divides every width."
+    )
+    rank: int = Field(8, ge=1, le=1024, description="Of the matrix of offsets, outputs by groups.")
+    alpha: float = Field(16.0, gt=0, le=4096, description="The adapter counts alpha / rank times, as in LoRA.")
+    learning_rate: LearningRate = 1e-3
+
+    @model_validator(mode="after")
+    def _bits_that_pack(self) -> GroupParams:
+        if self.bits not in (2, 4, 8, 16):
+            raise PydanticCustomError(
+                "no_such_bits", "`bits` is 2, 4, 8, or 16 to quantise nothing, not {bits}", {"bits": self.bits}
+            )
+        return self
+
+    @property
+    def base_bits(self) -> float | None:
+        if self.bits == 16:
+            return None
+        return self.bits + 1 + 64 / self.group_size  # a code, a mask's bit, two float32 a group
+
+    def check(self, layers: Sequence[LinearFacts]) -> None:
+        for layer in layers:
+            if layer.shape[1] % self.group_size:
+                raise InvalidSpec(
+                    f"{layer.name}: groups of {self.group_size} do not divide its {layer.shape[1]} inputs",
+                    "choose a `group_size` that divides every width",
+                    field="/tune/group_size",
+                )
+
+    def warnings(self, source: ModelSource) -> list[str]:
+        if self.base_bits is None:
+            return []
+        return [
+            f"the linear layers' weights end up with at most {2**self.bits} values a group, stored in the usual type: "
+            "the files are no smaller until they are packed"
+        ]
+
+    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+        return sum(self.rank * (x.shape[0] + x.shape[1] // self.group_size) for x in architecture.layers)
+
+
+@tuner(GroupParams, paper="arXiv:2309.14717")
+def prepare(model: Module, params: GroupParams) -> Trainable:
+    """The offsets' two factors, of every linear layer of the blocks. Zeros belong to no group and stay."""
+    from workers.engine.tuning.groups import replaced
+    from workers.engine.tuning.trainable import Trainable, facts_of, linears
+
+    found = linears(model)
+    params.check(facts_of(found))  # a structured result's widths are known only now
+    model.requires_grad_(False)
+    layers = replaced(
+        model, found, bits=params.bits, group_size=params.group_size, rank=params.rank, alpha=params.alpha
+    )
+    parameters = {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("a_RG", "b_OR")}
+
+    def merged(name: str, stored: Tensor) -> Tensor:
+        layer = layers.get(name.removesuffix(".weight"))
+        return stored if layer is None else layer.merged(stored)
+
+    return Trainable(parameters, merged)

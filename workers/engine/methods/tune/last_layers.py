@@ -1,0 +1,77 @@
+"""Last layers: trains the head, the final norm and the last blocks, nothing else (Lu et al. 2024, arXiv:2411.15558)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FINAL_NORM, HEAD
+from workers.engine.errors import InvalidSpec
+from workers.engine.registry import tuner
+from workers.engine.tuning.params import LearningRate, TuneMethodParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.nn import Module
+
+    from workers.engine.architectures.llama import Architecture
+    from workers.engine.sources import ModelSource
+    from workers.engine.stats import LinearFacts
+    from workers.engine.tuning.trainable import Trainable
+
+
+class LastLayersParams(TuneMethodParams):
+    """Train the end of the model."""
+
+    method: Literal["last_layers"] = Field(
+        "last_layers", description="Train the head, the final norm and the last blocks: no gradient goes further down."
+    )
+    blocks: int = Field(3, ge=0, le=1024, description="How many of the last blocks to train.")
+    tied_head: Literal["frozen", "joint"] = Field(
+        "frozen",
+        description="A head that is tied to the input embedding is left as it is, or trained with it (`joint`): then "
+        "gradients go through the whole model. Untied heads are trained. Untying one would make the model larger.",
+    )
+    learning_rate: LearningRate = 1e-4
+
+    def check(self, layers: Sequence[LinearFacts]) -> None:
+        found = len({layer.block for layer in layers})
+        if self.blocks > found:
+            raise InvalidSpec(
+                f"the model has {found} blocks, not {self.blocks} to train", "lower `blocks`", field="/tune/blocks"
+            )
+
+    def warnings(self, source: ModelSource) -> list[str]:
+        if self.tied_head == "joint" or not source.config.get("tie_word_embeddings"):
+            return []
+        return ["the output head is tied to the input embedding and is not tuned: `tied_head` says `frozen`"]
+
+    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+        tied = bool(source.config.get("tie_word_embeddings"))
+        trained = _trained(range(architecture.blocks), self, tied=tied)
+        return sum(facts.parameters for name, facts in source.tensors.items() if name.startswith(trained))
+
+
+@tuner(LastLayersParams, paper="arXiv:2411.15558")
+def prepare(model: Module, params: LastLayersParams) -> Trainable:
+    """Everything of the last blocks, the final norm, and the head. Zeros stay.
+
+    The norm as in the paper's code; its text does not mention it.
+    """
+    from workers.engine.tuning.trainable import facts_of, linears, unfrozen
+
+    layers = facts_of(linears(model))
+    params.check(layers)  # a depth-pruned result has fewer blocks
+    tied = f"{HEAD}.weight" not in dict(model.named_parameters())
+    trained = _trained(sorted({layer.block for layer in layers}), params, tied=tied)
+    return unfrozen(model, lambda name: name.startswith(trained))
+
+
+def _trained(blocks: Sequence[int], params: LastLayersParams, *, tied: bool) -> tuple[str, ...]:
+    """How the names of what is trained begin. A tied head goes by the name of the embedding."""
+    last = tuple(f"{BLOCKS}.{block}." for block in blocks[len(blocks) - params.blocks :])
+    if not tied:
+        return (*last, FINAL_NORM, HEAD)
+    return (*last, FINAL_NORM, EMBEDDING) if params.tied_head == "joint" else (*last, FINAL_NORM)

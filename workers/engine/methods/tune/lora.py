@@ -1,0 +1,54 @@
+"""LoRA: trains a low-rank update of every linear layer, merged in at the end (Hu et al. 2021, arXiv:2106.09685).
+
+The recovery of LLM-Pruner (arXiv:2305.11627) and Shortened LLaMA (arXiv:2402.02834), with their rank, alpha, dropout.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workers.engine.registry import tuner
+from workers.engine.tuning.params import LearningRate, TuneMethodParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from workers.engine.architectures.llama import Architecture
+    from workers.engine.sources import ModelSource
+    from workers.engine.tuning.trainable import Trainable
+
+
+class LoraParams(TuneMethodParams):
+    """Train a low-rank update of every linear layer of the blocks."""
+
+    method: Literal["lora"] = Field("lora", description="Train a low-rank update of every linear layer, then merge it.")
+    rank: int = Field(8, ge=1, le=1024, description="Of the update; at most a layer's smaller side makes sense.")
+    alpha: float = Field(16.0, gt=0, le=4096, description="The update counts alpha / rank times.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Share of the adapters' inputs that a step leaves out.")
+    learning_rate: LearningRate = 1e-3
+
+    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+        return sum(self.rank * sum(layer.shape) for layer in architecture.layers)
+
+
+@tuner(LoraParams, paper="arXiv:2106.09685")
+def prepare(model: Module, params: LoraParams) -> Trainable:
+    """The adapters' two factors. The update of a masked layer is masked."""
+    from workers.engine.tuning.masked_lora import ADAPTER, injected
+    from workers.engine.tuning.trainable import Trainable, linears
+
+    layers = injected(model, list(linears(model)), rank=params.rank, alpha=params.alpha, dropout=params.dropout)
+    parameters = {
+        f"{name}.{part}": getattr(layer, part)[ADAPTER].weight
+        for name, layer in layers.items()
+        for part in ("lora_A", "lora_B")
+    }
+
+    def merged(name: str, stored: Tensor) -> Tensor:
+        layer = layers.get(name.removesuffix(".weight"))
+        return stored if layer is None else stored + layer.get_delta_weight(ADAPTER).detach()
+
+    return Trainable(parameters, merged)

@@ -1,0 +1,252 @@
+"""Tune: trains the assembled model for a while and writes what came of it over the files it was read from.
+
+The model is taken whole, from its folder, however it was pruned. Every attempt assembles that folder anew, from the
+checkpoint and to the same bytes, so a resume point holds the training alone. The order of the windows and the dropout
+of a step follow from the seed and the step, so a resumed run ends in the same bytes. Tensors that were not trained keep
+theirs, and zeros stay zeros. B = windows, T = tokens of one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from transformers import get_scheduler
+
+from workers.engine.clock import peak_resident_bytes
+from workers.engine.errors import NumericalFailure
+from workers.engine.estimate import tuned_at_once
+from workers.engine.registry import method_of
+from workers.engine.report import TunePoint, TuneReport
+from workers.engine.stages.evaluate import nll
+from workers.engine.stages.load import bytes_of, load_model, read_tensor, slices_of
+from workers.engine.stages.tuning_state import TuningState, captured, restored
+from workers.engine.tuning.losses import distillation, surprise
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from workers.engine.checkpoint import Checkpoint
+    from workers.engine.events import Events
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.load import LoadedModel
+    from workers.engine.stages.tuning_text import TuningText
+    from workers.engine.tuning.trainable import Trainable
+
+CHECKPOINT_S = 60.0
+"""Least time between resume points."""
+MAX_GRADIENT_NORM = 1.0
+"""The gradient of all that trains is cut to this length, as transformers' Trainer does by default."""
+_CURVE_POINTS = 100
+
+
+def tune(
+    spec: CompressionSpec,
+    dense: LoadedModel,
+    folder: Path,
+    text: TuningText,
+    *,
+    checkpoint: Checkpoint,
+    events: Events,
+) -> TuneReport:
+    """Train the model in `folder`, and store the state with the lowest held-out loss in it. `dense` is what it was.
+
+    Raises NumericalFailure where a loss is not finite, InvalidSpec where the pruned model does not fit the method.
+    """
+    run = _Run(spec, dense, folder, text, checkpoint, events)
+    if not run.state.ended:
+        run.train()
+    run.write()
+    return run.report()
+
+
+class _Run:
+    def __init__(
+        self,
+        spec: CompressionSpec,
+        dense: LoadedModel,
+        folder: Path,
+        text: TuningText,
+        checkpoint: Checkpoint,
+        events: Events,
+    ) -> None:
+        """Prepare the model, and go to where a former attempt was, if there was one."""
+        assert spec.tune is not None  # there is text for it
+        self.params, self.dense, self.text = spec.tune, dense, text
+        self.checkpoint, self.events = checkpoint, events
+        self.at_once = tuned_at_once(spec, dense.source, dense.architecture)
+        self.slices = slices_of(folder)
+        self.model: PreTrainedModel = load_model(folder, dense.device, dense.dtype)
+        self.teacher: PreTrainedModel | None = None
+        self.best: dict[str, Tensor] = {}
+        self.resumed_step = 0
+
+        found = checkpoint.load_tuning()
+        before = self._holdout_loss("/prune", "lower the sparsity") if found is None else math.nan
+        self.trainable = self._prepared()
+        self.optimizer = torch.optim.AdamW(
+            list(self.trainable.parameters.values()),
+            lr=self.params.learning_rate,
+            weight_decay=self.params.weight_decay,
+        )
+        self.schedule = get_scheduler("linear", self.optimizer, self.params.warmup, self.params.steps)
+        if found is None:
+            self.state = TuningState(before)
+            self._look()
+        else:
+            self.state, self.best = restored(*found, self.trainable.parameters, self.optimizer, self.schedule)
+            self.resumed_step = self.state.step
+            events.resume(self.resumed_step, "step")
+
+    def train(self) -> None:
+        """Go on to the last step, or until the held-out loss has not fallen for long enough."""
+        params, state = self.params, self.state
+        if params.distill is not None:
+            self.teacher = load_model(self.dense.path, self.dense.device, self.dense.dtype).requires_grad_(False)
+        saved = time.monotonic()
+        self.events.progress(state.step, params.steps, "step")
+        while not state.ended:
+            started = time.perf_counter()
+            loss = self._step()
+            state.seconds += time.perf_counter() - started
+            state.step += 1
+            state.train_losses.append(loss)
+            if state.step % params.look_every == 0 or state.step == params.steps:
+                self._look()
+                state.stopped_early = state.stale == params.patience and state.step < params.steps
+            state.ended = state.step == params.steps or state.stopped_early
+            self.events.progress(state.step, params.steps, "step", loss)
+            if state.ended or time.monotonic() - saved >= CHECKPOINT_S:
+                self._save()
+                saved = time.monotonic()
+        self.teacher = None
+
+    def write(self) -> None:
+        """Store the best state in the folder's files, each tensor rounded once to the type it is stored in."""
+        for name, parameter in self.trainable.parameters.items():
+            parameter.data.copy_(self.best[name])
+        for name, piece in self.slices.items():
+            stored = read_tensor(piece)
+            exact = stored.to(self.dense.device, torch.float32)
+            merged = self.trainable.merged(name, exact)
+            if merged is exact:
+                continue
+            tensor = merged.to("cpu", stored.dtype).contiguous()
+            if not tensor.isfinite().all():
+                raise NumericalFailure(
+                    f"{name} holds values beyond the range of {piece.facts.dtype} after tuning",
+                    "package as float32 or bfloat16, or lower `learning_rate`",
+                    field="/package/dtype",
+                )
+            with piece.file.open("r+b") as file:
+                file.seek(piece.begin)
+                file.write(bytes_of(tensor))
+
+    def report(self) -> TuneReport:
+        params, state, curve = self.params, self.state, self.state.curve
+        every = -(-len(curve) // _CURVE_POINTS)
+        shown = (state.best_step, state.step)
+        device = self.dense.device
+        return TuneReport(
+            method=params.method,
+            steps=state.step,
+            stopped_early=state.stopped_early,
+            best_step=state.best_step,
+            holdout_loss_before=state.holdout_loss_before,
+            holdout_loss_after=min(point["holdout_loss"] for point in curve),
+            curve=[TunePoint(**point) for i, point in enumerate(curve) if i % every == 0 or point["step"] in shown],
+            tokens_per_s=state.step * params.batch * params.sequence_length / state.seconds,
+            trained_parameters=sum(parameter.numel() for parameter in self.trainable.parameters.values()),
+            train_windows=len(self.text.train_NT),
+            holdout_windows=len(self.text.holdout_NT),
+            peak_memory_bytes=peak_resident_bytes(),
+            device_peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            resumed_step=self.resumed_step,
+        )
+
+    def _prepared(self) -> Trainable:
+        """The model, made ready by the method; what trains is float32, with the bits that are stored."""
+        torch.manual_seed(self.params.seed)
+        trainable: Trainable = method_of("tune", self.params).function(self.model, self.params)
+        for name, parameter in trainable.parameters.items():
+            if parameter.dtype != torch.float32:  # the model's own, rounded to the compute type when it was loaded
+                parameter.data = read_tensor(self.slices[name]).to(self.dense.device, torch.float32)
+        if self.params.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        return trainable
+
+    def _step(self) -> float:
+        """One update of what trains; the loss before it."""
+        params = self.params
+        ids_BT = self.text.batch(params, self.state.step).to(self.dense.device)
+        torch.manual_seed((params.seed << 24) + self.state.step + 1)  # dropout's
+        self.model.train()
+        self.optimizer.zero_grad()
+        total = 0.0
+        for part_BT in ids_BT.split(self.at_once):
+            with self._precision():
+                loss = self._loss(part_BT) * (len(part_BT) / len(ids_BT))
+            loss.backward()
+            total += loss.item()
+        norm = clip_grad_norm_(list(self.trainable.parameters.values()), MAX_GRADIENT_NORM).item()
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise NumericalFailure(
+                f"step {self.state.step + 1} of tuning: the loss is {total}, the length of its gradient {norm}",
+                f"lower `learning_rate`, {params.learning_rate:g} now, or raise `warmup_steps`",
+                field="/tune/learning_rate",
+            )
+        self.optimizer.step()
+        self.schedule.step()
+        return total
+
+    def _loss(self, ids_BT: Tensor) -> Tensor:
+        logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
+        distill = self.params.distill
+        if self.teacher is None or distill is None:
+            return surprise(logits_BTV, ids_BT)
+        with torch.no_grad():
+            dense_BTV = self.teacher(input_ids=ids_BT, use_cache=False).logits
+        from_dense = distillation(logits_BTV, dense_BTV, distill.temperature)
+        return (1 - distill.weight) * surprise(logits_BTV, ids_BT) + distill.weight * from_dense
+
+    def _look(self) -> None:
+        """Measure the held-out loss, and keep what trains if it is the lowest so far."""
+        state = self.state
+        loss = self._holdout_loss("/tune/learning_rate", f"lower `learning_rate`, {self.params.learning_rate:g} now")
+        train_loss = math.fsum(state.train_losses) / len(state.train_losses) if state.train_losses else None
+        state.stale += 1
+        if loss < min((point["holdout_loss"] for point in state.curve), default=math.inf):
+            state.best_step, state.stale = state.step, 0
+            self.best = {name: p.detach().to("cpu", copy=True) for name, p in self.trainable.parameters.items()}
+        state.curve.append({"step": state.step, "holdout_loss": loss, "train_loss": train_loss})
+        state.train_losses.clear()
+        trained_on = "" if train_loss is None else f", training loss {train_loss:.4f}"
+        self.events.log(f"step {state.step} of {self.params.steps}: held-out loss {loss:.4f}{trained_on}")
+
+    def _holdout_loss(self, field: str, remedy: str) -> float:
+        """Nats a token. Raises NumericalFailure, with that cause and remedy, where it is not finite."""
+        self.model.eval()
+        with torch.no_grad(), self._precision():
+            parts = [ids_BT.to(self.dense.device) for ids_BT in self.text.holdout_NT.split(self.at_once)]
+            loss = torch.cat([nll(self.model, ids_BT) for ids_BT in parts]).mean().item()
+        if not math.isfinite(loss):
+            raise NumericalFailure(f"the held-out loss of tuning is {loss}", remedy, field=field)
+        return loss
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Where float32 parameters meet activations of another compute type."""
+        if self.dense.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.dense.device.type, self.dense.dtype)
+
+    def _save(self) -> None:
+        point = captured(self.state, self.best, self.trainable.parameters, self.optimizer, self.schedule)
+        self.checkpoint.save_tuning(*point)
+        self.events.checkpoint(self.state.step - 1, "step")

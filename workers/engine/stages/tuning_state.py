@@ -1,0 +1,81 @@
+"""How far a training is, and how it goes on from there: the content of its resume point.
+
+Neither the order of the windows nor random numbers are in it: both follow from the seed and the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+
+@dataclass
+class TuningState:
+    """All that is not a tensor."""
+
+    holdout_loss_before: float
+    """Of the pruned model, before it was prepared for training."""
+    step: int = 0
+    """Steps done."""
+    best_step: int = 0
+    stale: int = 0
+    """Looks at the held-out windows since the best one."""
+    seconds: float = 0.0
+    """Spent in steps."""
+    train_losses: list[float] = field(default_factory=list)
+    """Of the steps since the last look."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """A `TunePoint` for each look."""
+    stopped_early: bool = False
+    ended: bool = False
+
+
+def captured(
+    state: TuningState,
+    best: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and JSON that `restored` understands. Of a training that has ended only the best state is kept."""
+    tensors = {f"best/{name}": tensor for name, tensor in best.items()}
+    found: dict[str, Any] = {"state": asdict(state)}
+    if not state.ended:
+        moments = optimizer.state_dict()
+        tensors |= {f"parameter/{name}": parameter.detach() for name, parameter in parameters.items()}
+        for index, of_parameter in moments["state"].items():
+            tensors |= {f"moment/{index}/{name}": tensor for name, tensor in of_parameter.items()}
+        found["groups"] = moments["param_groups"]
+        found["schedule"] = {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"}
+    return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}, found
+
+
+def restored(
+    tensors: Mapping[str, Tensor],
+    found: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+) -> tuple[TuningState, dict[str, Tensor]]:
+    """The state and its best tensors; parameters, moments and rate are put back where they were."""
+    state = TuningState(**found["state"])
+    if not state.ended:
+        for name, tensor in _under("parameter/", tensors).items():
+            parameters[name].data.copy_(tensor)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for path, tensor in _under("moment/", tensors).items():
+            index, _, name = path.partition("/")
+            moments.setdefault(int(index), {})[name] = tensor
+        optimizer.load_state_dict({"state": moments, "param_groups": found["groups"]})
+        schedule.load_state_dict(found["schedule"])
+    return state, _under("best/", tensors)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,30 @@
+"""What is made small: the surprise at a text, and the distance from the dense model. B = windows, T = tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.nn.functional import cross_entropy, kl_div
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def surprise(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each window's T - 1 next tokens, in nats a token."""
+    return cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), ids_BT[:, 1:].flatten())
+
+
+def distillation(logits_BTV: Tensor, dense_BTV: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the dense model's next-token distributions from the tuned one's, in nats a token.
+
+    Times the temperature's square, which keeps its gradients as large as the text's (Hinton et al. 2015,
+    arXiv:1503.02531). The last token's is left out: the text does not judge it either.
+    """
+    found = kl_div(
+        (logits_BTV[:, :-1].flatten(0, 1).float() / temperature).log_softmax(dim=1),
+        (dense_BTV[:, :-1].flatten(0, 1).float() / temperature).log_softmax(dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return found * temperature**2
