@@ -21,6 +21,7 @@ from workers.engine.sources import Sources
 from workers.engine.stages.evaluate import join
 from workers.engine.stats import Measurement
 from workers.engine.wording import bounds, judged_value
+from workers.engine.wording import verdict as verdict_of
 
 from .conftest import spec_of
 from .test_package import report_of
@@ -114,6 +115,12 @@ def test_values_are_shown_with_two_digits_of_what_is_not_known() -> None:
         [metric(name="size/zeros", pruned=2351104, pruned_stderr=None)],
     )
     assert (bounds(exact), judged_value(exact)) == ("1 to 3e+06", "2,351,104")
+
+
+def test_the_page_calls_a_change_small_by_the_spread_of_the_change() -> None:
+    wide = {"dense_stderr": 5.0, "pruned_stderr": 5.0}  # of each model alone: they share it
+    assert verdict_of(metric(**wide, difference_stderr=0.1)) == "worse"
+    assert verdict_of(metric(**wide, difference_stderr=0.51)) == "within spread"
 
 
 def test_page_and_card_show_the_verdicts() -> None:

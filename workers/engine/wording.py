@@ -107,13 +107,13 @@ def ratio(metric: Metric) -> str:
 
 
 def verdict(metric: Metric) -> Verdict:
-    """Whether pruning helped or hurt; `within spread` where the two ± intervals touch."""
+    """Whether pruning helped or hurt; `within spread` where the change is less than two of its standard errors."""
     if metric.higher_is_better is None:
         return ""
     change = metric.pruned - metric.dense
     if change == 0:
         return "same"
-    if abs(change) <= (metric.dense_stderr or 0) + (metric.pruned_stderr or 0):
+    if abs(change) <= 2 * (metric.difference_stderr or 0):
         return "within spread"
     return "better" if (change > 0) == metric.higher_is_better else "worse"
 
