@@ -22,8 +22,8 @@ from kombu.utils.json import dumps, loads
 class Channel(filesystem.Channel):  # type: ignore[misc]
     def _put(self, queue: str, payload: dict[str, Any], **_: Any) -> None:
         folder = Path(self.data_folder_out)
-        # Oldest first by name; kombu's own clock starts again with the machine.
-        path = folder / f"{time.time_ns()}_{uuid.uuid4()}.{queue}.msg"
+        # Oldest first by name. One clock for all processes, which never goes back while the machine runs.
+        path = folder / f"{time.monotonic_ns():020d}_{uuid.uuid4()}.{queue}.msg"
         temporary = path.with_suffix(".tmp")
         try:
             temporary.write_text(dumps(payload))

@@ -25,10 +25,11 @@ def channel_of(home: Path) -> tuple[Connection, Queue]:
 
 def write(home: Path, writer: int) -> None:
     connection, queue = channel_of(home)
-    queue.declare()
-    producer = connection.Producer(serializer="json")
-    for number in range(EACH):
-        producer.publish([f"{writer}/{number}", PADDING], exchange=queue.exchange, routing_key="any")
+    with connection:
+        queue.declare()
+        producer = connection.Producer(serializer="json")
+        for number in range(EACH):
+            producer.publish([f"{writer}/{number}", PADDING], exchange=queue.exchange, routing_key="any")
 
 
 def read(home: Path, found: multiprocessing.Queue[str]) -> None:
@@ -56,6 +57,8 @@ def test_writers_and_readers_at_once_lose_nothing_and_double_nothing(tmp_path: P
         for process in readers + writers:
             process.kill()
             process.join()
+            process.close()
+        found.close()
 
 
 def test_messages_come_oldest_first_and_a_file_that_is_none_is_removed(tmp_path: Path) -> None:
@@ -63,7 +66,8 @@ def test_messages_come_oldest_first_and_a_file_that_is_none_is_removed(tmp_path:
     folder = tmp_path / "broker/messages"
     (folder / "0_half.any.msg").write_bytes(b'{"body"')
     (folder / "1_other.any.tmp").write_text("being written")
-    _, queue = channel_of(tmp_path)
-    assert [queue.get(no_ack=True).payload[0] for _ in range(3)] == ["0/0", "0/1", "0/2"]
+    connection, queue = channel_of(tmp_path)
+    with connection:
+        assert [queue.get(no_ack=True).payload[0] for _ in range(3)] == ["0/0", "0/1", "0/2"]
     assert not (folder / "0_half.any.msg").exists()
     assert (folder / "1_other.any.tmp").exists()
