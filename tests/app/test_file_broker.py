@@ -64,10 +64,10 @@ def test_writers_and_readers_at_once_lose_nothing_and_double_nothing(tmp_path: P
 def test_messages_come_oldest_first_and_a_file_that_is_none_is_removed(tmp_path: Path) -> None:
     write(tmp_path, 0)
     folder = tmp_path / "broker/messages"
-    (folder / "0_half.any.msg").write_bytes(b'{"body"')
-    (folder / "1_other.any.tmp").write_text("being written")
+    (folder / f"{0:020d}_half.any.msg").write_bytes(b'{"body"')
+    (folder / f"{1:020d}_other.any.tmp").write_text("being written")
     connection, queue = channel_of(tmp_path)
     with connection:
         assert [queue.get(no_ack=True).payload[0] for _ in range(3)] == ["0/0", "0/1", "0/2"]
-    assert not (folder / "0_half.any.msg").exists()
-    assert (folder / "1_other.any.tmp").exists()
+    assert not (folder / f"{0:020d}_half.any.msg").exists()
+    assert (folder / f"{1:020d}_other.any.tmp").exists()
