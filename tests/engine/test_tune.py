@@ -280,7 +280,7 @@ def test_a_job_goes_on_behind_its_tuning_and_counts_what_is_written(
     tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(
-        tune=tuning("lora"), evaluate=[{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32}]
+        tune=tuning("lora"), evaluate=[{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32, "samples": 4}]
     )
 
     def run() -> Report:
@@ -402,10 +402,10 @@ class TestRefusals:
     def test_what_does_not_fit_the_stored_type_is_named(self, pruned: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
         load_model(pruned.model, torch.device("cpu"), torch.float16).save_pretrained(pruned.model)
         monkeypatch.setattr(torch.optim, "AdamW", Leaping)
-        # The further out, the better.
+        # Only what ships is out of range, and the loss has not seen it.
         monkeypatch.setattr(tune_stage, "nll", lambda model, _: -next(model.parameters()).double().abs().max()[None])
         with pytest.raises(NumericalFailure, match="beyond the range of F16") as found:
-            pruned.tune("run", tune=tuning("full"))
+            pruned.tune("run", tune=tuning("full", steps=1))
         assert found.value.field == "/package/dtype"
 
 
@@ -422,7 +422,7 @@ def test_perplexity_falls_on_a_real_model(examples: Sources, tmp_path: Path) -> 
     parts: dict[str, Any] = {
         "model": {"id": "bookworm-7m"},
         "calibrate": {"dataset": "calibration.txt", "samples": 4, "sequence_length": 128},
-        "prune": {"method": "mask", "sparsity": 0.5},
+        "prune": {"method": "mask", "sparsity": 0.7},
         "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 128, "samples": 8}],
     }
     params = {"method": "full", "dataset": "calibration.txt", "steps": 10, "batch": 4, "sequence_length": 128}
@@ -430,7 +430,7 @@ def test_perplexity_falls_on_a_real_model(examples: Sources, tmp_path: Path) -> 
         spec = spec_of(**parts, tune=tuned)
         compress(spec, tmp_path / name, examples, Silent(), tmp_path / name / "checkpoint")
     before, after = (json.loads((tmp_path / name / "model/report.json").read_text()) for name in ("pruned", "tuned"))
-    assert after["metrics"][0]["pruned"] < before["metrics"][0]["pruned"] - 0.2, "some hundredths were due to chance"
+    assert after["metrics"][0]["pruned"] < before["metrics"][0]["pruned"] - 3
     assert after["zeros"] == before["zeros"]
     page = (tmp_path / "tuned/model/report.html").read_text()
     assert "Loss on held-out and on training windows" in page
