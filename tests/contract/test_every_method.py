@@ -509,7 +509,7 @@ class TestTune:
         assert loss_of(model).item() < loss_of(llama(masked=masked)).item()
 
     def test_zeros_stay_and_no_other_comes(self, method: Method, masked: bool) -> None:
-        model, before, trainable = self.trained(method, masked=masked)
+        _, before, trainable = self.trained(method, masked=masked)
         for name in linears(llama(masked=masked)):
             merged_OI = trainable.merged(f"{name}.weight", before[f"{name}.weight"])
             assert torch.equal(merged_OI == 0, before[f"{name}.weight"] == 0), name

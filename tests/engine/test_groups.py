@@ -46,7 +46,7 @@ def test_packing_gives_back_what_it_got(bits: int) -> None:
 def test_two_bits_by_hand() -> None:
     weight_OI = torch.tensor([[0.0, 1.4, 2.0, 3.0, 1.0, 3.0, 4.2, 7.0]])
     group = GroupLinear(layer_of(weight_OI), bits=2, group_size=4, rank=1, alpha=2)
-    # The zero belongs to no group. So the first is 1.4, 2, 3 in steps of 1.6 / 3 from 1.4: 2 lies nearest to the second.
+    # The zero belongs to no group. The first is 1.4, 2, 3 in steps of 1.6 / 3 from 1.4: 2 lies nearest to the second.
     # The other goes from 1 in steps of 6 / 3: 4.2 lies nearer to 5 than to 3.
     step = 1.6 / 3
     expected_OI = torch.tensor([[0.0, 1.4, 1.4 + step, 3.0, 1.0, 3.0, 5.0, 7.0]])

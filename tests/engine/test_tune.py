@@ -214,7 +214,7 @@ class TestWhatShips:
     def test_what_computes_in_half_precision_keeps_what_is_stored_in_full(self, pruned: Folder) -> None:
         parts = {"compute": {"dtype": "bfloat16", "device": "cpu"}}
         for method in METHODS:
-            slow, folder = pruned.tune(method, tune=tuning(method, learning_rate=1e-2), **parts)
+            slow, _ = pruned.tune(method, tune=tuning(method, learning_rate=1e-2), **parts)
             assert slow.holdout_loss_after < slow.holdout_loss_before, method
         params = tuning("full", learning_rate=1.0, warmup_steps=0)
         report, folder = pruned.tune("fast", tune=params, **parts)
@@ -226,10 +226,10 @@ class TestWhatShips:
     ) -> None:
         params = tuning("lora", learning_rate=1e-2, dropout=0)
         expected, _ = pruned.tune("whole", tune=params)
-        recomputed, folder = pruned.tune("recomputed", tune=params | {"gradient_checkpointing": True})
+        recomputed, _ = pruned.tune("recomputed", tune=params | {"gradient_checkpointing": True})
         assert recomputed.holdout_loss_after == pytest.approx(expected.holdout_loss_after, rel=1e-6)
         monkeypatch.setattr(tune_stage, "tuned_at_once", lambda *_: 2)
-        parts, folder = pruned.tune("parts", tune=params)
+        parts, _ = pruned.tune("parts", tune=params)
         assert parts.holdout_loss_after == pytest.approx(expected.holdout_loss_after, rel=1e-5)
 
 
@@ -262,9 +262,10 @@ def test_killed_and_resumed_to_the_same_bytes(
     expected, whole = pruned.tune("whole", tune=params)
     monkeypatch.setattr(tune_stage, "CHECKPOINT_S", 0.0)
     for fatal in (0, 2, 5):  # between looks, at one, at the end
-        with monkeypatch.context() as patch, pytest.raises(Killed):
+        with monkeypatch.context() as patch:
             patch.setattr(Checkpoint, "save_tuning", dying(Checkpoint.save_tuning, fatal))
-            pruned.tune(f"killed-{fatal}", tune=params)
+            with pytest.raises(Killed):
+                pruned.tune(f"killed-{fatal}", tune=params)
         torch.manual_seed(99)  # another process has another state
         events = Lines()
         report, folder = pruned.tune(f"killed-{fatal}", events, tune=params)
@@ -280,7 +281,8 @@ def test_a_job_goes_on_behind_its_tuning_and_counts_what_is_written(
     tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(
-        tune=tuning("lora"), evaluate=[{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32, "samples": 4}]
+        tune=tuning("lora"),
+        evaluate=[{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32, "samples": 4}],
     )
 
     def run() -> Report:
