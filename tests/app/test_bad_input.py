@@ -44,6 +44,10 @@ def gated(*gates: dict[str, Any]) -> dict[str, Any]:
     return {"spec": spec(evaluate=[{"method": "size"}], gates=list(gates))}
 
 
+def tune(**changes: Any) -> dict[str, Any]:
+    return spec(tune={"method": "lora", "dataset": "heldout.txt", **changes})
+
+
 LOOKED = {
     "invalid_spec",
     "model_not_found",
@@ -181,6 +185,26 @@ BODIES: list[tuple[str, Any, str, str]] = [
         "/spec/gates/0/metric",
         "not_measured",
     ),
+    # tuning
+    ("no steps of tuning", {"spec": tune(steps=0)}, "/spec/tune/steps", "greater_than_equal"),
+    ("tuning without text", {"spec": spec(tune={"method": "lora"})}, "/spec/tune/dataset", "missing"),
+    ("tuning on a missing text", {"spec": tune(dataset="none.txt")}, "/spec/tune/dataset", "dataset_not_found"),
+    ("nothing but warm-up", {"spec": tune(steps=5, warmup_steps=5)}, "/spec/tune", "warmup_too_long"),
+    ("half a bit", {"spec": tune(method="group", bits=5)}, "/spec/tune", "no_such_bits"),
+    (
+        "groups wider than a layer",
+        {"spec": tune(method="group", group_size=1024)},
+        "/spec/tune/group_size",
+        "invalid_spec",
+    ),
+    (
+        "more blocks than there are",
+        {"spec": tune(method="last_layers", blocks=99)},
+        "/spec/tune/blocks",
+        "invalid_spec",
+    ),
+    ("unknown tuner", {"spec": tune(method="magic")}, "/spec/tune/method", "union_tag_invalid"),
+    ("no share of the dense model", {"spec": tune(distill={"weight": 0})}, "/spec/tune/distill/weight", "greater_than"),
     # models
     ("missing model", {"spec": spec(model={"id": "none"})}, "/spec/model/id", "model_not_found"),
     ("pickle only", {"spec": spec(model={"id": "pickle"})}, "/spec/model/id", "unsafe_weights"),

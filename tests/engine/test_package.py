@@ -129,6 +129,48 @@ def test_a_report_without_measurements_has_a_page() -> None:
     assert Page(render_page(report_of(metrics=[]))).open == []
 
 
+TUNED = {
+    "method": "group",
+    "steps": 200,
+    "stopped_early": True,
+    "best_step": 100,
+    "holdout_loss_before": 3.5,
+    "holdout_loss_after": 3.25,
+    "curve": [
+        {"step": 0, "holdout_loss": 3.6, "train_loss": None},
+        {"step": 100, "holdout_loss": 3.25, "train_loss": 3.4},
+        {"step": 200, "holdout_loss": 3.3, "train_loss": 3.1},
+    ],
+    "tokens_per_s": 1234.5,
+    "trained_parameters": 160_128,
+    "train_windows": 800,
+    "holdout_windows": 16,
+    "peak_memory_bytes": 10**9,
+    "device_peak_memory_bytes": None,
+    "resumed_step": 60,
+}
+
+
+def test_a_tuned_model_says_how() -> None:
+    params = {"method": "group", "dataset": "calibration.txt", "distill": {"weight": 0.5}}
+    tuned = report_of(tune=TUNED, spec=spec_of(tune=params).model_dump(mode="json"))
+    page = Page(render_page(tuned))
+    assert page.open == []
+    said = (
+        "Then group trained 160,128 parameters of weights in 4 bits, stored dense, for 200 steps of 8 x 256 tokens of "
+        "calibration.txt, also on the dense model's predictions. The loss on held-out windows of that text went from "
+        "3.5000 to 3.2500 nats a token; step 100 ships, the best."
+    )
+    assert said in page.text
+    assert "200, stopped early, resumed at 60; step 100 ships" in page.text
+    assert "arXiv:2309.14717" in page.text
+    assert "loss, nats a token" in page.text
+    card = render_card(tuned)
+    assert said in card
+    assert "# tiny, pruned and tuned\n" in card
+    assert "Tuning" not in Page(render_page(report_of())).text
+
+
 def test_the_card_has_front_matter_papers_and_numbers() -> None:
     card = render_card(report_of())
     front, body = re.fullmatch(r"---\n(.*?)---\n(.*)", card, re.S).groups()  # type: ignore[union-attr]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 from typing import Any
 
+from workers.engine.events import JsonLines
 from workers.progress import Progress
 
 
@@ -42,6 +45,28 @@ def test_blocks_found_finished_do_not_flatter_the_rate() -> None:
     _, shown = progress.digest([step(10.0, 7)])
     assert shown is not None
     assert (shown["rate"], shown["eta_s"]) == (0.1, 10.0)
+
+
+def test_steps_found_done_do_not_flatter_the_rate_and_the_loss_is_shown() -> None:
+    progress = Progress()
+    stream = io.StringIO()
+    events = JsonLines(stream)
+    events.stage("tune")
+    events.resume(40, "step")
+    events.checkpoint(41, "step")
+    events.progress(42, 200, "step", 3.14159)
+    told = [
+        json.loads(line) | {"at": at}
+        for at, line in zip((0.0, 0.0, 4.0, 4.0), stream.getvalue().splitlines(), strict=True)
+    ]
+    rows, shown = progress.digest(told)
+    expected = {"stage": "tune", "done": 42, "total": 200, "unit": "step", "loss": 3.1416, "rate": 0.5, "eta_s": 316.0}
+    assert shown == expected
+    assert rows[1:] == [
+        ("resume", {"stage": "tune", "step": 40}),
+        ("checkpoint", {"stage": "tune", "step": 41}),
+        ("progress", expected),
+    ]
 
 
 def test_checkpoints_and_logs_are_kept_and_results_are_not() -> None:

@@ -179,7 +179,7 @@ class _Run:
             if parameter.dtype != torch.float32:  # the model's own, rounded to the compute type when it was loaded
                 parameter.data = read_tensor(self.slices[name]).to(self.dense.device, torch.float32)
         if self.params.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable()
         return trainable
 
     def _step(self) -> float:

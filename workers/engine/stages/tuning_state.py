@@ -52,7 +52,7 @@ def captured(
         for index, of_parameter in moments["state"].items():
             tensors |= {f"moment/{index}/{name}": tensor for name, tensor in of_parameter.items()}
         found["groups"] = moments["param_groups"]
-        found["schedule"] = {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"}
+        found["schedule"] = schedule.state_dict()
     return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}, found
 
 

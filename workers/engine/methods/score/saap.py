@@ -2,9 +2,9 @@
 
 After "Structurally-aware adaptive pruning" (arXiv:2412.15127), of which no code and only parts of the formulas are
 public. From the paper: two importances as in LLM-Pruner, fused under homoscedastic uncertainty (Kendall et al. 2018,
-arXiv:1705.07115); an indicator of how much importance fluctuates; a ranking over all modules. Ours: the closed form of
-the fusion, the coefficient of variation over parts of the text as the indicator, and that importance is damped by it
-instead of being replaced.
+arXiv:1705.07115); an indicator of how much importance fluctuates; a ranking over all modules, here allocate `ranking`.
+Ours: the closed form of the fusion, the coefficient of variation over parts of the text as the indicator, that
+importance is damped by it instead of being replaced, and the defaults, which are measured.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class SaapParams(UnitScoreParams):
     """Fused importance times a power of its stability."""
 
     method: Literal["saap"] = Field("saap", description="SAAP-style fused and steadied importance.")
-    order: Literal["first", "mixed"] = Field(
-        "mixed", description="Taylor order of both importances: `mixed` adds the second by the empirical Fisher matrix."
+    order: Literal["first", "second", "mixed"] = Field(
+        "second",
+        description="Taylor order of both importances. `mixed` is the paper's, first and second; `second`, the "
+        "empirical Fisher matrix alone, was better here. Its terms have one sign, so that both importances are then the same.",
     )
     stability: float = Field(
-        1.0,
+        0.5,
         ge=0,
         le=10,
         description="Power of the stability 1 / (1 + fluctuation) that multiplies importance; 0 leaves it as it is.",
@@ -57,7 +59,9 @@ class SaapParams(UnitScoreParams):
 
     @property
     def waives(self) -> Stat:
-        return Stat.SQUARED_GRADIENT if self.order == "first" else Stat.NONE
+        if self.order == "first":
+            return Stat.SQUARED_GRADIENT
+        return Stat.GRADIENT if self.order == "second" else Stat.NONE
 
 
 def measure(block: DenseUnits, params: SaapParams) -> Mapping[str, Tensor]:
@@ -66,17 +70,15 @@ def measure(block: DenseUnits, params: SaapParams) -> Mapping[str, Tensor]:
 
     from workers.engine.salience import salience, unit_salience
 
-    def importances(family_names: list[str], gradients: Mapping, squared: Mapping) -> Mapping[str, Tensor]:  # type: ignore[type-arg]
-        return {
-            name: salience(block.tensors[name], gradients[name], squared.get(name), params.order)
-            for name in family_names
-        }
+    def saliences(part: int, name: str) -> Tensor:
+        gradient = block.gradients[part][name] if block.gradients else None
+        squared = block.squared_gradients[part][name] if block.squared_gradients else None
+        return salience(block.tensors[name], gradient, squared, params.order)
 
     found = {}
     for family in block.families:
         names = [member.tensor for member in family.members]
-        squares = block.squared_gradients or [{} for _ in block.gradients]
-        parts = [importances(names, *part) for part in zip(block.gradients, squares, strict=True)]
+        parts = [{name: saliences(part, name) for name in names} for part in range(params.splits)]
         # Saliences are linear in gradients and their squares, and parts are of equal length but for one window.
         whole = {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in names}
         for form in ("vector", "element"):

@@ -21,7 +21,7 @@ class FullParams(TuneMethodParams):
     """Train every weight."""
 
     method: Literal["full"] = Field("full", description="Train every weight: the most memory, and the most room.")
-    learning_rate: LearningRate = 1e-4
+    learning_rate: LearningRate = 3e-4
 
     def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
         return source.parameters

@@ -1,0 +1,154 @@
+"""Every way of tuning on the shipped model, and what it takes in memory on a larger one: tables for docs/methods.md.
+
+    python -m benchmarks.tune [--steps 200] [--rows masked dense memory]
+
+Each run is a process of its own with one thread. It tunes a model pruned beforehand and reads 40 held-out windows.
+Speed is counted in processor time, as the machine may be shared; memory is the peak of the steps, after loading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from workers.engine.events import Silent
+
+ROOT = Path(__file__).parents[1]
+WANDA = {
+    "calibrate": {"dataset": "calibration.txt", "samples": 16, "sequence_length": 512},
+    "score": {"method": "wanda"},
+    "prune": {"method": "mask", "sparsity": 0.5},
+}
+UNPRUNED = {"score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.0}}
+TEXT = {"dataset": "calibration.txt", "batch": 4, "sequence_length": 128}
+HELD_OUT = {"dataset": "heldout.txt", "sequence_length": 512, "samples": 40}
+FOUR, SIXTEEN = {"method": "group", "bits": 4}, {"method": "group", "bits": 16}
+METHODS: dict[str, list[dict[str, Any]]] = {
+    "masked": [{"method": "full"}, {"method": "last_layers"}, {"method": "lora"}, SIXTEEN, FOUR],
+    "dense": [{"method": "lora"}, SIXTEEN, FOUR, {"method": "group", "bits": 2}],
+    "memory": [{"method": "full"}, {"method": "last_layers"}, {"method": "lora"}, SIXTEEN, FOUR],
+}
+"""Rows: bookworm at 50 %, bookworm unpruned, a random model of 350 M parameters at 50 % and computed in bfloat16."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rows", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(json.loads((arguments.child / "run.json").read_text()), arguments.child)))
+        return
+    print("| model | tuned by | trained | perplexity | tokens/s of processor time | peak MiB |")
+    print("|---|---|---:|---:|---:|---:|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in arguments.rows:
+            _table(rows, arguments.steps, Path(folder) / rows)
+
+
+def _table(rows: str, steps: int, folder: Path) -> None:
+    models = ROOT / "examples/models"
+    parts: dict[str, Any] = {"model": {"id": "bookworm-7m"}, **(UNPRUNED if rows == "dense" else WANDA)}
+    if rows == "memory":
+        from benchmarks.random_model import SHAPES, write
+
+        models = folder / "models"
+        write(SHAPES["350m"], models / "random", "bfloat16")
+        parts |= {
+            "model": {"id": "random"},
+            "compute": {"dtype": "bfloat16", "device": "cpu"},
+            "score": {"method": "magnitude"},
+        }
+        steps = 1
+    base = {"spec": parts, "models": str(models), "read": rows != "memory"}
+    before = _run(base | {"prune": True}, folder / "pruned")
+    print(f"| {rows} | nothing | | {_number(before['perplexity'])} | | |", flush=True)
+    for params in METHODS[rows]:
+        shutil.copytree(folder / "pruned/model", folder / "run/model")
+        tune = TEXT | params | {"steps": steps, "evaluate_every": steps, "holdout": 1 if rows == "memory" else 32}
+        found = _run(base | {"spec": parts | {"tune": tune}}, folder / "run")
+        name = f"{params['method']}, {params['bits']} bits" if "bits" in params else params["method"]
+        print(
+            f"| {rows} | {name} | {found['trained']:,} | {_number(found['perplexity'])} | {found['speed']:,.0f} | "
+            f"{found['peak'] / 2**20:,.0f} |",
+            flush=True,
+        )
+        shutil.rmtree(folder / "run")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _run(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(run))
+    command = [sys.executable, "-m", "benchmarks.tune", "--child", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+class _Meter(Silent):
+    """Processor time and memory of the steps alone."""
+
+    def progress(self, done: int, total: int, unit: str, loss: float | None = None) -> None:
+        from workers.engine.clock import peak_resident_bytes
+
+        if unit != "step":
+            return
+        if done == 0:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident
+            self.began = time.process_time()
+        elif done == total:
+            self.seconds, self.peak = time.process_time() - self.began, peak_resident_bytes()
+
+
+def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Prune into `folder/model`, or tune what is there; then its perplexity, if it is to be read."""
+    import torch
+
+    from workers.engine.checkpoint import Checkpoint
+    from workers.engine.data import consecutive_windows, load_tokens
+    from workers.engine.pipeline import compress
+    from workers.engine.refs import DataRef
+    from workers.engine.sources import Sources
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.evaluate import nll
+    from workers.engine.stages.load import load, load_model
+    from workers.engine.stages.tune import tune
+    from workers.engine.stages.tuning_text import tuning_text
+
+    torch.set_num_threads(1)
+    spec, sources = CompressionSpec.model_validate(run["spec"]), Sources(Path(run["models"]), ROOT / "examples/data")
+    dense, found = load(spec, sources), {}
+    if run.get("prune"):
+        compress(spec, folder, sources, Silent(), folder / "checkpoint")
+    else:
+        assert spec.tune is not None
+        text, meter = tuning_text(spec, dense, sources), _Meter()
+        assert text is not None
+        report = tune(spec, dense, folder / "model", text, checkpoint=Checkpoint(folder / "checkpoint"), events=meter)
+        tokens = report.steps * spec.tune.batch * spec.tune.sequence_length
+        found = {"trained": report.trained_parameters, "speed": tokens / meter.seconds, "peak": meter.peak}
+    if not run["read"]:
+        return found | {"perplexity": None}
+    text_of = load_tokens(DataRef(dataset=HELD_OUT["dataset"]), dense.tokenizer, sources, "/evaluate")
+    windows_NT = consecutive_windows(text_of, HELD_OUT["sequence_length"], count=HELD_OUT["samples"], field="/evaluate")
+    model = load_model(folder / "model", dense.device, torch.float32)
+    with torch.inference_mode():
+        return found | {"perplexity": torch.cat([nll(model, ids[None]) for ids in windows_NT]).mean().exp().item()}
+
+
+if __name__ == "__main__":
+    main()
