@@ -12,7 +12,7 @@ test: setup ; .ci/chromium; $(BIN)/pytest --numprocesses 2 --dist loadgroup
 lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 bench: setup ; $(BIN)/python -m benchmarks.load && $(BIN)/python -m benchmarks.latency
 golden: setup ; $(BIN)/pytest tests/golden -m "golden or not golden" --log-cli-level=info
-methods: setup ; $(BIN)/python -m benchmarks.methods
+methods: setup ; $(BIN)/python -m benchmarks.methods && $(BIN)/python -m benchmarks.structured
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
 
 setup: .venv/.installed

@@ -33,7 +33,7 @@ class SaapParams(UnitScoreParams):
     order: Literal["first", "second", "mixed"] = Field(
         "second",
         description="Taylor order of both importances. `mixed` is the paper's, first and second; `second`, the "
-        "empirical Fisher matrix alone, was better here. Its terms have one sign, so that both importances are then the same.",
+        "empirical Fisher matrix alone, was better here. Its terms have one sign: both importances are then equal.",
     )
     stability: float = Field(
         0.5,
