@@ -1,6 +1,6 @@
 """Smaller shapes on the shipped model, before and after tuning: perplexity, parameters, speed, for docs/methods.md.
 
-    python -m benchmarks.structured [--sparsities 0.35] [--tunes none lora]      or: make methods
+    python -m benchmarks.structured [--sparsities 0.35] [--measured none lora]      or: make methods
 
 Results are kept in docs/structured.jsonl as they come, as those of `benchmarks.methods` are.
 """
@@ -24,6 +24,7 @@ from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]
 DOC, RESULTS = ROOT / "docs/methods.md", ROOT / "docs/structured.jsonl"
+PPL, DECODE = "perplexity/heldout.txt", "generation_speed/decode"
 SPARSITIES = (0.2, 0.35, 0.5)
 SEEDS = range(5)
 TEXT = {"dataset": "calibration.txt", "batch": 4, "sequence_length": 128, "steps": 200}
@@ -33,10 +34,10 @@ TUNES: dict[str, dict[str, Any] | None] = {
     "lora": {"method": "lora", **TEXT},
     "last_layers": {"method": "last_layers", **TEXT},
 }
-EVALUATE = [
-    {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 512, "samples": 40},
-    {"method": "generation_speed", "prompt_tokens": 64, "new_tokens": 64},
-]
+PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 512, "samples": 40}
+SPEED = {"method": "generation_speed", "prompt_tokens": 64, "new_tokens": 64}
+SHAPED_AS = {"saap, ranking": "saap, ranking", "block_influence": "block_influence"}
+"""Rows whose shapes, and so speed, are their own; all others have taylor's. Measured last: the machine must be idle."""
 
 
 def rows() -> dict[str, dict[str, Any]]:
@@ -58,7 +59,12 @@ def runs() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
                 if tune != "none" and name.startswith("random") and name != "random 0":
                     continue
                 spec = parts | {"prune": parts["prune"] | {"sparsity": sparsity}, "tune": params}
-                yield {"sparsity": sparsity, "row": name, "tune": tune}, spec
+                yield {"sparsity": sparsity, "row": name, "measured": tune}, spec | {"evaluate": [PERPLEXITY]}
+    for sparsity in SPARSITIES:
+        for name in ("taylor", *SHAPED_AS):
+            parts = rows()[name]
+            spec = parts | {"prune": parts["prune"] | {"sparsity": sparsity}, "evaluate": [SPEED]}
+            yield {"sparsity": sparsity, "row": name, "measured": "speed"}, spec
 
 
 def measure(parts: dict[str, Any], cache: Path) -> dict[str, Any]:
@@ -67,36 +73,29 @@ def measure(parts: dict[str, Any], cache: Path) -> dict[str, Any]:
         {
             "model": {"id": "bookworm-7m"},
             "calibrate": {"dataset": "calibration.txt", "samples": 16, "sequence_length": 512},
-            "evaluate": EVALUATE,
             **parts,
         }
     )
     with tempfile.TemporaryDirectory() as folder:
         sources = Sources(ROOT / "examples/models", ROOT / "examples/data")
         report = compress(spec, Path(folder), sources, Silent(), Path(folder) / "checkpoint", cache)
-    decode = report.metric("generation_speed/decode")
-    perplexity = report.metric("perplexity/heldout.txt")
-    return {
-        "perplexity": perplexity.pruned,
-        "dense": perplexity.dense,
-        "removed": report.sparsity,
-        "parameters": report.parameters_after,
-        "decode": decode.pruned,
-        "decode_ratio": decode.ratio,
-    }
+    found = {metric.name: {"dense": metric.dense, "pruned": metric.pruned} for metric in report.metrics}
+    return {"removed": report.sparsity, "parameters": report.parameters_after, **found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sparsities", nargs="+", type=float, choices=SPARSITIES, default=list(SPARSITIES))
     parser.add_argument("--rows", nargs="+", choices=rows(), default=list(rows()))
-    parser.add_argument("--tunes", nargs="+", choices=TUNES, default=list(TUNES))
+    parser.add_argument("--measured", nargs="+", choices=[*TUNES, "speed"], default=[*TUNES, "speed"])
     arguments = parser.parse_args()
     known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     wanted = [
         (key, parts)
         for key, parts in runs()
-        if key["sparsity"] in arguments.sparsities and key["row"] in arguments.rows and key["tune"] in arguments.tunes
+        if key["sparsity"] in arguments.sparsities
+        and key["row"] in arguments.rows
+        and key["measured"] in arguments.measured
     ]
     todo = [(key, parts) for key, parts in wanted if not any(key.items() <= found.items() for found in known)]
     cache = ROOT / ".espalier/methods-cache"
@@ -120,11 +119,11 @@ def write(results: list[dict[str, Any]]) -> None:
 def table(results: list[dict[str, Any]]) -> str:
     import torch
 
-    found = {(r["sparsity"], r["row"], r["tune"]): r for r in results}
+    found = {(r["sparsity"], r["row"], r["measured"]): r for r in results}
     lines = [
         "bookworm-7m, 16 x 512 calibration tokens, the first 40 held-out windows of 512, decoding 64 tokens after 64;",
         f"torch {torch.__version__}, {platform.machine()} CPU, {os.environ.get('OMP_NUM_THREADS', 'all')} threads.",
-        f"Dense perplexity {results[0]['dense']:.2f}. Tuned: 200 steps of 4 x 128 tokens. A dot: not run yet.\n",
+        f"Dense perplexity {results[0][PPL]['dense']:.2f}. Tuned: 200 steps of 4 x 128 tokens. A dot: not run yet.\n",
         "| asked | removed | score | parameters | decode | before | "
         + " | ".join(f"`{t}`" for t in list(TUNES)[1:])
         + " |",
@@ -135,15 +134,17 @@ def table(results: list[dict[str, Any]]) -> str:
             first = found.get((sparsity, name, "none"))
             if first is None or (name.startswith("random") and name != "random 0"):
                 continue
-            before, shown = f"{first['perplexity']:.2f}", name
+            before, shown = f"{first[PPL]['pruned']:.2f}", name
             if name == "random 0":
-                draws = [r["perplexity"] for seed in SEEDS if (r := found.get((sparsity, f"random {seed}", "none")))]
+                draws = [r[PPL]["pruned"] for seed in SEEDS if (r := found.get((sparsity, f"random {seed}", "none")))]
                 before, shown = f"{statistics.mean(draws):.2f}", f"random (mean of {len(draws)}, tuned: the first)"
             after = [found.get((sparsity, name, tune)) for tune in list(TUNES)[1:]]
-            cells = " | ".join(f"{r['perplexity']:.2f}" if r else "·" for r in after)
+            cells = " | ".join(f"{r[PPL]['pruned']:.2f}" if r else "·" for r in after)
+            speed = found.get((sparsity, SHAPED_AS.get(name, "taylor"), "speed"), {}).get(DECODE)
+            faster = f"{speed['pruned'] / speed['dense']:.2f} x" if speed else "·"
             lines.append(
                 f"| {sparsity:.0%} | {first['removed']:.1%} | {shown} | {first['parameters']:,} | "
-                f"{first['decode_ratio']:.2f} x | {before} | {cells} |"
+                f"{faster} | {before} | {cells} |"
             )
     return "\n".join(lines) + "\n"
 
