@@ -78,6 +78,45 @@ class TestDryRun:
         assert plan.peak_memory_bytes > plan.bytes_before
         assert jobs_in(api) == 0
 
+    @pytest.mark.parametrize(
+        ("prune", "score", "shape"),
+        [
+            # One of four key/value heads of 32 with its two query heads, and the channels that make up a quarter.
+            ({"method": "structured", "sparsity": 0.25}, "taylor", "narrower layers"),
+            ({"method": "depth", "layers": 2}, "block_influence", "fewer layers"),
+        ],
+    )
+    def test_of_a_smaller_structure(self, prune: Any, score: str, shape: str, api: Api) -> None:
+        spec = {**WANDA, "prune": prune, "score": {"method": score}}
+        response = api.client.post("/v1/jobs?dry_run=true", json={"spec": spec})
+        assert response.status_code == 200, response.text
+        plan = Plan.model_validate(response.json())
+        assert plan.parameters_after is not None
+        assert plan.bytes_after == 2 * plan.parameters_after
+        assert plan.parameters - plan.parameters_after == pytest.approx(0.25 * plan.prunable_parameters, rel=5e-3)
+        assert plan.zeros_after == 0
+        assert all(shape in runtime.note and runtime.loads for runtime in plan.runtimes)
+
+    @pytest.mark.parametrize(
+        ("changes", "pointer", "words"),
+        [
+            ({"score": {"method": "wanda"}, "prune": {"method": "depth", "layers": 2}}, "", "would fit"),
+            ({"allocate": {"method": "ranking"}}, "", "use prune `structured`"),
+            ({"prune": {"method": "structured", "sparsity": 0.98}}, "/prune/units", "one unit of each kind stays"),
+            ({"prune": {"method": "structured", "sparsity": 1.5}}, "/prune/sparsity", "less than 1"),
+            (
+                {"score": {"method": "layer_taylor"}, "prune": {"method": "depth", "layers": 7}},
+                "/prune",
+                "7 of 8 blocks are to go, and 6 must stay",
+            ),
+        ],
+    )
+    def test_says_what_a_structure_cannot_be(self, changes: Any, pointer: str, words: str, api: Api) -> None:
+        response = api.client.post("/v1/jobs?dry_run=true", json={"spec": {**WANDA, **changes}})
+        assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
+        assert pointers(response.json()) == [f"/spec{pointer}"]
+        assert words in response.text
+
     def test_says_what_is_impossible(self, api: Api) -> None:
         spec = {**SPEC, "prune": {"method": "mask", "pattern": "5:7"}}
         response = api.client.post("/v1/jobs?dry_run=true", json={"spec": spec})

@@ -134,7 +134,8 @@ def broken(folder: Path, name: str, value: float) -> None:
 
 
 def specs() -> list[Any]:
-    """Every pruner, with a score and without, every refiner and every allocator, with both refreshes."""
+    """Every pruner, with a score and without, every refiner and every allocator, with both refreshes; every score of
+    units."""
     found = []
     for refresh in ("block", "projection"):
         parts: dict[str, dict[str, Any]] = {}
@@ -158,6 +159,20 @@ def specs() -> list[Any]:
             }
         text = {"dataset": "calibration.txt", "samples": 8, "sequence_length": 32, "refresh": refresh}
         found += [pytest.param(p | {"calibrate": text}, id=f"{name}-{refresh}") for name, p in parts.items()]
+    for method in methods("prune"):
+        if "weight" in method.units:
+            continue
+        prune = {"method": method.name, "sparsity": 0.34}
+        for scorer in methods("score"):
+            if {*scorer.units} & {*method.units}:
+                ends = {name: 0 for name in ("protect_first", "protect_last") if name in scorer.params.model_fields}
+                score = {"method": scorer.name, **ends}
+                found.append(pytest.param({"prune": prune, "score": score}, id=f"{method.name}-{scorer.name}"))
+        if "head" in method.units:
+            plain = {"prune": prune | {"compensate": False}, "score": {"method": "random"}}
+            found.append(pytest.param(plain, id=f"{method.name}-plain"))
+            ranked = {"prune": prune, "allocate": {"method": "ranking"}}
+            found.append(pytest.param(ranked, id=f"{method.name}-ranking"))
     found.append(
         pytest.param(
             {

@@ -35,6 +35,8 @@ def _of_open_blocks(
     """Protected blocks lose nothing, the others as much more. Raises InvalidSpec where they cannot."""
     last = max(layer.block for layer in facts.layers) - params.protect_last
     layers = [layer for layer in facts.layers if params.protect_first <= layer.block <= last]
+    if not target:
+        return {layer.name: 0.0 for layer in facts.layers}
     share = target * parameters(facts.layers) / max(1, parameters(layers))
     if share >= 1:
         raise InvalidSpec(

@@ -59,7 +59,10 @@ class Outcome:
 
 
 def config_after(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """The dense model's `config.json` with the structure of the result. Raises UnsupportedModel."""
+    """The dense model's `config.json` with the structure of the result. Raises UnsupportedModel.
+
+    Where blocks go, it must have the `PER_LAYER_LISTS` that transformers would otherwise make up from blocks' numbers.
+    """
     changed = dict(config)
     if len(outcome.blocks) < config["num_hidden_layers"]:
         _fewer_blocks(changed, outcome.blocks)
@@ -80,8 +83,8 @@ def config_after(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
     return changed
 
 
-def _per_layer(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """What says that blocks differ, and which class in `MODELING` knows: transformers' own build all alike."""
+def modeling_class(config: Mapping[str, Any]) -> str:
+    """The class in `MODELING` for blocks of different widths. Raises UnsupportedModel where the family has none."""
     name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}.get(config["model_type"])
     if name is None:
         raise UnsupportedModel(
@@ -89,7 +92,12 @@ def _per_layer(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
             "use a uniform allocation, without protected blocks",
             field="/allocate",
         )
-    architecture = f"Pruned{name}ForCausalLM"
+    return f"Pruned{name}ForCausalLM"
+
+
+def _per_layer(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """What says that blocks differ, and which class in `MODELING` knows: transformers' own build all alike."""
+    architecture = modeling_class(config)
     return {
         "layer_shapes": [list(shape) for shape in outcome.shapes],
         "architectures": [architecture],
@@ -117,9 +125,3 @@ def _fewer_blocks(config: dict[str, Any], kept: Sequence[int]) -> None:
     for name in PER_LAYER_LISTS:
         if isinstance(config.get(name), list):
             config[name] = [config[name][block] for block in kept]
-    if "layer_types" not in config and config.get("use_sliding_window") and "max_window_layers" in config:
-        raise UnsupportedModel(
-            f"{config['model_type']}: which blocks see a sliding window follows from their number, not from a list",
-            "add `layer_types` to the model's config.json",
-            field="/model/id",
-        )

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from workers.engine.allocation import allocation
 from workers.engine.architectures.coupled import families
 from workers.engine.architectures.llama import Architecture, recognise
-from workers.engine.errors import InvalidSpec, SequenceTooLong
+from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.estimate import predicted_elapsed_s, predicted_peak_memory_bytes
-from workers.engine.outcome import Outcome
+from workers.engine.outcome import Outcome, config_after, modeling_class
 from workers.engine.refs import DataRef
 from workers.engine.registry import (
     LayerPruneParams,
@@ -76,6 +76,12 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
     DatasetNotFound, HubUnavailable, MemoryBudgetTooSmall.
     """
     architecture = recognise(source.config, source.tensors)
+    if "layer_shapes" in source.config:
+        raise UnsupportedModel(
+            f"{source.id}: its blocks differ in width, as an earlier pruning left them",
+            "prune the model it was made of, or a result whose blocks are alike",
+            field="/model/id",
+        )
     if isinstance(spec.prune, WeightPruneParams):
         for layer in architecture.layers:
             if misfit := spec.prune.misfit(layer.shape):
@@ -110,6 +116,8 @@ def planned_sparsity(spec: CompressionSpec, architecture: Architecture) -> Mappi
     method = method_of("allocate", spec.allocate)
     if spec.prune.target is None or method.measure is not None or spec.allocate_needs is not Stat.NONE:
         return None
+    if isinstance(spec.prune, LayerPruneParams):
+        return None
     return allocation(spec, AllocationFacts(architecture.layers, {}), spec.prune.target)
 
 
@@ -135,8 +143,11 @@ def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Ar
         found = families(architecture, source.config, source.tensors)
         sparsity = planned_sparsity(spec, architecture)
         if sparsity is None:
+            modeling_class(source.config)  # refuses families that have none
             return None
-        return Outcome(blocks, found, kept_units(architecture.layers, found, sparsity, spec.prune))
+        outcome = Outcome(blocks, found, kept_units(architecture.layers, found, sparsity, spec.prune))
+        config_after(source.config, outcome)  # refuses what no config can say
+        return outcome
     return Outcome(blocks)
 
 

@@ -24,6 +24,7 @@ from workers.engine.registry import (
     PruneMethodParams,
     Stage,
     Stat,
+    UnitScoreParams,
     method_of,
     methods,
 )
@@ -326,12 +327,25 @@ class CompressionSpec(SpecModel):
             named = [
                 f"{stage} `{params.method}`"
                 for stage, params in stages
-                if params and method_of(stage, params).needs & ~params.waives
+                if params and method_of(stage, params).needs & ~params.waives & ~Stat.UNIT_SCORES
             ]
             raise PydanticCustomError(
                 "calibration_required",
                 "{methods} looks at activations: add `calibrate` with a `dataset`",
                 {"methods": " and ".join(named) or "prune `perplexity_ratio`"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _windows_for_every_part(self) -> CompressionSpec:
+        if not isinstance(self.score, UnitScoreParams) or self.calibrate is None:
+            return self
+        if self.calibrate.samples < self.score.splits:
+            raise PydanticCustomError(
+                "too_few_samples",
+                "score `{method}` compares {parts} parts of the calibration text: `calibrate.samples` must be at least "
+                "as many",
+                {"method": self.score.method, "parts": self.score.splits},
             )
         return self
 

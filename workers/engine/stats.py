@@ -134,7 +134,7 @@ class AllocationFacts:
     """Layer name -> sparsity, to the mean loss (nats a token) of calibration text with the model pruned so, with
     statistics taken once. None unless `Stat.LOSS` is needed. Allocations that share their first blocks share work."""
     units: Units | None = None
-    """What can be removed as a whole, and its scores. None unless heads and channels are removed."""
+    """What may go as a whole, and its scores. None unless heads and channels are removed."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
@@ -17,7 +17,7 @@ from workers.engine.architectures.llama import BLOCKS
 from workers.engine.data import load_tokens, loss_windows
 from workers.engine.errors import NumericalFailure
 from workers.engine.provenance import environment
-from workers.engine.registry import Stat, method_of
+from workers.engine.registry import Stat, UnitPruneParams, method_of
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.curvature import curvature
 from workers.engine.stages.dense import dense_statistics
@@ -96,7 +96,7 @@ def allocate(
                 closing(Trials(spec, model, text, stats, digest, cache, checkpoint, events))
             )
 
-        facts = AllocationFacts(layers, metrics, units=units)
+        facts = AllocationFacts(layers, metrics, units=units and _open(spec, units))
         if Stat.LOSS in needs:
             assert calibration is not None  # LOSS is a need
             sample = Calibration(_first_tokens(calibration, TRIAL_TOKENS), calibration.label)
@@ -107,6 +107,12 @@ def allocate(
             found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)))
     checkpoint.save_json("allocation", vars(found))
     return found
+
+
+def _open(spec: CompressionSpec, units: Units) -> Units:
+    """Those of the kinds that may go."""
+    assert isinstance(spec.prune, UnitPruneParams)
+    return replace(units, families=[family for family in units.families if family.kind in spec.prune.units])
 
 
 def _mean(model: LoadedModel, sparsity: Mapping[str, float]) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.engine import artifact
-from workers.engine.outcome import MODELING, config_after
+from workers.engine.outcome import MODELING, PER_LAYER_LISTS, config_after
 from workers.engine.shards import merge, pack, read_header
 from workers.engine.sources import INDEX, WEIGHTS
 
@@ -35,13 +35,22 @@ def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkp
     folder.mkdir(parents=True)
     parts = [checkpoint.outside(), *(checkpoint.block(index) for index in range(len(outcome.blocks)))]
     _write_shards(parts, spec.package.shard_bytes, folder)
-    config = config_after(model.source.config, outcome)
+    dense = model.source.config
+    if len(outcome.blocks) < model.architecture.blocks:
+        dense = {**dense, **_lists(model)}
+    config = config_after(dense, outcome)
     if spec.package.dtype != "source":
         config.pop("torch_dtype", None)  # the older name of the same entry
         config["dtype"] = spec.package.dtype
     _write_json(folder / "config.json", config)
     if not outcome.uniform:
         shutil.copyfile(Path(artifact.__file__).parent / MODELING, folder / MODELING)
+
+
+def _lists(model: LoadedModel) -> dict[str, Any]:
+    """What each block is: as in the config or, where it says nothing, as transformers makes it up from its number."""
+    built = model.skeleton.config
+    return {name: getattr(built, name) for name in PER_LAYER_LISTS if getattr(built, name, None) is not None}
 
 
 def _write_shards(parts: list[Path], shard_bytes: int, folder: Path) -> None:

@@ -149,7 +149,7 @@ def _add(found: BlockGradients, split: int, prefix: str, module: nn.Module, shar
 
 
 def _refuse_infinite(found: BlockGradients) -> None:
-    for part in found.mean:
+    for part in (*found.mean, *found.squared):
         for name, gradient in part.items():
             if not gradient.isfinite().all():
                 raise NumericalFailure(

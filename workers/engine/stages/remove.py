@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workers.engine.outcome import Outcome
+from workers.engine.outcome import Outcome, config_after
 from workers.engine.stages.cut import unit_surgeon
 from workers.engine.stages.drop import drop
 from workers.engine.stages.prune import prune
@@ -32,7 +32,10 @@ def remove(
     clock: Clock,
     events: Events,
 ) -> tuple[Outcome, int]:
-    """The structure of the result, and how many of its blocks were found done. Raises NumericalFailure, InvalidSpec."""
+    """The structure of the result, and how many of its blocks were found done. Raises what pruning raises,
+
+    InvalidSpec and UnsupportedModel where the structure is not to be had.
+    """
     blocks = range(model.architecture.blocks)
     if spec.removes == "layer":
         kept = [block for block in blocks if not allocation.sparsity[model.architecture.block(block)[0].name]]
@@ -40,8 +43,9 @@ def remove(
     if spec.removes == "unit":
         assert units is not None  # they are scored
         surgeon = unit_surgeon(spec, model, units, allocation.sparsity)
-        resumed = prune(spec, model, calibration, surgeon, checkpoint=checkpoint, clock=clock, events=events)
-        return Outcome(blocks, units.families, surgeon.widths), resumed
+        outcome = Outcome(blocks, units.families, surgeon.widths)
+        config_after(model.source.config, outcome)  # refuses what no config can say, before the work
+        return outcome, prune(spec, model, calibration, surgeon, checkpoint=checkpoint, clock=clock, events=events)
     weights = WeightSurgeon(spec, allocation.sparsity, clock)
     resumed = prune(spec, model, calibration, weights, checkpoint=checkpoint, clock=clock, events=events)
     return Outcome(blocks), resumed

@@ -121,6 +121,7 @@ def _of_measured(
     key = environment(spec, model) | {
         "score": spec.score.model_dump(mode="json", exclude=set(spec.score.unmeasured)),
         "calibration": calibration.digest if calibration and spec.unit_needs else "",
+        "of": spec.removes,
     }
     kept = cache.tensors("unit-measures", key)
     if kept is None:
@@ -150,12 +151,16 @@ def _facts(
     checkpoint: Checkpoint,
     events: Events,
 ) -> Iterator[DenseUnits]:
-    """The blocks, in some order, with what the score needs to know of them."""
+    """The blocks, in some order, with what the score needs to know of them. NumericalFailure where one is broken."""
     needs = spec.unit_needs
 
     def facts(block: int, **known: object) -> DenseUnits:
         of_block = [family for family in found if family.block == block]
-        return DenseUnits(block, of_block, tensors_of(model, f"{BLOCKS}.{block}"), **known)  # type: ignore[arg-type]
+        tensors = tensors_of(model, f"{BLOCKS}.{block}")
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise NumericalFailure(f"{name}: its weights are infinite or NaN", "check the dense model")
+        return DenseUnits(block, of_block, tensors, **known)  # type: ignore[arg-type]
 
     if needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
         assert calibration is not None

@@ -130,13 +130,17 @@ def score(measured: Sequence[Mapping[str, Tensor]], params: SaapParams) -> list[
 
 
 def _fluctuations(fused: list[Tensor], parts: list[Tensor], params: SaapParams) -> list[Tensor]:
-    """Per block: relative variation >= 0 of its units' importance, [U] or []."""
+    """Per block: relative variation >= 0 of its units' importance, [U] or []; infinite where that is always zero."""
     import torch
 
     if params.axis == "inputs":
         means = [values_PU.mean(dim=0) for values_PU in parts]
         least = torch.cat(means).median() * 1e-6
-        return [p.std(dim=0) / (mean + least).clamp(min=LEAST) for p, mean in zip(parts, means, strict=True)]
+        return [
+            # What never counts is not steady but worthless, wherever a scope's logarithm has lifted it to.
+            torch.where(mean > 0, p.std(dim=0) / (mean + least).clamp(min=LEAST), torch.inf)
+            for p, mean in zip(parts, means, strict=True)
+        ]
     levels = torch.stack([values_U.mean() for values_U in fused])
     before = torch.cat([levels[1:2] if len(levels) > 1 else levels[:1], levels[:-1]])
     return list((levels - before).abs() / ((levels + before) / 2).clamp(min=LEAST))
