@@ -220,7 +220,7 @@ class TestSaap:
                 block[name] = block[name] * 1000
         assert self.order(usual) == self.order(other)
 
-    @pytest.mark.parametrize("order", ["first", "mixed"])
+    @pytest.mark.parametrize("order", ["first", "second", "mixed"])
     def test_vectors_are_worth_no_more_than_their_elements(self, order: Any) -> None:
         generator = torch.Generator().manual_seed(0)
 
@@ -235,11 +235,12 @@ class TestSaap:
             assert (found[f"channel/vector{suffix}"] >= 0).all()
             assert (found[f"channel/vector{suffix}"] <= found[f"channel/element{suffix}"]).all()
 
-    def test_the_whole_is_what_taylor_measures(self) -> None:
+    @pytest.mark.parametrize("order", ["first", "second", "mixed"])
+    def test_the_whole_is_what_taylor_measures(self, order: Any) -> None:
         block = DenseUnits(0, [PAIR], WEIGHTS, gradients=[GRADIENTS] * 2, squared_gradients=[SQUARES] * 2)
-        found = saap.measure(block, SaapParams(parts=2))
+        found = saap.measure(block, SaapParams(parts=2, order=order))
         for form in ("element", "vector"):
-            expected = taylor.measure(pair(), TaylorParams(order="mixed", form=form))["channel"]
+            expected = taylor.measure(pair(), TaylorParams(order=order, form=form))["channel"]
             torch.testing.assert_close(found[f"channel/{form}"], expected)
             torch.testing.assert_close(found[f"channel/{form}/parts"], expected.expand(2, 2))
 
@@ -258,7 +259,7 @@ class TestSaap:
         importance_U, parts_PU = torch.tensor([2.0, 2.0]).double(), torch.tensor([[2.0, 1.0], [2.0, 3.0]]).double()
         names = [f"{kind}/{form}" for kind in ("head", "channel") for form in ("element", "vector")]
         block = dict.fromkeys(names, importance_U) | {f"{name}/parts": parts_PU for name in names}
-        (found,) = saap.score([block], SaapParams(parts=2))
+        (found,) = saap.score([block], SaapParams(parts=2, stability=1))
         assert found["head"].tolist() == pytest.approx([1, 1 / (1 + math.sqrt(2) / 2)], rel=1e-5)
         (twice,) = saap.score([block], SaapParams(parts=2, stability=2))
         assert twice["head"][1] == pytest.approx((1 + math.sqrt(2) / 2) ** -2, rel=1e-5)
