@@ -25,7 +25,6 @@ from workers.engine.stages.load import load
 from workers.engine.stages.package import package
 from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.remove import remove
-from workers.engine.stages.tune import tune
 from workers.engine.stages.tuning_text import tuning_text
 from workers.engine.stages.units import score_units
 
@@ -72,6 +71,8 @@ def compress(
             assemble(spec, model, outcome, checkpoint, model_dir)
         tuned = None
         if lessons is not None:
+            from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
+
             with clock.stage("tune"):
                 tuned = tune(spec, model, model_dir, lessons, checkpoint=checkpoint, events=events)
         layers = layer_reports(model, allocation, outcome, model_dir)
