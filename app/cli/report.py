@@ -42,10 +42,12 @@ def report(
 
 def print_report(report: dict[str, Any]) -> None:
     provenance = report["provenance"]
-    output.stdout.print(
-        f"[bold]{escape(provenance['model_id'])}[/] with {report['zeros']:,} of {report['prunable_parameters']:,} "
-        f"prunable weights zero ({report['sparsity']:.2%})"
-    )
+    after = report.get("parameters_after") or report["parameters"]  # a report may be older than that
+    if after < report["parameters"]:
+        what = f"{after:,} of {report['parameters']:,} parameters left"
+    else:
+        what = f"{report['zeros']:,} of {report['prunable_parameters']:,} prunable weights zero"
+    output.stdout.print(f"[bold]{escape(provenance['model_id'])}[/] with {what} ({report['sparsity']:.2%} removed)")
     output.stdout.print(metrics_table(report["metrics"]))
     if gates := report.get("gates"):  # a report may be older than they are
         output.stdout.print(gates_table(gates))

@@ -29,13 +29,30 @@ def sentence(report: Report) -> str:
     spec, pattern = report.spec, report.spec["prune"].get("pattern")
     scored = f"scored by {spec['score']['method']}, " if spec.get("score") else ""
     refined = f", moved by {spec['refine']['method']}" if spec.get("refine") else ""
+    method = discover()["prune", spec["prune"]["method"]]
+    whole = f"{percent(report.sparsity)} of the weights of {len(report.layers)} linear layers "
+    if method.units == ("layer",):
+        dropped = len({layer.block for layer in report.layers if layer.shape == (0, 0)})
+        blocks = len({layer.block for layer in report.layers})
+        return f"{dropped} of {blocks} decoder blocks were dropped: {scored}removed by {method.name}."
+    if "head" in method.units:
+        whole += f"were cut off, {report.parameters:,} parameters became {report.parameters_after or 0:,}: "
+    else:
+        whole += f"({report.zeros:,} of {report.prunable_parameters:,}) were set to zero: "
     return (
-        f"{percent(report.sparsity)} of the weights of {len(report.layers)} linear layers "
-        f"({report.zeros:,} of {report.prunable_parameters:,}) were set to zero: {scored}"
-        f"spread over the layers by {spec['allocate']['method']}, removed by {spec['prune']['method']}"
+        f"{whole}{scored}spread over the layers by {spec['allocate']['method']}, removed by {spec['prune']['method']}"
         + (f" ({pattern})" if pattern else "")
         + f"{refined}."
     )
+
+
+def brings_code(report: Report) -> bool:
+    """Whether blocks differ in width, so that a modelling file lies beside the weights."""
+    shapes: dict[int, list[tuple[int, int]]] = {}
+    for layer in report.layers:
+        if layer.shape != (0, 0):
+            shapes.setdefault(layer.block, []).append(layer.shape)
+    return len({tuple(of_block) for of_block in shapes.values()}) > 1
 
 
 def conditions(report: Report) -> list[str]:
