@@ -171,6 +171,42 @@ def test_a_tuned_model_says_how() -> None:
     assert "Tuning" not in Page(render_page(report_of())).text
 
 
+@pytest.mark.parametrize(
+    ("parts", "shapes", "said", "code"),
+    [
+        ({}, [(4, 8)] * 3, "50 % of the weights of 6 linear layers (96 of 192) were set to zero", False),
+        (
+            {"score": {"method": "taylor"}, "prune": {"method": "structured", "sparsity": 0.5}},
+            [(2, 8)] * 3,
+            "50 % of the weights of 6 linear layers were cut off, 1,000 parameters became 904: scored by taylor",
+            False,
+        ),
+        (
+            {"score": {"method": "taylor"}, "prune": {"method": "structured", "sparsity": 0.5}},
+            [(2, 8), (1, 8), (3, 8)],
+            "1,000 parameters became 904",
+            True,
+        ),
+        (
+            {"score": {"method": "reverse_order"}, "prune": {"method": "depth", "layers": 1}},
+            [(4, 8), (4, 8), (0, 0)],
+            "1 of 3 decoder blocks were dropped: scored by reverse_order, removed by depth.",
+            False,
+        ),
+    ],
+    ids=["zeros", "uniform", "per-layer", "depth"],
+)
+def test_page_and_card_say_what_went_and_how_to_load_the_rest(
+    parts: dict[str, Any], shapes: list[tuple[int, int]], said: str, code: bool
+) -> None:
+    layers = [layer.model_dump() | {"shape": shapes[layer.block]} for layer in report_of().layers]
+    report = report_of(spec=spec_of(**parts).model_dump(mode="json"), layers=layers, parameters_after=904)
+    assert said in Page(render_page(report)).text
+    card = render_card(report)
+    assert said in card
+    assert ("trust_remote_code=True" in card) == code
+
+
 def test_the_card_has_front_matter_papers_and_numbers() -> None:
     card = render_card(report_of())
     front, body = re.fullmatch(r"---\n(.*?)---\n(.*)", card, re.S).groups()  # type: ignore[union-attr]
