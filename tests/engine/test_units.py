@@ -442,3 +442,22 @@ def test_the_report_counts_what_is_gone(parts: Any, save_model: SaveModel, sourc
     for one, other in zip(*metrics, strict=True):
         assert other.pruned == pytest.approx(one.pruned, rel=1e-5)
     assert metrics[0][-1].pruned != metrics[0][-1].dense
+
+
+def test_prediction_grows_with_what_scores_cost(save_model: SaveModel, sources: Sources) -> None:
+    save_model("tiny", LlamaConfig(**SIZES | {"hidden_size": 512, "intermediate_size": 2048}))
+
+    def cost(score: str, prune: Any = PLAIN, **params: Any) -> tuple[int, float]:
+        found = plan(spec_of(score={"method": score} | params, prune=prune), sources)
+        return found.peak_memory_bytes, found.elapsed_s
+
+    steps = [cost("magnitude"), cost("taylor"), cost("saap", parts=2), cost("saap", parts=8)]
+    assert steps == sorted(steps)
+    assert len({memory for memory, _ in steps}) == 4
+    times = [
+        cost(score, DEPTH, **params)[1]
+        for score, params in (
+            ("reverse_order", {}), ("block_influence", {}), ("layer_perplexity", {}), ("layer_taylor", OPEN)
+        )
+    ]  # fmt: skip
+    assert times == sorted(set(times))

@@ -34,6 +34,10 @@ _SELECTION_BYTES = 24
 """Per weight of the layer at hand: its float32 copy and score, and the selection's values and int64 indices."""
 _SOLVE_BYTES = 24
 """Per weight of the layers that share a Hessian: their float32 copies, masks and errors while columns are solved."""
+_SALIENCE_COPIES = 10
+"""Of a block in float32, beside what is kept of each part of the text: gradients of a batch, and what a score makes."""
+_BACKWARD_PASSES = 4
+"""Forward passes that a gradient costs: one before, one again for each block, and twice that backwards."""
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -107,15 +111,6 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
                 field="/allocate",
             )
         peak = max(peak, whole)
-    if spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
-        gradients = _gradient_bytes(spec, source, architecture)
-        if budget is not None and gradients > budget:
-            raise MemoryBudgetTooSmall(
-                f"a block's gradients take {gradients / 2**20:.0f} MiB, the budget is {budget / 2**20:.0f} MiB",
-                f"allow {gradients} bytes, or use a score without gradients, such as `wanda`",
-                field="/score",
-            )
-        peak = max(peak, gradients)
     if spec.tune is not None:
         windows = tuned_at_once(spec, source, architecture)
         peak = max(peak, _tuning_bytes(spec, spec.tune, source, architecture, windows))
@@ -183,7 +178,8 @@ def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archit
     assert spec.calibrate is not None  # the spec's validator saw to it
     hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
     calibrated = spec.calibrate.samples * spec.calibrate.sequence_length
-    forward = min(calibrated, tokens) * compute_bytes * (6 * mlp_width + 12 * hidden_size)
+    token = compute_bytes * (6 * mlp_width + 12 * hidden_size)
+    forward = min(calibrated, tokens) * token
     streams = architecture.streams(0).values()
     widths = [layers[0].shape[1] for layers in streams]
     grams = 0
@@ -196,27 +192,22 @@ def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archit
         twins = 2 if Stat.DENSE_INPUTS in spec.walk_needs else 1
         paused = twins * calibrated * compute_bytes * (mlp_width + 2 * hidden_size)
     walk = blocks + block * compute_bytes + grams + paused + max(selection, forward)
-    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(outside, walk)
+    scoring = _gradient_bytes(spec, block, min(calibrated, tokens), token)
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(outside, walk, scoring)
 
 
-def _gradient_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
-    """The process while a block is differentiated: its weights as stored and as computed with, gradients of every
-    split in float32, and what a batch's backward pass keeps."""
-    assert isinstance(spec.score, UnitScoreParams)
-    assert spec.calibrate is not None  # the spec's validator saw to both
-    compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
-    stored_bytes = max(DTYPE_BYTES[facts.dtype] for facts in source.tensors.values())
-    block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
+def _gradient_bytes(spec: CompressionSpec, block: int, tokens: int, token: int) -> int:
+    """A block of so many parameters, its gradients, and what a score makes of them; 0 if it asks for none.
+
+    `tokens` go through at a time, of `token` bytes each, or one window where gradients are taken one by one.
+    """
+    if not spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
+        return 0
+    assert spec.calibrate is not None  # the spec's validator saw to it
+    assert isinstance(spec.score, UnitScoreParams)  # scores of weights ask for none
     squared = Stat.SQUARED_GRADIENT in spec.unit_needs
-    length = spec.calibrate.sequence_length
-    tokens = length if squared else max(BATCH_TOKENS, length)
-    tokens = min(tokens, spec.calibrate.samples * length)
-    mlp_width = max(layer.shape[0] for layer in architecture.layers)
-    kept = tokens * compute_bytes * (8 * mlp_width + 20 * architecture.hidden_size)
-    sums = 4 * block * (spec.score.splits * (1 + squared) + 2)
-    # The head's gradient is taken before, a window at a time.
-    head = 3 * 4 * length * architecture.vocabulary + 4 * architecture.vocabulary * architecture.hidden_size
-    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(head, 2 * block * stored_bytes + block * compute_bytes + sums + kept)
+    copies = spec.score.splits * (2 + 2 * squared) + _SALIENCE_COPIES
+    return 4 * block * copies + (spec.calibrate.sequence_length if squared else tokens) * token
 
 
 def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
@@ -230,16 +221,18 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
 def predicted_elapsed_s(
     spec: CompressionSpec, source: ModelSource, architecture: Architecture, data_dir: Path
 ) -> float:
-    """Run time: two passes over the calibration text, forward and backward over what is tuned on, both models over
-    every evaluation text, weights to disk twice."""
+    """Run time: passes over the calibration text, forward and backward over what is tuned on, both models over every
+    evaluation text, weights to disk twice."""
     work = 0.0
     if spec.needs is not Stat.NONE:
         assert spec.calibrate is not None  # the spec's validator saw to it
         length = spec.calibrate.sequence_length
         per_token = 2 * architecture.prunable_parameters + _attention_flops(architecture, length)
-        passes = 2 + bool(spec.allocate_needs & (Stat.INPUT_SQ_MEAN | Stat.GRAM))
-        if spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
-            passes += 4  # forward, forward again, and backward, which is two
+        passes = 2.0 if spec.removes == "weight" or spec.walk_needs else 0.0
+        passes += bool((spec.allocate_needs | spec.unit_needs) & (Stat.INPUT_SQ_MEAN | Stat.GRAM | Stat.CHANGE))
+        passes += _BACKWARD_PASSES * bool(spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT))
+        if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
+            passes += 1 + architecture.blocks / 2
         work += passes * spec.calibrate.samples * length * per_token
     if spec.tune is not None:
         length = spec.tune.sequence_length
