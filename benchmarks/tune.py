@@ -68,7 +68,7 @@ def _table(rows: str, steps: int, folder: Path) -> None:
             "compute": {"dtype": "bfloat16", "device": "cpu"},
             "score": {"method": "magnitude"},
         }
-        steps = 1
+        steps = 2
     base = {"spec": parts, "models": str(models), "read": rows != "memory"}
     before = _run(base | {"prune": True}, folder / "pruned")
     print(f"| {rows} | nothing | | {_number(before['perplexity'])} | | |", flush=True)

@@ -382,6 +382,7 @@ class TestRefusals:
         assert tuned > pruning
         assert peak(tune=params | {"gradient_checkpointing": True}) < tuned
         assert peak(tune=params | {"distill": {}}) > tuned
+        assert peak(tune=params | {"method": "last_layers", "blocks": 1}) < tuned
         assert peak(tune=params, compute={"memory_budget": tuned - 1}) < tuned, "fewer windows at once"
         budget = {"memory_budget": max(pruning, 2**29)}
         with pytest.raises(MemoryBudgetTooSmall, match="full tunes the whole model") as found:

@@ -41,8 +41,8 @@ _BACKWARD_PASSES = 4
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
-_TRAINED_BYTES = 20
-"""Per trained parameter: itself, its gradient, AdamW's two moments, the best state; all float32."""
+_TRAINED_BYTES = 16
+"""Per trained parameter, beside itself: its gradient, AdamW's two moments, the best state; all float32."""
 _KEPT_PER_HIDDEN, _KEPT_PER_MLP = 20, 6
 """Numbers per token and block that a backward pass needs, in hidden sizes and in widths of the MLP."""
 _KEPT_PER_LOGIT = 4
@@ -154,8 +154,9 @@ def _tuning_bytes(
     base = linear * (params.base_bits / 8 if params.base_bits else compute_bytes)
     weights = int(base) + (source.parameters - linear) * compute_bytes + trained * _TRAINED_BYTES
     mlp_width = max(layer.shape[0] for layer in architecture.layers)
-    kept = architecture.hidden_size * _KEPT_PER_HIDDEN + mlp_width * _KEPT_PER_MLP
-    blocks = architecture.blocks
+    inputs = sum(layer.shape[1] for layer in architecture.block(0))
+    kept = architecture.hidden_size * _KEPT_PER_HIDDEN + mlp_width * _KEPT_PER_MLP + inputs * params.input_copies
+    blocks = params.blocks_back(source, architecture)
     per_token = kept + blocks * architecture.hidden_size if params.gradient_checkpointing else kept * blocks
     tokens = windows * params.sequence_length
     activations = tokens * (per_token * compute_bytes + architecture.vocabulary * 4 * _KEPT_PER_LOGIT)

@@ -20,6 +20,7 @@ from transformers import get_scheduler
 from workers.engine.clock import peak_resident_bytes
 from workers.engine.errors import NumericalFailure
 from workers.engine.estimate import tuned_at_once
+from workers.engine.memory import give_back
 from workers.engine.registry import method_of
 from workers.engine.report import TunePoint, TuneReport
 from workers.engine.stages.evaluate import nll
@@ -180,6 +181,11 @@ class _Run:
                 parameter.data = read_tensor(self.slices[name]).to(self.dense.device, torch.float32)
         if self.params.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
+        if self.dense.device.type == "cpu":
+            # What was loaded may still be the files' own pages, and those will be written over.
+            for tensor in (*self.model.parameters(), *self.model.buffers()):
+                tensor.data = tensor.data.clone()
+        give_back()  # the pages, and weights that became codes
         return trainable
 
     def _step(self) -> float:

@@ -92,6 +92,15 @@ class TuneMethodParams(DataRef, MethodParams):
         """Bits a weight of the linear layers takes while it is not trained; None in the compute type."""
         return None
 
+    @property
+    def input_copies(self) -> int:
+        """How often each linear layer's inputs are kept for the backward pass, beyond what the layers themselves need."""
+        return 0
+
+    def blocks_back(self, source: ModelSource, architecture: Architecture) -> int:
+        """How many blocks, from the last one back, the gradient goes through: those whose activations are kept."""
+        return architecture.blocks
+
     def check(self, layers: Sequence[LinearFacts]) -> None:
         """Raise InvalidSpec, naming the field, if a model with these linear layers cannot be tuned like this."""
 

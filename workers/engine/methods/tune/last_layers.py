@@ -48,6 +48,10 @@ class LastLayersParams(TuneMethodParams):
             return []
         return ["the output head is tied to the input embedding and is not tuned: `tied_head` says `frozen`"]
 
+    def blocks_back(self, source: ModelSource, architecture: Architecture) -> int:
+        through = self.tied_head == "joint" and source.config.get("tie_word_embeddings")
+        return architecture.blocks if through else self.blocks
+
     def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
         tied = bool(source.config.get("tie_word_embeddings"))
         trained = _trained(range(architecture.blocks), self, tied=tied)

@@ -30,6 +30,10 @@ class LoraParams(TuneMethodParams):
     dropout: float = Field(0.05, ge=0, lt=1, description="Share of the adapters' inputs that a step leaves out.")
     learning_rate: LearningRate = 3e-3
 
+    @property
+    def input_copies(self) -> int:
+        return 2 if self.dropout else 0  # what dropout left, and what it multiplied by
+
     def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
         return sum(self.rank * sum(layer.shape) for layer in architecture.layers)
 
