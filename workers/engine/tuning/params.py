@@ -94,7 +94,7 @@ class TuneMethodParams(DataRef, MethodParams):
 
     @property
     def input_copies(self) -> int:
-        """How often each linear layer's inputs are kept for the backward pass, beyond what the layers themselves need."""
+        """How often a linear layer's inputs are kept for the backward pass, beyond what the layers need anyway."""
         return 0
 
     def blocks_back(self, source: ModelSource, architecture: Architecture) -> int:
