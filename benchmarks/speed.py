@@ -28,7 +28,7 @@ EVALUATE = [
     {"method": "size"},
     {"method": "macs"},
     {"method": "generation_speed", "prompt_tokens": 128, "new_tokens": 32, "batch_size": 1},
-    {"method": "generation_speed", "prompt_tokens": 128, "new_tokens": 32, "batch_size": 8},
+    {"method": "generation_speed", "prompt_tokens": 128, "new_tokens": 32, "batch_size": 8, "repeats": 3, "warmup": 1},
 ]
 
 
