@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from transformers import (
     SmolLM3Config,
 )
 
-from tests.engine.conftest import SIZES, SaveModel, Walked, spec_of, text_of, walk
+from tests.engine.conftest import SIZES, SaveModel, Scratch, Walked, spec_of, text_of, walk
 from workers.engine.errors import InvalidSpec
 from workers.engine.plan import plan
 from workers.engine.sources import Sources
 from workers.engine.stages.assemble import assemble
-from workers.engine.stages.load import load, load_model
+from workers.engine.stages.load import load, load_model, tensors_of
+from workers.engine.stages.stream import StreamedLoss
 
 
 def depth(layers: int = 1, score: str = "block_influence", **params: Any) -> Any:
@@ -131,6 +133,18 @@ class TestLayerPerplexity:
         assert scores_of(done) == pytest.approx(expected, rel=1e-5)
         # A block that does nothing is worth what the dense model has.
         assert scores_of(done)[1] == pytest.approx(math.exp(losses(without(folder, set()), windows_NT)), rel=1e-5)
+
+    def test_variants_may_leave_out_any_blocks_in_any_order(
+        self, tiny: Path, sources: Sources, scratch: Scratch
+    ) -> None:
+        spec = depth(score="layer_perplexity")
+        model = load(spec, sources)
+        text = text_of(spec, model, sources)
+        with closing(StreamedLoss(model, text, scratch, keep_path=True)) as streamed:
+            for path in ([0, 1, 2], [0, None, 2], [0, 1, 2], [None, None, 2], [None, 1, None], [None] * 3, [0, 1, 2]):
+                found = streamed.nll(path, lambda block: tensors_of(model, f"model.layers.{block}"))
+                gone = {block for block in range(3) if path[block] is None}
+                assert float(found.mean()) == pytest.approx(losses(without(tiny, gone), text.windows_NT), rel=1e-5)
 
 
 class TestWhatNeedsNoText:

@@ -12,10 +12,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CohereConfig, LlamaConfig, Olmo2Config
 
+from tests.contract.test_every_unit_method import facts_of
 from tests.engine.conftest import SIZES, SaveModel, Walked, spec_of, walk
 from tests.engine.test_coupled import FAMILIES, WIDE
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.events import Silent
+from workers.engine.methods.allocate import ranking
+from workers.engine.methods.allocate.ranking import RankingParams
 from workers.engine.pipeline import compress
 from workers.engine.plan import plan
 from workers.engine.shards import read_header
@@ -132,6 +135,21 @@ class TestRanking:
         found = walk(no_text(**parts), sources, tmp_path / "found").outcome
         assert found.shapes == usual.shapes
         assert not found.uniform
+
+    def test_leaves_one_of_each_however_much_may_go(self) -> None:
+        found = ranking.allocate(facts_of(), 0.8, RankingParams(most=1))
+        heads, channels = (
+            sorted({share for name, share in found.items() if part in name}) for part in (".mlp.", "attn")
+        )
+        assert 0.9 < max(heads + channels) < 1
+        with pytest.raises(ValidationError, match="greater than 0"):
+            RankingParams(most=0)
+
+    def test_spreads_what_its_cap_leaves_over_all(self) -> None:
+        # A tenth of 20 channels and of three heads: two channels and no head a block, and 0.4 of all must go.
+        capped = ranking.allocate(facts_of(), 0.4, RankingParams(most=0.1))
+        assert {round(share, 9) for name, share in capped.items() if "attn" in name} == {round(min(capped.values()), 9)}
+        assert len({round(share, 9) for name, share in capped.items() if ".mlp." in name}) == 1
 
     def test_what_is_worth_little_goes_wherever_it_is(
         self, save_model: SaveModel, sources: Sources, tmp_path: Path

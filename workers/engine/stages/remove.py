@@ -32,9 +32,9 @@ def remove(
     clock: Clock,
     events: Events,
 ) -> tuple[Outcome, int]:
-    """The structure of the result, and how many of its blocks were found done. Raises what pruning raises,
+    """The structure of the result, and how many of its blocks were found done.
 
-    InvalidSpec and UnsupportedModel where the structure is not to be had.
+    Raises NumericalFailure, and InvalidSpec or UnsupportedModel where the structure is not to be had.
     """
     blocks = range(model.architecture.blocks)
     if spec.removes == "layer":
