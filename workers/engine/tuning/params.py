@@ -94,7 +94,7 @@ class TuneMethodParams(DataRef, MethodParams):
 
     @property
     def input_copies(self) -> int:
-        """How often each linear layer's inputs are kept for the backward pass, beyond what the layers themselves need."""
+        """How often each linear layer's inputs are kept for the backward pass beyond what the layer itself needs."""
         return 0
 
     def blocks_back(self, source: ModelSource, architecture: Architecture) -> int:
