@@ -60,8 +60,8 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(measure(json.loads((arguments.child / "run.json").read_text()), arguments.child)))
         return
-    print("| model | tuned by | trained | perplexity | tokens/s of processor time | peak MiB |")
-    print("|---|---|---:|---:|---:|---:|", flush=True)
+    print("| model | tuned by | trained | perplexity | loss on its own held-out windows | tokens/s | peak MiB |")
+    print("|---|---|---:|---:|---:|---:|---:|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for rows in arguments.rows:
             _table(rows, arguments.steps, Path(folder) / rows)
@@ -78,17 +78,22 @@ def _table(rows: str, steps: int, folder: Path) -> None:
         write(SHAPES["60m"], models / "random", "float32")
     base = {"spec": parts, "models": str(models), "read": real}
     before = _run(base | {"prune": True}, folder / "pruned")
-    print(f"| {rows} | | | {_number(before['perplexity'])} | | |", flush=True)
+    print(f"| {rows} | | | {_number(before['perplexity'])} | | | |", flush=True)
     for params in ways:
         shutil.copytree(folder / "pruned/model", folder / "run/model")
         tune = TEXT | params | {"steps": steps, "evaluate_every": steps, "holdout": 32 if real else 1}
         found = _run(base | {"spec": parts | {"tune": tune}}, folder / "run")
         name = f"`{params['method']}`" + (f", {params['bits']} bits" if "bits" in params else "")
-        print(
-            f"| {rows} | {name}{', distilled' if 'distill' in params else ''} | {found['trained']:,} | "
-            f"{_number(found['perplexity'])} | {found['speed']:,.0f} | {found['peak'] / 2**20:,.0f} |",
-            flush=True,
-        )
+        cells = [
+            rows,
+            f"{name}{', distilled' if 'distill' in params else ''}",
+            f"{found['trained']:,}",
+            _number(found["perplexity"]),
+            found["losses"],
+            f"{found['speed']:,.0f}",
+            f"{found['peak'] / 2**20:,.0f}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
         shutil.rmtree(folder / "run")
 
 
@@ -138,7 +143,8 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     spec, sources = CompressionSpec.model_validate(run["spec"]), Sources(Path(run["models"]), ROOT / "examples/data")
-    dense, found = load(spec, sources), {}
+    dense = load(spec, sources)
+    found: dict[str, Any] = {}
     if run.get("prune"):
         compress(spec, folder, sources, Silent(), folder / "checkpoint")
     else:
@@ -147,7 +153,9 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         assert text is not None
         report = tune(spec, dense, folder / "model", text, checkpoint=Checkpoint(folder / "checkpoint"), events=meter)
         tokens = report.steps * spec.tune.batch * spec.tune.sequence_length
+        losses = f"{report.curve[0].holdout_loss:.4f} to {report.holdout_loss_after:.4f}"
         found = {"trained": report.trained_parameters, "speed": tokens / meter.seconds, "peak": meter.peak}
+        found["losses"] = losses
     if not run["read"]:
         return found | {"perplexity": None}
     text_of = load_tokens(DataRef(dataset=HELD_OUT["dataset"]), dense.tokenizer, sources, "/evaluate")
