@@ -1,6 +1,6 @@
 """Every way of tuning on the shipped model, and what it takes in memory on a larger one: tables for docs/methods.md.
 
-    python -m benchmarks.tune [--steps 200] [--rows masked dense memory]
+    python -m benchmarks.tune [--steps 200] [--rows "50 %" memory]
 
 Each run is a process of its own with one thread. It tunes a model pruned beforehand and reads 40 held-out windows.
 Speed is counted in processor time, as the machine may be shared; memory is the peak of the steps, after loading.
@@ -22,66 +22,78 @@ from typing import Any
 from workers.engine.events import Silent
 
 ROOT = Path(__file__).parents[1]
-WANDA = {
-    "calibrate": {"dataset": "calibration.txt", "samples": 16, "sequence_length": 512},
-    "score": {"method": "wanda"},
-    "prune": {"method": "mask", "sparsity": 0.5},
-}
+CALIBRATE = {"dataset": "calibration.txt", "samples": 16, "sequence_length": 512}
 UNPRUNED = {"score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.0}}
 TEXT = {"dataset": "calibration.txt", "batch": 4, "sequence_length": 128}
 HELD_OUT = {"dataset": "heldout.txt", "sequence_length": 512, "samples": 40}
-FOUR, SIXTEEN = {"method": "group", "bits": 4}, {"method": "group", "bits": 16}
-METHODS: dict[str, list[dict[str, Any]]] = {
-    "masked": [{"method": "full"}, {"method": "last_layers"}, {"method": "lora"}, SIXTEEN, FOUR],
-    "dense": [{"method": "lora"}, SIXTEEN, FOUR, {"method": "group", "bits": 2}],
-    "memory": [{"method": "full"}, {"method": "last_layers"}, {"method": "lora"}, SIXTEEN, FOUR],
+TWO, FOUR, SIXTEEN = ({"method": "group", "bits": bits} for bits in (2, 4, 16))
+FULL, LAST, LORA = ({"method": name} for name in ("full", "last_layers", "lora"))
+
+
+def wanda(sparsity: float) -> dict[str, Any]:
+    return {"calibrate": CALIBRATE, "score": {"method": "wanda"}, "prune": {"method": "mask", "sparsity": sparsity}}
+
+
+def distilled(params: dict[str, Any]) -> dict[str, Any]:
+    return params | {"distill": {"weight": 1.0}}
+
+
+ROWS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "50 %": (wanda(0.5), [FULL, LAST, LORA, SIXTEEN, FOUR, *map(distilled, (FULL, LAST, LORA, SIXTEEN, FOUR))]),
+    "70 %": (wanda(0.7), [FULL, LAST, LORA, SIXTEEN, distilled(FULL), distilled(LORA)]),
+    "unpruned": (UNPRUNED, [LORA, SIXTEEN, FOUR, TWO, distilled(FOUR), distilled(TWO)]),
+    "memory": (UNPRUNED | {"model": {"id": "random"}}, [FULL, LAST, LORA, SIXTEEN, FOUR]),
+    "memory, bfloat16": (
+        UNPRUNED | {"model": {"id": "random"}, "compute": {"dtype": "bfloat16", "device": "cpu"}},
+        [LORA, SIXTEEN, FOUR],
+    ),
 }
-"""Rows: bookworm at 50 %, bookworm unpruned, a random model of 350 M parameters at 50 % and computed in bfloat16."""
+"""Name -> how the model is pruned, and what tunes it. `memory` is of a random model of 60 M parameters, two steps."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rows", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(json.loads((arguments.child / "run.json").read_text()), arguments.child)))
         return
-    print("| model | tuned by | trained | perplexity | tokens/s of processor time | peak MiB |")
-    print("|---|---|---:|---:|---:|---:|", flush=True)
+    print("| model | tuned by | trained | perplexity | loss on its own held-out windows | tokens/s | peak MiB |")
+    print("|---|---|---:|---:|---:|---:|---:|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for rows in arguments.rows:
             _table(rows, arguments.steps, Path(folder) / rows)
 
 
 def _table(rows: str, steps: int, folder: Path) -> None:
-    models = ROOT / "examples/models"
-    parts: dict[str, Any] = {"model": {"id": "bookworm-7m"}, **(UNPRUNED if rows == "dense" else WANDA)}
-    if rows == "memory":
+    parts, ways = ROWS[rows]
+    parts, models = {"model": {"id": "bookworm-7m"}} | parts, ROOT / "examples/models"
+    real = parts["model"]["id"] == "bookworm-7m"
+    if not real:
         from benchmarks.random_model import SHAPES, write
 
-        models = folder / "models"
-        write(SHAPES["350m"], models / "random", "bfloat16")
-        parts |= {
-            "model": {"id": "random"},
-            "compute": {"dtype": "bfloat16", "device": "cpu"},
-            "score": {"method": "magnitude"},
-        }
-        steps = 2
-    base = {"spec": parts, "models": str(models), "read": rows != "memory"}
+        models, steps = folder / "models", 2
+        write(SHAPES["60m"], models / "random", "float32")
+    base = {"spec": parts, "models": str(models), "read": real}
     before = _run(base | {"prune": True}, folder / "pruned")
-    print(f"| {rows} | nothing | | {_number(before['perplexity'])} | | |", flush=True)
-    for params in METHODS[rows]:
+    print(f"| {rows} | | | {_number(before['perplexity'])} | | | |", flush=True)
+    for params in ways:
         shutil.copytree(folder / "pruned/model", folder / "run/model")
-        tune = TEXT | params | {"steps": steps, "evaluate_every": steps, "holdout": 1 if rows == "memory" else 32}
+        tune = TEXT | params | {"steps": steps, "evaluate_every": steps, "holdout": 32 if real else 1}
         found = _run(base | {"spec": parts | {"tune": tune}}, folder / "run")
-        name = f"{params['method']}, {params['bits']} bits" if "bits" in params else params["method"]
-        print(
-            f"| {rows} | {name} | {found['trained']:,} | {_number(found['perplexity'])} | {found['speed']:,.0f} | "
-            f"{found['peak'] / 2**20:,.0f} |",
-            flush=True,
-        )
+        name = f"`{params['method']}`" + (f", {params['bits']} bits" if "bits" in params else "")
+        cells = [
+            rows,
+            f"{name}{', distilled' if 'distill' in params else ''}",
+            f"{found['trained']:,}",
+            _number(found["perplexity"]),
+            found["losses"],
+            f"{found['speed']:,.0f}",
+            f"{found['peak'] / 2**20:,.0f}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
         shutil.rmtree(folder / "run")
 
 
@@ -131,7 +143,8 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     spec, sources = CompressionSpec.model_validate(run["spec"]), Sources(Path(run["models"]), ROOT / "examples/data")
-    dense, found = load(spec, sources), {}
+    dense = load(spec, sources)
+    found: dict[str, Any] = {}
     if run.get("prune"):
         compress(spec, folder, sources, Silent(), folder / "checkpoint")
     else:
@@ -140,7 +153,9 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         assert text is not None
         report = tune(spec, dense, folder / "model", text, checkpoint=Checkpoint(folder / "checkpoint"), events=meter)
         tokens = report.steps * spec.tune.batch * spec.tune.sequence_length
+        losses = f"{report.curve[0].holdout_loss:.4f} to {report.holdout_loss_after:.4f}"
         found = {"trained": report.trained_parameters, "speed": tokens / meter.seconds, "peak": meter.peak}
+        found["losses"] = losses
     if not run["read"]:
         return found | {"perplexity": None}
     text_of = load_tokens(DataRef(dataset=HELD_OUT["dataset"]), dense.tokenizer, sources, "/evaluate")
