@@ -208,7 +208,7 @@ def test_a_retry_prunes_to_the_allocation_of_the_first_attempt(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("workers.engine.stages.allocate.collect", fail)
+    monkeypatch.setattr("workers.engine.stages.dense.collect", fail)
     again = walk(spec, sources, tmp_path)
     assert again.allocation == first.allocation
     assert again.blocks() == first.blocks()
