@@ -61,6 +61,12 @@ def test_writers_and_readers_at_once_lose_nothing_and_double_nothing(tmp_path: P
         found.close()
 
 
+def test_a_second_folder_in_one_process_gets_its_own_queues(tmp_path: Path) -> None:
+    for home in (tmp_path / "one", tmp_path / "two"):
+        write(home, 0)
+        assert len(list((home / "broker/messages").iterdir())) == EACH
+
+
 def test_messages_come_oldest_first_and_a_file_that_is_none_is_removed(tmp_path: Path) -> None:
     write(tmp_path, 0)
     folder = tmp_path / "broker/messages"

@@ -25,7 +25,7 @@ def test_the_curl_session_works_as_printed(tmp_path: Path) -> None:
         (line,) = [line for line in lines if part in line]
         return outputs[lines.index(line)]
 
-    assert '"magnitude"' in output("/capabilities")
+    assert '"block_influence"' in output("/capabilities")
     assert '"model_id": "bookworm-7m"' in output("dry_run=true")
     submitted = output("my-first-job")
     assert submitted.startswith("HTTP/1.1 202")
