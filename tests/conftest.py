@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two processes run the suite on two cores;
 # Both wheels' servers put sockets and pid files below these.
 os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp/espalier-tests-run")
 Path(os.environ["XDG_RUNTIME_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+# A shell that runs us in the background has SIGINT ignored, and so would every command that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
