@@ -49,6 +49,8 @@ def print_report(report: dict[str, Any]) -> None:
         what = f"{report['zeros']:,} of {report['prunable_parameters']:,} prunable weights zero"
     output.stdout.print(f"[bold]{escape(provenance['model_id'])}[/] with {what} ({report['sparsity']:.2%} removed)")
     output.stdout.print(metrics_table(report["metrics"]))
+    for sample in report.get("samples", []):
+        output.stdout.print(samples_text(sample))
     if gates := report.get("gates"):  # a report may be older than they are
         output.stdout.print(gates_table(gates))
         output.stdout.print(f"verdict: {output.verdict_text(report['verdict'])}")
@@ -76,6 +78,13 @@ def metrics_table(metrics: list[dict[str, Any]]) -> Table:
             escape(metric["unit"]),
         )
     return table
+
+
+def samples_text(sample: dict[str, Any]) -> str:
+    """What both models wrote after one prompt."""
+    plain = {who: " ".join(sample[who].split()) for who in ("prompt", "dense", "pruned")}
+    plain = {who: "".join(filter(str.isprintable, text)) for who, text in plain.items()}  # a model may write anything
+    return "".join(f"[bold]{who:8}[/]{escape(text)}\n" for who, text in plain.items())
 
 
 def gates_table(gates: list[dict[str, Any]]) -> Table:

@@ -18,7 +18,7 @@ from workers.engine.checkpoint import Checkpoint
 from workers.engine.errors import BadRequest, DatasetTooShort, NumericalFailure, SequenceTooLong, UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.harness_tasks import UnknownTask
-from workers.engine.methods.evaluate import generation_speed, harness, perplexity, size
+from workers.engine.methods.evaluate import continuations, generation_speed, harness, perplexity, size
 from workers.engine.sources import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluationContext, EvaluationData, evaluate, join
 from workers.engine.stages.load import load
@@ -118,6 +118,43 @@ def test_speed_counts_every_token_it_claims(sources: Sources, tmp_path: Path) ->
         generation_speed.evaluate(
             context(sources, model, tmp_path), generation_speed.GenerationSpeedParams(prompt_tokens=126, new_tokens=3)
         )
+
+
+def test_repetition_is_the_share_of_4_grams_seen_before() -> None:
+    assert continuations.repetition([1, 2, 3, 4, 5, 6]) == 0
+    assert continuations.repetition([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
+    assert continuations.repetition([7] * 8) == pytest.approx(4 / 5)
+    assert continuations.repetition([1, 2]) == 0
+
+
+def test_continuations_are_the_likeliest_tokens_whatever_the_folder_says(
+    sources: Sources, tiny: Path, tokenizer: Any
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    model.generation_config.update(do_sample=True, temperature=2.0, repetition_penalty=5.0)
+    params = continuations.ContinuationsParams(prompts=("It was", "The end of the"), new_tokens=6)
+    (found,) = continuations.evaluate(context(sources, model, tiny, tokenizer), params)
+    for prompt, written in found.samples:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        for _ in range(6):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(dim=-1)], dim=1)
+        assert written == tokenizer.decode(ids[0, -6:], skip_special_tokens=True)
+    assert found.value == pytest.approx(sum(found.parts or ()) / 2)
+    with pytest.raises(SequenceTooLong) as too_long:
+        continuations.evaluate(
+            context(sources, model, tiny, tokenizer),
+            continuations.ContinuationsParams(prompts=("It was",), new_tokens=127),
+        )
+    assert too_long.value.field == "/evaluate/0/new_tokens"
+
+
+def test_a_continuation_ends_where_the_model_ends_it(sources: Sources, tiny: Path, tokenizer: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    ids = tokenizer("It was", return_tensors="pt").input_ids
+    model.generation_config.eos_token_id = int(model(ids).logits[0, -1].argmax())
+    assert continuations.greedy(context(sources, model, tiny, tokenizer), "It was", 6) == [
+        model.generation_config.eos_token_id
+    ]
 
 
 def test_size_counts_the_files_of_the_index_and_no_others(sources: Sources, tmp_path: Path) -> None:

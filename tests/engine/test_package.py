@@ -35,7 +35,7 @@ def report_of(**changes: Any) -> Report:
             "sparsity": 0.5,
         }
         for block in range(3)
-        for part in ("self_attn.q_proj", "mlp.down_proj")
+        for part in ("self_attn.o_proj", "mlp.down_proj")
     ]
     metric = {
         "name": "perplexity/heldout.txt",
@@ -177,13 +177,13 @@ def test_a_tuned_model_says_how() -> None:
         ({}, [(4, 8)] * 3, "50 % of the weights of 6 linear layers (96 of 192) were set to zero", False),
         (
             {"score": {"method": "taylor"}, "prune": {"method": "structured", "sparsity": 0.5}},
-            [(2, 8)] * 3,
+            [(4, 4)] * 3,
             "50 % of the weights of 6 linear layers were cut off, 1,000 parameters became 904: scored by taylor",
             False,
         ),
         (
             {"score": {"method": "taylor"}, "prune": {"method": "structured", "sparsity": 0.5}},
-            [(2, 8), (1, 8), (3, 8)],
+            [(4, 4), (4, 2), (4, 6)],
             "1,000 parameters became 904",
             True,
         ),
@@ -201,7 +201,10 @@ def test_page_and_card_say_what_went_and_how_to_load_the_rest(
 ) -> None:
     layers = [layer.model_dump() | {"shape": shapes[layer.block]} for layer in report_of().layers]
     report = report_of(spec=spec_of(**parts).model_dump(mode="json"), layers=layers, parameters_after=904)
-    assert said in Page(render_page(report)).text
+    page = Page(render_page(report)).text
+    assert said in page
+    cut = shapes != [(4, 8)] * 3
+    assert ("Shape of each block" in page) == ("Sparsity of each layer" not in page) == cut
     card = render_card(report)
     assert said in card
     assert ("trust_remote_code=True" in card) == code
@@ -224,6 +227,18 @@ def test_the_card_names_a_hub_model_and_stays_inert() -> None:
     assert yaml.safe_load(front)["base_model"] == "owner/name"
     card = render_card(report_of(warnings=[HOSTILE]))
     assert "<script>" not in card
+    assert "\n# heading" not in card
+
+
+def test_page_and_card_show_what_both_wrote() -> None:
+    written = {"prompt": "Once upon", "dense": " a time.", "pruned": f" a ![time](http://x) {HOSTILE}"}
+    report = report_of(samples=[written])
+    page = Page(render_page(report))
+    assert page.open == []
+    assert page.fetched == []
+    assert all(text in page.text for text in written.values())
+    card = render_card(report)
+    assert "| Once upon | a time. | a !\\[time](http://x) &lt;script&gt;" in card
     assert "\n# heading" not in card
 
 

@@ -35,6 +35,6 @@ def render(report: Report) -> str:
 
 
 def _inert(text: str) -> str:
-    """Free text that cannot break out of a table cell, start a heading or become HTML."""
-    flat = " ".join(text.split()).replace("|", "\\|").replace("`", "'")
+    """Free text that cannot break out of a table cell, start a heading, link anywhere or become HTML."""
+    flat = " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("[", "\\[")
     return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

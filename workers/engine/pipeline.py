@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from workers.engine.cache import Cache
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.clock import Clock
+from workers.engine.costs import parameters_after
 from workers.engine.failures import translated
 from workers.engine.gates import judge, overall
-from workers.engine.plan import parameters_after, runtimes, warnings
+from workers.engine.plan import runtimes, warnings
 from workers.engine.provenance import fingerprint, provenance
 from workers.engine.report import Report
 from workers.engine.stages.allocate import allocate
@@ -98,6 +99,7 @@ def compress(
             layers=layers,
             tune=tuned,
             metrics=evaluation.metrics,
+            samples=evaluation.samples,
             gates=gates,
             verdict=overall(gates),
             stages=clock.report(),

@@ -31,6 +31,14 @@ class Metric(ReportModel):
     note: str = ""
 
 
+class Sample(ReportModel):
+    """What both models wrote after one prompt."""
+
+    prompt: str
+    dense: str
+    pruned: str
+
+
 class LayerReport(ReportModel):
     """What happened to one linear layer."""
 
@@ -152,6 +160,7 @@ class Report(ReportModel):
     layers: list[LayerReport]
     tune: TuneReport | None = Field(None, description="null where the spec tunes nothing.")
     metrics: list[Metric]
+    samples: list[Sample] = Field(default_factory=list, description="What both models wrote, where asked for.")
     gates: list[GateResult] = Field(default_factory=list, description="The spec's gates, in its order.")
     verdict: Verdict | None = Field(
         None,

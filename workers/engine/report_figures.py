@@ -7,6 +7,7 @@ a reader can search the labels.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,29 @@ def sparsity_figure(layers: Sequence[LayerReport]) -> str:
         return _svg(figure, "Sparsity of every pruned layer by block, one panel per projection, with its target")
 
 
+def widths_figure(layers: Sequence[LayerReport]) -> str:
+    """Inputs of o_proj and of down_proj over blocks, as they were and as they are; empty where no layer was cut."""
+    if all(math.prod(layer.shape) == layer.parameters for layer in layers):
+        return ""
+    panels = {"self_attn.o_proj": "attention: inputs of o_proj", "mlp.down_proj": "MLP: inputs of down_proj"}
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 3.0), layout="constrained")
+        axes = figure.subplots(1, len(panels))
+        for axis, (projection, title) in zip(axes, panels.items(), strict=True):
+            members = [layer for layer in layers if layer.name.endswith(projection)]
+            hidden = max(layer.shape[0] for layer in members)  # outputs stay, but for blocks that were dropped
+            blocks = [layer.block for layer in members]
+            dense = [layer.parameters // hidden for layer in members]
+            axis.bar(blocks, dense, width=0.8, color=DENSE, label="dense")
+            axis.bar(blocks, [layer.shape[1] for layer in members], width=0.6, color=PRUNED, label="pruned")
+            axis.set_title(title)
+            axis.grid(axis="y")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        figure.supxlabel("decoder block", fontsize=10)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        return _svg(figure, "Width of attention and MLP in every block, dense and pruned")
+
+
 def metrics_figure(metrics: Sequence[Metric]) -> str:
     """Dense and pruned side by side, one panel per unit, with the spread as error bars."""
     by_unit: dict[str, list[Metric]] = defaultdict(list)
@@ -97,7 +121,8 @@ def metrics_figure(metrics: Sequence[Metric]) -> str:
             _bars(axis, [row + 0.2 for row in rows], pruned, [m.pruned_stderr for m in members], unit, PRUNED, "pruned")
             axis.set_yticks(list(rows), [metric.name for metric in members])
             axis.set_ylim(len(members) - 0.5, -0.5)
-            axis.set_xlim(0, 1.25 * max(*dense, *pruned, 1e-12))
+            ends = (m + (e or 0) for x in members for m, e in ((x.dense, x.dense_stderr), (x.pruned, x.pruned_stderr)))
+            axis.set_xlim(0, 1.25 * max(*ends, 1e-12))
             axis.set_title(unit)
             axis.spines["bottom"].set_visible(False)
             axis.set_xticks([])

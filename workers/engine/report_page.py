@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workers.engine import wording
-from workers.engine.report_figures import loss_figure, metrics_figure, sparsity_figure, stages_figure
+from workers.engine.report_figures import loss_figure, metrics_figure, sparsity_figure, stages_figure, widths_figure
 
 if TYPE_CHECKING:
     from workers.engine.report import Report
@@ -36,6 +36,7 @@ def render(report: Report) -> str:
         headlines=directed[:_HEADLINES],
         spec_json=json.dumps(report.spec, indent=2),
         sparsity_figure=Markup(sparsity_figure(report.layers)),
+        widths_figure=Markup(widths_figure(report.layers)),
         metrics_figure=Markup(metrics_figure(directed)) if directed else None,
         loss_figure=Markup(loss_figure(report.tune)) if report.tune else None,
         stages_figure=Markup(stages_figure(report.stages)),

@@ -153,3 +153,5 @@ class Measurement:
     parts: Sequence[float] | None = None
     """What each sample (window, question) adds to `value`, in `unit`, up to a constant: the error of `value` is that of
     their mean. With them two models are compared sample by sample; None where nothing was sampled."""
+    samples: Sequence[tuple[str, str]] = ()
+    """(prompt, what the model wrote), for people to read."""

@@ -22,7 +22,7 @@ from workers.engine.data import load_tokens
 from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong
 from workers.engine.estimate import evaluates_whole
 from workers.engine.registry import method_of
-from workers.engine.report import Metric
+from workers.engine.report import Metric, Sample
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.load import LoadedModel, load_model, memory_budget, result_of, tensors_of
 from workers.engine.stages.stream import StreamedLoss
@@ -131,6 +131,7 @@ class Evaluation:
     """What the stage found."""
 
     metrics: list[Metric]
+    samples: list[Sample]
     data_digests: dict[str, str]
     """Data label -> `sha256:` digest of what was read."""
 
@@ -149,7 +150,7 @@ def evaluate(
     Without measurements in the spec no model is loaded. Raises MemoryBudgetTooSmall.
     """
     if not spec.evaluate:
-        return Evaluation([], {})
+        return Evaluation([], [], {})
     data = EvaluationData()
     total = 2 * len(spec.evaluate)
     budget = memory_budget(spec, dense.device)
@@ -189,7 +190,7 @@ def evaluate(
         data.digests.update(saved["data_digests"])
         events.progress(len(spec.evaluate), total, "measurement")
     after = measure(result_of(dense, pruned_dir), len(spec.evaluate))
-    return Evaluation(join(before, after), data.digests)
+    return Evaluation(join(before, after), _side_by_side(before, after), data.digests)
 
 
 def nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
@@ -227,6 +228,14 @@ def join(dense: list[Measurement], pruned: list[Measurement]) -> list[Metric]:
             )
         )
     return metrics
+
+
+def _side_by_side(dense: list[Measurement], pruned: list[Measurement]) -> list[Sample]:
+    return [
+        Sample(prompt=prompt, dense=written, pruned=answer)
+        for before, after in zip(dense, pruned, strict=True)
+        for (prompt, written), (_, answer) in zip(before.samples, after.samples, strict=True)
+    ]
 
 
 def _refuse_non_finite(measurements: list[Measurement]) -> None:

@@ -1,0 +1,95 @@
+"""Continuations: what both models write after the same prompts, side by side, and how much of it repeats itself.
+
+Degenerate repetition is how a language model that lost too much fails first where people see it. It is measured as in
+Welleck et al. 2020 (arXiv:1908.04319, seq-rep-n): the share of n-grams that were there before.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from workers.engine.registry import MethodParams, evaluator
+from workers.engine.stats import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from workers.engine.stages.evaluate import EvaluationContext
+
+GRAM = 4
+"""Tokens that count as a repetition together; the paper's."""
+
+
+class ContinuationsParams(MethodParams):
+    """What the models write after given prompts."""
+
+    method: Literal["continuations"] = Field(
+        "continuations", description="Greedy continuations of both models in the report, and how much they repeat."
+    )
+    prompts: tuple[Annotated[str, Field(min_length=1, max_length=4000)], ...] = Field(
+        min_length=1,
+        max_length=16,
+        description="Texts to go on from, given to the models as they are, without a chat template.",
+        examples=[["It was a dark night, and"]],
+    )
+    new_tokens: int = Field(48, ge=GRAM + 1, le=1024, description="Tokens to write; fewer where the model ends first.")
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("continuations/repetition",)
+
+
+@evaluator(ContinuationsParams, paper="arXiv:1908.04319")
+def evaluate(context: EvaluationContext, params: ContinuationsParams) -> list[Measurement]:
+    """`continuations/repetition`, in [0, 1]: the mean over prompts of the share of repeated 4-grams.
+
+    Raises SequenceTooLong if a prompt and the new tokens exceed the context.
+    """
+    samples, repeated = [], []
+    for prompt in params.prompts:
+        written = greedy(context, prompt, params.new_tokens)
+        samples.append((prompt, context.tokenizer.decode(written, skip_special_tokens=True)))
+        repeated.append(repetition(written))
+    several = len(repeated) > 1
+    return [
+        Measurement(
+            name="continuations/repetition",
+            value=statistics.fmean(repeated),
+            unit="share of 4-grams",
+            higher_is_better=False,
+            stderr=statistics.stdev(repeated) / len(repeated) ** 0.5 if several else None,
+            note=f"{len(repeated)} prompts, {params.new_tokens} tokens, greedy",
+            parts=repeated if several else None,
+            samples=samples,
+        )
+    ]
+
+
+def greedy(context: EvaluationContext, prompt: str, new_tokens: int) -> list[int]:
+    """The ids that the model itself finds likeliest, whatever its folder's generation settings."""
+    from transformers import GenerationConfig
+
+    encoded = context.tokenizer(prompt, return_tensors="pt").to(context.device)
+    read = encoded["input_ids"].shape[1]
+    context.check_fits(read + new_tokens, "new_tokens")
+    ends = context.model.generation_config.eos_token_id
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=ends,
+        pad_token_id=ends[0] if isinstance(ends, list) else ends,
+    )
+    found: list[int] = context.model.generate(**encoded, generation_config=settings)[0, read:].tolist()
+    return found
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Share of the 4-grams that occurred before; 0 where there are none."""
+    grams = [tuple(tokens[start : start + GRAM]) for start in range(len(tokens) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
