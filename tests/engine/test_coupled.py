@@ -26,8 +26,9 @@ from transformers import (
 from tests.engine.conftest import SIZES, SaveModel, spec_of, walk
 from workers.engine.architectures.coupled import Family, families, kept_only
 from workers.engine.architectures.llama import recognise
+from workers.engine.costs import parameters_after
 from workers.engine.errors import UnsupportedModel
-from workers.engine.plan import parameters_after, planned_outcome
+from workers.engine.plan import planned_outcome
 from workers.engine.shards import TensorFacts
 from workers.engine.sources import ModelSource, Sources, resolve_model
 from workers.engine.spec import CompressionSpec, ModelRef

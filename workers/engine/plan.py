@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from workers.engine.allocation import allocation
 from workers.engine.architectures.coupled import families
 from workers.engine.architectures.llama import Architecture, recognise
+from workers.engine.budget import fitting_sparsity
+from workers.engine.costs import parameters_after, stored_bytes
 from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.estimate import predicted_elapsed_s, predicted_peak_memory_bytes
 from workers.engine.outcome import Outcome, config_after, modeling_class
@@ -21,15 +23,12 @@ from workers.engine.registry import (
     method_of,
 )
 from workers.engine.report import Plan, PlannedLayer, Runtime
-from workers.engine.shards import DTYPE_BYTES
 from workers.engine.sources import ModelSource, Sources, resolve_dataset, resolve_model
 from workers.engine.stats import AllocationFacts
 from workers.engine.widths import kept_units
 
 if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
-
-STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def plan(spec: CompressionSpec, sources: Sources) -> Plan:
@@ -39,7 +38,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
     """
     source = resolve_model(spec.model, sources)
     architecture = feasible(spec, source, sources)
-    sparsity = planned_sparsity(spec, architecture)
+    sparsity = planned_sparsity(spec, source, architecture)
     outcome = planned_outcome(spec, source, architecture)
     return Plan(
         spec_digest=spec.digest(),
@@ -50,7 +49,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         parameters=source.parameters,
         parameters_after=None if outcome is None else parameters_after(source, outcome),
         prunable_parameters=architecture.prunable_parameters,
-        zeros_after=planned_zeros(spec, architecture),
+        zeros_after=planned_zeros(spec, source, architecture),
         bytes_before=sum(facts.bytes for facts in source.tensors.values()),
         bytes_after=None if outcome is None else stored_bytes(spec, source, outcome),
         layers=[
@@ -111,14 +110,17 @@ def _texts(spec: CompressionSpec) -> dict[str, DataRef]:
     return {field: part for field, part in parts.items() if isinstance(part, DataRef)}
 
 
-def planned_sparsity(spec: CompressionSpec, architecture: Architecture) -> Mapping[str, float] | None:
+def planned_sparsity(
+    spec: CompressionSpec, source: ModelSource, architecture: Architecture
+) -> Mapping[str, float] | None:
     """Layer name -> sparsity; None where the job has to measure something first."""
     method = method_of("allocate", spec.allocate)
-    if spec.prune.target is None or method.measure is not None or spec.allocate_needs is not Stat.NONE:
+    if method.measure is not None or spec.allocate_needs is not Stat.NONE or isinstance(spec.prune, LayerPruneParams):
         return None
-    if isinstance(spec.prune, LayerPruneParams):
-        return None
-    return allocation(spec, AllocationFacts(architecture.layers, {}), spec.prune.target)
+    facts, target = AllocationFacts(architecture.layers, {}), spec.prune.target
+    if target is None and isinstance(spec.prune, UnitPruneParams):
+        target = fitting_sparsity(spec, source, architecture, facts)
+    return None if target is None else allocation(spec, facts, target)
 
 
 def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Outcome | None:
@@ -141,7 +143,7 @@ def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Ar
         return Outcome(blocks[:left])
     if isinstance(spec.prune, UnitPruneParams):
         found = families(architecture, source.config, source.tensors)
-        sparsity = planned_sparsity(spec, architecture)
+        sparsity = planned_sparsity(spec, source, architecture)
         if sparsity is None:
             modeling_class(source.config)  # refuses families that have none
             return None
@@ -151,7 +153,7 @@ def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Ar
     return Outcome(blocks)
 
 
-def planned_zeros(spec: CompressionSpec, architecture: Architecture) -> int | None:
+def planned_zeros(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int | None:
     """Zeros the pruned layers will hold, where the dense weights hold none; None while the target is not known.
 
     Where the allocation is not known yet it is the target's share: allocations keep the mean.
@@ -160,24 +162,10 @@ def planned_zeros(spec: CompressionSpec, architecture: Architecture) -> int | No
         return 0
     if spec.prune.target is None:
         return None
-    sparsity = planned_sparsity(spec, architecture)
+    sparsity = planned_sparsity(spec, source, architecture)
     if sparsity is None:
         return round(spec.prune.target * architecture.prunable_parameters)
     return sum(spec.prune.removed(layer.shape, sparsity[layer.name], spec.group) for layer in architecture.layers)
-
-
-def parameters_after(source: ModelSource, outcome: Outcome) -> int:
-    """Parameters of the result; a head tied to the embedding is not counted twice."""
-    tied = bool(source.config.get("tie_word_embeddings"))
-    left = outcome.parameters(source.tensors)
-    return sum(count for name, count in left.items() if not (tied and name == "lm_head.weight"))
-
-
-def stored_bytes(spec: CompressionSpec, source: ModelSource, outcome: Outcome) -> int:
-    """Weight bytes of the result. Zeros take as much room as other weights."""
-    dtype = None if spec.package.dtype == "source" else STORED_DTYPES[spec.package.dtype]
-    left = outcome.parameters(source.tensors)
-    return sum(count * DTYPE_BYTES[dtype or source.tensors[name].dtype] for name, count in left.items())
 
 
 def runtimes(outcome: Outcome | None, spec: CompressionSpec) -> list[Runtime]:
@@ -219,7 +207,7 @@ def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architect
         found.append("no method of this spec looks at activations: `calibrate` is not used")
     if spec.removes != "weight":
         return found + _structure_warnings(spec, source, architecture)
-    zeros = planned_zeros(spec, architecture)
+    zeros = planned_zeros(spec, source, architecture)
     target = spec.prune.target
     realised = zeros / architecture.prunable_parameters if zeros is not None else None
     if target is not None and realised is not None and target - realised > 1e-4:
@@ -229,7 +217,7 @@ def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architect
             "the sparsity is found by trial prunings with scores taken once; the result, calibrated block by block, is "
             "usually better than its trial, so more could have been removed"
         )
-    if planned_sparsity(spec, architecture) is None:
+    if planned_sparsity(spec, source, architecture) is None:
         found.append("how much each layer loses is measured by the job, not known in advance")
     found += tuning_warnings(spec, source)
     share = architecture.prunable_parameters / source.parameters
@@ -264,6 +252,7 @@ def _structure_warnings(spec: CompressionSpec, source: ModelSource, architecture
             found.append(
                 f"{removed:.1%} of the blocks' parameters will be removed, not {spec.prune.target:.1%}: whole units go"
             )
+    found += tuning_warnings(spec, source)
     share = architecture.prunable_parameters / source.parameters
     if share < 0.8:
         found.append(f"only {share:.0%} of the parameters are in the blocks; the rest stays")

@@ -16,9 +16,10 @@ from enum import Flag, auto
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from workers.engine.refs import DataRef
+from workers.engine.refs import DataRef, SpecModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,9 +136,33 @@ class WeightPruneParams(PruneMethodParams):
         raise NotImplementedError
 
 
+class AtMost(SpecModel):
+    """How large a result may be; all that is given must be kept."""
+
+    parameters: int | None = Field(None, ge=1, description="Of the whole model, tied ones once.", examples=[5_000_000])
+    bytes: int | None = Field(None, ge=1, description="Of its weights as stored.")
+    macs: int | None = Field(
+        None, ge=1, description="Multiply-accumulate operations of a forward pass, counted as evaluation `macs` does."
+    )
+    tokens: int = Field(64, ge=1, le=1_048_576, description="Tokens of the pass that `macs` bounds.")
+
+    @model_validator(mode="after")
+    def _a_limit(self) -> AtMost:
+        if not self.limits:
+            raise PydanticCustomError("no_limit", "give at least one of `parameters`, `bytes` and `macs`")
+        return self
+
+    @property
+    def limits(self) -> dict[str, int]:
+        given = {"parameters": self.parameters, "bytes": self.bytes, "macs": self.macs}
+        return {name: limit for name, limit in given.items() if limit is not None}
+
+
 class UnitPruneParams(PruneMethodParams):
     """Base of pruners that remove heads and channels."""
 
+    at_most: AtMost | None
+    """What the result must fit into, where no target is given."""
     units: tuple[Unit, ...]
     """Which kinds go."""
     protect_first: int

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
 from workers.engine.architectures.llama import BLOCKS
+from workers.engine.budget import fitting_sparsity
 from workers.engine.data import load_tokens, loss_windows
 from workers.engine.errors import NumericalFailure
 from workers.engine.provenance import environment
@@ -101,8 +102,11 @@ def allocate(
             assert calibration is not None  # LOSS is a need
             sample = Calibration(_first_tokens(calibration, TRIAL_TOKENS), calibration.label)
             facts = AllocationFacts(layers, metrics, trials(sample).loss)
-        if spec.prune.target is not None:
-            found = Allocation(spec.prune.target, allocation(spec, facts, spec.prune.target), metrics)
+        target = spec.prune.target
+        if isinstance(spec.prune, UnitPruneParams) and target is None:
+            target = fitting_sparsity(spec, model.source, model.architecture, facts)
+        if target is not None:
+            found = Allocation(target, allocation(spec, facts, target), metrics)
         else:
             found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)))
     checkpoint.save_json("allocation", vars(found))

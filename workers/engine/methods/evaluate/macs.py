@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.costs import forward_macs
 from workers.engine.registry import MethodParams, evaluator
 from workers.engine.stats import Measurement
 
@@ -33,7 +34,7 @@ def evaluate(context: EvaluationContext, params: MacsParams) -> list[Measurement
 
 
 def macs(architecture: Architecture, tokens: int) -> int:
-    """Of one sequence. Scores and weighted values take `tokens`^2 for each of o_proj's inputs."""
+    """Of one sequence of so many tokens."""
     linear = architecture.prunable_parameters + architecture.vocabulary * architecture.hidden_size
-    queries = sum(layer.shape[1] for layer in architecture.layers if layer.stream == "attention_output")
-    return tokens * linear + 2 * tokens * tokens * queries
+    read = sum(layer.shape[1] for layer in architecture.layers if layer.stream == "attention_output")
+    return forward_macs(linear, read, tokens)

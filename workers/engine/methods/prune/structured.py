@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from workers.engine.registry import Stat, UnitPruneParams, unit_pruner
+from workers.engine.registry import AtMost, Stat, UnitPruneParams, unit_pruner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,12 +24,17 @@ class StructuredParams(UnitPruneParams):
     """Remove the lowest-scored heads and channels."""
 
     method: Literal["structured"] = Field("structured", description="Cut heads and channels out of the weights.")
-    sparsity: float = Field(
+    sparsity: float | None = Field(
+        None,
         ge=0,
         lt=1,
         description="Fraction of the parameters of all blocks' linear layers to remove. With a uniform allocation "
         "every block ends up with the same shape: whole heads nearest to it, and as many channels as make up the rest.",
         examples=[0.25],
+    )
+    at_most: AtMost | None = Field(
+        None,
+        description="Instead of `sparsity`: the size the result must fit into. As little goes as that takes.",
     )
     units: tuple[Literal["head", "channel"], ...] = Field(
         ("head", "channel"),
@@ -51,6 +57,12 @@ class StructuredParams(UnitPruneParams):
     dampening: float = Field(
         0.01, gt=0, le=1, description="Added to the diagonal of the inputs' Gram matrix, as a fraction of its mean."
     )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> StructuredParams:
+        if (self.sparsity is None) == (self.at_most is None):
+            raise PydanticCustomError("one_target", "give either `sparsity`, or `at_most`, the size to fit into")
+        return self
 
     @property
     def target(self) -> float | None:

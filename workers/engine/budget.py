@@ -1,0 +1,63 @@
+"""Budget: the smallest sparsity at which a result is as small as asked. Import-light."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers.engine.allocation import allocation
+from workers.engine.architectures.coupled import families
+from workers.engine.costs import macs_after, parameters_after, stored_bytes
+from workers.engine.errors import InvalidSpec, NumericalFailure
+from workers.engine.outcome import Outcome
+from workers.engine.registry import UnitPruneParams
+from workers.engine.widths import kept_units
+
+if TYPE_CHECKING:
+    from workers.engine.architectures.llama import Architecture
+    from workers.engine.sources import ModelSource
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stats import AllocationFacts
+
+STEPS = 1 << 14
+"""How finely a sparsity is searched for: by less than a channel of a block of LLaMA-7B."""
+
+
+def fitting_sparsity(
+    spec: CompressionSpec, source: ModelSource, architecture: Architecture, facts: AllocationFacts
+) -> float:
+    """By bisection, as what is left shrinks with the sparsity. Exact: the allocation at it is carried out as it is.
+
+    Raises InvalidSpec where no sparsity is enough.
+    """
+    assert isinstance(spec.prune, UnitPruneParams)
+    assert spec.prune.at_most is not None  # nobody else asks
+    limits, cut = spec.prune.at_most.limits, families(architecture, source.config, source.tensors)
+    smallest: dict[str, int] = {}
+    low, high, found = -1, STEPS, None  # in steps: low is too large a model, high fits, or cannot be cut
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            sparsity = allocation(spec, facts, middle / STEPS)
+            widths = kept_units(architecture.layers, cut, sparsity, spec.prune)
+        except (InvalidSpec, NumericalFailure):
+            high = middle
+            continue
+        outcome = Outcome(range(architecture.blocks), cut, widths)
+        smallest = {
+            "parameters": parameters_after(source, outcome),
+            "bytes": stored_bytes(spec, source, outcome),
+            "macs": macs_after(source, architecture, outcome, spec.prune.at_most.tokens),
+        }
+        if all(smallest[name] <= limit for name, limit in limits.items()):
+            high = found = middle
+        else:
+            low = middle
+    if found is None:
+        name, limit = next((n, limit) for n, limit in limits.items() if not smallest or smallest[n] > limit)
+        raise InvalidSpec(
+            f"the model cannot be cut to {limit:,} {name}"
+            + (f": the smallest with this allocation has {smallest[name]:,}" if smallest else ""),
+            "allow more, let heads and channels go, protect fewer blocks, or start from a smaller model",
+            field=f"/prune/at_most/{name}",
+        )
+    return found / STEPS
