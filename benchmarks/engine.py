@@ -1,7 +1,8 @@
 """The engine beside llm-compressor: the same model folder and the same windows of tokens, pruned by both in one run.
 
     python -m benchmarks.engine --peer FOLDER [--models bookworm-7m 60m 350m 1.3b] [--methods sparsegpt wanda]
-                                [--windows 64] [--repeats 3] [--dtype float32] [--threads 2] [--alpha]
+                                [--windows 64] [--repeats 3] [--dtype float32] [--threads 2] [--refresh block]
+                                [--alpha]
 
 llm-compressor lives in a virtual environment of its own in FOLDER, outside the repository, as it wants another
 `transformers`; it is made there the first time (1.5 GB with the CPU's torch: `PIP_EXTRA_INDEX_URL` as in README).
@@ -98,7 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="espalier-bench-", dir=arguments.work) as folder:
         for model in arguments.models:
             windows = arguments.windows or WINDOWS[model]
-            case = Case(Path(folder), model, windows, arguments.dtype, arguments.threads, python)
+            case = Case(Path(folder), model, windows, arguments.dtype, arguments.threads, arguments.refresh, python)
             for method in arguments.methods:
                 case.measure(method, arguments.repeats)
             case.remove()
@@ -117,6 +118,9 @@ def _arguments() -> argparse.Namespace:
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and computation"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--refresh", choices=("block", "projection"), default="block", help="ours; the peer does as `block`"
+    )
     parser.add_argument("--work", type=Path, help="where models and results go meanwhile; 1.3b takes 20 GB")
     parser.add_argument("--alpha", action="store_true")
     arguments = parser.parse_args()
@@ -143,9 +147,12 @@ def versions(python: Path, *packages: str) -> str:
 class Case:
     """One model, its calibration windows, and the two ways to prune it."""
 
-    def __init__(self, folder: Path, model: str, windows: int, dtype: str, threads: int, peer: Path) -> None:
+    def __init__(
+        self, folder: Path, model: str, windows: int, dtype: str, threads: int, refresh: str, peer: Path
+    ) -> None:
         self._folder, self._model, self._dtype, self._threads, self._peer = folder / model, model, dtype, threads, peer
         self._calibrate = {"dataset": "calibration.txt", "samples": windows, "sequence_length": LENGTH}
+        self._calibrate["refresh"] = refresh
         self._source = self._folder / "models" / model
         if model == BOOKWORM:
             shutil.copytree(ROOT / "examples/models" / BOOKWORM, self._source)
@@ -161,8 +168,8 @@ class Case:
             for name, side in sides.items():
                 shutil.rmtree(self._folder / name, ignore_errors=True)
                 runs[name].append(side(method, self._folder / name))
-        windows = f"{self._calibrate['samples']} x {LENGTH} tokens"
-        print(f"\n{method} 50 %, {self._model}, {windows}, {self._dtype}, median (least to most) of {repeats}\n")
+        read = f"{self._calibrate['samples']} x {LENGTH} tokens, refresh {self._calibrate['refresh']}"
+        print(f"\n{method} 50 %, {self._model}, {read}, {self._dtype}, median (least to most) of {repeats}\n")
         print("| | espalier | llm-compressor | ratio |\n|---|---:|---:|---:|")
         for label, value in SHOWN.items():
             ours, theirs = ([value(run) for run in runs[name]] for name in sides)

@@ -1,12 +1,14 @@
-"""Shared maths: which entries are the least important, by exact count.
+"""Shared maths: which entries are the least important, by exact count; whether all are finite.
 
 R = rows, C = columns, G = groups of M entries.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from workers.engine.sparsity import removed
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 _SMALL_GROUP = 8
 """Up to here comparing all pairs of a group, a few whole-tensor operations, beats selecting in each (7 x for 2:4)."""
 
+_MUCH = 1 << 18
+"""Entries from which on starting threads takes less time than they save."""
+
 
 def lowest(score_RC: Tensor, count: int) -> Tensor:
     """Boolean [R, C]: True on exactly the `count` lowest entries of each row; of equal ones the first.
@@ -27,7 +32,7 @@ def lowest(score_RC: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return score_RC.new_zeros(score_RC.shape, dtype=torch.bool)
-    kth_R1 = score_RC.kthvalue(count, dim=1, keepdim=True).values
+    kth_R1 = _kth(score_RC, count)
     lowest_RC = score_RC <= kth_R1
     # Rows where more entries equal the threshold than there is room for: rare, and dear to treat, so treated alone.
     tied_rows = (lowest_RC.sum(dim=1) > count).nonzero().flatten()
@@ -37,6 +42,26 @@ def lowest(score_RC: Tensor, count: int) -> Tensor:
         room_T1 = count - below_TC.sum(dim=1, keepdim=True)
         lowest_RC[tied_rows] = below_TC | (equal_TC & (equal_TC.cumsum(dim=1, dtype=torch.int32) <= room_T1))
     return lowest_RC
+
+
+def _kth(score_RC: Tensor, count: int) -> Tensor:
+    """The `count`-th lowest score of each row, [R, 1]. NumPy selects with vector instructions, torch's CPU does not."""
+    if score_RC.device.type != "cpu" or score_RC.dtype != torch.float32:
+        return score_RC.kthvalue(count, dim=1, keepdim=True).values
+
+    def select(rows_RC: np.ndarray) -> np.ndarray:
+        return np.partition(rows_RC, count - 1, axis=1)[:, count - 1 : count]
+
+    rows = score_RC.numpy()
+    if score_RC.numel() < _MUCH:
+        return torch.from_numpy(select(rows).copy())
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy lets other threads run meanwhile
+        return torch.from_numpy(np.concatenate(list(pool.map(select, np.array_split(rows, torch.get_num_threads())))))
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no entry is infinite or NaN. Their sum tells, unless it overflows, in far less time."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def lowest_of_groups(score_GM: Tensor, count: int) -> Tensor:

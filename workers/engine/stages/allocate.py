@@ -17,6 +17,7 @@ from workers.engine.architectures.llama import BLOCKS
 from workers.engine.budget import fitting_sparsity
 from workers.engine.data import load_tokens, loss_windows
 from workers.engine.errors import NumericalFailure
+from workers.engine.linalg import finite
 from workers.engine.provenance import environment
 from workers.engine.registry import Stat, UnitPruneParams, method_of
 from workers.engine.stages.calibrate import Calibration
@@ -167,7 +168,7 @@ def _metrics(
 def _measured(method: Method, block: DenseBlock, spec: CompressionSpec) -> Mapping[str, float]:
     """What the allocator finds in one block. Raises NumericalFailure if that, or a weight, is not a number."""
     for name, weight_OI in block.weights.items():
-        if not weight_OI.isfinite().all():
+        if not finite(weight_OI):
             raise NumericalFailure(f"{name}: its weights are infinite or NaN", "check the dense model")
     assert method.measure is not None  # the caller saw to it
     found: Mapping[str, float] = method.measure(block, spec.allocate)

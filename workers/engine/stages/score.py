@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from workers.engine.errors import NumericalFailure
+from workers.engine.linalg import finite
 from workers.engine.registry import method_of
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ def score(spec: CompressionSpec, layer: LinearFacts, weight_OI: Tensor, stats: L
     assert spec.score is not None  # the caller asks only for specs with one
     method = method_of("score", spec.score)
     score_OI: Tensor = method.function(weight_OI, stats, spec.score)
-    if not score_OI.isfinite().all():
-        broken = "its weights are" if not weight_OI.isfinite().all() else f"its {method.name} scores are"
+    if not finite(score_OI):
+        broken = "its weights are" if not finite(weight_OI) else f"its {method.name} scores are"
         raise NumericalFailure(
             f"{layer.name}: {broken} infinite or NaN",
             "check the dense model; a range too large for float32 scores needs another score method",

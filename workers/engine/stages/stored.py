@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.engine.errors import NumericalFailure
+from workers.engine.linalg import finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ def as_stored(spec: CompressionSpec, tensors: Mapping[str, Tensor]) -> dict[str,
     dtype = getattr(torch, spec.package.dtype)
     found = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     for name, tensor in found.items():
-        if not tensor.isfinite().all() and tensors[name].isfinite().all():
+        if not finite(tensor) and finite(tensors[name]):
             raise NumericalFailure(
                 f"{name} holds values beyond the range of {spec.package.dtype}",
                 "package as `source`, bfloat16 or float32",

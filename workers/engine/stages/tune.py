@@ -20,6 +20,7 @@ from transformers import get_scheduler
 from workers.engine.clock import peak_resident_bytes
 from workers.engine.errors import NumericalFailure
 from workers.engine.estimate import tuned_at_once
+from workers.engine.linalg import finite
 from workers.engine.memory import give_back
 from workers.engine.registry import method_of
 from workers.engine.report import TunePoint, TuneReport
@@ -140,7 +141,7 @@ class _Run:
             if merged is exact:
                 continue
             tensor = merged.to("cpu", stored.dtype).contiguous()
-            if not tensor.isfinite().all():
+            if not finite(tensor):
                 raise NumericalFailure(
                     f"{name} holds values beyond the range of {piece.facts.dtype} after tuning",
                     "package as float32 or bfloat16, or lower `learning_rate`",

@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 from workers.engine.architectures.coupled import Family, families, unit_rows
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import NumericalFailure
+from workers.engine.linalg import finite
 from workers.engine.provenance import environment
 from workers.engine.registry import Stat, UnitScoreParams, method_of
 from workers.engine.stages.activations import activations_of
@@ -158,7 +159,7 @@ def _facts(
         of_block = [family for family in found if family.block == block]
         tensors = tensors_of(model, f"{BLOCKS}.{block}")
         for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
+            if not finite(tensor):
                 raise NumericalFailure(f"{name}: its weights are infinite or NaN", "check the dense model")
         return DenseUnits(block, of_block, tensors, **known)  # type: ignore[arg-type]
 

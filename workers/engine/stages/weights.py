@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.engine.errors import NumericalFailure
+from workers.engine.linalg import finite
 from workers.engine.registry import method_of
 from workers.engine.stages.score import score
 from workers.engine.stats import LayerTask
@@ -59,7 +60,7 @@ class WeightSurgeon:
 
 def as_shipped(spec: CompressionSpec, task: LayerTask, weight_OI: Tensor) -> Tensor:
     """Float32 weights straight in the type that ships, so that they are rounded once. Raises NumericalFailure."""
-    if not weight_OI.isfinite().all():
+    if not finite(weight_OI):
         raise NumericalFailure(
             f"{task.name}: {spec.prune.method} made infinite or NaN weights",
             "raise its dampening, calibrate on more text, or use another pruner",
