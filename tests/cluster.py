@@ -219,7 +219,7 @@ class Cluster:
     def wait(self, job_id: str, timeout_s: float = 120) -> dict[str, Any]:
         """The job once it is terminal."""
         terminal = ("succeeded", "failed", "cancelled")
-        return self._eventually(
+        return self.eventually(
             lambda: job if (job := self.job(job_id))["status"] in terminal else None, timeout_s, f"{job_id} ends"
         )
 
@@ -230,9 +230,9 @@ class Cluster:
                     return event
             return None
 
-        return self._eventually(found, timeout_s, f"{kind} {data} of {job_id}")
+        return self.eventually(found, timeout_s, f"{kind} {data} of {job_id}")
 
-    def _eventually(self, condition: Callable[[], Any], timeout_s: float, what: str) -> dict[str, Any]:
+    def eventually(self, condition: Callable[[], Any], timeout_s: float, what: str) -> dict[str, Any]:
         try:
             return dict(eventually(condition, timeout_s, what))
         except AssertionError as error:

@@ -56,11 +56,15 @@ cli.command("report", rich_help_panel=JOBS)(report.report)
 cli.command("gate", rich_help_panel=JOBS)(gate.gate)
 cli.command("download", rich_help_panel=JOBS)(download.download)
 
-sweep = typer.Typer(no_args_is_help=True, help="Jobs that differ in a few fields: submit, show, pareto, cancel.")
+sweep = typer.Typer(
+    no_args_is_help=True, help="Jobs that differ in a few fields: submit, list, show, pareto, cancel, delete."
+)
 sweep.command("submit")(sweeps.submit)
+sweep.command("list")(sweeps.list_sweeps)
 sweep.command("show")(sweeps.show)
 sweep.command("pareto")(sweeps.pareto)
 sweep.command("cancel")(sweeps.cancel)
+sweep.command("delete")(sweeps.delete)
 cli.add_typer(sweep, name="sweep", rich_help_panel=JOBS)
 
 cli.command("api", rich_help_panel=OPERATE)(processes.api)

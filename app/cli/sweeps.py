@@ -1,4 +1,4 @@
-"""Commands about sweeps: submit, show, pareto, cancel."""
+"""Commands about sweeps: submit, list, show, pareto, cancel, delete."""
 
 from __future__ import annotations
 
@@ -49,6 +49,27 @@ def show(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> 
     output.print_json(sweep) if as_json else _print_sweep(sweep)
 
 
+def list_sweeps(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Most sweeps to show, newest first.")] = 20,
+    cursor: Annotated[str | None, typer.Option(help="Go on after an earlier page: its next_cursor.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List sweeps, newest first."""
+    with connect(context) as service:
+        page = service.get("/v1/sweeps", params={"limit": limit, **({"cursor": cursor} if cursor else {})})
+    if as_json:
+        output.print_json(page)
+        return
+    table = output.table("", "sweep", "name", "status", "jobs", "created")
+    for sweep in page["data"]:
+        made = output.local_time(sweep["created_at"])
+        table.add_row(sweep["id"], escape(sweep["name"] or ""), sweep["status"], _counts(sweep), made)
+    output.stdout.print(table)
+    if page["has_more"]:
+        output.stderr.print(f"more: --cursor {page['next_cursor']}")
+
+
 def pareto(
     context: typer.Context,
     sweep_id: SweepId,
@@ -83,9 +104,22 @@ def cancel(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -
     output.print_json(sweep) if as_json else _print_sweep(sweep)
 
 
+def delete(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:
+    """Delete a completed sweep, its jobs and their files."""
+    with connect(context) as service:
+        service.request("DELETE", f"/v1/sweeps/{sweep_id}")
+    if as_json:
+        output.print_json({"id": sweep_id, "deleted": True})
+    else:
+        output.stdout.print(f"{sweep_id} deleted")
+
+
+def _counts(sweep: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {output.status_text(status)}" for status, count in sweep["counts"].items())
+
+
 def _print_sweep(sweep: dict[str, Any]) -> None:
-    counts = ", ".join(f"{count} {output.status_text(status)}" for status, count in sweep["counts"].items())
-    output.stdout.print(f"[bold]{sweep['id']}[/] {escape(sweep['name'] or '')}  {sweep['status']}: {counts}")
+    output.stdout.print(f"[bold]{sweep['id']}[/] {escape(sweep['name'] or '')}  {sweep['status']}: {_counts(sweep)}")
     table = output.table("", "no.", *sweep["parameters"], "job", "status", "verdict", "", right=("no.",))
     for child in sweep["children"]:
         error, stopped_by = child["error"], child["stopped_by"]
@@ -104,14 +138,13 @@ def _print_sweep(sweep: dict[str, Any]) -> None:
 
 def _print_plan(plan: dict[str, Any]) -> None:
     parameters = list(dict.fromkeys(pointer for child in plan["children"] for pointer in child["values"]))
-    numbers = ("no.", "zeros", "weight bytes", "peak memory", "run time")
+    numbers = ("no.", "parameters", "zeros", "weight bytes", "peak memory", "run time")
     table = output.table("What this would do; nothing was created", "no.", *parameters, *numbers[1:], right=numbers)
     for child in plan["children"]:
         table.add_row(
             str(child["number"]),
             *_values(parameters, child),
-            "to be found" if child["zeros_after"] is None else output.number(child["zeros_after"]),
-            output.number(child["bytes_after"]),
+            *(_found(child[name]) for name in ("parameters_after", "zeros_after", "bytes_after")),
             f"about {child['peak_memory_bytes'] / 2**20:,.0f} MiB",
             f"about {output.duration(child['elapsed_s'])}",
         )
@@ -119,6 +152,10 @@ def _print_plan(plan: dict[str, Any]) -> None:
     output.stdout.print(f"about {output.duration(plan['elapsed_s'])} one after another on two CPU cores")
     for warning in dict.fromkeys(warning for child in plan["children"] for warning in child["warnings"]):
         output.stdout.print("[yellow]warning[/]", escape(warning))
+
+
+def _found(count: int | None) -> str:
+    return "to be found" if count is None else output.number(count)
 
 
 def _print_pareto(found: dict[str, Any]) -> None:

@@ -96,8 +96,9 @@ class PlannedChild(Read):
     number: int
     values: dict[str, Any]
     spec_digest: str
+    parameters_after: int | None = Field(description="null, as the two below, where the job finds them.")
     zeros_after: int | None
-    bytes_after: int
+    bytes_after: int | None
     peak_memory_bytes: int
     elapsed_s: float
     warnings: list[str]

@@ -1,6 +1,6 @@
-"""A sweep of twelve jobs with two workers on PostgreSQL and Redis, one child poisoned, processes killed meanwhile.
+"""Sweeps of twelve jobs with two workers on PostgreSQL and Redis, some poisoned, processes killed meanwhile.
 
-`make chaos` runs it. The others succeed or are stopped by the rule, once each, and the verdicts are the right ones.
+`make chaos` runs them. The others succeed or are stopped by the rule, once each, and the verdicts are the right ones.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ SWEEP = {
     "list": [{**group, SPARSITY: sparsity} for group in GROUPS for sparsity in SPARSITIES],
     "stop": {"ascending": SPARSITY},
 }
+ONE_POISONED = {
+    **SWEEP,
+    "list": [{**GROUPS[1], SPARSITY: (3 + 5 * (number // 6)) / 10, "/calibrate/seed": number} for number in range(11)]
+    + [{**GROUPS[2], SPARSITY: 0.3}],
+    "stop": None,
+}
+"""Six mild, five harsh, and one that cannot be calibrated."""
 
 
 @pytest.fixture
@@ -54,7 +61,22 @@ def cluster(postgresql_server: str, redis: Redis, tmp_path: Path) -> Iterator[Cl
         yield made
 
 
-def test_twelve_jobs_two_workers(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_of_twelve_fails_and_eleven_succeed(cluster: Cluster, tmp_path: Path) -> None:
+    response = cluster.http.post("/v1/sweeps", json=ONE_POISONED)
+    assert response.status_code == 202, response.text
+    url = response.headers["Location"]
+    sweep = eventually(lambda: s if (s := cluster.http.get(url).json())["status"] == "completed" else None, 900)
+    *good, poisoned = sweep["children"]
+    assert poisoned["error"]["code"] == "dataset_too_short"
+    assert [(c["status"], c["verdict"]) for c in good] == [("succeeded", "pass")] * 6 + [("succeeded", "fail")] * 5
+    points = cluster.http.get(f"{url}/pareto").json()["points"]
+    assert sorted(point["number"] for point in points) == list(range(11))
+    page = cluster.http.get(f"{url}/pareto", headers={"Accept": "text/html"}).text
+    assert page.count("<circle") >= 11
+    assert "dataset_too_short" in page
+
+
+def test_the_rule_stops_what_is_harsher(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     response = cluster.http.post("/v1/sweeps", json=SWEEP)
     assert response.status_code == 202, response.text

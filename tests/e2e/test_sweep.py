@@ -80,6 +80,20 @@ def test_a_poisoned_child_hides_nothing_and_the_rule_stops_the_rest(service: Emb
     assert "dataset_too_short" in shown
     assert "stopped by 2" in shown
     assert service.json("sweep", "cancel", sweep["id"])["children"] == sweep["children"]  # nothing is left to stop
+    assert [found["id"] for found in service.json("sweep", "list")["data"]] == [sweep_id]
+    assert "1 cancelled, 1 failed, 2 succeeded" in service.run("sweep", "list").stdout
+    assert service.json("sweep", "delete", sweep_id) == {"id": sweep_id, "deleted": True}
+    assert service.json("sweep", "list")["data"] == []
+
+
+def test_a_dry_run_says_what_only_the_jobs_will_find(service: Embedded, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    spec = {**MAGNITUDE, "prune": {"method": "structured", "sparsity": 0.3, "compensate": False}}
+    path.write_text(json.dumps({"spec": spec, "grid": {"/allocate/method": ["uniform", "ranking"]}}))
+    uniform, ranking = service.json("sweep", "submit", str(path), "--dry-run")["children"]
+    assert uniform["parameters_after"] < 6_951_168
+    assert (ranking["parameters_after"], ranking["bytes_after"]) == (None, None)
+    assert "to be found" in service.run("sweep", "submit", str(path), "--dry-run").stdout
 
 
 def test_the_example_is_valid() -> None:

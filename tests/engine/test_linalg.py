@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.linalg import lowest, lowest_of_groups
+from workers.engine.linalg import finite, lowest, lowest_of_groups
 
 
 def by_sorting(score_RC: Tensor, count: int) -> Tensor:
@@ -50,3 +50,20 @@ def test_masks_nest_as_the_count_grows() -> None:
         larger = lowest(score_RC, count)
         assert not (smaller & ~larger).any()
         smaller = larger
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_entries_are_selected_the_same_way(threads: int) -> None:
+    torch.set_num_threads(threads)
+    score_RC = torch.randint(1000, (301, 1000), generator=torch.Generator().manual_seed(3)).float()
+    assert torch.equal(lowest(score_RC, 400), by_sorting(score_RC, 400))
+    assert torch.equal(lowest(score_RC.double(), 400), by_sorting(score_RC, 400))  # torch's own selection
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_finite_means_every_entry(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    assert finite(torch.tensor([most, most, -1.0], dtype=dtype))  # the sum is not
+    assert finite(torch.zeros(0, dtype=dtype))
+    for broken in ([1.0, float("nan")], [float("inf"), float("-inf")], [float("-inf"), 1.0]):
+        assert not finite(torch.tensor(broken, dtype=dtype))
