@@ -2,23 +2,27 @@
 
     python -m benchmarks.memory [--folder DIR] [--limit-gib 4]
 
-A random Llama of 1.3 B parameters in float32 shards (5 GB) is pruned by the runner, as a job would, in a process whose
-address space (RLIMIT_AS) is limited: more than memory in use counts, also libraries and mapped files. Loading the
-model whole under the same limit, as a control, fails. Then the same with 48 blocks for 24: the peak must not grow.
-Needs 25 GB of disk.
+A random Llama of 1.3 B parameters in float32 shards (5 GB) is pruned by the runner, as a job would, in a control group
+of limited memory, where one may be made (as root), or else with a limited address space (RLIMIT_AS), where libraries
+and reserved memory count too. Loading the model whole under the same limit, as a control, fails. Then the same with 48
+blocks for 24: the peak must not grow. Needs 25 GB of disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +54,54 @@ def main() -> None:
         shape = SHAPES["1.3b"]
         for blocks in (24, 48):
             write(replace(shape, blocks=blocks), folder / "models" / f"random-{blocks}", "float32")
-        print(f"whole model under {arguments.limit_gib} GiB: {_control(folder / 'models/random-24', limit)}")
-        print("\n| method | blocks | limit GiB | peak MiB | predicted MiB | ratio | seconds |")
-        print("|---|---:|---:|---:|---:|---:|---:|")
-        for method in arguments.methods:
-            for blocks in (24, 48):
-                print(_row(folder, method, blocks, limit, arguments.samples), flush=True)
+        with limited(limit) as (how, join):
+            print(f"limit by {how}; whole model under {arguments.limit_gib} GiB: ", end="")
+            print(_control(folder / "models/random-24", join))
+            print("\n| method | blocks | limit GiB | peak MiB | predicted MiB | ratio | seconds |")
+            print("|---|---:|---:|---:|---:|---:|---:|")
+            for method in arguments.methods:
+                for blocks in (24, 48):
+                    print(_row(folder, method, blocks, limit, arguments.samples, join), flush=True)
 
 
-def _control(model: Path, limit: int) -> str:
-    found = subprocess.run(
-        [sys.executable, "-c", WHOLE, str(model)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-        capture_output=True,
-        text=True,
-    )
-    last = found.stderr.strip().splitlines()[-1] if found.stderr.strip() else ""
-    return "loads: the limit does not hold!" if found.returncode == 0 else f"fails ({last[:100]})"
+@contextmanager
+def limited(limit: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """How memory is limited to so many bytes, and what a process has to call to come under it."""
+    for root, files in (
+        (Path("/sys/fs/cgroup"), {"memory.max": limit, "memory.swap.max": 0}),
+        (Path("/sys/fs/cgroup/memory"), {"memory.limit_in_bytes": limit}),
+    ):
+        group = root / f"espalier-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            for file, value in files.items():
+                (group / file).write_text(str(value))
+        except OSError:
+            group.rmdir()
+            continue
+        try:
+            yield "a control group", partial(_join, group)
+        finally:
+            group.rmdir()
+        return
+    yield "RLIMIT_AS", lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _row(folder: Path, method: str, blocks: int, limit: int, samples: int) -> str:
+def _join(group: Path) -> None:
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _control(model: Path, join: Callable[[], None]) -> str:
+    command = [sys.executable, "-c", WHOLE, str(model)]
+    found = subprocess.run(command, preexec_fn=join, capture_output=True, text=True)
+    said = found.stderr.strip().splitlines()[-1][:100] if found.stderr.strip() else ""
+    return "loads: the limit does not hold!" if found.returncode == 0 else f"fails ({found.returncode} {said})"
+
+
+def _row(folder: Path, method: str, blocks: int, limit: int, samples: int, join: Callable[[], None]) -> str:
     spec = CompressionSpec.model_validate(
         {
             "model": {"id": f"random-{blocks}"},
@@ -87,18 +119,12 @@ def _row(folder: Path, method: str, blocks: int, limit: int, samples: int) -> st
     command = [sys.executable, "-m", "workers.runner", str(work), "--checkpoint", str(work / "checkpoint")]
     command += ["--models", str(sources.models_dir), "--data", str(sources.data_dir)]
     started = time.monotonic()
-    found = subprocess.run(
-        command,
-        cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-        capture_output=True,
-        text=True,
-    )
+    found = subprocess.run(command, cwd=ROOT, preexec_fn=join, capture_output=True, text=True)
     elapsed = time.monotonic() - started
     last = json.loads(found.stdout.splitlines()[-1])
     shutil.rmtree(work)
     if last["event"] != "result":
-        return f"| {method} | {blocks} | failed: {last.get('message')} |"
+        return f"| {method} | {blocks} | failed ({found.returncode}): {last} |"
     peak = max(stage["peak_memory_bytes"] for stage in last["report"]["stages"])
     return (
         f"| {method} | {blocks} | {limit / 2**30:g} | {peak / 2**20:.0f} | {predicted / 2**20:.0f} | "

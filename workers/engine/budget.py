@@ -13,26 +13,34 @@ from workers.engine.registry import UnitPruneParams
 from workers.engine.widths import kept_units
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from workers.engine.architectures.llama import Architecture
     from workers.engine.sources import ModelSource
     from workers.engine.spec import CompressionSpec
     from workers.engine.stats import AllocationFacts
+    from workers.engine.widths import Widths
 
 STEPS = 1 << 14
 """How finely a sparsity is searched for: by less than a channel of a block of LLaMA-7B."""
 
 
 def fitting_sparsity(
-    spec: CompressionSpec, source: ModelSource, architecture: Architecture, facts: AllocationFacts
+    spec: CompressionSpec,
+    source: ModelSource,
+    architecture: Architecture,
+    facts: AllocationFacts,
+    decode_time: Callable[[Widths], float] | None = None,
 ) -> float:
     """By bisection, as what is left shrinks with the sparsity. Exact: the allocation at it is carried out as it is.
 
+    `decode_time`: of a model with such widths, relative to the dense one's, where the spec bounds it.
     Raises InvalidSpec where no sparsity is enough.
     """
     assert isinstance(spec.prune, UnitPruneParams)
     assert spec.prune.at_most is not None  # nobody else asks
     limits, cut = spec.prune.at_most.limits, families(architecture, source.config, source.tensors)
-    smallest: dict[str, int] = {}
+    smallest: dict[str, float] = {}
     low, high, found = -1, STEPS, None  # in steps: low is too large a model, high fits, or cannot be cut
     while high - low > 1:
         middle = (low + high) // 2
@@ -48,6 +56,8 @@ def fitting_sparsity(
             "bytes": stored_bytes(spec, source, outcome),
             "macs": macs_after(source, architecture, outcome, spec.prune.at_most.tokens),
         }
+        if decode_time is not None:
+            smallest["decode_time"] = decode_time(widths)
         if all(smallest[name] <= limit for name, limit in limits.items()):
             high = found = middle
         else:
@@ -55,7 +65,7 @@ def fitting_sparsity(
     if found is None:
         name, limit = next((n, limit) for n, limit in limits.items() if not smallest or smallest[n] > limit)
         raise InvalidSpec(
-            f"the model cannot be cut to {limit:,} {name}"
+            f"the model cannot be cut to {name} {limit:,}"
             + (f": the smallest with this allocation has {smallest[name]:,}" if smallest else ""),
             "allow more, let heads and channels go, protect fewer blocks, or start from a smaller model",
             field=f"/prune/at_most/{name}",

@@ -5,7 +5,6 @@ R = rows, C = columns, G = groups of M entries.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 
 _SMALL_GROUP = 8
 """Up to here comparing all pairs of a group, a few whole-tensor operations, beats selecting in each (7 x for 2:4)."""
-
-_MUCH = 1 << 18
-"""Entries from which on starting threads takes less time than they save."""
 
 
 def lowest(score_RC: Tensor, count: int) -> Tensor:
@@ -48,15 +44,8 @@ def _kth(score_RC: Tensor, count: int) -> Tensor:
     """The `count`-th lowest score of each row, [R, 1]. NumPy selects with vector instructions, torch's CPU does not."""
     if score_RC.device.type != "cpu" or score_RC.dtype != torch.float32:
         return score_RC.kthvalue(count, dim=1, keepdim=True).values
-
-    def select(rows_RC: np.ndarray) -> np.ndarray:
-        return np.partition(rows_RC, count - 1, axis=1)[:, count - 1 : count]
-
-    rows = score_RC.numpy()
-    if score_RC.numel() < _MUCH:
-        return torch.from_numpy(select(rows).copy())
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy lets other threads run meanwhile
-        return torch.from_numpy(np.concatenate(list(pool.map(select, np.array_split(rows, torch.get_num_threads())))))
+    selected_RC = np.partition(score_RC.numpy(), count - 1, axis=1)
+    return torch.from_numpy(selected_RC[:, count - 1 : count].copy())
 
 
 def finite(tensor: Tensor) -> bool:

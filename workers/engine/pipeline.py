@@ -103,7 +103,7 @@ def compress(
             gates=gates,
             verdict=overall(gates),
             stages=clock.report(),
-            runtimes=runtimes(outcome, spec),
+            runtimes=runtimes(spec, outcome.uniform),
             warnings=warnings(spec, model.source, model.architecture),
             resumed_blocks=resumed,
         )

@@ -63,7 +63,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         ],
         peak_memory_bytes=predicted_peak_memory_bytes(spec, source, architecture),
         elapsed_s=predicted_elapsed_s(spec, source, architecture, sources.data_dir),
-        runtimes=runtimes(outcome, spec),
+        runtimes=runtimes(spec, blocks_alike(spec) if outcome is None else outcome.uniform),
         warnings=warnings(spec, source, architecture),
     )
 
@@ -118,7 +118,10 @@ def planned_sparsity(
     if method.measure is not None or spec.allocate_needs is not Stat.NONE or isinstance(spec.prune, LayerPruneParams):
         return None
     facts, target = AllocationFacts(architecture.layers, {}), spec.prune.target
-    if target is None and isinstance(spec.prune, UnitPruneParams):
+    if isinstance(spec.prune, UnitPruneParams) and target is None:
+        assert spec.prune.at_most is not None  # one of both is given
+        if spec.prune.at_most.decode_time is not None:
+            return None
         target = fitting_sparsity(spec, source, architecture, facts)
     return None if target is None else allocation(spec, facts, target)
 
@@ -145,7 +148,8 @@ def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Ar
         found = families(architecture, source.config, source.tensors)
         sparsity = planned_sparsity(spec, source, architecture)
         if sparsity is None:
-            modeling_class(source.config)  # refuses families that have none
+            if not blocks_alike(spec):
+                modeling_class(source.config)  # refuses families that have none
             return None
         outcome = Outcome(blocks, found, kept_units(architecture.layers, found, sparsity, spec.prune))
         config_after(source.config, outcome)  # refuses what no config can say
@@ -168,8 +172,15 @@ def planned_zeros(spec: CompressionSpec, source: ModelSource, architecture: Arch
     return sum(spec.prune.removed(layer.shape, sparsity[layer.name], spec.group) for layer in architecture.layers)
 
 
-def runtimes(outcome: Outcome | None, spec: CompressionSpec) -> list[Runtime]:
-    """What can load the result, and whether it is faster there. `outcome` None: blocks of different widths."""
+def blocks_alike(spec: CompressionSpec) -> bool:
+    """Whether all blocks will lose as much as one another, however much that is."""
+    params = spec.prune
+    protected = isinstance(params, UnitPruneParams) and bool(params.protect_first or params.protect_last)
+    return spec.allocate.method == "uniform" and not protected
+
+
+def runtimes(spec: CompressionSpec, alike: bool) -> list[Runtime]:
+    """What can load the result, and whether it is faster there. `alike`: all blocks have one shape."""
     if spec.removes == "weight":
         return [
             Runtime(
@@ -185,7 +196,7 @@ def runtimes(outcome: Outcome | None, spec: CompressionSpec) -> list[Runtime]:
                 note="loads as a dense checkpoint; vLLM has removed its 2:4 sparse kernels",
             ),
         ]
-    if outcome is not None and outcome.uniform:
+    if alike:
         smaller = "fewer layers" if spec.removes == "layer" else "narrower layers"
         note = f"an ordinary checkpoint whose config says {smaller}"
         return [Runtime(runtime=name, loads=True, faster=True, note=note) for name in ("transformers", "vLLM")]
@@ -234,7 +245,9 @@ def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architect
 def _structure_warnings(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> list[str]:
     found = []
     outcome = planned_outcome(spec, source, architecture)
-    if outcome is None:
+    if outcome is None and blocks_alike(spec):
+        found.append("how narrow the blocks become follows from times that the job measures: another run may differ")
+    elif outcome is None:
         found.append(
             "widths follow from what the job measures: blocks will differ, and need the shipped modelling file"
         )

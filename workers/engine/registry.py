@@ -144,18 +144,31 @@ class AtMost(SpecModel):
     macs: int | None = Field(
         None, ge=1, description="Multiply-accumulate operations of a forward pass, counted as evaluation `macs` does."
     )
-    tokens: int = Field(64, ge=1, le=1_048_576, description="Tokens of the pass that `macs` bounds.")
+    decode_time: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Time of a decode step as a fraction of the dense model's, measured by the worker before it cuts: "
+        "the result is not the same on another machine, and to the last channel not on the same.",
+        examples=[0.6],
+    )
+    tokens: int = Field(
+        64, ge=1, le=131_072, description="Tokens of the pass that `macs` bounds, and before the step of `decode_time`."
+    )
+    batch_size: int = Field(1, ge=1, le=256, description="Sequences that `decode_time` decodes together.")
 
     @model_validator(mode="after")
     def _a_limit(self) -> AtMost:
         if not self.limits:
-            raise PydanticCustomError("no_limit", "give at least one of `parameters`, `bytes` and `macs`")
+            raise PydanticCustomError(
+                "no_limit", "give at least one of `parameters`, `bytes`, `macs` and `decode_time`"
+            )
         return self
 
     @property
-    def limits(self) -> dict[str, int]:
-        given = {"parameters": self.parameters, "bytes": self.bytes, "macs": self.macs}
-        return {name: limit for name, limit in given.items() if limit is not None}
+    def limits(self) -> dict[str, float]:
+        names = ("parameters", "bytes", "macs", "decode_time")
+        return {name: limit for name in names if (limit := getattr(self, name)) is not None}
 
 
 class UnitPruneParams(PruneMethodParams):

@@ -7,7 +7,7 @@ content, so that jobs on the same model and text share it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.curvature import curvature
 from workers.engine.stages.dense import dense_statistics
 from workers.engine.stages.drop import dropping
+from workers.engine.stages.latency import latency_table
 from workers.engine.stages.load import tensors_of
 from workers.engine.stages.trial import Trials
 from workers.engine.stats import AllocationFacts, DenseBlock, LinearStats
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from workers.engine.stages.dense import Statistics
     from workers.engine.stages.load import LoadedModel
     from workers.engine.stats import Units
+    from workers.engine.widths import Widths
 
 TRIAL_TOKENS = 8192
 """Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
@@ -105,13 +107,26 @@ def allocate(
             facts = AllocationFacts(layers, metrics, trials(sample).loss)
         target = spec.prune.target
         if isinstance(spec.prune, UnitPruneParams) and target is None:
-            target = fitting_sparsity(spec, model.source, model.architecture, facts)
+            target = fitting_sparsity(spec, model.source, model.architecture, facts, _decode_time(spec, model, events))
         if target is not None:
             found = Allocation(target, allocation(spec, facts, target), metrics)
         else:
             found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)))
     checkpoint.save_json("allocation", vars(found))
     return found
+
+
+def _decode_time(spec: CompressionSpec, model: LoadedModel, events: Events) -> Callable[[Widths], float] | None:
+    """What tells the time of a decode step by the widths, where the spec bounds it."""
+    assert isinstance(spec.prune, UnitPruneParams)
+    at_most = spec.prune.at_most
+    if at_most is None or at_most.decode_time is None:
+        return None
+    table = latency_table(model, at_most)
+    for kind, points in table.by_units.items():
+        shown = ", ".join(f"{units}: {1000 * seconds:.3g} ms" for units, seconds in points)
+        events.log(f"decode step of a block by {kind}s that stay: {shown}")
+    return table.decode_time
 
 
 def _open(spec: CompressionSpec, units: Units) -> Units:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from workers.engine.architectures.llama import BLOCKS, FINAL_NORM, HEAD
+from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import NumericalFailure
 from workers.engine.stages.activations import activations_of
-from workers.engine.stages.load import filled, head_tensors, tensors_of
+from workers.engine.stages.head import head
+from workers.engine.stages.load import filled, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,16 +99,12 @@ def gradients(
 def _head(activations: Activations, hidden: Hidden, into: Hidden) -> None:
     """Gradient of every window's loss with respect to the last block's outputs, window by window."""
     model = activations.model
-    with (
-        filled(model, FINAL_NORM, tensors_of(model, FINAL_NORM)) as norm,
-        filled(model, HEAD, head_tensors(model)) as project,
-        torch.enable_grad(),
-    ):
+    with head(model) as logits, torch.enable_grad():
         for batch in activations.batches:
             ids_BT = activations.windows_NT[batch].to(model.device)
             for hidden_TD, ids_T in zip(hidden.read(batch).to(model.device), ids_BT, strict=True):
                 hidden_TD.requires_grad_()
-                loss = cross_entropy(project(norm(hidden_TD[:-1])).float(), ids_T[1:])
+                loss = cross_entropy(logits(hidden_TD[:-1]), ids_T[1:])
                 (gradient_TD,) = torch.autograd.grad(loss, hidden_TD)
                 into.append(gradient_TD[None])
 

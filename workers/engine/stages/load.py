@@ -21,7 +21,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, Architecture, recognise
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.estimate import batch_tokens
-from workers.engine.plan import feasible
+from workers.engine.outcome import Outcome, config_after
+from workers.engine.plan import feasible, planned_outcome
 from workers.engine.shards import Slice, TensorFacts, fill, read_header
 from workers.engine.sources import ModelSource, Sources, download, resolve_model
 
@@ -75,6 +76,7 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
             "use a model of a family that transformers implements itself",
             field="/model/id",
         )
+    _check_shapes(source, planned_outcome(spec, source, architecture))
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
     return LoadedModel(
         source,
@@ -87,6 +89,28 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
         batch_tokens(spec, source, architecture, budget=memory_budget(spec, device)),
         _slices(path, source.files.values()),
     )
+
+
+def _check_shapes(source: ModelSource, outcome: Outcome | None) -> None:
+    """Refuse a result that no config of the family can say, as where it derives a head's width from their number."""
+    if outcome is None or outcome.widths is None or not outcome.uniform:
+        return
+    model_type = source.config["model_type"]
+    hint = "remove channels only, or whole blocks with `depth`"
+    try:
+        config = AutoConfig.for_model(**config_after(source.config, outcome))
+        with init_empty_weights():
+            built = AutoModelForCausalLM.from_config(config).state_dict()
+    except ValueError as error:
+        raise UnsupportedModel(f"{model_type}: {error}", hint, field="/prune/units") from error
+    for name, wanted in outcome.parameters(source.tensors).items():
+        if name in built and built[name].numel() != wanted:
+            raise UnsupportedModel(
+                f"{model_type}: transformers would build {name} with {built[name].numel():,} parameters by the config "
+                f"of the result, which holds {wanted:,}",
+                hint,
+                field="/prune/units",
+            )
 
 
 def _skeleton(
@@ -208,7 +232,10 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
     try:
         yield module
     finally:
-        module.to("meta")
+        # Not `module.to`: buffers, which follow from the config, stay.
+        for part in module.modules():
+            for key, parameter in part.named_parameters(recurse=False):
+                setattr(part, key, torch.nn.Parameter(parameter.to("meta"), requires_grad=False))
 
 
 def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:

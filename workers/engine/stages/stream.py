@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from workers.engine.architectures.llama import BLOCKS, FINAL_NORM, HEAD
+from workers.engine.architectures.llama import BLOCKS
 from workers.engine.stages.activations import activations_of
-from workers.engine.stages.load import filled, head_tensors, tensors_of
+from workers.engine.stages.head import head
+from workers.engine.stages.load import filled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,17 +79,14 @@ class StreamedLoss:
         """Losses from the last block's outputs, some positions at a time."""
         model, activations = self._model, self._activations
         losses = []
-        with (
-            filled(model, FINAL_NORM, tensors_of(model, FINAL_NORM)) as norm,
-            filled(model, HEAD, head_tensors(model)) as project,
-        ):
+        with head(model) as logits:
             for batch in activations.batches:
                 hidden_BTD = self._inputs[-1].read(batch).to(model.device)
                 targets_BT = activations.windows_NT[batch].to(model.device)[:, 1:]
                 for hidden_TD, targets_T in zip(hidden_BTD[:, :-1], targets_BT, strict=True):
                     nll_T = torch.cat(
                         [
-                            cross_entropy(project(norm(some_TD)).float(), some_targets_T, reduction="none")
+                            cross_entropy(logits(some_TD), some_targets_T, reduction="none")
                             for some_TD, some_targets_T in zip(
                                 hidden_TD.split(LOGIT_TOKENS), targets_T.split(LOGIT_TOKENS), strict=True
                             )

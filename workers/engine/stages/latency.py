@@ -1,0 +1,118 @@
+"""Latency: how long a decode step takes by the widths of its blocks, measured before anything is cut.
+
+A table of times as ZipLM's (Kurtic et al. 2023, arXiv:2302.04089): a model of one block with some of its heads, then
+with some of its channels, less one of none. Times hang on shapes, not on values, so all weights are the same number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from workers.engine.architectures.coupled import families
+from workers.engine.outcome import Outcome, config_after
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from workers.engine.registry import AtMost
+    from workers.engine.stages.load import LoadedModel
+    from workers.engine.widths import Widths
+
+LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Shares of a block's units that are timed; between them a straight line. 0 stands for one unit."""
+_STEPS, _ROUNDS = 24, 3
+"""Decode steps of a model each time it is timed, and how often that is done."""
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Seconds of a decode step."""
+
+    outside_s: float
+    """Of what is not in blocks."""
+    by_units: Mapping[str, Sequence[tuple[int, float]]]
+    """Kind -> (units that stay, seconds of a block with all units of the other kind), ascending."""
+
+    def decode_time(self, widths: Widths) -> float:
+        """Of a model whose blocks have these widths, as a fraction of the dense model's."""
+        blocks = {block for block, _ in widths}
+        full = {kind: points[-1][0] for kind, points in self.by_units.items()}
+        dense = {(block, kind): units for block in blocks for kind, units in full.items()}
+        return self._seconds(widths) / self._seconds(dense)
+
+    def _seconds(self, widths: Widths) -> float:
+        """What each kind saves of a full block is saved whatever the other kind does."""
+        blocks = len({block for block, _ in widths})
+        full_s = next(iter(self.by_units.values()))[-1][1]
+        saved_s = 0.0
+        for (_, kind), left in widths.items():
+            units, seconds = zip(*self.by_units[kind], strict=True)
+            saved_s += full_s - float(np.interp(left, units, seconds))
+        return self.outside_s + blocks * full_s - saved_s
+
+
+def latency_table(model: LoadedModel, at_most: AtMost) -> LatencyTable:
+    """Measured on the model's device, in its compute type, with plain transformers."""
+    cut = families(model.architecture, model.source.config, model.source.tensors)[:2]  # of the first block: all alike
+    full: dict[tuple[int, str], int] = {(family.block, family.kind): family.units for family in cut}
+    wanted = {family.kind: sorted({max(1, round(level * family.units)) for level in LEVELS}) for family in cut}
+    shapes: dict[tuple[str, int], Widths] = {
+        (family.kind, units): {**full, (family.block, family.kind): units}
+        for family in cut
+        for units in wanted[family.kind]
+    }
+    times: dict[Any, list[float]] = {}
+    for _ in range(_ROUNDS):  # all in turn: a slow moment of the machine is not one shape's
+        times.setdefault(None, []).append(_decode_s(model, Outcome([]), at_most))
+        for key, widths in shapes.items():
+            times.setdefault(key, []).append(_decode_s(model, Outcome([0], cut, widths), at_most))
+    outside_s = min(times[None])
+    whole_s = min(min(times[family.kind, family.units]) for family in cut)
+    table: dict[str, Sequence[tuple[int, float]]] = {}
+    for family in cut:
+        seconds = [max(0.0, min(times[family.kind, units]) - outside_s) for units in wanted[family.kind][:-1]]
+        # More units never take less time, but for noise.
+        rising = np.minimum(np.maximum.accumulate(seconds), whole_s - outside_s).tolist() if seconds else []
+        table[family.kind] = list(zip(wanted[family.kind], [*rising, whole_s - outside_s], strict=True))
+    return LatencyTable(outside_s, table)
+
+
+def _decode_s(model: LoadedModel, outcome: Outcome, at_most: AtMost) -> float:
+    """The fastest decode step of a model of this structure: whatever else runs only ever adds to it."""
+    built = _of_one_value(model, outcome)
+    ids_BT = torch.zeros(at_most.batch_size, at_most.tokens, dtype=torch.long, device=model.device)
+    found = []
+    with torch.inference_mode():
+        output = built(input_ids=ids_BT, use_cache=True, logits_to_keep=1)
+        for _ in range(_STEPS):
+            started = _now(model.device)
+            output = built(input_ids=ids_BT[:, :1], past_key_values=output.past_key_values, use_cache=True)
+            found.append(_now(model.device) - started)
+    return min(found)
+
+
+def _of_one_value(model: LoadedModel, outcome: Outcome) -> PreTrainedModel:
+    settings = config_after(model.source.config, outcome)
+    config = AutoConfig.for_model(**settings)
+    with model.device, init_empty_weights(include_buffers=False):
+        built = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    values = {
+        name: torch.full(tensor.shape, 0.01, dtype=model.dtype, device=model.device)
+        for name, tensor in built.state_dict().items()
+    }
+    built.load_state_dict(values, assign=True)
+    return built.eval()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
