@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, Architecture, recognise
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.estimate import batch_tokens
+from workers.engine.memory import trim
 from workers.engine.outcome import Outcome, config_after
 from workers.engine.plan import feasible, planned_outcome
 from workers.engine.shards import Slice, TensorFacts, fill, read_header
@@ -40,6 +41,9 @@ DTYPES = {
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """As safetensors headers name them."""
+
+TRIMMED_BYTES = 2**24
+"""Weights that are worth the time to have the allocator return them: without, memory grows by every block."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,10 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
         for part in module.modules():
             for key, parameter in part.named_parameters(recurse=False):
                 setattr(part, key, torch.nn.Parameter(parameter.to("meta"), requires_grad=False))
+        size = sum(tensor.nbytes for tensor in values.values())
+        del values
+        if size >= TRIMMED_BYTES:
+            trim()
 
 
 def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
