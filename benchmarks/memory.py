@@ -37,7 +37,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "sparsegpt": {"prune": {"method": "sparsegpt", "sparsity": 0.5}},
 }
 WHOLE = (
-    "from transformers import AutoModelForCausalLM as M; import sys; m = M.from_pretrained(sys.argv[1], dtype='float32');"
+    "from transformers import AutoModelForCausalLM as M; import sys\n"
+    "m = M.from_pretrained(sys.argv[1], dtype='float32')\n"
     "[p.data.mul_(1) for p in m.parameters()]"
 )
 """Loads and changes all weights, as pruning in place does: mapped files alone are no memory in use."""
@@ -78,13 +79,12 @@ def limited(limit: int) -> Iterator[tuple[str, Callable[[], None]]]:
             group.mkdir()
         except OSError:
             continue
-        try:
-            for file, value in files.items():
-                (group / file).write_text(str(value))
-        except OSError:
+        if not all((group / file).exists() for file in files):  # where control groups of the other version are mounted
             group.rmdir()
             continue
         try:
+            for file, value in files.items():
+                (group / file).write_text(str(value))
             yield "a control group", partial(_join, group)
         finally:
             group.rmdir()

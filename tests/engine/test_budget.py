@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 from workers.engine.architectures.llama import recognise
 from workers.engine.errors import InvalidSpec
@@ -14,10 +15,13 @@ from workers.engine.events import Silent
 from workers.engine.methods.evaluate.macs import macs
 from workers.engine.pipeline import compress
 from workers.engine.plan import plan
+from workers.engine.registry import AtMost
 from workers.engine.sources import ModelSource, Sources, resolve_model
 from workers.engine.spec import CompressionSpec, ModelRef
+from workers.engine.stages.latency import LatencyTable, latency_table
+from workers.engine.stages.load import load
 
-from .conftest import spec_of
+from .conftest import SIZES, SaveModel, spec_of
 
 CHANNELS = {"parameters": 3 * 32, "bytes": 3 * 32 * 4, "macs": 64 * 3 * 32}
 """What one channel takes: a row of gate_proj and up_proj, a column of down_proj."""
@@ -25,7 +29,7 @@ FLOOR = {"parameters": 2 * 4096 * 32, "bytes": 4 * 2 * 4096 * 32, "macs": 64 * 4
 """Embedding and head, which stay. The head alone multiplies."""
 
 
-def fitted(limits: dict[str, int], **parts: Any) -> CompressionSpec:
+def fitted(limits: dict[str, float], **parts: Any) -> CompressionSpec:
     prune = {"method": "structured", "at_most": limits, "compensate": False} | parts.pop("prune", {})
     return spec_of(**{"score": {"method": "magnitude"}, "calibrate": None, "prune": prune} | parts)
 
@@ -93,3 +97,58 @@ def test_what_cannot_be_met_names_the_limit_and_the_least(tiny: Path, sources: S
 def test_one_target_is_asked_for(prune: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         spec_of(score={"method": "magnitude"}, prune={"method": "structured", **prune})
+
+
+TABLE = LatencyTable(2.0, {"head": [(1, 3.0), (2, 5.0)], "channel": [(1, 1.0), (25, 3.0), (48, 5.0)]})
+
+
+def test_times_between_those_measured_are_a_straight_line() -> None:
+    # Dense: 2 + 3 blocks of 5 = 17.
+    full = {(block, kind): units for block in range(3) for kind, units in (("head", 2), ("channel", 48))}
+    assert TABLE.decode_time(full) == 1
+    assert TABLE.decode_time({**full, (0, "head"): 1}) == pytest.approx(15 / 17)
+    assert TABLE.decode_time({**full, (0, "channel"): 13}) == pytest.approx((17 - 3) / 17)  # half way from 1 to 25: 2 s
+    both = {**full, (0, "head"): 1, (0, "channel"): 25}  # what each saves is saved whatever the other does
+    assert TABLE.decode_time(both) == pytest.approx((17 - 2 - 2) / 17)
+
+
+@pytest.mark.parametrize("allocate", ["uniform", "ranking"])
+def test_a_decode_step_takes_no_longer_than_asked(
+    allocate: str, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: TABLE)
+    spec = fitted({"decode_time": 0.8}, allocate={"method": allocate})
+    planned = plan(spec, sources)
+    assert planned.parameters_after is None
+    assert any("times that the job measures" in warning for warning in planned.warnings) == (allocate == "uniform")
+    stock = {runtime.runtime: runtime.loads for runtime in planned.runtimes}
+    assert stock == {"transformers": True, "vLLM": allocate == "uniform"}
+    report = compress(spec, tmp_path / "out", sources, Silent(), tmp_path / "checkpoint")
+    widths = {
+        (layer.block, kind): layer.shape[1] // size
+        for layer in report.layers
+        for kind, name, size in (("head", "o_proj", 16), ("channel", "down_proj", 1))
+        if layer.name.endswith(name)
+    }
+    assert 0.7 < TABLE.decode_time(widths) <= 0.8
+    with pytest.raises(
+        InvalidSpec, match=r"cannot be cut to decode_time 0\.05: the smallest with this"
+    ):
+        compress(fitted({"decode_time": 0.05}), tmp_path / "two", sources, Silent(), tmp_path / "two-checkpoint")
+
+
+@pytest.mark.parametrize(
+    "config", [LlamaConfig(**SIZES), Qwen3Config(**SIZES | {"head_dim": 16}, use_sliding_window=False)]
+)
+def test_a_table_is_measured_of_every_family(config: PretrainedConfig, save_model: SaveModel, sources: Sources) -> None:
+    save_model("tiny", config)
+    table = latency_table(load(spec_of(), sources), AtMost(decode_time=0.5, tokens=8))
+    assert {kind: [units for units, _ in points] for kind, points in table.by_units.items()} == {
+        "head": [1, 2],
+        "channel": [1, 12, 24, 36, 48],
+    }
+    assert table.outside_s > 0
+    for points in table.by_units.values():
+        seconds = [second for _, second in points]
+        assert seconds == sorted(seconds)
+        assert seconds[-1] > 0

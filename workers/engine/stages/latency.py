@@ -50,13 +50,12 @@ class LatencyTable:
 
     def _seconds(self, widths: Widths) -> float:
         """What each kind saves of a full block is saved whatever the other kind does."""
-        blocks = len({block for block, _ in widths})
         full_s = next(iter(self.by_units.values()))[-1][1]
-        saved_s = 0.0
-        for (_, kind), left in widths.items():
+        blocks_s = dict.fromkeys((block for block, _ in widths), full_s)
+        for (block, kind), left in widths.items():
             units, seconds = zip(*self.by_units[kind], strict=True)
-            saved_s += full_s - float(np.interp(left, units, seconds))
-        return self.outside_s + blocks * full_s - saved_s
+            blocks_s[block] -= full_s - float(np.interp(left, units, seconds))
+        return self.outside_s + sum(max(0.0, block_s) for block_s in blocks_s.values())
 
 
 def latency_table(model: LoadedModel, at_most: AtMost) -> LatencyTable:
