@@ -131,9 +131,7 @@ def test_a_decode_step_takes_no_longer_than_asked(
         if layer.name.endswith(name)
     }
     assert 0.7 < TABLE.decode_time(widths) <= 0.8
-    with pytest.raises(
-        InvalidSpec, match=r"cannot be cut to decode_time 0\.05: the smallest with this"
-    ):
+    with pytest.raises(InvalidSpec, match=r"cannot be cut to decode_time 0\.05: the smallest with this"):
         compress(fitted({"decode_time": 0.05}), tmp_path / "two", sources, Silent(), tmp_path / "two-checkpoint")
 
 
