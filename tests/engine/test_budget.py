@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 from workers.engine.architectures.llama import recognise
-from workers.engine.errors import InvalidSpec
+from workers.engine.errors import InvalidSpec, SequenceTooLong
 from workers.engine.events import Silent
 from workers.engine.methods.evaluate.macs import macs
 from workers.engine.pipeline import compress
@@ -150,3 +150,9 @@ def test_a_table_is_measured_of_every_family(config: PretrainedConfig, save_mode
         seconds = [second for _, second in points]
         assert seconds == sorted(seconds)
         assert seconds[-1] > 0
+
+
+def test_a_step_is_timed_within_the_context(tiny: Path, sources: Sources) -> None:
+    with pytest.raises(SequenceTooLong, match="no token can follow 128") as refused:
+        plan(fitted({"decode_time": 0.5, "tokens": 128}), sources)
+    assert refused.value.field == "/prune/at_most/tokens"

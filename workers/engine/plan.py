@@ -88,6 +88,13 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
                     f"{layer.name}: {misfit}", "choose a pattern that fits every width", field="/prune/pattern"
                 )
     planned_outcome(spec, source, architecture)  # refuses what cannot be removed
+    at_most = spec.prune.at_most if isinstance(spec.prune, UnitPruneParams) else None
+    if at_most is not None and at_most.decode_time is not None and at_most.tokens >= architecture.context_length:
+        raise SequenceTooLong(
+            f"no token can follow {at_most.tokens} in a context of {architecture.context_length}",
+            f"use fewer than {architecture.context_length} tokens",
+            field="/prune/at_most/tokens",
+        )
     if spec.tune is not None:
         spec.tune.check(architecture.layers)
     for field, ref in _texts(spec).items():
