@@ -36,7 +36,8 @@ def spec_file(folder: Path, spec: object) -> str:
 
 
 def test_submit_wait_report_download(service: Embedded, tmp_path: Path) -> None:
-    spec = {**MAGNITUDE, "evaluate": [{"method": "size"}]}
+    continued = {"method": "continuations", "prompts": ["It was a dark [red]night[/]"], "new_tokens": 8}
+    spec = {**MAGNITUDE, "evaluate": [{"method": "size"}, continued]}
     done = service.run("submit", spec_file(tmp_path, spec), "--label", "team=search", "--wait", "--json")
     job = json.loads(done.stdout)
     assert (job["status"], job["labels"]) == ("succeeded", {"team": "search"})
@@ -47,6 +48,7 @@ def test_submit_wait_report_download(service: Embedded, tmp_path: Path) -> None:
     shown = service.run("report", job["id"]).stdout
     assert f"{report['zeros']:,}" in shown
     assert re.search(r"size/weight_bytes +[\d,]+ +[\d,]+ +1\.000", shown)
+    assert re.search(r"prompt +It was a dark \[red\]night\[/\]\ndense +\S.*\npruned +\S", shown)
     service.run("report", job["id"], "--html", str(tmp_path / "report.html"))
     assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html>")
 
