@@ -1,7 +1,7 @@
 """Latency: how long a decode step takes by the widths of its blocks, measured before anything is cut.
 
-A table of times as ZipLM's (Kurtic et al. 2023, arXiv:2302.04089): a model of one block with some of its heads, then
-with some of its channels, less one of none. Times hang on shapes, not on values, so all weights are the same number.
+A table of times as ZipLM's (Kurtic et al. 2023, arXiv:2302.04089): a model of a few blocks with some of their heads,
+then with some of their channels, less one of none. Times hang on shapes, not on values, so all weights are one number.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Shares of a block's units that are timed; between them a straight line. 0 stands for one unit."""
+_BLOCKS = 4
+"""Timed together: one alone may stay in a processor's cache, which a whole model does not."""
 _STEPS, _ROUNDS = 24, 3
 """Decode steps of a model each time it is timed, and how often that is done."""
 
@@ -60,27 +62,25 @@ class LatencyTable:
 
 def latency_table(model: LoadedModel, at_most: AtMost) -> LatencyTable:
     """Measured on the model's device, in its compute type, with plain transformers."""
-    cut = families(model.architecture, model.source.config, model.source.tensors)[:2]  # of the first block: all alike
-    full: dict[tuple[int, str], int] = {(family.block, family.kind): family.units for family in cut}
-    wanted = {family.kind: sorted({max(1, round(level * family.units)) for level in LEVELS}) for family in cut}
-    shapes: dict[tuple[str, int], Widths] = {
-        (family.kind, units): {**full, (family.block, family.kind): units}
-        for family in cut
-        for units in wanted[family.kind]
-    }
+    blocks = range(min(_BLOCKS, model.architecture.blocks))
+    cut = families(model.architecture, model.source.config, model.source.tensors)[: 2 * len(blocks)]
+    kinds = {family.kind: family.units for family in cut}  # all blocks are alike
+    wanted = {kind: sorted({max(1, round(level * units)) for level in LEVELS}) for kind, units in kinds.items()}
     times: dict[Any, list[float]] = {}
     for _ in range(_ROUNDS):  # all in turn: a slow moment of the machine is not one shape's
         times.setdefault(None, []).append(_decode_s(model, Outcome([]), at_most))
-        for key, widths in shapes.items():
-            times.setdefault(key, []).append(_decode_s(model, Outcome([0], cut, widths), at_most))
+        for kind in kinds:
+            for units in wanted[kind]:
+                widths: Widths = {(f.block, f.kind): units if f.kind == kind else f.units for f in cut}
+                times.setdefault((kind, units), []).append(_decode_s(model, Outcome(blocks, cut, widths), at_most))
     outside_s = min(times[None])
-    whole_s = min(min(times[family.kind, family.units]) for family in cut)
+    block_s = {key: max(0.0, min(found) - outside_s) / len(blocks) for key, found in times.items()}
+    full_s = min(block_s[kind, units] for kind, units in kinds.items())
     table: dict[str, Sequence[tuple[int, float]]] = {}
-    for family in cut:
-        seconds = [max(0.0, min(times[family.kind, units]) - outside_s) for units in wanted[family.kind][:-1]]
+    for kind, counts in wanted.items():
         # More units never take less time, but for noise.
-        rising = np.minimum(np.maximum.accumulate(seconds), whole_s - outside_s).tolist() if seconds else []
-        table[family.kind] = list(zip(wanted[family.kind], [*rising, whole_s - outside_s], strict=True))
+        rising = np.maximum.accumulate([block_s[kind, units] for units in counts[:-1]]).tolist()
+        table[kind] = list(zip(counts, [*(min(seconds, full_s) for seconds in rising), full_s], strict=True))
     return LatencyTable(outside_s, table)
 
 
