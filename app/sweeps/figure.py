@@ -85,6 +85,8 @@ def ticks(values: Sequence[float]) -> list[float]:
     first, last = math.floor(low / step - 0.1), math.ceil(high / step + 0.1)
     if last - first < 2:  # of one value
         first, last = first - 1, last + 1
+    if low > 0 > first:  # what is never negative has no axis there
+        first, last = 0, max(last, 2)
     return [number * step for number in range(first, last + 1)]
 
 

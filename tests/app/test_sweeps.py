@@ -424,6 +424,7 @@ class TestPareto:
             assert 3 <= len(found) <= 9
             texts = [figure.number(value, found) for value in found]
             assert len(set(texts)) == len(texts), texts
+        assert figure.ticks([48.0, 1290.0])[0] == 0  # no perplexity is negative
         assert [figure.number(v, figure.ticks([0.3, 0.7])) for v in figure.ticks([0.3, 0.7])] == [
             "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8"
         ]  # fmt: skip
