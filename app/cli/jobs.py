@@ -117,12 +117,17 @@ def retry(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> Non
 
 def delete(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Delete a finished job and its files."""
+    remove(context, "/v1/jobs", job_id, as_json=as_json)
+
+
+def remove(context: typer.Context, path: str, name: str, *, as_json: bool) -> None:
+    """Delete what is called `name` below `path`, and say so."""
     with connect(context) as service:
-        service.request("DELETE", f"/v1/jobs/{job_id}")
+        service.request("DELETE", f"{path}/{name}")
     if as_json:
-        output.print_json({"id": job_id, "deleted": True})
+        output.print_json({"id": name, "deleted": True})
     else:
-        output.stdout.print(f"{job_id} deleted")
+        output.stdout.print(f"{name} deleted")
 
 
 def logs(
@@ -197,9 +202,9 @@ def _print_plan(plan: dict[str, Any]) -> None:
     table.add_row("model", escape(f"{plan['model_id']} ({plan['architecture']}, {plan['blocks']} blocks)"))
     table.add_row("commit", plan["model_commit"])
     table.add_row("parameters", output.number(plan["parameters"]))
-    zeros = "to be found" if plan["zeros_after"] is None else output.number(plan["zeros_after"])
+    zeros = output.found(plan["zeros_after"])
     table.add_row("zeros after", f"{zeros} of {output.number(plan['prunable_parameters'])}")
-    table.add_row("weight bytes", f"{output.number(plan['bytes_before'])} → {output.number(plan['bytes_after'])}")
+    table.add_row("weight bytes", f"{output.number(plan['bytes_before'])} → {output.found(plan['bytes_after'])}")
     table.add_row("peak memory", f"about {plan['peak_memory_bytes'] / 2**20:,.0f} MiB")
     table.add_row("run time", f"about {output.duration(plan['elapsed_s'])} on two CPU cores")
     output.stdout.print(table)

@@ -49,6 +49,11 @@ def verdict_text(verdict: str) -> str:
     return f"[{VERDICT_STYLE[verdict]}]{verdict}[/]"
 
 
+def found(count: int | None) -> str:
+    """A count of a plan; None where the job finds it."""
+    return "to be found" if count is None else number(count)
+
+
 def number(value: float) -> str:
     """Whole numbers whole with thousands marked, others to five significant digits."""
     if float(value).is_integer():

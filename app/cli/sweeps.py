@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from app.cli import output
 from app.cli.exits import Usage
-from app.cli.jobs import read_json
+from app.cli.jobs import read_json, remove
 from app.cli.options import AsJson, connect
 from workers.engine import wording
 
@@ -106,12 +106,7 @@ def cancel(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -
 
 def delete(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:
     """Delete a completed sweep, its jobs and their files."""
-    with connect(context) as service:
-        service.request("DELETE", f"/v1/sweeps/{sweep_id}")
-    if as_json:
-        output.print_json({"id": sweep_id, "deleted": True})
-    else:
-        output.stdout.print(f"{sweep_id} deleted")
+    remove(context, "/v1/sweeps", sweep_id, as_json=as_json)
 
 
 def _counts(sweep: dict[str, Any]) -> str:
@@ -144,7 +139,7 @@ def _print_plan(plan: dict[str, Any]) -> None:
         table.add_row(
             str(child["number"]),
             *_values(parameters, child),
-            *(_found(child[name]) for name in ("parameters_after", "zeros_after", "bytes_after")),
+            *(output.found(child[name]) for name in ("parameters_after", "zeros_after", "bytes_after")),
             f"about {child['peak_memory_bytes'] / 2**20:,.0f} MiB",
             f"about {output.duration(child['elapsed_s'])}",
         )
@@ -152,10 +147,6 @@ def _print_plan(plan: dict[str, Any]) -> None:
     output.stdout.print(f"about {output.duration(plan['elapsed_s'])} one after another on two CPU cores")
     for warning in dict.fromkeys(warning for child in plan["children"] for warning in child["warnings"]):
         output.stdout.print("[yellow]warning[/]", escape(warning))
-
-
-def _found(count: int | None) -> str:
-    return "to be found" if count is None else output.number(count)
 
 
 def _print_pareto(found: dict[str, Any]) -> None:

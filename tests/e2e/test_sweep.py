@@ -94,6 +94,8 @@ def test_a_dry_run_says_what_only_the_jobs_will_find(service: Embedded, tmp_path
     assert uniform["parameters_after"] < 6_951_168
     assert (ranking["parameters_after"], ranking["bytes_after"]) == (None, None)
     assert "to be found" in service.run("sweep", "submit", str(path), "--dry-run").stdout
+    path.write_text(json.dumps(spec | {"allocate": {"method": "ranking"}}))
+    assert "→ to be found" in service.run("submit", str(path), "--dry-run").stdout
 
 
 def test_the_example_is_valid() -> None:
