@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from workers.engine.events import Events
 
 
+def device_time_s(device: torch.device) -> float:
+    """Seconds on a monotonic clock, once all work given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class Clock:
     """Adds up elapsed time and peak memory by stage name."""
 

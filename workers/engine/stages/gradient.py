@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import NumericalFailure
+from workers.engine.linalg import finite
 from workers.engine.stages.activations import activations_of
 from workers.engine.stages.head import head
 from workers.engine.stages.load import filled, tensors_of
@@ -148,7 +149,7 @@ def _add(found: BlockGradients, split: int, prefix: str, module: nn.Module, shar
 def _refuse_infinite(found: BlockGradients) -> None:
     for part in (*found.mean, *found.squared):
         for name, gradient in part.items():
-            if not gradient.isfinite().all():
+            if not finite(gradient):
                 raise NumericalFailure(
                     f"{name}: the loss's gradient is infinite or NaN",
                     "set /compute/dtype to float32; if it is, the model's weights are broken",

@@ -6,18 +6,18 @@ then with some of their channels, less one of none. Times hang on shapes, not on
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from workers.engine.architectures.coupled import families
+from workers.engine.clock import device_time_s
 from workers.engine.outcome import Outcome, config_after
+from workers.engine.stages.load import empty_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,26 +92,17 @@ def _decode_s(model: LoadedModel, outcome: Outcome, at_most: AtMost) -> float:
     with torch.inference_mode():
         output = built(input_ids=ids_BT, use_cache=True, logits_to_keep=1)
         for _ in range(_STEPS):
-            started = _now(model.device)
+            started = device_time_s(model.device)
             output = built(input_ids=ids_BT[:, :1], past_key_values=output.past_key_values, use_cache=True)
-            found.append(_now(model.device) - started)
+            found.append(device_time_s(model.device) - started)
     return min(found)
 
 
 def _of_one_value(model: LoadedModel, outcome: Outcome) -> PreTrainedModel:
-    settings = config_after(model.source.config, outcome)
-    config = AutoConfig.for_model(**settings)
-    with model.device, init_empty_weights(include_buffers=False):
-        built = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    built = empty_model(AutoConfig.for_model(**config_after(model.source.config, outcome)), model.device, model.dtype)
     values = {
         name: torch.full(tensor.shape, 0.01, dtype=model.dtype, device=model.device)
         for name, tensor in built.state_dict().items()
     }
     built.load_state_dict(values, assign=True)
     return built.eval()
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -29,7 +29,7 @@ from workers.engine.sources import ModelSource, Sources, download, resolve_model
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from workers.engine.spec import CompressionSpec
 
@@ -103,8 +103,7 @@ def _check_shapes(source: ModelSource, outcome: Outcome | None) -> None:
     hint = "remove channels only, or whole blocks with `depth`"
     try:
         config = AutoConfig.for_model(**config_after(source.config, outcome))
-        with init_empty_weights():
-            built = AutoModelForCausalLM.from_config(config).state_dict()
+        built = empty_model(config, torch.device("cpu"), torch.float32).state_dict()
     except ValueError as error:
         raise UnsupportedModel(f"{model_type}: {error}", hint, field="/prune/units") from error
     for name, wanted in outcome.parameters(source.tensors).items():
@@ -122,8 +121,7 @@ def _skeleton(
 ) -> PreTrainedModel:
     """The model of the config in `path`, its parameters on the meta device, of the shapes that the files hold."""
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    with device, init_empty_weights(include_buffers=False):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    skeleton = empty_model(config, device, dtype)
     for name, module in skeleton.named_modules():
         facts = tensors.get(f"{name}.weight")
         # Blocks of different widths: the config only tells of the widest.
@@ -131,6 +129,12 @@ def _skeleton(
             narrowed = torch.nn.Linear(facts.shape[1], facts.shape[0], module.bias is not None, "meta", dtype)
             skeleton.set_submodule(name, narrowed)
     return skeleton.eval().requires_grad_(False)
+
+
+def empty_model(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a config: its parameters on the meta device, what the config alone decides real."""
+    with device, init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -7,7 +7,6 @@ weights once per token. B = sequences, T = prompt tokens.
 from __future__ import annotations
 
 import statistics
-import time
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -66,23 +65,16 @@ def evaluate(context: EvaluationContext, params: GenerationSpeedParams) -> list[
 
 def time_round(context: EvaluationContext, prompt_BT: Tensor, new_tokens: int) -> tuple[float, float]:
     """Seconds to read the prompt, and to decode `new_tokens` greedy tokens one forward pass each."""
-    started = _now(context)
+    from workers.engine.clock import device_time_s
+
+    started = device_time_s(context.device)
     # Only the last position's logits, as `generate` asks for: the rest is no part of reading a prompt.
     output = context.model(input_ids=prompt_BT, use_cache=True, logits_to_keep=1)
-    prefilled = _now(context)
+    prefilled = device_time_s(context.device)
     for _ in range(new_tokens):
         next_B1 = output.logits[:, -1:].argmax(dim=-1)
         output = context.model(input_ids=next_B1, past_key_values=output.past_key_values, use_cache=True)
-    return prefilled - started, _now(context) - prefilled
-
-
-def _now(context: EvaluationContext) -> float:
-    """Seconds on a monotonic clock, once all work given to the device is done."""
-    if context.device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(context.device)
-    return time.perf_counter()
+    return prefilled - started, device_time_s(context.device) - prefilled
 
 
 def _measurement(phase: str, tokens_per_s: list[float], shape: str) -> Measurement:
