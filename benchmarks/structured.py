@@ -47,7 +47,11 @@ def rows() -> dict[str, dict[str, Any]]:
         name: {"score": {"method": name}, **units} for name in ("saap", "taylor", "wanda", "magnitude")
     }
     found |= {f"random {seed}": {"score": {"method": "random", "seed": seed}, **units} for seed in SEEDS}
-    found["saap, ranking"] = found["saap"] | {"allocate": {"method": "ranking"}}
+    found["saap, ranking"] = {
+        "score": {"method": "saap"},
+        "allocate": {"method": "ranking"},
+        "prune": {"method": "structured", "channel_multiple": 32},  # so that `group` can divide all widths
+    }
     found["block_influence"] = {"score": {"method": "block_influence"}, "prune": {"method": "depth"}}
     return found
 
@@ -58,6 +62,8 @@ def runs() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
             for tune, params in TUNES.items():
                 if tune != "none" and name.startswith("random") and name != "random 0":
                     continue
+                if tune == "group" and sparsity == 0.35:  # leaves 432 channels
+                    params = params | {"group_size": 16}
                 spec = parts | {"prune": parts["prune"] | {"sparsity": sparsity}, "tune": params}
                 yield {"sparsity": sparsity, "row": name, "measured": tune}, spec | {"evaluate": [PERPLEXITY]}
     for sparsity in SPARSITIES:

@@ -23,7 +23,7 @@ USER = """
 import hashlib, json, sys
 from pathlib import Path
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 def digests(folder):
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(folder).iterdir()}
@@ -50,6 +50,8 @@ for folder in sys.argv[1:]:
         refusal = f"{type(error).__name__}: {error}"
     else:
         refusal = ""
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()  # what vLLM builds on
+    assert torch.equal(base(ids).last_hidden_state @ model.lm_head.weight.T, logits)
     found[folder] = {
         "class": type(model).__name__,
         "shapes": [[b.self_attn.k_proj.out_features, b.mlp.up_proj.out_features] for b in model.model.layers],
@@ -88,8 +90,9 @@ def test_loads_generates_and_is_saved_with_transformers_alone(folders: dict[str,
         assert seen["class"].startswith("Pruned")
         assert (folder / MODELING).is_file()
         config = json.loads((folder / "config.json").read_text())
-        head_dim = config["head_dim"]
-        assert seen["shapes"] == [[heads * head_dim, channels] for heads, channels in config["layer_shapes"]], name
+        own = config["per_layer_config"].values()
+        shapes = [[block["num_key_value_heads"] * config["head_dim"], block["intermediate_size"]] for block in own]
+        assert seen["shapes"] == shapes, name
         assert len({tuple(shape) for shape in seen["shapes"]}) == 2
         # As the service itself loads it, without running code from the folder.
         ours = load_model(folder, torch.device("cpu"), torch.float32)

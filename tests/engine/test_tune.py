@@ -42,6 +42,9 @@ from workers.engine.tuning.losses import distillation
 METHODS = [method.name for method in methods("tune")]
 FEW = {"dataset": "calibration.txt", "steps": 6, "batch": 3, "sequence_length": 32, "holdout": 4, "evaluate_every": 2}
 FITTING = {"group": {"group_size": 16}}
+CUT = {"method": "structured", "sparsity": 0.35, "compensate": False}
+DROPPED = {"method": "depth", "layers": 1}
+RANKING = {"method": "ranking"}
 """What makes a method fit `tiny`, whose MLP is 48 wide."""
 
 
@@ -371,6 +374,28 @@ class TestRefusals:
                 refusing(spec_of(tune=params), sources)
             assert found.value.field == field
             assert found.value.hint
+
+    @pytest.mark.parametrize(
+        ("tune", "parts", "field"),
+        [
+            ("group", {"score": {"method": "magnitude"}, "prune": CUT}, "/tune/group_size"),
+            ("group", {"score": {"method": "magnitude"}, "prune": CUT, "allocate": RANKING}, "/prune/channel_multiple"),
+            ("last_layers", {"score": {"method": "reverse_order"}, "prune": DROPPED}, "/tune/blocks"),
+        ],
+    )
+    def test_by_the_shapes_of_the_result(
+        self, tune: str, parts: dict[str, Any], field: str, tiny: Path, sources: Sources
+    ) -> None:
+        params = tuning(tune, **({"blocks": 3} if tune == "last_layers" else {"group_size": 16}))
+        for refusing in (plan, load):
+            with pytest.raises(InvalidSpec) as found:
+                refusing(spec_of(tune=params, **parts), sources)
+            assert found.value.field == field
+        if tune == "group":
+            parts = parts | {"prune": CUT | {"channel_multiple": 16}}
+        else:
+            params = params | {"blocks": 2}
+        assert plan(spec_of(tune=params, **parts), sources).warnings is not None
 
     def test_memory_is_planned_and_bounded(self, tiny: Path, sources: Sources) -> None:
         def peak(**parts: Any) -> int:

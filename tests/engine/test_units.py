@@ -224,7 +224,7 @@ class TestPlan:
         assert (found.parameters_after, found.bytes_after, found.zeros_after) == (None, None, 0)
         assert {layer.target_sparsity for layer in found.layers} == {None}
         assert any("measures" in warning and "modelling file" in warning for warning in found.warnings)
-        assert loads(found) == {"transformers": True, "vLLM": False}
+        assert all(runtime.loads and "trust" in runtime.note for runtime in found.runtimes)
 
     def test_does_not_say_which_blocks_go(self, tiny: Path, sources: Sources) -> None:
         prune = {"method": "depth", "sparsity": 0.3}
@@ -234,11 +234,13 @@ class TestPlan:
     def test_runtimes(self, save_model: SaveModel, sources: Sources) -> None:
         save_model("tiny", FAMILIES["llama"])
 
-        def found(**prune: Any) -> dict[str, bool]:
-            return loads(plan(no_text(prune=prune), sources))
+        def need_code(**prune: Any) -> list[bool]:
+            found = plan(no_text(prune=prune), sources)
+            assert loads(found) == {"transformers": True, "vLLM": True}
+            return ["trust" in runtime.note for runtime in found.runtimes]
 
-        assert found() == {"transformers": True, "vLLM": True}
-        assert found(protect_first=1) == {"transformers": True, "vLLM": False}
+        assert need_code() == [False, False]
+        assert need_code(protect_first=1) == [True, True]
         depth = plan(spec_of(prune=DEPTH, score={"method": "reverse_order"}), sources)
         assert loads(depth) == {"transformers": True, "vLLM": True}
         assert all(runtime.faster for runtime in depth.runtimes)

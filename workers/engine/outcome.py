@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MODELING = "modeling_pruned.py"
 """File of the result, where its blocks differ."""
+PER_LAYER = "per_layer_config"
+"""Config entry of models whose blocks differ (transformers 5.14 and newer)."""
 PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
 """Config entries with one element per block."""
 
@@ -96,12 +98,26 @@ def modeling_class(config: Mapping[str, Any]) -> str:
 
 
 def _per_layer(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """What says that blocks differ, and which class in `MODELING` knows: transformers' own build all alike."""
-    architecture = modeling_class(config)
+    """What says that blocks differ, in transformers' own words, and which classes in `MODELING` build them so: the
+    stock ones make all alike. vLLM reads the same entries and builds on the base class."""
+    architecture, module = modeling_class(config), MODELING.removesuffix(".py")
+    shared_by = config["num_attention_heads"] // config["num_key_value_heads"]
     return {
-        "layer_shapes": [list(shape) for shape in outcome.shapes],
+        PER_LAYER: {
+            str(block): {
+                "num_attention_heads": heads * shared_by,
+                "num_key_value_heads": heads,
+                "intermediate_size": channels,
+            }
+            for block, (heads, channels) in enumerate(outcome.shapes)
+        },
+        # Whoever asks for the number of heads, as many tools do, gets the widest block's instead of an exception.
+        "allow_global_per_layer_attribute_access": True,
         "architectures": [architecture],
-        "auto_map": {"AutoModelForCausalLM": f"{MODELING.removesuffix('.py')}.{architecture}"},
+        "auto_map": {
+            "AutoModel": f"{module}.{architecture.replace('ForCausalLM', 'Model')}",
+            "AutoModelForCausalLM": f"{module}.{architecture}",
+        },
     }
 
 

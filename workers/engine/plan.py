@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
@@ -12,7 +13,7 @@ from workers.engine.budget import fitting_sparsity
 from workers.engine.costs import parameters_after, stored_bytes
 from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.estimate import predicted_elapsed_s, predicted_peak_memory_bytes
-from workers.engine.outcome import Outcome, config_after, modeling_class
+from workers.engine.outcome import PER_LAYER, Outcome, config_after, modeling_class
 from workers.engine.refs import DataRef
 from workers.engine.registry import (
     LayerPruneParams,
@@ -24,7 +25,7 @@ from workers.engine.registry import (
 )
 from workers.engine.report import Plan, PlannedLayer, Runtime
 from workers.engine.sources import ModelSource, Sources, resolve_dataset, resolve_model
-from workers.engine.stats import AllocationFacts
+from workers.engine.stats import AllocationFacts, LinearFacts
 from workers.engine.widths import kept_units
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
     DatasetNotFound, HubUnavailable, MemoryBudgetTooSmall.
     """
     architecture = recognise(source.config, source.tensors)
-    if "layer_shapes" in source.config:
+    if PER_LAYER in source.config:
         raise UnsupportedModel(
             f"{source.id}: its blocks differ in width, as an earlier pruning left them",
             "prune the model it was made of, or a result whose blocks are alike",
@@ -87,7 +88,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
                 raise InvalidSpec(
                     f"{layer.name}: {misfit}", "choose a pattern that fits every width", field="/prune/pattern"
                 )
-    planned_outcome(spec, source, architecture)  # refuses what cannot be removed
+    outcome = planned_outcome(spec, source, architecture)  # refuses what cannot be removed
     at_most = spec.prune.at_most if isinstance(spec.prune, UnitPruneParams) else None
     if at_most is not None and at_most.decode_time is not None and at_most.tokens >= architecture.context_length:
         raise SequenceTooLong(
@@ -95,8 +96,10 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
             f"use fewer than {architecture.context_length} tokens",
             field="/prune/at_most/tokens",
         )
-    if spec.tune is not None:
-        spec.tune.check(architecture.layers)
+    if spec.tune is not None and outcome is not None:
+        spec.tune.check(_layers_of(architecture, outcome))
+    elif spec.tune is not None and isinstance(spec.prune, UnitPruneParams):
+        spec.tune.check_multiples(spec.prune.channel_multiple)
     for field, ref in _texts(spec).items():
         resolve_dataset(ref, sources, field)
         length = getattr(ref, "sequence_length", 0)
@@ -108,6 +111,21 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
             )
     predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
     return architecture
+
+
+def _layers_of(architecture: Architecture, outcome: Outcome) -> list[LinearFacts]:
+    """The layers of the blocks that stay, in the shapes of the result."""
+    shapes = {layer.name: list(layer.shape) for layer in architecture.layers}
+    kept = outcome.widths or {}
+    for family in outcome.families if kept else ():
+        for member in family.members:
+            if (shape := shapes.get(member.tensor.removesuffix(".weight"))) is not None:
+                shape[member.axis] = shape[member.axis] // family.units * kept[family.block, family.kind]
+    return [
+        replace(layer, shape=(shapes[layer.name][0], shapes[layer.name][1]))
+        for layer in architecture.layers
+        if layer.block in outcome.blocks
+    ]
 
 
 def _texts(spec: CompressionSpec) -> dict[str, DataRef]:
@@ -212,9 +230,14 @@ def runtimes(spec: CompressionSpec, alike: bool) -> list[Runtime]:
             runtime="transformers",
             loads=True,
             faster=True,
-            note="blocks of different widths: with trust_remote_code=True and the modelling file in the folder",
+            note="blocks of different widths: 5.14 or newer, with trust_remote_code=True and the file in the folder",
         ),
-        Runtime(runtime="vLLM", loads=False, faster=False, note="builds all blocks alike; use uniform widths"),
+        Runtime(
+            runtime="vLLM",
+            loads=True,
+            faster=True,
+            note="blocks of different widths: with --trust-remote-code, through its transformers backend (tried: 0.32)",
+        ),
     ]
 
 

@@ -22,7 +22,7 @@ from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, Architec
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.estimate import batch_tokens
 from workers.engine.memory import trim
-from workers.engine.outcome import Outcome, config_after
+from workers.engine.outcome import PER_LAYER, Outcome, config_after
 from workers.engine.plan import feasible, planned_outcome
 from workers.engine.shards import Slice, TensorFacts, fill, read_header
 from workers.engine.sources import ModelSource, Sources, download, resolve_model
@@ -121,10 +121,11 @@ def _skeleton(
 ) -> PreTrainedModel:
     """The model of the config in `path`, its parameters on the meta device, of the shapes that the files hold."""
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    config.per_layer_config = None  # the stock class builds the widest block everywhere
     skeleton = empty_model(config, device, dtype)
     for name, module in skeleton.named_modules():
         facts = tensors.get(f"{name}.weight")
-        # Blocks of different widths: the config only tells of the widest.
+        # Blocks of different widths have narrower ones.
         if isinstance(module, torch.nn.Linear) and facts is not None and module.weight.shape != facts.shape:
             narrowed = torch.nn.Linear(facts.shape[1], facts.shape[0], module.bias is not None, "meta", dtype)
             skeleton.set_submodule(name, narrowed)
@@ -144,7 +145,7 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     random numbers and a warning.
     """
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    if "layer_shapes" in config:
+    if PER_LAYER in config:
         return _of_different_widths(model_dir, device, dtype)
     model, loading = AutoModelForCausalLM.from_pretrained(
         model_dir,

@@ -104,6 +104,9 @@ class TuneMethodParams(DataRef, MethodParams):
     def check(self, layers: Sequence[LinearFacts]) -> None:
         """Raise InvalidSpec, naming the field, if a model with these linear layers cannot be tuned like this."""
 
+    def check_multiples(self, channels: int) -> None:
+        """As `check`, where MLPs will be of widths that nobody knows yet but that they are multiples of `channels`."""
+
     def warnings(self, source: ModelSource) -> list[str]:
         """What a user might not expect of this method on this model."""
         return []

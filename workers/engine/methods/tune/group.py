@@ -63,9 +63,17 @@ class GroupParams(TuneMethodParams):
             if layer.shape[1] % self.group_size:
                 raise InvalidSpec(
                     f"{layer.name}: groups of {self.group_size} do not divide its {layer.shape[1]} inputs",
-                    "choose a `group_size` that divides every width",
+                    "choose a `group_size` that divides every width, or a `channel_multiple` that it divides",
                     field="/tune/group_size",
                 )
+
+    def check_multiples(self, channels: int) -> None:
+        if channels % self.group_size:
+            raise InvalidSpec(
+                f"groups of {self.group_size} need not divide the widths that the job will choose",
+                f"set `channel_multiple` to {self.group_size}, the `group_size`, or a multiple of it",
+                field="/prune/channel_multiple",
+            )
 
     def warnings(self, source: ModelSource) -> list[str]:
         if self.base_bits is None:

