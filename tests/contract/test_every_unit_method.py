@@ -1,5 +1,5 @@
-"""What every method about heads, channels and blocks must keep to: found through the registry, so a new file is tested
-unseen.
+"""What every method about heads, channels, hidden dimensions and blocks must keep to: found through the registry, so
+a new file is tested unseen.
 
 U = units, O = outputs, I = inputs, N = tokens, K = inputs kept.
 """
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from tests.contract.test_every_method import inputs_of, poisons, same, seeded, stats_of, tensors_in, weight
-from workers.engine.architectures.coupled import families
+from workers.engine.architectures.coupled import families, hidden_families
 from workers.engine.architectures.llama import Architecture, recognise
-from workers.engine.errors import NumericalFailure
+from workers.engine.errors import InvalidSpec, NumericalFailure
 from workers.engine.registry import Method, MethodParams, Stat, methods
 from workers.engine.shards import TensorFacts
 from workers.engine.stats import AllocationFacts, DenseUnits, LayerTask, Units
@@ -38,7 +38,8 @@ FACTS = {f"model.layers.{b}.{name}": TensorFacts("F32", shape) for b in range(BL
 FACTS["model.embed_tokens.weight"] = TensorFacts("F32", (64, 16))
 ARCHITECTURE: Architecture = recognise(CONFIG, FACTS)
 FAMILIES = families(ARCHITECTURE, CONFIG, FACTS)
-UNITS = {"head": 3, "channel": 20, "layer": 1}
+ALL_FAMILIES = FAMILIES + hidden_families(ARCHITECTURE, CONFIG, FACTS)
+UNITS = {"head": 3, "channel": 20, "hidden": 16, "layer": 1}
 
 
 def unit_methods(stage: Any, *units: str) -> list[Method]:
@@ -59,7 +60,7 @@ def variants(method: Method) -> Iterator[Any]:
 def scorers() -> list[Any]:
     return [
         pytest.param(method, params, id="-".join([method.name, *changed(params)]))
-        for method in unit_methods("score", "head", "channel", "layer")
+        for method in unit_methods("score", "head", "channel", "hidden", "layer")
         for params in variants(method)
     ]
 
@@ -74,7 +75,7 @@ def dense(method: Method, params: Any, worthless: int | None = None) -> list[Den
     found = []
     for block in range(BLOCKS):
         prefix = f"model.layers.{block}."
-        own = [family for family in FAMILIES if family.block == block]
+        own = [family for family in ALL_FAMILIES if family.block == block and family.kind in method.units]
 
         def drawn(seed: int, block: int = block, prefix: str = prefix) -> dict[str, Tensor]:
             generator = seeded(100 * block + seed)
@@ -295,6 +296,32 @@ class TestLayerPrune:
         for both_or_none in ({}, {"layers": 1, "sparsity": 0.5}):
             with pytest.raises(ValueError, match="give either `layers`"):
                 method.params.model_validate(both_or_none)
+
+
+@pytest.mark.parametrize("method", unit_methods("prune", "hidden"), ids=lambda method: method.name)
+class TestHiddenPrune:
+    @pytest.mark.parametrize(("sparsity", "multiple", "kept"), [(0, 1, 32), (0.2, 1, 26), (0.2, 8, 24), (0.9, 1, 3)])
+    def test_keeps_exactly_as_many_of_the_highest(
+        self, method: Method, sparsity: float, multiple: int, kept: int
+    ) -> None:
+        scores = torch.randperm(32, generator=seeded(1)).double().tolist()
+        before = list(scores)
+        params: Any = method.params.model_validate({"sparsity": sparsity, "multiple_of": multiple})
+        assert params.kept(32) == kept
+        assert method.function(scores, params) == [index for index in range(32) if before[index] >= 32 - kept]
+        assert scores == before
+
+    def test_of_ties_the_lower_index_goes(self, method: Method) -> None:
+        assert method.function([1.0] * 8, method.params.model_validate({"sparsity": 0.25})) == [2, 3, 4, 5, 6, 7]
+
+    @pytest.mark.parametrize(("sparsity", "multiple"), [(0.99, 1), (0.5, 64), (0.05, 12)])
+    def test_refuses_what_leaves_none_or_more_than_there_are(
+        self, method: Method, sparsity: float, multiple: int
+    ) -> None:
+        params: Any = method.params.model_validate({"sparsity": sparsity, "multiple_of": multiple})
+        with pytest.raises(InvalidSpec) as error:
+            params.kept(32)
+        assert (error.value.field, bool(error.value.hint)) == ("/prune/multiple_of", True)
 
 
 def unit_allocators() -> Any:

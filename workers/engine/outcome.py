@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workers.engine.architectures.coupled import hidden_axis
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import UnsupportedModel
 
@@ -31,6 +32,8 @@ class Outcome:
     families: Sequence[Family] = ()
     widths: Widths | None = None
     """Units that stay in each family; None where none goes."""
+    hidden: tuple[int, int] | None = None
+    """(K, D) where K of D hidden dimensions stay; None where none goes."""
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -57,6 +60,9 @@ class Outcome:
                     if member.tensor in left:
                         share = self.widths[family.block, family.kind]
                         left[member.tensor] = left[member.tensor] // family.units * share
+        if self.hidden is not None:
+            stay, of = self.hidden
+            left = {name: n // of * stay if hidden_axis(name) is not None else n for name, n in left.items()}
         return left
 
 
@@ -68,18 +74,24 @@ def config_after(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
     changed = dict(config)
     if len(outcome.blocks) < config["num_hidden_layers"]:
         _fewer_blocks(changed, outcome.blocks)
+    cut = outcome.widths is not None or outcome.hidden is not None
+    if cut:
+        changed["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    if outcome.hidden is not None:
+        kept, of = outcome.hidden
+        changed["hidden_size"] = kept
+        changed["rms_norm_eps"] = config.get("rms_norm_eps", 1e-6) * of / kept
     if outcome.widths is not None:
         dense_heads = next(family.units for family in outcome.families if family.kind == "head")
         shared_by = config["num_attention_heads"] // dense_heads
-        changed["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         heads, channels = max(outcome.shapes, key=lambda shape: shape[0])[0], max(c for _, c in outcome.shapes)
         changed |= {
             "num_key_value_heads": heads,
             "num_attention_heads": heads * shared_by,
             "intermediate_size": channels,
         }
-        if config["model_type"] == "llama" and config["hidden_size"] % changed["num_attention_heads"]:
-            changed |= _as_mistral(changed)
+    if cut and config["model_type"] == "llama" and changed["hidden_size"] % changed["num_attention_heads"]:
+        changed |= _as_mistral(changed)
     if not outcome.uniform:
         changed |= _per_layer(changed, outcome)
     return changed
@@ -130,8 +142,8 @@ def _as_mistral(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UnsupportedModel(
             f"llama: {config['num_attention_heads']} query heads do not divide the hidden size of "
             f"{config['hidden_size']}, as its config must; Mistral's need not, but has no biases",
-            "remove channels only, or so many heads that the rest divides the hidden size",
-            field="/prune/units",
+            "remove channels only, or so much that the heads divide the hidden size",
+            field="/prune",
         )
     return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
-from workers.engine.architectures.coupled import families
+from workers.engine.architectures.coupled import families, hidden_axis, hidden_families
 from workers.engine.architectures.llama import Architecture, recognise
 from workers.engine.budget import fitting_sparsity
 from workers.engine.costs import parameters_after, stored_bytes
@@ -16,6 +16,7 @@ from workers.engine.estimate import predicted_elapsed_s, predicted_peak_memory_b
 from workers.engine.outcome import PER_LAYER, Outcome, config_after, modeling_class
 from workers.engine.refs import DataRef
 from workers.engine.registry import (
+    HiddenPruneParams,
     LayerPruneParams,
     Stat,
     UnitPruneParams,
@@ -121,6 +122,11 @@ def _layers_of(architecture: Architecture, outcome: Outcome) -> list[LinearFacts
         for member in family.members:
             if (shape := shapes.get(member.tensor.removesuffix(".weight"))) is not None:
                 shape[member.axis] = shape[member.axis] // family.units * kept[family.block, family.kind]
+    if outcome.hidden is not None:
+        for name, shape in shapes.items():
+            axis = hidden_axis(f"{name}.weight")
+            assert axis is not None  # every linear layer reads or writes the hidden vector
+            shape[axis] = outcome.hidden[0]
     return [
         replace(layer, shape=(shapes[layer.name][0], shapes[layer.name][1]))
         for layer in architecture.layers
@@ -142,6 +148,9 @@ def planned_sparsity(
     method = method_of("allocate", spec.allocate)
     if method.measure is not None or spec.allocate_needs is not Stat.NONE or isinstance(spec.prune, LayerPruneParams):
         return None
+    if isinstance(spec.prune, HiddenPruneParams):
+        gone = 1 - spec.prune.kept(architecture.hidden_size) / architecture.hidden_size
+        return {layer.name: gone for layer in architecture.layers}
     facts, target = AllocationFacts(architecture.layers, {}), spec.prune.target
     if isinstance(spec.prune, UnitPruneParams) and target is None:
         assert spec.prune.at_most is not None  # one of both is given
@@ -169,6 +178,11 @@ def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Ar
                 field="/prune",
             )
         return Outcome(blocks[:left])
+    if isinstance(spec.prune, HiddenPruneParams):
+        hidden_families(architecture, source.config, source.tensors)  # refuses families it is not known of
+        outcome = Outcome(blocks, hidden=(spec.prune.kept(architecture.hidden_size), architecture.hidden_size))
+        config_after(source.config, outcome)  # refuses what no config can say
+        return outcome
     if isinstance(spec.prune, UnitPruneParams):
         found = families(architecture, source.config, source.tensors)
         sparsity = planned_sparsity(spec, source, architecture)

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from workers.engine.tuning.trainable import Trainable
 
 Stage = Literal["score", "allocate", "prune", "refine", "tune", "evaluate"]
-Unit = Literal["weight", "head", "channel", "layer"]
-"""What a score is about and a pruner removes. Heads come with their key/value group, a layer is a decoder block."""
+Unit = Literal["weight", "head", "channel", "hidden", "layer"]
+"""What a score is about and a pruner removes. Heads come with their key/value group, a hidden dimension is an entry of
+the vector that all blocks read and add to, a layer is a decoder block."""
 Group = Literal["row", "matrix"]
 """Where scores may be compared with one another: within a row of the weight, or over the whole matrix."""
 Scores = Literal["required", "optional", "unused"]
@@ -193,6 +194,14 @@ class LayerPruneParams(PruneMethodParams):
         raise NotImplementedError
 
 
+class HiddenPruneParams(PruneMethodParams):
+    """Base of pruners that remove hidden dimensions."""
+
+    def kept(self, hidden_size: int) -> int:
+        """How many of a model's hidden dimensions stay. Raises InvalidSpec if that cannot be."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Method:
     """A registered method: its parameters, its function, and what it declares about itself."""
@@ -279,6 +288,12 @@ class LayerPruner(Protocol[P_contra]):
     def __call__(self, scores: Sequence[float], params: P_contra, /) -> list[int]: ...
 
 
+class HiddenPruner(Protocol[P_contra]):
+    """`(scores, params) -> kept`: the hidden dimensions that stay, ascending, from a score for each."""
+
+    def __call__(self, scores: Sequence[float], params: P_contra, /) -> list[int]: ...
+
+
 class Refiner(Protocol[P_contra]):
     """`(layer, pruned_OI, stats, params, kept_of) -> kept_OI`: boolean [O, I], which weights to keep instead of the
     non-zeros of `pruned_OI`: as many in every row, and in every group of M where `kept_of` is (N, M), not None."""
@@ -335,7 +350,8 @@ def scorer(params: type[P], *, paper: str, group: Group, needs: Stat = Stat.NONE
     """Register an importance score for the weights of one linear layer. A unit's is the sum over its weights."""
 
     def register(function: Scorer[P]) -> Scorer[P]:
-        _register("score", params, function, paper=paper, group=group, needs=needs, units=("weight", "head", "channel"))
+        units = ("weight", "head", "channel", "hidden")
+        _register("score", params, function, paper=paper, group=group, needs=needs, units=units)
         return function
 
     return register
@@ -413,6 +429,16 @@ def layer_pruner(params: type[P], *, paper: str) -> Callable[[LayerPruner[P]], L
 
     def register(function: LayerPruner[P]) -> LayerPruner[P]:
         _register("prune", params, function, paper=paper, units=("layer",))
+        return function
+
+    return register
+
+
+def hidden_pruner(params: type[P], *, paper: str) -> Callable[[HiddenPruner[P]], HiddenPruner[P]]:
+    """Register what removes hidden dimensions."""
+
+    def register(function: HiddenPruner[P]) -> HiddenPruner[P]:
+        _register("prune", params, function, paper=paper, units=("hidden",))
         return function
 
     return register

@@ -146,8 +146,9 @@ class CompressionSpec(SpecModel):
     )
     score: ScoreParams | None = Field(
         None,
-        description="How important each weight, head, channel or block is. Required by `mask`, `structured` and "
-        "`depth`; `mrp` and `fista` start from it if it is given; `sparsegpt` chooses for itself.",
+        description="How important each weight, head, channel, hidden dimension or block is. Required by `mask`, "
+        "`structured`, `hidden` and `depth`; `mrp` and `fista` start from it if it is given; `sparsegpt` chooses for "
+        "itself.",
     )
     allocate: AllocateParams = Field(
         default_factory=lambda: _default("allocate", "uniform"), description="How sparsity is spread over layers."
@@ -198,10 +199,10 @@ class CompressionSpec(SpecModel):
         return gates
 
     @property
-    def removes(self) -> Literal["weight", "unit", "layer"]:
-        """Single weights, which become zeros; heads and channels; or whole decoder blocks."""
+    def removes(self) -> Literal["weight", "unit", "hidden", "layer"]:
+        """Single weights, which become zeros; heads and channels; hidden dimensions; or whole decoder blocks."""
         first = method_of("prune", self.prune).units[0]
-        return first if first in ("weight", "layer") else "unit"
+        return first if first in ("weight", "hidden", "layer") else "unit"
 
     @property
     def walk_needs(self) -> Stat:
@@ -280,10 +281,10 @@ class CompressionSpec(SpecModel):
     @model_validator(mode="after")
     def _an_allocation_that_fits(self) -> CompressionSpec:
         allocator = method_of("allocate", self.allocate)
-        if self.removes == "layer" and allocator.name != "uniform":
+        if self.removes in ("layer", "hidden") and allocator.name != "uniform":
             raise PydanticCustomError(
                 "nothing_to_allocate",
-                "prune `{method}` drops whole blocks: leave `allocate` out",
+                "prune `{method}` has nothing to spread over blocks: leave `allocate` out",
                 {"method": self.prune.method},
             )
         if self.removes == "unit" and Stat.LOSS in allocator.needs:

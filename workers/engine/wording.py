@@ -35,6 +35,12 @@ def sentence(report: Report) -> str:
         dropped = len({layer.block for layer in report.layers if layer.shape == (0, 0)})
         blocks = len({layer.block for layer in report.layers})
         return f"{dropped} of {blocks} decoder blocks were dropped: {scored}removed by {method.name}."
+    if method.units == ("hidden",):
+        removed = f"{percent(report.sparsity)} of the hidden dimensions were cut off, "
+        return (
+            f"{removed}{report.parameters:,} parameters became {report.parameters_after or 0:,}: {scored}removed by "
+            f"{method.name}."
+        )
     if "head" in method.units:
         whole += f"were cut off, {report.parameters:,} parameters became {report.parameters_after or 0:,}: "
     else:

@@ -5,7 +5,10 @@ A family is a row of like units along one axis of several tensors:
     head      a key/value head, the query heads that share it, and the columns of o_proj that read them
     channel   a row of gate_proj and up_proj, and the column of down_proj that reads their product
 
-Removing a unit from all of them leaves a valid block. Norms of queries and keys are shared by all heads and stay.
+    hidden    a dimension of the vector that blocks read and add to: rows of o_proj and down_proj, columns of the others
+
+Removing a unit from all of them leaves a valid block; a hidden dimension goes from all blocks, and from embedding, head
+and norms (`hidden_axis`). Norms of queries and keys are shared by all heads and stay.
 U = units of a family, W = width of a unit along a tensor's axis.
 """
 
@@ -15,14 +18,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from workers.engine.architectures.llama import BLOCKS, Architecture
+from workers.engine.architectures.llama import (
+    BLOCKS,
+    EMBEDDING,
+    HEAD,
+    NATIVE_MODEL_TYPES,
+    STREAMS,
+    WRITERS,
+    Architecture,
+)
 from workers.engine.errors import UnsupportedModel
 from workers.engine.shards import TensorFacts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["head", "channel"]
+Kind = Literal["head", "channel", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,38 @@ def families(
         mlp = [prefix + "mlp.gate_proj", prefix + "mlp.up_proj"]
         found.append(_family(block, "channel", channels, mlp, prefix + "mlp.down_proj", tensors))
     return tuple(found)
+
+
+def hidden_families(
+    architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]
+) -> tuple[Family, ...]:
+    """The hidden dimensions as each block owns them, in its linear layers: the same units in all. UnsupportedModel."""
+    if config["model_type"] not in NATIVE_MODEL_TYPES:
+        raise UnsupportedModel(
+            f"{config['model_type']}: hidden dimensions are removed only from {', '.join(NATIVE_MODEL_TYPES)}: some "
+            "families compute with their number",
+            "remove heads and channels with `structured`, or blocks with `depth`",
+            field="/model/id",
+        )
+    found = []
+    for block in range(architecture.blocks):
+        names = [f"{BLOCKS}.{block}.{name}.weight" for name in (*WRITERS, *(n for n in STREAMS if n not in WRITERS))]
+        members = tuple(Member(name, axis) for name in names if (axis := hidden_axis(name)) is not None)
+        size = sum(tensors[member.tensor].parameters for member in members) // architecture.hidden_size
+        found.append(Family(block, "hidden", architecture.hidden_size, members, size, 0))
+    return tuple(found)
+
+
+def hidden_axis(tensor: str) -> int | None:
+    """Along which of its axes a tensor of the model lies on the hidden dimensions; None where on neither."""
+    module, _, part = tensor.rpartition(".")
+    if module in (EMBEDDING, HEAD):
+        return 1 if part == "weight" else None
+    if module.endswith(WRITERS):
+        return 0
+    if module.endswith(tuple(STREAMS)):
+        return 1 if part == "weight" else None
+    return None if module.endswith(("q_norm", "k_norm", "rotary_emb")) else 0  # norms of the hidden vector
 
 
 def kept_only(

@@ -35,6 +35,9 @@ STREAMS = {
     "mlp.down_proj": "mlp_hidden",
 }
 """Linear layer in a block -> the inputs it reads. Order of the forward pass."""
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+"""Linear layers whose outputs are added to the hidden vector; the others read it, but for what o_proj and down_proj
+read."""
 NATIVE_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """Tried families, whose modelling code is transformers' own even where a repository also brings some."""
 FLOATS = ("F32", "BF16", "F16")

@@ -23,9 +23,9 @@ from workers.engine.registry import Stat, UnitPruneParams, method_of
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.curvature import curvature
 from workers.engine.stages.dense import dense_statistics
-from workers.engine.stages.drop import dropping
 from workers.engine.stages.latency import latency_table
 from workers.engine.stages.load import tensors_of
+from workers.engine.stages.rewrite import dropping, kept_dimensions
 from workers.engine.stages.trial import Trials
 from workers.engine.stats import AllocationFacts, DenseBlock, LinearStats
 
@@ -81,9 +81,13 @@ def allocate(
     """The spec's allocation; kept in the checkpoint, so that a retry prunes to the same. Raises NumericalFailure."""
     if saved := checkpoint.load_json("allocation"):
         return Allocation(**saved)
-    if spec.removes == "layer":
-        assert units is not None  # blocks are scored
-        sparsity = dropping(spec, model, units)
+    if spec.removes in ("layer", "hidden"):
+        assert units is not None  # they are scored
+        if spec.removes == "layer":
+            sparsity = dropping(spec, model, units)
+        else:
+            gone = 1 - len(kept_dimensions(spec, units)) / model.architecture.hidden_size
+            sparsity = {layer.name: gone for layer in model.architecture.layers}
         found = Allocation(_mean(model, sparsity), sparsity, {})
         checkpoint.save_json("allocation", vars(found))
         return found

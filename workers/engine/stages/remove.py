@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from workers.engine.outcome import Outcome, config_after
 from workers.engine.stages.cut import unit_surgeon
-from workers.engine.stages.drop import drop
 from workers.engine.stages.prune import prune
+from workers.engine.stages.rewrite import kept_dimensions, rewrite, without_dimensions
 from workers.engine.stages.weights import WeightSurgeon
 
 if TYPE_CHECKING:
@@ -39,7 +39,13 @@ def remove(
     blocks = range(model.architecture.blocks)
     if spec.removes == "layer":
         kept = [block for block in blocks if not allocation.sparsity[model.architecture.block(block)[0].name]]
-        return Outcome(kept), drop(spec, model, kept, checkpoint=checkpoint, events=events)
+        return Outcome(kept), rewrite(spec, model, kept, lambda tensors: tensors, checkpoint=checkpoint, events=events)
+    if spec.removes == "hidden":
+        assert units is not None  # they are scored
+        dimensions, of = kept_dimensions(spec, units), model.architecture.hidden_size
+        outcome = Outcome(blocks, hidden=(len(dimensions), of))
+        change = without_dimensions(dimensions, of)
+        return outcome, rewrite(spec, model, blocks, change, checkpoint=checkpoint, events=events)
     if spec.removes == "unit":
         assert units is not None  # they are scored
         surgeon = unit_surgeon(spec, model, units, allocation.sparsity)

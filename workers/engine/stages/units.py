@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cosine_similarity
 
-from workers.engine.architectures.coupled import Family, families, unit_rows
+from workers.engine.architectures.coupled import Family, families, hidden_families, unit_rows
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import NumericalFailure
 from workers.engine.linalg import finite
@@ -52,12 +52,15 @@ def score_units(
     checkpoint: Checkpoint,
     events: Events,
 ) -> Units:
-    """The scores of all heads and channels, or of all blocks. Kept in the checkpoint for a retry.
+    """The scores of all heads and channels, hidden dimensions or blocks. Kept in the checkpoint for a retry.
 
     Raises NumericalFailure where a score is not a number.
     """
     assert spec.score is not None  # the spec's validator saw to it
-    found = () if spec.removes == "layer" else families(model.architecture, model.source.config, model.source.tensors)
+    found: tuple[Family, ...] = ()
+    if spec.removes != "layer":
+        of = hidden_families if spec.removes == "hidden" else families
+        found = of(model.architecture, model.source.config, model.source.tensors)
     if saved := checkpoint.load_json("unit-scores"):
         return Units(found, saved)
     method = method_of("score", spec.score)

@@ -1,4 +1,4 @@
-"""Taylor: importance of heads and channels by what the loss would lose to first or second order (LLM-Pruner).
+"""Taylor: importance of units by what the loss would lose without them, to first or second order (LLM-Pruner).
 
 Ma et al. 2023, arXiv:2305.11627, section 3.2. Query heads count towards the key/value head they share; the released
 code credits others where heads are grouped. Biases are left out, as there.
@@ -35,7 +35,7 @@ class TaylorParams(UnitScoreParams):
     aggregate: Literal["sum", "mean", "max", "prod", "first", "last"] = Field(
         "sum",
         description="How the matrices of a unit are combined: `first` takes q_proj or gate_proj alone, `last` o_proj "
-        "or down_proj alone.",
+        "or down_proj alone; of a hidden dimension o_proj and up_proj.",
     )
 
     @property
@@ -77,7 +77,7 @@ def measure(block: DenseUnits, params: TaylorParams) -> Mapping[str, Tensor]:
 @unit_scorer(
     TaylorParams,
     paper="arXiv:2305.11627",
-    units=("head", "channel"),
+    units=("head", "channel", "hidden"),
     needs=Stat.GRADIENT | Stat.SQUARED_GRADIENT,
     measure=measure,
 )
