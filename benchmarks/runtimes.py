@@ -35,6 +35,7 @@ CUTS: dict[str, dict[str, Any]] = {
     "zeros": {"score": {"method": "magnitude"}, "prune": {"method": "mask"}},
     "uniform widths": UNITS,
     "different widths": DIFFERENT,
+    "fewer hidden dimensions": {"score": {"method": "magnitude"}, "prune": {"method": "hidden"}},
     "fewer blocks": {"score": {"method": "reverse_order"}, "prune": {"method": "depth"}},
 }
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

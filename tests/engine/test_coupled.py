@@ -28,7 +28,7 @@ from workers.engine.architectures.coupled import Family, families, kept_only
 from workers.engine.architectures.llama import recognise
 from workers.engine.costs import parameters_after
 from workers.engine.errors import UnsupportedModel
-from workers.engine.plan import planned_outcome
+from workers.engine.plan import foresee
 from workers.engine.shards import TensorFacts
 from workers.engine.sources import ModelSource, Sources, resolve_model
 from workers.engine.spec import CompressionSpec, ModelRef
@@ -223,7 +223,7 @@ class TestPublishedSizes:
         spec = CompressionSpec.model_validate(
             {"model": {"id": "a/b"}, "score": {"method": score}, "prune": prune, "calibrate": {"dataset": "a/b"}}
         )
-        outcome = planned_outcome(spec, source, recognise(config, tensors))
+        outcome = foresee(spec, source, recognise(config, tensors)).outcome
         assert outcome is not None
         return source.parameters, parameters_after(source, outcome)
 

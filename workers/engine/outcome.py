@@ -91,7 +91,7 @@ def config_after(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
             "intermediate_size": channels,
         }
     if cut and config["model_type"] == "llama" and changed["hidden_size"] % changed["num_attention_heads"]:
-        changed |= _as_mistral(changed)
+        changed |= _as_mistral(changed, "/prune/sparsity" if outcome.widths is None else "/prune/units")
     if not outcome.uniform:
         changed |= _per_layer(changed, outcome)
     return changed
@@ -133,7 +133,7 @@ def _per_layer(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _as_mistral(config: Mapping[str, Any]) -> dict[str, Any]:
+def _as_mistral(config: Mapping[str, Any], field: str) -> dict[str, Any]:
     """What makes a Llama's config a Mistral's: the same computation, and transformers takes any number of heads there.
 
     A `LlamaConfig` is refused unless its heads divide the hidden size, although nothing else needs that.
@@ -143,7 +143,7 @@ def _as_mistral(config: Mapping[str, Any]) -> dict[str, Any]:
             f"llama: {config['num_attention_heads']} query heads do not divide the hidden size of "
             f"{config['hidden_size']}, as its config must; Mistral's need not, but has no biases",
             "remove channels only, or so much that the heads divide the hidden size",
-            field="/prune",
+            field=field,
         )
     return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
 

@@ -15,7 +15,7 @@ from workers.engine.clock import Clock
 from workers.engine.costs import parameters_after
 from workers.engine.failures import translated
 from workers.engine.gates import judge, overall
-from workers.engine.plan import runtimes, warnings
+from workers.engine.plan import foresee, runtimes, warnings
 from workers.engine.provenance import fingerprint, provenance
 from workers.engine.report import Report
 from workers.engine.stages.allocate import allocate
@@ -104,7 +104,7 @@ def compress(
             verdict=overall(gates),
             stages=clock.report(),
             runtimes=runtimes(spec, outcome.uniform),
-            warnings=warnings(spec, model.source, model.architecture),
+            warnings=warnings(spec, model.source, foresee(spec, model.source, model.architecture)),
             resumed_blocks=resumed,
         )
         with clock.stage("package"):

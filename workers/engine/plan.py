@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
@@ -33,15 +33,26 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
 
 
+@dataclass(frozen=True)
+class Prospect:
+    """What is known of a job before it begins."""
+
+    architecture: Architecture
+    sparsity: Mapping[str, float] | None
+    """Layer name -> sparsity; None where the job has to measure something first."""
+    outcome: Outcome | None
+    """Structure of the result; None where widths follow from what the job measures. Which blocks are dropped is not
+    known, and does not matter to their number and size: the last stand for them."""
+
+
 def plan(spec: CompressionSpec, sources: Sources) -> Plan:
     """The plan of a spec that can be carried out; otherwise the same error that the job would fail with.
 
     Raises the errors of `resolve_model` and `feasible`.
     """
     source = resolve_model(spec.model, sources)
-    architecture = feasible(spec, source, sources)
-    sparsity = planned_sparsity(spec, source, architecture)
-    outcome = planned_outcome(spec, source, architecture)
+    prospect = feasible(spec, source, sources)
+    architecture, sparsity, outcome = prospect.architecture, prospect.sparsity, prospect.outcome
     return Plan(
         spec_digest=spec.digest(),
         model_id=source.id,
@@ -51,7 +62,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         parameters=source.parameters,
         parameters_after=None if outcome is None else parameters_after(source, outcome),
         prunable_parameters=architecture.prunable_parameters,
-        zeros_after=planned_zeros(spec, source, architecture),
+        zeros_after=_zeros(spec, prospect),
         bytes_before=sum(facts.bytes for facts in source.tensors.values()),
         bytes_after=None if outcome is None else stored_bytes(spec, source, outcome),
         layers=[
@@ -66,12 +77,12 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         peak_memory_bytes=predicted_peak_memory_bytes(spec, source, architecture),
         elapsed_s=predicted_elapsed_s(spec, source, architecture, sources.data_dir),
         runtimes=runtimes(spec, blocks_alike(spec) if outcome is None else outcome.uniform),
-        warnings=warnings(spec, source, architecture),
+        warnings=warnings(spec, source, prospect),
     )
 
 
-def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Architecture:
-    """The model's architecture, if the spec fits the model and its data can be found. A dry run and a job both ask.
+def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Prospect:
+    """What is known beforehand, if the spec fits the model and its data can be found. A dry run and a job both ask.
 
     Raises UnsupportedModel, InvalidSpec (a pattern or groups that do not divide a width), SequenceTooLong,
     DatasetNotFound, HubUnavailable, MemoryBudgetTooSmall.
@@ -89,7 +100,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
                 raise InvalidSpec(
                     f"{layer.name}: {misfit}", "choose a pattern that fits every width", field="/prune/pattern"
                 )
-    outcome = planned_outcome(spec, source, architecture)  # refuses what cannot be removed
+    prospect = foresee(spec, source, architecture)  # refuses what cannot be removed
     at_most = spec.prune.at_most if isinstance(spec.prune, UnitPruneParams) else None
     if at_most is not None and at_most.decode_time is not None and at_most.tokens >= architecture.context_length:
         raise SequenceTooLong(
@@ -97,8 +108,8 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
             f"use fewer than {architecture.context_length} tokens",
             field="/prune/at_most/tokens",
         )
-    if spec.tune is not None and outcome is not None:
-        spec.tune.check(_layers_of(architecture, outcome))
+    if spec.tune is not None and prospect.outcome is not None:
+        spec.tune.check(_layers_of(architecture, prospect.outcome))
     elif spec.tune is not None and isinstance(spec.prune, UnitPruneParams):
         spec.tune.check_multiples(spec.prune.channel_multiple)
     for field, ref in _texts(spec).items():
@@ -111,7 +122,13 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Ar
                 field=f"{field}/sequence_length",
             )
     predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
-    return architecture
+    return prospect
+
+
+def foresee(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Prospect:
+    """What is known beforehand. Raises InvalidSpec and UnsupportedModel where the structure is not to be had."""
+    sparsity = _sparsity(spec, source, architecture)
+    return Prospect(architecture, sparsity, _outcome(spec, source, architecture, sparsity))
 
 
 def _layers_of(architecture: Architecture, outcome: Outcome) -> list[LinearFacts]:
@@ -141,10 +158,7 @@ def _texts(spec: CompressionSpec) -> dict[str, DataRef]:
     return {field: part for field, part in parts.items() if isinstance(part, DataRef)}
 
 
-def planned_sparsity(
-    spec: CompressionSpec, source: ModelSource, architecture: Architecture
-) -> Mapping[str, float] | None:
-    """Layer name -> sparsity; None where the job has to measure something first."""
+def _sparsity(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Mapping[str, float] | None:
     method = method_of("allocate", spec.allocate)
     if method.measure is not None or spec.allocate_needs is not Stat.NONE or isinstance(spec.prune, LayerPruneParams):
         return None
@@ -160,12 +174,9 @@ def planned_sparsity(
     return None if target is None else allocation(spec, facts, target)
 
 
-def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Outcome | None:
-    """Structure of the result; None where widths follow from what the job measures.
-
-    Which blocks are dropped is not known, and does not matter to their number and size: the last stand for them.
-    Raises InvalidSpec and UnsupportedModel where the structure is not to be had.
-    """
+def _outcome(
+    spec: CompressionSpec, source: ModelSource, architecture: Architecture, sparsity: Mapping[str, float] | None
+) -> Outcome | None:
     blocks = range(architecture.blocks)
     if isinstance(spec.prune, LayerPruneParams):
         assert isinstance(spec.score, UnitScoreParams)
@@ -185,7 +196,6 @@ def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Ar
         return outcome
     if isinstance(spec.prune, UnitPruneParams):
         found = families(architecture, source.config, source.tensors)
-        sparsity = planned_sparsity(spec, source, architecture)
         if sparsity is None:
             if not blocks_alike(spec):
                 modeling_class(source.config)  # refuses families that have none
@@ -196,7 +206,7 @@ def planned_outcome(spec: CompressionSpec, source: ModelSource, architecture: Ar
     return Outcome(blocks)
 
 
-def planned_zeros(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int | None:
+def _zeros(spec: CompressionSpec, prospect: Prospect) -> int | None:
     """Zeros the pruned layers will hold, where the dense weights hold none; None while the target is not known.
 
     Where the allocation is not known yet it is the target's share: allocations keep the mean.
@@ -205,10 +215,10 @@ def planned_zeros(spec: CompressionSpec, source: ModelSource, architecture: Arch
         return 0
     if spec.prune.target is None:
         return None
-    sparsity = planned_sparsity(spec, source, architecture)
+    layers, sparsity = prospect.architecture.layers, prospect.sparsity
     if sparsity is None:
-        return round(spec.prune.target * architecture.prunable_parameters)
-    return sum(spec.prune.removed(layer.shape, sparsity[layer.name], spec.group) for layer in architecture.layers)
+        return round(spec.prune.target * prospect.architecture.prunable_parameters)
+    return sum(spec.prune.removed(layer.shape, sparsity[layer.name], spec.group) for layer in layers)
 
 
 def blocks_alike(spec: CompressionSpec) -> bool:
@@ -255,16 +265,16 @@ def runtimes(spec: CompressionSpec, alike: bool) -> list[Runtime]:
     ]
 
 
-def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> list[str]:
+def warnings(spec: CompressionSpec, source: ModelSource, prospect: Prospect) -> list[str]:
     """What a user might not expect of this spec on this model."""
     found = []
     if spec.calibrate is not None and spec.needs is Stat.NONE:
         found.append("no method of this spec looks at activations: `calibrate` is not used")
     if spec.removes != "weight":
-        return found + _structure_warnings(spec, source, architecture)
-    zeros = planned_zeros(spec, source, architecture)
+        return found + _structure_warnings(spec, source, prospect)
+    zeros, prunable = _zeros(spec, prospect), prospect.architecture.prunable_parameters
     target = spec.prune.target
-    realised = zeros / architecture.prunable_parameters if zeros is not None else None
+    realised = zeros / prunable if zeros is not None else None
     if target is not None and realised is not None and target - realised > 1e-4:
         found.append(f"{realised:.4f} of the weights will be removed, not {target:g}: each row drops a whole number")
     if target is None:
@@ -272,10 +282,10 @@ def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architect
             "the sparsity is found by trial prunings with scores taken once; the result, calibrated block by block, is "
             "usually better than its trial, so more could have been removed"
         )
-    if planned_sparsity(spec, source, architecture) is None:
+    if prospect.sparsity is None:
         found.append("how much each layer loses is measured by the job, not known in advance")
     found += tuning_warnings(spec, source)
-    share = architecture.prunable_parameters / source.parameters
+    share = prunable / source.parameters
     if share < 0.8:
         found.append(
             f"only {share:.0%} of the parameters can be pruned, the linear layers of the blocks: "
@@ -286,9 +296,9 @@ def warnings(spec: CompressionSpec, source: ModelSource, architecture: Architect
     return found
 
 
-def _structure_warnings(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> list[str]:
+def _structure_warnings(spec: CompressionSpec, source: ModelSource, prospect: Prospect) -> list[str]:
     found = []
-    outcome = planned_outcome(spec, source, architecture)
+    architecture, outcome = prospect.architecture, prospect.outcome
     if outcome is None and blocks_alike(spec):
         found.append("how narrow the blocks become follows from times that the job measures: another run may differ")
     elif outcome is None:

@@ -24,6 +24,7 @@ from workers.engine.registry import (
     PruneMethodParams,
     Stage,
     Stat,
+    Unit,
     UnitScoreParams,
     method_of,
     methods,
@@ -259,12 +260,12 @@ class CompressionSpec(SpecModel):
         if self.score is not None and not {*pruner.units} & {*method_of("score", self.score).units}:
             raise PydanticCustomError(
                 "score_of_other_units",
-                "prune `{method}` removes {removed}s, and score `{score}` is about {scored}s: {fitting} would fit",
+                "prune `{method}` removes {removed}, and score `{score}` is about {scored}: {fitting} would fit",
                 {
                     "method": pruner.name,
-                    "removed": " and ".join(f"{unit}" for unit in pruner.units).replace(" and ", "s and "),
+                    "removed": _plural(pruner.units),
                     "score": self.score.method,
-                    "scored": "s and ".join(method_of("score", self.score).units),
+                    "scored": _plural(method_of("score", self.score).units),
                     "fitting": ", ".join(m.name for m in methods("score") if {*m.units} & {*pruner.units}),
                 },
             )
@@ -385,6 +386,11 @@ class CompressionSpec(SpecModel):
     def digest(self) -> str:
         """`sha256:<hex>` of the canonical spec."""
         return "sha256:" + hashlib.sha256(self.canonical()).hexdigest()
+
+
+def _plural(units: tuple[Unit, ...]) -> str:
+    names = ["hidden dimensions" if unit == "hidden" else f"{unit}s" for unit in units]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _default(stage: Stage, name: str) -> MethodParams:

@@ -23,7 +23,7 @@ from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.estimate import batch_tokens
 from workers.engine.memory import trim
 from workers.engine.outcome import PER_LAYER, Outcome, config_after
-from workers.engine.plan import feasible, planned_outcome
+from workers.engine.plan import feasible
 from workers.engine.shards import Slice, TensorFacts, fill, read_header
 from workers.engine.sources import ModelSource, Sources, download, resolve_model
 
@@ -72,7 +72,8 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
     UnsupportedModel where this transformers does not know the model type or the tokenizer cannot be read.
     """
     source = resolve_model(spec.model, sources)
-    architecture = feasible(spec, source, sources)
+    prospect = feasible(spec, source, sources)
+    architecture = prospect.architecture
     path = download(source)
     if architecture.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModel(
@@ -80,7 +81,7 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
             "use a model of a family that transformers implements itself",
             field="/model/id",
         )
-    _check_shapes(source, planned_outcome(spec, source, architecture))
+    _check_shapes(source, prospect.outcome)
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
     return LoadedModel(
         source,
