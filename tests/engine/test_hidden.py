@@ -138,6 +138,8 @@ def test_the_report_counts_what_went(tiny: Path, sources: Sources, tmp_path: Pat
     assert report.sparsity == 0.25
     assert {layer.sparsity for layer in report.layers} == {0.25}
     assert "of the hidden dimensions were cut off" in (tmp_path / "model" / "README.md").read_text()
+    page = (tmp_path / "model" / "report.html").read_text()
+    assert ("Sparsity of each layer" in page, "Shape of each block" in page) == (True, False)
 
 
 def test_goes_on_where_it_was(tiny: Path, sources: Sources, tmp_path: Path) -> None:

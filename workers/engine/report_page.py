@@ -21,6 +21,8 @@ def render(report: Report) -> str:
     """The page. Whatever the report's texts hold is shown as text."""
     # Markup only around the figures, which escape their own texts; the template escapes everything else.
     directed = [metric for metric in report.metrics if metric.higher_is_better is not None]
+    methods = wording.compressing_methods(report)
+    same_inside = any(method.units == ("hidden",) for method in methods)  # heads and MLPs are as wide as they were
     environment = Environment(
         loader=PackageLoader("workers.engine", "templates"),
         autoescape=True,
@@ -31,12 +33,12 @@ def render(report: Report) -> str:
     return environment.get_template("report.html").render(
         report=report,
         wording=wording,
-        methods=wording.compressing_methods(report),
+        methods=methods,
         measured=all(layer.metric is not None for layer in report.layers),
         headlines=directed[:_HEADLINES],
         spec_json=json.dumps(report.spec, indent=2),
         sparsity_figure=Markup(sparsity_figure(report.layers)),
-        widths_figure=Markup(widths_figure(report.layers)),
+        widths_figure=Markup("" if same_inside else widths_figure(report.layers)),
         metrics_figure=Markup(metrics_figure(directed)) if directed else None,
         loss_figure=Markup(loss_figure(report.tune)) if report.tune else None,
         stages_figure=Markup(stages_figure(report.stages)),
