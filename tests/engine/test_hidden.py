@@ -130,6 +130,7 @@ def test_the_plan_is_what_happens(name: str, save_model: SaveModel, sources: Sou
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert planned.bytes_after == sum(tensor.nbytes for tensor in tensors.values())
     assert {layer.target_sparsity for layer in planned.layers} == {1 - 34 / 48}
+    assert not any("stays" in warning for warning in planned.warnings)
     assert all(runtime.loads and runtime.faster and "trust" not in runtime.note for runtime in planned.runtimes)
 
 
