@@ -16,6 +16,7 @@ from workers.engine.costs import parameters_after
 from workers.engine.failures import translated
 from workers.engine.gates import judge, overall
 from workers.engine.plan import foresee, runtimes, warnings
+from workers.engine.price import importance_lost
 from workers.engine.provenance import fingerprint, provenance
 from workers.engine.report import Report
 from workers.engine.stages.allocate import allocate
@@ -79,6 +80,7 @@ def compress(
         layers = layer_reports(model, allocation, outcome, model_dir)
         with clock.stage("evaluate"):
             evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
+        price = importance_lost(spec, model.architecture, units, outcome, allocation.target)
         gates = judge(spec.gates, evaluation.metrics)
         report = Report(
             spec=spec.model_dump(mode="json"),
@@ -95,6 +97,8 @@ def compress(
             / model.architecture.prunable_parameters,
             target_sparsity=allocation.target,
             trial_perplexity_ratio=allocation.trial_ratio,
+            importance_lost=price and price[0],
+            importance_lost_by_ranking=price and price[1],
             refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
             tune=tuned,

@@ -154,6 +154,14 @@ class Report(ReportModel):
     trial_perplexity_ratio: float | None = Field(
         None, description="Where a perplexity ratio was asked for: that of the trial pruning which met it."
     )
+    importance_lost: float | None = Field(
+        None,
+        description="Where all blocks lost as many heads and channels: the share of all units' scores that those held "
+        "which went; scores in multiples of their kind's mean, weighed by parameters.",
+    )
+    importance_lost_by_ranking: float | None = Field(
+        None, description="The same, had `ranking` spread the same sparsity into blocks of different widths."
+    )
     refresh: Literal["block", "projection"] | None = Field(
         None, description="How soon layers saw what was pruned before them; null where no inputs were looked at."
     )

@@ -70,6 +70,12 @@ def conditions(report: Report) -> list[str]:
             f"{percent(report.target_sparsity or 0)} is the most whose trial pruning kept the perplexity within "
             f"×{asked:g}: ×{report.trial_perplexity_ratio:.3f}."
         )
+    if report.importance_lost is not None:
+        found.append(
+            f"All blocks have one shape, which any runtime loads: the units that went held "
+            f"{percent(report.importance_lost)} of all importance by their scores, those of different widths "
+            f"(`ranking`) would have held {percent(report.importance_lost_by_ranking or 0)}."
+        )
     if report.tune is not None:
         found.append(tuned(report.tune, report.spec["tune"]))
     if report.refresh == "block":
