@@ -37,7 +37,7 @@ def price(scores: list[dict[str, list[float]]], **parts: Any) -> tuple[float, fl
 
 def test_by_hand() -> None:
     # A block has 16 * (24 + 12 + 12 + 24) + 60 * 16 = 2112 weights; a fifth of them is 8.8 channels of 48: 9 of 20 go.
-    # Uniform: all worth nothing in blocks 0 and 1, all worth 1 in 2 and 3: 18 of 60, and channels have 3840 of 8448 weights.
+    # Uniform: worth nothing in blocks 0 and 1, worth 1 in 2 and 3: 18 of 60. Channels have 3840 of 8448 weights.
     # Ranking has 35 to remove: the 20 that are worth nothing, and 15 of the others (16 with the fraction of one).
     found = price(SCORES)
     assert found is not None

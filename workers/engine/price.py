@@ -27,9 +27,9 @@ def importance_lost(
 ) -> tuple[float, float] | None:
     """Share of all importance that the units held which went, and that they would have held under `ranking`.
 
-    In [0, 1]. Scores count in multiples of their kind's mean, as `ranking` compares them, for each parameter that a unit
-    has: then to take the lowest first, as it does, loses least for a number of parameters. None where nothing was cut,
-    where blocks differ anyway, or where the scores, or the blocks, do not allow another spread of `sparsity`.
+    In [0, 1]. Scores count in multiples of their kind's mean, as `ranking` compares them, for each parameter that a
+    unit has: then to take the lowest first, as it does, loses least for a number of parameters. None where nothing was
+    cut, where blocks differ anyway, or where the scores, or the blocks, do not allow another spread of `sparsity`.
     """
     params = spec.prune
     if not isinstance(params, UnitPruneParams) or units is None or outcome.widths is None or sparsity is None:
