@@ -134,6 +134,8 @@ def every_walk() -> list[Any]:
     for method in methods("prune"):
         if "layer" in method.units:
             parts[method.name] = {"prune": {"method": method.name, "layers": 1}, "score": {"method": "block_influence"}}
+        if "hidden" in method.units:
+            parts[method.name] = {"prune": {"method": method.name, "sparsity": 0.25}, "score": {"method": "magnitude"}}
     return [pytest.param(spec_of(**part), id=name) for name, part in parts.items()]
 
 

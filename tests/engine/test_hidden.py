@@ -143,21 +143,6 @@ def test_the_report_counts_what_went(tiny: Path, sources: Sources, tmp_path: Pat
     assert ("Sparsity of each layer" in page, "Shape of each block" in page) == (True, False)
 
 
-def test_goes_on_where_it_was(tiny: Path, sources: Sources, tmp_path: Path) -> None:
-    class Stops(Silent):
-        def checkpoint(self, block: int) -> None:
-            if block == 1:
-                raise KeyboardInterrupt
-
-    whole = compress(hidden(), tmp_path / "whole", sources, Silent(), tmp_path / "a")
-    with pytest.raises(KeyboardInterrupt):
-        compress(hidden(), tmp_path / "again", sources, Stops(), tmp_path / "b")
-    again = compress(hidden(), tmp_path / "again", sources, Silent(), tmp_path / "b")
-    assert (whole.resumed_blocks, again.resumed_blocks) == (0, 2)
-    file = "model/model.safetensors"
-    assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-
-
 class TestRefuses:
     def test_families_that_compute_with_the_number(self, save_model: SaveModel, sources: Sources) -> None:
         save_model("tiny", Gemma2Config(**SIZES))
