@@ -22,23 +22,22 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks import speed
 from benchmarks.random_model import BOOKWORM, SHAPES, write
+from workers.engine.architectures.llama import NATIVE_MODEL_TYPES
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.sources import Sources
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]
-UNITS = {"score": {"method": "magnitude"}, "prune": {"method": "structured", "compensate": False}}
-DIFFERENT = UNITS | {"allocate": {"method": "ranking"}}
 CUTS: dict[str, dict[str, Any]] = {
-    "zeros": {"score": {"method": "magnitude"}, "prune": {"method": "mask"}},
-    "uniform widths": UNITS,
-    "different widths": DIFFERENT,
+    "zeros": speed.CUTS["zeros"],
+    "uniform widths": speed.CUTS["heads and channels"],
+    "different widths": speed.CUTS["heads and channels"] | {"allocate": {"method": "ranking"}},
     "fewer hidden dimensions": {"score": {"method": "magnitude"}, "prune": {"method": "hidden"}},
-    "fewer blocks": {"score": {"method": "reverse_order"}, "prune": {"method": "depth"}},
+    "fewer blocks": speed.CUTS["blocks"],
 }
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 SMALL = {
     "vocab_size": 4096,
     "hidden_size": 128,
@@ -59,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (speed if arguments.speed else same)(arguments.python, folder)
+        (timed if arguments.speed else same)(arguments.python, folder)
 
 
 def same(python: str, folder: Path) -> None:
@@ -67,7 +66,9 @@ def same(python: str, folder: Path) -> None:
     print("| model | result | largest difference of a log-probability | same tokens |\n|---|---|---:|---|")
     prompt = torch.randint(4096, (24,), generator=torch.Generator().manual_seed(0)).tolist()
     request = {"prompt": prompt, "tokens": 16, "batch": 1, "repeats": 1}
-    for model, cut in [("bookworm-7m", cut) for cut in CUTS] + [(f"random {f}", "different widths") for f in FAMILIES]:
+    for model, cut in [("bookworm-7m", cut) for cut in CUTS] + [
+        (f"random {f}", "different widths") for f in NATIVE_MODEL_TYPES
+    ]:
         shutil.rmtree(folder / "models", ignore_errors=True)
         if model == "bookworm-7m":
             shutil.copytree(BOOKWORM, folder / "models/model")
@@ -79,7 +80,7 @@ def same(python: str, folder: Path) -> None:
         print(f"| {model} | {cut} | {apart:.1e} | {theirs['tokens'] == ours['tokens']} |", flush=True)
 
 
-def speed(python: str, folder: Path) -> None:
+def timed(python: str, folder: Path) -> None:
     """A table: seconds of vLLM for the dense model and for results, prompt and decoding together."""
     print(f"350 M shape, float32, {platform.machine()} CPU, prompts of 128 tokens and 32 to follow; median of 5\n")
     print("| result | batch 1 | batch 8 |\n|---|---:|---:|")

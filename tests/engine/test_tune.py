@@ -42,10 +42,10 @@ from workers.engine.tuning.losses import distillation
 METHODS = [method.name for method in methods("tune")]
 FEW = {"dataset": "calibration.txt", "steps": 6, "batch": 3, "sequence_length": 32, "holdout": 4, "evaluate_every": 2}
 FITTING = {"group": {"group_size": 16}}
+"""What makes a method fit `tiny`, whose MLP is 48 wide."""
 CUT = {"method": "structured", "sparsity": 0.35, "compensate": False}
 DROPPED = {"method": "depth", "layers": 1}
 RANKING = {"method": "ranking"}
-"""What makes a method fit `tiny`, whose MLP is 48 wide."""
 
 
 def tuning(method: str, **changes: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,23 +48,34 @@ class Outcome:
         """Whether all blocks have one shape, which one config can tell."""
         return len(set(self.shapes)) <= 1
 
-    def parameters(self, tensors: Mapping[str, TensorFacts]) -> dict[str, int]:
-        """Tensor name in the dense model -> its parameters in the result; what is dropped is left out."""
-        left = {}
+    @property
+    def cut(self) -> bool:
+        """Whether tensors of the blocks that stay are narrower than they were."""
+        return self.widths is not None or self.hidden is not None
+
+    def tensor_shapes(self, tensors: Mapping[str, TensorFacts]) -> dict[str, tuple[int, ...]]:
+        """Tensor name in the dense model -> its shape in the result; what is dropped is left out."""
         kept = {f"{BLOCKS}.{block}." for block in self.blocks}
-        for name, facts in tensors.items():
-            if not name.startswith(f"{BLOCKS}.") or name[: name.index(".", len(BLOCKS) + 1) + 1] in kept:
-                left[name] = facts.parameters
+        left = {
+            name: list(facts.shape)
+            for name, facts in tensors.items()
+            if not name.startswith(f"{BLOCKS}.") or name[: name.index(".", len(BLOCKS) + 1) + 1] in kept
+        }
         if self.widths is not None:
             for family in self.families:
                 for member in family.members:
                     if member.tensor in left:
-                        share = self.widths[family.block, family.kind]
-                        left[member.tensor] = left[member.tensor] // family.units * share
+                        unit = left[member.tensor][member.axis] // family.units
+                        left[member.tensor][member.axis] = unit * self.widths[family.block, family.kind]
         if self.hidden is not None:
-            stay, of = self.hidden
-            left = {name: n // of * stay if hidden_axis(name) is not None else n for name, n in left.items()}
-        return left
+            for name, shape in left.items():
+                if (axis := hidden_axis(name)) is not None:
+                    shape[axis] = self.hidden[0]
+        return {name: tuple(shape) for name, shape in left.items()}
+
+    def parameters(self, tensors: Mapping[str, TensorFacts]) -> dict[str, int]:
+        """Tensor name in the dense model -> its parameters in the result; what is dropped is left out."""
+        return {name: math.prod(shape) for name, shape in self.tensor_shapes(tensors).items()}
 
 
 def config_after(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
@@ -74,8 +86,7 @@ def config_after(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
     changed = dict(config)
     if len(outcome.blocks) < config["num_hidden_layers"]:
         _fewer_blocks(changed, outcome.blocks)
-    cut = outcome.widths is not None or outcome.hidden is not None
-    if cut:
+    if outcome.cut:
         changed["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     if outcome.hidden is not None:
         kept, of = outcome.hidden
@@ -90,7 +101,7 @@ def config_after(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
             "num_attention_heads": heads * shared_by,
             "intermediate_size": channels,
         }
-    if cut and config["model_type"] == "llama" and changed["hidden_size"] % changed["num_attention_heads"]:
+    if outcome.cut and config["model_type"] == "llama" and changed["hidden_size"] % changed["num_attention_heads"]:
         changed |= _as_mistral(changed, "/prune/sparsity" if outcome.widths is None else "/prune/units")
     if not outcome.uniform:
         changed |= _per_layer(changed, outcome)

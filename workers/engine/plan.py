@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
-from workers.engine.architectures.coupled import families, hidden_axis, hidden_families
+from workers.engine.architectures.coupled import families, hidden_families
 from workers.engine.architectures.llama import Architecture, recognise
 from workers.engine.budget import fitting_sparsity
 from workers.engine.costs import parameters_after, stored_bytes
@@ -30,6 +30,7 @@ from workers.engine.stats import AllocationFacts, LinearFacts
 from workers.engine.widths import kept_units
 
 if TYPE_CHECKING:
+    from workers.engine.shards import TensorFacts
     from workers.engine.spec import CompressionSpec
 
 
@@ -109,7 +110,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
             field="/prune/at_most/tokens",
         )
     if spec.tune is not None and prospect.outcome is not None:
-        spec.tune.check(_layers_of(architecture, prospect.outcome))
+        spec.tune.check(_layers_of(architecture, prospect.outcome, source.tensors))
     elif spec.tune is not None and isinstance(spec.prune, UnitPruneParams):
         spec.tune.check_multiples(spec.prune.channel_multiple)
     for field, ref in _texts(spec).items():
@@ -131,24 +132,15 @@ def foresee(spec: CompressionSpec, source: ModelSource, architecture: Architectu
     return Prospect(architecture, sparsity, _outcome(spec, source, architecture, sparsity))
 
 
-def _layers_of(architecture: Architecture, outcome: Outcome) -> list[LinearFacts]:
+def _layers_of(architecture: Architecture, outcome: Outcome, tensors: Mapping[str, TensorFacts]) -> list[LinearFacts]:
     """The layers of the blocks that stay, in the shapes of the result."""
-    shapes = {layer.name: list(layer.shape) for layer in architecture.layers}
-    kept = outcome.widths or {}
-    for family in outcome.families if kept else ():
-        for member in family.members:
-            if (shape := shapes.get(member.tensor.removesuffix(".weight"))) is not None:
-                shape[member.axis] = shape[member.axis] // family.units * kept[family.block, family.kind]
-    if outcome.hidden is not None:
-        for name, shape in shapes.items():
-            axis = hidden_axis(f"{name}.weight")
-            assert axis is not None  # every linear layer reads or writes the hidden vector
-            shape[axis] = outcome.hidden[0]
-    return [
-        replace(layer, shape=(shapes[layer.name][0], shapes[layer.name][1]))
-        for layer in architecture.layers
-        if layer.block in outcome.blocks
-    ]
+    shapes = outcome.tensor_shapes(tensors)
+    found = []
+    for layer in architecture.layers:
+        if layer.block in outcome.blocks:
+            outputs, inputs = shapes[f"{layer.name}.weight"]
+            found.append(replace(layer, shape=(outputs, inputs)))
+    return found
 
 
 def _texts(spec: CompressionSpec) -> dict[str, DataRef]:
@@ -163,8 +155,8 @@ def _sparsity(spec: CompressionSpec, source: ModelSource, architecture: Architec
     if method.measure is not None or spec.allocate_needs is not Stat.NONE or isinstance(spec.prune, LayerPruneParams):
         return None
     if isinstance(spec.prune, HiddenPruneParams):
-        gone = 1 - spec.prune.kept(architecture.hidden_size) / architecture.hidden_size
-        return {layer.name: gone for layer in architecture.layers}
+        gone = spec.prune.share_removed(architecture.hidden_size)
+        return dict.fromkeys((layer.name for layer in architecture.layers), gone)
     facts, target = AllocationFacts(architecture.layers, {}), spec.prune.target
     if isinstance(spec.prune, UnitPruneParams) and target is None:
         assert spec.prune.at_most is not None  # one of both is given

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
 from workers.engine.errors import InvalidSpec, NumericalFailure
-from workers.engine.registry import UnitPruneParams, methods
+from workers.engine.registry import UnitPruneParams, discover
 from workers.engine.stats import AllocationFacts
 from workers.engine.widths import kept_units
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from workers.engine.architectures.llama import Architecture
     from workers.engine.outcome import Outcome
     from workers.engine.spec import CompressionSpec
@@ -36,12 +33,8 @@ def importance_lost(
         return None
     if not outcome.uniform or not _all_positive(units):
         return None
-    ranking = next(method for method in methods("allocate") if method.name == "ranking").params()  # type: ignore[call-arg]
-    facts = AllocationFacts(
-        architecture.layers,
-        {},
-        units=replace(units, families=[family for family in units.families if family.kind in params.units]),
-    )
+    ranking = discover()["allocate", "ranking"].params()  # type: ignore[call-arg]
+    facts = AllocationFacts(architecture.layers, {}, units=units.of_kinds(params.units))
     try:
         other = allocation(spec.model_copy(update={"allocate": ranking}), facts, sparsity)
         widths = kept_units(architecture.layers, units.families, other, params)
@@ -62,11 +55,7 @@ def _lost(units: Units, widths: Widths) -> float:
         families = [family for family in units.families if family.kind == kind]
         everything = math.fsum(score for family in families for score in units.of(family))
         size = sum(family.units * family.unit_parameters for family in families)
-        gone = math.fsum(score for f in families for score in _lowest(units.of(f), f.units - widths[f.block, f.kind]))
+        gone = math.fsum(s for f in families for s in sorted(units.of(f))[: f.units - widths[f.block, f.kind]])
         lost += gone / everything * size
         total += size
     return lost / total
-
-
-def _lowest(scores: Sequence[float], count: int) -> list[float]:
-    return sorted(scores)[:count]

@@ -201,6 +201,10 @@ class HiddenPruneParams(PruneMethodParams):
         """How many of a model's hidden dimensions stay. Raises InvalidSpec if that cannot be."""
         raise NotImplementedError
 
+    def share_removed(self, hidden_size: int) -> float:
+        """The fraction that goes, which is that of every linear layer's parameters too."""
+        return 1 - self.kept(hidden_size) / hidden_size
+
 
 @dataclass(frozen=True)
 class Method:

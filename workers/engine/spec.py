@@ -26,6 +26,7 @@ from workers.engine.registry import (
     Stat,
     Unit,
     UnitScoreParams,
+    discover,
     method_of,
     methods,
 )
@@ -394,4 +395,4 @@ def _plural(units: tuple[Unit, ...]) -> str:
 
 
 def _default(stage: Stage, name: str) -> MethodParams:
-    return next(m for m in methods(stage) if m.name == name).params()  # type: ignore[call-arg]
+    return discover()[stage, name].params()  # type: ignore[call-arg]

@@ -5,11 +5,11 @@ Import-light. O = output features (rows of the weight), I = input features (colu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from torch import Tensor
 
@@ -121,6 +121,10 @@ class Units:
 
     def of(self, family: Family) -> Sequence[float]:
         return self.scores[family.block][family.kind]
+
+    def of_kinds(self, kinds: Container[str]) -> Units:
+        """Those of some kinds."""
+        return replace(self, families=[family for family in self.families if family.kind in kinds])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
@@ -19,13 +19,13 @@ from workers.engine.data import load_tokens, loss_windows
 from workers.engine.errors import NumericalFailure
 from workers.engine.linalg import finite
 from workers.engine.provenance import environment
-from workers.engine.registry import Stat, UnitPruneParams, method_of
+from workers.engine.registry import HiddenPruneParams, Stat, UnitPruneParams, method_of
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.curvature import curvature
 from workers.engine.stages.dense import dense_statistics
 from workers.engine.stages.latency import latency_table
 from workers.engine.stages.load import tensors_of
-from workers.engine.stages.rewrite import dropping, kept_dimensions
+from workers.engine.stages.rewrite import dropping
 from workers.engine.stages.trial import Trials
 from workers.engine.stats import AllocationFacts, DenseBlock, LinearStats
 
@@ -83,11 +83,11 @@ def allocate(
         return Allocation(**saved)
     if spec.removes in ("layer", "hidden"):
         assert units is not None  # they are scored
-        if spec.removes == "layer":
-            sparsity = dropping(spec, model, units)
+        if isinstance(spec.prune, HiddenPruneParams):
+            gone = spec.prune.share_removed(model.architecture.hidden_size)
+            sparsity: Mapping[str, float] = dict.fromkeys((layer.name for layer in model.architecture.layers), gone)
         else:
-            gone = 1 - len(kept_dimensions(spec, units)) / model.architecture.hidden_size
-            sparsity = {layer.name: gone for layer in model.architecture.layers}
+            sparsity = dropping(spec, model, units)
         found = Allocation(_mean(model, sparsity), sparsity, {})
         checkpoint.save_json("allocation", vars(found))
         return found
@@ -104,7 +104,10 @@ def allocate(
                 closing(Trials(spec, model, text, stats, digest, cache, checkpoint, events))
             )
 
-        facts = AllocationFacts(layers, metrics, units=units and _open(spec, units))
+        open_units = None
+        if units is not None and isinstance(spec.prune, UnitPruneParams):
+            open_units = units.of_kinds(spec.prune.units)
+        facts = AllocationFacts(layers, metrics, units=open_units)
         if Stat.LOSS in needs:
             assert calibration is not None  # LOSS is a need
             sample = Calibration(_first_tokens(calibration, TRIAL_TOKENS), calibration.label)
@@ -131,12 +134,6 @@ def _decode_time(spec: CompressionSpec, model: LoadedModel, events: Events) -> C
         shown = ", ".join(f"{units}: {1000 * seconds:.3g} ms" for units, seconds in points)
         events.log(f"decode step of a block by {kind}s that stay: {shown}")
     return table.decode_time
-
-
-def _open(spec: CompressionSpec, units: Units) -> Units:
-    """Those of the kinds that may go."""
-    assert isinstance(spec.prune, UnitPruneParams)
-    return replace(units, families=[family for family in units.families if family.kind in spec.prune.units])
 
 
 def _mean(model: LoadedModel, sparsity: Mapping[str, float]) -> float:

@@ -98,7 +98,7 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
 
 def _check_shapes(source: ModelSource, outcome: Outcome | None) -> None:
     """Refuse a result that no config of the family can say, as where it derives a head's width from their number."""
-    if outcome is None or (outcome.widths is None and outcome.hidden is None) or not outcome.uniform:
+    if outcome is None or not outcome.cut or not outcome.uniform:
         return
     model_type = source.config["model_type"]
     hint = "remove channels only, or whole blocks with `depth`"
