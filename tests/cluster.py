@@ -23,6 +23,7 @@ from app import migrate
 from app.db import Database
 from app.keys import service as keys
 from app.settings import Settings
+from workers import runner
 
 ROOT = Path(__file__).parent.parent
 MAGNITUDE = {
@@ -170,10 +171,10 @@ class Cluster:
     def runners(self) -> list[psutil.Process]:
         """Every runner of this cluster that is alive, whoever its parent is now."""
         found = []
-        for process in psutil.process_iter(["cmdline"]):
-            line = process.info["cmdline"] or []
-            if "workers.runner" in line and any(str(self.home) in part for part in line):
-                found.append(process)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == runner.NAME and process.environ().get("ESPALIER_HOME") == str(self.home):
+                    found.append(process)
         return found
 
     def last_words(self) -> str:

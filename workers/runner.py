@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -33,13 +34,15 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """Read by libraries when they are imported, so set before they are; the operator's own values win."""
-_PR_SET_PDEATHSIG = 1
+NAME = "espalier-run"
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the job and return the exit code."""
-    arguments = _arguments()
-    _die_with_parent(arguments.parent)
+    arguments = _arguments(argv)
+    die_with_parent(arguments.parent)
+    _call_it(NAME)
     # At once: finished blocks are durable, and nothing else is worth the wait.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
     events = _events_on_stdout()
@@ -80,7 +83,7 @@ def main() -> int:
     return 0
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers.runner", description=__doc__)
     parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder with spec.json; gets model/")
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="folder of local models")
@@ -91,15 +94,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--parent", type=int, default=os.getppid(), metavar="PID", help="process to die with; the caller if left out"
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, however it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before the kernel knew
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _call_it(name: str) -> None:
+    """What `ps -o comm` shows of this process, forked or not (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
 def _events_on_stdout() -> JsonLines:

@@ -1,7 +1,7 @@
 """Runs one attempt as a child process group: reads its events, asks for orders, stops it, says how it ended.
 
-Knows no database and no queue. The child is `workers.runner`; it dies with this process (PDEATHSIG), and whatever it
-started dies with its group.
+Knows no database and no queue. The child is `workers.runner`, started plainly or forked (`workers.children`,
+`workers.warm`); it dies with this process (PDEATHSIG), and whatever it started dies with its group.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import json
 import os
 import selectors
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from app.failure import Failure
+from workers.children import Start
 
 
 class Order(Enum):
@@ -52,25 +52,22 @@ class Exit:
 
 
 def supervise(
-    command: Sequence[str],
+    start: Start,
     *,
     log: Path,
     on_tick: Callable[[list[dict[str, Any]]], Order],
     tick_s: float,
     grace_s: float,
 ) -> Exit:
-    """Run `command` until it ends, calling `on_tick(new events)` every `tick_s` seconds.
+    """Watch the child that `start` makes until it ends, calling `on_tick(new events)` every `tick_s` seconds.
 
     Any order but CONTINUE sends SIGTERM to the group, and SIGKILL after `grace_s` (ABANDON: SIGKILL at once). The
     group is dead when this returns or raises.
     """
     killed_before = _oom_kills()
     with log.open("ab") as log_file:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log_file, start_new_session=True
-        )
-    assert child.stdout is not None
-    reader = _Lines(child.stdout.fileno())
+        child = start(log_file)
+    reader = _Lines(child.events)
     order, kill_at, next_tick = Order.CONTINUE, float("inf"), time.monotonic()
     stage, error, pending = "load", None, list[dict[str, Any]]()
     try:
@@ -89,16 +86,14 @@ def supervise(
                 pending, next_tick = [], now + tick_s
                 if order is not Order.CONTINUE:
                     kill_at = now + (0 if order is Order.ABANDON else grace_s)
-                    _signal_group(child.pid, signal.SIGTERM)
+                    child.signal(signal.SIGTERM)
             if now >= kill_at:
-                _signal_group(child.pid, signal.SIGKILL)
+                child.signal(signal.SIGKILL)
     finally:
-        _signal_group(child.pid, signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+        returncode = child.end()
     if order is Order.CONTINUE:
         order = on_tick(pending)
-    return Exit(order, child.returncode, stage, error, _oom_kills() > killed_before)
+    return Exit(order, returncode, stage, error, _oom_kills() > killed_before)
 
 
 def explain(end: Exit, *, deadline_s: int) -> Failure:
@@ -162,12 +157,6 @@ class _Lines:
             self._open = False
         *lines, self._rest = self._rest.split(b"\n")
         return [json.loads(line) for line in lines]
-
-
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    # The child leads its group (start_new_session), so the group outlives it until its last member is gone.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number)
 
 
 def _oom_kills() -> int:

@@ -13,14 +13,14 @@ import hashlib
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import IO, Any
 
 import structlog
+from celery import signals
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -36,11 +36,13 @@ from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
 from workers import scratch
 from workers.celery_app import app, drain_flag
+from workers.children import Child, Spawned, runner_command
 from workers.engine.errors import CheckpointMismatch
 from workers.engine.report import FileEntry, Manifest, Report
 from workers.logs import LogShipper
 from workers.progress import Progress
 from workers.supervisor import Exit, Order, explain, supervise
+from workers.warm import Warm
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +52,23 @@ LOOKS, LOOK_AGAIN_S = 40, 0.05
 @cache
 def _database() -> Database:
     return Database(get_settings().database_url, pool_size=2)
+
+
+@cache
+def _warm() -> Warm:
+    return Warm()
+
+
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def _warm_up(**_: Any) -> None:
+    if get_settings().worker_warm:
+        _warm()
+
+
+def _start_runner(arguments: list[str], log_file: IO[bytes]) -> Child:
+    if get_settings().worker_warm:
+        return _warm().start(arguments, log_file)
+    return Spawned(runner_command(arguments), log_file)
 
 
 @app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]
@@ -110,12 +129,12 @@ class Attempt:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint.mkdir(parents=True, exist_ok=True)
         (self.folder / "spec.json").write_text(json.dumps(self.held.spec))
-        command = [sys.executable, "-m", "workers.runner", str(self.folder), "--checkpoint", str(self.checkpoint)]
-        command += ["--models", str(self.settings.models_dir), "--data", str(self.settings.data_dir)]
-        command += ["--cache", str(self.settings.cache_dir), "--parent", str(os.getpid())]
-        command += ["--threads", str(self.settings.worker_threads)] if self.settings.worker_threads else []
+        arguments = [str(self.folder), "--checkpoint", str(self.checkpoint)]
+        arguments += ["--models", str(self.settings.models_dir), "--data", str(self.settings.data_dir)]
+        arguments += ["--cache", str(self.settings.cache_dir)]
+        arguments += ["--threads", str(self.settings.worker_threads)] if self.settings.worker_threads else []
         return supervise(
-            command,
+            lambda log_file: _start_runner(arguments, log_file),
             log=self.folder / "runner.log",
             on_tick=self._tick,
             tick_s=self.settings.heartbeat_s,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from workers.children import Spawned
 from workers.supervisor import Exit, Order, explain, supervise
 
 EVENT = 'print(\'{"event": "progress", "stage": "prune", "done": %d, "total": 9, "unit": "block"}\', flush=True)\n'
@@ -26,7 +28,7 @@ def run(
         return (orders or {}).get(len(seen), Order.CONTINUE)
 
     command = [sys.executable, "-c", "import os, signal, subprocess, sys, time\n" + program]
-    end = supervise(command, log=tmp_path / "log", on_tick=on_tick, tick_s=0.05, grace_s=grace_s)
+    end = supervise(partial(Spawned, command), log=tmp_path / "log", on_tick=on_tick, tick_s=0.05, grace_s=grace_s)
     return end, seen
 
 
@@ -87,8 +89,9 @@ def test_the_group_dies_when_the_caller_fails(tmp_path: Path) -> None:
     program = (
         f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n{EVENT % 1}time.sleep(60)"
     )
+    child = partial(Spawned, [sys.executable, "-c", program])
     with pytest.raises(RuntimeError):
-        supervise([sys.executable, "-c", program], log=tmp_path / "log", on_tick=on_tick, tick_s=0.05, grace_s=1)
+        supervise(child, log=tmp_path / "log", on_tick=on_tick, tick_s=0.05, grace_s=1)
     assert not alive(int((tmp_path / "pid").read_text()))
 
 

@@ -1,0 +1,125 @@
+"""Runners forked by a warm parent: the same results and the same deaths as those that were started plainly."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.cluster import MAGNITUDE, ROOT, WANDA, eventually
+from workers import runner, warm
+from workers.engine.report import Report
+from workers.supervisor import Exit, Order, supervise
+from workers.warm import Warm
+
+LONG = WANDA | {"calibrate": {"dataset": "calibration.txt", "samples": 200, "sequence_length": 512}}
+
+
+@pytest.fixture(scope="module")
+def parent() -> Iterator[Warm]:
+    parent = Warm()
+    yield parent
+    parent.close()
+
+
+Run = Callable[..., tuple[Exit, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def run(
+        parent: Warm, spec: dict[str, Any], at: Callable[[list[dict[str, Any]]], Order] | None = None
+    ) -> tuple[Exit, list[dict[str, Any]]]:
+        """Supervise a job; `at` gives the order, by the events so far."""
+        seen: list[dict[str, Any]] = []
+
+        def on_tick(events: list[dict[str, Any]]) -> Order:
+            seen.extend(events)
+            return at(seen) if at else Order.CONTINUE
+
+        work = tmp_path / str(len(list(tmp_path.iterdir())))
+        work.mkdir()
+        (work / "spec.json").write_text(json.dumps(spec))
+        folders = {"models": ROOT / "examples/models", "data": ROOT / "examples/data", "checkpoint": work / "c"}
+        arguments = [str(work), *(part for name, path in folders.items() for part in (f"--{name}", str(path)))]
+        start = partial(parent.start, [*arguments, "--threads", "1"])
+        return supervise(start, log=work / "log", on_tick=on_tick, tick_s=0.05, grace_s=5), seen
+
+    return run
+
+
+def children(parent: Warm) -> list[psutil.Process]:
+    return psutil.Process(parent.pid).children()
+
+
+def pruning(seen: list[dict[str, Any]]) -> bool:
+    return any(event["event"] == "progress" and event["stage"] == "prune" for event in seen)
+
+
+def test_jobs_are_done_one_after_the_other_by_one_parent(parent: Warm, run: Run, tmp_path: Path) -> None:
+    for _ in range(2):
+        end, seen = run(parent, MAGNITUDE)
+        assert end.succeeded, seen
+        Report.model_validate(seen[-1]["report"])
+    first, second = (path.read_bytes() for path in tmp_path.glob("*/model/model.safetensors"))
+    assert first == second
+    # After imports alone it has one thread: with more a fork may wait for ever.
+    assert psutil.Process(parent.pid).num_threads() == 1
+    assert children(parent) == []
+
+
+def test_an_error_keeps_its_code_and_its_words(parent: Warm, run: Run) -> None:
+    end, seen = run(parent, MAGNITUDE | {"model": {"id": "nowhere"}})
+    assert (end.returncode, end.error and end.error["code"]) == (64, "model_not_found")
+    assert seen[-1]["event"] == "error"
+
+
+def test_a_cancel_is_heard(parent: Warm, run: Run) -> None:
+    end, _ = run(parent, LONG, lambda seen: Order.CANCEL if pruning(seen) else Order.CONTINUE)
+    assert (end.order, end.returncode) == (Order.CANCEL, runner.TERMINATED)
+    assert children(parent) == []
+
+
+def test_a_killed_runner_is_a_signal_and_the_next_job_runs(parent: Warm, run: Run) -> None:
+    def kill(seen: list[dict[str, Any]]) -> Order:
+        if pruning(seen):
+            for child in children(parent):
+                assert child.name() == runner.NAME
+                child.kill()
+        return Order.CONTINUE
+
+    end, _ = run(parent, LONG, kill)
+    assert (end.order, end.returncode) == (Order.CONTINUE, -signal.SIGKILL)
+    assert run(parent, MAGNITUDE)[0].succeeded
+
+
+def test_a_killed_parent_takes_its_runner_with_it_and_is_replaced(run: Run) -> None:
+    parent, left = Warm(), list[psutil.Process]()
+
+    def kill(seen: list[dict[str, Any]]) -> Order:
+        if pruning(seen) and not left:
+            left.extend(children(parent))
+            psutil.Process(parent.pid).kill()
+        return Order.CONTINUE
+
+    end, _ = run(parent, LONG, kill)
+    assert (end.order, end.returncode) == (Order.CONTINUE, -signal.SIGKILL)
+    assert len(left) == 1
+    eventually(lambda: not left[0].is_running() or left[0].status() == psutil.STATUS_ZOMBIE, 10)
+    first = parent.pid
+    # A cancel while the new one is still importing does not wait for it.
+    end, _ = run(parent, LONG, lambda _: Order.CANCEL)
+    assert (end.order, end.returncode) == (Order.CANCEL, -signal.SIGKILL)
+    assert parent.pid != first
+    parent.close()
+
+
+def test_without_a_parent_runners_are_started_plainly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "COMMAND", ["/bin/false"])
+    assert run(Warm(), MAGNITUDE | {"model": {"id": "nowhere"}})[0].returncode == 64

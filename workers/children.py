@@ -1,0 +1,73 @@
+"""Runners as child processes, however they are started: what the supervisor needs to know of one.
+
+A child leads a session of its own, so that its group can be signalled; it is not reaped before `end`, so that its
+group's number is nobody else's meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import IO, Protocol
+
+
+class Child(Protocol):
+    """A process that supervision can watch and stop."""
+
+    events: int
+    """File descriptor of its standard output, to be read."""
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal its whole group. Harmless if that is gone."""
+
+    def end(self) -> int:
+        """Kill what is left of the group, release everything, and return the exit code."""
+
+
+Start = Callable[[IO[bytes]], Child]
+"""Starts a child whose standard error is the given file."""
+
+
+class Spawned:
+    """A child of our own, from a command line."""
+
+    def __init__(self, command: Sequence[str], log: IO[bytes] | int) -> None:
+        self.events, writable = os.pipe()
+        try:
+            self._process = start(command, writable, log)
+        finally:
+            os.close(writable)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def end(self) -> int:
+        self.signal(signal.SIGKILL)
+        code = self._process.wait()
+        os.close(self.events)
+        return code
+
+
+def start(command: Sequence[str], events: int, log: IO[bytes] | int) -> subprocess.Popen[bytes]:
+    """A process that leads a session of its own, with these as its standard output and error."""
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=events, stderr=log, start_new_session=True)
+
+
+def runner_command(arguments: Sequence[str]) -> list[str]:
+    """The command line of a runner that does its own imports, and dies with this process."""
+    return [sys.executable, "-m", "workers.runner", *arguments, "--parent", str(os.getpid())]
