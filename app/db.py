@@ -6,16 +6,26 @@ dialects, and no worker's clock matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import JSON, BigInteger, Connection, Engine, Integer, MetaData, Text, create_engine, event, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.functions import FunctionElement
+
+from app.text import json_text, readable
+
+T = TypeVar("T")
+REPEAT_FOR_S = 2.0
+"""How long a transaction that the database undid is begun anew."""
 
 Json = JSON().with_variant(JSONB(), "postgresql")
 Serial = BigInteger().with_variant(Integer(), "sqlite")
@@ -74,16 +84,23 @@ def _json_object_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 
 
 class Database:
-    """An engine with its two kinds of session: `read()` and `write()`. Neither is shared between threads."""
+    """An engine, with `read()` and `write()` sessions and `transact()`. No session is shared between threads."""
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
         if make_url(url).get_backend_name() == "sqlite":
-            self.engine = create_engine(url, connect_args={"timeout": 30}, pool_size=pool_size)
+            self.engine = create_engine(
+                url, connect_args={"timeout": 30}, pool_size=pool_size, json_serializer=json_text
+            )
             _sqlite(self.engine)
         else:
             self.engine = create_engine(
-                url, pool_size=pool_size, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+                url,
+                pool_size=pool_size,
+                pool_pre_ping=True,
+                connect_args={"connect_timeout": 5},
+                json_serializer=json_text,
             )
+        event.listen(self.engine, "before_cursor_execute", _make_readable, retval=True)
         # SQLite would otherwise take its write lock at the first write and fail if somebody wrote in between.
         self._writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
 
@@ -98,8 +115,44 @@ class Database:
         with Session(self._writer) as session, session.begin():
             yield session
 
+    def transact(self, work: Callable[[Session], T]) -> T:
+        """What `work` returns, its writes committed together.
+
+        Where the database undoes the transaction and asks to repeat it (a deadlock, a serialisation failure, SQLite
+        locked), `work` runs again: it changes nothing but the session.
+        """
+        give_up_at = time.monotonic() + REPEAT_FOR_S
+        pause_s = 0.01
+        while True:
+            try:
+                with self.write() as session:
+                    return work(session)
+            except DBAPIError as error:
+                if not asks_to_repeat(error) or time.monotonic() > give_up_at:
+                    raise
+            time.sleep(random.uniform(0, pause_s))  # two that met once do not meet again
+            pause_s = min(2 * pause_s, 0.5)
+
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def asks_to_repeat(error: DBAPIError) -> bool:
+    """Whether the database undid the transaction for another's sake, so that the same one may succeed."""
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return getattr(error.orig, "sqlstate", None) in ("40001", "40P01")
+
+
+def is_outage(error: DBAPIError) -> bool:
+    """Whether the database is away, full, or for the moment not the one that writes (25006, during a failover)."""
+    return isinstance(error, OperationalError | InterfaceError) or getattr(error.orig, "sqlstate", None) == "25006"
+
+
+def _make_readable(
+    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> tuple[str, Any]:
+    return statement, readable(parameters)
 
 
 def _sqlite(engine: Engine) -> None:

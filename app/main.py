@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from app import deployment
 from app.artifacts import endpoints as artifacts
 from app.capabilities import endpoints as capabilities
 from app.db import Database
 from app.health import endpoints as health
 from app.http import openapi, problems
+from app.http.lifespan import PlainRefusal
 from app.http.middleware import BodyLimit, RequestContext
 from app.jobs import endpoints as jobs
 from app.jobs import history
@@ -50,6 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             metrics=metrics,
         )
         app.state.services = has
+        checking = await deployment.check_at_start(database, has.store)
         state = StateCollector(database)
         metrics.register(state)
         reader.start()
@@ -58,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         gc.freeze()
         yield
         gc.unfreeze()
+        checking.cancel()
         metrics.unregister(state)
         has.relay.stop()
         await has.key_usage.finish()
@@ -75,6 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
+    app.add_middleware(PlainRefusal)
     for feature in (jobs, history, artifacts, reports, sweeps, capabilities, health, metrics_endpoints):
         app.include_router(feature.router)
     # FastAPI's wrapping costs more than answering a poll does. Its own route stays behind this one, for OpenAPI.

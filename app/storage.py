@@ -1,5 +1,6 @@
 """The artifact store: results and logs in a local directory, S3, Google or Azure storage. No other file builds paths.
 
+    espalier-deployment                                         the id of the deployment the store belongs to
     {tenant}/{job}/{attempt:04}-{fence:06}/files/{path}         what a succeeded attempt leaves
                                           /logs/{n:06}.log      what any attempt said, in pieces, while it runs
 
@@ -8,7 +9,7 @@ A fence is given out once, so no two workers ever share a prefix: a zombie's upl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
+MARKER = "espalier-deployment"
 ATOMIC_PUT_BYTES = 32 * 2**20
 """obstore holds the whole of an atomic create in memory (and S3 refuses more than 5 GB): larger files go in parts."""
 READ_BYTES = 2**20
@@ -38,6 +40,7 @@ class ArtifactStore:
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
         scheme, _, rest = url.partition("://")
         self._store: LocalStore | S3Store | GCSStore | AzureStore
         match scheme:
@@ -61,13 +64,33 @@ class ArtifactStore:
     def log_key(self, tenant_id: str, job_id: str, attempt: int, fence: int, n: int) -> str:
         return f"{_attempt(tenant_id, job_id, attempt, fence)}/logs/{n:06}.log"
 
+    # -- whose it is ---------------------------------------------------------------------------------------------------
+
+    def deployment(self) -> str | None:
+        """The id of the deployment that the store belongs to; None while it carries none."""
+        try:
+            return self.read(MARKER).decode().strip()
+        except FileNotFoundError:
+            return None
+
+    def mark(self, deployment_id: str, *, replace: bool = False) -> None:
+        """Make the store the deployment's. Raises AlreadyStored if it carries an id, unless that is to be replaced."""
+        if replace:
+            obstore.put(self._store, MARKER, deployment_id.encode())
+        else:
+            self.put_bytes(MARKER, deployment_id.encode())
+
+    def is_empty(self) -> bool:
+        """Whether nothing lies where jobs keep their files, two folders deep."""
+        return all(key.count("/") < 2 for key in self._list(None))
+
     # -- write ---------------------------------------------------------------------------------------------------------
 
     def put_file(self, key: str, path: Path) -> None:
         """Store a file of any size, in parts when large. Raises AlreadyStored."""
         if path.stat().st_size <= ATOMIC_PUT_BYTES:
             return self.put_bytes(key, path.read_bytes())
-        if self._exists(key):  # not atomic with what follows; the fence in the key is what keeps others out
+        if self.exists(key):  # not atomic with what follows; the fence in the key is what keeps others out
             raise AlreadyStored(key)
         obstore.put(self._store, key, path, use_multipart=True)
 
@@ -83,6 +106,13 @@ class ArtifactStore:
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
         return bytes(obstore.get(self._store, key).bytes())
+
+    def exists(self, key: str) -> bool:
+        try:
+            obstore.head(self._store, key)
+        except FileNotFoundError:
+            return False
+        return True
 
     def open_range(self, key: str, start: int, end: int) -> Iterator[bytes]:
         """Bytes [start, end) in pieces of about 1 MiB. Raises FileNotFoundError at once, not at the first piece."""
@@ -118,30 +148,26 @@ class ArtifactStore:
         """Delete what an attempt that did not succeed had uploaded; its log stays."""
         self._delete_prefix(f"{_attempt(tenant_id, job_id, attempt, fence)}/files")
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete single objects; one that is not there is no error."""
+        if keys:
+            obstore.delete(self._store, keys)
+
     def delete_job(self, tenant_id: str, job_id: str) -> None:
         self._delete_prefix(f"{tenant_id}/{job_id}")
 
     # -- shared --------------------------------------------------------------------------------------------------------
 
-    def _exists(self, key: str) -> bool:
-        try:
-            obstore.head(self._store, key)
-        except FileNotFoundError:
-            return False
-        return True
-
     def _log_keys(self, tenant_id: str, job_id: str, attempt: int, fence: int) -> list[str]:
         return sorted(self._list(f"{_attempt(tenant_id, job_id, attempt, fence)}/logs"))
 
-    def _list(self, prefix: str) -> Iterable[str]:
+    def _list(self, prefix: str | None) -> Iterable[str]:
         for page in obstore.list(self._store, prefix):
             for entry in page:
                 yield entry["path"]
 
     def _delete_prefix(self, prefix: str) -> None:
-        keys = list(self._list(prefix))
-        if keys:
-            obstore.delete(self._store, keys)
+        self.delete(list(self._list(prefix)))
 
 
 def _attempt(tenant_id: str, job_id: str, attempt: int, fence: int) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import admin, compress, download, gate, jobs, methods, processes, report, serve, sweeps
+from app.cli import admin, compress, download, gate, jobs, methods, processes, report, serve, store, sweeps
 from app.cli.exits import MEANINGS
 from app.cli.options import Commands, Connection
 
@@ -71,6 +71,8 @@ cli.command("api", rich_help_panel=OPERATE)(processes.api)
 cli.command("worker", rich_help_panel=OPERATE)(processes.worker)
 cli.command("reconciler", rich_help_panel=OPERATE)(processes.reconciler)
 cli.command("config", rich_help_panel=OPERATE)(admin.config)
+cli.command("gc", rich_help_panel=OPERATE)(store.gc)
+cli.command("adopt-store", rich_help_panel=OPERATE)(store.adopt_store)
 
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 keys.command("create")(admin.keys_create)
