@@ -52,7 +52,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             metrics=metrics,
         )
         app.state.services = has
-        checking = await deployment.check_at_start(database, has.store)
+        try:
+            checking = await deployment.check_at_start(database, has.store)
+        except deployment.Refused:
+            database.dispose()
+            raise
         state = StateCollector(database)
         metrics.register(state)
         reader.start()

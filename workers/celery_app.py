@@ -60,6 +60,7 @@ def _our_logging(**_: Any) -> None:
 @signals.worker_init.connect
 def _check_deployment(**_: Any) -> None:
     """Before the first message is taken: is this the store of this database?"""
+    configure_logging(settings.log_level)  # Celery asks for it later
     database = Database(settings.database_url, pool_size=1)
     store = ArtifactStore(settings.artifacts_url)
     deployment.check_or_exit(database, store, settings.work_dir, threading.Event())
