@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,31 +14,11 @@ JOB = ("ten_1", "job_1")
 ATTEMPT = (*JOB, 2, 3)
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(params=["file", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
     if request.param == "file":
         return ArtifactStore(f"file://{tmp_path}/a folder/artifacts")
-    import httpx2
-
-    endpoint = request.getfixturevalue("s3_endpoint")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    bucket = f"b{os.urandom(6).hex()}"
-    httpx2.put(f"{endpoint}/{bucket}", trust_env=False).raise_for_status()
-    return ArtifactStore(f"s3://{bucket}/some/prefix")
+    return ArtifactStore(f"{request.getfixturevalue('s3_bucket')}/some/prefix")
 
 
 def test_keys_are_scoped_to_the_attempt_and_its_fence(store: ArtifactStore) -> None:
