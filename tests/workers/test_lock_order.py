@@ -69,7 +69,7 @@ def remove_sweep(session: Session) -> None:
 def meet(
     database: Database, first_locks: str, first: Callable[[Session], Any], second: Callable[[Session], Any]
 ) -> None:
-    """`first` holds one job's lock, `second` starts and comes to wait for it, `first` goes on. Neither may be undone."""
+    """`first` holds one job's lock, `second` comes to wait, `first` goes on. Neither may be undone."""
     errors: list[Exception] = []
 
     def run_second() -> None:
