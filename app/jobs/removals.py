@@ -44,7 +44,9 @@ def record_attempt(session: Session, job: Job) -> None:
     )
 
 
-def work_off(database: Database, store: ArtifactStore, *, job_ids: Collection[str] = (), limit: int | None = 100) -> int:
+def work_off(
+    database: Database, store: ArtifactStore, *, job_ids: Collection[str] = (), limit: int | None = 100
+) -> int:
     """Delete the files of removals that are due, of these jobs or of any; returns how many were done."""
     with database.read() as session:
         due = repository.due_removals(session, job_ids=job_ids, limit=limit)
