@@ -6,7 +6,9 @@ Never imports torch: the work runs in a child process of the task, so a crash th
 from __future__ import annotations
 
 import mmap
+import os
 import threading
+from multiprocessing import get_context
 from typing import Any
 
 from celery import Celery, signals
@@ -18,6 +20,7 @@ from app.logs import configure_logging
 from app.queue import celery_config
 from app.settings import get_settings
 from app.storage import ArtifactStore
+from workers.runner import die_with_parent
 
 settings = get_settings()
 
@@ -60,11 +63,19 @@ def _our_logging(**_: Any) -> None:
 @signals.worker_init.connect
 def _check_deployment(**_: Any) -> None:
     """Before the first message is taken: is this the store of this database?"""
-    configure_logging(settings.log_level)  # Celery asks for it later
+    # In a process of its own: obstore's threads, once begun here, would be missing in the pool's forked children.
+    process = get_context("fork").Process(target=_check, args=(os.getpid(),))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+
+
+def _check(parent: int) -> None:
+    die_with_parent(parent)
+    configure_logging(settings.log_level)
     database = Database(settings.database_url, pool_size=1)
-    store = ArtifactStore(settings.artifacts_url)
-    deployment.check_or_exit(database, store, settings.work_dir, threading.Event())
-    database.dispose()  # the pool's children make their own
+    deployment.check_or_exit(database, ArtifactStore(settings.artifacts_url), settings.work_dir, threading.Event())
 
 
 @signals.worker_shutting_down.connect
