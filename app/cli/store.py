@@ -92,7 +92,7 @@ def _found(settings: Settings, database: Database, store: ArtifactStore) -> dict
     of_attempts = {
         store.file_key(r.tenant_id, r.job_id, r.attempt, r.fence, "")
         for r in due
-        if r.attempt is not None and r.fence is not None
+        if r.attempt is not None and r.fence is not None and not removals.keeps_whole_result(store, r)
     }
     return {
         "removable": sorted(of_jobs | of_attempts),

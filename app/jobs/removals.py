@@ -102,19 +102,26 @@ def scratch_to_forget(session: Session, idle_s: Mapping[str, float]) -> list[str
     That is so for jobs that have ended or are deleted. Finished blocks of a failed one wait a day for a retry.
     """
     statuses = repository.statuses(session, idle_s)
-    deleted = repository.deleted(session)
+    deleted = repository.deleted(session, idle_s.keys())
     kept_s = {job_id: FAILED_KEPT_S if status == "failed" else IDLE_S for job_id, status in statuses.items()}
     ended = deleted.union(job_id for job_id, status in statuses.items() if status not in ACTIVE)
     return [job_id for job_id in idle_s if job_id in ended and idle_s[job_id] > kept_s.get(job_id, IDLE_S)]
 
 
-def _delete(store: ArtifactStore, removal: FileRemoval) -> None:
-    where = removal.tenant_id, removal.job_id
+def keeps_whole_result(store: ArtifactStore, removal: FileRemoval) -> bool:
+    """Whether a whole result lies under an attempt that has none here, and so stays until its job is deleted.
+
+    A database restored from a backup does not know that the attempt has succeeded since.
+    """
     if removal.attempt is None or removal.fence is None:
-        store.delete_job(*where)
-    # A whole result under an attempt that has none here: a database restored from a backup does not know that the
-    # attempt has succeeded since. It goes with its job.
-    elif store.exists(store.file_key(*where, removal.attempt, removal.fence, LAST_FILE)):
+        return False
+    return store.exists(store.file_key(removal.tenant_id, removal.job_id, removal.attempt, removal.fence, LAST_FILE))
+
+
+def _delete(store: ArtifactStore, removal: FileRemoval) -> None:
+    if removal.attempt is None or removal.fence is None:
+        store.delete_job(removal.tenant_id, removal.job_id)
+    elif keeps_whole_result(store, removal):
         log.warning("whole_result_kept", job_id=removal.job_id, attempt=removal.attempt)
     else:
-        store.delete_files(*where, removal.attempt, removal.fence)
+        store.delete_files(removal.tenant_id, removal.job_id, removal.attempt, removal.fence)

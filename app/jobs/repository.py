@@ -125,9 +125,10 @@ def due_removals(session: Session, *, job_ids: Collection[str] = (), limit: int 
     return session.scalars(query.order_by(FileRemoval.id).limit(limit)).all()
 
 
-def deleted(session: Session) -> set[str]:
-    """The jobs that this database has deleted, as far back as it remembers."""
-    return set(session.scalars(select(FileRemoval.job_id).where(FileRemoval.attempt.is_(None))))
+def deleted(session: Session, among: Collection[str] | None = None) -> set[str]:
+    """The jobs, all or of these, that this database has deleted, as far back as it remembers."""
+    query = select(FileRemoval.job_id).where(FileRemoval.attempt.is_(None))
+    return set(session.scalars(query if among is None else query.where(FileRemoval.job_id.in_(list(among)))))
 
 
 def job_ids(session: Session) -> set[str]:

@@ -322,7 +322,7 @@ def ended_without_result(session: Session, held: Claim) -> bool:
     """
     outcome = repository.outcome(session, held.job_id, held.attempt, held.fence)
     if outcome is None:
-        return held.job_id in repository.deleted(session)
+        return held.job_id in repository.deleted(session, [held.job_id])
     return outcome not in ("running", "succeeded")
 
 
