@@ -272,7 +272,7 @@ class CompressionSpec(SpecModel):
             )
         if self.score is None and pruner.scores == "required":
             raise PydanticCustomError(
-                "score_required", 'prune `{method}` needs `score`, e.g. {{"method": "wanda"}}', {"method": pruner.name}
+                "score_required", 'prune `{method}` needs `score`, e.g. {"method": "wanda"}', {"method": pruner.name}
             )
         if self.score is not None and pruner.scores == "unused":
             raise PydanticCustomError(
