@@ -163,8 +163,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 def _operations(request: Request) -> list[str]:
     """The methods of all routes with the path of the one that matched."""
-    app: FastAPI = request.app
-    return sorted(app.openapi()["paths"].get(request.scope["route"].path, {}))
+    app, route = request.app, request.scope["route"]
+    return sorted(app.openapi()["paths"].get(route.path, route.methods))  # pages are not in the document
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
