@@ -74,12 +74,10 @@ def parameters_markdown() -> str:
 
 def _stage(stage: str) -> str:
     field = CompressionSpec.model_fields[stage]
-    default = field.get_default(call_default_factory=True)
     if field.is_required():
-        rule = "Required."
-    else:
-        rule = f"Default: `{json.dumps(getattr(default, 'method', default))}`."
-    return f"{field.description} {rule}"
+        return f"{field.description} Required."
+    value = field.get_default(call_default_factory=True)
+    return f"{field.description} Default: `{json.dumps(getattr(value, 'method', value))}`."
 
 
 def _field(field: FieldRead) -> str:

@@ -35,9 +35,7 @@ def compress(
     """Compress a model here and now, without a service. Interrupted, the same command goes on where it stopped."""
     settings = load_settings()
     if importlib.util.find_spec("torch") is None:
-        raise Usage(
-            "compressing needs torch: run `pip install --constraint constraints.txt '.[worker]'` in espalier's own folder"
-        )
+        raise Usage("compressing needs torch: in espalier's own folder, pip install -c constraints.txt '.[worker]'")
     parsed = _validated(read_json(spec))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Usage(f"{out} exists already: choose a new folder")

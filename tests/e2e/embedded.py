@@ -45,6 +45,15 @@ class Embedded:
         """Every process below `serve`."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def runner(self, job_id: str) -> psutil.Process | None:
+        """The process that works on the job."""
+        for process in self.family():
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                command = " ".join(process.cmdline())
+                if "workers.runner" in command and job_id in command:
+                    return process
+        return None
+
     def child(self, part: str) -> psutil.Process | None:
         """The direct child that is alive and whose command line holds `part`."""
         for process in psutil.Process(self.process.pid).children():
