@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.sweeps import figure, repository, service
 from app.sweeps.models import Sweep, SweepChild
 from app.sweeps.pareto import pareto as compare
-from app.sweeps.repository import ChildRow
+from app.sweeps.repository import ChildRow, Measured
 from app.sweeps.schemas import Pareto, SweepPage, SweepPlan, SweepRead
 from tests.app.conftest import GATED, REPORT, SPEC, WANDA, Api, judged, pointers
 from workers.engine.report import Metric, Report
@@ -338,10 +338,10 @@ def measured(*metrics: Metric, sparsity: float = 0.5) -> Report:
     return REPORT.model_copy(update={"metrics": list(metrics), "sparsity": sparsity})
 
 
-def front(sizes_and_losses: list[tuple[float, float]], higher: bool = False) -> list[bool]:
+def front(sizes_and_losses: list[tuple[float, float]], higher: bool = False, stderr: float | None = None) -> list[bool]:
     children = [ChildRow(n, {}, None, f"job_{n}", "succeeded", None, None, None, 1) for n in range(99)]
     reports = {
-        n: ([metric("loss", loss, higher).model_dump(), metric("size", size).model_dump()], 0.5)
+        n: Measured([metric("loss", loss, higher, stderr).model_dump(), metric("size", size).model_dump()], 0.5, SPEC)
         for n, (size, loss) in enumerate(sizes_and_losses)
     }
     return [point.on_front for point in compare("swp", children, reports, "loss", "size").points]
@@ -354,6 +354,21 @@ class TestPareto:
         assert front([(1, 1), (1, 1), (2, 2)]) == [True, True, False]  # equals do not beat each other
         assert front([(1, 3), (2, 2), (3, 1)], higher=True) == [True, False, False]  # more of it is better
         assert front([(1, 1)]) == [True]
+
+    def test_counts_that_differ_by_rounding_are_equal(self, api: Api) -> None:
+        # Magnitude removes 60.0 % of a matrix, Wanda 59.8 % of each of its rows.
+        assert front([(1000, 46.5), (1002, 39.7)], stderr=1.0) == [False, True]
+        assert front([(1000, 46.5), (1010, 39.7)], stderr=1.0) == [True, True]
+        # Many small steps are no equality of their ends: each is compared with what is on the front already.
+        steps = [(1000 + 2 * n, 50.0 - n) for n in range(11)]
+        assert front(steps) == [n in (10, 7, 4, 1) for n in range(11)]
+        sweep = submit(api, {**GRID, "grid": {"/score/method": ["magnitude", "wanda"]}, "spec": WANDA})
+        for sparsity, loss in ((0.6, 46.47), (0.598, 39.67)):
+            api.succeed(api.claim(), measured(metric("perplexity/a.txt", loss, stderr=1.0), sparsity=sparsity))
+        found = api.client.get(f"/v1/sweeps/{sweep['id']}/pareto").json()
+        assert [point["on_front"] for point in found["points"]] == [False, True]
+        assert (found["quality"]["tolerance"], found["cost"]["tolerance"]) == (0, 0.005)
+        assert (found["quality"]["dense"], found["cost"]["dense"]) == (1.0, None)
 
     def test_of_what_the_children_measured(self, api: Api) -> None:
         sweep = submit(api, {**GRID, "grid": {SPARSITY: [0.1, 0.2, 0.3, 0.4]}})
