@@ -16,7 +16,7 @@ SPARSITY = "sparsity"
 
 
 ROUNDING = 0.005
-"""Counts of weights are rounded in every row, those of channels and heads in every block: 60 % of a row of 256 is 59.8 %."""
+"""Counts of weights are rounded in every row, of channels and heads in every block: 60 % of a row of 256 is 59.8 %."""
 DECIDING = ("score", "allocate", "prune", "refine", "tune")
 """The stages whose methods make one result differ from another."""
 

@@ -15,6 +15,7 @@ from app.jobs.models import Job, Outbox
 from app.jobs.repository import statuses
 from app.settings import Settings
 from app.sweeps import figure, repository, service
+from app.sweeps.labels import RADIUS, Box, place
 from app.sweeps.models import Sweep, SweepChild
 from app.sweeps.pareto import pareto as compare
 from app.sweeps.repository import ChildRow, Measured
@@ -429,7 +430,7 @@ class TestPareto:
         assert "<script" not in page
         assert "<b>" not in page
         assert not re.search(r"(src|href)=", page)
-        assert page.count("✓ pass") == 3
+        assert page.count('badge pass">✓ pass') == 3
         assert api.client.get(response.url.path, headers={"Accept": "image/png"}).status_code == 406
 
     def test_ticks_are_round_and_lie_around_the_values(self) -> None:
@@ -443,3 +444,33 @@ class TestPareto:
         assert [figure.number(v, figure.ticks([0.3, 0.7])) for v in figure.ticks([0.3, 0.7])] == [
             "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8"
         ]  # fmt: skip
+
+    def test_labels_stand_beside_their_points_and_over_nothing(self) -> None:
+        plot = Box(0, 0, 900, 400)
+        crowd = [(100.0 + 7 * (n % 9), 100.0 + 5 * (n % 7)) for n in range(40)] + [(895.0, 395.0), (2.0, 2.0)]
+        texts = [(f"{n} magnitude uniform ✗", f"{n} ✗") for n in range(len(crowd))]
+        taken = [Box(0, 380, 80, 400)]
+        found = [label for label in place(texts, crowd, taken, plot) if label is not None]
+        dots = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in crowd]
+        assert len(found) >= 20
+        for label in found:
+            assert label.box.within(plot)
+            assert not any(label.box.overlaps(box) for box in [*dots, *taken])
+            assert sum(label.box.overlaps(other.box) for other in found) == 1  # itself
+        (alone,) = place([("0 wanda ✓", "0 ✓")], [(450.0, 200.0)], [], plot)
+        assert alone is not None
+        assert alone.text == "0 wanda ✓"
+
+    def test_the_figure_shows_methods_verdicts_errors_and_the_dense_model(self, api: Api) -> None:
+        grid = {"/score/method": ["magnitude", "wanda"], SPARSITY: [0.3, 0.6]}
+        sweep = submit(api, {**GRID, "spec": WANDA, "grid": grid})
+        for n in range(4):
+            held = api.claim()
+            report = measured(metric("perplexity/a.txt", 10.0 + 5 * n, stderr=0.5), sparsity=0.3 + 0.1 * n)
+            spec = {**report.spec, "score": held.spec["score"]}
+            api.succeed(held, report.model_copy(update={"spec": spec, "verdict": ("pass", "fail")[n % 2]}))
+        page = api.client.get(f"/v1/sweeps/{sweep['id']}/pareto", headers={"Accept": "text/html"}).text
+        labels = re.findall(r'<text class="label"[^>]*>([^<]+)<', page)
+        assert labels == ["0 magnitude ✓", "1 magnitude ✗", "2 wanda ✓", "3 wanda ✗"]
+        assert len(re.findall(r'<line class="error"', page)) == 4
+        assert len(re.findall(r'<line class="dense"', page)) == 1
