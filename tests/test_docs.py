@@ -227,6 +227,22 @@ def test_the_tables_of_methods_are_those_of_the_measurements() -> None:
                 assert line in document, line
 
 
+def test_the_perplexities_said_of_the_tables_are_in_them() -> None:
+    document = (ROOT / "docs/methods.md").read_text()
+    rows = [json.loads(line) for line in (ROOT / "docs/methods.jsonl").read_text().splitlines()]
+    measured = {f"{row['perplexity']:.2f}" for row in rows}
+    said = document[document.index("## Every pruner with every allocator") : document.index("<!-- table: make methods")]
+    numbers = set(re.findall(r"\b\d\d\.\d\d\b", said))
+    assert len(numbers) > 8
+    assert numbers <= measured
+
+
+def test_budgets_are_for_heads_and_channels_alone() -> None:
+    """As the README's limits say."""
+    budgeted = {method.name for method in methods("prune") if "at_most" in method.params.model_fields}
+    assert budgeted == {"structured"}
+
+
 def test_the_default_rates_in_the_documents_are_the_defaults() -> None:
     document = (ROOT / "docs/methods.md").read_text()
     table = document[document.index("| method | trains | default rate |") :].split("\n\n")[0]

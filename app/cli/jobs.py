@@ -17,16 +17,23 @@ from app.cli.options import AsJson, JobId, connect
 from app.cli.report import metrics_table
 from app.cli.watch import follow, queue_place, raise_unless_succeeded
 
-SpecFile = Annotated[str, typer.Argument(metavar="SPEC.json", help="The compression spec, or - for stdin.")]
+SpecFile = Annotated[
+    str, typer.Argument(metavar="SPEC.json", help="The compression spec (docs/parameters.md), or - for stdin.")
+]
 
 
 def submit(
     context: typer.Context,
     spec: SpecFile,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label; repeatable.")] = None,
-    priority: Annotated[int | None, typer.Option(help="-100 to 100; higher runs first.")] = None,
-    max_attempts: Annotated[int | None, typer.Option(help="Attempts before a retryable failure is final.")] = None,
-    deadline_s: Annotated[int | None, typer.Option(help="Longest run in seconds.")] = None,
+    priority: Annotated[int | None, typer.Option(help="-100 to 100, default 0; higher runs first.")] = None,
+    max_attempts: Annotated[
+        int | None,
+        typer.Option(help="How many attempts may count before a retryable failure is final. Default: the service's."),
+    ] = None,
+    deadline_s: Annotated[
+        int | None, typer.Option(help="Longest run from the first start on, s. Default: the service's.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show what would be done; create nothing.")] = False,
     layers: Annotated[
         bool, typer.Option(help="With --dry-run: a line for every layer, alike ones not folded.")

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.padding import Padding
 
-from app.capabilities.reference import parameters
+from app.capabilities.reference import REQUIRED, parameters
 from app.capabilities.schemas import capabilities
 from app.cli import output
 from app.cli.exits import Usage
@@ -93,7 +94,8 @@ def _print_parameters(schema: dict[str, Any]) -> None:
     if not rows:
         output.stdout.print("It has no parameters.")
         return
-    table = output.table("", "parameter", "type", "default", "range", "meaning")
-    for row in rows:
-        table.add_row(*(escape(text) for text in (row.name, row.type, row.default, row.range, row.description)))
-    output.stdout.print(table)
+    for row in rows:  # no table: five columns do not fit a terminal
+        default = row.default if row.default == REQUIRED else f"default {row.default}"
+        kind = ", ".join(filter(None, (row.type, row.range)))
+        output.stdout.print(f"  [bold]{row.name}[/]  {escape(kind)}; {escape(default)}")
+        output.stdout.print(Padding(escape(row.description), (0, 0, 0, 6), expand=False), soft_wrap=False)

@@ -11,11 +11,13 @@ import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
 
-from app.cli import cli
+from app.cli import cli, watch
+from app.cli.client import JobEvent
 from app.cli.exits import MEANINGS
 from app.cli.jobs import attempts_text
 from tests.cluster import MAGNITUDE, ROOT, WANDA, eventually
@@ -212,9 +214,9 @@ def test_one_method_is_shown_with_its_parameters() -> None:
 
     shown = methods("structured")
     assert re.search(r"prune structured +arXiv:2305\.11627", shown)
-    assert re.search(r"at_most\.decode_time +number or null +null +> 0, < 1 +Time of a decode step", shown)
-    assert re.search(r"dataset +string +required", methods("lora"))
-    assert re.search(r"calibrate\.samples +integer +128 +≥ 1, ≤ 4,096", methods("calibrate"))
+    assert "at_most.decode_time  number or null, > 0, < 1; default null\n      Time of a decode step" in shown
+    assert "dataset  string; required\n" in methods("lora")
+    assert "calibrate.samples  integer, ≥ 1, ≤ 4,096; default 128\n" in methods("calibrate")
     assert {"owl", "uniform"} < set(methods("allocate").split())
     assert "lora" not in methods("allocate")
 
@@ -228,6 +230,23 @@ def test_no_service_is_exit_code_7(tmp_path: Path) -> None:
     done = subprocess.run([ESPALIER, "--url", "http://127.0.0.1:1", "list"], capture_output=True, text=True)
     assert done.returncode == 7
     assert "espalier serve" in done.stderr
+
+
+def test_a_mistyped_spec_is_answered_the_same_without_a_service(tmp_path: Path) -> None:
+    path = spec_file(
+        tmp_path, {**MAGNITUDE, "prune": {"method": "mask", "sparcity": 0.5}, "score": {"method": "wnada"}}
+    )
+    done = subprocess.run([ESPALIER, "compress", path, "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "/prune/sparcity: there is no such field (did you mean `sparsity`?)" in done.stderr
+    assert "/score/method: there is no such method (did you mean `wanda`?)" in done.stderr
+
+
+def test_a_job_that_is_handed_back_is_said_to_be_so() -> None:
+    said: list[str] = []
+    shown = SimpleNamespace(say=said.append)
+    watch._show(JobEvent("queued", 2, {"reason": "worker_shutdown"}), shown)  # type: ignore[arg-type]
+    assert said == ["handed back: its worker is being stopped; attempt 2 does not count"]
 
 
 @pytest.mark.parametrize(
