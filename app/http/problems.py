@@ -247,12 +247,13 @@ def _naming_a_method(error: Mapping[str, Any]) -> str:
     return f', e.g. {{"method": "{name}"}}'
 
 
-def _fields_there(loc: Sequence[str | int], body: Any) -> tuple[list[str], list[str]]:
+def _fields_there(loc: Sequence[str | int], body: Any) -> tuple[Sequence[str], Sequence[str]]:
     """The fields that there can be beside the one at this place, and the objects that have a field of its name."""
     root, path = (CompressionSpec, loc[2:]) if tuple(loc[:2]) == ("body", "spec") and len(loc) > 2 else (body, loc[1:])
     if loc[0] != "body" or root is None:
         return [], []
-    return field_names(root, path[:-1]), [home for home in homes(root, path[-1]) if home != path[0]]
+    elsewhere = homes(root).get(str(path[-1]), [])
+    return field_names(root, tuple(path[:-1])), [home for home in elsewhere if home != path[0]]
 
 
 def _body_model(request: Request) -> Any:

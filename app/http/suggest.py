@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import cache, lru_cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -23,7 +24,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f" (did you mean `{by_lower_case[close[0]]}`?)" if close else ""
 
 
-def field_names(kind: Any, path: Sequence[str | int]) -> list[str]:
+@lru_cache(maxsize=1024)
+def field_names(kind: Any, path: tuple[str | int, ...]) -> tuple[str, ...]:
     """The fields of the object at `path` of a model, in their order; empty where none is known there.
 
     `path` is a place as pydantic names it: field names and indices, and the tag of each union's member it tried.
@@ -36,17 +38,20 @@ def field_names(kind: Any, path: Sequence[str | int]) -> list[str]:
         elif not isinstance(part, int):
             fields = [field for model in models if (field := model.__pydantic_fields__.get(str(part)))]
             models = [model for field in fields for model in _models(field.annotation)]
-    return list(dict.fromkeys(f.alias or name for model in models for name, f in model.__pydantic_fields__.items()))
+    return tuple(dict.fromkeys(f.alias or name for model in models for name, f in model.__pydantic_fields__.items()))
 
 
-def homes(kind: Any, name: object) -> list[str]:
-    """The fields of a model whose objects have a field of this name."""
-    return [
-        field.alias or outer
-        for model in _models(kind)
-        for outer, field in model.__pydantic_fields__.items()
-        if any(name in inner.__pydantic_fields__ for inner in _models(field.annotation))
-    ]
+@cache
+def homes(kind: Any) -> dict[str, list[str]]:
+    """Name of a field -> the fields of a model whose objects have one of that name."""
+    found: dict[str, list[str]] = {}
+    for model in _models(kind):
+        for outer, field in model.__pydantic_fields__.items():
+            for name in dict.fromkeys(
+                name for inner in _models(field.annotation) for name in inner.__pydantic_fields__
+            ):
+                found.setdefault(name, []).append(field.alias or outer)
+    return found
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:

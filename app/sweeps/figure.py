@@ -83,13 +83,13 @@ def figure(pareto: Pareto) -> Figure:
         y_ticks=[Tick(y(value), number(value, y_ticks)) for value in y_ticks],
         dots=[
             Dot(
-                *place,
+                *at,
                 point,
                 x_bar=_bar(x, point.cost, point.cost_stderr),
                 y_bar=_bar(y, point.quality, point.quality_stderr),
                 label=label,
             )
-            for place, point, label in zip(places, pareto.points, labels, strict=True)
+            for at, point, label in zip(places, pareto.points, labels, strict=True)
         ],
         front=" ".join(f"{a:.1f},{b:.1f}" for a, b in [*stairs, *edge[-1:]]),
         better=better,
@@ -122,8 +122,8 @@ def dense_label(height: float) -> Box:
 
 def _texts(points: Sequence[ParetoPoint]) -> list[Sequence[str]]:
     """What may stand at each point, the longest first: its number, the methods that differ, the mark of its verdict."""
-    stages = dict.fromkeys(stage for point in points for stage in point.methods)
-    differing = [stage for stage in stages if len({point.methods.get(stage) for point in points}) > 1]
+    stages = list(dict.fromkeys(stage for point in points for stage in point.methods))
+    differing = [stage for stage in stages if len({point.methods.get(stage) for point in points}) > 1] or stages[:1]
     texts: list[Sequence[str]] = []
     for point in points:
         mark = f" {VERDICT_MARKS[point.verdict]}" if point.verdict else ""

@@ -100,7 +100,7 @@ def test_every_object_of_a_spec_knows_its_fields() -> None:
     for stage in ("score", "allocate", "prune", "refine", "tune"):
         for method in methods(stage):
             tag = [method.name] if len(methods(stage)) > 1 else []
-            assert field_names(CompressionSpec, [stage, *tag]) == list(method.params.model_fields), method.name
+            assert field_names(CompressionSpec, (stage, *tag)) == tuple(method.params.model_fields), method.name
 
 
 def test_no_message_shows_a_brace_or_a_gap_of_its_template() -> None:
