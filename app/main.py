@@ -24,6 +24,7 @@ from app.keys.usage import KeyUsage
 from app.logs import configure_logging
 from app.metrics import endpoints as metrics_endpoints
 from app.metrics.collector import StateCollector
+from app.pages import endpoints as pages
 from app.queue import Relay
 from app.reports import endpoints as reports
 from app.services import Services
@@ -77,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Compression of language models as a service.",
         version="1",
         lifespan=lifespan,
+        openapi_url=None,  # `pages` serves it, and a page of it without anybody else's files
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     openapi.install(app)
@@ -84,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
     app.add_middleware(PlainRefusal)
-    for feature in (jobs, history, artifacts, reports, sweeps, capabilities, health, metrics_endpoints):
+    for feature in (jobs, history, artifacts, reports, sweeps, capabilities, health, metrics_endpoints, pages):
         app.include_router(feature.router)
     # FastAPI's wrapping costs more than answering a poll does. Its own route stays behind this one, for OpenAPI.
     app.router.routes.insert(0, jobs.poll_route)

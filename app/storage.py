@@ -121,10 +121,12 @@ class ArtifactStore:
         stream = obstore.get(self._store, key, options={"range": (start, end)}).stream(min_chunk_size=READ_BYTES)
         return (bytes(piece) for piece in stream)
 
-    def read_log(self, tenant_id: str, job_id: str, attempt: int, fence: int) -> Iterator[bytes]:
-        """What the attempt has said so far, piece by piece, oldest first."""
-        for key in self._log_keys(tenant_id, job_id, attempt, fence):
-            yield self.read(key)
+    def read_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, after: int = 0) -> Iterator[bytes]:
+        """What the attempt has said so far behind its first `after` bytes, piece by piece, oldest first."""
+        for key, size in sorted(self._sizes(f"{_attempt(tenant_id, job_id, attempt, fence)}/logs")):
+            if after < size:
+                yield self.read(key)[after:]
+            after = max(after - size, 0)
 
     def tail_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, lines: int) -> bytes:
         """The last `lines` >= 1 lines of what the attempt has said so far; reads no more pieces than that takes."""
@@ -162,9 +164,13 @@ class ArtifactStore:
         return sorted(self._list(f"{_attempt(tenant_id, job_id, attempt, fence)}/logs"))
 
     def _list(self, prefix: str | None) -> Iterable[str]:
+        return (path for path, _ in self._sizes(prefix))
+
+    def _sizes(self, prefix: str | None) -> Iterable[tuple[str, int]]:
+        """(key, bytes) of everything below the prefix."""
         for page in obstore.list(self._store, prefix):
             for entry in page:
-                yield entry["path"]
+                yield entry["path"], entry["size"]
 
     def _delete_prefix(self, prefix: str) -> None:
         self.delete(list(self._list(prefix)))
