@@ -49,8 +49,8 @@ def compress(
     `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success. `cache_dir` is
     shared between jobs: what was measured of a dense model is not measured again.
     """
-    clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir), workdir / "model"
-    cache = Cache(cache_dir)
+    clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir, events), workdir / "model"
+    cache = Cache(cache_dir, events)
     with translated():
         with clock.stage("load"):
             model = load(spec, sources)
