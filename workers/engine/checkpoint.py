@@ -9,9 +9,9 @@
     <name>.<digest>.json                results of whole stages
 
 Every file appears whole or not at all (temporary name, fsync, rename). The digest is that of its content: a file that
-does not have it is set aside and counts as absent (`sealed.py`), so its work is done again. What a file holds is decided
-by the fingerprint alone. So two processes may share the folder (a worker thought dead, and its successor): whatever one
-of them writes is what the other would have written. `tuning` is one of many points of the same course: an older one
+does not have it is set aside and counts as absent (`sealed.py`), and its work is done again. The fingerprint alone
+decides what a file holds. So two processes may share the folder (a worker thought dead, and its successor): whatever
+one of them writes is what the other would have written. `tuning` is one of many points of the same course: an older one
 costs time, no more.
 """
 
