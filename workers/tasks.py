@@ -31,7 +31,7 @@ from app.jobs import repository, service
 from app.jobs.service import Claim, Fenced
 from app.queue import RUN_JOB
 from app.settings import Settings, get_settings
-from app.storage import AlreadyStored, ArtifactStore, StorageError
+from app.storage import AlreadyStored, ArtifactStore, Damaged, StorageError
 from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
 from workers import scratch
@@ -121,7 +121,7 @@ class Attempt:
             log.warning("attempt_fenced")  # the job went on without us: leave no trace
             self._forget_files()
             scratch.forget_attempt(self.settings.work_dir, self.held.job_id, self.held.fence)
-        except (OSError, StorageError, AlreadyStored) as error:
+        except (OSError, StorageError, AlreadyStored, Damaged) as error:
             self._fail(_storage_failure(error))
 
     def _compress(self) -> Exit:
@@ -192,6 +192,7 @@ class Attempt:
             for entry, key in files:
                 if not stop.is_set():
                     self.store.put_file(key, model_dir / entry.path)
+                    self.store.check_file(key, model_dir / entry.path, entry.sha256)
 
         order = self._while_beating(upload)
         if order is Order.ABANDON:
@@ -293,6 +294,13 @@ def _storage_failure(error: Exception) -> Failure:
             code="disk_full",
             message=f"the worker's disk is full: {error}",
             hint="Free space in the worker's work_dir or in the artifact store; the job is tried again meanwhile.",
+            retryable=True,
+        )
+    if isinstance(error, Damaged):
+        return Failure(
+            code="damaged_upload",
+            message=f"the result did not reach the artifact store as it was made: {error}",
+            hint="Check the worker's disk and the artifact store; the job is tried again meanwhile.",
             retryable=True,
         )
     return Failure(

@@ -27,7 +27,10 @@ from workers.engine.stages.trace import TOLERANCE
 MASK: dict[str, Any] = {}
 UNITS = {"score": {"method": "magnitude"}, "prune": {"method": "structured", "sparsity": 0.35}}
 WIDTHS = {"score": {"method": "magnitude"}, "prune": {"method": "structured", "sparsity": 0.35, "protect_first": 1}}
-DEPTH = {"score": {"method": "reverse_order", "protect_last": 1}, "prune": {"method": "depth", "layers": 1}}
+DEPTH = {
+    "score": {"method": "layer_magnitude", "protect_first": 0, "protect_last": 1},
+    "prune": {"method": "depth", "layers": 1},
+}
 HIDDEN = {"score": {"method": "magnitude"}, "prune": {"method": "hidden", "sparsity": 0.25}}
 TUNED = {"tune": {"method": "lora", "dataset": "calibration.txt", "steps": 3, "batch": 2, "sequence_length": 32}}
 TUNED["tune"] |= {"holdout": 2, "learning_rate": 1e-2, "warmup_steps": 0, "evaluate_every": 3}
