@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.conftest import spec_of
 from workers.engine.cache import Cache
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.events import Level, Silent
+from workers.engine.pipeline import compress
 from workers.engine.sealed import DAMAGED
+from workers.engine.sources import Sources
 
 TENSORS = {"a": torch.arange(64.0), "b": torch.ones(3, 5, dtype=torch.bfloat16)}
 KEY = {"model": "m"}
@@ -161,3 +165,35 @@ def test_what_cannot_be_read_is_set_aside_too(tmp_path: Path) -> None:
     said = Said()
     assert Checkpoint(tmp_path, said).load_json("allocation") is None
     assert "cannot be read" in said.warnings[0]
+
+
+TEXT = {"dataset": "calibration.txt", "samples": 4, "sequence_length": 32}
+EVERYTHING: dict[str, Any] = {
+    "calibrate": TEXT,
+    "score": {"method": "taylor"},
+    "prune": {"method": "structured", "sparsity": 0.35},
+    "tune": {"method": "last_layers", "dataset": "calibration.txt", "steps": 2, "batch": 2, "sequence_length": 32},
+    "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32, "samples": 4}],
+}
+RESUME_POINTS = {"block-00001": "flipped", "hidden-00002": "truncated", "unit-scores": "garbage", "tuning": "flipped"}
+"""Of a job like EVERYTHING, and how each is spoilt. Every kind has its turn in `tests/chaos/test_bit_flips.py`."""
+
+
+def test_a_job_with_a_damaged_resume_point_ends_in_the_same_bytes(tiny: Path, sources: Sources, tmp_path: Path) -> None:
+    def run(name: str, said: Said) -> tuple[dict[str, bytes], Any]:
+        work = tmp_path / name
+        report = compress(spec_of(**EVERYTHING), work, sources, said, work / "checkpoint")
+        files = {file.name: file.read_bytes() for file in (work / "model").glob("*.safetensors")}
+        return files, report.model_dump(include={"parameters_after", "zeros", "metrics"})
+
+    expected = run("undisturbed", Said())
+    for stem, how in RESUME_POINTS.items():
+        points = tmp_path / stem / "checkpoint"
+        shutil.copytree(tmp_path / "undisturbed/checkpoint", points)
+        (path,) = points.glob(f"{stem}.*")
+        damage(path, how)
+        if stem.startswith("hidden"):
+            damage(next(points.glob("block-00002.*")), how)  # else nothing is left to be done with them
+        said = Said()
+        assert run(stem, said) == expected, stem
+        assert any(path.name in warning for warning in said.warnings), stem
