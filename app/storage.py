@@ -9,6 +9,7 @@ A fence is given out once, so no two workers ever share a prefix: a zombie's upl
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 MARKER = "espalier-deployment"
 ATOMIC_PUT_BYTES = 32 * 2**20
 """obstore holds the whole of an atomic create in memory (and S3 refuses more than 5 GB): larger files go in parts."""
+PART_BYTES = 5 * 2**20
+"""Of a part, all but the last; S3's own checksum of a file depends on it."""
 READ_BYTES = 2**20
 RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
 
@@ -32,6 +35,10 @@ StorageError: type[Exception] = obstore.exceptions.BaseError
 
 class AlreadyStored(Exception):
     """The key is taken; keys are written once."""
+
+
+class Damaged(Exception):
+    """What is stored, or was about to be, is not what was made."""
 
 
 class ArtifactStore:
@@ -90,9 +97,9 @@ class ArtifactStore:
         """Store a file of any size, in parts when large. Raises AlreadyStored."""
         if path.stat().st_size <= ATOMIC_PUT_BYTES:
             return self.put_bytes(key, path.read_bytes())
-        if self.exists(key):  # not atomic with what follows; the fence in the key is what keeps others out
+        if self.size(key) is not None:  # not atomic with what follows; the fence in the key is what keeps others out
             raise AlreadyStored(key)
-        obstore.put(self._store, key, path, use_multipart=True)
+        obstore.put(self._store, key, path, use_multipart=True, chunk_size=PART_BYTES)
 
     def put_bytes(self, key: str, data: bytes) -> None:
         """Store bytes, atomically and only if the key is free. Raises AlreadyStored."""
@@ -101,18 +108,40 @@ class ArtifactStore:
         except obstore.exceptions.AlreadyExistsError as error:
             raise AlreadyStored(key) from error
 
+    def check_file(self, key: str, path: Path, sha256: str) -> None:
+        """Raises Damaged unless `key` holds what `path` does, and that has the digest it was made with.
+
+        By the store's own checksum where it has one that can be told from the content (S3's ETag), else by reading it.
+        """
+        made, e_tags = _checksums(path)
+        if made != sha256:
+            raise Damaged(f"{path.name} has changed on the worker's disk since it was made")
+        try:
+            found = obstore.head(self._store, key)
+            if found["size"] != path.stat().st_size:
+                raise Damaged(f"{path.name} has {path.stat().st_size} bytes, what is stored of it {found['size']}")
+            if (found["e_tag"] or "").strip('"') in e_tags:
+                return
+            stored = hashlib.sha256()
+            for piece in self.open_range(key, 0, found["size"]):
+                stored.update(piece)
+        except FileNotFoundError:
+            raise Damaged(f"{path.name} is not in the store after it was put there") from None
+        if stored.hexdigest() != sha256:
+            raise Damaged(f"what is stored of {path.name} is not what was sent")
+
     # -- read ----------------------------------------------------------------------------------------------------------
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
         return bytes(obstore.get(self._store, key).bytes())
 
-    def exists(self, key: str) -> bool:
+    def size(self, key: str) -> int | None:
+        """Bytes stored under `key`; None if nothing is."""
         try:
-            obstore.head(self._store, key)
+            return int(obstore.head(self._store, key)["size"])
         except FileNotFoundError:
-            return False
-        return True
+            return None
 
     def open_range(self, key: str, start: int, end: int) -> Iterator[bytes]:
         """Bytes [start, end) in pieces of about 1 MiB. Raises FileNotFoundError at once, not at the first piece."""
@@ -178,3 +207,15 @@ class ArtifactStore:
 
 def _attempt(tenant_id: str, job_id: str, attempt: int, fence: int) -> str:
     return f"{tenant_id}/{job_id}/{attempt:04}-{fence:06}"
+
+
+def _checksums(path: Path) -> tuple[str, set[str]]:
+    """sha256 of a file, and what may be its ETag in S3: MD5 of all, or MD5 of its parts' MD5s and their number."""
+    sha256, whole, parts = hashlib.sha256(), hashlib.md5(usedforsecurity=False), list[bytes]()
+    with path.open("rb") as file:
+        while part := file.read(PART_BYTES):
+            sha256.update(part)
+            whole.update(part)
+            parts.append(hashlib.md5(part, usedforsecurity=False).digest())
+    of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+    return sha256.hexdigest(), {whole.hexdigest(), f"{of_parts}-{len(parts)}"}

@@ -32,7 +32,7 @@ from app.jobs import repository, service
 from app.jobs.service import Claim, Fenced
 from app.queue import RUN_JOB
 from app.settings import Settings, get_settings
-from app.storage import AlreadyStored, ArtifactStore, StorageError
+from app.storage import AlreadyStored, ArtifactStore, Damaged, StorageError
 from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
 from workers import scratch
@@ -136,7 +136,7 @@ class Attempt:
             self._conclude(end)
         except Fenced:
             raise
-        except (OSError, StorageError, AlreadyStored) as error:
+        except (OSError, StorageError, AlreadyStored, Damaged) as error:
             self._fail(_storage_failure(error))
         except Exception as error:  # a bug: another attempt would meet it again
             log.exception("attempt_crashed")
@@ -218,6 +218,7 @@ class Attempt:
                 if not stop.is_set():
                     self.store.put_file(key, model_dir / entry.path)
                     self.uploaded.append(key)
+                    self.store.check_file(key, model_dir / entry.path, entry.sha256)
 
         order = self._while_beating(upload)
         if order is Order.ABANDON:
@@ -350,6 +351,13 @@ def _storage_failure(error: Exception) -> Failure:
             code=DiskFull.code,
             message=f"the worker's disk is full: {error}",
             hint="Free space in the worker's work_dir or in the artifact store; the job is tried again meanwhile.",
+            retryable=True,
+        )
+    if isinstance(error, Damaged):
+        return Failure(
+            code="damaged_upload",
+            message=f"the result did not reach the artifact store as it was made: {error}",
+            hint="Check the worker's disk and the artifact store; the job is tried again meanwhile.",
             retryable=True,
         )
     return Failure(

@@ -29,6 +29,7 @@ from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.remove import remove
 from workers.engine.stages.tuning_text import tuning_text
 from workers.engine.stages.units import score_units
+from workers.engine.stages.verify import verify, verify_tuned, window
 
 if TYPE_CHECKING:
     from workers.engine.events import Events
@@ -49,8 +50,8 @@ def compress(
     `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success. `cache_dir` is
     shared between jobs: what was measured of a dense model is not measured again.
     """
-    clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir), workdir / "model"
-    cache = Cache(cache_dir)
+    clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir, events), workdir / "model"
+    cache = Cache(cache_dir, events)
     with translated():
         with clock.stage("load"):
             model = load(spec, sources)
@@ -71,12 +72,19 @@ def compress(
                 spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events
             )
             assemble(spec, model, outcome, checkpoint, model_dir)
+        with clock.stage("verify"):
+            ids_T = window(spec, model, text)
+            checks = verify(spec, model, outcome, units, checkpoint, model_dir, ids_T)
         tuned = None
         if lessons is not None:
             from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
 
             with clock.stage("tune"):
-                tuned = tune(spec, model, model_dir, lessons, checkpoint=checkpoint, events=events)
+                tuned, traces = tune(
+                    spec, model, model_dir, lessons, checkpoint=checkpoint, events=events, window_T=ids_T
+                )
+            with clock.stage("verify"):
+                checks.append(verify_tuned(spec, model, traces, model_dir, ids_T))
         layers = layer_reports(model, allocation, outcome, model_dir)
         with clock.stage("evaluate"):
             evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
@@ -102,6 +110,7 @@ def compress(
             refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
             tune=tuned,
+            checks=checks,
             metrics=evaluation.metrics,
             samples=evaluation.samples,
             gates=gates,

@@ -83,6 +83,24 @@ class TuneReport(ReportModel):
     resumed_step: int = Field(description="Where this run began; the steps before were found durable.")
 
 
+class ResultCheck(ReportModel):
+    """One window through the result as it loads from its files, beside the model that it has to be. In float32."""
+
+    against: Literal["walked model", "masked dense model", "tuned model"] = Field(
+        description="The dense model with the pruned weights, block by block as pruning went through it; by its own "
+        "forward pass with what was removed zero or left out; the model as it was trained."
+    )
+    tokens: int = Field(description="Of the window.")
+    difference: float = Field(
+        description="Largest relative difference of embedding, a block's outputs or logits at a position, weights as "
+        "stored; 1e-4 or more fails the job."
+    )
+    rounding: float = Field(
+        description="Largest relative difference of logits at a position that rounding weights to the stored type "
+        "makes; a pruner's own solutions are counted as rounded."
+    )
+
+
 class StageReport(ReportModel):
     """Time and memory of one stage, all its parts added up."""
 
@@ -167,6 +185,9 @@ class Report(ReportModel):
     )
     layers: list[LayerReport]
     tune: TuneReport | None = Field(None, description="null where the spec tunes nothing.")
+    checks: list[ResultCheck] = Field(
+        default_factory=list, description="That the result computes what it was made from. Empty in reports of before."
+    )
     metrics: list[Metric]
     samples: list[Sample] = Field(default_factory=list, description="What both models wrote, where asked for.")
     gates: list[GateResult] = Field(default_factory=list, description="The spec's gates, in its order.")

@@ -19,12 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, Architecture, recognise
+from workers.engine.artifact import modeling_pruned
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.estimate import batch_tokens
 from workers.engine.memory import trim
-from workers.engine.outcome import PER_LAYER, Outcome, config_after
+from workers.engine.outcome import PER_LAYER, Outcome, config_after, modeling_class
 from workers.engine.plan import feasible
-from workers.engine.shards import Slice, TensorFacts, fill, read_header
+from workers.engine.shards import Slice, fill, read_header
 from workers.engine.sources import ModelSource, Sources, download, resolve_model
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
         architecture,
         path,
         _tokenizer(path, source),
-        _skeleton(path, source.tensors, device, dtype),
+        _skeleton(path, device, dtype),
         device,
         dtype,
         batch_tokens(spec, source, architecture, budget=memory_budget(spec, device)),
@@ -117,26 +118,25 @@ def _check_shapes(source: ModelSource, outcome: Outcome | None) -> None:
             )
 
 
-def _skeleton(
-    path: Path, tensors: Mapping[str, TensorFacts], device: torch.device, dtype: torch.dtype
-) -> PreTrainedModel:
-    """The model of the config in `path`, its parameters on the meta device, of the shapes that the files hold."""
+def _skeleton(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of the config in `path`, its parameters on the meta device."""
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    config.per_layer_config = None  # the stock class builds the widest block everywhere
-    skeleton = empty_model(config, device, dtype)
-    for name, module in skeleton.named_modules():
-        facts = tensors.get(f"{name}.weight")
-        # Blocks of different widths have narrower ones.
-        if isinstance(module, torch.nn.Linear) and facts is not None and module.weight.shape != facts.shape:
-            narrowed = torch.nn.Linear(facts.shape[1], facts.shape[0], module.bias is not None, "meta", dtype)
-            skeleton.set_submodule(name, narrowed)
-    return skeleton.eval().requires_grad_(False)
+    return empty_model(config, device, dtype).eval().requires_grad_(False)
 
 
 def empty_model(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config: its parameters on the meta device, what the config alone decides real."""
     with device, init_empty_weights(include_buffers=False):
+        if getattr(config, "is_heterogeneous", False):
+            return _own_class(config.model_type)._from_config(config, dtype=dtype)
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def _own_class(model_type: str) -> type[PreTrainedModel]:
+    """What the modelling file of a result of different widths defines: from our package, as code from a model's folder
+    is never run here."""
+    found: type[PreTrainedModel] = getattr(modeling_pruned, modeling_class({"model_type": model_type}))
+    return found
 
 
 def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -146,15 +146,10 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     random numbers and a warning.
     """
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    if PER_LAYER in config:
-        return _of_different_widths(model_dir, device, dtype)
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        model_dir,
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
+    options = {} if PER_LAYER in config else {"trust_remote_code": False}
+    kind = _own_class(config["model_type"]) if PER_LAYER in config else AutoModelForCausalLM
+    model, loading = kind.from_pretrained(
+        model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
     )
     if missing := sorted(loading["missing_keys"]):
         raise UnsupportedModel(
@@ -163,16 +158,6 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
             field="/model/id",
         )
     return model.to(device).eval()
-
-
-def _of_different_widths(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """As the modelling file in the folder would build it; code from a model's folder is never run here."""
-    slices = slices_of(folder)
-    model = _skeleton(folder, {name: piece.facts for name, piece in slices.items()}, device, dtype)
-    weights = {name: read_tensor(piece).to(device, dtype) for name, piece in slices.items()}
-    model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    return model
 
 
 def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
@@ -191,7 +176,7 @@ def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
         source=source,
         architecture=recognise(config, source.tensors),
         path=folder,
-        skeleton=_skeleton(folder, source.tensors, dense.device, dense.dtype),
+        skeleton=_skeleton(folder, dense.device, dense.dtype),
         slices=slices,
     )
 
@@ -204,6 +189,11 @@ def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
     return int(available.split()[1]) * 1024
+
+
+def in_float32(model: LoadedModel) -> LoadedModel:
+    """The same with a skeleton of its own, whose parts are filled in float32."""
+    return replace(model, dtype=torch.float32, skeleton=_skeleton(model.path, model.device, torch.float32))
 
 
 def tensors_of(model: LoadedModel, module: str) -> dict[str, Tensor]:
