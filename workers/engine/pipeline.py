@@ -21,7 +21,7 @@ from workers.engine.provenance import fingerprint, provenance
 from workers.engine.report import Report
 from workers.engine.stages.allocate import allocate
 from workers.engine.stages.assemble import assemble
-from workers.engine.stages.calibrate import calibration
+from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.stages.package import package
@@ -55,6 +55,7 @@ def compress(
         with clock.stage("load"):
             model = load(spec, sources)
         with clock.stage("calibrate"):
+            refuse_unknown_tokens(spec, model, sources)
             text = calibration(spec, model, sources)
             lessons = tuning_text(spec, model, sources)
             checkpoint.claim(fingerprint(spec, model, text, lessons))
@@ -102,6 +103,7 @@ def compress(
             refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
             tune=tuned,
+            texts=[source.read for source in (text, lessons) if source and source.read] + evaluation.texts,
             metrics=evaluation.metrics,
             samples=evaluation.samples,
             gates=gates,

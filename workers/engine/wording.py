@@ -6,6 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from workers.engine.comparison import half_width
 from workers.engine.registry import Method, Stage, discover
 
 if TYPE_CHECKING:
@@ -136,13 +137,13 @@ def ratio(metric: Metric) -> str:
 
 
 def verdict(metric: Metric) -> Verdict:
-    """Whether pruning helped or hurt; `within spread` where the change is less than two of its standard errors."""
+    """Whether pruning helped or hurt; `within spread` where the 95 % interval of the change holds zero."""
     if metric.higher_is_better is None:
         return ""
     change = metric.pruned - metric.dense
     if change == 0:
         return "same"
-    if abs(change) <= 2 * (metric.difference_stderr or 0):
+    if abs(change) <= half_width(metric.difference_stderr or 0, metric.degrees_of_freedom, 0.95):
         return "within spread"
     return "better" if (change > 0) == metric.higher_is_better else "worse"
 
