@@ -47,7 +47,7 @@ def context(sources: Sources, model: Any, folder: Path, tokenizer: Any = None) -
     length = model.config.max_position_embeddings if model else 0
     return EvaluationContext(
         loaded=SimpleNamespace(  # type: ignore[arg-type]
-            architecture=SimpleNamespace(context_length=length),
+            architecture=SimpleNamespace(context_length=length, vocabulary=VOCABULARY),
             tokenizer=tokenizer,
             path=folder,
             device=torch.device("cpu"),

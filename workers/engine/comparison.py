@@ -13,7 +13,6 @@ differ, and the interval is about this text alone. Import-light.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -39,15 +38,16 @@ def spread(parts: Sequence[float], documents: Sequence[int] | None) -> Spread:
     """
     if len(parts) < 2:
         return Spread(None, None)
-    alone = statistics.stdev(parts) / math.sqrt(len(parts))
+    mean = sum(parts) / len(parts)
+    alone = math.sqrt(sum((part - mean) ** 2 for part in parts) / (len(parts) - 1) / len(parts))
     if documents is None or len(set(documents)) < 2:
         return Spread(alone, len(parts) - 1)
     by_document: defaultdict[int, list[float]] = defaultdict(list)
     for part, document in zip(parts, documents, strict=True):
         by_document[document].append(part)
-    count, total = len(by_document), math.fsum(parts)
-    without = [(total - math.fsum(own)) / (len(parts) - len(own)) for own in by_document.values()]
-    jackknife = math.sqrt((count - 1) / count) * math.dist(without, [statistics.fmean(without)] * count)
+    count, total = len(by_document), sum(parts)
+    without = [(total - sum(own)) / (len(parts) - len(own)) for own in by_document.values()]
+    jackknife = math.sqrt((count - 1) / count) * math.dist(without, [sum(without) / count] * count)
     return Spread(max(alone, jackknife), count - 1)
 
 

@@ -29,6 +29,7 @@ from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.remove import remove
 from workers.engine.stages.tuning_text import tuning_text
 from workers.engine.stages.units import score_units
+from workers.engine.wording import as_read
 
 if TYPE_CHECKING:
     from workers.engine.events import Events
@@ -58,6 +59,7 @@ def compress(
             refuse_unknown_tokens(spec, model, sources)
             text = calibration(spec, model, sources)
             lessons = tuning_text(spec, model, sources)
+            read = [source.read for source in (text, lessons) if source and source.read]
             checkpoint.claim(fingerprint(spec, model, text, lessons))
         units = None
         if spec.removes != "weight":  # single weights are scored when it is their turn
@@ -81,6 +83,9 @@ def compress(
         layers = layer_reports(model, allocation, outcome, model_dir)
         with clock.stage("evaluate"):
             evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
+        for found in read + evaluation.texts:
+            if found.rows_skipped or found.characters_replaced:
+                events.log(f"{found.label}: {as_read(found)}")
         price = importance_lost(spec, model.architecture, units, outcome, allocation.target)
         gates = judge(spec.gates, evaluation.metrics)
         report = Report(
@@ -103,7 +108,7 @@ def compress(
             refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
             tune=tuned,
-            texts=[source.read for source in (text, lessons) if source and source.read] + evaluation.texts,
+            texts=read + evaluation.texts,
             metrics=evaluation.metrics,
             samples=evaluation.samples,
             gates=gates,

@@ -12,7 +12,7 @@ from workers.engine.registry import Method, Stage, discover
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.report import GateResult, Metric, Report, TuneReport
+    from workers.engine.report import GateResult, Metric, Report, TextReport, TuneReport
 
 Verdict = Literal["better", "worse", "within spread", "same", ""]
 GATED = {"ratio": "pruned / dense", "difference": "pruned − dense", "pruned": "pruned"}
@@ -106,6 +106,35 @@ def tuned(tune: TuneReport, params: Mapping[str, Any]) -> str:
         + f". The loss on held-out windows of that text went from {tune.holdout_loss_before:.4f} to "
         f"{tune.holdout_loss_after:.4f} nats a token; {shipped}."
     )
+
+
+def as_read(text: TextReport) -> str:
+    """How a text became tokens."""
+    opening = "".join(text.opening)
+    documents = f"{text.documents:,} documents joined by empty lines" if text.documents != 1 else "one document"
+    found = [
+        f"{documents}, {text.tokens:,} tokens read",
+        f"every window begins with {opening}" if opening else "windows begin with the text, without a token before it",
+    ]
+    if text.rows_skipped:
+        found.append(f"{text.rows_skipped:,} rows without text left out")
+    if text.characters_replaced:
+        found.append(f"{text.characters_replaced:,} lone surrogates replaced by U+FFFD")
+    return "; ".join(found)
+
+
+def intervals(report: Report) -> str:
+    """What the intervals are about, where there are any; else nothing."""
+    found = {metric.interval_over for metric in report.metrics}
+    said = []
+    if "documents" in found:
+        said.append("Errors are over documents, and hold for others like them.")
+    if "text" in found:
+        names = ", ".join(metric.name for metric in report.metrics if metric.interval_over == "text")
+        said.append(
+            f"That of {names} is about this text alone: it is one document, or where its documents end is not known."
+        )
+    return " ".join(said)
 
 
 def percent(fraction: float) -> str:
