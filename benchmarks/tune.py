@@ -2,8 +2,9 @@
 
     python -m benchmarks.tune [--steps 200] [--rows "50 %" memory]
 
-Each run is a process of its own with one thread. It tunes a model pruned beforehand and reads eight windows of each of five held-out books.
-Speed is counted in processor time, as the machine may be shared; memory is the peak of the steps, after loading.
+Each run is a process of its own with one thread. It tunes a model pruned beforehand and reads eight windows of each of
+five held-out books. Speed is counted in processor time, as the machine may be shared; memory is the peak of
+the steps, after loading.
 """
 
 from __future__ import annotations

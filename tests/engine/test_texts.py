@@ -138,6 +138,19 @@ def test_golden_windows(bookworm: PreTrainedTokenizerBase, examples: Sources) ->
     assert found.documents == tuple(book for book in range(5) for _ in range(12))
 
 
+def test_the_shipped_texts_give_the_windows_they_always_gave(
+    bookworm: PreTrainedTokenizerBase, examples: Sources
+) -> None:
+    """Drawn from the whole text, as before reading stopped early: what published figures were calibrated on."""
+    text = (EXAMPLES / "data/calibration.txt").read_text()
+    ids_T = torch.tensor(bookworm(text, add_special_tokens=False, verbose=False)["input_ids"])
+    for samples, length in ((4, 32), (64, 512)):
+        spec = spec_of(calibrate={"dataset": "calibration.txt", "samples": samples, "sequence_length": length})
+        assert spec.calibrate is not None
+        tokens = load_tokens(spec.calibrate, bookworm, examples, "/calibrate", wanted_of(spec.calibrate))
+        assert torch.equal(tokens.ids_T, ids_T)
+
+
 # -- packing -----------------------------------------------------------------------------------------------------------
 
 
