@@ -139,7 +139,7 @@ def table(results: list[dict[str, Any]]) -> str:
     found = {(r["sparsity"], r["row"], r["measured"]): r for r in results}
     dense = next(r[PPL]["dense"] for r in results if PPL in r)
     lines = [
-        "bookworm-7m, 16 x 512 calibration tokens, 8 windows of 512 of each of five held-out books, decoding 64 after 64;",
+        "bookworm-7m, 16 x 512 calibration tokens, 8 windows of each of five books, decoding 64 tokens after 64;",
         f"torch {torch.__version__}, {platform.machine()} CPU, {os.environ.get('OMP_NUM_THREADS', 'all')} threads.",
         f"Dense perplexity {dense:.2f}. Tuned: 200 steps of 4 x 128 tokens. A dot: not run yet.\n",
         "| asked | removed | score | parameters | decode | before | "

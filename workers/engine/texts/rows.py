@@ -31,13 +31,14 @@ def jsonl_rows(path: Path, field: str) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path, columns: tuple[str, ...], field: str) -> Iterator[Row]:
-    """Of `columns` only, and of all where one of them is not there. Raises InvalidSpec for a damaged file."""
+    """Of `columns` only, and of all where none is named or one of them is not there. Raises InvalidSpec for what is
+    damaged."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         schema = parquet.read_schema(path)
-        wanted = list(columns) if set(columns) <= set(schema.names) else None
+        wanted = list(columns) if columns and set(columns) <= set(schema.names) else None
         # Texts that the file holds once are not repeated in memory. pre_buffer would hold a whole row group.
         types = pyarrow.types
         strings = (types.is_string, types.is_large_string, types.is_string_view)
