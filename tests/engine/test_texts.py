@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -18,11 +19,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.engine.conftest import EXAMPLES, SaveModel, spec_of
+from tests.engine.test_package import report_of
 from workers.engine import data
 from workers.engine.data import Wanted, load_tokens, loss_windows, opening_ids, random_windows, wanted_of
 from workers.engine.errors import EngineError, InvalidSpec, UnsupportedModel
+from workers.engine.methods.evaluate import harness
 from workers.engine.methods.evaluate.perplexity import PerplexityParams
+from workers.engine.model_card import render as render_card
 from workers.engine.refs import DataRef
+from workers.engine.report_page import render as render_page
 from workers.engine.sources import Sources
 from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.load import load
@@ -381,6 +386,24 @@ def test_documents_are_known_by_their_column_and_reading_stops(
     assert found.documents == (0, 1, 2, 3, 4, 5)
 
 
+def test_page_and_card_say_how_texts_were_read_and_what_intervals_are_about() -> None:
+    read = {"documents": 5, "tokens": 1234, "opening": ["<s>"], "rows_skipped": 2, "characters_replaced": 1}
+    known, alone = (
+        {"name": f"perplexity/{over}", "unit": "perplexity", "higher_is_better": False, "dense": 1.0, "pruned": 2.0}
+        | {"ratio": 2.0, "interval_over": over}
+        for over in ("documents", "text")
+    )
+    report = report_of(texts=[{"label": "calibrate/a.jsonl", **read}], metrics=[known, alone])
+    for shown in (render_page(report), render_card(report)):
+        text = " ".join(html.unescape(shown).split())
+        assert (
+            "5 documents joined by empty lines, 1,234 tokens read; every window begins with <s>; "
+            "rows without text, left out: 2; lone surrogates, replaced by U+FFFD: 1"
+        ) in text
+        assert "Errors are over documents, and hold for others like them." in text
+        assert "That of perplexity/text is about this text alone" in text
+
+
 # -- the model's own token ---------------------------------------------------------------------------------------------
 
 
@@ -402,6 +425,16 @@ def test_auto_does_what_the_tokenizer_does(bookworm: PreTrainedTokenizerBase) ->
     with pytest.raises(InvalidSpec, match="no beginning-of-sequence token") as caught:
         opening_ids(without, "always", "/tune")
     assert caught.value.field == "/tune/bos"
+
+
+def test_the_harness_follows_the_same_rule(bookworm: PreTrainedTokenizerBase) -> None:
+    cases = [(bookworm, "auto"), (bookworm, "always"), (bookworm, "never"), (with_bos(), "auto"), (with_bos(), "never")]
+    found = []
+    for tokenizer, bos in cases:
+        prompted, opens = harness.prompting(tokenizer, bos, "/evaluate/0")  # type: ignore[arg-type]
+        found.append(prompted("a", add_special_tokens=opens)["input_ids"])
+    assert found == [[67], [0, 67], [67], [0, 67], [67]]
+    assert bookworm("a")["input_ids"] == [67]  # untouched
 
 
 def test_every_window_begins_with_it(sources: Sources) -> None:

@@ -117,9 +117,9 @@ def as_read(text: TextReport) -> str:
         f"every window begins with {opening}" if opening else "windows begin with the text, without a token before it",
     ]
     if text.rows_skipped:
-        found.append(f"{text.rows_skipped:,} rows without text left out")
+        found.append(f"rows without text, left out: {text.rows_skipped:,}")
     if text.characters_replaced:
-        found.append(f"{text.characters_replaced:,} lone surrogates replaced by U+FFFD")
+        found.append(f"lone surrogates, replaced by U+FFFD: {text.characters_replaced:,}")
     return "; ".join(found)
 
 

@@ -6,6 +6,7 @@ the Hugging Face hub (when online).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,8 @@ from workers.engine.registry import MethodParams, evaluator
 from workers.engine.stats import Measurement
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from workers.engine.stages.evaluate import EvaluationContext
 
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
@@ -48,16 +51,10 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from workers.engine.data import opening_ids
     from workers.engine.harness_tasks import load_tasks
 
-    opening = opening_ids(context.tokenizer, params.bos, context.pointer)
-    model = HFLM(
-        pretrained=context.model,
-        tokenizer=context.tokenizer,
-        batch_size=params.batch_size,
-        add_bos_token=bool(opening),
-    )
+    tokenizer, opens = prompting(context.tokenizer, params.bos, context.pointer)
+    model = HFLM(pretrained=context.model, tokenizer=tokenizer, batch_size=params.batch_size, add_bos_token=opens)
     found = lm_eval.simple_evaluate(
         model=model,
         tasks=load_tasks(params.tasks, context.sources.data_dir / "tasks", context.pointer),
@@ -75,6 +72,19 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
         for task, scores in {**found["results"], **found.get("groups", {})}.items()
         for measurement in _measurements(task, scores, found)
     ]
+
+
+def prompting(
+    tokenizer: PreTrainedTokenizerBase, bos: Literal["auto", "always", "never"], pointer: str
+) -> tuple[PreTrainedTokenizerBase, bool]:
+    """The tokenizer, and whether the harness is to let it put its special tokens before prompts."""
+    from workers.engine.data import opening_ids
+
+    opens = bool(opening_ids(tokenizer, bos, pointer))
+    if opens and not opening_ids(tokenizer, "auto", pointer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_bos_token = True
+    return tokenizer, opens
 
 
 def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> list[Measurement]:
