@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,32 +30,32 @@ KEPT = ROOT / ".espalier/coverage.npz"
 DOCUMENTS = (1, 2, 3, 5, 8, 20, 40)
 WINDOWS = (1, 2, 4, 8)
 CONFIDENCE = 0.95
-SKIPPED = 0.3
-"""Of each document, before the first window: what stands in front is alike in many."""
 
 
-def losses(books: Path, windows: int, length: int) -> dict[str, NDArray[np.float64]]:
+def measure(books: Path, windows: int, length: int) -> dict[str, NDArray[np.float64]]:
     """`dense` and `pruned`: mean nats a token of each window, [documents, windows]."""
     import torch
     from transformers import AutoTokenizer
 
+    from workers.engine.data import load_tokens, loss_windows
     from workers.engine.events import Silent
+    from workers.engine.methods.evaluate.perplexity import PerplexityParams
     from workers.engine.pipeline import compress
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.evaluate import nll
     from workers.engine.stages.load import load_model
-    from workers.engine.texts.rows import parquet_rows
 
     dense = ROOT / "examples/models/bookworm-7m"
     tokenizer = AutoTokenizer.from_pretrained(dense)
-    ids = []
-    for _, row in parquet_rows(books, ("text",), ""):
-        text = row["text"][int(SKIPPED * len(row["text"])) :][: windows * length * 16]
-        found = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: windows * length]
-        if len(found) == windows * length:
-            ids.append(found)
-    ids_BT = torch.tensor(ids).reshape(-1, length)
+    params = PerplexityParams(dataset=books.name, sequence_length=length, per_document=windows)
+    found = loss_windows(
+        params, lambda ref, wanted: load_tokens(ref, tokenizer, Sources(books, books.parent), "", wanted), ""
+    )
+    counts = Counter(found.documents)
+    ids_BT = torch.stack(
+        [ids for ids, document in zip(found.ids_NL, found.documents, strict=True) if counts[document] == windows]
+    )
     spec = CompressionSpec.model_validate(
         {
             "model": {"id": "bookworm-7m"},
@@ -63,15 +64,15 @@ def losses(books: Path, windows: int, length: int) -> dict[str, NDArray[np.float
             "prune": {"method": "mask", "sparsity": 0.5},
         }
     )
-    found = {}
+    losses = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         sources = Sources(ROOT / "examples/models", ROOT / "examples/data")
         compress(spec, Path(folder), sources, Silent(), Path(folder) / "checkpoint")
         for name, place in (("dense", dense), ("pruned", Path(folder) / "model")):
             model = load_model(place, torch.device("cpu"), torch.float32)
             nll_B = torch.cat([nll(model, batch_BT) for batch_BT in ids_BT.split(16)])
-            found[name] = nll_B.reshape(-1, windows).numpy()
-    return found
+            losses[name] = nll_B.reshape(-1, windows).numpy()
+    return losses
 
 
 def measured(nll: NDArray[np.float64], documents: list[int] | None) -> Measurement:
@@ -81,26 +82,26 @@ def measured(nll: NDArray[np.float64], documents: list[int] | None) -> Measureme
 
 
 def coverage(
-    found: dict[str, NDArray[np.float64]], documents: int, windows: int, draws: int, *, clustered: bool
-) -> tuple[float, float]:
-    """(share of intervals that hold the true ratio, their median half width as a share of it)."""
+    found: dict[str, NDArray[np.float64]], documents: int, windows: int, draws: int
+) -> tuple[float, float, float]:
+    """Shares of intervals that hold the true ratio over windows and over documents; the median half width of these."""
     truth = math.exp(found["pruned"].mean() - found["dense"].mean())
     generator = np.random.default_rng([documents, windows])
-    held, widths = 0, []
+    labels = np.repeat(np.arange(documents), windows).tolist()
+    held, widths = [0, 0], []
     for _ in range(draws):
         books = generator.integers(len(found["dense"]), size=documents)
         places = np.stack([generator.permutation(found["dense"].shape[1])[:windows] for _ in books])
-        labels = np.repeat(np.arange(documents), windows).tolist() if clustered else None
-        dense, pruned = (
-            measured(np.take_along_axis(found[name][books], places, axis=1).ravel(), labels)
-            for name in ("dense", "pruned")
-        )
-        sure = ratio_spread(dense, pruned)
-        assert sure.stderr is not None
-        width = half_width(sure.stderr, sure.degrees_of_freedom, CONFIDENCE)
-        held += abs(pruned.value / dense.value - truth) <= width
+        drawn = [np.take_along_axis(found[name][books], places, axis=1).ravel() for name in ("dense", "pruned")]
+        width = 0.0
+        for kind, known in enumerate((None, labels)):
+            dense, pruned = (measured(nll, known) for nll in drawn)
+            sure = ratio_spread(dense, pruned)
+            assert sure.stderr is not None
+            width = half_width(sure.stderr, sure.degrees_of_freedom, CONFIDENCE)
+            held[kind] += abs(pruned.value / dense.value - truth) <= width
         widths.append(width / truth)
-    return held / draws, float(np.median(widths))
+    return held[0] / draws, held[1] / draws, float(np.median(widths))
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not KEPT.exists():
         KEPT.parent.mkdir(exist_ok=True)
-        np.savez(KEPT, **losses(arguments.books, arguments.windows, arguments.length))
+        np.savez(KEPT, **measure(arguments.books, arguments.windows, arguments.length))
     with np.load(KEPT) as kept:
         found = {name: kept[name] for name in kept}
     change = found["pruned"] - found["dense"]
@@ -128,9 +129,8 @@ def main() -> None:
             if documents * windows < 2:
                 cells.append("")
                 continue
-            by_window, _ = coverage(found, documents, windows, arguments.draws, clustered=False)
-            share, width = coverage(found, documents, windows, arguments.draws, clustered=True)
-            cells.append(f"{100 * by_window:.1f} / {100 * share:.1f} (± {100 * width:.1f} %)")
+            by_window, by_document, width = coverage(found, documents, windows, arguments.draws)
+            cells.append(f"{100 * by_window:.1f} / {100 * by_document:.1f} (± {100 * width:.1f} %)")
         print(f"| {documents} | " + " | ".join(cells) + " |", flush=True)
 
 
