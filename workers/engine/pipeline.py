@@ -21,7 +21,7 @@ from workers.engine.provenance import fingerprint, provenance
 from workers.engine.report import Report
 from workers.engine.stages.allocate import allocate
 from workers.engine.stages.assemble import assemble
-from workers.engine.stages.calibrate import calibration
+from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.stages.package import package
@@ -30,6 +30,7 @@ from workers.engine.stages.remove import remove
 from workers.engine.stages.tuning_text import tuning_text
 from workers.engine.stages.units import score_units
 from workers.engine.stages.verify import verify, verify_tuned, window
+from workers.engine.wording import as_read
 
 if TYPE_CHECKING:
     from workers.engine.events import Events
@@ -56,8 +57,10 @@ def compress(
         with clock.stage("load"):
             model = load(spec, sources)
         with clock.stage("calibrate"):
+            refuse_unknown_tokens(spec, model, sources)
             text = calibration(spec, model, sources)
             lessons = tuning_text(spec, model, sources)
+            read = [source.read for source in (text, lessons) if source and source.read]
             checkpoint.claim(fingerprint(spec, model, text, lessons))
         units = None
         if spec.removes != "weight":  # single weights are scored when it is their turn
@@ -88,6 +91,9 @@ def compress(
         layers = layer_reports(model, allocation, outcome, model_dir)
         with clock.stage("evaluate"):
             evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
+        for found in read + evaluation.texts:
+            if found.rows_skipped or found.characters_replaced:
+                events.log(f"{found.label}: {as_read(found)}")
         price = importance_lost(spec, model.architecture, units, outcome, allocation.target)
         gates = judge(spec.gates, evaluation.metrics)
         report = Report(
@@ -111,6 +117,7 @@ def compress(
             layers=layers,
             tune=tuned,
             checks=checks,
+            texts=read + evaluation.texts,
             metrics=evaluation.metrics,
             samples=evaluation.samples,
             gates=gates,

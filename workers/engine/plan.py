@@ -14,7 +14,6 @@ from workers.engine.costs import parameters_after, stored_bytes
 from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.estimate import predicted_elapsed_s, predicted_peak_memory_bytes
 from workers.engine.outcome import PER_LAYER, Outcome, config_after, modeling_class
-from workers.engine.refs import DataRef
 from workers.engine.registry import (
     HiddenPruneParams,
     LayerPruneParams,
@@ -113,7 +112,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
         spec.tune.check(_layers_of(architecture, prospect.outcome, source.tensors))
     elif spec.tune is not None and isinstance(spec.prune, UnitPruneParams):
         spec.tune.check_multiples(spec.prune.channel_multiple)
-    for field, ref in _texts(spec).items():
+    for field, ref in spec.texts().items():
         resolve_dataset(ref, sources, field)
         length = getattr(ref, "sequence_length", 0)
         if length > architecture.context_length:
@@ -141,13 +140,6 @@ def _layers_of(architecture: Architecture, outcome: Outcome, tensors: Mapping[st
             outputs, inputs = shapes[f"{layer.name}.weight"]
             found.append(replace(layer, shape=(outputs, inputs)))
     return found
-
-
-def _texts(spec: CompressionSpec) -> dict[str, DataRef]:
-    """JSON pointer -> text, for all texts that the spec names."""
-    parts: dict[str, object] = {"/calibrate": spec.calibrate, "/tune": spec.tune}
-    parts |= {f"/evaluate/{index}": params for index, params in enumerate(spec.evaluate)}
-    return {field: part for field, part in parts.items() if isinstance(part, DataRef)}
 
 
 def _sparsity(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Mapping[str, float] | None:
@@ -325,6 +317,6 @@ def tuning_warnings(spec: CompressionSpec, source: ModelSource) -> list[str]:
     if spec.tune is None:
         return []
     found = list(spec.tune.warnings(source))
-    if any(field.startswith("/evaluate") and ref.label == spec.tune.label for field, ref in _texts(spec).items()):
+    if any(field.startswith("/evaluate") and ref.label == spec.tune.label for field, ref in spec.texts().items()):
         found.append(f"{spec.tune.label} is tuned on and measured on: its figures say little about other text")
     return found

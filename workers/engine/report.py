@@ -28,6 +28,14 @@ class Metric(ReportModel):
         None, description="Of `ratio`, sample by sample where both models were measured on the same ones."
     )
     difference_stderr: float | None = Field(None, description="Of pruned - dense, likewise.")
+    degrees_of_freedom: float | None = Field(
+        None, description="Of Student's t, by which intervals follow from the standard errors; null: the normal one."
+    )
+    interval_over: Literal["documents", "text"] | None = Field(
+        None,
+        description="What intervals are about: `documents` like those measured on, or `text`, this one alone, where "
+        "all of it is one document or it is not known where documents end. null where nothing was sampled.",
+    )
     note: str = ""
 
 
@@ -99,6 +107,19 @@ class ResultCheck(ReportModel):
         description="Largest relative difference of logits at a position that rounding weights to the stored type "
         "makes; a pruner's own solutions are counted as rounded."
     )
+
+
+class TextReport(ReportModel):
+    """A text as it was read. Documents are joined by an empty line; windows are cut from the stream of their tokens."""
+
+    label: str = Field(description="Stage and data set, e.g. `calibrate/calibration.txt`.")
+    opening: list[str] = Field(description="Tokens that every window begins with; empty where windows begin anywhere.")
+    documents: int = Field(
+        description="That something was read of. A .txt file is one; elsewhere see `document_field`."
+    )
+    tokens: int = Field(description="Read; reading stops where the windows asked for are there.")
+    rows_skipped: int = Field(description="Rows without text.")
+    characters_replaced: int = Field(description="Lone surrogates, read as U+FFFD.")
 
 
 class StageReport(ReportModel):
@@ -188,6 +209,7 @@ class Report(ReportModel):
     checks: list[ResultCheck] = Field(
         default_factory=list, description="That the result computes what it was made from. Empty in reports of before."
     )
+    texts: list[TextReport] = Field(default_factory=list, description="Every text of the spec, as it was read.")
     metrics: list[Metric]
     samples: list[Sample] = Field(default_factory=list, description="What both models wrote, where asked for.")
     gates: list[GateResult] = Field(default_factory=list, description="The spec's gates, in its order.")

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TEXT_FILES = (".txt", ".jsonl", ".parquet")
+TEXT_FILES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 _ID = "/model/id"
@@ -129,7 +129,7 @@ def resolve_dataset(ref: DataRef, sources: Sources, field: str) -> Path | None:
         return None
     field = f"{field}/dataset"
     path = sources.data_dir / ref.dataset
-    if path.suffix not in TEXT_FILES:
+    if not path.name.endswith(TEXT_FILES):
         raise DatasetNotFound(
             f"{ref.dataset} is neither `owner/name` of a hub dataset nor a {', '.join(TEXT_FILES)} file",
             "name a text file in the data directory, with its suffix",

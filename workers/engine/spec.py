@@ -204,6 +204,12 @@ class CompressionSpec(SpecModel):
             raise ValidationError.from_exception_data("gates", errors)
         return gates
 
+    def texts(self) -> dict[str, DataRef]:
+        """JSON pointer -> text, for all texts that the spec names."""
+        parts: dict[str, object] = {"/calibrate": self.calibrate, "/tune": self.tune}
+        parts |= {f"/evaluate/{index}": params for index, params in enumerate(self.evaluate)}
+        return {pointer: part for pointer, part in parts.items() if isinstance(part, DataRef)}
+
     @property
     def removes(self) -> Literal["weight", "unit", "hidden", "layer"]:
         """Single weights, which become zeros; heads and channels; hidden dimensions; or whole decoder blocks."""
