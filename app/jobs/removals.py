@@ -115,7 +115,8 @@ def keeps_whole_result(store: ArtifactStore, removal: FileRemoval) -> bool:
     """
     if removal.attempt is None or removal.fence is None:
         return False
-    return store.exists(store.file_key(removal.tenant_id, removal.job_id, removal.attempt, removal.fence, LAST_FILE))
+    key = store.file_key(removal.tenant_id, removal.job_id, removal.attempt, removal.fence, LAST_FILE)
+    return store.size(key) is not None
 
 
 def _delete(store: ArtifactStore, removal: FileRemoval) -> None:
