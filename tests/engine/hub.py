@@ -45,7 +45,7 @@ class FakeHub(BaseHTTPRequestHandler):
         elif self.path.startswith(f"/api/models/org/good/tree/{COMMIT}"):
             files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in BOOKWORM.iterdir()]
             self._body(json.dumps(files).encode())
-        elif match := re.match(rf"/org/good/resolve/{COMMIT}/([\w.]+)$", self.path):
+        elif match := re.match(rf"/org/(?:good|pickles)/resolve/{COMMIT}/([\w.]+)$", self.path):
             self._file(BOOKWORM / match[1])
         elif self.path.startswith("/api/datasets/org/texts/tree/"):
             self._body(json.dumps([{"type": "file", "path": "a.jsonl", "size": len(_JSONL), "oid": "0"}]).encode())
