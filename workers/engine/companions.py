@@ -46,9 +46,10 @@ def has_tokenizer(names: Iterable[str]) -> bool:
 def names_in(folder: Path) -> list[str]:
     """The files of a model's folder, and those of `additional_chat_templates`, as paths below it. Raises BadFile."""
     found: list[str] = []
-    for part in (folder, folder / "additional_chat_templates"):
-        if part != folder and not part.is_dir():
-            continue
+    templates = folder / "additional_chat_templates"
+    if templates.is_symlink():
+        raise BadFile(f"{templates.name} is a link, which may be one that leads out of the model's folder")
+    for part in (folder, templates) if templates.is_dir() else (folder,):
         for entry in part.iterdir():
             found.append(entry.relative_to(folder).as_posix())
             if len(found) > _MOST_FILES:

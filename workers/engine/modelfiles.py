@@ -102,17 +102,18 @@ def parse_json(content: bytes, name: str) -> dict[str, Any]:
         raise BadFile(f"{name} is not JSON: {shown(error)}") from error
     if not isinstance(value, dict):
         raise BadFile(f"{name} is not a JSON object")
-    for part, depth in _parts(value):
-        if depth > _DEPTH:
-            raise BadFile(f"{name} is nested more than {_DEPTH} deep")
-        if isinstance(part, str) and not _storable(part):
-            raise BadFile(f"{name} holds text that is not Unicode: {shown(part)!r}")
+    if _deep(value):
+        raise BadFile(f"{name} is nested more than {_DEPTH} deep")
+    if b"\\u" in content:  # only an escape can stand for what UTF-8 cannot hold
+        for part in _parts(value):
+            if isinstance(part, str) and not _storable(part):
+                raise BadFile(f"{name} holds text that is not Unicode: {shown(part)!r}")
     return value
 
 
 def infinite(value: Any) -> bool:
     """Whether a parsed JSON value holds a number that is not finite."""
-    return any(isinstance(part, float) and not math.isfinite(part) for part, _ in _parts(value))
+    return any(isinstance(part, float) and not math.isfinite(part) for part in _parts(value))
 
 
 def _integer(digits: str) -> int:
@@ -126,18 +127,24 @@ def _storable(text: str) -> bool:
     return (text.isascii() and "\x00" not in text) or not any(c == "\x00" or "\ud800" <= c <= "\udfff" for c in text)
 
 
-def _parts(value: Any) -> Iterator[tuple[Any, int]]:
-    """Every value and key in a parsed JSON value, with how deep it is nested."""
-    waiting = [(value, 0)]
+def _deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEPTH):
+        inner = (entry for part in level for entry in (part.values() if isinstance(part, dict) else part))
+        level = [entry for entry in inner if isinstance(entry, dict | list)]
+    return bool(level)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Every value and key in a parsed JSON value."""
+    waiting = [value]
     while waiting:
-        part, depth = waiting.pop()
-        yield part, depth
-        if depth > _DEPTH:
-            continue
+        part = waiting.pop()
+        yield part
         if isinstance(part, dict):
-            waiting += [(inner, depth + 1) for pair in part.items() for inner in pair]
+            waiting += [entry for pair in part.items() for entry in pair]
         elif isinstance(part, list):
-            waiting += [(inner, depth + 1) for inner in part]
+            waiting += part
 
 
 def _allowed(folder: Path) -> list[Path]:

@@ -252,9 +252,11 @@ def _folder_model(ref: ModelRef, folder: Path, hub_commit: str | None) -> ModelS
     check_companions(folder, beside)
     if INDEX in names:
         files = _weight_map(read_json(folder, INDEX, INDEX_BYTES))
+        pieces = _slices(folder, files)
     else:
-        files = dict.fromkeys(_header(folder, WEIGHTS), WEIGHTS)
-    tensors = {name: piece.facts for name, piece in _slices(folder, files).items()}
+        pieces = _header(folder, WEIGHTS)
+        files = dict.fromkeys(pieces, WEIGHTS)
+    tensors = {name: piece.facts for name, piece in pieces.items()}
     return ModelSource(ref.id, config, tensors, files, folder, hub_commit, beside)
 
 

@@ -33,7 +33,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     row = family(model_type)
     if row is None:
         raise UnsupportedModel(
-            f"{shown(model_type)}: transformers {table()['transformers']} builds no model of that type of Llama's blocks",
+            f"{shown(model_type)}: transformers {table()['transformers']} has it made of other blocks than Llama's",
             "use a model of a family that is listed as supported",
             field="/model/id",
         )

@@ -14,7 +14,7 @@ from workers.engine.shards import TensorFacts
 from workers.engine.stats import LinearFacts
 
 _BLOCK = re.compile(re.escape(BLOCKS) + r"\.(\d{1,6})\.(.*)", re.ASCII | re.DOTALL)
-_MOST_BLOCKS = 4096
+_MOST_BLOCKS = 1024
 
 
 def recognise(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Architecture:
