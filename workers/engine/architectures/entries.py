@@ -67,8 +67,8 @@ def check_result(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]],
 
 def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a config, one line each; later ones take the earlier for granted."""
-    for name in SIZES:
-        if name not in config:
+    for name in (*SIZES, *row["needs"]):
+        if config.get(name) is None:
             yield f"there is no `{name}`"
     names = {**{name: name for name in row["fields"]}, **row["aliases"]}
     for name, real in names.items():

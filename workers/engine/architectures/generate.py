@@ -12,6 +12,7 @@ import json
 import sys
 import types
 import typing
+import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def generate() -> dict[str, Any]:
     kinds: dict[str, list[str]] = {kind: [] for kind in (*lists, "other")}
     for model_type in sorted(CONFIG_MAPPING):
         kinds[next((kind for kind, _ in _KINDS if model_type in lists[kind]), "other")].append(model_type)
-    found = {name: _family(name) for name in kinds["decoder"]}
+    found = {name: family_row(name) for name in kinds["decoder"]}
     declared = {field.name for field in fields(PreTrainedConfig)}
     return {
         "transformers": transformers.__version__,
@@ -78,8 +79,14 @@ def _auto(name: str) -> dict[str, Any]:
     return getattr(auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {})
 
 
-def _family(model_type: str) -> dict[str, Any] | None:
+def family_row(model_type: str) -> dict[str, Any] | None:
     """One row, or None for a family whose blocks are not Llama's, all alike."""
+    with warnings.catch_warnings():  # of sizes that nobody would train
+        warnings.simplefilter("ignore")
+        return _row(model_type)
+
+
+def _row(model_type: str) -> dict[str, Any] | None:
     config_class = CONFIG_MAPPING[model_type]
     plain = _shapes(config_class)
     if plain is None or not _of_llama(plain):
@@ -109,6 +116,7 @@ def _family(model_type: str) -> dict[str, Any] | None:
         "tensors": tensors,
         "switches": switches,
         "head_from_hidden": derived,
+        "needs": ["head_dim"] if _shapes(config_class, head_dim=...) is None else [],
         **{rule: _shapes(config_class, **changes) is None for rule, changes in refused.items()},
         "counts_blocks": _counts_blocks(config_class),
         "ignored": _ignored(config_class),
@@ -116,12 +124,13 @@ def _family(model_type: str) -> dict[str, Any] | None:
 
 
 def _build(config_class: type[PreTrainedConfig], **changes: Any) -> Any:
+    entries = {name: entry for name, entry in (_SIZES | changes).items() if entry is not ...}
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config_class(**_SIZES | changes))
+        return AutoModelForCausalLM.from_config(config_class(**entries))
 
 
 def _shapes(config_class: type[PreTrainedConfig], **changes: Any) -> Shapes | None:
-    """Tensor name -> shape of the model in our sizes; None where transformers refuses them."""
+    """Tensor name -> shape of the model in our sizes, `...` being left out; None where transformers refuses them."""
     try:
         return {name: tuple(tensor.shape) for name, tensor in _build(config_class, **changes).state_dict().items()}
     except Exception:  # whatever it is: then it is not one of ours
