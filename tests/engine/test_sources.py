@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import spec_of
-from tests.engine.hub import BOOKWORM, COMMIT, client, serving
+from tests.engine.hub import BOOKWORM, COMMIT, client, serving, sharded
 from workers.engine.errors import ModelNotFound, UnsafeWeights, UnsupportedModel
-from workers.engine.sources import INDEX, ModelSource, Sources, resolve_model
+from workers.engine.sources import INDEX, ModelSource, Sources, resolve_model, slices
 from workers.engine.spec import ModelRef
 from workers.engine.stages.load import load, load_model, outside_tensors
 
@@ -189,6 +189,28 @@ class TestHub:
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["files"])
         found = client(RESOLVE, "org/good", COMMIT, endpoint=NOBODY, home=tmp_path, offline="1")
         assert found["commit"] == COMMIT
+
+    def test_only_what_the_index_names_and_what_travels_is_downloaded(self, hub: str, tmp_path: Path) -> None:
+        found = client(RESOLVE, "org/sharded", COMMIT, "download", endpoint=hub, home=tmp_path)
+        assert found["parameters"] == 6_951_168
+        assert found["files"] == [
+            "LICENSE", "NOTICE.txt", "USE_POLICY.md", "a.safetensors", "additional_chat_templates", "b.safetensors",
+            "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
+            "tokenizer.model", "tokenizer_config.json",
+        ]  # fmt: skip
+        # And the folder that the cache made of them, links into its blobs, is read as any other.
+        snapshot = next(tmp_path.rglob("model.safetensors.index.json")).parent
+        models = Sources(tmp_path / "models", tmp_path)
+        models.models_dir.mkdir()
+        (models.models_dir / "linked").symlink_to(snapshot)
+        assert (snapshot / "config.json").is_symlink()
+        source = resolve(models, "linked")
+        norm = slices(source)["model.norm.weight"]
+        assert norm.file.read_bytes() == sharded()["b.safetensors"]
+        assert source.companions == (
+            "LICENSE", "NOTICE.txt", "USE_POLICY.md", "additional_chat_templates/tool.jinja", "generation_config.json",
+            "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+        )  # fmt: skip
 
     @pytest.mark.parametrize(
         ("name", "revision", "code", "field"),
