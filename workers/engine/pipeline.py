@@ -27,6 +27,7 @@ from workers.engine.stages.load import load
 from workers.engine.stages.package import package
 from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.remove import remove
+from workers.engine.stages.sound import blaming, check_vectors
 from workers.engine.stages.tuning_text import tuning_text
 from workers.engine.stages.units import score_units
 from workers.engine.stages.verify import verify, verify_tuned, window
@@ -53,9 +54,10 @@ def compress(
     """
     clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir, events), workdir / "model"
     cache = Cache(cache_dir, events)
-    with translated():
+    with translated(), blaming() as suspect:
         with clock.stage("load"):
-            model = load(spec, sources)
+            model = suspect.model = load(spec, sources)
+            check_vectors(model)
         with clock.stage("calibrate"):
             refuse_unknown_tokens(spec, model, sources)
             text = calibration(spec, model, sources)

@@ -24,7 +24,7 @@ from workers.engine.estimate import evaluates_whole
 from workers.engine.registry import method_of
 from workers.engine.report import Metric, Sample
 from workers.engine.stages.calibrate import Calibration
-from workers.engine.stages.load import LoadedModel, load_model, memory_budget, result_of, tensors_of
+from workers.engine.stages.load import LoadedModel, load_model, load_result, memory_budget, result_of, tensors_of
 from workers.engine.stages.stream import StreamedLoss
 from workers.engine.stats import Measurement
 
@@ -165,7 +165,8 @@ def evaluate(
         events.log(f"the models do not fit in {budget / 2**20:.0f} MiB: they are measured block by block")
 
     def measure(loaded: LoadedModel, done: int) -> list[Measurement]:
-        model = load_model(loaded.path, loaded.device, loaded.dtype) if whole else None
+        load = load_model if loaded is dense else load_result
+        model = load(loaded.path, loaded.device, loaded.dtype) if whole else None
         found: list[Measurement] = []
         for index, params in enumerate(spec.evaluate):
             context = EvaluationContext(

@@ -29,7 +29,7 @@ from workers.engine.stages.load import (
     filled,
     head_tensors,
     in_float32,
-    load_model,
+    load_result,
     memory_budget,
     result_of,
     tensors_of,
@@ -114,7 +114,7 @@ def result_trace(spec: CompressionSpec, model: LoadedModel, folder: Path, ids_T:
     try:
         with translated(), ExitStack() as open_files:
             if _fits_whole(spec, model):
-                loaded = load_model(folder, model.device, torch.float32)
+                loaded = load_result(folder, model.device, torch.float32)
             else:
                 result = in_float32(result_of(model, folder))
                 loaded = open_files.enter_context(streamed(result, lambda name: stored_tensors(result, name)))
