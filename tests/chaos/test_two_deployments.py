@@ -153,6 +153,7 @@ def test_a_store_from_before_ids_is_refused_until_it_is_adopted(
     [job_id] = succeed(one, 1)
     halt(one)
     ArtifactStore(place.artifacts_url).delete([MARKER])
+    (one.home / "work" / MARKER).unlink()
     with one.database.write() as session:
         session.execute(text("delete from deployment"))
     before = place.files()
