@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workers.engine.comparison import half_width, ratio_spread
+from workers.engine.comparison import CONFIDENCE, half_width, ratio_spread
 from workers.engine.stats import Measurement
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".espalier/coverage.npz"
 DOCUMENTS = (1, 2, 3, 5, 8, 20, 40)
 WINDOWS = (1, 2, 4, 8)
-CONFIDENCE = 0.95
 
 
 def measure(books: Path, windows: int, length: int) -> dict[str, NDArray[np.float64]]:

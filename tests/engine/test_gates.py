@@ -191,17 +191,14 @@ def test_windows_of_one_document_are_not_independent() -> None:
 
 
 def test_documents_of_different_lengths() -> None:
-    """By hand: the means without each document are 7/3, 2 and 5/3, and their mean is 2."""
-    found = spread([1, 2, 2, 3], [0, 1, 1, 2])
-    jackknife = math.sqrt(2 / 3 * sum((mean - 2) ** 2 for mean in (7 / 3, 2, 5 / 3)))
-    alone = math.sqrt(2 / 3 / 4)
-    assert found.stderr == pytest.approx(max(alone, jackknife))
-    assert found.degrees_of_freedom == 2
+    """By hand: the means without each document are 3, 3 and 5/3, and their mean is 23/9."""
+    jackknife = math.sqrt(2 / 3 * sum((mean - 23 / 9) ** 2 for mean in (3, 3, 5 / 3)))
+    assert spread([1, 2, 2, 5], [0, 1, 1, 2]) == (pytest.approx(jackknife), 2)
 
 
 def test_the_wider_of_both_errors_counts() -> None:
     # Documents with the same mean: over documents the error is zero, over windows it is not.
-    assert spread([1, 3, 1, 3], [0, 0, 1, 1]) == (pytest.approx(math.sqrt(4 / 3 / 4)), 1)
+    assert spread([1, 3, 1, 3], [0, 0, 1, 1]) == (pytest.approx(math.sqrt(4 / 3 / 4)), 3)
 
 
 def test_the_interval_is_students() -> None:

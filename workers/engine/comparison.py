@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from workers.engine.stats import Measurement
 
 
+CONFIDENCE = 0.95
+"""Two-sided, of the intervals by which changes are put into words."""
+
+
 class Spread(NamedTuple):
     """How sure a mean is."""
 
@@ -34,21 +38,28 @@ def spread(parts: Sequence[float], documents: Sequence[int] | None) -> Spread:
 
     Over documents: the delete-one-document jackknife with Student's t of one degree of freedom fewer than documents
     (Cameron and Miller 2015, doi:10.3368/jhr.50.2.317; coverage: benchmarks/coverage.py), or the error over parts as if
-    they were independent, whichever is larger. Where all are of one document, or it is not known, that over parts.
+    they were independent, whichever makes the wider interval. Where all are of one document, or it is not known, the
+    latter.
     """
     if len(parts) < 2:
         return Spread(None, None)
     mean = sum(parts) / len(parts)
     alone = math.sqrt(sum((part - mean) ** 2 for part in parts) / (len(parts) - 1) / len(parts))
+    over_parts = Spread(alone, len(parts) - 1)
     if documents is None or len(set(documents)) < 2:
-        return Spread(alone, len(parts) - 1)
+        return over_parts
     by_document: defaultdict[int, list[float]] = defaultdict(list)
     for part, document in zip(parts, documents, strict=True):
         by_document[document].append(part)
     count, total = len(by_document), sum(parts)
     without = [(total - sum(own)) / (len(parts) - len(own)) for own in by_document.values()]
     jackknife = math.sqrt((count - 1) / count) * math.dist(without, [sum(without) / count] * count)
-    return Spread(max(alone, jackknife), count - 1)
+    over_documents = Spread(jackknife, count - 1)
+    return max(
+        over_documents,
+        over_parts,
+        key=lambda found: half_width(found.stderr or 0, found.degrees_of_freedom, CONFIDENCE),
+    )
 
 
 def half_width(stderr: float, degrees_of_freedom: float | None, confidence: float) -> float:
@@ -62,10 +73,11 @@ def half_width(stderr: float, degrees_of_freedom: float | None, confidence: floa
 def compared(dense: Measurement, pruned: Measurement) -> dict[str, Any]:
     """The fields of a `Metric` that say how sure it is, beside those of each model alone."""
     difference, ratio = difference_spread(dense, pruned), ratio_spread(dense, pruned)
+    freedoms = [found.degrees_of_freedom for found in (difference, ratio) if found.degrees_of_freedom is not None]
     return {
         "difference_stderr": difference.stderr,
         "ratio_stderr": ratio.stderr,
-        "degrees_of_freedom": difference.degrees_of_freedom,
+        "degrees_of_freedom": min(freedoms, default=None),
         "interval_over": interval_over(pruned),
     }
 

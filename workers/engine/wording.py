@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from workers.engine.comparison import half_width
+from workers.engine.comparison import CONFIDENCE, half_width
 from workers.engine.registry import Method, Stage, discover
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def verdict(metric: Metric) -> Verdict:
     change = metric.pruned - metric.dense
     if change == 0:
         return "same"
-    if abs(change) <= half_width(metric.difference_stderr or 0, metric.degrees_of_freedom, 0.95):
+    if abs(change) <= half_width(metric.difference_stderr or 0, metric.degrees_of_freedom, CONFIDENCE):
         return "within spread"
     return "better" if (change > 0) == metric.higher_is_better else "worse"
 
