@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from app.db import Database
 from app.health import endpoints as health
 from app.http import openapi, problems
 from app.http.middleware import BodyLimit, RequestContext
+from app.http.route import SLOTS
 from app.jobs import endpoints as jobs
 from app.jobs import history
 from app.jobs.status_reader import StatusReader
@@ -48,6 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             reader=reader,
             key_usage=KeyUsage(database),
             metrics=metrics,
+            slots=asyncio.Semaphore(SLOTS),
         )
         app.state.services = has
         state = StateCollector(database)
@@ -69,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Compression of language models as a service.",
         version="1",
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would repeat the Host header, which is whatever the client says
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     openapi.install(app)

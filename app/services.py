@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -28,6 +29,8 @@ class Services:
     reader: StatusReader
     key_usage: KeyUsage
     metrics: CollectorRegistry
+    slots: asyncio.Semaphore
+    """One for each request that works on threads; see app/http/route.py."""
 
 
 def services(connection: HTTPConnection) -> Services:

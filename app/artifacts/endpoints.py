@@ -15,13 +15,14 @@ from starlette.responses import Response, StreamingResponse
 from app.errors import NotFound
 from app.http.conditional import PRIVATE, byte_range, matches
 from app.http.problems import responses
+from app.http.route import StrictRoute
 from app.jobs import repository
 from app.jobs.models import Artifact
 from app.jobs.schemas import ArtifactList
 from app.keys.auth import JobSeen, RequiresJob
 from app.services import ServicesDep
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"], route_class=StrictRoute)
 
 ArtifactReader = Annotated[JobSeen, Depends(RequiresJob("artifacts:read"))]
 ArtifactPath = Annotated[str, Path(examples=["model.safetensors"], description="As the list gives it.")]

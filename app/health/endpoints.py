@@ -10,10 +10,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import NotReady
 from app.http.problems import responses
+from app.http.route import StrictRoute
 from app.jobs import repository
 from app.services import ServicesDep
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=StrictRoute)
 
 BROKER_LATE_S = 10
 """The relay tries every second: a message due this long cannot be delivered."""

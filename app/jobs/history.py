@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from app.errors import AppError, InvalidRequest, NotFound
 from app.http.conditional import PRIVATE
 from app.http.negotiation import negotiate
 from app.http.problems import field_error, responses
+from app.http.route import StrictRoute
 from app.jobs import repository
 from app.jobs.models import TERMINAL, Attempt, Event
 from app.jobs.schemas import AttemptList, EventPage
@@ -24,7 +26,7 @@ from app.jobs.views import iso
 from app.keys.auth import JobSeen, RequiresJob, look_at_job
 from app.services import Services, ServicesDep
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=StrictRoute)
 
 JobReader = Annotated[JobSeen, Depends(RequiresJob("jobs:read"))]
 
@@ -162,7 +164,7 @@ def _attempt(attempt: Attempt) -> dict[str, object]:
 
 
 def _seq(last_event_id: str) -> int:
-    if last_event_id.isdecimal() and last_event_id.isascii() and int(last_event_id) <= SEQ_MAX:
+    if re.fullmatch(r"[0-9]{1,10}", last_event_id) and int(last_event_id) <= SEQ_MAX:
         return int(last_event_id)
     detail = "send back the `id` of the last event you have"
     raise InvalidRequest(

@@ -19,6 +19,7 @@ from app.http.conditional import PRIVATE, matches
 from app.http.negotiation import negotiate
 from app.http.pagination import decode_cursor, encode_cursor
 from app.http.problems import responses
+from app.http.route import StrictRoute
 from app.ids import is_id
 from app.jobs import idempotency, preflight
 from app.jobs.endpoints import Canceller, Reader, Writer
@@ -43,7 +44,7 @@ from app.sweeps.schemas import (
     SweepSubmit,
 )
 
-router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
+router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], route_class=StrictRoute)
 log = structlog.get_logger(__name__)
 
 POLL_AFTER_S = 2
@@ -126,7 +127,7 @@ def list_sweeps(
     headers = dict(PRIVATE)
     if next_cursor is not None:
         kept = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
-        headers["Link"] = f'<{request.url.path}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'
+        headers["Link"] = f'<{request.scope["path"]}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'
     answer = {"data": data, "next_cursor": next_cursor, "has_more": has_more}
     return Response(orjson.dumps(answer), headers=headers, media_type="application/json")
 

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from app.db import Database
 from app.failure import Failure
+from app.http.protocol import BoundedProtocol
 from app.jobs import service
 from app.keys import service as keys
 from app.main import create_app
@@ -204,7 +205,8 @@ def foreign(api: Api) -> httpx2.Headers:
 def server(app: FastAPI) -> Iterator[httpx2.Client]:
     """The same app behind a real socket: for streams, waits and requests at once."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+    config = uvicorn.Config(app, http=BoundedProtocol, ws="none", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     eventually(lambda: server.started)

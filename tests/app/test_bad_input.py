@@ -86,7 +86,7 @@ BODIES: list[tuple[str, Any, str, str]] = [
     ("half a sample", {"spec": calibrate(samples=1.5)}, "/spec/calibrate/samples", "int_from_float"),
     ("no samples", {"spec": calibrate(samples=0)}, "/spec/calibrate/samples", "greater_than_equal"),
     ("seed below zero", {"spec": spec(seed=-1)}, "/spec/seed", "greater_than_equal"),
-    ("seed of 400 digits", {"spec": spec(seed=10**400)}, "/spec/seed", "less_than_equal"),
+    ("seed of 400 digits", {"spec": spec(seed=10**400)}, "/spec/seed", "finite_number"),
     ("priority 101", {"spec": SPEC, "priority": 101}, "/priority", "less_than_equal"),
     ("no attempts", {"spec": SPEC, "max_attempts": 0}, "/max_attempts", "greater_than_equal"),
     ("more attempts than allowed", {"spec": SPEC, "max_attempts": 9}, "/max_attempts", "over_limit"),
@@ -172,7 +172,7 @@ BODIES: list[tuple[str, Any, str, str]] = [
         "less_than",
     ),
     ("a gate of the dense model", gated({"metric": "x", "max": 1, "of": "dense"}), "/spec/gates/0/of", "literal_error"),
-    ("a gate on NUL", gated({"metric": "\0", "max": 1}), "/spec/gates/0/metric", "string_pattern_mismatch"),
+    ("a gate on NUL", gated({"metric": "\0", "max": 1}), "/spec/gates/0/metric", "string_unicode"),
     (
         "a gate on what is not measured",
         gated({"metric": "size/zeros", "max": 1}, {"metric": "perplexity/a.txt", "max": 1}),
@@ -230,8 +230,9 @@ BODIES: list[tuple[str, Any, str, str]] = [
     # path tricks
     *(
         (f"model {name!r}", {"spec": spec(model={"id": name})}, "/spec/model/id", "string_pattern_mismatch")
-        for name in ("..", "../bookworm-7m", "/etc", "a/b/c", "a\\b", "~root", "a b", "", "a\x00b", "bookworm-7m\n")
+        for name in ("..", "../bookworm-7m", "/etc", "a/b/c", "a\\b", "~root", "a b", "", "bookworm-7m\n")
     ),
+    ("model NUL", {"spec": spec(model={"id": "a\x00b"})}, "/spec/model/id", "string_unicode"),
     *(
         (
             f"text {name!r}",
@@ -281,7 +282,7 @@ BODIES: list[tuple[str, Any, str, str]] = [
     ),
     # labels
     ("label key", {"spec": SPEC, "labels": {"Team A": "x"}}, "/labels/Team A", "string_pattern_mismatch"),
-    ("label NUL", {"spec": SPEC, "labels": {"a": "x\x00"}}, "/labels/a", "string_pattern_mismatch"),
+    ("label NUL", {"spec": SPEC, "labels": {"a": "x\x00"}}, "/labels/a", "string_unicode"),
     ("label surrogate", {"spec": SPEC, "labels": {"a": "\ud800"}}, "/labels/a", "string_unicode"),
     ("label of 201", {"spec": SPEC, "labels": {"a": "x" * 201}}, "/labels/a", "string_pattern_mismatch"),
     ("label number", {"spec": SPEC, "labels": {"a": 1}}, "/labels/a", "string_type"),
@@ -446,4 +447,4 @@ def test_paths_and_methods_that_do_not_exist(api: Api) -> None:
     assert problem_of(api.client.get("/v2/jobs"), 404).code == "not_found"
     response = api.client.put("/v1/jobs", json={})
     assert problem_of(response, 405).code == "method_not_allowed"
-    assert response.headers["Allow"] == "GET, POST"
+    assert response.headers["Allow"] == "GET, OPTIONS, POST"
