@@ -76,13 +76,24 @@ def _json_object_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 class Database:
     """An engine with its two kinds of session: `read()` and `write()`. Neither is shared between threads."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, patience_s: float | None = None) -> None:
+        """`patience_s` bounds each wait, for a connection or a lock, and with half as much more each statement.
+
+        None is for work that rather waits than fails: half a minute for SQLite's lock, any time for PostgreSQL's.
+        """
+        pool_timeout_s = 30 if patience_s is None else patience_s
         if make_url(url).get_backend_name() == "sqlite":
-            self.engine = create_engine(url, connect_args={"timeout": 30}, pool_size=pool_size)
+            self.engine = create_engine(
+                url, connect_args={"timeout": pool_timeout_s}, pool_size=pool_size, pool_timeout=pool_timeout_s
+            )
             _sqlite(self.engine)
         else:
             self.engine = create_engine(
-                url, pool_size=pool_size, pool_pre_ping=True, connect_args={"connect_timeout": 5}
+                url,
+                pool_size=pool_size,
+                pool_timeout=pool_timeout_s,
+                pool_pre_ping=True,
+                connect_args=_postgresql(patience_s),
             )
         # SQLite would otherwise take its write lock at the first write and fail if somebody wrote in between.
         self._writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
@@ -100,6 +111,14 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def _postgresql(patience_s: float | None) -> dict[str, Any]:
+    if patience_s is None:
+        return {"connect_timeout": 5}
+    lock_ms, statement_ms = int(patience_s * 1000), int(patience_s * 1500)
+    options = f"-c lock_timeout={lock_ms} -c statement_timeout={statement_ms}"
+    return {"connect_timeout": max(2, round(patience_s)), "options": options}  # libpq knows no shorter time than 2 s
 
 
 def _sqlite(engine: Engine) -> None:

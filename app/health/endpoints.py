@@ -6,12 +6,10 @@ from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import NotReady
 from app.http.problems import responses
 from app.http.route import StrictRoute
-from app.jobs import repository
 from app.services import ServicesDep
 
 router = APIRouter(tags=["health"], route_class=StrictRoute)
@@ -39,20 +37,16 @@ async def livez() -> Live:
 
 
 @router.get("/readyz", operation_id="health_ready", responses=responses())
-def readyz(has: ServicesDep) -> Ready:
-    """Whether the database answers and has the schema this version needs."""
-    from app import migrate  # alembic takes as long to import as the web framework
-
-    try:
-        current = migrate.current(has.database)
-        if current == migrate.head():
-            with has.database.read() as session:
-                late_s = repository.outbox_oldest_s(session)
-    except SQLAlchemyError as error:
-        raise NotReady("The database cannot be reached.", code="database_unreachable") from error
-    if current != migrate.head():
+async def readyz(has: ServicesDep) -> Ready:
+    """Whether the database answers and has the schema this version needs, as of the last second."""
+    found = await has.readiness()
+    if found is None:
+        raise NotReady("The database cannot be reached.", code="database_unreachable")
+    if found.revision is None or found.revision != found.needed:
         raise NotReady(
-            f"The database is at revision {current}, this version needs {migrate.head()}: run `espalier db upgrade`.",
+            f"The database is at revision {found.revision}, this version needs {found.needed}: "
+            "run `espalier db upgrade`.",
             code="schema_mismatch",
         )
-    return Ready(status="ok", schema_revision=current, broker="ok" if late_s < BROKER_LATE_S else "unreachable")
+    broker: Literal["ok", "unreachable"] = "ok" if found.broker_late_s < BROKER_LATE_S else "unreachable"
+    return Ready(status="ok", schema_revision=found.revision, broker=broker)

@@ -22,6 +22,7 @@ from app.errors import InvalidRequest
 from app.http.conditional import PRIVATE, check_if_match, matches, wait_preference
 from app.http.pagination import decode_cursor, encode_cursor
 from app.http.problems import field_error, responses
+from app.http.queries import Flag
 from app.http.route import StrictRoute, check_query
 from app.jobs import idempotency, preflight, repository, service
 from app.jobs.models import TERMINAL, Job
@@ -75,7 +76,7 @@ def create(
     submit: JobSubmit,
     principal: Writer,
     has: ServicesDep,
-    dry_run: Annotated[bool, Query(description="Answer with what the job would do, and make none.")] = False,
+    dry_run: Annotated[Flag, Query(description="Answer with what the job would do, and make none.")] = False,
     idempotency_key: Annotated[
         str | None, Header(description="Any unique text: a repetition with the same key gets the same job.")
     ] = None,

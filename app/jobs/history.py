@@ -18,6 +18,7 @@ from app.errors import AppError, InvalidRequest, NotFound
 from app.http.conditional import PRIVATE
 from app.http.negotiation import negotiate
 from app.http.problems import field_error, responses
+from app.http.queries import WholeNumber
 from app.http.route import StrictRoute
 from app.jobs import repository
 from app.jobs.models import TERMINAL, Attempt, Event
@@ -52,8 +53,8 @@ async def events(
     request: Request,
     seen: JobReader,
     has: ServicesDep,
-    after: Annotated[int, Query(ge=0, le=SEQ_MAX, description="Only events with a larger seq.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=EVENTS_AT_ONCE, description="Most events of one page.")] = 100,
+    after: Annotated[WholeNumber, Query(ge=0, le=SEQ_MAX, description="Only events with a larger seq.")] = 0,
+    limit: Annotated[WholeNumber, Query(ge=1, le=EVENTS_AT_ONCE, description="Most events of one page.")] = 100,
     accept: Annotated[str | None, Header()] = None,
     last_event_id: Annotated[str | None, Header(description="As `after`; what a browser's EventSource sends.")] = None,
 ) -> Response:
@@ -93,8 +94,10 @@ def attempts(seen: JobReader, has: ServicesDep) -> Response:
 def logs(
     seen: JobReader,
     has: ServicesDep,
-    attempt: Annotated[int | None, Query(ge=1, le=SEQ_MAX, description="Default: the latest.")] = None,
-    tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only that many lines, the last ones.")] = None,
+    attempt: Annotated[WholeNumber | None, Query(ge=1, le=SEQ_MAX, description="Default: the latest.")] = None,
+    tail: Annotated[
+        WholeNumber | None, Query(ge=1, le=100_000, description="Only that many lines, the last ones.")
+    ] = None,
 ) -> Response:
     """What an attempt's process wrote: while it runs, and also after it failed."""
     tenant_id, job = seen.principal.tenant_id, seen.job

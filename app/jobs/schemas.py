@@ -21,7 +21,7 @@ SPEC_EXAMPLE = CompressionSpec.model_config["json_schema_extra"]["examples"][0] 
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Scheduling(Request):

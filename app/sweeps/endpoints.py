@@ -19,6 +19,7 @@ from app.http.conditional import PRIVATE, matches
 from app.http.negotiation import negotiate
 from app.http.pagination import decode_cursor, encode_cursor
 from app.http.problems import responses
+from app.http.queries import Flag
 from app.http.route import StrictRoute
 from app.ids import is_id
 from app.jobs import idempotency, preflight
@@ -71,7 +72,7 @@ def create(
     submit: SweepSubmit,
     principal: Writer,
     has: ServicesDep,
-    dry_run: Annotated[bool, Query(description="Answer with what the children would do, and make none.")] = False,
+    dry_run: Annotated[Flag, Query(description="Answer with what the children would do, and make none.")] = False,
     idempotency_key: Annotated[
         str | None, Header(description="Any unique text: a repetition with the same key gets the same sweep.")
     ] = None,

@@ -15,9 +15,9 @@ REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
 
 class SpecModel(BaseModel):
-    """Frozen, refuses unknown fields and non-finite numbers."""
+    """Frozen, refuses unknown fields, non-finite numbers, and values of another JSON type than the field's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataRef(SpecModel):
