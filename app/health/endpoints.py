@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.errors import NotReady
-from app.http.problems import responses
+from app.http.problems import described
 from app.http.route import StrictRoute
 from app.services import ServicesDep
 
@@ -30,13 +30,13 @@ class Ready(BaseModel):
     )
 
 
-@router.get("/livez", operation_id="health_live")
+@router.get("/livez", operation_id="health_live", responses=described(500))
 async def livez() -> Live:
     """Answers as long as the process does; asks nobody."""
     return Live(status="ok")
 
 
-@router.get("/readyz", operation_id="health_ready", responses=responses())
+@router.get("/readyz", operation_id="health_ready", responses=described(500, 503))
 async def readyz(has: ServicesDep) -> Ready:
     """Whether the database answers and has the schema this version needs, as of the last second."""
     found = await has.readiness()

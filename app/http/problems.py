@@ -66,13 +66,18 @@ class Problem(BaseModel):
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a route: these problems, and those that every route may answer."""
+    """The `responses=` of a route that wants a key: these problems, and those that any such route may answer."""
+    return described(*statuses, 401, 403, 500, 503)
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These problems, as OpenAPI has them."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in sorted({*statuses, 401, 403, 500, 503})
+        for status in sorted(set(statuses))
     }
 
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from app.errors import InvalidRequest, MalformedRequest, NotReady
 from app.http.payload import check_media_type, parse
-from app.http.problems import field_error
+from app.http.problems import described, field_error
 from app.services import services
 
 SLOTS = 24
@@ -32,6 +32,10 @@ SINGLE = frozenset(
 
 class StrictRoute(APIRoute):
     """Refuses queries that no parameter is for; reads no body without a key; answers 503 rather than queue for long."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **kwargs: Any) -> None:
+        kwargs["responses"] = {**described(400, 422), **(kwargs.get("responses") or {})}
+        super().__init__(path, endpoint, **kwargs)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

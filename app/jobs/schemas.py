@@ -70,6 +70,8 @@ class Read(BaseModel):
 class Progress(Read):
     """How far the present stage is."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)  # `loss` is there while tuning
+
     stage: str
     done: int
     total: int

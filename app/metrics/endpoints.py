@@ -8,7 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from app.errors import NotReady
-from app.http.problems import responses
+from app.http.problems import described
 from app.http.route import StrictRoute
 from app.services import ServicesDep
 
@@ -19,7 +19,7 @@ router = APIRouter(tags=["health"], route_class=StrictRoute)
     "/metrics",
     operation_id="metrics",
     response_class=Response,
-    responses={**responses(), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={**described(500, 503), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(has: ServicesDep) -> Response:
     """Jobs by status, backlog, failures, and request times. Names no tenant."""

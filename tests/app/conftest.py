@@ -26,6 +26,7 @@ from app.keys import service as keys
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
+from tests.app.conformity import conforming
 from workers.engine.report import FileEntry, GateResult, Report, Verdict
 
 ROOT = Path(__file__).parent.parent.parent
@@ -192,6 +193,7 @@ def api(app: FastAPI) -> Iterator[Api]:
     with TestClient(app) as client:
         text, key_id, tenant_id = make_key(app.state.services, "ours")
         client.headers["Authorization"] = f"Bearer {text}"
+        client.event_hooks["response"].append(conforming(app))
         yield Api(client, app.state.services, text, key_id, tenant_id)
 
 
@@ -216,6 +218,7 @@ def server(app: FastAPI) -> Iterator[httpx2.Client]:
         headers={"Authorization": f"Bearer {text}"},
         timeout=30,
         trust_env=False,
+        event_hooks={"response": [conforming(app)]},
     ) as client:
         yield client
     server.should_exit = True

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from app.http.problems import Problem
 from app.main import create_app
 from app.settings import Settings
+from tests.app.conformity import conforming
 from tests.app.conftest import ROOT, SPEC, WANDA, Api, make_key, tiny_model
 
 
@@ -332,6 +333,7 @@ def api(settings: Settings, models: Path) -> Iterator[Api]:
     with TestClient(app) as client:
         text, key_id, tenant_id = make_key(app.state.services, "ours")
         client.headers["Authorization"] = f"Bearer {text}"
+        client.event_hooks["response"].append(conforming(app))
         yield Api(client, app.state.services, text, key_id, tenant_id)
 
 
