@@ -24,6 +24,8 @@ HEAD_BYTES = 16 * 1024
 """Most bytes of a request's URL and headers, counted as they arrive."""
 URL_BYTES = 8 * 1024
 HEADERS = 100
+BODY_PIECES = 10_000
+"""Most chunks of a body."""
 HEAD_S = 10.0
 """From the connection, or the first byte of its next request, to the end of the headers."""
 BODY_S = 30.0
@@ -32,6 +34,8 @@ READ_S = 60.0
 """Longest that a client may leave what it was sent unread, once the buffers are full."""
 LINGER_S, LINGER_BYTES = 2.0, 2**20
 """How long and how much a refused client may go on sending, so that it finds the answer instead of a reset."""
+UNREAD_BYTES = 64 * 1024
+"""Of a body that comes after its answer, before the connection is given up."""
 PIPELINE = 16
 """Most requests of one connection that wait for an answer."""
 WAITING = 512
@@ -64,6 +68,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Bytes that came since the last head or body ended."""
         self._head_bytes = 0
         """Of them, those of URL and headers that are whole."""
+        self._pieces = 0
         self._body_bytes = get_settings().max_body_bytes * 5 // 4 + HEAD_BYTES  # as sent, with chunks and trailers
         self._status = 0
         """Of a refusal; 0 while all is well."""
@@ -125,10 +130,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.pipeline) == PIPELINE:
             self._refused_by_callback(400)
-        self._in_head, self._in_body, self._count = False, True, 0
+        self._in_head, self._in_body, self._count, self._pieces = False, True, 0, 0
         self._others.pop(self, None)
         self._in_time()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._pieces += 1
+        if self._pieces > BODY_PIECES:
+            self._refused_by_callback(413)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_body, self._count = False, 0
@@ -137,6 +148,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.cycle.response_complete:
+            self.cycle.body.clear()  # what nobody has read
         if self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._time(READ_S)
 
@@ -153,7 +166,7 @@ class BoundedProtocol(HttpToolsProtocol):
             elif self._timer is None:
                 self._wait_for_head()
         elif self._in_body:
-            if self._count > (LINGER_BYTES if self.cycle.response_complete else self._body_bytes):
+            if self._count > (UNREAD_BYTES if self.cycle.response_complete else self._body_bytes):
                 self._refuse(413)
             elif self._timer is None:
                 self._time(BODY_S)
@@ -176,12 +189,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """Answer with a problem document, unless another answer is under way or was given, and close."""
         self._status = status
         log.info("request_refused", status=status, client=self.client and self.client[0])
-        if self.cycle is not None and (self._in_body or not self.cycle.response_complete):
+        if self.cycle is not None and not self.cycle.response_complete:
             if self.cycle.response_started or self.pipeline:
                 return self.transport.abort()
             self.cycle.disconnected = True  # the application, should it wait for the body, waits no longer
             self.cycle.message_event.set()
-        self.transport.write(_refusal(status))
+        if not self._in_body or not self.cycle.response_complete:
+            self.transport.write(_refusal(status))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._count = 0

@@ -64,7 +64,7 @@ def while_polling(api: Cluster, what: str, attack: Callable[[], None]) -> None:
     """Run the attack beside a poller, and hold the API to its bounds."""
     poller = Poller(api, f"/v1/jobs/{api.submit(MAGNITUDE)}")
     poller.start()
-    time.sleep(1)
+    time.sleep(2)
     quiet = len(poller.took_ms)
     process = psutil.Process(api.processes["api"].pid)
     before, peak, done = process.memory_info().rss, 0, threading.Event()
@@ -83,12 +83,19 @@ def while_polling(api: Cluster, what: str, attack: Callable[[], None]) -> None:
         watcher.join()
         poller.stop = True
         poller.join()
-    took_ms = poller.took_ms[quiet:]
-    p99, longest, grew = statistics.quantiles(took_ms, n=100)[98], max(took_ms), (peak - before) / MIB
-    _say(f"{what}: {len(took_ms)} polls, p99 {p99:.1f} ms, longest {longest:.0f} ms, memory +{grew:.1f} MiB")
-    assert p99 < 100
+    took_ms, usual_ms = poller.took_ms[quiet:], _p99(poller.took_ms[:quiet])
+    p99, longest, grew = _p99(took_ms), max(took_ms), (peak - before) / MIB
+    _say(
+        f"{what}: {len(took_ms)} polls, p99 {p99:.1f} ms ({usual_ms:.1f} ms before), longest {longest:.0f} ms, "
+        f"memory +{grew:.1f} MiB"
+    )
+    assert p99 < 100 + usual_ms  # what the rest of the machine does to it
     assert longest < 1000
     assert grew < 20
+
+
+def _p99(took_ms: list[float]) -> float:
+    return statistics.quantiles(took_ms, n=100)[98]
 
 
 def connect(api: Cluster) -> socket.socket:
@@ -121,11 +128,11 @@ def test_150_mib(api: Cluster, what: str, start: bytes, piece: bytes) -> None:
     sent = []
 
     def attack() -> None:
-        for _ in range(10):
+        for _ in range(30):
             sent.append(flood(api, start, piece, 150 * MIB))
         time.sleep(0.5)
 
-    while_polling(api, f"150 MiB, ten times, {what}", attack)
+    while_polling(api, f"150 MiB, thirty times, {what}", attack)
     _say(f"   the server closed after {max(sent) / MIB:.1f} MiB at most")
     assert max(sent) < 16 * MIB  # the kernel's buffers, on both sides, are in it
 
