@@ -1,4 +1,4 @@
-"""The API: `uvicorn app.main:create_app --factory`. Puts the parts together and holds no logic."""
+"""The API: what `espalier api` starts, see app/cli/processes.py. Puts the parts together and holds no logic."""
 
 from __future__ import annotations
 

@@ -66,8 +66,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = self._in_body = False
         self._count = 0
         """Bytes that came since the last head or body ended."""
-        self._head_bytes = 0
-        """Of them, those of URL and headers that are whole."""
         self._pieces = 0
         self._body_bytes = get_settings().max_body_bytes * 5 // 4 + HEAD_BYTES  # as sent, with chunks and trailers
         self._status = 0
@@ -111,29 +109,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
-
-    def on_url(self, url: bytes) -> None:
-        self._head_bytes += len(url)
-        if self._head_bytes > URL_BYTES:
-            self._refused_by_callback(414)
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_body:  # a trailer: the application has read the headers
-            return
-        self._head_bytes += len(name) + len(value)
-        if len(self.headers) == HEADERS or self._head_bytes > HEAD_BYTES:
-            self._refused_by_callback(431)
-        super().on_header(name, value)
+        self._in_head = True
 
     def on_headers_complete(self) -> None:
-        if len(self.pipeline) == PIPELINE:
-            self._refused_by_callback(400)
+        if status := self._excess():
+            self._refused_by_callback(status)
+        super().on_headers_complete()
         self._in_head, self._in_body, self._count, self._pieces = False, True, 0, 0
         self._others.pop(self, None)
         self._in_time()
-        super().on_headers_complete()
+        self.headers = []  # for trailers, which nobody reads: the application has the list of before
 
     def on_body(self, body: bytes) -> None:
         self._pieces += 1
@@ -162,7 +147,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             if self._count > HEAD_BYTES:
-                self._refuse(431)
+                self._refuse(414 if len(self.url) > URL_BYTES else 431)
             elif self._timer is None:
                 self._wait_for_head()
         elif self._in_body:
@@ -170,6 +155,19 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._refuse(413)
             elif self._timer is None:
                 self._time(BODY_S)
+
+    def _excess(self) -> int:
+        """The status to refuse a whole head with, or 0."""
+        if len(self.pipeline) == PIPELINE:
+            return 400
+        if len(self.url) > URL_BYTES:
+            return 414
+        if len(self.headers) > HEADERS:
+            return 431
+        if self._count <= HEAD_BYTES:  # it cannot be longer
+            return 0
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        return 431 if size > HEAD_BYTES else 0
 
     def _wait_for_head(self) -> None:
         self._time(HEAD_S)
