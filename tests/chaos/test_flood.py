@@ -5,6 +5,7 @@ Everything is on loopback and bounded. The figures are printed: `make chaos` sho
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import socket
@@ -14,10 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
+from app.http.protocol import BoundedProtocol
 from tests.cluster import MAGNITUDE, Cluster, eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -25,6 +30,16 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 MIB = 2**20
 SLOW = 500
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+ENDLESS = [
+    ("one header", GET + b"X-A: ", b"x" * 65536),
+    ("many headers", GET, b"X-A: x\r\n" * 8192),
+    ("URL", b"GET /", b"x" * 65536),
+    ("chunks", b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 8192),
+    ("announced body", b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 157286400\r\n\r\n", b"x" * 65536),
+    ("trailer", b"POST /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-A: ", b"x" * 65536),
+    ("pipeline", b"", (GET + b"\r\n") * 2048),
+]
+"""(what, how it begins, what follows)"""
 
 
 @pytest.fixture(scope="module")
@@ -112,28 +127,18 @@ def flood(api: Cluster, start: bytes, piece: bytes, size: int) -> int:
     return sent
 
 
-@pytest.mark.parametrize(
-    ("what", "start", "piece"),
-    [
-        ("one header", GET + b"X-A: ", b"x" * 65536),
-        ("many headers", GET, b"X-A: x\r\n" * 8192),
-        ("URL", b"GET /", b"x" * 65536),
-        ("chunks", b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 8192),
-        ("announced body", b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 157286400\r\n\r\n", b"x" * 65536),
-        ("trailer", b"POST /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-A: ", b"x" * 65536),
-        ("pipeline", b"", (GET + b"\r\n") * 2048),
-    ],
-)
+@pytest.mark.parametrize(("what", "start", "piece"), ENDLESS, ids=[what for what, _, _ in ENDLESS])
 def test_150_mib(api: Cluster, what: str, start: bytes, piece: bytes) -> None:
     sent = []
 
     def attack() -> None:
-        for _ in range(30):
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
             sent.append(flood(api, start, piece, 150 * MIB))
-        time.sleep(0.5)
+            time.sleep(0.05)
 
-    while_polling(api, f"150 MiB, thirty times, {what}", attack)
-    _say(f"   the server closed after {max(sent) / MIB:.1f} MiB at most")
+    while_polling(api, f"150 MiB of {what}", attack)
+    _say(f"   {len(sent)} times; the server closed after {max(sent) / MIB:.1f} MiB at most")
     assert max(sent) < 16 * MIB  # the kernel's buffers, on both sides, are in it
 
 
@@ -196,6 +201,57 @@ def test_connections_without_number(api: Cluster, tmp_path: Path) -> None:
             s.close()
 
     while_polling(api, "5 s of silent connections", attack)
+
+
+class _Sink(asyncio.Transport):
+    """Takes answers, and remembers being closed."""
+
+    closed = False
+
+    def write(self, data: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = write_eof = pause_reading = resume_reading = lambda self: None
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(("what", "start", "piece"), ENDLESS, ids=[what for what, _, _ in ENDLESS])
+def test_one_read_keeps_the_loop_for_milliseconds(what: str, start: bytes, piece: bytes) -> None:
+    """Of processor time, so that whatever else the machine does changes nothing: 256 KiB at once, as uvloop reads."""
+
+    async def nobody(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run() -> float:
+        config = Config(nobody, http=BoundedProtocol, ws="none", access_log=False, log_config=None, lifespan="off")
+        config.load()
+        protocol, sink = BoundedProtocol(config=config, server_state=ServerState(), app_state={}), _Sink()
+        protocol.connection_made(sink)
+        data, longest = start + piece * (MIB // 4 // len(piece)), 0.0
+        for _ in range(8):
+            began = time.process_time()
+            protocol.data_received(data)
+            longest = max(longest, time.process_time() - began)
+            await asyncio.sleep(0)
+            data = piece * (MIB // 4 // len(piece))
+        protocol.connection_lost(ConnectionResetError())
+        return longest * 1000
+
+    longest_ms = asyncio.run(run())
+    _say(f"{what}: {longest_ms:.1f} ms of processor time")
+    assert longest_ms < 50
 
 
 def _say(line: str) -> None:
