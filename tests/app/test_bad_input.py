@@ -450,3 +450,44 @@ def test_paths_and_methods_that_do_not_exist(api: Api) -> None:
     response = api.client.put("/v1/jobs", json={})
     assert problem_of(response, 405).code == "method_not_allowed"
     assert response.headers["Allow"] == "GET, OPTIONS, POST"
+
+
+def test_allow_names_every_method_of_a_path(api: Api) -> None:
+    for path, allowed in (
+        ("/v1/jobs/job_1", "DELETE, GET, HEAD, OPTIONS, PATCH"),
+        ("/v1/jobs/job_1/artifacts/a", "GET, HEAD, OPTIONS"),
+        ("/livez", "GET, OPTIONS"),
+        ("/docs", "GET, HEAD, OPTIONS"),
+    ):
+        response = api.client.post(path)
+        assert problem_of(response, 405).code == "method_not_allowed"
+        options = api.client.options(path)
+        assert (options.status_code, options.headers["Allow"]) == (204, response.headers["Allow"]) == (204, allowed)
+
+
+def test_nothing_is_made_of_the_host_header(api: Api) -> None:
+    for host in ("evil.example", "[::1", "a b", ""):
+        headers = {"Host": host, "X-Forwarded-Host": "evil.example"}
+        response = api.client.get("/v1/jobs/", headers=headers, follow_redirects=False)
+        assert problem_of(response, 404).instance == "/v1/jobs/"
+        made = api.client.post("/v1/jobs", json={"spec": SPEC}, headers=headers)
+        assert made.headers["Location"].startswith("/v1/jobs/job_")
+
+
+def test_queries_that_no_parameter_is_for(api: Api) -> None:
+    job = api.submit()
+    for path, pointer, code in (
+        ("/v1/jobs?stauts=queued", "?stauts", "unknown_parameter"),
+        ("/v1/jobs?limit=1&limit=2", "?limit", "repeated_parameter"),
+        (f"/v1/jobs/{job['id']}?wait=5", "?wait", "unknown_parameter"),
+        ("/livez?x", "?x", "unknown_parameter"),
+        ("/metrics?x=1", "?x", "unknown_parameter"),
+        ("/v1/capabilities?x=1", "?x", "unknown_parameter"),
+        ("/v1/jobs?created_before=0.5", "?created_before", "datetime_parsing"),
+        ("/v1/jobs?limit=5.0", "?limit", "int_parsing"),
+    ):
+        problem = problem_of(api.client.get(path), 422)
+        assert problem.errors is not None
+        assert (problem.errors[0].pointer, problem.errors[0].code) == (pointer, code), path
+    assert problem_of(api.client.post("/v1/jobs?dry_run=1", json={"spec": SPEC}), 422).code == "invalid_request"
+    assert problem_of(api.client.get("/v1/jobs?model=%zz"), 400).code == "malformed_query"
