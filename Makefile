@@ -3,24 +3,36 @@
 # bench  the benchmarks in benchmarks/                            chaos   kill processes at random, lose nothing
 # digests  which results a change since BASE alters                methods-real  the table of a model of 135 M parameters
 # golden  all comparisons with the authors' figures               methods every pruner with every allocator, docs/methods.md
-.PHONY: demo serve test lint bench chaos golden digests methods methods-real setup
+# docs   the generated tables of README.md and docs/
+.PHONY: demo serve test lint bench chaos golden digests methods methods-real docs setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
-demo: setup ; $(BIN)/python examples/demo.py
-serve: setup ; $(BIN)/espalier serve
+demo: .venv/.installed-demo ; $(BIN)/python examples/demo.py
+serve: .venv/.installed-demo ; $(BIN)/espalier serve
 test: setup ; .ci/chromium; $(BIN)/pytest --numprocesses 2 --dist loadgroup
-lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python docs/render.py --check
 bench: setup ; $(BIN)/python -m benchmarks.load && $(BIN)/python -m benchmarks.latency
 golden: setup ; $(BIN)/pytest tests/golden -m "golden or not golden" --log-cli-level=info
 methods: setup ; $(BIN)/python -m benchmarks.methods && $(BIN)/python -m benchmarks.structured
 methods-real: setup ; $(BIN)/python -m benchmarks.real_model
 digests: setup ; $(BIN)/python -m benchmarks.digests $(or $(BASE),main)
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
+docs: .venv/.installed-demo ; $(BIN)/python docs/render.py
 
 setup: .venv/.installed
-.venv/.installed: pyproject.toml constraints.txt
+# What running espalier takes. torch first and alone: where two indexes offer it, pip takes the build that the user chose.
+.venv/.installed-demo: pyproject.toml constraints.txt
+	@echo "=== 1/3 A virtual environment in .venv, by $(PYTHON)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "=== 2/3 torch, the largest part"
+	$(INSTALL) torch
+	@echo "=== 3/3 The other libraries of the service and the engine"
+	$(INSTALL) --editable '.[worker]'
+	touch $@
+# What developing it takes besides: tests, linters, servers to test against.
+.venv/.installed: .venv/.installed-demo
+	@echo "=== What tests and linters need"
+	$(INSTALL) --editable '.[dev]'
 	touch $@

@@ -6,16 +6,26 @@ dialects, and no worker's clock matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import JSON, BigInteger, Connection, Engine, Integer, MetaData, Text, create_engine, event, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.functions import FunctionElement
+
+from app.text import json_text, readable
+
+T = TypeVar("T")
+REPEAT_FOR_S = 2.0
+"""How long a transaction that the database undid is begun anew."""
 
 Json = JSON().with_variant(JSONB(), "postgresql")
 Serial = BigInteger().with_variant(Integer(), "sqlite")
@@ -74,7 +84,7 @@ def _json_object_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 
 
 class Database:
-    """An engine with its two kinds of session: `read()` and `write()`. Neither is shared between threads."""
+    """An engine, with `read()` and `write()` sessions and `transact()`. No session is shared between threads."""
 
     def __init__(self, url: str, *, pool_size: int = 10, patience_s: float | None = None) -> None:
         """`patience_s` bounds each wait, for a connection or a lock, and with half as much more each statement.
@@ -82,9 +92,14 @@ class Database:
         None is for work that rather waits than fails: half a minute for SQLite's lock, any time for PostgreSQL's.
         """
         pool_timeout_s = 30 if patience_s is None else patience_s
+        self._repeat_for_s = REPEAT_FOR_S if patience_s is None else 0.9 * patience_s  # not what waited all of it
         if make_url(url).get_backend_name() == "sqlite":
             self.engine = create_engine(
-                url, connect_args={"timeout": pool_timeout_s}, pool_size=pool_size, pool_timeout=pool_timeout_s
+                url,
+                connect_args={"timeout": pool_timeout_s},
+                pool_size=pool_size,
+                pool_timeout=pool_timeout_s,
+                json_serializer=json_text,
             )
             _sqlite(self.engine)
         else:
@@ -94,7 +109,9 @@ class Database:
                 pool_timeout=pool_timeout_s,
                 pool_pre_ping=True,
                 connect_args=_postgresql(patience_s),
+                json_serializer=json_text,
             )
+        event.listen(self.engine, "before_cursor_execute", _make_readable, retval=True)
         # SQLite would otherwise take its write lock at the first write and fail if somebody wrote in between.
         self._writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
 
@@ -109,6 +126,24 @@ class Database:
         with Session(self._writer) as session, session.begin():
             yield session
 
+    def transact(self, work: Callable[[Session], T]) -> T:
+        """What `work` returns, its writes committed together.
+
+        Where the database undoes the transaction and asks to repeat it (a deadlock, a serialisation failure, SQLite
+        locked), `work` runs again: it changes nothing but the session.
+        """
+        give_up_at = time.monotonic() + self._repeat_for_s
+        pause_s = 0.01
+        while True:
+            try:
+                with self.write() as session:
+                    return work(session)
+            except DBAPIError as error:
+                if not asks_to_repeat(error) or time.monotonic() > give_up_at:
+                    raise
+            time.sleep(random.uniform(0, pause_s))  # two that met once do not meet again
+            pause_s = min(2 * pause_s, 0.5)
+
     def dispose(self) -> None:
         self.engine.dispose()
 
@@ -119,6 +154,24 @@ def _postgresql(patience_s: float | None) -> dict[str, Any]:
     lock_ms, statement_ms = int(patience_s * 1000), int(patience_s * 1500)
     options = f"-c lock_timeout={lock_ms} -c statement_timeout={statement_ms}"
     return {"connect_timeout": max(2, round(patience_s)), "options": options}  # libpq knows no shorter time than 2 s
+
+
+def asks_to_repeat(error: DBAPIError) -> bool:
+    """Whether the database undid the transaction for another's sake, so that the same one may succeed."""
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return getattr(error.orig, "sqlstate", None) in ("40001", "40P01")
+
+
+def is_outage(error: DBAPIError) -> bool:
+    """Whether the database is away, full, or for the moment not the one that writes (25006, during a failover)."""
+    return isinstance(error, OperationalError | InterfaceError) or getattr(error.orig, "sqlstate", None) == "25006"
+
+
+def _make_readable(
+    connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+) -> tuple[str, Any]:
+    return statement, readable(parameters)
 
 
 def _sqlite(engine: Engine) -> None:

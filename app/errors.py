@@ -3,6 +3,7 @@
     AppError                      status, code, title
     ├── Unauthenticated 401   Forbidden 403   NotFound 404   NotAcceptable 406
     ├── InvalidTransition 409   IdempotencyConflict 422   PreconditionFailed 412
+    ├── ArtifactLost 410
     ├── InvalidRequest 422   InvalidCursor 400   MalformedRequest 400
     ├── RangeNotSatisfiable 416   UnsupportedMediaType 415
     └── NotReady 503
@@ -65,6 +66,10 @@ class NotAcceptable(AppError):
 
 class InvalidTransition(AppError):
     status, code, title = 409, "invalid_transition", "The job's state does not allow this"
+
+
+class ArtifactLost(AppError):
+    status, code, title = 410, "artifact_lost", "The artifact store no longer has the file"
 
 
 class PreconditionFailed(AppError):

@@ -10,6 +10,8 @@ from typing import Any
 import orjson
 import structlog
 
+from app.text import readable
+
 API_KEY = re.compile(r"espk_\w+")
 
 
@@ -62,4 +64,4 @@ def redact_api_keys(logger: Any, method: str, event: structlog.typing.EventDict)
 
 
 def _json(event: Any, default: Any, **kw: Any) -> str:
-    return orjson.dumps(event, default=repr).decode()
+    return orjson.dumps(readable(event), default=repr).decode()

@@ -11,6 +11,7 @@ from functools import partial
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from app import deployment
 from app.artifacts import endpoints as artifacts
 from app.capabilities import endpoints as capabilities
 from app.db import Database
@@ -18,6 +19,7 @@ from app.health import endpoints as health
 from app.health.look import Look
 from app.health.readiness import readiness
 from app.http import openapi, problems
+from app.http.lifespan import PlainRefusal
 from app.http.middleware import BodyLimit, RequestContext
 from app.http.route import SLOTS
 from app.jobs import endpoints as jobs
@@ -27,6 +29,7 @@ from app.keys.usage import KeyUsage
 from app.logs import configure_logging
 from app.metrics import endpoints as metrics_endpoints
 from app.metrics.collector import StateCollector
+from app.pages import endpoints as pages
 from app.queue import Relay
 from app.reports import endpoints as reports
 from app.services import Services
@@ -61,6 +64,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             slots=asyncio.Semaphore(SLOTS),
         )
         app.state.services = has
+        try:
+            checking = await deployment.check_at_start(database, has.store)
+        except deployment.Refused:
+            probed.dispose()
+            database.dispose()
+            raise
         state = StateCollector(database)
         metrics.register(state)
         reader.start()
@@ -69,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         gc.freeze()
         yield
         gc.unfreeze()
+        checking.cancel()
         metrics.unregister(state)
         has.relay.stop()
         await has.key_usage.finish()
@@ -84,13 +94,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="1",
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would repeat the Host header, which is whatever the client says
+        openapi_url=None,  # `pages` serves it, and a page of it without anybody else's files
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     openapi.install(app)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
-    for feature in (jobs, history, artifacts, reports, sweeps, capabilities, health, metrics_endpoints):
+    app.add_middleware(PlainRefusal)
+    for feature in (jobs, history, artifacts, reports, sweeps, capabilities, health, metrics_endpoints, pages):
         app.include_router(feature.router)
     # FastAPI's wrapping costs more than answering a poll does. Its own route stays behind this one, for OpenAPI.
     app.router.routes.insert(0, jobs.poll_route)

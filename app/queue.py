@@ -90,8 +90,7 @@ def relay(database: Database, publisher: Publisher, *, limit: int = 100) -> int:
             sent.append((outbox_id, job_id))
     finally:
         if sent:
-            with database.write() as session:
-                service.mark_sent(session, sent)
+            database.transact(lambda session: service.mark_sent(session, sent))
     return len(sent)
 
 

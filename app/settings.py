@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.files import write_once
+
 
 class Settings(BaseSettings):
     """Every field is read from `ESPALIER_<NAME>`, or from a file of that name under /run/secrets.
@@ -93,15 +95,7 @@ class Settings(BaseSettings):
         """The secret key; made and kept in `home` (mode 600) where none is configured."""
         if self.secret_key.get_secret_value():
             return self.secret_key.get_secret_value().encode()
-        path = self.home / "secret"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with path.open("x") as file:
-                path.chmod(0o600)
-                file.write(secrets.token_hex(32))
-        except FileExistsError:
-            pass
-        return path.read_text().encode()
+        return write_once(self.home / "secret", secrets.token_hex(32), mode=0o600).encode()
 
 
 @cache

@@ -1,5 +1,6 @@
 """The artifact store: results and logs in a local directory, S3, Google or Azure storage. No other file builds paths.
 
+    espalier-deployment                                         the id of the deployment the store belongs to
     {tenant}/{job}/{attempt:04}-{fence:06}/files/{path}         what a succeeded attempt leaves
                                           /logs/{n:06}.log      what any attempt said, in pieces, while it runs
 
@@ -8,7 +9,8 @@ A fence is given out once, so no two workers ever share a prefix: a zombie's upl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +21,11 @@ from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
+MARKER = "espalier-deployment"
 ATOMIC_PUT_BYTES = 32 * 2**20
 """obstore holds the whole of an atomic create in memory (and S3 refuses more than 5 GB): larger files go in parts."""
+PART_BYTES = 5 * 2**20
+"""Of a part, all but the last; S3's own checksum of a file depends on it."""
 READ_BYTES = 2**20
 RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
 
@@ -32,12 +37,17 @@ class AlreadyStored(Exception):
     """The key is taken; keys are written once."""
 
 
+class Damaged(Exception):
+    """What is stored, or was about to be, is not what was made."""
+
+
 class ArtifactStore:
     """Keys to bytes. Safe to share between threads. Credentials and endpoints come from the usual AWS_*, GOOGLE_* and
     AZURE_* variables. Every method may raise StorageError or OSError.
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
         scheme, _, rest = url.partition("://")
         self._store: LocalStore | S3Store | GCSStore | AzureStore
         match scheme:
@@ -61,15 +71,35 @@ class ArtifactStore:
     def log_key(self, tenant_id: str, job_id: str, attempt: int, fence: int, n: int) -> str:
         return f"{_attempt(tenant_id, job_id, attempt, fence)}/logs/{n:06}.log"
 
+    # -- whose it is ---------------------------------------------------------------------------------------------------
+
+    def deployment(self) -> str | None:
+        """The id of the deployment that the store belongs to; None while it carries none."""
+        try:
+            return self.read(MARKER).decode().strip()
+        except FileNotFoundError:
+            return None
+
+    def mark(self, deployment_id: str, *, replace: bool = False) -> None:
+        """Make the store the deployment's. Raises AlreadyStored if it carries an id, unless that is to be replaced."""
+        if replace:
+            obstore.put(self._store, MARKER, deployment_id.encode())
+        else:
+            self.put_bytes(MARKER, deployment_id.encode())
+
+    def is_empty(self) -> bool:
+        """Whether nothing lies where jobs keep their files, two folders deep."""
+        return all(key.count("/") < 2 for key in self._list(None))
+
     # -- write ---------------------------------------------------------------------------------------------------------
 
     def put_file(self, key: str, path: Path) -> None:
         """Store a file of any size, in parts when large. Raises AlreadyStored."""
         if path.stat().st_size <= ATOMIC_PUT_BYTES:
             return self.put_bytes(key, path.read_bytes())
-        if self._exists(key):  # not atomic with what follows; the fence in the key is what keeps others out
+        if self.size(key) is not None:  # not atomic with what follows; the fence in the key is what keeps others out
             raise AlreadyStored(key)
-        obstore.put(self._store, key, path, use_multipart=True)
+        obstore.put(self._store, key, path, use_multipart=True, chunk_size=PART_BYTES)
 
     def put_bytes(self, key: str, data: bytes) -> None:
         """Store bytes, atomically and only if the key is free. Raises AlreadyStored."""
@@ -78,11 +108,40 @@ class ArtifactStore:
         except obstore.exceptions.AlreadyExistsError as error:
             raise AlreadyStored(key) from error
 
+    def check_file(self, key: str, path: Path, sha256: str) -> None:
+        """Raises Damaged unless `key` holds what `path` does, and that has the digest it was made with.
+
+        By the store's own checksum where it has one that can be told from the content (S3's ETag), else by reading it.
+        """
+        made, e_tags = _checksums(path)
+        if made != sha256:
+            raise Damaged(f"{path.name} has changed on the worker's disk since it was made")
+        try:
+            found = obstore.head(self._store, key)
+            if found["size"] != path.stat().st_size:
+                raise Damaged(f"{path.name} has {path.stat().st_size} bytes, what is stored of it {found['size']}")
+            if (found["e_tag"] or "").strip('"') in e_tags:
+                return
+            stored = hashlib.sha256()
+            for piece in self.open_range(key, 0, found["size"]):
+                stored.update(piece)
+        except FileNotFoundError:
+            raise Damaged(f"{path.name} is not in the store after it was put there") from None
+        if stored.hexdigest() != sha256:
+            raise Damaged(f"what is stored of {path.name} is not what was sent")
+
     # -- read ----------------------------------------------------------------------------------------------------------
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
         return bytes(obstore.get(self._store, key).bytes())
+
+    def size(self, key: str) -> int | None:
+        """Bytes stored under `key`; None if nothing is."""
+        try:
+            return int(obstore.head(self._store, key)["size"])
+        except FileNotFoundError:
+            return None
 
     def open_range(self, key: str, start: int, end: int) -> Iterator[bytes]:
         """Bytes [start, end) in pieces of about 1 MiB. Raises FileNotFoundError at once, not at the first piece."""
@@ -91,10 +150,12 @@ class ArtifactStore:
         stream = obstore.get(self._store, key, options={"range": (start, end)}).stream(min_chunk_size=READ_BYTES)
         return (bytes(piece) for piece in stream)
 
-    def read_log(self, tenant_id: str, job_id: str, attempt: int, fence: int) -> Iterator[bytes]:
-        """What the attempt has said so far, piece by piece, oldest first."""
-        for key in self._log_keys(tenant_id, job_id, attempt, fence):
-            yield self.read(key)
+    def read_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, after: int = 0) -> Iterator[bytes]:
+        """What the attempt has said so far behind its first `after` bytes, piece by piece, oldest first."""
+        for key, size in sorted(self._sizes(f"{_attempt(tenant_id, job_id, attempt, fence)}/logs")):
+            if after < size:
+                yield self.read(key)[after:]
+            after = max(after - size, 0)
 
     def tail_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, lines: int) -> bytes:
         """The last `lines` >= 1 lines of what the attempt has said so far; reads no more pieces than that takes."""
@@ -118,31 +179,43 @@ class ArtifactStore:
         """Delete what an attempt that did not succeed had uploaded; its log stays."""
         self._delete_prefix(f"{_attempt(tenant_id, job_id, attempt, fence)}/files")
 
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete single objects; one that is not there is no error."""
+        if keys:
+            obstore.delete(self._store, keys)
+
     def delete_job(self, tenant_id: str, job_id: str) -> None:
         self._delete_prefix(f"{tenant_id}/{job_id}")
 
     # -- shared --------------------------------------------------------------------------------------------------------
 
-    def _exists(self, key: str) -> bool:
-        try:
-            obstore.head(self._store, key)
-        except FileNotFoundError:
-            return False
-        return True
-
     def _log_keys(self, tenant_id: str, job_id: str, attempt: int, fence: int) -> list[str]:
         return sorted(self._list(f"{_attempt(tenant_id, job_id, attempt, fence)}/logs"))
 
-    def _list(self, prefix: str) -> Iterable[str]:
+    def _list(self, prefix: str | None) -> Iterable[str]:
+        return (path for path, _ in self._sizes(prefix))
+
+    def _sizes(self, prefix: str | None) -> Iterable[tuple[str, int]]:
+        """(key, bytes) of everything below the prefix."""
         for page in obstore.list(self._store, prefix):
             for entry in page:
-                yield entry["path"]
+                yield entry["path"], entry["size"]
 
     def _delete_prefix(self, prefix: str) -> None:
-        keys = list(self._list(prefix))
-        if keys:
-            obstore.delete(self._store, keys)
+        self.delete(list(self._list(prefix)))
 
 
 def _attempt(tenant_id: str, job_id: str, attempt: int, fence: int) -> str:
     return f"{tenant_id}/{job_id}/{attempt:04}-{fence:06}"
+
+
+def _checksums(path: Path) -> tuple[str, set[str]]:
+    """sha256 of a file, and what may be its ETag in S3: MD5 of all, or MD5 of its parts' MD5s and their number."""
+    sha256, whole, parts = hashlib.sha256(), hashlib.md5(usedforsecurity=False), list[bytes]()
+    with path.open("rb") as file:
+        while part := file.read(PART_BYTES):
+            sha256.update(part)
+            whole.update(part)
+            parts.append(hashlib.md5(part, usedforsecurity=False).digest())
+    of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+    return sha256.hexdigest(), {whole.hexdigest(), f"{of_parts}-{len(parts)}"}

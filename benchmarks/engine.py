@@ -252,15 +252,13 @@ def _save_windows(path: Path, calibrate: dict[str, Any]) -> str:
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    from workers.engine.data import ids_digest, load_tokens, random_windows
+    from workers.engine.data import ids_digest, load_tokens, random_windows, wanted_of
     from workers.engine.sources import Sources
     from workers.engine.spec import Calibrate
-    from workers.engine.stages.calibrate import CHARACTERS_PER_TOKEN
 
     ref = Calibrate(**calibrate)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples/models" / BOOKWORM)
-    wanted = ref.samples * ref.sequence_length * CHARACTERS_PER_TOKEN
-    tokens = load_tokens(ref, tokenizer, Sources(ROOT / "examples/models", DATA), "", max_characters=wanted)
+    tokens = load_tokens(ref, tokenizer, Sources(ROOT / "examples/models", DATA), "", wanted_of(ref))
     windows_NT = random_windows(tokens, ref.sequence_length, count=ref.samples, seed=ref.seed, field="")
     save_file({"windows": windows_NT}, path)
     return ids_digest(windows_NT)

@@ -26,6 +26,9 @@ from workers.engine.spec import CompressionSpec
 ROOT = Path(__file__).parents[1]
 DOC = ROOT / "docs/methods.md"
 LENGTH = 512
+HELD_OUT = {"method": "perplexity", "dataset": "heldout.jsonl", "sequence_length": LENGTH, "per_document": 8}
+"""The first eight windows of each of five books. A result of another text is measured again: `text` is in its key."""
+TEXT = "heldout.jsonl, 8 of each"
 TARGETS: dict[str, dict[str, Any]] = {
     "50 %": {"sparsity": 0.5},
     "60 %": {"sparsity": 0.6},
@@ -64,16 +67,14 @@ def runs(windows: int) -> Iterator[dict[str, Any]]:
         for name, parts in pruners().items():
             for allocator in ALLOCATORS:
                 yield {
-                    "key": {"target": target, "pruner": name, "allocator": allocator, "windows": windows},
+                    "key": {"target": target, "pruner": name, "allocator": allocator, "windows": windows, "text": TEXT},
                     "spec": {
                         "model": {"id": "bookworm-7m"},
                         "calibrate": {"dataset": "calibration.txt", "samples": windows, "sequence_length": LENGTH},
                         "allocate": {"method": allocator},
                         **parts,
                         "prune": parts["prune"] | kept,
-                        "evaluate": [
-                            {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": LENGTH, "samples": 40}
-                        ],
+                        "evaluate": [HELD_OUT],
                     },
                 }
 
@@ -85,20 +86,21 @@ def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
     from workers.engine.events import Silent
     from workers.engine.pipeline import compress
     from workers.engine.sources import Sources
+    from workers.engine.stages.evaluate import DENSE_MEASUREMENTS
 
     torch.set_num_threads(1)  # one run a core
     spec = CompressionSpec.model_validate(run["spec"])
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
         checkpoint.mkdir()
-        dense = Path(cache) / "dense-measurements.json"
+        dense = Path(cache) / f"{TEXT}.json"
         if dense.exists():  # the same model on the same text, every time
-            (checkpoint / dense.name).write_bytes(dense.read_bytes())
+            (checkpoint / f"{DENSE_MEASUREMENTS}.json").write_bytes(dense.read_bytes())
         sources = Sources(ROOT / "examples/models", ROOT / "examples/data")
         report = compress(spec, Path(folder), sources, Silent(), checkpoint, Path(cache))
         if not dense.exists():
             kept = dense.with_suffix(f".{os.getpid()}")
-            kept.write_bytes((checkpoint / dense.name).read_bytes())
+            kept.write_bytes((checkpoint / f"{DENSE_MEASUREMENTS}.json").read_bytes())
             kept.replace(dense)
     cpu_s = {stage.stage: stage.cpu_s or 0.0 for stage in report.stages}
     metric = report.metrics[0]
@@ -163,7 +165,7 @@ def tables(results: list[dict[str, Any]], windows: int) -> str:
 
     by_key = {(r["target"], r["pruner"], r["allocator"]): r["perplexity"] for r in results}
     lines = [
-        f"bookworm-7m, {windows} x {LENGTH} calibration tokens, the first 40 held-out windows,",
+        f"bookworm-7m, {windows} x {LENGTH} calibration tokens, eight windows of each of five held-out books,",
         f"torch {torch.__version__}, {platform.machine()} CPU, one thread a run.",
         f"Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row;",
         "underlined: best of a table; a dot: not run yet.\n",

@@ -3,8 +3,8 @@
     python -m benchmarks.rates [--steps 200] [--batch 4] [--sequence-length 128] [--only lora]
 
 Each run is a line of docs/rates.jsonl, kept as it comes; an interrupted run goes on where it was. A line holds the mean
-loss of each of the five held-out books, eight windows of 512 tokens each: a rate is chosen by the first two, and what it
-gives is stated for the other three.
+loss of each of the five held-out books, eight windows of 512 tokens each: the first two choose a rate, the other three
+say what it gives.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python -m benchmarks.tune [--steps 200] [--rows "50 %" memory]
 
-Each run is a process of its own with one thread. It tunes a model pruned beforehand and reads 40 held-out windows.
-Speed is counted in processor time, as the machine may be shared; memory is the peak of the steps, after loading.
+Each run is a process of its own with one thread. It tunes a model pruned beforehand and reads eight windows of each of
+five held-out books. Speed is counted in processor time, as the machine may be shared; memory is the peak of
+the steps, after loading.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 CALIBRATE = {"dataset": "calibration.txt", "samples": 16, "sequence_length": 512}
 UNPRUNED = {"score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.0}}
 TEXT = {"dataset": "calibration.txt", "batch": 4, "sequence_length": 128}
-HELD_OUT = {"dataset": "heldout.txt", "sequence_length": 512, "samples": 40}
+HELD_OUT = {"dataset": "heldout.jsonl", "sequence_length": 512, "per_document": 8}
 TWO, FOUR, SIXTEEN = ({"method": "group", "bits": bits} for bits in (2, 4, 16))
 FULL, LAST, LORA = ({"method": name} for name in ("full", "last_layers", "lora"))
 
@@ -131,9 +132,9 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from workers.engine.checkpoint import Checkpoint
-    from workers.engine.data import consecutive_windows, load_tokens
+    from workers.engine.data import load_tokens, loss_windows
+    from workers.engine.methods.evaluate.perplexity import PerplexityParams
     from workers.engine.pipeline import compress
-    from workers.engine.refs import DataRef
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.evaluate import nll
@@ -158,11 +159,14 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         found["losses"] = losses
     if not run["read"]:
         return found | {"perplexity": None}
-    text_of = load_tokens(DataRef(dataset=HELD_OUT["dataset"]), dense.tokenizer, sources, "/evaluate")
-    windows_NT = consecutive_windows(text_of, HELD_OUT["sequence_length"], count=HELD_OUT["samples"], field="/evaluate")
+    windows = loss_windows(
+        PerplexityParams(**HELD_OUT),
+        lambda ref, wanted: load_tokens(ref, dense.tokenizer, sources, "/evaluate/0", wanted),
+        "/evaluate/0",
+    )
     model = load_model(folder / "model", dense.device, torch.float32)
     with torch.inference_mode():
-        return found | {"perplexity": torch.cat([nll(model, ids[None]) for ids in windows_NT]).mean().exp().item()}
+        return found | {"perplexity": torch.cat([nll(model, ids[None]) for ids in windows.ids_NL]).mean().exp().item()}
 
 
 if __name__ == "__main__":

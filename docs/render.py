@@ -1,15 +1,31 @@
-"""Fills the generated tables of README.md: `python docs/render.py`. A test fails when one is out of date."""
+"""Renews what is generated: the tables of README.md, and docs/parameters.md. `python docs/render.py`, or `make docs`.
+
+With `--check` nothing is written, and the exit code is 1 where something is out of date; `make lint` asks that.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
+from app.capabilities.reference import parameters
+from app.capabilities.schemas import FieldRead, MethodRead, capabilities
 from app.cli.admin import settings_markdown
 from app.cli.exits import MEANINGS
 from workers.engine.registry import STAGES, methods
+from workers.engine.spec import CompressionSpec
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PARAMETERS = ROOT / "docs" / "parameters.md"
+
+
+def documents() -> dict[Path, str]:
+    """Each document that is generated, in whole or in part -> its text as it should be."""
+    return {README: rendered(README.read_text()), PARAMETERS: parameters_markdown()}
 
 
 def rendered(text: str) -> str:
@@ -40,6 +56,54 @@ def exits_markdown() -> str:
     )
 
 
+def parameters_markdown() -> str:
+    found = capabilities()
+    parts = [
+        "# Parameters",
+        "Every field of a spec, made by `make docs` from what the service checks specs by; `espalier methods NAME` and "
+        "`GET /v1/capabilities` show the same. Fields of an object are named with dots. `null` is how JSON says none. "
+        "[methods.md](methods.md) says which method to take.",
+        "## The spec",
+        "One field per stage (`score`, `allocate`, `prune`, `refine`, `tune`, `evaluate`: below), and these:",
+        *(_field(field) for field in found.fields),
+    ]
+    for stage in found.stages:
+        parts += [f"## {stage.stage}", _stage(stage.stage), *(_method(method) for method in stage.methods)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _stage(stage: str) -> str:
+    field = CompressionSpec.model_fields[stage]
+    if field.is_required():
+        return f"{field.description} Required."
+    value = field.get_default(call_default_factory=True)
+    return f"{field.description} Default: `{json.dumps(getattr(value, 'method', value))}`."
+
+
+def _field(field: FieldRead) -> str:
+    return f"### {field.name}\n\n{_table(field.parameters)}"
+
+
+def _method(method: MethodRead) -> str:
+    facts = [f"about {', '.join(method.units)}"] if method.units else []
+    facts += [f"patterns {', '.join(method.patterns)}"] if method.patterns else []
+    facts += [f"`score` {method.score}"] if method.score else []
+    facts += [f"gathers {', '.join(method.needs)}"] if method.needs else []
+    line = f"{method.summary} {_link(method.paper)}".strip() + (f" ({'; '.join(facts)})" if facts else "")
+    return f"### {method.name}\n\n{line}\n\n{_table(method.parameters)}"
+
+
+def _table(schema: dict[str, Any]) -> str:
+    rows = parameters(schema)
+    if not rows:
+        return "No parameters."
+    lines = ["| parameter | type | default | range | meaning |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = (f"`{row.name}`", row.type, f"`{row.default}`", row.range, row.description)
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", r"\|")
 
@@ -50,5 +114,13 @@ def _link(paper: str) -> str:
     return paper
 
 
+def main() -> None:
+    stale = {path: text for path, text in documents().items() if not path.exists() or path.read_text() != text}
+    if "--check" in sys.argv[1:] and stale:
+        sys.exit(f"out of date: {', '.join(str(path.relative_to(ROOT)) for path in stale)}: run `make docs`")
+    for path, text in stale.items():
+        path.write_text(text)
+
+
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text()))
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import text
 
+import app.deployment
 import app.jobs.models
 import app.keys.models
 import app.sweeps.models  # noqa: F401 - fills Base.metadata

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,8 @@ class Cluster:
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
-    def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start `api`, `reconciler` or `worker<anything>`; its log is <home>/<name>.log."""
+    def start(self, name: str, *, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start `api<n>`, `reconciler<n>` or `worker<n>`, as an argument of `within`; its log is <home>/<name>.log."""
         role = name.rstrip("0123456789")
         celery = "celery -A workers.celery_app worker -P prefork -c 1 -Q any --without-gossip --without-mingle"
         command = {
@@ -143,7 +143,14 @@ class Cluster:
             "worker": [sys.executable, "-m", *celery.split(), "-n", f"{name}@%h"],
         }[role]
         with (self.home / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(command, env=self.env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                [*within, *command],
+                env=self.env,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         self.processes[name] = process
         return process
 

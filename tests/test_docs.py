@@ -3,35 +3,63 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from safetensors import safe_open
 from typer.main import get_command
 
 from app.cli import cli
 from app.errors import AppError
+from app.http import conditional
+from app.jobs import history
 from app.main import create_app
 from app.settings import Settings
+from app.sweeps.pareto import ROUNDING
+from app.sweeps.schemas import MAX_CHILDREN
+from benchmarks import methods as methods_benchmark
+from benchmarks import structured as structured_benchmark
 from tests.cluster import MAGNITUDE, ROOT
+from tests.engine.test_families import FAMILIES, WHOLE_BLOCKS
+from workers.engine import DISTRIBUTION
 from workers.engine.errors import EngineError
-from workers.engine.registry import discover
+from workers.engine.registry import STAGES, discover, methods
 from workers.engine.spec import CompressionSpec
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_generated_tables_are_up_to_date() -> None:
-    render = runpy.run_path(str(ROOT / "docs/render.py"))["rendered"]
-    assert render(README) == README, "run `python docs/render.py`"
+def test_what_is_generated_is_up_to_date() -> None:
+    documents = runpy.run_path(str(ROOT / "docs/render.py"))["documents"]()
+    assert {path.name for path in documents} == {"README.md", "parameters.md"}
+    for path, text in documents.items():
+        assert path.read_text() == text, "run `make docs`"
+
+
+def test_the_reference_has_every_method_and_every_field() -> None:
+    text = (ROOT / "docs/parameters.md").read_text()
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    for (stage, name), method in discover().items():
+        (section,) = re.findall(rf"^### {name}\n(.*?)(?=^### |\Z)", sections[stage], re.MULTILINE | re.DOTALL)
+        for field in set(method.params.model_fields) - {"method"}:
+            assert f"| `{field}` |" in section, (stage, name, field)
+    for field in set(CompressionSpec.model_fields) - set(STAGES):
+        assert f"| `{field}` |" in text, field
+    assert "| `sparsity` | number or null | `null` | ≥ 0, < 1 |" in sections["prune"]
+    assert "| `distill.temperature` | number | `1.0` | > 0, ≤ 100 |" in sections["tune"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -103,6 +131,147 @@ def test_the_api_document_has_every_path_and_every_code(tmp_path: Path) -> None:
     assert sorted(code for code in codes if f"`{code}`" not in document) == []
 
 
+# -- claims that can be checked ----------------------------------------------------------------------------------------
+
+COMMAND = re.compile(r"(?:^|\.venv/bin/|`|\| )espalier ([a-z][^`\n|]*)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_in_the_documents_exist_with_their_options(document: Path) -> None:
+    text = document.read_text()
+    code = (
+        "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)) + "\n" + "\n".join(re.findall(r"`[^`\n]+`", text))
+    )
+    for found in COMMAND.findall(code):
+        words = found.split("#")[0].split()
+        command: Any = get_command(cli)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        assert not hasattr(command, "commands"), found
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options, found
+
+
+def test_the_parts_of_specs_in_the_documents_are_valid() -> None:
+    """Each `"stage": {…}` in running text, put into a spec that has what it needs."""
+    text = {"dataset": "heldout.txt"}
+    checked = 0
+    for document in DOCUMENTS:
+        for part in re.findall(
+            r"`(\"(?:score|allocate|prune|refine|tune|compute|gates)\":[^`]*)`", document.read_text()
+        ):
+            fields = json.loads("{" + part.replace("…", "heldout.txt") + "}")
+            base = {"model": {"id": "m"}, "calibrate": text, "evaluate": [{"method": "perplexity", **text}]}
+            base["prune"] = {"method": "mask", "sparsity": 0.5}
+            scores = [None, *({"method": name} for name in ("wanda", "taylor", "block_influence"))]
+            errors = []
+            for score in scores:
+                try:
+                    CompressionSpec.model_validate({**base, "score": score, **fields})
+                    break
+                except ValidationError as error:
+                    errors.append(str(error))
+            assert len(errors) < len(scores), (part, errors)
+            checked += 1
+    assert checked >= 8
+
+
+def test_the_families_in_the_readme_are_those_that_are_tested() -> None:
+    paragraph = re.search(r"Tested are (.*?)Others are refused", README, re.DOTALL)
+    assert paragraph
+    named = re.sub(r"[^a-z0-9]", "", paragraph[1].lower())
+    for family in [*FAMILIES, *WHOLE_BLOCKS]:
+        plain = re.sub(r"[23]$", "", family.removesuffix("_text").removesuffix("_v1_dense")).replace("_", "")
+        assert plain in named, family
+
+
+def test_the_readme_and_the_model_agree_on_its_size() -> None:
+    with safe_open(ROOT / "examples/models/bookworm-7m/model.safetensors", "pt") as weights:
+        parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    assert f"{parameters / 1e6:.2f} M parameters" in README
+
+
+def test_the_readme_says_which_evaluations_load_whole_models() -> None:
+    whole = {method.name.replace("_", " ") for method in methods("evaluate") if method.whole_model}
+    (claim,) = re.findall(r"MACs, but (.*?) load whole models", README)
+    assert {name.removeprefix("the ") for name in re.split(r", | and ", claim)} == whole
+
+
+def test_the_readme_has_the_ratios_of_the_benchmarks() -> None:
+    """Time and memory beside llm-compressor, from the tables with the peer's schedule."""
+    text = (ROOT / "docs/benchmarks.md").read_text()
+    tables = text[text.index("| `block` |") : text.index("| `projection` |")] + text[text.index("| Wanda, s |") :]
+    tables = tables[: tables.index("Time grows about")]
+
+    def ratios(*rows: str) -> list[float]:
+        lines = [line for line in tables.splitlines() if line.startswith(tuple(f"| {row}" for row in rows))]
+        return [float(ratio) for line in lines for ratio in re.findall(r"\((0\.\d+)\)", line)]
+
+    both = ratios("statistics and pruning")  # bookworm SparseGPT, Wanda; 350 M SparseGPT, Wanda
+    memory = ratios("SparseGPT, MB", "Wanda, MB")
+    spans = [both[::2] + ratios("SparseGPT, s"), both[1::2] + ratios("Wanda, s"), memory]
+    found = [f"{min(span):.2f} to {max(span):.2f}" for span in spans]
+    plain = " ".join(README.split())
+    assert f"espalier took {found[0]} of its time for SparseGPT, and {found[1]} for Wanda" in plain
+    low, high = found[2].split(" to ")
+    assert f"at {low.rstrip('0')} (1.3 B parameters) to {high} (7 M) of its memory" in plain
+
+
+def test_the_tables_of_methods_are_those_of_the_measurements() -> None:
+    document = (ROOT / "docs/methods.md").read_text()
+    tables = {"methods": lambda rows: methods_benchmark.tables(rows, 16), "structured": structured_benchmark.table}
+    for name, table in tables.items():
+        rows = [json.loads(line) for line in (ROOT / f"docs/{name}.jsonl").read_text().splitlines()]
+        for line in table(rows).splitlines():
+            if not line.startswith("torch "):  # of the machine that runs this
+                assert line in document, line
+
+
+def test_the_perplexities_said_of_the_tables_are_in_them() -> None:
+    document = (ROOT / "docs/methods.md").read_text()
+    rows = [json.loads(line) for line in (ROOT / "docs/methods.jsonl").read_text().splitlines()]
+    measured = {f"{row['perplexity']:.2f}" for row in rows}
+    said = document[document.index("## Every pruner with every allocator") : document.index("<!-- table: make methods")]
+    numbers = set(re.findall(r"\b\d\d\.\d\d\b", said))
+    assert len(numbers) > 8
+    assert numbers <= measured
+
+
+def test_budgets_are_for_heads_and_channels_alone() -> None:
+    """As the README's limits say."""
+    budgeted = {method.name for method in methods("prune") if "at_most" in method.params.model_fields}
+    assert budgeted == {"structured"}
+
+
+def test_the_default_rates_in_the_documents_are_the_defaults() -> None:
+    document = (ROOT / "docs/methods.md").read_text()
+    table = document[document.index("| method | trains | default rate |") :].split("\n\n")[0]
+    rates = {name: float(rate) for name, rate in re.findall(r"^\| `(\w+)` \|.*\| (\S+) \|$", table, re.MULTILINE)}
+    assert rates == {m.name: m.params.model_fields["learning_rate"].default for m in methods("tune")}
+
+
+def test_the_numbers_of_the_api_document_are_the_constants() -> None:
+    document = " ".join((ROOT / "docs/api.md").read_text().split())
+    assert f"A comment every {history.PING_EVERY_S} s" in document
+    assert history.LONGEST_STREAM_S == 600  # "older than ten minutes"
+    assert "older than ten minutes is closed" in document
+    assert f"`Prefer: wait=N`, up to {conditional.LONGEST_WAIT_S} s" in document
+    assert f"A sweep is up to {MAX_CHILDREN} jobs" in document
+    assert f"({100 * ROUNDING:g} %, of a fraction {ROUNDING:g})" in document
+
+
+def test_no_hint_installs_somebody_elses_package() -> None:
+    """`espalier` on PyPI is about phylogenetic trees."""
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == DISTRIBUTION
+    kinds = {".py", ".md", ".html", ".toml", ".yml", ".sh", ""}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    for path in [ROOT / name for name in listed if name]:
+        if path.suffix in kinds and path.is_file():
+            assert not re.search(r"pip install[^\n]*[\s'\"]espalier(?!-)\b", path.read_text()), path
+
+
 # -- packaging ---------------------------------------------------------------------------------------------------------
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -143,6 +312,18 @@ def test_the_containers_set_variables_that_exist() -> None:
 def test_make_knows_its_targets(target: str) -> None:
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_demo_installs_no_tools_of_development() -> None:
+    def recipe(target: str) -> str:
+        command = ["make", "--dry-run", "--always-make", target]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "'.[worker]'" in recipe("demo")
+    assert "'.[dev]'" not in recipe("demo")
+    assert "'.[dev]'" in recipe("test")
+    assert "--quiet" not in recipe("demo")  # minutes without a word
+    assert "docs/render.py --check" in recipe("lint")
 
 
 def test_the_dependencies_are_constrained() -> None:

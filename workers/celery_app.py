@@ -5,16 +5,22 @@ Never imports torch: the work runs in a child process of the task, so a crash th
 
 from __future__ import annotations
 
+import mmap
 import os
-from pathlib import Path
+import threading
+from multiprocessing import get_context
 from typing import Any
 
 from celery import Celery, signals
 from kombu import Queue
 
+from app import deployment
+from app.db import Database
 from app.logs import configure_logging
 from app.queue import celery_config
 from app.settings import get_settings
+from app.storage import ArtifactStore
+from workers.runner import die_with_parent
 
 settings = get_settings()
 
@@ -28,6 +34,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=settings.broker_url.startswith(("redis", "rediss")),
     worker_concurrency=1,
+    worker_pool_start_method="fork",  # what `draining` is shared by
     worker_cancel_long_running_tasks_on_connection_loss=False,
     # Deadlines are the supervisor's: Celery's would kill the supervisor and leave its child.
     task_time_limit=None,
@@ -39,9 +46,13 @@ app.conf.update(
 )
 
 
-def drain_flag(worker_pid: int) -> Path:
-    """Exists once the worker whose main process is `worker_pid` has been asked to stop."""
-    return settings.work_dir / f".drain-{worker_pid}"
+_draining = mmap.mmap(-1, 1)
+"""One byte shared by this process and the pool's children, which are forked from it, and by nobody else."""
+
+
+def draining() -> bool:
+    """Whether this worker has been asked to stop."""
+    return _draining[0] != 0
 
 
 @signals.setup_logging.connect
@@ -50,17 +61,24 @@ def _our_logging(**_: Any) -> None:
 
 
 @signals.worker_init.connect
-def _forget_old_flag(**_: Any) -> None:
-    drain_flag(os.getpid()).unlink(missing_ok=True)
+def _check_deployment(**_: Any) -> None:
+    """Before the first message is taken: is this the store of this database?"""
+    # In a process of its own: obstore's threads, once begun here, would be missing in the pool's forked children.
+    process = get_context("fork").Process(target=_check, args=(os.getpid(),))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+
+
+def _check(parent: int) -> None:
+    die_with_parent(parent)
+    configure_logging(settings.log_level)
+    database = Database(settings.database_url, pool_size=1)
+    deployment.check_or_exit(database, ArtifactStore(settings.artifacts_url), settings.work_dir, threading.Event())
 
 
 @signals.worker_shutting_down.connect
-def _raise_flag(**_: Any) -> None:
-    # SIGTERM reaches only the main process; the task, in the pool's child, sees the flag at its next heartbeat.
-    settings.work_dir.mkdir(parents=True, exist_ok=True)
-    drain_flag(os.getpid()).touch()
-
-
-@signals.worker_shutdown.connect
-def _lower_flag(**_: Any) -> None:
-    drain_flag(os.getpid()).unlink(missing_ok=True)
+def _drain(**_: Any) -> None:
+    # SIGTERM reaches only the main process; the task, in the pool's child, sees the byte at its next heartbeat.
+    _draining[0] = 1

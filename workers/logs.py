@@ -7,7 +7,8 @@ from pathlib import Path
 
 import structlog
 
-from app.storage import ArtifactStore
+from app.storage import AlreadyStored, ArtifactStore
+from app.text import readable
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +48,15 @@ class LogShipper:
         """End the log with the service's own words; they stand in the job's error too, so a dead store may eat them."""
         try:
             self.ship()
-            self._put(text.encode())
+            self._put(readable(text).encode())
         except Exception as error:  # the log must never fail the job
             log.warning("log_not_shipped", error=repr(error))
 
     def _put(self, data: bytes) -> None:
-        self._store.put_bytes(self._store.log_key(*self._scope, self._chunks), data)
-        self._chunks += 1
+        while True:
+            key = self._store.log_key(*self._scope, self._chunks)
+            self._chunks += 1
+            try:
+                return self._store.put_bytes(key, data)
+            except AlreadyStored:  # by an attempt of that number from before the database was restored from a backup
+                continue

@@ -1,4 +1,4 @@
-"""Repairs what a crash left: expired leases, unsent messages, sweeps to stop, files nobody owns.
+"""Repairs what a crash left: expired leases, unsent messages, sweeps to stop, files of deleted jobs and lost attempts.
 
 Start any number, one is enough: `python -m workers.reconciler`. Each chore is safe to repeat and stands alone: one that
 fails is logged and tried again next time.
@@ -10,12 +10,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
+from app import deployment
 from app.db import Database
-from app.jobs import repository, service
-from app.jobs.models import ACTIVE
+from app.jobs import removals, service
 from app.logs import configure_logging
 from app.queue import Publisher, relay
 from app.settings import Settings, get_settings
@@ -27,8 +28,7 @@ from workers import scratch
 log = structlog.get_logger(__name__)
 
 RELAY_S = 1.0
-ORPHANS_S = 3600.0
-FAILED_KEPT_S = 24 * 3600.0
+FORGET_S = 3600.0
 
 
 class Reconciler:
@@ -45,51 +45,41 @@ class Reconciler:
             pass
 
     def reap(self) -> None:
-        """Take jobs back from silent workers, and remove what their attempts had uploaded."""
-        with self.database.write() as session:
-            lost = service.reap(session, backoff_s=self.settings.retry_backoff_s)
-        for held in lost:
-            log.warning("lease_expired", job_id=held.job_id, attempt=held.attempt)
-            self.store.delete_files(held.tenant_id, held.job_id, held.attempt, held.fence)
+        """Take jobs back from silent workers."""
+        lost = self.database.transact(lambda session: service.reap(session, backoff_s=self.settings.retry_backoff_s))
+        for job_id, attempt in lost:
+            log.warning("lease_expired", job_id=job_id, attempt=attempt)
 
     def announce_again(self) -> None:
-        with self.database.write() as session:
-            if count := service.announce_again(session, older_than_s=self.settings.redispatch_s):
-                log.info("announced_again", jobs=count)
+        older_than_s = self.settings.redispatch_s
+        if count := self.database.transact(lambda session: service.announce_again(session, older_than_s=older_than_s)):
+            log.info("announced_again", jobs=count)
 
     def stop_sweeps(self) -> None:
         """Cancel what stop rules say and the worker that ended the decisive child did not live to cancel."""
         with self.database.read() as session:
             sweep_ids = sweep_repository.to_enforce(session)
         for sweep_id in sweep_ids:
-            with self.database.write() as session:
-                if stopped := sweeps.enforce_stop(session, sweep_id):
-                    log.info("sweep_stopped", sweep_id=sweep_id, jobs=len(stopped))
+            if stopped := self.database.transact(partial(sweeps.enforce_stop, sweep_id=sweep_id)):
+                log.info("sweep_stopped", sweep_id=sweep_id, jobs=len(stopped))
 
     def forget_keys(self) -> None:
-        with self.database.write() as session:
-            service.forget_idempotency_keys(session)
+        self.database.transact(service.forget_idempotency_keys)
+
+    def remove_files(self) -> None:
+        """Delete the files of deleted jobs and of attempts without a result, as the database has recorded them."""
+        removals.work_off(self.database, self.store)
+
+    def forget_removals(self) -> None:
+        self.database.transact(removals.forget)
 
     def sweep_scratch(self) -> None:
-        """Remove scratch that no attempt will use; a failed job's finished blocks wait a day for a retry."""
+        """Remove scratch of ended and deleted jobs; a failed job's finished blocks wait a day for a retry."""
         found = scratch.idle(self.settings.work_dir)
         with self.database.read() as session:
-            statuses = repository.statuses(session, list(found))
-        for job_id, idle_s in found.items():
-            status = statuses.get(job_id)
-            # A minute's grace: the folder may be an attempt's that is about to notice it was fenced.
-            kept_s = {"failed": FAILED_KEPT_S}.get(status or "", 60.0)
-            if status not in ACTIVE and idle_s > kept_s:
-                scratch.forget_job(self.settings.work_dir, job_id)
-
-    def sweep_store(self) -> None:
-        """Remove the files of jobs that no longer exist: a delete interrupted after its commit."""
-        for tenant_id, job_id in list(self.store.list_jobs()):
-            with self.database.read() as session:
-                gone = not repository.exists(session, job_id)
-            if gone:
-                log.info("orphan_removed", job_id=job_id)
-                self.store.delete_job(tenant_id, job_id)
+            job_ids = removals.scratch_to_forget(session, found)
+        for job_id in job_ids:
+            scratch.forget_job(self.settings.work_dir, job_id)
 
 
 def main() -> None:
@@ -99,14 +89,16 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     reconciler = Reconciler(settings)
+    deployment.check_or_exit(reconciler.database, reconciler.store, settings.work_dir, stop)
     chores: list[tuple[Callable[[], None], float]] = [
         (reconciler.send_messages, RELAY_S),
         (reconciler.reap, settings.reconcile_s),
         (reconciler.announce_again, settings.reconcile_s),
         (reconciler.stop_sweeps, settings.reconcile_s),
+        (reconciler.remove_files, settings.reconcile_s),
         (reconciler.sweep_scratch, settings.reconcile_s),
-        (reconciler.forget_keys, ORPHANS_S),
-        (reconciler.sweep_store, ORPHANS_S),
+        (reconciler.forget_keys, FORGET_S),
+        (reconciler.forget_removals, FORGET_S),
     ]
     due = [0.0] * len(chores)
     log.info("reconciler_started")

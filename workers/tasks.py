@@ -15,29 +15,30 @@ import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import cache
 from typing import IO, Any
 
 import structlog
 from celery import signals
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from app.db import Database
+from app.db import Database, is_outage
 from app.errors import InvalidTransition
 from app.failure import Failure
 from app.jobs import repository, service
 from app.jobs.service import Claim, Fenced
 from app.queue import RUN_JOB
 from app.settings import Settings, get_settings
-from app.storage import AlreadyStored, ArtifactStore, StorageError
+from app.storage import AlreadyStored, ArtifactStore, Damaged, StorageError
 from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
 from workers import scratch
-from workers.celery_app import app, drain_flag
+from workers.celery_app import app, draining
 from workers.children import Child, Spawned, runner_command
-from workers.engine.errors import CheckpointMismatch
+from workers.engine.errors import CheckpointMismatch, DiskFull, EngineError
 from workers.engine.report import FileEntry, Manifest, Report
 from workers.logs import LogShipper
 from workers.progress import Progress
@@ -47,6 +48,7 @@ from workers.warm import Warm
 log = structlog.get_logger(__name__)
 
 LOOKS, LOOK_AGAIN_S = 40, 0.05
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @cache
@@ -75,12 +77,13 @@ def _start_runner(arguments: list[str], log_file: IO[bytes]) -> Child:
 def run_job(job_id: str) -> None:
     """Wake up and look: claim the next job, which need not be `job_id`, and make one attempt at it."""
     settings, database = get_settings(), _database()
-    if drain_flag(os.getppid()).exists():
+    store = ArtifactStore(settings.artifacts_url)  # before a job depends on it
+    if draining():
         return  # a message taken before the order to stop; another worker gets the job
     held = claim_next(settings, database)
     if held is not None:
         with structlog.contextvars.bound_contextvars(job_id=held.job_id, attempt=held.attempt):
-            Attempt(settings, database, ArtifactStore(settings.artifacts_url), held).run()
+            Attempt(settings, database, store, held).run()
 
 
 def claim_next(settings: Settings, database: Database) -> Claim | None:
@@ -91,11 +94,15 @@ def claim_next(settings: Settings, database: Database) -> Claim | None:
     """
     queues = ("any", "gpu") if settings.worker_devices == "gpu" else ("any",)
     worker = f"{socket.gethostname()}:{os.getpid()}"
+
+    def look(session: Session) -> tuple[Claim | None, bool]:
+        held = service.claim(session, worker=worker, queues=queues, ttl_s=settings.lease_ttl_s)
+        return held, held is None and repository.any_due(session, queues)
+
     for _ in range(LOOKS):
-        with database.write() as session:
-            held = service.claim(session, worker=worker, queues=queues, ttl_s=settings.lease_ttl_s)
-            if held is not None or not repository.any_due(session, queues):
-                return held
+        held, again = database.transact(look)
+        if not again:
+            return held
         time.sleep(LOOK_AGAIN_S)
     return None
 
@@ -109,20 +116,32 @@ class Attempt:
         self.checkpoint = scratch.checkpoint_dir(settings.work_dir, held.job_id)
         self.logs = LogShipper(store, self._scope, self.folder / "runner.log")
         self.progress = Progress()
+        self.uploaded: list[str] = []
+        """Keys of the store that this attempt has made."""
         self.renewed_at = time.monotonic()
 
     def run(self) -> None:
         log.info("attempt_started", model=self.held.spec["model"]["id"])
         try:
+            self._run()
+        except Fenced:
+            log.warning("attempt_fenced")  # the job went on without us, or ended by a commit whose answer was lost
+            self._forget_files_if_ended()
+            scratch.forget_attempt(self.settings.work_dir, self.held.job_id, self.held.fence)
+
+    def _run(self) -> None:
+        try:
             end = self._compress()
             self.logs.ship()
             self._conclude(end)
         except Fenced:
-            log.warning("attempt_fenced")  # the job went on without us: leave no trace
-            self._forget_files()
-            scratch.forget_attempt(self.settings.work_dir, self.held.job_id, self.held.fence)
-        except (OSError, StorageError, AlreadyStored) as error:
+            raise
+        except (OSError, StorageError, AlreadyStored, Damaged) as error:
             self._fail(_storage_failure(error))
+        except Exception as error:  # a bug: another attempt would meet it again
+            log.exception("attempt_crashed")
+            self.logs.say_and_ship(traceback.format_exc())
+            self._fail(_internal(error))
 
     def _compress(self) -> Exit:
         """Run the engine in a child process until it ends or is stopped."""
@@ -144,14 +163,20 @@ class Attempt:
     def _tick(self, events: list[dict[str, Any]]) -> Order:
         """Renew the lease, record what happened, ship the log; learn what to do next."""
         rows, shown = self.progress.digest(events)
+
+        def beat(session: Session) -> service.Orders:
+            orders = service.renew(session, self.held, ttl_s=self.settings.lease_ttl_s)
+            if rows or shown:
+                service.record(session, self.held, rows, shown)
+            return orders
+
         try:
-            with self.database.write() as session:
-                orders = service.renew(session, self.held, ttl_s=self.settings.lease_ttl_s)
-                if rows or shown:
-                    service.record(session, self.held, rows, shown)
+            orders = self.database.transact(beat)
         except Fenced:
             return Order.ABANDON
-        except OperationalError as error:
+        except DBAPIError as error:
+            if not is_outage(error):
+                raise
             # The lease outlives a short outage of the database; past it somebody else may have the job.
             log.warning("heartbeat_failed", error=str(error.orig))
             return Order.ABANDON if self._lease_is_over() else Order.CONTINUE
@@ -161,7 +186,7 @@ class Attempt:
             return Order.CANCEL
         if orders.overdue:
             return Order.TIMEOUT
-        return Order.DRAIN if drain_flag(os.getppid()).exists() else Order.CONTINUE
+        return Order.DRAIN if draining() else Order.CONTINUE
 
     def _conclude(self, end: Exit) -> None:
         match end.order:
@@ -192,6 +217,8 @@ class Attempt:
             for entry, key in files:
                 if not stop.is_set():
                     self.store.put_file(key, model_dir / entry.path)
+                    self.uploaded.append(key)
+                    self.store.check_file(key, model_dir / entry.path, entry.sha256)
 
         order = self._while_beating(upload)
         if order is Order.ABANDON:
@@ -233,51 +260,73 @@ class Attempt:
         return order
 
     def _cancelled(self) -> None:
-        self._forget_files()
         self._finish(lambda session: service.cancelled(session, self.held), keep_checkpoint=False)
+        self._forget_files()
 
     def _fail(self, failure: Failure) -> None:
         log.warning("attempt_failed", code=failure.code, message=failure.message)
         self.logs.say_and_ship(f"{failure.code}: {failure.message}\n{failure.hint}\n")
-        self._forget_files()
+        # Finished blocks wait for the next attempt, but not those made before an upgrade or on another device, which
+        # no attempt will accept, nor those that fill the disk when nobody is going to use them.
+        disk_full = failure.code == DiskFull.code
+        keep_checkpoint = failure.code != CheckpointMismatch.code and not (disk_full and self.held.last)
+        if disk_full:  # before the last write, which may need the room
+            self._forget_scratch(keep_checkpoint=keep_checkpoint)
         self._finish(
             lambda session: service.fail(session, self.held, failure, backoff_s=self.settings.retry_backoff_s),
-            # Made before an upgrade, or on another device: no attempt will ever accept it.
-            keep_checkpoint=failure.code != CheckpointMismatch.code,
+            keep_checkpoint=keep_checkpoint,
         )
+        self._forget_files()
 
     def _finish(self, write: Callable[[Session], None], *, keep_checkpoint: bool) -> None:
         """The attempt's last write, tried for as long as the lease lasts; then the scratch is cleared."""
         while True:
             try:
-                with self.database.write() as session:
-                    write(session)
+                self.database.transact(write)
                 break
-            except OperationalError as error:
+            except DBAPIError as error:
+                if not is_outage(error):
+                    raise
                 if self._lease_is_over():
                     raise Fenced from error
                 log.warning("finish_failed", error=str(error.orig))
                 time.sleep(self.settings.heartbeat_s)
         self._stop_sweep()
+        self._forget_scratch(keep_checkpoint=keep_checkpoint)
+
+    def _forget_scratch(self, *, keep_checkpoint: bool) -> None:
         scratch.forget_attempt(self.settings.work_dir, self.held.job_id, self.held.fence)
         if not keep_checkpoint:
             scratch.forget_job(self.settings.work_dir, self.held.job_id)
 
     def _stop_sweep(self) -> None:
         """Before this worker takes another job: this one's end may be a reason not to begin it."""
+
+        def enforce(session: Session) -> None:
+            if sweep_id := sweep_repository.sweep_of(session, self.held.job_id):
+                sweeps.enforce_stop(session, sweep_id)
+
         try:
-            with self.database.write() as session:
-                if sweep_id := sweep_repository.sweep_of(session, self.held.job_id):
-                    sweeps.enforce_stop(session, sweep_id)
-        except OperationalError as error:  # the reconciler does it
+            self.database.transact(enforce)
+        except DBAPIError as error:  # the reconciler does it
             log.warning("stop_rule_failed", error=str(error.orig))
 
     def _forget_files(self) -> None:
-        """Remove what this attempt uploaded. What cannot be removed now, the reconciler removes later."""
+        """Remove what this attempt uploaded, now that its end is recorded. What is left, the reconciler removes."""
         try:
-            self.store.delete_files(*self._scope)
+            self.store.delete(self.uploaded)
         except (OSError, StorageError) as error:
             log.warning("files_left_behind", error=repr(error))
+
+    def _forget_files_if_ended(self) -> None:
+        try:
+            with self.database.read() as session:
+                ended = service.ended_without_result(session, self.held)
+        except DBAPIError as error:
+            log.warning("files_left_behind", error=repr(error))
+            return
+        if ended:
+            self._forget_files()
 
     def _lease_is_over(self) -> bool:
         return time.monotonic() - self.renewed_at > self.settings.lease_ttl_s
@@ -287,12 +336,28 @@ class Attempt:
         return self.held.tenant_id, self.held.job_id, self.held.attempt, self.held.fence
 
 
+def _internal(error: Exception) -> Failure:
+    return Failure(
+        code=EngineError.code,
+        message=f"{type(error).__name__}: {error}",
+        hint="this is a bug in the worker; the job's log has the traceback",
+        retryable=False,
+    )
+
+
 def _storage_failure(error: Exception) -> Failure:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if _is_full(error):
         return Failure(
-            code="disk_full",
+            code=DiskFull.code,
             message=f"the worker's disk is full: {error}",
             hint="Free space in the worker's work_dir or in the artifact store; the job is tried again meanwhile.",
+            retryable=True,
+        )
+    if isinstance(error, Damaged):
+        return Failure(
+            code="damaged_upload",
+            message=f"the result did not reach the artifact store as it was made: {error}",
+            hint="Check the worker's disk and the artifact store; the job is tried again meanwhile.",
             retryable=True,
         )
     return Failure(
@@ -301,3 +366,10 @@ def _storage_failure(error: Exception) -> Failure:
         hint="Check the artifact store and the worker's work_dir; the job is tried again meanwhile.",
         retryable=True,
     )
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in NO_SPACE
+    # obstore says it in its message only
+    return any(f"os error {number}" in str(error) for number in NO_SPACE)

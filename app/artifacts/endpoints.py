@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Header, Path
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from app.errors import NotFound
+from app.errors import ArtifactLost, NotFound
 from app.http.conditional import PRIVATE, byte_range, matches
 from app.http.problems import responses
 from app.http.route import StrictRoute
@@ -21,6 +21,7 @@ from app.jobs.models import Artifact
 from app.jobs.schemas import ArtifactList
 from app.keys.auth import JobSeen, RequiresJob
 from app.services import ServicesDep
+from app.storage import ArtifactStore
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"], route_class=StrictRoute)
 
@@ -47,13 +48,13 @@ def list_artifacts(seen: ArtifactReader, has: ServicesDep) -> Response:
     return Response(orjson.dumps({"data": files}), headers=PRIVATE, media_type="application/json")
 
 
-@router.head("/{path:path}", operation_id="artifacts_head", response_class=Response, responses=responses(404))
+@router.head("/{path:path}", operation_id="artifacts_head", response_class=Response, responses=responses(404, 410))
 @router.get(
     "/{path:path}",
     operation_id="artifacts_download",
     response_class=Response,
     responses={
-        **responses(404, 416),
+        **responses(404, 410, 416),
         200: {"content": BYTES, "description": "The file; Repr-Digest and ETag are its SHA-256."},
         206: {"content": BYTES, "description": "The range asked for."},
         304: {"description": "You have it."},
@@ -83,9 +84,25 @@ def download(
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
     status = 206 if wanted else 200
     kind = media_type(file.path)
+    check_stored(has.store, file)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=kind)
     return StreamingResponse(has.store.open_range(file.key, start, end), status, headers, kind)
+
+
+def check_stored(store: ArtifactStore, file: Artifact) -> None:
+    """Raises ArtifactLost: once an answer has begun it is too late to say so."""
+    size = store.size(file.key)
+    if size != file.bytes:
+        raise lost(file, "is gone from it" if size is None else f"has {size} bytes there instead of {file.bytes}")
+
+
+def lost(file: Artifact, how: str) -> ArtifactLost:
+    return ArtifactLost(
+        f"The artifact store was changed from outside: {file.path} {how}. Restore it from a backup, or submit the job "
+        "again: the same spec gives the same weights.",
+        headers={"Cache-Control": "no-store"},
+    )
 
 
 def described(file: Artifact) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from workers.engine.registry import STAGES, Method, Stat, methods
+from workers.engine.spec import CompressionSpec
 
 
 class MethodRead(BaseModel):
@@ -30,17 +32,61 @@ class StageRead(BaseModel):
     methods: list[MethodRead]
 
 
+class FieldRead(BaseModel):
+    """A field of the spec that is no stage."""
+
+    name: str = Field(examples=["calibrate"])
+    summary: str
+    parameters: dict[str, Any] = Field(description="JSON Schema of an object with this field as its only one.")
+
+
 class Capabilities(BaseModel):
     """What this service can do to a model."""
 
     stages: list[StageRead] = Field(description="In the order in which they run.")
+    fields: list[FieldRead] = Field(description="The spec's other fields: model, texts, gates, precision, files, seed.")
 
 
 def capabilities() -> Capabilities:
     """Every method of this installation."""
     return Capabilities(
-        stages=[StageRead(stage=stage, methods=[_method(m) for m in methods(stage)]) for stage in STAGES]
+        stages=[StageRead(stage=stage, methods=[_method(m) for m in methods(stage)]) for stage in STAGES],
+        fields=_fields(),
     )
+
+
+def _fields() -> list[FieldRead]:
+    schema = CompressionSpec.model_json_schema()
+    return [
+        FieldRead(
+            name=name,
+            summary=field.get("description") or schema["$defs"][field["$ref"].rpartition("/")[2]]["description"],
+            parameters=_alone(schema, name),
+        )
+        for name, field in schema["properties"].items()
+        if name not in STAGES
+    ]
+
+
+def _alone(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """The schema of an object that has one of the properties, with what that refers to."""
+    required = [name] if name in schema["required"] else []
+    alone = {"type": "object", "properties": {name: schema["properties"][name]}, "required": required}
+    used, found = set[str](), set(_references(alone))
+    while found - used:
+        used |= found
+        found = {inner for outer in used for inner in _references(schema["$defs"][outer])}
+    return alone | {"$defs": {each: schema["$defs"][each] for each in sorted(used)}}
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield node["$ref"].rpartition("/")[2]
+        node = list(node.values())
+    if isinstance(node, list):
+        for inner in node:
+            yield from _references(inner)
 
 
 def _method(method: Method) -> MethodRead:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from app.cli import admin, compress, download, gate, jobs, methods, processes, report, serve, sweeps
+from app.cli import admin, compress, download, gate, jobs, logs, methods, processes, report, serve, store, sweeps
 from app.cli.exits import MEANINGS
 from app.cli.options import Commands, Connection
+from workers.engine import DISTRIBUTION
 
 EPILOG = "\n\n".join(["[bold]Exit codes[/]", *(f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items())])
 
@@ -24,6 +27,12 @@ cli = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"espalier {version(DISTRIBUTION)}\n")
+        raise typer.Exit
+
+
 @cli.callback()
 def root(
     context: typer.Context,
@@ -34,6 +43,9 @@ def root(
         str | None,
         typer.Option(envvar="ESPALIER_API_KEY", help="Better given by the variable: others can see a command line."),
     ] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     context.obj = Connection(url, api_key)
 
@@ -51,7 +63,7 @@ cli.command("status", rich_help_panel=JOBS)(jobs.status)
 cli.command("cancel", rich_help_panel=JOBS)(jobs.cancel)
 cli.command("retry", rich_help_panel=JOBS)(jobs.retry)
 cli.command("delete", rich_help_panel=JOBS)(jobs.delete)
-cli.command("logs", rich_help_panel=JOBS)(jobs.logs)
+cli.command("logs", rich_help_panel=JOBS)(logs.logs)
 cli.command("report", rich_help_panel=JOBS)(report.report)
 cli.command("gate", rich_help_panel=JOBS)(gate.gate)
 cli.command("download", rich_help_panel=JOBS)(download.download)
@@ -71,6 +83,8 @@ cli.command("api", rich_help_panel=OPERATE)(processes.api)
 cli.command("worker", rich_help_panel=OPERATE)(processes.worker)
 cli.command("reconciler", rich_help_panel=OPERATE)(processes.reconciler)
 cli.command("config", rich_help_panel=OPERATE)(admin.config)
+cli.command("gc", rich_help_panel=OPERATE)(store.gc)
+cli.command("adopt-store", rich_help_panel=OPERATE)(store.adopt_store)
 
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 keys.command("create")(admin.keys_create)

@@ -25,14 +25,13 @@ from app.settings import Settings
 
 
 @contextmanager
-def _writing(settings: Settings) -> Iterator[Session]:
-    """A transaction on a migrated database; an AppError becomes a usage error."""
+def migrated(settings: Settings) -> Iterator[Database]:
+    """The database, at this version's schema; an AppError becomes a usage error."""
     database = Database(settings.database_url)
     try:
         if migrate.current(database) != migrate.head():
             raise Usage("the database's schema is not up to date: run `espalier db upgrade`")
-        with database.write() as session:
-            yield session
+        yield database
     except AppError as error:
         raise Usage(error.detail) from error
     finally:
@@ -50,7 +49,8 @@ def keys_create(
 ) -> None:
     """Make an API key. Its text is printed once and stored nowhere."""
     settings = load_settings()
-    with _writing(settings) as session:
+
+    def make(session: Session) -> dict[str, Any]:
         key, text = keys.create_key(
             session,
             secret=settings.secret(),
@@ -59,17 +59,20 @@ def keys_create(
             scopes=scope or list(keys.SCOPES),
             expires_days=expires_days,
         )
-        made = {**_key_json(key), "tenant": tenant, "text": text}
+        return {**_key_json(key), "tenant": tenant, "text": text}
+
+    with migrated(settings) as database:
+        made = database.transact(make)
     if as_json:
         output.print_json(made)
     else:
         output.stderr.print(f"key {made['id']} of tenant {escape(tenant)}; this is the only time its text is shown:")
-        output.stdout.print(text, markup=False)
+        output.stdout.print(made["text"], markup=False)
 
 
 def keys_list(as_json: AsJson = False) -> None:
     """List the API keys of all tenants."""
-    with _writing(load_settings()) as session:
+    with migrated(load_settings()) as database, database.read() as session:
         found = [{**_key_json(key), "tenant": tenant} for key, tenant in keys.list_keys(session)]
     if as_json:
         output.print_json(found)
@@ -85,8 +88,8 @@ def keys_revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="A key's id, from `keys list`.")], as_json: AsJson = False
 ) -> None:
     """Revoke an API key, at once and for good."""
-    with _writing(load_settings()) as session:
-        revoked = _key_json(keys.revoke_key(session, key_id))
+    with migrated(load_settings()) as database:
+        revoked = database.transact(lambda session: _key_json(keys.revoke_key(session, key_id)))
     output.print_json(revoked) if as_json else output.stdout.print(f"{key_id} revoked")
 
 

@@ -35,7 +35,7 @@ def compress(
     """Compress a model here and now, without a service. Interrupted, the same command goes on where it stopped."""
     settings = load_settings()
     if importlib.util.find_spec("torch") is None:
-        raise Usage("compressing needs torch: pip install 'espalier[worker]'")
+        raise Usage("compressing needs torch: in espalier's own folder, pip install -c constraints.txt '.[worker]'")
     parsed = _validated(read_json(spec))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Usage(f"{out} exists already: choose a new folder")
@@ -64,7 +64,11 @@ def _validated(body: Any) -> CompressionSpec:
     try:
         return CompressionSpec.model_validate(body)
     except ValidationError as error:
-        lines = [f"  /{'/'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        from app.http.problems import field_problem  # and the web framework with it: only where it is needed
+
+        places = [{**e, "loc": ("body", "spec", *e["loc"])} for e in error.errors(include_url=False)]
+        found = [field_problem(place) for place in places]
+        lines = [f"  {f['pointer'].removeprefix('/spec') or '/'}: {f['detail']}" for f in found]
         raise Usage("The spec is not valid:\n" + "\n".join(lines)) from None
 
 

@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, watch, list, status, cancel, retry, delete, logs."""
+"""Commands about jobs: submit, watch, list, status, cancel, retry, delete."""
 
 from __future__ import annotations
 
@@ -17,17 +17,27 @@ from app.cli.options import AsJson, JobId, connect
 from app.cli.report import metrics_table
 from app.cli.watch import follow, queue_place, raise_unless_succeeded
 
-SpecFile = Annotated[str, typer.Argument(metavar="SPEC.json", help="The compression spec, or - for stdin.")]
+SpecFile = Annotated[
+    str, typer.Argument(metavar="SPEC.json", help="The compression spec (docs/parameters.md), or - for stdin.")
+]
 
 
 def submit(
     context: typer.Context,
     spec: SpecFile,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label; repeatable.")] = None,
-    priority: Annotated[int | None, typer.Option(help="-100 to 100; higher runs first.")] = None,
-    max_attempts: Annotated[int | None, typer.Option(help="Attempts before a retryable failure is final.")] = None,
-    deadline_s: Annotated[int | None, typer.Option(help="Longest run in seconds.")] = None,
+    priority: Annotated[int | None, typer.Option(help="-100 to 100, default 0; higher runs first.")] = None,
+    max_attempts: Annotated[
+        int | None,
+        typer.Option(help="How many attempts may count before a retryable failure is final. Default: the service's."),
+    ] = None,
+    deadline_s: Annotated[
+        int | None, typer.Option(help="Longest run from the first start on, s. Default: the service's.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show what would be done; create nothing.")] = False,
+    layers: Annotated[
+        bool, typer.Option(help="With --dry-run: a line for every layer, alike ones not folded.")
+    ] = False,
     wait: Annotated[bool, typer.Option(help="Follow the job to its end; the exit code says how it went.")] = False,
     idempotency_key: Annotated[
         str | None, typer.Option(help="Submitting twice with one key makes one job. Default: a new key.")
@@ -41,7 +51,7 @@ def submit(
     with connect(context) as service:
         if dry_run:
             plan = service.request("POST", "/v1/jobs", params={"dry_run": "true"}, json=body).json()
-            output.print_json(plan) if as_json else _print_plan(plan)
+            output.print_json(plan) if as_json else _print_plan(plan, all_layers=layers)
             return
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         job = service.request("POST", "/v1/jobs", headers=headers, json=body).json()
@@ -130,23 +140,6 @@ def remove(context: typer.Context, path: str, name: str, *, as_json: bool) -> No
         output.stdout.print(f"{name} deleted")
 
 
-def logs(
-    context: typer.Context,
-    job_id: JobId,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Default: the latest.")] = None,
-    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Print what a job's process wrote, also of a failed or running one."""
-    params = {key: value for key, value in {"attempt": attempt, "tail": tail}.items() if value is not None}
-    with connect(context) as service:
-        text = service.request("GET", f"/v1/jobs/{job_id}/logs", params=params).text
-    if as_json:
-        output.print_json({"id": job_id, "lines": text.splitlines()})
-    else:
-        sys.stdout.write(text)
-
-
 def read_json(path: str) -> Any:
     """The JSON in the file, or on stdin if the path is `-`. Raises Usage saying where it is wrong."""
     try:
@@ -163,7 +156,7 @@ def print_job(job: dict[str, Any]) -> None:
     table.show_header = False
     table.add_row("job", f"[bold]{job['id']}[/]  {output.status_text(job['status'])}")
     table.add_row("model", escape(job["spec"]["model"]["id"]))
-    table.add_row("attempt", f"{job['attempt']} of at most {job['max_attempts']}")
+    table.add_row("attempts", attempts_text(job))
     if job["status"] == "queued":
         table.add_row("queue", queue_place(job))
     if job["status"] == "running" and (progress := job["progress"]):
@@ -183,6 +176,14 @@ def print_job(job: dict[str, Any]) -> None:
         output.stdout.print(f"\nespalier report {job['id']}\nespalier download {job['id']} --out DIR")
 
 
+def attempts_text(job: dict[str, Any]) -> str:
+    """How many attempts count, of how many may; and how many were begun where some do not count."""
+    counted = job["max_attempts"] - job["attempts_left"]
+    text = f"{counted} of at most {job['max_attempts']}"
+    uncounted = job["attempt"] - counted
+    return text if not uncounted else f"{text}; {uncounted} more handed back by a stopped worker, or before a retry"
+
+
 def _act(context: typer.Context, job_id: str, verb: str, as_json: bool) -> None:
     with connect(context) as service:
         job = service.request("POST", f"/v1/jobs/{job_id}/{verb}").json()
@@ -196,7 +197,7 @@ def _labels(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _print_plan(plan: dict[str, Any]) -> None:
+def _print_plan(plan: dict[str, Any], *, all_layers: bool) -> None:
     table = output.table("What this would do; nothing was created", "", "")
     table.show_header = False
     table.add_row("model", escape(f"{plan['model_id']} ({plan['architecture']}, {plan['blocks']} blocks)"))
@@ -208,13 +209,43 @@ def _print_plan(plan: dict[str, Any]) -> None:
     table.add_row("peak memory", f"about {plan['peak_memory_bytes'] / 2**20:,.0f} MiB")
     table.add_row("run time", f"about {output.duration(plan['elapsed_s'])} on two CPU cores")
     output.stdout.print(table)
-    layers = output.table("", "layer", "shape", "sparsity", right=("sparsity",))
-    for layer in plan["layers"]:
-        target = layer["target_sparsity"]
-        sparsity = "to be measured" if target is None else f"{target:.2%}"
-        layers.add_row(escape(layer["name"]), "x".join(map(str, layer["shape"])), sparsity)
-    output.stdout.print(layers)
     for runtime in plan["runtimes"]:
         output.stdout.print(escape(f"{runtime['runtime']}: {runtime['note']}"))
     for warning in plan["warnings"]:
         output.stdout.print("[yellow]warning[/]", escape(warning))
+    layers = output.table("", "layer", "shape", "sparsity", right=("sparsity",))
+    for name, shape, target in _alike(plan["layers"], folded=not all_layers):
+        sparsity = "to be measured" if target is None else f"{target:.2%}"
+        layers.add_row(escape(name), "x".join(map(str, shape)), sparsity)
+    output.stdout.print(layers)
+
+
+def _alike(layers: list[dict[str, Any]], *, folded: bool) -> list[tuple[str, list[int], float | None]]:
+    """(name, shape, sparsity) of the layers. Folded, those that differ in the block alone are one: `{0-7}`."""
+    if not folded:
+        return [(layer["name"], layer["shape"], layer["target_sparsity"]) for layer in layers]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for layer in layers:
+        name = layer["name"].replace(f".{layer['block']}.", ".{}.", 1)
+        groups.setdefault((name, json.dumps([layer["shape"], layer["target_sparsity"]])), []).append(layer)
+    return [
+        (
+            name.replace("{}", _ranges([layer["block"] for layer in alike])),
+            alike[0]["shape"],
+            alike[0]["target_sparsity"],
+        )
+        for (name, _), alike in groups.items()
+    ]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`{0-3,7}` of 0, 1, 2, 3, 7; one number as it is."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    if len(numbers) == 1:
+        return str(numbers[0])
+    return "{" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) + "}"

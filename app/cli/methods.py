@@ -1,33 +1,101 @@
-"""`methods`: what can be asked for."""
+"""`methods`: what can be asked for, and every parameter of it."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.padding import Padding
 
+from app.capabilities.reference import REQUIRED, parameters
 from app.capabilities.schemas import capabilities
 from app.cli import output
+from app.cli.exits import Usage
 from app.cli.options import AsJson, connect
+from app.http.suggest import did_you_mean
 
 
 def methods(
     context: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A method: show its parameters. Also a stage, or another field of a spec: calibrate, gates, …"
+        ),
+    ] = None,
     remote: Annotated[bool, typer.Option(help="Ask the service instead of this installation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the compression methods, by stage."""
+    """List the compression methods by stage, or show one of them with its parameters, their defaults and ranges."""
     if remote:
         with connect(context) as service:
             found = service.get("/v1/capabilities")
     else:
         found = capabilities().model_dump()
+    if name is not None:
+        found = _named(found, name)
     if as_json:
         output.print_json(found)
-        return
+    elif name is None:
+        _print_list(found["stages"])
+        output.stdout.print(
+            "\n[bold]Other fields of a spec[/]: " + ", ".join(field["name"] for field in found["fields"])
+        )
+        output.stdout.print("espalier methods NAME shows the parameters of a method, or of such a field")
+    elif found["methods"] or found["fields"]:
+        for method in found["methods"]:
+            _print_method(method)
+        for field in found["fields"]:
+            output.stdout.print(f"[bold]{field['name']}[/]  {escape(field['summary'])}")
+            _print_parameters(field["parameters"])
+    else:
+        _print_list(found["stages"])
+
+
+def _named(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """What of the capabilities is called `name`: methods, a stage, a field. Raises Usage where nothing is."""
+    stages = [stage for stage in found["stages"] if stage["stage"] == name]
+    fields = [field for field in found["fields"] if field["name"] == name]
+    methods = [
+        {"stage": stage["stage"], **method}
+        for stage in found["stages"]
+        for method in stage["methods"]
+        if method["name"] == name
+    ]
+    if not (stages or fields or methods):
+        known = [method["name"] for stage in found["stages"] for method in stage["methods"]]
+        known += [each["stage"] for each in found["stages"]] + [each["name"] for each in found["fields"]]
+        raise Usage(f"there is no method {name}{did_you_mean(name, known)}: `espalier methods` lists them")
+    return {"stages": stages, "methods": methods, "fields": fields}
+
+
+def _print_list(stages: list[dict[str, Any]]) -> None:
     table = output.table("", "stage", "method", "what it does", "paper")
-    for stage in found["stages"]:
+    for stage in stages:
         for method in stage["methods"]:
             table.add_row(stage["stage"], method["name"], escape(method["summary"]), escape(method["paper"]))
     output.stdout.print(table)
+
+
+def _print_method(method: dict[str, Any]) -> None:
+    output.stdout.print(f"[bold]{method['stage']} {method['name']}[/]  {escape(method['paper'])}")
+    output.stdout.print(escape(method["summary"]))
+    for what in ("units", "patterns", "needs"):
+        if method[what]:
+            output.stdout.print(f"{what}: {', '.join(method[what])}")
+    if method["score"]:
+        output.stdout.print(f"score: {method['score']}")
+    _print_parameters(method["parameters"])
+
+
+def _print_parameters(schema: dict[str, Any]) -> None:
+    rows = parameters(schema)
+    if not rows:
+        output.stdout.print("It has no parameters.")
+        return
+    for row in rows:  # no table: five columns do not fit a terminal
+        default = row.default if row.default == REQUIRED else f"default {row.default}"
+        kind = ", ".join(filter(None, (row.type, row.range)))
+        output.stdout.print(f"  [bold]{row.name}[/]  {escape(kind)}; {escape(default)}")
+        output.stdout.print(Padding(escape(row.description), (0, 0, 0, 6), expand=False), soft_wrap=False)

@@ -11,8 +11,9 @@ import httpx2
 import typer
 from rich.markup import escape
 from rich.panel import Panel
+from sqlalchemy.orm import Session
 
-from app import migrate
+from app import deployment, migrate
 from app.cli import output
 from app.cli.exits import Usage
 from app.cli.family import Child, Family
@@ -22,6 +23,7 @@ from app.db import Database
 from app.keys import service as keys
 from app.keys.tokens import hash_token
 from app.settings import Settings
+from app.storage import ArtifactStore
 
 
 def serve(
@@ -42,6 +44,7 @@ def serve(
     settings = settings.model_copy(update={"host": address, "port": bound_port})
     settings.home.mkdir(parents=True, exist_ok=True)
     migrate.upgrade(settings.database_url)
+    _check_deployment(settings)
     key = local_key(settings) if is_loopback(address) else None
 
     family = Family(
@@ -71,22 +74,32 @@ def local_key(settings: Settings) -> str:
     path = local_key_path(settings)
     database = Database(settings.database_url)
     try:
-        with database.write() as session:
-            if path.exists():
-                text = path.read_text().strip()
-                known = hash_token(text, settings.secret())
-                if any(key.hash == known and key.revoked_at is None for key, _ in keys.list_keys(session)):
-                    return text
-            _, text = keys.create_key(
-                session,
-                secret=settings.secret(),
-                tenant="local",
-                name="local",
-                scopes=list(keys.SCOPES),
-                expires_days=None,
-            )
-            _write_private(path, text)
+        return database.transact(lambda session: _kept_or_new_key(session, settings, path))
+    finally:
+        database.dispose()
+
+
+def _kept_or_new_key(session: Session, settings: Settings, path: Path) -> str:
+    if path.exists():
+        text = path.read_text().strip()
+        known = hash_token(text, settings.secret())
+        if any(key.hash == known and key.revoked_at is None for key, _ in keys.list_keys(session)):
             return text
+    _, text = keys.create_key(
+        session, secret=settings.secret(), tenant="local", name="local", scopes=list(keys.SCOPES), expires_days=None
+    )
+    _write_private(path, text)
+    return text
+
+
+def _check_deployment(settings: Settings) -> None:
+    """Refuse in one sentence what each of the processes would refuse, before any is started."""
+    database = Database(settings.database_url)
+    try:
+        deployment_id = deployment.check(database, ArtifactStore(settings.artifacts_url))
+        deployment.check_work_dir(settings.work_dir, deployment_id)
+    except deployment.Refused as error:
+        raise Usage(str(error)) from None
     finally:
         database.dispose()
 

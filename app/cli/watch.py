@@ -76,6 +76,8 @@ def _show(event: JobEvent, shown: Display) -> None:
             shown.say(f"attempt {event.attempt} started on {data['worker']}")
         case "queued" if "error" in data:
             shown.say(f"queued again: {data['error']['message']} ({data['error']['code']})")
+        case "queued" if data.get("reason") == "worker_shutdown":
+            shown.say(f"handed back: its worker is being stopped; attempt {event.attempt} does not count")
         case "queued" if "reason" in data:
             shown.say(f"queued again: {data['reason']}")
         case "resume":

@@ -23,8 +23,10 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from app.errors import AppError, NotReady
+from app.http.suggest import did_you_mean, field_names, homes
 from app.storage import StorageError
-from workers.engine.registry import untagged
+from workers.engine.registry import STAGES, methods, untagged
+from workers.engine.spec import CompressionSpec
 
 MEDIA_TYPE = "application/problem+json"
 MOST_ERRORS = 100
@@ -186,7 +188,8 @@ def _allowed(request: Request) -> list[str]:
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    errors = [field_problem(e) for e in found[:MOST_ERRORS]]
+    model = _body_model(request)
+    errors = [field_problem(e, model) for e in found[:MOST_ERRORS]]
     first = errors[0]
     more = f" ({len(found) - 1} more in `errors`.)" if len(found) > 1 else ""
     return problem(
@@ -200,26 +203,65 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     )
 
 
-def field_problem(error: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry of `errors`, of an error of pydantic's whose place begins with `body`, `query` or `header`."""
+def field_problem(error: Mapping[str, Any], body: Any = None) -> dict[str, Any]:
+    """One entry of `errors`, of an error of pydantic's whose place begins with `body`, `query` or `header`.
+
+    `body` is the model that the body was read as; below `/spec` it is always the spec's.
+    """
     code, context = error["type"], error.get("ctx", {})
     pointer = _pointer(error["loc"])
     match code:
         case "missing":
             return field_error(pointer, code, "this field is required")
         case "extra_forbidden":
-            return field_error(pointer, code, "there is no such field: check the spelling, or leave it out")
+            known, elsewhere = _fields_there(error["loc"], body)
+            close = did_you_mean(error["loc"][-1], known)
+            if elsewhere and not close:
+                close = f" (it is one of {' and of '.join(f'`{home}`' for home in elsewhere)})"
+            advice = f"here can be {', '.join(known)}" if known else "check the spelling, or leave it out"
+            return field_error(pointer, code, f"there is no such field{close}: {advice}", known)
         case "model_attributes_type" | "model_type" | "dict_type":
-            return field_error(pointer, code, "this must be a JSON object")
+            return field_error(pointer, code, f"this must be a JSON object{_naming_a_method(error)}")
         case "union_tag_invalid":  # pydantic's own message repeats the tag
             allowed = re.findall(r"'([^']+)'", context["expected_tags"])
-            return field_error(f"{pointer}/method", code, f"choose one of {', '.join(allowed)}", allowed)
+            close = did_you_mean(context["tag"], allowed)
+            return field_error(f"{pointer}/method", code, _choice("method", close, allowed), allowed)
         case "union_tag_not_found":
             return field_error(f"{pointer}/method", code, "this field is required: it names the method")
         case "literal_error":
             allowed = re.findall(r"'([^']+)'", context["expected"])
-            return field_error(pointer, code, f"choose one of {', '.join(allowed)}", allowed)
+            close = did_you_mean(error["input"], allowed) if isinstance(error.get("input"), str) else ""
+            return field_error(pointer, code, _choice("value", close, allowed), allowed)
     return field_error(pointer, code, error["msg"].removesuffix("."))
+
+
+def _choice(what: str, close: str, allowed: Sequence[str]) -> str:
+    choose = f"choose one of {', '.join(allowed)}"
+    return f"there is no such {what}{close}: {choose}" if close else choose
+
+
+def _naming_a_method(error: Mapping[str, Any]) -> str:
+    """`, e.g. {"method": "owl"}` of a stage of the spec."""
+    loc = error["loc"]
+    if tuple(loc[:2]) != ("body", "spec") or len(loc) < 3 or loc[2] not in STAGES:
+        return ""
+    names = [method.name for method in methods(loc[2])]
+    name = error.get("input") if error.get("input") in names else names[0]
+    return f', e.g. {{"method": "{name}"}}'
+
+
+def _fields_there(loc: Sequence[str | int], body: Any) -> tuple[Sequence[str], Sequence[str]]:
+    """The fields that there can be beside the one at this place, and the objects that have a field of its name."""
+    root, path = (CompressionSpec, loc[2:]) if tuple(loc[:2]) == ("body", "spec") and len(loc) > 2 else (body, loc[1:])
+    if loc[0] != "body" or root is None:
+        return [], []
+    elsewhere = homes(root).get(str(path[-1]), [])
+    return field_names(root, tuple(path[:-1])), [home for home in elsewhere if home != path[0]]
+
+
+def _body_model(request: Request) -> Any:
+    field = getattr(request.scope.get("route"), "body_field", None)
+    return field.field_info.annotation if field else None
 
 
 def _pointer(loc: Sequence[str | int]) -> str:

@@ -9,7 +9,6 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import orjson
-import structlog
 from fastapi import APIRouter, Depends, Header, Query
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -24,7 +23,7 @@ from app.http.pagination import decode_cursor, encode_cursor
 from app.http.problems import field_error, responses
 from app.http.queries import Flag
 from app.http.route import StrictRoute, check_query
-from app.jobs import idempotency, preflight, repository, service
+from app.jobs import idempotency, preflight, removals, repository, service
 from app.jobs.models import TERMINAL, Job
 from app.jobs.parameters import Cursor, JobId, Limit, filters
 from app.jobs.repository import Filters
@@ -32,11 +31,9 @@ from app.jobs.schemas import MAX_LABELS, JobPage, JobRead, JobSubmit, LabelsPatc
 from app.jobs.views import JOB_ID, JobView, as_json, etag, render
 from app.keys.auth import JobSeen, Principal, Requires, look_at_job, no_such_job
 from app.services import Services, ServicesDep
-from app.storage import StorageError
 from workers.engine.report import Plan
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
-log = structlog.get_logger(__name__)
 
 Reader = Annotated[Principal, Depends(Requires("jobs:read"))]
 Writer = Annotated[Principal, Depends(Requires("jobs:write"))]
@@ -89,29 +86,32 @@ def create(
     if keyed and (replay := _replay(has, keyed)):
         return replay
     preflight.check(submit.spec, has.settings)
+
+    def insert(session: Session) -> tuple[str, bytes]:
+        job = service.create(
+            session,
+            tenant_id=principal.tenant_id,
+            spec=submit.spec,
+            labels=submit.labels,
+            priority=submit.priority,
+            max_attempts=max_attempts,
+            deadline_s=deadline_s,
+            request_id=request.state.request_id,
+        )
+        body = render(*_view(session, principal, job.id))
+        if keyed:
+            idempotency.remember(session, keyed, job.id, body, hours=has.settings.idempotency_hours)
+        return job.id, body
+
     try:
-        with has.database.write() as session:
-            job = service.create(
-                session,
-                tenant_id=principal.tenant_id,
-                spec=submit.spec,
-                labels=submit.labels,
-                priority=submit.priority,
-                max_attempts=max_attempts,
-                deadline_s=deadline_s,
-                request_id=request.state.request_id,
-            )
-            view, position = _view(session, principal, job.id)
-            body = render(view, position)
-            if keyed:
-                idempotency.remember(session, keyed, job.id, body, hours=has.settings.idempotency_hours)
+        job_id, body = has.database.transact(insert)
     except IntegrityError:
         # Somebody else committed the same key in between; anything else that is not unique is a bug.
         if keyed and (replay := _replay(has, keyed)):
             return replay
         raise
     has.relay.wake()
-    return _accepted(view.id, body)
+    return _accepted(job_id, body)
 
 
 @router.get("", operation_id="jobs_list", response_model=JobPage, responses=responses(400, 422))
@@ -203,12 +203,8 @@ def update(
 @router.delete("/{job_id}", operation_id="jobs_delete", status_code=204, responses=responses(404, 409))
 def delete(job_id: JobId, principal: Writer, has: ServicesDep) -> Response:
     """Delete a finished job and its files."""
-    with has.database.write() as session:
-        service.remove(session, _owned(session, principal, job_id))
-    try:
-        has.store.delete_job(principal.tenant_id, job_id)
-    except (OSError, StorageError) as error:  # files without a job are collected by the reconciler
-        log.warning("files_left_behind", job_id=job_id, error=repr(error))
+    has.database.transact(lambda session: service.remove(session, _owned(session, principal, job_id)))
+    removals.work_off_now(has.database, has.store, [job_id])
     return Response(status_code=204)
 
 
@@ -240,9 +236,12 @@ async def _changed(request: Request, seen: JobSeen, known: str, wait_s: int) -> 
 
 def _changing(has: Services, principal: Principal, job_id: str, change: Callable[[Session, Job], None]) -> Response:
     """Apply one change in one transaction and answer with the job after it."""
-    with has.database.write() as session:
+
+    def changed(session: Session) -> tuple[JobView, int | None]:
         change(session, _owned(session, principal, job_id))
-        view, position = _view(session, principal, job_id)
+        return _view(session, principal, job_id)
+
+    view, position = has.database.transact(changed)
     headers = {**PRIVATE, "ETag": etag(view, position)}
     return Response(render(view, position), headers=headers, media_type="application/json")
 

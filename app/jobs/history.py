@@ -98,8 +98,15 @@ def logs(
     tail: Annotated[
         WholeNumber | None, Query(ge=1, le=100_000, description="Only that many lines, the last ones.")
     ] = None,
+    after: Annotated[
+        WholeNumber,
+        Query(ge=0, le=2**63 - 1, description="Only what comes behind that many bytes; not together with `tail`."),
+    ] = 0,
 ) -> Response:
-    """What an attempt's process wrote: while it runs, and also after it failed."""
+    """What an attempt's process wrote: while it runs, and also after it failed. It grows every few seconds."""
+    if tail is not None and after:
+        detail = "give `tail` or `after`"
+        raise InvalidRequest(f"?after: {detail}.", errors=[field_error("?after", "tail_or_after", detail)])
     tenant_id, job = seen.principal.tenant_id, seen.job
     with has.database.read() as session:
         found = repository.attempt(session, tenant_id, job.id, attempt or job.attempt)
@@ -109,7 +116,7 @@ def logs(
     if found is None:  # nobody has begun
         return Response("", headers=headers, media_type="text/plain")
     where = (tenant_id, job.id, found.number, found.fence)
-    text: Iterator[bytes] = iter([has.store.tail_log(*where, tail)]) if tail else has.store.read_log(*where)
+    text: Iterator[bytes] = iter([has.store.tail_log(*where, tail)]) if tail else has.store.read_log(*where, after)
     return StreamingResponse(text, headers=headers, media_type="text/plain")
 
 

@@ -150,6 +150,31 @@ class Outbox(Base):
     due_at: Mapped[int] = mapped_column(BigInteger, index=True)
 
 
+class FileRemoval(Base):
+    """Files that may be deleted, written with the deletion of their job or the end of their attempt (removals.py).
+
+    No foreign key: it outlives the job. `attempt` and `fence` are None where all of the job's files may go.
+    """
+
+    __tablename__ = "file_removals"
+    __table_args__ = (
+        Index(
+            "ix_file_removals_due",
+            "id",
+            postgresql_where=text("done_at is null"),
+            sqlite_where=text("done_at is null"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    tenant_id: Mapped[str] = mapped_column(String(40))
+    job_id: Mapped[str] = mapped_column(String(40), index=True)
+    attempt: Mapped[int | None]
+    fence: Mapped[int | None]
+    recorded_at: Mapped[int] = mapped_column(BigInteger)
+    done_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class IdempotencyKey(Base):
     """The answer given to a keyed request; written in the same transaction as what the request made."""
 

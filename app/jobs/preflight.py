@@ -9,7 +9,6 @@ from app.http.problems import field_error
 from app.jobs.schemas import Scheduling
 from app.settings import Settings
 from workers.engine.errors import EngineError
-from workers.engine.refs import DataRef
 from workers.engine.report import Plan
 from workers.engine.spec import CompressionSpec
 
@@ -36,8 +35,7 @@ def check(spec: CompressionSpec, settings: Settings) -> None:
     from workers.engine.plan import feasible
     from workers.engine.sources import resolve_model
 
-    texts = [ref for ref in (spec.calibrate, *spec.evaluate) if isinstance(ref, DataRef)]
-    local = spec.model.local and all(ref.local for ref in texts)
+    local = spec.model.local and all(ref.local for ref in spec.texts().values())
     if not (local and settings.models_dir.is_dir() and settings.data_dir.is_dir()):
         return
     sources = _sources(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,7 +11,17 @@ from sqlalchemy.orm import Session
 
 from app.db import clock as clock
 from app.db import now_ms
-from app.jobs.models import Artifact, Attempt, Event, IdempotencyKey, Job, JobLabel, Outbox, ReportRecord
+from app.jobs.models import (
+    Artifact,
+    Attempt,
+    Event,
+    FileRemoval,
+    IdempotencyKey,
+    Job,
+    JobLabel,
+    Outbox,
+    ReportRecord,
+)
 from app.jobs.views import COLUMNS, JobView
 from app.keys.models import ApiKey
 from app.keys.repository import KEY_COLUMNS, KeyView
@@ -85,14 +95,53 @@ def due_messages(session: Session, *, limit: int) -> Sequence[tuple[int, str, st
     return [(row.id, row.job_id, row.queue) for row in rows]
 
 
-def statuses(session: Session, job_ids: Sequence[str]) -> dict[str, str]:
+def lock_in_order(session: Session, job_ids: Iterable[str]) -> None:
+    """Lock the rows of those of the jobs that exist, in the order of their ids."""
+    session.execute(select(Job.id).where(Job.id.in_(list(job_ids))).order_by(Job.id).with_for_update()).all()
+
+
+def statuses(session: Session, job_ids: Collection[str]) -> dict[str, str]:
     """The status of each job that exists."""
-    rows = session.execute(select(Job.id, Job.status).where(Job.id.in_(job_ids)))
+    rows = session.execute(select(Job.id, Job.status).where(Job.id.in_(list(job_ids))))
     return {row.id: row.status for row in rows}
 
 
-def exists(session: Session, job_id: str) -> bool:
-    return session.scalar(select(Job.id).where(Job.id == job_id)) is not None
+def outcome(session: Session, job_id: str, number: int, fence: int) -> str | None:
+    """How the attempt ended, `running` if it has not; None where there is none with that fence."""
+    return session.scalar(
+        select(Attempt.outcome).where(Attempt.job_id == job_id, Attempt.number == number, Attempt.fence == fence)
+    )
+
+
+def any_artifact(session: Session) -> bool:
+    return session.execute(select(Artifact.job_id).limit(1)).first() is not None
+
+
+def due_removals(session: Session, *, job_ids: Collection[str] = (), limit: int | None) -> Sequence[FileRemoval]:
+    """Removals of files that are to be done, of these jobs or of any, oldest first."""
+    query = select(FileRemoval).where(FileRemoval.done_at.is_(None))
+    if job_ids:
+        query = query.where(FileRemoval.job_id.in_(list(job_ids)))
+    return session.scalars(query.order_by(FileRemoval.id).limit(limit)).all()
+
+
+def deleted(session: Session, among: Collection[str] | None = None) -> set[str]:
+    """The jobs, all or of these, that this database has deleted, as far back as it remembers."""
+    query = select(FileRemoval.job_id).where(FileRemoval.attempt.is_(None))
+    return set(session.scalars(query if among is None else query.where(FileRemoval.job_id.in_(list(among)))))
+
+
+def job_ids(session: Session) -> set[str]:
+    return set(session.scalars(select(Job.id)))
+
+
+def expired_idempotency_keys() -> Select[str, str, str]:
+    """The primary keys of answers past their time, as a subquery that skips rows others have locked."""
+    return (
+        select(IdempotencyKey.tenant_id, IdempotencyKey.route, IdempotencyKey.key)
+        .where(IdempotencyKey.expires_at < now_ms())
+        .with_for_update(skip_locked=True)
+    )
 
 
 # -- probes and metrics: counts over all tenants -----------------------------------------------------------------------

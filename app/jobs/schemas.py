@@ -129,9 +129,14 @@ class JobRead(Read):
     stage: str | None = Field(description="Stage of the present attempt, or of the last one.")
     progress: Progress | None
     queue: Queue | None = Field(description="Of a queued job.")
-    attempt: int = Field(description="Attempts begun so far.")
-    max_attempts: int
-    attempts_left: int
+    attempt: int = Field(
+        description="Number of the present or last attempt, 0 before the first: all that were begun, those included "
+        "that a stopping worker handed back and those before a retry."
+    )
+    max_attempts: int = Field(description="How many may count before a retryable failure is final.")
+    attempts_left: int = Field(
+        description="How many more may count. One that was handed back does not; a retry gives all of them anew."
+    )
     labels: dict[str, str]
     priority: int
     deadline_s: int
@@ -175,7 +180,10 @@ class AttemptRead(Read):
 
     number: int
     worker: str
-    outcome: str = Field(description="running, succeeded, failed, cancelled, lost or released.")
+    outcome: str = Field(
+        description="running, succeeded, failed, cancelled, lost (its worker fell silent) or released (its worker was "
+        "stopped and handed the job back; does not count)."
+    )
     error: JobFailure | None
     started_at: AwareDatetime
     finished_at: AwareDatetime | None

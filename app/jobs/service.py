@@ -9,22 +9,27 @@
 Every change goes through `_transition`, which writes the job and its event together. Functions take a session inside
 a write transaction and never commit: the caller decides what belongs together. Whoever acts for an attempt passes
 its `Claim`; if the job has since been claimed by another, `Fenced` is raised and nothing is written.
+
+Locks are taken in one order, so that no two transactions wait for each other: the sweep, its jobs in the order of
+their ids, what hangs on a job (labels, attempts, events, artifacts, report, messages, sweep child), the
+Idempotency-Key. Whoever writes what hangs on a job has locked the job first, whether a foreign key would or not. Chores
+over many rows skip those that are locked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import case, delete, func, insert, update
+from sqlalchemy import case, delete, func, insert, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.db import now_ms
 from app.errors import InvalidTransition
 from app.failure import Failure
 from app.ids import new_id
-from app.jobs import repository
+from app.jobs import removals, repository
 from app.jobs.models import TERMINAL, Artifact, Attempt, Event, IdempotencyKey, Job, JobLabel, Outbox, ReportRecord
 from workers.engine.report import FileEntry, Report
 from workers.engine.spec import CompressionSpec
@@ -64,6 +69,8 @@ class Claim:
     fence: int
     spec: dict[str, Any]
     deadline_s: int
+    last: bool = False
+    """No attempt is left after this one."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +164,20 @@ def retry(session: Session, job: Job) -> None:
 
 
 def remove(session: Session, job: Job) -> None:
-    """Delete a finished job and all its rows. The caller deletes its files after the commit."""
+    """Delete a finished job and all its rows, and record that its files may go."""
     if job.status not in TERMINAL:
         raise InvalidTransition(
             f"The job is {job.status}: cancel it first, then delete it.", allowed=VERBS[job.status], current=job.status
         )
-    session.execute(delete(Job).where(Job.id == job.id))
+    remove_finished(session, [job])
+
+
+def remove_finished(session: Session, jobs: Sequence[Job]) -> None:
+    """Delete the jobs, which are locked and have ended, and all their rows, and record that their files may go."""
+    for job in jobs:
+        removals.record_job(session, job)
+    session.flush()
+    session.execute(delete(Job).where(Job.id.in_([job.id for job in jobs])))
 
 
 # -- the worker's side -------------------------------------------------------------------------------------------------
@@ -190,7 +205,15 @@ def claim(session: Session, *, worker: str, queues: Iterable[str], ttl_s: float)
             error=None,
         )
         .returning(
-            Job.id, Job.tenant_id, Job.attempt, Job.fence, Job.spec, Job.deadline_s, Job.event_seq, Job.updated_at
+            Job.id,
+            Job.tenant_id,
+            Job.attempt,
+            Job.fence,
+            Job.spec,
+            Job.deadline_s,
+            Job.attempts_left,
+            Job.event_seq,
+            Job.updated_at,
         )
         .execution_options(synchronize_session=False)
     ).one_or_none()
@@ -208,7 +231,7 @@ def claim(session: Session, *, worker: str, queues: Iterable[str], ttl_s: float)
         )
     )
     session.flush()
-    return Claim(row.id, row.tenant_id, row.attempt, row.fence, row.spec, row.deadline_s)
+    return Claim(row.id, row.tenant_id, row.attempt, row.fence, row.spec, row.deadline_s, row.attempts_left <= 0)
 
 
 def renew(session: Session, held: Claim, *, ttl_s: float) -> Orders:
@@ -292,13 +315,23 @@ def release(session: Session, held: Claim) -> None:
     _announce(session, job, delay_ms=0)
 
 
+def ended_without_result(session: Session, held: Claim) -> bool:
+    """Whether the database has recorded that the attempt has failed, was lost or cancelled, or its job deleted.
+
+    Being fenced does not say so: the attempt may have succeeded by a commit whose answer was lost.
+    """
+    outcome = repository.outcome(session, held.job_id, held.attempt, held.fence)
+    if outcome is None:
+        return held.job_id in repository.deleted(session, [held.job_id])
+    return outcome not in ("running", "succeeded")
+
+
 # -- the reconciler's side ---------------------------------------------------------------------------------------------
 
 
-def reap(session: Session, *, backoff_s: float, limit: int = 100) -> list[Claim]:
-    """Take jobs back from workers silent past their lease. Returns the claims that no longer hold."""
+def reap(session: Session, *, backoff_s: float, limit: int = 100) -> list[tuple[str, int]]:
+    """Take jobs back from workers silent past their lease. Returns (job id, attempt) of what no longer holds."""
     jobs = repository.expired(session, limit=limit)
-    lost = [Claim(job.id, job.tenant_id, job.attempt, job.fence, job.spec, job.deadline_s) for job in jobs]
     for job in jobs:
         if job.status == "cancelling":
             _close(session, job, "cancelled")
@@ -314,7 +347,7 @@ def reap(session: Session, *, backoff_s: float, limit: int = 100) -> list[Claim]
             stage=job.stage,
         )
         _fail(session, job, error, outcome="lost", backoff_s=backoff_s)
-    return lost
+    return [(job.id, job.attempt) for job in jobs]
 
 
 def announce_again(session: Session, *, older_than_s: float, limit: int = 16) -> int:
@@ -327,6 +360,7 @@ def announce_again(session: Session, *, older_than_s: float, limit: int = 16) ->
 
 def mark_sent(session: Session, sent: list[tuple[int, str]]) -> None:
     """Forget published messages, given as (outbox id, job id)."""
+    repository.lock_in_order(session, {job_id for _, job_id in sent})
     session.execute(delete(Outbox).where(Outbox.id.in_([outbox_id for outbox_id, _ in sent])))
     session.execute(
         update(Job).where(Job.id.in_([job_id for _, job_id in sent])).values(dispatched_at=now_ms()),
@@ -335,8 +369,12 @@ def mark_sent(session: Session, sent: list[tuple[int, str]]) -> None:
 
 
 def forget_idempotency_keys(session: Session) -> None:
-    """Remove the ones past their time."""
-    session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < now_ms()))
+    """Remove the ones past their time, but for those that a submission is just replacing."""
+    key = tuple_(IdempotencyKey.tenant_id, IdempotencyKey.route, IdempotencyKey.key)
+    session.execute(
+        delete(IdempotencyKey).where(key.in_(repository.expired_idempotency_keys())),
+        execution_options={"synchronize_session": False},
+    )
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------
@@ -386,6 +424,8 @@ def _close(session: Session, job: Job, outcome: str, error: Failure | None = Non
         attempt.outcome = outcome
         attempt.error = error.as_json(job.attempt) if error else None
         attempt.finished_at = repository.clock(session)
+        if outcome != "succeeded":
+            removals.record_attempt(session, job)
 
 
 def _announce(session: Session, job: Job, *, delay_ms: int) -> None:

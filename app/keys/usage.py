@@ -33,7 +33,6 @@ class KeyUsage:
 
     def _write(self, key_id: str) -> None:
         try:
-            with self._database.write() as session:
-                service.touch(session, key_id)
+            self._database.transact(lambda session: service.touch(session, key_id))
         except SQLAlchemyError as error:  # a date for people to look at: not worth anybody's request
             log.warning("key_usage_not_noted", key_id=key_id, error=repr(error))

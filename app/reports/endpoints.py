@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Depends, Header
 from starlette.responses import Response
 
+from app.artifacts.endpoints import lost
 from app.errors import InvalidTransition, NotFound
 from app.http.negotiation import negotiate
 from app.http.problems import responses
@@ -34,7 +36,7 @@ HEADERS = {
     "",
     operation_id="jobs_report",
     response_model=Report,
-    responses={**responses(404, 406, 409), 200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+    responses={**responses(404, 406, 409, 410), 200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
 )
 def report(
     seen: Annotated[JobSeen, Depends(RequiresJob("jobs:read"))],
@@ -62,4 +64,10 @@ def report(
         return Response(orjson.dumps(body), headers=HEADERS, media_type=kind)
     if page is None:
         raise NotFound("This job's report has no page: take it as JSON.", code="no_report")
-    return Response(has.store.read(page.key), headers=HEADERS, media_type=kind)
+    try:
+        content = has.store.read(page.key)
+    except FileNotFoundError:
+        raise lost(page, "is gone from it") from None
+    if hashlib.sha256(content).hexdigest() != page.sha256:
+        raise lost(page, "is not what was stored")
+    return Response(content, headers=HEADERS, media_type=kind)

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import orjson
-import structlog
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import AfterValidator
 from sqlalchemy.exc import IntegrityError
@@ -22,14 +21,13 @@ from app.http.problems import responses
 from app.http.queries import Flag
 from app.http.route import StrictRoute
 from app.ids import is_id
-from app.jobs import idempotency, preflight
+from app.jobs import idempotency, preflight, removals
 from app.jobs.endpoints import Canceller, Reader, Writer
 from app.jobs.models import ACTIVE
 from app.jobs.parameters import Cursor, Limit
 from app.jobs.views import iso
 from app.keys.auth import Principal
 from app.services import Services, ServicesDep
-from app.storage import StorageError
 from app.sweeps import expand, page, repository, service
 from app.sweeps.models import Sweep
 from app.sweeps.pareto import pareto as compare
@@ -46,7 +44,6 @@ from app.sweeps.schemas import (
 )
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], route_class=StrictRoute)
-log = structlog.get_logger(__name__)
 
 POLL_AFTER_S = 2
 
@@ -88,21 +85,24 @@ def create(
     if keyed and (replay := _replay(has, keyed)):
         return replay
     expand.checked(range(len(children)), lambda number: preflight.check(children[number].spec, has.settings))
+
+    def insert(session: Session) -> tuple[str, bytes]:
+        sweep = service.create(
+            session,
+            tenant_id=principal.tenant_id,
+            submit=submit,
+            children=children,
+            max_attempts=max_attempts,
+            deadline_s=deadline_s,
+            request_id=request.state.request_id,
+        )
+        body, _ = _rendered(session, sweep)
+        if keyed:
+            idempotency.remember(session, keyed, sweep.id, body, hours=has.settings.idempotency_hours)
+        return sweep.id, body
+
     try:
-        with has.database.write() as session:
-            sweep = service.create(
-                session,
-                tenant_id=principal.tenant_id,
-                submit=submit,
-                children=children,
-                max_attempts=max_attempts,
-                deadline_s=deadline_s,
-                request_id=request.state.request_id,
-            )
-            sweep_id = sweep.id
-            body, _ = _rendered(session, sweep)
-            if keyed:
-                idempotency.remember(session, keyed, sweep_id, body, hours=has.settings.idempotency_hours)
+        sweep_id, body = has.database.transact(insert)
     except IntegrityError:
         # Somebody else committed the same key in between; anything else that is not unique is a bug.
         if keyed and (replay := _replay(has, keyed)):
@@ -198,23 +198,21 @@ def pareto(
 @router.post("/{sweep_id}/cancel", operation_id="sweeps_cancel", response_model=SweepRead, responses=responses(404))
 def cancel(sweep_id: SweepId, principal: Canceller, has: ServicesDep) -> Response:
     """Stop every child that has not ended. Idempotent."""
-    with has.database.write() as session:
+
+    def stop(session: Session) -> tuple[bytes, str]:
         sweep = _owned(session, principal, sweep_id)
         service.cancel(session, sweep)
-        body, etag = _rendered(session, sweep)
+        return _rendered(session, sweep)
+
+    body, etag = has.database.transact(stop)
     return Response(body, headers={**PRIVATE, "ETag": etag}, media_type="application/json")
 
 
 @router.delete("/{sweep_id}", operation_id="sweeps_delete", status_code=204, responses=responses(404, 409))
 def delete(sweep_id: SweepId, principal: Writer, has: ServicesDep) -> Response:
     """Delete a completed sweep, its jobs and their files."""
-    with has.database.write() as session:
-        job_ids = service.remove(session, _owned(session, principal, sweep_id))
-    for job_id in job_ids:
-        try:
-            has.store.delete_job(principal.tenant_id, job_id)
-        except (OSError, StorageError) as error:  # files without a job are collected by the reconciler
-            log.warning("files_left_behind", job_id=job_id, error=repr(error))
+    job_ids = has.database.transact(lambda session: service.remove(session, _owned(session, principal, sweep_id)))
+    removals.work_off_now(has.database, has.store, job_ids)
     return Response(status_code=204)
 
 

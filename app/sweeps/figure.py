@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from app.sweeps.labels import Box, Label, place
 from app.sweeps.schemas import Pareto, ParetoPoint
+from workers.engine.wording import VERDICT_MARKS
 
 WIDTH, HEIGHT = 960, 460
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 24, 64
@@ -26,7 +28,10 @@ class Dot:
     x: float
     y: float
     point: ParetoPoint
-    label: str
+    x_bar: tuple[float, float] | None
+    """Two standard errors each way, where the value has one."""
+    y_bar: tuple[float, float] | None
+    label: Label | None
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,18 @@ class Figure:
     """`x,y x,y …` of the front's edge, from its cheapest point to its best; what lies behind it is beaten."""
     better: tuple[float, float]
     """The corner where nothing could be better."""
+    dense: float | None
+    """Height of the dense model's line."""
 
 
 def figure(pareto: Pareto) -> Figure:
     """Cost to the right, quality upwards, both in their own direction; axes begin and end at round numbers."""
     assert pareto.quality is not None  # there are points
     assert pareto.cost is not None
-    x_ticks = ticks([point.cost for point in pareto.points])
-    y_ticks = ticks([point.quality for point in pareto.points])
+    dense = pareto.quality.dense
+    x_ticks = ticks([end for p in pareto.points for end in _ends(p.cost, p.cost_stderr)])
+    heights = [end for p in pareto.points for end in _ends(p.quality, p.quality_stderr)]
+    y_ticks = ticks(heights + ([] if dense is None else [dense]))
 
     def x(value: float) -> float:
         return LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - LEFT - RIGHT)
@@ -55,7 +64,6 @@ def figure(pareto: Pareto) -> Figure:
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
 
-    labelled = len(pareto.points) <= LABELLED
     best_cost_first = sorted(
         (point for point in pareto.points if point.on_front),
         key=lambda point: point.cost,
@@ -63,16 +71,66 @@ def figure(pareto: Pareto) -> Figure:
     )
     edge = [(x(point.cost), y(point.quality)) for point in best_cost_first]
     stairs = [step for dot, after in pairwise(edge) for step in (dot, (after[0], dot[1]))]
+    better = (
+        WIDTH - RIGHT if pareto.cost.higher_is_better else LEFT,
+        TOP if pareto.quality.higher_is_better else HEIGHT - BOTTOM,
+    )
+    places = [(x(point.cost), y(point.quality)) for point in pareto.points]
+    taken = [_corner(better)] + ([] if dense is None else [dense_label(y(dense))])
+    labels = place(_texts(pareto.points), places, taken, Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM))
     return Figure(
         x_ticks=[Tick(x(value), number(value, x_ticks)) for value in x_ticks],
         y_ticks=[Tick(y(value), number(value, y_ticks)) for value in y_ticks],
-        dots=[Dot(x(p.cost), y(p.quality), p, str(p.number) if labelled or p.on_front else "") for p in pareto.points],
+        dots=[
+            Dot(
+                *at,
+                point,
+                x_bar=_bar(x, point.cost, point.cost_stderr),
+                y_bar=_bar(y, point.quality, point.quality_stderr),
+                label=label,
+            )
+            for at, point, label in zip(places, pareto.points, labels, strict=True)
+        ],
         front=" ".join(f"{a:.1f},{b:.1f}" for a, b in [*stairs, *edge[-1:]]),
-        better=(
-            WIDTH - RIGHT if pareto.cost.higher_is_better else LEFT,
-            TOP if pareto.quality.higher_is_better else HEIGHT - BOTTOM,
-        ),
+        better=better,
+        dense=None if dense is None else y(dense),
     )
+
+
+def _ends(value: float, stderr: float | None) -> tuple[float, ...]:
+    return (value,) if stderr is None else (value - 2 * stderr, value + 2 * stderr)
+
+
+def _bar(scale: Callable[[float], float], value: float, stderr: float | None) -> tuple[float, float] | None:
+    if stderr is None:
+        return None
+    low, high = _ends(value, stderr)
+    return scale(low), scale(high)
+
+
+def _corner(better: tuple[float, float]) -> Box:
+    """Where the word `better` stands."""
+    x, y = better
+    left, top = (x - 76 if x > LEFT else x), (y if y == TOP else y - 26)
+    return Box(left, top, left + 76, top + 26)
+
+
+def dense_label(height: float) -> Box:
+    """Where the dense model's line is named."""
+    return Box(LEFT + 8, height - 18, LEFT + 52, height - 2)
+
+
+def _texts(points: Sequence[ParetoPoint]) -> list[Sequence[str]]:
+    """What may stand at each point, the longest first: its number, the methods that differ, the mark of its verdict."""
+    stages = list(dict.fromkeys(stage for point in points for stage in point.methods))
+    differing = [stage for stage in stages if len({point.methods.get(stage) for point in points}) > 1] or stages[:1]
+    texts: list[Sequence[str]] = []
+    for point in points:
+        mark = f" {VERDICT_MARKS[point.verdict]}" if point.verdict else ""
+        named = " ".join(point.methods[stage] for stage in differing if stage in point.methods)
+        both = (f"{point.number} {named}{mark}".replace("  ", " "), f"{point.number}{mark}")
+        texts.append(both if len(points) <= LABELLED or point.on_front else ())
+    return texts
 
 
 def ticks(values: Sequence[float]) -> list[float]:

@@ -8,17 +8,24 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.http.problems import field_error
-from app.sweeps.repository import ChildRow
+from app.sweeps.repository import ChildRow, Measured
 from app.sweeps.schemas import Axis, LeftOut, Pareto, ParetoPoint
 
 SPARSITY = "sparsity"
 """The report's own: the fraction of the prunable weights removed. Of every report, and higher is better."""
 
 
+ROUNDING = 0.005
+"""Counts of weights are rounded in every row, of channels and heads in every block: 60 % of a row of 256 is 59.8 %."""
+DECIDING = ("score", "allocate", "prune", "refine", "tune")
+"""The stages whose methods make one result differ from another."""
+
+
 @dataclass(frozen=True)
-class Measured:
-    value: float
+class Value:
+    pruned: float
     stderr: float | None
+    dense: float | None
     unit: str
     higher_is_better: bool | None
 
@@ -26,18 +33,18 @@ class Measured:
 def pareto(
     sweep_id: str,
     children: Sequence[ChildRow],
-    reports: Mapping[int, tuple[list[dict[str, Any]], float]],
+    reports: Mapping[int, Measured],
     quality: str | None,
     cost: str | None,
 ) -> Pareto:
-    """The children that have succeeded as points. `reports`: number -> (the report's metrics, its sparsity).
+    """The children that have succeeded as points. `reports`: number -> what the child's report says.
 
     Values are those of the pruned models. What is better the report's `higher_is_better` says; of a measurement that
     has no direction less is better as a cost, more as a quality. Without `quality` it is the first measurement with a
     direction; without `cost` the first exact one that differs between the children, then the sparsity, then any other.
     Raises InvalidRequest where one is asked for that no child has measured.
     """
-    measured = {number: _measured(metrics, sparsity) for number, (metrics, sparsity) in reports.items()}
+    measured = {number: _values(report) for number, report in reports.items()}
     common = [name for name in next(iter(measured.values()), {}) if all(name in found for found in measured.values())]
     for parameter, name in (("quality", quality), ("cost", cost)):
         if name is not None and measured and not any(name in found for found in measured.values()):
@@ -49,7 +56,7 @@ def pareto(
     cost = cost or _default_cost(measured, common, quality)
     quality_axis = _axis(measured, quality, otherwise=True)
     cost_axis = _axis(measured, cost, otherwise=False)
-    points: list[tuple[ChildRow, Measured, Measured]] = []
+    points: list[tuple[ChildRow, Value, Value]] = []
     left_out: list[LeftOut] = []
     for child in children:
         found = measured.get(child.number)
@@ -62,7 +69,7 @@ def pareto(
             left_out.append(LeftOut(number=child.number, reason=f"did not measure {' and '.join(missing)}"))
         else:
             points.append((child, found[quality], found[cost]))
-    goals = [(_goal(q.value, quality_axis), _goal(c.value, cost_axis)) for _, q, c in points]
+    on_front = _front([(q.pruned, c.pruned) for _, q, c in points], quality_axis, cost_axis)
     return Pareto(
         sweep_id=sweep_id,
         quality=quality_axis,
@@ -72,62 +79,93 @@ def pareto(
                 number=child.number,
                 job_id=str(child.job_id),
                 values=child.values,
-                quality=q.value,
-                cost=c.value,
+                methods=_methods(reports[child.number].spec),
+                quality=q.pruned,
+                cost=c.pruned,
                 quality_stderr=q.stderr,
                 cost_stderr=c.stderr,
                 verdict=child.verdict,
-                on_front=not any(_beats(other, goal) for other in goals),
+                on_front=best,
             )
-            for (child, q, c), goal in zip(points, goals, strict=True)
+            for (child, q, c), best in zip(points, on_front, strict=True)
         ],
         left_out=left_out,
         metrics=common,
     )
 
 
-def _measured(metrics: Sequence[Mapping[str, Any]], sparsity: float) -> dict[str, Measured]:
+def _values(report: Measured) -> dict[str, Value]:
     found = {
-        metric["name"]: Measured(metric["pruned"], metric["pruned_stderr"], metric["unit"], metric["higher_is_better"])
-        for metric in metrics
+        metric["name"]: Value(
+            metric["pruned"], metric["pruned_stderr"], metric["dense"], metric["unit"], metric["higher_is_better"]
+        )
+        for metric in report.metrics
     }
-    return found | {SPARSITY: Measured(sparsity, None, "fraction", True)}
+    return found | {SPARSITY: Value(report.sparsity, None, None, "fraction", True)}
 
 
-def _default_quality(measured: Mapping[int, Mapping[str, Measured]], common: Sequence[str]) -> str | None:
+def _methods(spec: Mapping[str, Any]) -> dict[str, str]:
+    return {stage: spec[stage]["method"] for stage in DECIDING if spec.get(stage)}
+
+
+def _default_quality(measured: Mapping[int, Mapping[str, Value]], common: Sequence[str]) -> str | None:
     directed = [name for name in common if _direction(measured, name) is not None]  # the sparsity is the last
     return next(iter(directed), None)
 
 
 def _default_cost(
-    measured: Mapping[int, Mapping[str, Measured]], common: Sequence[str], quality: str | None
+    measured: Mapping[int, Mapping[str, Value]], common: Sequence[str], quality: str | None
 ) -> str | None:
     directed = [name for name in common if _direction(measured, name) is not None]
     others = [name for name in directed if name != quality] or directed
-    differing = [name for name in others if len({found[name].value for found in measured.values()}) > 1]
+    differing = [name for name in others if len({found[name].pruned for found in measured.values()}) > 1]
     exact = [name for name in differing if all(found[name].stderr is None for found in measured.values())]
     return next(iter([*exact, *differing, *others]), None)
 
 
-def _direction(measured: Mapping[int, Mapping[str, Measured]], name: str) -> bool | None:
+def _direction(measured: Mapping[int, Mapping[str, Value]], name: str) -> bool | None:
     return next(found[name].higher_is_better for found in measured.values() if name in found)
 
 
-def _axis(measured: Mapping[int, Mapping[str, Measured]], name: str | None, *, otherwise: bool) -> Axis | None:
+def _axis(measured: Mapping[int, Mapping[str, Value]], name: str | None, *, otherwise: bool) -> Axis | None:
     known = next((found[name] for found in measured.values() if name in found), None) if name else None
     if name is None or known is None:
         return None
     higher = otherwise if known.higher_is_better is None else known.higher_is_better
-    return Axis(metric=name, unit=known.unit, higher_is_better=higher)
+    exact = all(found[name].stderr is None for found in measured.values() if name in found)
+    return Axis(
+        metric=name,
+        unit=known.unit,
+        higher_is_better=higher,
+        dense=known.dense,
+        tolerance=ROUNDING if exact else 0,
+    )
 
 
-def _goal(value: float, axis: Axis | None) -> float:
+def _front(values: Sequence[tuple[float, float]], quality: Axis | None, cost: Axis | None) -> list[bool]:
+    """Whether each (quality, cost) is on the front: from the best of what has no tolerance down, every value that
+    improves on the other axis by more than that one's tolerance. Tolerance on both axes would be no order: the cost's
+    counts then."""
+    if quality is None or cost is None:
+        return [True] * len(values)
+    strict, loose = (1, 0) if quality.tolerance and not cost.tolerance else (0, 1)
+    axes = (quality, cost)
+    goals = [tuple(_goal(value, axis) for value, axis in zip(pair, axes, strict=True)) for pair in values]
+    kept: list[tuple[float, ...]] = []
+    for goal in sorted(set(goals), key=lambda goal: (goal[strict], goal[loose]), reverse=True):
+        if not kept or goal[loose] - kept[-1][loose] > _apart(goal[loose], kept[-1][loose], axes[loose]):
+            kept.append(goal)
+    return [goal in kept for goal in goals]
+
+
+def _apart(one: float, other: float, axis: Axis) -> float:
+    """How far apart two values count as equal."""
+    return axis.tolerance * (1 if axis.unit == "fraction" else max(abs(one), abs(other)))
+
+
+def _goal(value: float, axis: Axis) -> float:
     """The value so that more is better."""
-    return value if axis is None or axis.higher_is_better else -value
-
-
-def _beats(other: tuple[float, float], goal: tuple[float, float]) -> bool:
-    return other != goal and other[0] >= goal[0] and other[1] >= goal[1]
+    return value if axis.higher_is_better else -value
 
 
 def _why_not(child: ChildRow) -> str:

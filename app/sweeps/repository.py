@@ -98,14 +98,24 @@ def counts(session: Session, sweep_ids: Sequence[str]) -> dict[str, dict[str, in
     return found
 
 
-def measurements(session: Session, sweep_id: str) -> dict[int, tuple[list[dict[str, Any]], float]]:
-    """Number -> (the report's metrics, its sparsity) of the children that have succeeded."""
+@dataclass(frozen=True)
+class Measured:
+    """What the report of a child that has succeeded says."""
+
+    metrics: list[dict[str, Any]]
+    sparsity: float
+    spec: dict[str, Any]
+
+
+def measurements(session: Session, sweep_id: str) -> dict[int, Measured]:
+    """Number -> what was measured of the children that have succeeded."""
+    body = ReportRecord.body
     rows = session.execute(
-        select(SweepChild.number, ReportRecord.body["metrics"], ReportRecord.body["sparsity"])
+        select(SweepChild.number, body["metrics"], body["sparsity"], body["spec"])
         .join(ReportRecord, ReportRecord.job_id == SweepChild.job_id)
         .where(SweepChild.sweep_id == sweep_id)
     )
-    return {row[0]: (row[1], float(row[2])) for row in rows}
+    return {row[0]: Measured(row[1], float(row[2]), row[3]) for row in rows}
 
 
 def to_enforce(session: Session) -> Sequence[str]:

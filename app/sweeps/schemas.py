@@ -162,18 +162,26 @@ class Axis(Read):
     metric: str
     unit: str
     higher_is_better: bool
+    dense: float | None = Field(description="The dense model's value; null of the sparsity.")
+    tolerance: float = Field(
+        description="Values no further apart count as equal. Of exact counts, which are rounded to whole weights of a "
+        "row, channels or heads; 0 of what has an error of its own. A share of the value, but of fractions absolute."
+    )
 
 
 class ParetoPoint(Read):
     number: int
     job_id: str
     values: dict[str, Any]
+    methods: dict[str, str] = Field(description="Stage -> method, of the stages that decide the weights.")
     quality: float
     cost: float
     quality_stderr: float | None
     cost_stderr: float | None
     verdict: Verdict | None
-    on_front: bool = Field(description="No other child is as good in both and better in one.")
+    on_front: bool = Field(
+        description="No other child is as good in both and better in one, within the tolerance of the axes."
+    )
 
 
 class LeftOut(Read):

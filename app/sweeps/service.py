@@ -15,7 +15,7 @@ from app.errors import InvalidTransition
 from app.ids import new_id
 from app.jobs import repository as jobs
 from app.jobs import service
-from app.jobs.models import ACTIVE, Job
+from app.jobs.models import ACTIVE, STATUSES
 from app.sweeps import repository
 from app.sweeps.expand import Child, parameters
 from app.sweeps.models import Sweep, SweepChild
@@ -72,17 +72,17 @@ def cancel(session: Session, sweep: Sweep) -> None:
 
 
 def remove(session: Session, sweep: Sweep) -> list[str]:
-    """Delete the sweep and its jobs. Returns the jobs' ids: the caller deletes their files after the commit."""
+    """Delete the sweep and its jobs, and record that their files may go. Returns the jobs' ids."""
     repository.locked(session, sweep.id)
-    found = repository.children(session, sweep.id)
-    if active := sum(child.status in ACTIVE for child in found):
+    found = [job for _, job in repository.jobs(session, sweep.id, STATUSES)]
+    if active := sum(job.status in ACTIVE for job in found):
         raise InvalidTransition(
             f"{active} of the sweep's jobs have not ended: cancel it first, then delete it.",
             allowed=["cancel"],
             current="running",
         )
-    job_ids = [child.job_id for child in found if child.job_id is not None]
-    session.execute(delete(Job).where(Job.id.in_(job_ids)))
+    job_ids = [job.id for job in found]
+    service.remove_finished(session, found)
     session.execute(delete(Sweep).where(Sweep.id == sweep.id))
     return job_ids
 

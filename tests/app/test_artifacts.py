@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,46 @@ class TestDownload:
         response = api.get(job, "/artifacts/empty")
         assert (response.status_code, response.content, response.headers["Content-Length"]) == (200, b"", "0")
         assert api.get(job, "/artifacts/empty", Range="bytes=0-").status_code == 416
+
+
+def stored(api: Api, job: dict[str, Any], path: str) -> Path:
+    """Where the local store has a file of the job."""
+    (found,) = (api.services.settings.home / "artifacts").rglob(f"{job['id']}/*/files/{path}")
+    return found
+
+
+class TestDamagedStore:
+    """Somebody emptied a bucket, restored half of it, or a disk lost a sector."""
+
+    @pytest.mark.parametrize("damage", ["gone", "cut short", "longer"])
+    def test_a_file_that_is_not_there_as_it_was_stored_is_410(self, damage: str, api: Api, job: dict[str, Any]) -> None:
+        file = stored(api, job, "model.safetensors")
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(WEIGHTS[:-1] if damage == "cut short" else WEIGHTS + b"x")
+        url = f"/v1/jobs/{job['id']}/artifacts/model.safetensors"
+        for headers in ({}, {"Range": "bytes=0-9"}):
+            response = api.client.get(url, headers=headers)
+            assert response.status_code == 410
+            problem = response.json()
+            assert (problem["code"], problem["title"]) == ("artifact_lost", "The artifact store no longer has the file")
+            assert "model.safetensors" in problem["detail"]
+            assert "submit the job again" in problem["detail"]
+            assert response.headers["Cache-Control"] == "no-store"
+        assert api.client.head(url).status_code == 410
+        assert api.get(job, "/artifacts/README.md").status_code == 200
+
+    @pytest.mark.parametrize("damage", ["gone", "turned"])
+    def test_a_page_too(self, damage: str, api: Api, job: dict[str, Any]) -> None:
+        file = stored(api, job, "report.html")
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(b"<h1>Retort</h1>")
+        response = api.get(job, "/report", Accept="text/html")
+        assert (response.status_code, response.json()["code"]) == (410, "artifact_lost")
+        assert api.get(job, "/report").status_code == 200
 
 
 class TestReport:

@@ -11,6 +11,7 @@ from pathlib import Path
 from app.capabilities.endpoints import Capabilities
 from tests.app.conftest import ROOT, Api
 from workers.engine.registry import discover
+from workers.engine.spec import CompressionSpec
 
 
 def run(code: str, path: Path, **environment: str) -> str:
@@ -43,6 +44,10 @@ class TestCapabilities:
         assert (wanda.score, wanda.updates_weights) == (None, None)
         assert methods["allocate", "search"].needs == ["loss"]
         assert mask.parameters["properties"]["sparsity"]["examples"] == [0.5]
+        fields = {field.name: field.parameters for field in found.fields}
+        assert {*fields, *(stage.stage for stage in found.stages)} == set(CompressionSpec.model_fields)
+        assert set(fields["calibrate"]["$defs"]) == {"Calibrate"}
+        assert fields["seed"]["properties"]["seed"]["default"] == 0
 
     def test_are_sent_once(self, api: Api) -> None:
         etag = api.client.get("/v1/capabilities").headers["ETag"]

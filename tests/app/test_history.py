@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from app.jobs import history
 from app.jobs.schemas import AttemptList, EventPage
-from tests.app.conftest import CRASH, SPEC, Api
+from tests.app.conftest import CRASH, SPEC, Api, pointers
 
 
 def messages(text: str) -> list[dict[str, str]]:
@@ -186,6 +186,16 @@ class TestLogs:
         assert api.get(job, "/logs?tail=1").text == "6\n"
         assert api.get(job, "/logs?tail=3").text == "4\n5\n6\n"
         assert api.get(job, "/logs?tail=100").text == "1\n2\n33\n4\n5\n6\n"
+
+    def test_go_on_behind_what_one_has(self, api: Api) -> None:
+        job = api.submit()
+        held = api.claim()
+        for n, piece in enumerate(["one\n", "two\n", "three\n"]):
+            api.log(held, n, piece)
+        whole = "one\ntwo\nthree\n"
+        for after in (0, 3, 4, 7, 8, 14, 99):
+            assert api.get(job, f"/logs?after={after}").text == whole[after:]
+        assert pointers(api.get(job, "/logs?after=1&tail=1").json()) == ["?after"]
 
     def test_are_the_latest_attempts_unless_asked(self, api: Api) -> None:
         job = api.submit()

@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.store import S3Store
 
 from app import storage
-from app.storage import AlreadyStored, ArtifactStore
+from app.storage import AlreadyStored, ArtifactStore, Damaged
 
 JOB = ("ten_1", "job_1")
 ATTEMPT = (*JOB, 2, 3)
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(params=["file", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
     if request.param == "file":
         return ArtifactStore(f"file://{tmp_path}/a folder/artifacts")
-    import httpx2
-
-    endpoint = request.getfixturevalue("s3_endpoint")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    bucket = f"b{os.urandom(6).hex()}"
-    httpx2.put(f"{endpoint}/{bucket}", trust_env=False).raise_for_status()
-    return ArtifactStore(f"s3://{bucket}/some/prefix")
+    return ArtifactStore(f"{request.getfixturevalue('s3_bucket')}/some/prefix")
 
 
 def test_keys_are_scoped_to_the_attempt_and_its_fence(store: ArtifactStore) -> None:
@@ -152,3 +134,31 @@ def test_a_store_that_does_not_answer_raises_what_callers_catch(monkeypatch: pyt
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     with pytest.raises((storage.StorageError, OSError)):
         ArtifactStore("s3://bucket").put_bytes("key", b"x")
+
+
+@pytest.mark.parametrize("size", [0, 1000, 11 * 2**20], ids=["empty", "small", "in-parts"])
+def test_what_is_stored_is_compared_with_what_was_made(
+    size: int, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ATOMIC_PUT_BYTES", 2**20)
+    content = os.urandom(size)
+    made, file, key = hashlib.sha256(content).hexdigest(), tmp_path / "f", store.file_key(*ATTEMPT, "f")
+    file.write_bytes(content)
+    store.put_file(key, file)
+    store.check_file(key, file, made)
+    if isinstance(store._store, S3Store):  # it has a checksum of its own: nothing is read back
+        with monkeypatch.context() as patch:
+            patch.setattr(ArtifactStore, "open_range", lambda *_: pytest.fail("read back"))
+            store.check_file(key, file, made)
+    for damaged in (content[:-1], bytes([content[0] ^ 1]) + content[1:]) if content else (b"more",):
+        obstore.put(store._store, key, damaged)
+        with pytest.raises(Damaged):
+            store.check_file(key, file, made)
+        assert store.size(key) == len(damaged)
+    obstore.delete(store._store, key)
+    with pytest.raises(Damaged, match="not in the store"):
+        store.check_file(key, file, made)
+    assert store.size(key) is None
+    file.write_bytes(content + b"x")
+    with pytest.raises(Damaged, match="changed on the worker's disk"):
+        store.check_file(key, file, made)

@@ -136,6 +136,8 @@ class TestTheDoor:
         monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kw: pytest.fail("the network was asked"))
         api.submit({**SPEC, "model": {"id": "owner/name"}})
         api.submit({**WANDA, "calibrate": {"dataset": "owner/name"}})
+        api.submit({**SPEC, "tune": {"method": "lora", "dataset": "owner/name"}})
+        api.submit({**SPEC, "evaluate": [{"method": "perplexity", "dataset": "owner/name", "sequence_length": 64}]})
 
     def test_without_the_workers_folders_it_stands_open(self, api: Api, settings: Settings) -> None:
         object.__setattr__(api.services, "settings", settings.model_copy(update={"models_dir": settings.home / "none"}))

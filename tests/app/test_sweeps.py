@@ -15,9 +15,10 @@ from app.jobs.models import Job, Outbox
 from app.jobs.repository import statuses
 from app.settings import Settings
 from app.sweeps import figure, repository, service
+from app.sweeps.labels import RADIUS, Box, place
 from app.sweeps.models import Sweep, SweepChild
 from app.sweeps.pareto import pareto as compare
-from app.sweeps.repository import ChildRow
+from app.sweeps.repository import ChildRow, Measured
 from app.sweeps.schemas import Pareto, SweepPage, SweepPlan, SweepRead
 from tests.app.conftest import GATED, REPORT, SPEC, WANDA, Api, judged, pointers
 from workers.engine.report import Metric, Report
@@ -343,10 +344,10 @@ def measured(*metrics: Metric, sparsity: float = 0.5) -> Report:
     return REPORT.model_copy(update={"metrics": list(metrics), "sparsity": sparsity})
 
 
-def front(sizes_and_losses: list[tuple[float, float]], higher: bool = False) -> list[bool]:
+def front(sizes_and_losses: list[tuple[float, float]], higher: bool = False, stderr: float | None = None) -> list[bool]:
     children = [ChildRow(n, {}, None, f"job_{n}", "succeeded", None, None, None, 1) for n in range(99)]
     reports = {
-        n: ([metric("loss", loss, higher).model_dump(), metric("size", size).model_dump()], 0.5)
+        n: Measured([metric("loss", loss, higher, stderr).model_dump(), metric("size", size).model_dump()], 0.5, SPEC)
         for n, (size, loss) in enumerate(sizes_and_losses)
     }
     return [point.on_front for point in compare("swp", children, reports, "loss", "size").points]
@@ -359,6 +360,21 @@ class TestPareto:
         assert front([(1, 1), (1, 1), (2, 2)]) == [True, True, False]  # equals do not beat each other
         assert front([(1, 3), (2, 2), (3, 1)], higher=True) == [True, False, False]  # more of it is better
         assert front([(1, 1)]) == [True]
+
+    def test_counts_that_differ_by_rounding_are_equal(self, api: Api) -> None:
+        # Magnitude removes 60.0 % of a matrix, Wanda 59.8 % of each of its rows.
+        assert front([(1000, 46.5), (1002, 39.7)], stderr=1.0) == [False, True]
+        assert front([(1000, 46.5), (1010, 39.7)], stderr=1.0) == [True, True]
+        # Many small steps are no equality of their ends: each is compared with what is on the front already.
+        steps = [(1000 + 2 * n, 50.0 - n) for n in range(11)]
+        assert front(steps) == [n in (10, 7, 4, 1) for n in range(11)]
+        sweep = submit(api, {**GRID, "grid": {"/score/method": ["magnitude", "wanda"]}, "spec": WANDA})
+        for sparsity, loss in ((0.6, 46.47), (0.598, 39.67)):
+            api.succeed(api.claim(), measured(metric("perplexity/a.txt", loss, stderr=1.0), sparsity=sparsity))
+        found = api.client.get(f"/v1/sweeps/{sweep['id']}/pareto").json()
+        assert [point["on_front"] for point in found["points"]] == [False, True]
+        assert (found["quality"]["tolerance"], found["cost"]["tolerance"]) == (0, 0.005)
+        assert (found["quality"]["dense"], found["cost"]["dense"]) == (1.0, None)
 
     def test_of_what_the_children_measured(self, api: Api) -> None:
         sweep = submit(api, {**GRID, "grid": {SPARSITY: [0.1, 0.2, 0.3, 0.4]}})
@@ -419,7 +435,7 @@ class TestPareto:
         assert "<script" not in page
         assert "<b>" not in page
         assert not re.search(r"(src|href)=", page)
-        assert page.count("✓ pass") == 3
+        assert page.count('badge pass">✓ pass') == 3
         assert api.client.get(response.url.path, headers={"Accept": "image/png"}).status_code == 406
 
     def test_ticks_are_round_and_lie_around_the_values(self) -> None:
@@ -433,3 +449,33 @@ class TestPareto:
         assert [figure.number(v, figure.ticks([0.3, 0.7])) for v in figure.ticks([0.3, 0.7])] == [
             "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8"
         ]  # fmt: skip
+
+    def test_labels_stand_beside_their_points_and_over_nothing(self) -> None:
+        plot = Box(0, 0, 900, 400)
+        crowd = [(100.0 + 7 * (n % 9), 100.0 + 5 * (n % 7)) for n in range(40)] + [(895.0, 395.0), (2.0, 2.0)]
+        texts = [(f"{n} magnitude uniform ✗", f"{n} ✗") for n in range(len(crowd))]
+        taken = [Box(0, 380, 80, 400)]
+        found = [label for label in place(texts, crowd, taken, plot) if label is not None]
+        dots = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in crowd]
+        assert len(found) >= 20
+        for label in found:
+            assert label.box.within(plot)
+            assert not any(label.box.overlaps(box) for box in [*dots, *taken])
+            assert sum(label.box.overlaps(other.box) for other in found) == 1  # itself
+        (alone,) = place([("0 wanda ✓", "0 ✓")], [(450.0, 200.0)], [], plot)
+        assert alone is not None
+        assert alone.text == "0 wanda ✓"
+
+    def test_the_figure_shows_methods_verdicts_errors_and_the_dense_model(self, api: Api) -> None:
+        grid = {"/score/method": ["magnitude", "wanda"], SPARSITY: [0.3, 0.6]}
+        sweep = submit(api, {**GRID, "spec": WANDA, "grid": grid})
+        for n in range(4):
+            held = api.claim()
+            report = measured(metric("perplexity/a.txt", 10.0 + 5 * n, stderr=0.5), sparsity=0.3 + 0.1 * n)
+            spec = {**report.spec, "score": held.spec["score"]}
+            api.succeed(held, report.model_copy(update={"spec": spec, "verdict": ("pass", "fail")[n % 2]}))
+        page = api.client.get(f"/v1/sweeps/{sweep['id']}/pareto", headers={"Accept": "text/html"}).text
+        labels = re.findall(r'<text class="label"[^>]*>([^<]+)<', page)
+        assert labels == ["0 magnitude ✓", "1 magnitude ✗", "2 wanda ✓", "3 wanda ✗"]
+        assert len(re.findall(r'<line class="error"', page)) == 4
+        assert len(re.findall(r'<line class="dense"', page)) == 1

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workers.engine.architectures.llama import recognise
+from workers.engine.architectures.recognise import recognise
 from workers.engine.errors import NumericalFailure
 from workers.engine.registry import STAGES, Group, Method, Stat, WeightPruneParams, methods
 from workers.engine.shards import TensorFacts

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tests.contract.test_every_method import inputs_of, poisons, same, seeded, stats_of, tensors_in, weight
 from workers.engine.architectures.coupled import families, hidden_families
-from workers.engine.architectures.llama import Architecture, recognise
+from workers.engine.architectures.llama import Architecture
+from workers.engine.architectures.recognise import recognise
 from workers.engine.errors import InvalidSpec, NumericalFailure
 from workers.engine.registry import Method, MethodParams, Stat, methods
 from workers.engine.shards import TensorFacts

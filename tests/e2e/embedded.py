@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from tests.cluster import ROOT
+from workers import runner
 
 ESPALIER = Path(sys.executable).with_name("espalier")
 
@@ -44,6 +45,16 @@ class Embedded:
     def family(self) -> list[psutil.Process]:
         """Every process below `serve`."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def runner(self, job_id: str) -> psutil.Process | None:
+        """The process that works on the job, while it does: there is one worker, and it runs one job at a time."""
+        if self.json("status", job_id)["status"] != "running":
+            return None
+        for process in self.family():
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                if process.name() == runner.NAME:
+                    return process
+        return None
 
     def child(self, part: str) -> psutil.Process | None:
         """The direct child that is alive and whose command line holds `part`."""

@@ -9,14 +9,18 @@ import signal
 import stat
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
 
-from app.cli import cli
+from app.cli import cli, watch
+from app.cli.client import JobEvent
 from app.cli.exits import MEANINGS
-from tests.cluster import MAGNITUDE, ROOT, WANDA
+from app.cli.jobs import attempts_text
+from tests.cluster import MAGNITUDE, ROOT, WANDA, eventually
 from tests.e2e.embedded import ESPALIER, Embedded, embedded
 
 pytestmark = pytest.mark.xdist_group("cli")  # one service for the module
@@ -84,9 +88,16 @@ def test_the_same_idempotency_key_makes_one_job(service: Embedded, tmp_path: Pat
 
 def test_a_dry_run_shows_the_plan_and_creates_nothing(service: Embedded, tmp_path: Path) -> None:
     before = [job["id"] for job in service.json("list")["data"]]
-    plan = service.json("submit", spec_file(tmp_path, MAGNITUDE), "--dry-run")
-    assert plan["blocks"] == 8
-    assert plan["layers"][0]["name"] in service.run("submit", spec_file(tmp_path, MAGNITUDE), "--dry-run").stdout
+    path = spec_file(tmp_path, MAGNITUDE)
+    plan = service.json("submit", path, "--dry-run")
+    assert (plan["blocks"], len(plan["layers"])) == (8, 56)
+    shown = service.run("submit", path, "--dry-run").stdout
+    layers = re.findall(r"model\.layers\.\S+", shown)
+    assert len(layers) == 7  # of 8 alike blocks, and below all that is said of the whole
+    assert layers[0] == plan["layers"][0]["name"].replace(".0.", ".{0-7}.")
+    assert max(shown.index("run time"), shown.index("transformers: ")) < shown.index(layers[0])
+    every = service.run("submit", path, "--dry-run", "--layers").stdout
+    assert all(layer["name"] in every for layer in plan["layers"])
     assert [job["id"] for job in service.json("list")["data"]] == before
 
 
@@ -105,6 +116,30 @@ def test_a_failed_job_has_an_exit_code_and_a_log(service: Embedded, tmp_path: Pa
     assert json.loads(done.stderr.splitlines()[-1])["error"]["hint"]
     assert "timeout" in service.run("logs", job["id"]).stdout
     service.run("watch", job["id"], exit_code=4)
+
+
+def test_logs_are_followed_over_a_second_attempt_to_the_end_of_the_job(service: Embedded, tmp_path: Path) -> None:
+    job_id = service.json("submit", spec_file(tmp_path, SLOW), "--max-attempts", "2")["id"]
+    command = [ESPALIER, "logs", job_id, "--follow", "--attempt", "1", "--json"]
+    with subprocess.Popen(command, env=service.environment, stdout=subprocess.PIPE, text=True) as following:
+        first = eventually(lambda: service.runner(job_id), what="the first attempt runs")
+        first.kill()
+        eventually(lambda: (second := service.runner(job_id)) and second != first and second, what="a second").kill()
+        assert following.stdout is not None
+        said = [json.loads(line) for line in following.stdout]
+    assert following.returncode == 0
+    assert [line["attempt"] for line in said if line["line"].startswith("runner_died: ")] == [1, 2], said
+    assert said == sorted(said, key=lambda line: line["attempt"])
+    assert "2 of at most 2" in service.run("status", job_id).stdout
+    assert "runner_died: " in service.run("logs", job_id, "--follow").stdout  # of what is over: printed, and done
+
+
+@pytest.mark.parametrize(
+    ("attempt", "left", "said"),
+    [(1, 2, "1 of at most 3"), (3, 1, "2 of at most 3; 1 more handed back by a stopped worker, or before a retry")],
+)
+def test_attempts_that_do_not_count_are_not_counted(attempt: int, left: int, said: str) -> None:
+    assert attempts_text({"attempt": attempt, "max_attempts": 3, "attempts_left": left}) == said
 
 
 def gated(folder: Path, **gate: object) -> str:
@@ -168,12 +203,50 @@ def test_methods_here_and_there_are_the_same(service: Embedded) -> None:
     here, there = service.json("methods"), service.json("methods", "--remote")
     assert here == there
     assert "wanda" in service.run("methods").stdout
+    assert service.json("methods", "lora") == service.json("methods", "lora", "--remote")
+
+
+def test_one_method_is_shown_with_its_parameters() -> None:
+    def methods(*arguments: str) -> str:
+        done = subprocess.run([ESPALIER, "methods", *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = methods("structured")
+    assert re.search(r"prune structured +arXiv:2305\.11627", shown)
+    assert "at_most.decode_time  number or null, > 0, < 1; default null\n      Time of a decode step" in shown
+    assert "dataset  string; required\n" in methods("lora")
+    assert "calibrate.samples  integer, ≥ 1, ≤ 4,096; default 128\n" in methods("calibrate")
+    assert {"owl", "uniform"} < set(methods("allocate").split())
+    assert "lora" not in methods("allocate")
+
+
+def test_the_version_is_the_distributions() -> None:
+    done = subprocess.run([ESPALIER, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"espalier {version('espalier-llm')}\n")
 
 
 def test_no_service_is_exit_code_7(tmp_path: Path) -> None:
     done = subprocess.run([ESPALIER, "--url", "http://127.0.0.1:1", "list"], capture_output=True, text=True)
     assert done.returncode == 7
     assert "espalier serve" in done.stderr
+
+
+def test_a_mistyped_spec_is_answered_the_same_without_a_service(tmp_path: Path) -> None:
+    path = spec_file(
+        tmp_path, {**MAGNITUDE, "prune": {"method": "mask", "sparcity": 0.5}, "score": {"method": "wnada"}}
+    )
+    done = subprocess.run([ESPALIER, "compress", path, "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "/prune/sparcity: there is no such field (did you mean `sparsity`?)" in done.stderr
+    assert "/score/method: there is no such method (did you mean `wanda`?)" in done.stderr
+
+
+def test_a_job_that_is_handed_back_is_said_to_be_so() -> None:
+    said: list[str] = []
+    shown = SimpleNamespace(say=said.append)
+    watch._show(JobEvent("queued", 2, {"reason": "worker_shutdown"}), shown)  # type: ignore[arg-type]
+    assert said == ["handed back: its worker is being stopped; attempt 2 does not count"]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +257,7 @@ def test_no_service_is_exit_code_7(tmp_path: Path) -> None:
         (["submit", str(ROOT / "examples/specs/wanda-50.json"), "--label", "nonsense"], "KEY=VALUE"),
         (["compress", str(ROOT / "examples/specs/wanda-50.json"), "--out", str(ROOT / "examples")], "exists already"),
         (["nonsense"], "No such command"),
+        (["methods", "wnada"], "did you mean `wanda`?"),
     ],
 )
 def test_mistakes_are_exit_code_2(arguments: list[str], said: str) -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.cluster import MAGNITUDE, WANDA, Cluster, eventually
+from workers.engine.checkpoint import Checkpoint
 
 SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 10, "sequence_length": 512}}
 """Long enough a block to interfere."""
@@ -161,9 +162,7 @@ def test_resume_points_of_another_make_are_removed_and_the_job_starts_over(clust
     cluster.kill("worker0", signal.SIGTERM)
     cluster.processes["worker0"].wait(timeout=30)
     job_id = cluster.submit(MAGNITUDE)
-    folder = cluster.home / "work" / job_id / "checkpoint"
-    folder.mkdir(parents=True)
-    (folder / "fingerprint.json").write_text('{"torch": "1.0"}')
+    Checkpoint(cluster.home / "work" / job_id / "checkpoint").claim({"torch": "1.0"})
     cluster.start("worker0")
     job = cluster.wait(job_id)
     attempts = cluster.http.get(f"/v1/jobs/{job_id}/attempts").json()["data"]

@@ -1,8 +1,8 @@
 """A hub of our own: an HTTP server on this machine that answers as huggingface.co does, for the real client.
 
-Models `org/good` (the shipped one), `org/missing`, `org/gated`, `org/pickles`, `org/bare` (no config), `org/down`;
-data set `org/texts` with one split, `train`. The client reads its settings when imported, so whoever uses this runs
-it in a process of its own.
+Models `org/good` (the shipped one), `org/sharded` (the same in two files, with much beside them), `org/missing`,
+`org/gated`, `org/pickles`, `org/bare` (no config), `org/down`; data set `org/texts` with one split, `train`. The client
+reads its settings when imported, so whoever uses this runs it in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,15 +15,32 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save
 
 from tests.engine.conftest import EXAMPLES
 
 BOOKWORM = EXAMPLES / "models/bookworm-7m"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DOCUMENTS = ["It was the best of times,", "it was the worst of times."]
+SHARDED = {
+    "LICENSE": b"Do as you like.",
+    "NOTICE.txt": b"Made by us.",
+    "USE_POLICY.md": b"Be kind.",
+    "additional_chat_templates/tool.jinja": b"{{ messages }}",
+    "tokenizer.model": b"sentences",
+    "README.md": b"# A model",
+    "consolidated.safetensors": b"the same weights again",
+    "original/model.safetensors": b"and again",
+    "pytorch_model.bin": b"and again",
+    "stray.safetensors": b"not in the index",
+    "modeling_evil.py": b"import os",
+}
+"""What `org/sharded` has beside weights, index, config and tokenizer."""
 _JSONL = "".join(json.dumps({"text": document}) + "\n" for document in DOCUMENTS).encode()
 
 
@@ -45,7 +62,15 @@ class FakeHub(BaseHTTPRequestHandler):
         elif self.path.startswith(f"/api/models/org/good/tree/{COMMIT}"):
             files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0"} for f in BOOKWORM.iterdir()]
             self._body(json.dumps(files).encode())
-        elif match := re.match(rf"/org/good/resolve/{COMMIT}/([\w.]+)$", self.path):
+        elif self.path.startswith(f"/api/models/org/sharded/tree/{COMMIT}"):
+            files = [{"type": "file", "path": n, "size": len(c), "oid": "0"} for n, c in sharded().items()]
+            self._body(json.dumps(files).encode())
+        elif match := re.match(rf"/org/sharded/resolve/{COMMIT}/([\w./-]+)$", self.path):
+            if match[1] in sharded():
+                self._content(sharded()[match[1]], match[1].replace("/", "-"))
+            else:
+                self._error(404, "EntryNotFound")
+        elif match := re.match(rf"/org/(?:good|pickles)/resolve/{COMMIT}/([\w.]+)$", self.path):
             self._file(BOOKWORM / match[1])
         elif self.path.startswith("/api/datasets/org/texts/tree/"):
             self._body(json.dumps([{"type": "file", "path": "a.jsonl", "size": len(_JSONL), "oid": "0"}]).encode())
@@ -72,6 +97,7 @@ class FakeHub(BaseHTTPRequestHandler):
             self._error(404, "RevisionNotFound")
         else:
             files = ["config.json", "pytorch_model.bin"] if name == "pickles" else [f.name for f in BOOKWORM.iterdir()]
+            files = [*sharded()] if name == "sharded" else files
             files = [file for file in files if not (name == "bare" and file == "config.json")]
             siblings = [{"rfilename": file} for file in files]
             self._body(json.dumps({"id": f"org/{name}", "sha": COMMIT, "siblings": siblings}).encode())
@@ -98,6 +124,24 @@ class FakeHub(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+@cache
+def sharded() -> dict[str, bytes]:
+    """Path -> content of `org/sharded`. Its second file holds a stale copy of the final norm, as the first does."""
+    weights = load_file(BOOKWORM / "model.safetensors")
+    norm = "model.norm.weight"
+    stale = {norm: weights[norm] + 1}
+    index = {name: "a.safetensors" if name < norm else "b.safetensors" for name in weights}
+    files = {
+        "a.safetensors": save({name: weights[name] for name in weights if name < norm} | stale),
+        "b.safetensors": save({name: weights[name] for name in weights if name >= norm}),
+        "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
+        "config.json": (BOOKWORM / "config.json").read_bytes(),
+    }
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        files[name] = (BOOKWORM / name).read_bytes()
+    return files | SHARDED
 
 
 @contextmanager

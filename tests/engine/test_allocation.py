@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from tests.engine.conftest import SIZES, SaveModel, spec_of, walk
 from tests.engine.test_statistics import inputs_of
 from workers.engine.allocation import whole_groups
-from workers.engine.data import consecutive_windows, load_tokens
+from workers.engine.data import Wanted, consecutive_windows, load_tokens
 from workers.engine.methods.allocate import search
 from workers.engine.methods.allocate.search import SearchParams
 from workers.engine.sources import Sources
@@ -199,7 +199,7 @@ def test_a_perplexity_ratio_is_kept_and_one_step_more_breaks_it(examples: Source
     text = calibration(spec, done.model, examples)
     assert text is not None
     norms = [inputs_of(dense, text.windows_NT, block) for block in range(8)]
-    tokens = load_tokens(spec.evaluate[1], done.model.tokenizer, examples, "", max_characters=20_000)  # type: ignore[arg-type]
+    tokens = load_tokens(spec.evaluate[1], done.model.tokenizer, examples, "", Wanted(4, 64))  # type: ignore[arg-type]
     windows_NT = consecutive_windows(tokens, 64, count=4, field="")
 
     def loss(sparsity: float) -> float:
@@ -269,9 +269,15 @@ def test_a_broken_entry_is_measured_again(kind: str, tiny: Path, sources: Source
     first = walk(spec, sources, tmp_path / "first", cache=cache)
     (entry,) = (cache / kind).iterdir()
     whole = entry.read_bytes()
-    entry.write_bytes(whole[: len(whole) // 2])
-    assert walk(spec, sources, tmp_path / "again", cache=cache).allocation == first.allocation
-    assert entry.read_bytes() == whole or kind == "dense-inputs", "kept anew if it was asked for"
+    # Cut short, emptied, one bit turned, another type of the same format, another value of the same type.
+    flipped = bytes([whole[len(whole) // 2] ^ 1])
+    turned = whole[: len(whole) // 2] + flipped + whole[len(whole) // 2 + 1 :]
+    for number, damaged in enumerate((whole[:-7], b"", turned, b"[]", b"{}")):
+        entry.write_bytes(damaged)
+        again = walk(spec, sources, tmp_path / f"again-{number}", cache=cache)
+        assert again.allocation == first.allocation
+        if kind == "allocator-metrics":  # the other is asked for only where this is not found
+            assert entry.read_bytes() == whole, "kept anew"
 
 
 def test_curvature_is_that_of_the_exact_hessian(

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from tests.engine.conftest import SIZES, SaveModel
-from workers.engine.architectures.llama import Architecture, recognise
+from workers.engine.architectures.llama import Architecture
+from workers.engine.architectures.recognise import recognise
 from workers.engine.errors import UnsupportedModel
 from workers.engine.shards import TensorFacts
 from workers.engine.sources import Sources, resolve_model
@@ -54,19 +55,25 @@ SMALL = SIZES | {"num_hidden_layers": 2}
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4), r"gpt2: no tensors named `model\.layers\.0\.\*`"),
+        (
+            GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4),
+            r"gpt2: its blocks are not Llama's: no tensors named `model\.layers\.0\.\*`, but such as `transformer\.h",
+        ),
         (
             OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4),
-            r"opt: no tensors named `model\.layers\.0\.\*`; the first one is `model\.decoder",
+            r"opt: its blocks are not Llama's: .* but such as `model\.decoder",
         ),
-        (Phi3Config(**SMALL), r"phi3: no `self_attn\.q_proj` in block 0; it has .*`self_attn\.qkv_proj`"),
+        (
+            Phi3Config(**SMALL),
+            r"phi3: its projections are fused: no `self_attn\.q_proj` in block 0; it has .*`self_attn\.qkv_proj`",
+        ),
         (
             MixtralConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1),
-            r"mixtral: no `mlp\.gate_proj` in block 0; it has `.*experts",
+            r"mixtral: it is a mixture of experts \(num_local_experts = 2\)",
         ),
         (
             Qwen3MoeConfig(**SMALL, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16),
-            r"qwen3_moe: no `mlp\.gate_proj` in block 0; it has `mlp\.experts",
+            r"qwen3_moe: it is a mixture of experts \(num_local_experts = 2\)",
         ),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
@@ -102,8 +109,6 @@ class TestStructure:
         ("config", "message"),
         [
             ({"num_hidden_layers": 2}, "config.json says 2 blocks, the weights hold 1"),
-            ({"quantization_config": {"bits": 4}}, "quantised"),
-            ({"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "mine.Mine"}}, "such code is never run"),
             ({"max_position_embeddings": None}, "max_position_embeddings"),
         ],
     )

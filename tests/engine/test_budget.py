@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
-from workers.engine.architectures.llama import recognise
+from workers.engine.architectures.recognise import recognise
 from workers.engine.errors import InvalidSpec, SequenceTooLong
 from workers.engine.events import Silent
 from workers.engine.methods.evaluate.macs import macs

@@ -25,10 +25,10 @@ from transformers import (
 
 from tests.engine.conftest import SIZES, SaveModel, spec_of, walk
 from workers.engine.architectures.coupled import Family, families, kept_only
-from workers.engine.architectures.llama import recognise
+from workers.engine.architectures.recognise import recognise
 from workers.engine.costs import parameters_after
 from workers.engine.errors import UnsupportedModel
-from workers.engine.plan import foresee
+from workers.engine.plan import foresee, plan
 from workers.engine.shards import TensorFacts
 from workers.engine.sources import ModelSource, Sources, resolve_model
 from workers.engine.spec import CompressionSpec, ModelRef
@@ -112,9 +112,10 @@ class TestFamilies:
 
     def test_a_norm_over_all_heads_ties_them_together(self, save_model: SaveModel, sources: Sources) -> None:
         save_model("tiny", Olmo2Config(**SIZES))
+        spec = spec_of(score={"method": "magnitude"}, prune=UNIFORM)
         with pytest.raises(UnsupportedModel, match="is a norm over all heads") as error:
-            described(sources)
-        assert error.value.field == "/model/id"
+            plan(spec, sources)
+        assert error.value.field == "/prune/units"
         assert "unstructured" in error.value.hint
 
     @pytest.mark.parametrize(

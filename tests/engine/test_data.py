@@ -42,12 +42,6 @@ def test_every_form_gives_the_same_tokens(tokenizer: PreTrainedTokenizerBase, so
     assert ids(tokenizer, sources, dataset="b.parquet", text_field="body") == expected
 
 
-def test_reading_stops_when_there_is_enough(tokenizer: PreTrainedTokenizerBase, sources: Sources) -> None:
-    (sources.data_dir / "a.jsonl").write_text("\n".join(json.dumps({"text": d}) for d in hub.DOCUMENTS))
-    tokens = load_tokens(DataRef(dataset="a.jsonl"), tokenizer, sources, "/calibrate", max_characters=5)
-    assert tokenizer.decode(tokens.ids_T) == hub.DOCUMENTS[0]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "error", "field", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.errors import BadRequest, DatasetTooShort, NumericalFailure, SequenceTooLong, UnsupportedModel
 from workers.engine.events import Silent
-from workers.engine.harness_tasks import UnknownTask
+from workers.engine.harness_tasks import UnknownTask, load_tasks
 from workers.engine.methods.evaluate import continuations, generation_speed, harness, perplexity, size
 from workers.engine.sources import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluationContext, EvaluationData, evaluate, join
@@ -47,7 +48,7 @@ def context(sources: Sources, model: Any, folder: Path, tokenizer: Any = None) -
     length = model.config.max_position_embeddings if model else 0
     return EvaluationContext(
         loaded=SimpleNamespace(  # type: ignore[arg-type]
-            architecture=SimpleNamespace(context_length=length),
+            architecture=SimpleNamespace(context_length=length, vocabulary=VOCABULARY),
             tokenizer=tokenizer,
             path=folder,
             device=torch.device("cpu"),
@@ -166,6 +167,21 @@ def test_size_counts_the_files_of_the_index_and_no_others(sources: Sources, tmp_
     found = {m.name: m.value for m in size.evaluate(context(sources, None, tmp_path), size.SizeParams())}
     stored = sum((tmp_path / name).stat().st_size for name in weight_map.values())
     assert found == {"size/parameters": 8, "size/zeros": 4, "size/weight_bytes": stored}
+
+
+def test_files_of_harness_tasks_are_read_as_texts_are(examples: Sources, tmp_path: Path) -> None:
+    """Compressed, with a byte order mark and other line ends, and with what others take for a line end in a text."""
+    shipped = examples.data_dir / "tasks"
+    rows = (shipped / "bookworm_continuation.jsonl").read_text().splitlines()[:3]
+    rows = [row.replace(" the ", " \u2028the ", 1) for row in rows]
+    (tmp_path / "few.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + "\r\n".join(rows).encode()))
+    task = (shipped / "bookworm_continuation.yaml").read_text()
+    (tmp_path / "few.yaml").write_text(
+        task.replace("bookworm_continuation", "few").replace("few.jsonl", "few.jsonl.gz")
+    )
+    (loaded,) = load_tasks(["few"], tmp_path, "/evaluate/0")
+    assert [doc["context"] for doc in loaded.test_docs()] == [json.loads(row)["context"] for row in rows]
+    assert loaded.dump_config()["metadata"]["version"] == 1.0
 
 
 def test_the_harness_runs_a_local_task_and_the_shipped_model_beats_chance(examples: Sources) -> None:

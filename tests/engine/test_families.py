@@ -17,6 +17,7 @@ from tests.engine.test_coupled import described, masked_by_hand
 from workers.engine.errors import UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
+from workers.engine.plan import plan
 from workers.engine.sources import Sources
 from workers.engine.stages.gradient import gradients
 from workers.engine.stages.load import load, load_model, tensors_of
@@ -104,3 +105,66 @@ def test_heads_that_cannot_be_cut_are_refused_before_the_work(
     spec = spec_of(score={"method": "magnitude"}, prune={"method": "structured", "sparsity": 0.35})
     with pytest.raises(UnsupportedModel, match=WHOLE_BLOCKS[family]):
         load(spec, sources)
+
+
+HEADS, CHANNELS = ["head", "channel"], ["channel"]
+
+
+@pytest.mark.parametrize(
+    ("family", "prune", "message"),
+    [
+        (
+            "diffllama",
+            {"method": "structured", "units": HEADS},
+            r"lambda_k1 follows the heads in a way that is not known",
+        ),
+        ("diffllama", {"method": "structured", "units": CHANNELS}, ""),
+        ("diffllama", {"method": "depth", "layers": 1}, "its blocks compute with their own number"),
+        ("bitnet", {"method": "structured", "units": CHANNELS}, "ffn_sub_norm follows all channels of the MLP"),
+        ("bitnet", {"method": "structured", "units": ["head"]}, "attn_sub_norm is a norm over all heads"),
+        ("bitnet", {"method": "depth", "layers": 1}, ""),
+        ("granite_swa", {"method": "structured", "units": HEADS}, "sinks follows the heads in a way"),
+        ("granite_swa", {"method": "structured", "units": CHANNELS}, ""),
+        ("helium", {"method": "structured", "units": HEADS}, "transformers would build"),
+        ("olmo2", {"method": "structured", "units": CHANNELS}, ""),
+    ],
+)
+def test_what_else_follows_the_units_is_known_at_planning(
+    family: str, prune: dict[str, Any], message: str, save_model: SaveModel, sources: Sources
+) -> None:
+    save_model("tiny", config(family))
+    score = "reverse_order" if prune["method"] == "depth" else "magnitude"
+    prune = prune if prune["method"] == "depth" else prune | {"sparsity": 0.35}
+    spec = spec_of(score={"method": score}, prune=prune)
+    if not message:
+        plan(spec, sources)
+        return
+    with pytest.raises(UnsupportedModel, match=message) as planned:
+        plan(spec, sources)
+    with pytest.raises(UnsupportedModel) as done:
+        load(spec, sources)
+    assert planned.value.message == done.value.message
+
+
+def test_heads_refused_by_their_config_are_refused_where_the_job_decides_how_many(
+    save_model: SaveModel, sources: Sources
+) -> None:
+    save_model("tiny", config("helium"))
+    prune = {"method": "structured", "at_most": {"decode_time": 0.8, "tokens": 16}}
+    with pytest.raises(UnsupportedModel, match="transformers would build"):
+        plan(spec_of(score={"method": "magnitude"}, prune=prune), sources)
+
+
+def test_channels_are_cut_where_a_norm_ties_the_heads_together(
+    save_model: SaveModel, sources: Sources, tmp_path: Path
+) -> None:
+    folder = save_model("tiny", config("olmo2"))
+    prune = {"method": "structured", "units": CHANNELS, "sparsity": 0.2, "compensate": False}
+    report = compress(
+        spec_of(score={"method": "magnitude"}, prune=prune), tmp_path, sources, Silent(), tmp_path / "checkpoint"
+    )
+    result = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    assert sum(parameter.numel() for parameter in result.parameters()) == report.parameters_after
+    masked = masked_by_hand(folder, result.state_dict(), described(sources)[1])
+    ids_BT = torch.arange(3, 19)[None]
+    torch.testing.assert_close(result(ids_BT).logits, masked(ids_BT).logits, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from workers.engine.comparison import difference_stderr, ratio_stderr
+from workers.engine.comparison import difference_spread, half_width, interval_over, ratio_spread, spread
 from workers.engine.events import Silent
 from workers.engine.gates import Gate, judge, measured_names, overall
 from workers.engine.model_card import render as render_card
@@ -120,7 +120,7 @@ def test_values_are_shown_with_two_digits_of_what_is_not_known() -> None:
 def test_the_page_calls_a_change_small_by_the_spread_of_the_change() -> None:
     wide = {"dense_stderr": 5.0, "pruned_stderr": 5.0}  # of each model alone: they share it
     assert verdict_of(metric(**wide, difference_stderr=0.1)) == "worse"
-    assert verdict_of(metric(**wide, difference_stderr=0.51)) == "within spread"
+    assert verdict_of(metric(**wide, difference_stderr=0.52)) == "within spread"
 
 
 def test_page_and_card_show_the_verdicts() -> None:
@@ -145,23 +145,24 @@ def measured(value: float, *parts: float, stderr: float | None = None) -> Measur
 def test_sample_by_sample_what_both_share_cancels() -> None:
     # Pruned is dense plus 1 on every window: the difference is certain, though the windows differ widely.
     dense, pruned = measured(10, 2, 10, 18, stderr=4.6), measured(11, 3, 11, 19, stderr=4.6)
-    assert difference_stderr(dense, pruned) == pytest.approx(0, abs=1e-12)
+    assert difference_spread(dense, pruned).stderr == pytest.approx(0, abs=1e-12)
     # Of the ratio: p_i/10 - d_i 11/100 = 0.08, 0, -0.08; their standard deviation is 0.08, over the root of 3.
-    assert ratio_stderr(dense, pruned) == pytest.approx(0.08 / math.sqrt(3))
+    assert ratio_spread(dense, pruned).stderr == pytest.approx(0.08 / math.sqrt(3))
 
 
 def test_taken_as_independent_variances_add() -> None:
     dense, pruned = measured(10, stderr=0.3), measured(20, stderr=0.4)
-    assert difference_stderr(dense, pruned) == pytest.approx(0.5)
+    assert difference_spread(dense, pruned).stderr == pytest.approx(0.5)
     # ratio * hypot(0.3/10, 0.4/20) = 2 * 0.0360555
-    assert ratio_stderr(dense, pruned) == pytest.approx(2 * math.hypot(0.03, 0.02))
-    assert difference_stderr(dense, measured(20)) == pytest.approx(0.3)
+    assert ratio_spread(dense, pruned).stderr == pytest.approx(2 * math.hypot(0.03, 0.02))
+    assert difference_spread(dense, measured(20)).stderr == pytest.approx(0.3)
 
 
 def test_exact_measurements_compare_exactly() -> None:
-    assert (difference_stderr(measured(10), measured(20)), ratio_stderr(measured(10), measured(20))) == (None, None)
-    assert ratio_stderr(measured(0, stderr=1), measured(1, stderr=1)) is None
-    assert difference_stderr(measured(10, 10), measured(20, 20)) is None  # one sample has no spread
+    exact = (None, None)
+    assert (difference_spread(measured(10), measured(20)), ratio_spread(measured(10), measured(20))) == (exact, exact)
+    assert ratio_spread(measured(0, stderr=1), measured(1, stderr=1)) == exact
+    assert difference_spread(measured(10, 10), measured(20, 20)) == exact  # one sample has no spread
 
 
 def test_the_report_has_both() -> None:
@@ -177,8 +178,52 @@ def test_a_paired_ratio_of_perplexities_is_that_of_mean_log_likelihoods() -> Non
     differences = [b - a for a, b in zip(dense_N, pruned_N, strict=True)]
     mean = sum(differences) / 4
     stderr = math.sqrt(sum((x - mean) ** 2 for x in differences) / 3 / 4)
-    found = ratio_stderr(measured(d, *(d * x for x in dense_N)), measured(p, *(p * x for x in pruned_N)))
-    assert found == pytest.approx(p / d * stderr)
+    found = ratio_spread(measured(d, *(d * x for x in dense_N)), measured(p, *(p * x for x in pruned_N)))
+    assert found.stderr == pytest.approx(p / d * stderr)
+
+
+def test_windows_of_one_document_are_not_independent() -> None:
+    """Two documents, each alike in itself: twice as many windows of the same say nothing more."""
+    once, twice = spread([1, 3], [0, 1]), spread([1, 1, 3, 3], [0, 0, 1, 1])
+    # Without a document the mean is that of the other, 3 or 1: sqrt(1/2 * ((3 - 2)^2 + (1 - 2)^2)) = 1.
+    assert (once, twice) == ((pytest.approx(1.0), 1), (pytest.approx(1.0), 1))
+    assert spread([1, 1, 3, 3], None) == (pytest.approx(math.sqrt(4 / 3 / 4)), 3)
+
+
+def test_documents_of_different_lengths() -> None:
+    """By hand: the means without each document are 7/3, 2 and 5/3, and their mean is 2."""
+    found = spread([1, 2, 2, 3], [0, 1, 1, 2])
+    jackknife = math.sqrt(2 / 3 * sum((mean - 2) ** 2 for mean in (7 / 3, 2, 5 / 3)))
+    alone = math.sqrt(2 / 3 / 4)
+    assert found.stderr == pytest.approx(max(alone, jackknife))
+    assert found.degrees_of_freedom == 2
+
+
+def test_the_wider_of_both_errors_counts() -> None:
+    # Documents with the same mean: over documents the error is zero, over windows it is not.
+    assert spread([1, 3, 1, 3], [0, 0, 1, 1]) == (pytest.approx(math.sqrt(4 / 3 / 4)), 1)
+
+
+def test_the_interval_is_students() -> None:
+    # t of 95 % two-sided: 12.706 with one degree of freedom, 2.776 with four; 1.960 normal.
+    widths = [half_width(2.0, freedom, 0.95) for freedom in (1, 4, None)]
+    assert widths == pytest.approx([2 * 12.7062, 2 * 2.7764, 2 * Z], rel=1e-4)
+    assert [verdict(metric(degrees_of_freedom=d), max=1.12) for d in (None, 4)] == ["pass", "inconclusive"]
+    assert verdict_of(metric(difference_stderr=0.4)) == "worse"
+    assert verdict_of(metric(difference_stderr=0.4, degrees_of_freedom=4)) == "within spread"
+
+
+def test_what_the_interval_is_about_is_said() -> None:
+    parts = {"parts": [1.0, 2.0, 3.0], "stderr": 1.0}
+    known = Measurement("a", 2, "u", documents=[0, 0, 1], **parts)  # type: ignore[arg-type]
+    one = Measurement("a", 2, "u", documents=[0, 0, 0], **parts)  # type: ignore[arg-type]
+    unknown = Measurement("a", 2, "u", **parts)  # type: ignore[arg-type]
+    about = [interval_over(found) for found in (known, one, unknown, measured(10), measured(10, stderr=1))]
+    assert about == ["documents", "text", "text", None, None]
+    (joined,) = join([known], [known])
+    assert (joined.interval_over, joined.degrees_of_freedom) == ("documents", 1)
+    alone = judge([Gate(metric="perplexity/a.txt", max=2)], [metric(interval_over="text")])[0]
+    assert (alone.verdict, "about this text alone" in alone.reason) == ("pass", True)
 
 
 # -- in a spec ---------------------------------------------------------------------------------------------------------

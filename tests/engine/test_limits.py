@@ -212,3 +212,23 @@ def test_a_broken_model_is_a_named_failure_and_no_file(
     assert failure.value.hint
     for file in (tmp_path / "checkpoint").glob("block-*"):
         assert all(stored.isfinite().all() for stored in load_file(file).values())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "parts"),
+    [
+        ("model.norm.weight", {"score": {"method": "magnitude"}}),
+        ("model.layers.1.input_layernorm.weight", {}),
+        ("model.layers.1.self_attn.v_proj.weight", {}),
+        # Seen by nothing but the measurement of the dense model.
+        ("lm_head.weight", {"score": {"method": "magnitude"}, "evaluate": [PERPLEXITY | {"samples": 2}]}),
+    ],
+)
+def test_a_broken_dense_model_is_blamed_itself(
+    tensor: str, parts: dict[str, Any], tiny: Path, sources: Sources, tmp_path: Path
+) -> None:
+    broken(tiny, tensor, math.nan)
+    with pytest.raises(NumericalFailure, match=rf"^{tensor}: 1 of its [\d,]+ values are infinite or NaN") as failure:
+        run(spec_of(**parts), sources, tmp_path / "run")
+    assert failure.value.field == "/model/id"
+    assert "sparsity" not in failure.value.hint

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import spec_of
-from workers.engine.architectures.llama import recognise
+from workers.engine.architectures.recognise import recognise
 from workers.engine.methods.evaluate.macs import macs
 from workers.engine.shards import TensorFacts
 from workers.engine.sources import Sources

@@ -242,6 +242,32 @@ def test_page_and_card_show_what_both_wrote() -> None:
     assert "\n# heading" not in card
 
 
+def test_what_a_licence_and_a_tokenizer_need_travels_and_code_does_not(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    travels = {
+        "LICENSE.md": "Do as you like.",
+        "Notice": "Made by us.",
+        "USE_POLICY.md": "Be kind.",
+        "spiece.model": "pieces",
+        "additional_chat_templates/tool.jinja": "{{ messages }}",
+    }
+    stays = {"tokenization_own.py": "import os", "license.py": "import os", "README.md": "# Model", "a.gguf": "x"}
+    (tiny / "additional_chat_templates").mkdir()
+    for name, text in (travels | stays).items():
+        (tiny / name).write_text(text)
+    settings = json.loads((tiny / "tokenizer_config.json").read_text())
+    code = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
+    (tiny / "tokenizer_config.json").write_text(json.dumps(settings | code))
+    package(tiny, folder, report_of())
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found & {*travels, *stays} == {*travels, "README.md"}
+    assert (folder / "README.md").read_text() != "# Model"
+    assert all((folder / name).read_text() == text for name, text in travels.items())
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == settings
+    assert verify(folder) == []
+
+
 @pytest.fixture
 def packaged(tiny: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "model"

@@ -59,7 +59,7 @@ def test_a_whole_job(job: Path) -> None:
     events, err = finish(process)
     assert process.returncode == 0, err
     stages = [event["stage"] for event in events if event["event"] == "stage"]
-    assert stages == ["load", "calibrate", "allocate", "prune", "evaluate", "package"]
+    assert stages == ["load", "calibrate", "allocate", "prune", "verify", "evaluate", "package"]
     progress = [
         (e["done"], e["total"], e["unit"]) for e in events if e["event"] == "progress" and e["stage"] == "prune"
     ]

@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from tests.engine.hub import BOOKWORM, COMMIT, client, serving
+from tests.engine.conftest import spec_of
+from tests.engine.hub import BOOKWORM, COMMIT, client, serving, sharded
 from workers.engine.errors import ModelNotFound, UnsafeWeights, UnsupportedModel
-from workers.engine.sources import INDEX, ModelSource, Sources, resolve_model
+from workers.engine.sources import INDEX, ModelSource, Sources, resolve_model, slices
 from workers.engine.spec import ModelRef
+from workers.engine.stages.load import load, load_model, outside_tensors
 
 
 def resolve(sources: Sources, name: str = "some") -> ModelSource:
@@ -49,13 +53,22 @@ class TestFolder:
         (some / "model.safetensors").write_bytes(weights)
         assert resolve(sources).commit != before
 
-    def test_stored_but_tied_head_is_counted_once(self, some: Path, sources: Sources) -> None:
-        source = resolve(sources)
-        head = {"lm_head.weight": source.tensors["model.embed_tokens.weight"]}
-        both = ModelSource("some", source.config, {**source.tensors, **head}, source.files, some)
-        assert both.parameters == source.parameters
-        untied = ModelSource("some", {**source.config, "tie_word_embeddings": False}, both.tensors, both.files, some)
-        assert untied.parameters == source.parameters + 4096 * 256
+    @pytest.mark.parametrize(
+        ("differs", "tied", "twice"), [(False, True, False), (True, True, True), (False, False, True)]
+    )
+    def test_a_stored_head_counts_unless_it_is_the_embedding(
+        self, differs: bool, tied: bool, twice: bool, some: Path, sources: Sources
+    ) -> None:
+        once = resolve(sources).parameters
+        weights = load_file(some / "model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        weights["lm_head.weight"][5, 7] += differs
+        save_file(weights, some / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((some / "config.json").read_text()) | {"tie_word_embeddings": tied}
+        (some / "config.json").write_text(json.dumps(config))
+        assert resolve(sources).parameters == once + 4096 * 256 * twice
+        whole = load_model(some, torch.device("cpu"), torch.float32)
+        assert sum(parameter.numel() for parameter in whole.parameters()) == once + 4096 * 256 * twice
 
     def test_may_have_an_index(self, some: Path, sources: Sources) -> None:
         whole = resolve(sources)
@@ -64,14 +77,37 @@ class TestFolder:
         (some / INDEX).write_text(json.dumps({"weight_map": weight_map}))
         assert resolve(sources).tensors == whole.tensors
 
+    def test_the_index_says_which_copy_counts(self, some: Path, sources: Sources) -> None:
+        weights = load_file(some / "model.safetensors")
+        (some / "model.safetensors").unlink()
+        norm = "model.norm.weight"
+        save_file(weights, some / "a.safetensors")
+        save_file({norm: torch.full_like(weights[norm], 9.0)}, some / "b.safetensors")  # the last in order, and stale
+        (some / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights, "a.safetensors")}))
+        model = load(spec_of(model={"id": "some"}), sources)
+        assert torch.equal(outside_tensors(model)[norm], weights[norm])
+        whole = load_model(some, torch.device("cpu"), torch.bfloat16)
+        assert torch.equal(whole.get_parameter(norm), weights[norm])
+
     def test_missing(self, sources: Sources) -> None:
         with pytest.raises(ModelNotFound, match="no folder some in the models directory"):
             resolve(sources)
 
-    def test_link_out_of_the_models_directory(self, sources: Sources) -> None:
+    def test_the_folder_may_be_a_link(self, sources: Sources) -> None:
         (sources.models_dir / "some").symlink_to(BOOKWORM)
-        with pytest.raises(ModelNotFound, match="no folder some"):
+        assert resolve(sources).parameters == 6_951_168
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "LICENSE"])
+    def test_a_link_out_of_the_folder_is_not_followed(self, name: str, some: Path, sources: Sources) -> None:
+        (some / name).unlink(missing_ok=True)
+        (some / name).symlink_to(BOOKWORM / name if name != "LICENSE" else "/etc/hostname")
+        with pytest.raises(UnsupportedModel, match=rf"{name} is a link that leads out of the model's folder"):
             resolve(sources)
+
+    def test_a_link_within_the_folder_is(self, some: Path, sources: Sources) -> None:
+        (some / "model.safetensors").rename(some / "weights")
+        (some / "model.safetensors").symlink_to("weights")
+        assert resolve(sources).parameters == 6_951_168
 
     def test_only_pickles(self, some: Path, sources: Sources) -> None:
         (some / "model.safetensors").rename(some / "pytorch_model.bin")
@@ -153,6 +189,28 @@ class TestHub:
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["files"])
         found = client(RESOLVE, "org/good", COMMIT, endpoint=NOBODY, home=tmp_path, offline="1")
         assert found["commit"] == COMMIT
+
+    def test_only_what_the_index_names_and_what_travels_is_downloaded(self, hub: str, tmp_path: Path) -> None:
+        found = client(RESOLVE, "org/sharded", COMMIT, "download", endpoint=hub, home=tmp_path)
+        assert found["parameters"] == 6_951_168
+        assert found["files"] == [
+            "LICENSE", "NOTICE.txt", "USE_POLICY.md", "a.safetensors", "additional_chat_templates", "b.safetensors",
+            "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
+            "tokenizer.model", "tokenizer_config.json",
+        ]  # fmt: skip
+        # And the folder that the cache made of them, links into its blobs, is read as any other.
+        snapshot = next(tmp_path.rglob("model.safetensors.index.json")).parent
+        models = Sources(tmp_path / "models", tmp_path)
+        models.models_dir.mkdir()
+        (models.models_dir / "linked").symlink_to(snapshot)
+        assert (snapshot / "config.json").is_symlink()
+        source = resolve(models, "linked")
+        norm = slices(source)["model.norm.weight"]
+        assert norm.file.read_bytes() == sharded()["b.safetensors"]
+        assert source.companions == (
+            "LICENSE", "NOTICE.txt", "USE_POLICY.md", "additional_chat_templates/tool.jinja", "generation_config.json",
+            "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+        )  # fmt: skip
 
     @pytest.mark.parametrize(
         ("name", "revision", "code", "field"),

@@ -35,8 +35,10 @@ from workers.engine.report import Report, TuneReport
 from workers.engine.sources import Sources
 from workers.engine.stages import tune as tune_stage
 from workers.engine.stages.load import LoadedModel, load, load_model
+from workers.engine.stages.trace import TOLERANCE
 from workers.engine.stages.tune import tune
 from workers.engine.stages.tuning_text import TuningText, tuning_text
+from workers.engine.stages.verify import verify_tuned
 from workers.engine.tuning.losses import distillation
 
 METHODS = [method.name for method in methods("tune")]
@@ -85,7 +87,12 @@ class Folder:
         written = self.scratch / name / "model"
         shutil.copytree(self.model, written, dirs_exist_ok=True)
         checkpoint = Checkpoint(self.scratch / name / "checkpoint")
-        return tune(spec, dense, written, text, checkpoint=checkpoint, events=events or Silent()), written
+        window_T = text.holdout_NT[0]
+        report, traces = tune(
+            spec, dense, written, text, checkpoint=checkpoint, events=events or Silent(), window_T=window_T
+        )
+        assert verify_tuned(spec, dense, traces, written, window_T).difference < TOLERANCE
+        return report, written
 
     def text(self, spec: Any, dense: LoadedModel) -> TuningText:
         text = tuning_text(spec, dense, self.sources)

@@ -349,7 +349,7 @@ class TestRefused:
                 "/allocate",
                 "cohere: there is no modelling file for blocks of different widths",
             ),
-            (Olmo2Config(**SIZES), {}, "/model/id", "norm over all heads"),
+            (Olmo2Config(**SIZES), {}, "/prune/units", "norm over all heads"),
         ],
     )
     def test_by_what_its_config_can_say(

@@ -1,24 +1,25 @@
 """Resume points: a folder from which a killed job goes on where it was, to the same bytes.
 
-    fingerprint.json            what decided the numbers; another fingerprint is refused
-    outside.safetensors         tensors that belong to no block, in the type they ship in
-    block-00003.safetensors     a finished block, as it ships
-    hidden-00004.bin            input of the first block still to do (all calibration windows)
-    grams-00003.safetensors     second moments of a dense block's inputs, where trial prunings need them
-    tuning.safetensors          how far the training is: what trains, the optimiser's moments, the best state
-    <name>.json                 results of whole stages
+    fingerprint.<digest>.json           what decided the numbers; another fingerprint is refused
+    outside.<digest>.safetensors        tensors that belong to no block, in the type they ship in
+    block-00003.<digest>.safetensors    a finished block, as it ships
+    hidden-00004.<digest>.bin           input of the first block still to do (all calibration windows)
+    grams-00003.<digest>.safetensors    second moments of a dense block's inputs, where trial prunings need them
+    tuning.<digest>.safetensors         how far the training is: what trains, the optimiser's moments, the best state
+    <name>.<digest>.json                results of whole stages
 
-Every file appears whole or not at all (temporary name, fsync, rename), and its content is decided by the fingerprint
-alone. So two processes may share the folder (a worker thought dead, and its successor): whatever one of them writes is
-what the other would have written. `tuning` is one of many points of the same course: an older one costs time, no more.
+Every file appears whole or not at all (temporary name, fsync, rename). The digest is that of its content: a file that
+does not have it is set aside and counts as absent (`sealed.py`), and its work is done again. The fingerprint alone
+decides what a file holds. So two processes may share the folder (a worker thought dead, and its successor): whatever
+one of them writes is what the other would have written. `tuning` is one of many points of the same course: an older one
+costs time, no more.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,20 +28,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from workers.engine.errors import CheckpointMismatch
-from workers.engine.files import sync, temporary_for, write_whole
+from workers.engine.files import temporary_for
+from workers.engine.sealed import DAMAGED, Sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TUNING = "tuning.safetensors"
+    from workers.engine.events import Events
+
+_TENSORS = ".safetensors"
 
 
 class Checkpoint:
     """The resume points of one job, in `directory`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, events: Events | None = None) -> None:
+        """`events` are told of damaged files."""
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        self._sealed = Sealed(directory, events)
         # Half-written files of an attempt that died. If it lives after all, its rename fails and it ends: it is stale.
         for leftover in directory.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -49,6 +55,8 @@ class Checkpoint:
         """Stamp the folder with what decides the numbers. Raises CheckpointMismatch if it bears another stamp."""
         found = self.load_json("fingerprint")
         if found is None:
+            if any(self.directory.glob(f"fingerprint.*{DAMAGED}")):
+                self._forget()  # whose they are cannot be known any more
             self.save_json("fingerprint", dict(fingerprint))
         elif found != fingerprint:
             names = sorted(k for k in {*found, *fingerprint} if found.get(k) != fingerprint.get(k))
@@ -59,34 +67,36 @@ class Checkpoint:
 
     def save_json(self, name: str, value: Any) -> None:
         """Keep the JSON-serialisable result of a whole stage."""
-        self._write(f"{name}.json", lambda path: path.write_text(json.dumps(value, indent=1, sort_keys=True)))
+        text = json.dumps(value, indent=1, sort_keys=True)
+        self._sealed.write(name, ".json", lambda path: path.write_text(text), durable=True)
 
     def load_json(self, name: str) -> Any | None:
         """What `save_json` kept, or None."""
-        with suppress(FileNotFoundError):
-            return json.loads((self.directory / f"{name}.json").read_text())
+        while path := self._sealed.find(name, ".json"):
+            with suppress(FileNotFoundError):  # a newer one has taken its place: look again
+                return json.loads(path.read_text())
         return None
 
     def outside(self) -> Path:
         """File of the tensors that belong to no block; it exists once `save_outside` has returned."""
-        return self.directory / "outside.safetensors"
+        return self._tensors("outside")
 
     def save_outside(self, tensors: Mapping[str, Tensor]) -> None:
-        self._write(self.outside().name, lambda path: save_file(dict(tensors), path))
+        self._save("outside", tensors)
 
     def block(self, index: int) -> Path:
         """File of a finished block; it exists once `save_block` has returned."""
-        return self.directory / f"block-{index:05d}.safetensors"
+        return self._tensors(f"block-{index:05d}")
 
     def save_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        self._write(self.block(index).name, lambda path: save_file(dict(tensors), path))
+        self._save(f"block-{index:05d}", tensors)
 
     def grams(self, block: int) -> Path:
         """File of the Gram matrices of a dense block's inputs; it exists once `save_grams` has returned."""
-        return self.directory / f"grams-{block:05d}.safetensors"
+        return self._tensors(f"grams-{block:05d}")
 
     def save_grams(self, block: int, tensors: Mapping[str, Tensor]) -> None:
-        self._write(self.grams(block).name, lambda path: save_file(dict(tensors), path))
+        self._save(f"grams-{block:05d}", tensors)
 
     def new_hidden(self) -> BinaryIO:
         """An empty file for hidden states; `keep_hidden` makes it a resume point. Readable while it is written."""
@@ -94,49 +104,59 @@ class Checkpoint:
 
     def keep_hidden(self, block: int, file: BinaryIO) -> None:
         """Make the file the input of `block`; inputs of earlier blocks are of no more use then."""
-        os.fsync(file.fileno())
-        Path(file.name).replace(self.directory / f"hidden-{block:05d}.bin")
-        sync(self.directory)
+        self._sealed.adopt(f"hidden-{block:05d}", ".bin", Path(file.name), durable=True)
         for index, path in self._hidden():
             if index < block:
                 path.unlink(missing_ok=True)
 
-    def latest_hidden(self) -> tuple[int, BinaryIO] | None:
-        """(block, its input) of the furthest resume point, or None."""
-        while found := self._hidden():
-            index, path = max(found)
-            # Whoever else works here deletes this file only after writing a further one: look again.
-            with suppress(FileNotFoundError):
-                return index, path.open("rb", buffering=0)
+    def latest_hidden(self, at_most: int | None = None) -> tuple[int, BinaryIO] | None:
+        """(block, its input) of the furthest resume point, not beyond block `at_most`; None if there is none."""
+        for index in sorted({index for index, _ in self._hidden()}, reverse=True):
+            if at_most is None or index <= at_most:
+                path = self._sealed.find(f"hidden-{index:05d}", ".bin")
+                try:
+                    if path is not None:
+                        return index, path.open("rb", buffering=0)
+                except FileNotFoundError:
+                    # Whoever else works here deletes this file only after writing a further one: look again.
+                    return self.latest_hidden(at_most)
         return None
 
     def save_tuning(self, tensors: Mapping[str, Tensor], state: Any) -> None:
         """Keep a point of the training: tensors and a JSON-serialisable state, in one file so that they fit."""
-        metadata = {"state": json.dumps(state, sort_keys=True)}
-        self._write(_TUNING, lambda path: save_file(dict(tensors), path, metadata=metadata))
+        self._save("tuning", tensors, metadata={"state": json.dumps(state, sort_keys=True)})
 
     def load_tuning(self) -> tuple[dict[str, Tensor], Any] | None:
         """What `save_tuning` kept last, on the CPU, or None."""
-        path = self.directory / _TUNING
-        if not path.exists():
-            return None
-        with safe_open(path, framework="pt") as stored:
-            state = json.loads(stored.metadata()["state"])
-            return {name: stored.get_tensor(name) for name in stored.keys()}, state  # noqa: SIM118
+        while path := self._sealed.find("tuning", _TENSORS):
+            with suppress(FileNotFoundError), safe_open(path, framework="pt") as stored:
+                state = json.loads(stored.metadata()["state"])
+                return {name: stored.get_tensor(name) for name in stored.keys()}, state  # noqa: SIM118
+        return None
 
     def scratch_file(self) -> BinaryIO:
         """A file without a name, gone when closed."""
         return tempfile.TemporaryFile(dir=self.directory, buffering=0)
 
     def finished_blocks(self) -> int:
-        """How many blocks, counted from the first, are durable."""
+        """How many blocks, counted from the first, are durable and whole."""
         index = 0
         while self.block(index).exists():
             index += 1
         return index
 
-    def _hidden(self) -> list[tuple[int, Path]]:
-        return [(int(path.stem.split("-")[1]), path) for path in self.directory.glob("hidden-*.bin")]
+    def _forget(self) -> None:
+        """Remove every resume point."""
+        for path in self.directory.iterdir():
+            if path.suffix != DAMAGED:
+                path.unlink(missing_ok=True)
 
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        write_whole(self.directory / name, write, durable=True)
+    def _hidden(self) -> list[tuple[int, Path]]:
+        return [(int(path.name[7:12]), path) for path in self.directory.glob("hidden-?????.*.bin")]
+
+    def _tensors(self, stem: str) -> Path:
+        """The file of a stem, or a path where none is."""
+        return self._sealed.find(stem, _TENSORS) or self.directory / f"{stem}{_TENSORS}"
+
+    def _save(self, stem: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+        self._sealed.write(stem, _TENSORS, lambda path: save_file(dict(tensors), path, metadata), durable=True)

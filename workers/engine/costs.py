@@ -17,9 +17,8 @@ _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 def parameters_after(source: ModelSource, outcome: Outcome) -> int:
     """Parameters of the result; a head tied to the embedding is not counted twice."""
-    tied = bool(source.config.get("tie_word_embeddings"))
     left = outcome.parameters(source.tensors)
-    return sum(count for name, count in left.items() if not (tied and name == "lm_head.weight"))
+    return sum(count for name, count in left.items() if not (source.shares_head and name == "lm_head.weight"))
 
 
 def stored_bytes(spec: CompressionSpec, source: ModelSource, outcome: Outcome) -> int:

@@ -1,31 +1,61 @@
-"""Text to token ids, and token ids to windows. N = windows, L = tokens per window, T = tokens of a text."""
+"""Texts as windows of token ids. N = windows, L = tokens per window, T = tokens of a text."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from workers.engine.errors import DatasetNotFound, DatasetTooShort, HubUnavailable, InvalidSpec
-from workers.engine.sources import Sources, resolve_dataset
+from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
+from workers.engine.registry import LossMethodParams
+from workers.engine.report import TextReport
+from workers.engine.spec import Calibrate
+from workers.engine.texts.documents import Tally, documents
+from workers.engine.texts.stream import Piece, pieces
+from workers.engine.tuning.params import TuneMethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from workers.engine.refs import DataRef
-    from workers.engine.registry import LossMethodParams
+    from workers.engine.sources import Sources
 
 CHARACTERS_PER_TOKEN = 16
-"""Read this much text per token wanted, four times what English takes: bounds how much of a large dataset is fetched,
-and leaves random windows a choice."""
-DOCUMENT_BREAK = "\n\n"
-"""Between documents, as in the literature's WikiText protocol (GPTQ, SparseGPT, Wanda)."""
+"""Read this much text per token wanted where windows are drawn at random, four times what English takes: bounds how
+much of a large dataset is fetched, and leaves the windows a choice."""
+LEAST_CHARACTERS = 2**19
+"""A text that is no longer is a choice as a whole, however few windows are drawn."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much of a text to read, in windows; the rest is not looked at."""
+
+    count: int | None
+    """None: all of the text."""
+    length: int
+    """Tokens of a window, the opening ones included."""
+    per_document: int | None = None
+    """Most windows of each document. With it windows do not reach over documents' ends."""
+    characters: int = 0
+    """Read at least so many, if they are there."""
+
+
+def wanted_of(ref: DataRef) -> Wanted:
+    """What a text of a spec is read for."""
+    match ref:
+        case Calibrate(samples=count, sequence_length=length):
+            return Wanted(count, length, characters=max(count * length * CHARACTERS_PER_TOKEN, LEAST_CHARACTERS))
+        case TuneMethodParams():
+            return Wanted(ref.holdout + ref.steps * ref.batch, ref.sequence_length)
+        case LossMethodParams():
+            return Wanted(ref.samples, ref.sequence_length, ref.per_document)
+    raise TypeError(f"{type(ref).__name__} is no text of a spec")
 
 
 @dataclass(frozen=True)
@@ -34,6 +64,23 @@ class Tokens:
 
     ids_T: Tensor
     """int64, without special tokens."""
+    opening: tuple[int, ...] = ()
+    """What every window begins with: the model's beginning-of-sequence token, or nothing."""
+    starts: tuple[int, ...] = (0,)
+    """Where each stretch of a document begins, ascending."""
+    documents: tuple[int, ...] = (0,)
+    """The number of each stretch's document."""
+    report: TextReport | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a text."""
+
+    ids_NL: Tensor
+    """int64."""
+    documents: tuple[int, ...]
+    """The number of the document that most of each window is of."""
 
 
 def load_tokens(
@@ -41,27 +88,60 @@ def load_tokens(
     tokenizer: PreTrainedTokenizerBase,
     sources: Sources,
     field: str,
+    wanted: Wanted | None = None,
     *,
-    max_characters: int | None = None,
+    vocabulary: int | None = None,
 ) -> Tokens:
-    """Tokenize the documents of `ref`, joined by an empty line.
+    """Tokenize the documents of `ref`, joined by an empty line, as far as `wanted` goes (None: all).
 
-    `field` is the JSON pointer of `ref` in the spec, for errors. Reading stops after the document that brings the text
-    to `max_characters`, so that a hub dataset of terabytes is not downloaded for a few windows.
-
-    Raises DatasetNotFound, HubUnavailable, or InvalidSpec where the text column is missing or the file is not what its
-    name says.
+    `field` is the JSON pointer of `ref` in the spec, for errors. Memory is bounded by what is read, not by the file.
+    Raises DatasetNotFound, HubUnavailable, InvalidSpec where the text column is missing or the file is not what its
+    name says, and UnsupportedModel where the tokenizer gives ids of `vocabulary` (rows of the embedding) or more.
     """
-    documents: list[str] = []
-    characters = 0
-    for document in _documents(ref, sources, field):
-        documents.append(document)
-        characters += len(document)
-        if max_characters is not None and characters >= max_characters:
+    opening, tally, read = opening_ids(tokenizer, ref.bos, field), Tally(), _Read(wanted)
+    read.stride -= len(opening)
+    found = documents(ref, tokenizer, sources, field, tally)
+    if wanted is not None and wanted.per_document is not None:
+        most = wanted.per_document * wanted.length * CHARACTERS_PER_TOKEN
+        found = (replace(document, pieces=_first(document.pieces, most)) for document in found)
+    for piece in pieces(found, tokenizer):
+        read.add(piece)
+        if read.enough:
             break
-    # verbose=False: a text longer than the context is the point here, not a mistake to warn of.
-    encoded = tokenizer(DOCUMENT_BREAK.join(documents), add_special_tokens=False, verbose=False)
-    return Tokens(torch.tensor(encoded["input_ids"], dtype=torch.int64))
+    ids_T = torch.cat([torch.empty(0, dtype=torch.int32), *read.ids]).long()
+    report = TextReport(
+        label=f"{field.split('/')[1]}/{ref.label}" if field else ref.label,
+        opening=tokenizer.convert_ids_to_tokens(list(opening)),
+        documents=len(read.numbers),
+        tokens=len(ids_T),
+        rows_skipped=tally.rows_skipped,
+        characters_replaced=tally.characters_replaced,
+    )
+    _refuse_unknown(torch.cat([ids_T, torch.tensor(opening, dtype=torch.int64)]), vocabulary, tokenizer, ref)
+    return Tokens(ids_T, opening, tuple(read.starts) or (0,), tuple(read.documents) or (0,), report)
+
+
+def opening_ids(
+    tokenizer: PreTrainedTokenizerBase, bos: Literal["auto", "always", "never"], field: str
+) -> tuple[int, ...]:
+    """What every window, and every prompt, begins with.
+
+    `auto` is what the tokenizer puts before a text by itself. Raises InvalidSpec where a token is asked for that the
+    tokenizer lacks.
+    """
+    if bos == "never":
+        return ()
+    if bos == "auto":
+        bare, text = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        ahead = next((n for n in range(len(text) - len(bare) + 1) if text[n : n + len(bare)] == bare), 0)
+        return tuple(text[:ahead])
+    if tokenizer.bos_token_id is None:
+        raise InvalidSpec(
+            "the model's tokenizer has no beginning-of-sequence token",
+            "set `bos` to `auto` or `never`",
+            field=f"{field}/bos",
+        )
+    return (tokenizer.bos_token_id,)
 
 
 def consecutive_windows(tokens: Tokens, length: int, *, count: int | None, field: str) -> Tensor:
@@ -69,23 +149,16 @@ def consecutive_windows(tokens: Tokens, length: int, *, count: int | None, field
 
     Raises DatasetTooShort if there are fewer than `count`, or none.
     """
-    fit = len(tokens.ids_T) // length
-    if fit < (count or 1):
-        raise _too_short(tokens, length, count or 1, field)
-    count = fit if count is None else count
-    return tokens.ids_T[: count * length].reshape(count, length)
+    return _consecutive(tokens, Wanted(count, length), field).ids_NL
 
 
-def loss_windows(
-    params: LossMethodParams, load: Callable[[LossMethodParams, int | None], Tokens], field: str
-) -> Tensor:
-    """The windows whose loss an evaluation measures and a target may bound, int64 [N, L].
+def loss_windows(params: LossMethodParams, load: Callable[[LossMethodParams, Wanted], Tokens], field: str) -> Windows:
+    """The windows whose loss an evaluation measures and a target may bound.
 
-    `load` reads at most so many characters. Raises what it raises, and DatasetTooShort.
+    Raises what `load` raises, and DatasetTooShort.
     """
-    length, count = params.sequence_length, params.samples
-    tokens = load(params, count and count * length * CHARACTERS_PER_TOKEN)
-    return consecutive_windows(tokens, length, count=count, field=field)
+    wanted = wanted_of(params)
+    return _consecutive(load(params, wanted), wanted, field)
 
 
 def random_windows(tokens: Tokens, length: int, *, count: int, seed: int, field: str) -> Tensor:
@@ -94,11 +167,12 @@ def random_windows(tokens: Tokens, length: int, *, count: int, seed: int, field:
     Raises DatasetTooShort if the text holds fewer tokens than `count` windows without overlap: then the windows would
     mostly repeat each other.
     """
-    if len(tokens.ids_T) < count * length:
-        raise _too_short(tokens, length, count, field)
+    own = length - len(tokens.opening)
+    if len(tokens.ids_T) < count * own:
+        raise _too_short(tokens, Wanted(count, length), len(tokens.ids_T) // own, field)
     generator = torch.Generator().manual_seed(seed)
-    starts_N = torch.randint(len(tokens.ids_T) - length + 1, (count,), generator=generator)
-    return torch.stack([tokens.ids_T[start : start + length] for start in starts_N.tolist()])
+    starts_N = torch.randint(len(tokens.ids_T) - own + 1, (count,), generator=generator)
+    return _window_ids(tokens, starts_N.tolist(), own)
 
 
 def ids_digest(ids: Tensor) -> str:
@@ -106,101 +180,124 @@ def ids_digest(ids: Tensor) -> str:
     return "sha256:" + hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _too_short(tokens: Tokens, length: int, count: int, field: str) -> DatasetTooShort:
-    have = len(tokens.ids_T)
-    return DatasetTooShort(
-        f"{count} windows of {length} tokens need {count * length} tokens; the text has {have}, "
-        f"enough for {have // length}",
-        "ask for fewer or shorter windows, or give a longer text",
-        field=field,
+class _Read:
+    """What was read of a text so far."""
+
+    def __init__(self, wanted: Wanted | None) -> None:
+        self._wanted = wanted
+        self.stride = wanted.length if wanted else 1
+        """Tokens of the text that a window takes."""
+        self.ids: list[Tensor] = []
+        self.numbers: dict[Hashable, int] = {}
+        """Document -> its number."""
+        self.starts: list[int] = []
+        self.documents: list[int] = []
+        self._tokens = self._characters = 0
+        self._windows: dict[int, int] = {}
+        """Document -> windows in its stretches that are read to their end."""
+
+    def add(self, piece: Piece) -> None:
+        for key, start in piece.starts:
+            number = self.numbers.setdefault(key, len(self.numbers))
+            if self.documents and self.documents[-1] == number:  # it goes on
+                continue
+            if self.documents:
+                self._windows[self.documents[-1]] = self._last_windows(self._tokens + start)
+            self.starts.append(self._tokens + start)
+            self.documents.append(number)
+        self.ids.append(torch.tensor(piece.ids, dtype=torch.int32))
+        self._tokens += len(piece.ids)
+        self._characters += piece.characters
+
+    @property
+    def enough(self) -> bool:
+        wanted = self._wanted
+        if wanted is None or wanted.count is None or self._characters < wanted.characters:
+            return False
+        if wanted.per_document is None:
+            return self._tokens // self.stride >= wanted.count
+        if not self.documents:
+            return False
+        before = sum(self._windows.values()) - self._windows.get(self.documents[-1], 0)
+        return before + self._last_windows(self._tokens) >= wanted.count
+
+    def _last_windows(self, end: int) -> int:
+        """Of the last document, whose last stretch ends at `end`."""
+        most = self._wanted.per_document if self._wanted else None
+        if most is None:
+            return 0
+        return min(most, self._windows.get(self.documents[-1], 0) + (end - self.starts[-1]) // self.stride)
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+def _consecutive(tokens: Tokens, wanted: Wanted, field: str) -> Windows:
+    own = wanted.length - len(tokens.opening)
+    if wanted.per_document is None:
+        starts = list(range(0, len(tokens.ids_T) - own + 1, own))
+    else:
+        starts = _starts_by_document(tokens, own, wanted.per_document)
+    if len(starts) < (wanted.count or 1):
+        raise _too_short(tokens, wanted, len(starts), field)
+    starts = starts[: wanted.count]
+    return Windows(_window_ids(tokens, starts, own), _documents_of(tokens, starts, own))
+
+
+def _starts_by_document(tokens: Tokens, own: int, most: int) -> list[int]:
+    """Each document's first windows. One that lies in several stretches has its windows in the first of them."""
+    found: dict[int, list[int]] = {}
+    ends = [*tokens.starts[1:], len(tokens.ids_T)]
+    for start, end, document in zip(tokens.starts, ends, tokens.documents, strict=True):
+        taken = found.setdefault(document, [])
+        taken += range(start, end - own + 1, own)[: most - len(taken)]
+    return sorted(start for taken in found.values() for start in taken)
+
+
+def _window_ids(tokens: Tokens, starts: Sequence[int], own: int) -> Tensor:
+    opening = torch.tensor(tokens.opening, dtype=torch.int64)
+    return torch.stack([torch.cat([opening, tokens.ids_T[start : start + own]]) for start in starts])
+
+
+def _documents_of(tokens: Tokens, starts: Sequence[int], own: int) -> tuple[int, ...]:
+    """The document that most of each window is of; the earlier one of two that share it evenly."""
+    found = []
+    ends = [*tokens.starts[1:], len(tokens.ids_T)]
+    for start in starts:
+        shares: dict[int, int] = {}
+        stretch = max(0, bisect_right(tokens.starts, start) - 1)
+        while stretch < len(tokens.starts) and tokens.starts[stretch] < start + own:
+            overlap = min(ends[stretch], start + own) - max(tokens.starts[stretch], start)
+            shares[tokens.documents[stretch]] = shares.get(tokens.documents[stretch], 0) + overlap
+            stretch += 1
+        found.append(max(shares, key=shares.__getitem__))
+    return tuple(found)
+
+
+def _refuse_unknown(ids: Tensor, vocabulary: int | None, tokenizer: PreTrainedTokenizerBase, ref: DataRef) -> None:
+    if vocabulary is None or not (unknown := ids[ids >= vocabulary]).numel():
+        return
+    first = int(unknown[0])
+    raise UnsupportedModel(
+        f"{len(unknown)} of the {len(ids)} tokens read of {ref.label} have ids beyond the model's embedding of "
+        f"{vocabulary} rows, the first {first} ({tokenizer.convert_ids_to_tokens(first)!r})",
+        "give the model the tokenizer it was trained with, or resize its embedding to the tokenizer",
+        field="/model/id",
     )
 
 
-def _documents(ref: DataRef, sources: Sources, field: str) -> Iterator[str]:
-    path = resolve_dataset(ref, sources, field)
-    if path is None:
-        yield from _hub_documents(ref, field)
-    elif path.suffix == ".txt":
-        yield _decoded(path, f"{field}/dataset")
-    elif path.suffix == ".jsonl":
-        yield from _jsonl_documents(path, ref.text_field, field)
-    else:
-        yield from _parquet_documents(path, ref.text_field, field)
-
-
-def _decoded(path: Path, field: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidSpec(
-            f"{path.name} is not UTF-8 text: {error}", "convert the file to UTF-8", field=field
-        ) from error
-
-
-def _jsonl_documents(path: Path, column: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(_decoded(path, f"{field}/dataset").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InvalidSpec(
-                f"{path.name} line {number} is not JSON: {error}",
-                "give one JSON object a line",
-                field=f"{field}/dataset",
-            ) from error
-        columns = list(row) if isinstance(row, dict) else []
-        if column not in columns or not isinstance(row[column], str):
-            raise _no_column(f"{path.name} line {number}", column, columns, field)
-        yield row[column]
-
-
-def _parquet_documents(path: Path, column: str, field: str) -> Iterator[str]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise InvalidSpec(
-            f"{path.name} is not a parquet file: {error}", "check how the file was written", field=f"{field}/dataset"
-        ) from error
-    with file:
-        schema = file.schema_arrow
-        if column not in schema.names or not pyarrow.types.is_string(schema.field(column).type):
-            raise _no_column(path.name, column, schema.names, field)
-        for batch in file.iter_batches(columns=[column]):
-            yield from (text for text in batch.column(0).to_pylist() if text is not None)
-
-
-def _hub_documents(ref: DataRef, field: str) -> Iterator[str]:
-    import datasets
-    import httpx2
-
-    try:
-        rows = datasets.load_dataset(ref.dataset, ref.subset, split=ref.split, revision=ref.revision, streaming=True)
-        for row in rows:
-            if not isinstance(row.get(ref.text_field), str):
-                raise _no_column(ref.dataset, ref.text_field, list(row), field)
-            yield row[ref.text_field]
-    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        # load_dataset has one ValueError each for an unknown subset, split and loader; all of them name the choices.
-        raise DatasetNotFound(
-            f"{ref.dataset} (subset {ref.subset}, split {ref.split}, revision {ref.revision}): {error}",
-            "check the dataset's name, subset, split and revision on the hub",
-            field=f"{field}/dataset",
-        ) from error
-    except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
-        raise HubUnavailable(
-            f"the hub did not give {ref.dataset}: {error}",
-            "try again later, or put the text as a file into the data directory",
-            field=f"{field}/dataset",
-        ) from error
-
-
-def _no_column(where: str, column: str, columns: list[str], field: str) -> InvalidSpec:
-    return InvalidSpec(
-        f"{where} has no text in a column {column!r}; its columns are {', '.join(columns) or 'none'}",
-        "set `text_field` to the column that holds the text",
-        field=f"{field}/text_field",
+def _too_short(tokens: Tokens, wanted: Wanted, fit: int, field: str) -> DatasetTooShort:
+    count, own = wanted.count or 1, wanted.length - len(tokens.opening)
+    of_each = f", {wanted.per_document} of each document at most" if wanted.per_document else ""
+    remedies = ["ask for fewer windows"] * (fit > 0) + ["ask for shorter windows"] * (len(tokens.ids_T) >= 8)
+    return DatasetTooShort(
+        f"{count} windows of {own} tokens need {count * own} tokens; the text has {len(tokens.ids_T)}, "
+        f"enough for {fit}{of_each}",
+        ", ".join([*remedies, "give a longer text"]),
+        field=field,
     )

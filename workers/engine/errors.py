@@ -6,6 +6,7 @@
     │   ├── DatasetNotFound  DatasetTooShort  DegenerateCalibration  SequenceTooLong
     │   └── MemoryBudgetTooSmall  CheckpointMismatch
     ├── NumericalFailure        inf or NaN where a number belongs
+    ├── ResultMismatch          the result does not compute what was pruned, or does not load
     ├── OutOfMemory             of the device or of the host
     ├── DiskFull
     └── HubUnavailable          the model hub did not answer; worth another try
@@ -91,6 +92,13 @@ class CheckpointMismatch(BadRequest):
 class NumericalFailure(EngineError):
     code = "numerical_failure"
     exit_code = 65
+
+
+class ResultMismatch(EngineError):
+    """What was written is not the model that was walked, masked or tuned: it may not ship."""
+
+    code = "result_mismatch"
+    exit_code = 71
 
 
 class DeviceOutOfMemory(EngineError):

@@ -170,7 +170,9 @@ def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archit
     stored_bytes = max(DTYPE_BYTES[facts.dtype] for facts in source.tensors.values())
     block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
     largest = max(layer.parameters for layer in architecture.layers)
-    outside = sum(facts.bytes for name, facts in source.tensors.items() if not name.startswith(f"{BLOCKS}."))
+    others = [facts for name, facts in source.tensors.items() if not name.startswith(f"{BLOCKS}.")]
+    # All as they ship, or one in float32, when the result is verified.
+    outside = max(sum(facts.bytes for facts in others), max(4 * facts.parameters + facts.bytes for facts in others))
     # The block at hand as read and as pruned, the next one being read, and the previous one on its way to the disk.
     blocks = 4 * block * stored_bytes
     selection = _SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
@@ -217,6 +219,12 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
     logits = max((_tokens_at_once(params) for params in spec.evaluate), default=0) * architecture.vocabulary * 4 * 3
     weights = source.parameters * _COMPUTE_BYTES[spec.compute.dtype]
     return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + logits
+
+
+def whole_float32_bytes(source: ModelSource) -> int:
+    """The process with the whole model loaded in float32, for one window."""
+    stored = sum(facts.bytes for facts in source.tensors.values())
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + 4 * source.parameters + stored
 
 
 def predicted_elapsed_s(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from workers.engine.comparison import half_width
 from workers.engine.refs import SpecModel
 from workers.engine.registry import MethodParams
 from workers.engine.report import GateResult, Metric, Verdict
@@ -33,7 +33,7 @@ class Gate(SpecModel):
         0.95,
         gt=0,
         lt=1,
-        description="Two-sided, normal: how sure a verdict must be. The verdict is `inconclusive` where the interval "
+        description="Two-sided: how sure a verdict must be. The verdict is `inconclusive` where the interval "
         "that holds the true value so surely holds the bound too.",
     )
 
@@ -60,8 +60,9 @@ def measured_names(evaluations: Sequence[MethodParams]) -> list[str]:
 def judge(gates: Sequence[Gate], metrics: Sequence[Metric]) -> list[GateResult]:
     """Each gate's verdict, in their order.
 
-    The interval is value ± z * standard error, z the two-sided normal quantile of the gate's confidence. `pass` if all
-    of it keeps the bounds, `fail` if none of it does, else `inconclusive`. A value without a standard error is judged
+    The interval is value ± q * standard error, q the two-sided quantile for the gate's confidence: of Student's t with
+    the metric's degrees of freedom, or of the normal distribution where it has none. `pass` if all of it keeps the
+    bounds, `fail` if none of it does, else `inconclusive`. A value without a standard error is judged
     as it is; one that was not measured, or is the ratio to a dense value of zero, is `inconclusive`.
     """
     by_name = {metric.name: metric for metric in metrics}
@@ -82,7 +83,7 @@ def _judged(gate: Gate, metrics: dict[str, Metric]) -> GateResult:
     value, stderr = _value(gate, metric)
     if value is None:
         return _result(gate, None, None, "inconclusive", "the dense value is zero, so there is no ratio to it")
-    margin = NormalDist().inv_cdf(0.5 + gate.confidence / 2) * (stderr or 0)
+    margin = half_width(stderr, metric.degrees_of_freedom, gate.confidence) if stderr else 0.0
     low, high = value - margin, value + margin
     least, most = (-math.inf if gate.min is None else gate.min), (math.inf if gate.max is None else gate.max)
     verdict: Verdict
@@ -95,6 +96,8 @@ def _judged(gate: Gate, metrics: dict[str, Metric]) -> GateResult:
         reason = "a bound lies within the interval: measure on more text, or move the bound"
     if stderr is None:
         reason += "; it has no standard error and was taken as exact"
+    elif metric.interval_over == "text":
+        reason += "; the interval is about this text alone: it is one document, or where its documents end is not known"
     return _result(gate, value, (low, high), verdict, reason)
 
 

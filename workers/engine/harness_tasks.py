@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError
+from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.tasks.manager import TaskManager
 
 from workers.engine.errors import BadRequest, DatasetNotFound, HubUnavailable
+from workers.engine.texts.files import kind_of
+from workers.engine.texts.rows import jsonl_rows, parquet_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lm_eval.tasks.manager import TaskDict
@@ -31,13 +37,14 @@ class UnsuitableTask(BadRequest):
 def load_tasks(names: Sequence[str], tasks_dir: Path, pointer: str) -> list[Any]:
     """The harness's Task and Group objects for `names`, data included.
 
-    Relative `data_files` of a task file are relative to `tasks_dir`. A task file may name Python functions: the
-    directory belongs to whoever runs the service, never to its clients.
+    Relative `data_files` of a task file are relative to `tasks_dir`; .jsonl (.gz, .zst) and .parquet files there are
+    read as texts are. A task file may name Python functions: the directory belongs to whoever runs the service, never
+    to its clients.
     """
     manager = _task_manager(names, tasks_dir.resolve(), pointer)
     # `datasets` looks for relative files in the working directory and the harness has no way to tell it otherwise.
     with contextlib.chdir(tasks_dir) if tasks_dir.is_dir() else contextlib.nullcontext():
-        loaded = [_load_task(manager, name, pointer) for name in names]
+        loaded = [_load_task(manager, name, tasks_dir, pointer) for name in names]
     for found in loaded:
         for task in found["tasks"].values():
             if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
@@ -49,11 +56,11 @@ def load_tasks(names: Sequence[str], tasks_dir: Path, pointer: str) -> list[Any]
     ]
 
 
-def _load_task(manager: TaskManager, name: str, pointer: str) -> TaskDict:
+def _load_task(manager: TaskManager, name: str, tasks_dir: Path, pointer: str) -> TaskDict:
     if (manager.task_index[name].cfg or {}).get("unsafe_code"):  # loading it would already import code from the hub
         raise _unsuitable(name, "it runs code the model writes", pointer)
     try:
-        return manager.load(name)
+        return manager.load(_with_our_reader(manager, name, tasks_dir, f"{pointer}/tasks"))
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise DatasetNotFound(
             f"the data of task {name} is not there: {error}",
@@ -68,6 +75,39 @@ def _load_task(manager: TaskManager, name: str, pointer: str) -> TaskDict:
         ) from error
     except (ImportError, ValueError) as error:
         raise _unsuitable(name, str(error), pointer) from error
+
+
+def _with_our_reader(manager: TaskManager, name: str, tasks_dir: Path, field: str) -> str | dict[str, Any]:
+    """The task by its name; one that names files of rows in `tasks_dir` as a config that reads them with our reader."""
+    path = manager.task_index[name].yaml_path
+    config = load_yaml(path) if path else {}
+    named = (config.get("dataset_kwargs") or {}).get("data_files")
+    if "task" not in config or "group" in config or config.get("dataset_path") not in ("json", "parquet") or not named:
+        return name
+    splits = named if isinstance(named, dict) else {"train": named}
+    files = {
+        split: [tasks_dir / file for file in ([found] if isinstance(found, str) else found)]
+        for split, found in splits.items()
+    }
+    for file in chain(*files.values()):
+        if not file.is_file() or kind_of(file) not in (".jsonl", ".parquet"):
+            return name
+    return {**config, "custom_dataset": partial(_rows_of, files, field)}
+
+
+def _rows_of(files: dict[str, list[Path]], field: str, **_: object) -> DatasetDict:
+    """Split -> the rows of its files. Called by the harness, which passes the task's metadata along."""
+    return DatasetDict(
+        {
+            split: Dataset.from_list([dict(row) for path in paths for row in _rows(path, field)])
+            for split, paths in files.items()
+        }
+    )
+
+
+def _rows(path: Path, field: str) -> Iterator[Mapping[str, Any]]:
+    rows = jsonl_rows(path, field) if kind_of(path) == ".jsonl" else parquet_rows(path, (), field)
+    return (row for _, row in rows)
 
 
 def _unsuitable(name: str, reason: str, pointer: str) -> UnsuitableTask:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workers.engine.architectures.built import PER_LAYER_LISTS, head_dim, key_heads, obeyed, value
 from workers.engine.architectures.coupled import hidden_axis
+from workers.engine.architectures.entries import check_result
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import UnsupportedModel
 
@@ -20,8 +22,6 @@ MODELING = "modeling_pruned.py"
 """File of the result, where its blocks differ."""
 PER_LAYER = "per_layer_config"
 """Config entry of models whose blocks differ (transformers 5.14 and newer)."""
-PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")
-"""Config entries with one element per block."""
 
 
 @dataclass(frozen=True)
@@ -78,31 +78,37 @@ class Outcome:
         return {name: math.prod(shape) for name, shape in self.tensor_shapes(tensors).items()}
 
 
-def config_after(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+def config_after(
+    config: Mapping[str, Any], outcome: Outcome, tensors: Mapping[str, TensorFacts] | None = None
+) -> dict[str, Any]:
     """The dense model's `config.json` with the structure of the result. Raises UnsupportedModel.
 
-    Where blocks go, it must have the `PER_LAYER_LISTS` that transformers would otherwise make up from blocks' numbers.
+    Given the dense model's tensors, also where transformers would build other shapes by it, as where it derives a
+    head's width from their number. Where blocks go, it must have the `PER_LAYER_LISTS` that transformers would
+    otherwise make up from blocks' numbers.
     """
-    changed = dict(config)
+    changed = obeyed(config)
     if len(outcome.blocks) < config["num_hidden_layers"]:
         _fewer_blocks(changed, outcome.blocks)
     if outcome.cut:
-        changed["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        changed["head_dim"] = head_dim(config)
     if outcome.hidden is not None:
         kept, of = outcome.hidden
         changed["hidden_size"] = kept
-        changed["rms_norm_eps"] = config.get("rms_norm_eps", 1e-6) * of / kept
+        changed["rms_norm_eps"] = value(config, "rms_norm_eps") * of / kept
     if outcome.widths is not None:
-        dense_heads = next(family.units for family in outcome.families if family.kind == "head")
-        shared_by = config["num_attention_heads"] // dense_heads
+        shared_by = config["num_attention_heads"] // key_heads(config)
         heads, channels = max(outcome.shapes, key=lambda shape: shape[0])[0], max(c for _, c in outcome.shapes)
         changed |= {
             "num_key_value_heads": heads,
             "num_attention_heads": heads * shared_by,
             "intermediate_size": channels,
         }
+    field = "/prune/sparsity" if outcome.widths is None else "/prune/units"
     if outcome.cut and config["model_type"] == "llama" and changed["hidden_size"] % changed["num_attention_heads"]:
-        changed |= _as_mistral(changed, "/prune/sparsity" if outcome.widths is None else "/prune/units")
+        changed |= _as_mistral(changed, field)
+    if outcome.cut and outcome.uniform and tensors is not None:
+        check_result(changed, outcome.tensor_shapes(tensors), field)
     if not outcome.uniform:
         changed |= _per_layer(changed, outcome)
     return changed

@@ -21,14 +21,17 @@ from workers.engine.provenance import fingerprint, provenance
 from workers.engine.report import Report
 from workers.engine.stages.allocate import allocate
 from workers.engine.stages.assemble import assemble
-from workers.engine.stages.calibrate import calibration
+from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.stages.package import package
 from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.remove import remove
+from workers.engine.stages.sound import blaming, check_vectors
 from workers.engine.stages.tuning_text import tuning_text
 from workers.engine.stages.units import score_units
+from workers.engine.stages.verify import verify, verify_tuned, window
+from workers.engine.wording import as_read
 
 if TYPE_CHECKING:
     from workers.engine.events import Events
@@ -49,14 +52,17 @@ def compress(
     `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success. `cache_dir` is
     shared between jobs: what was measured of a dense model is not measured again.
     """
-    clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir), workdir / "model"
-    cache = Cache(cache_dir)
-    with translated():
+    clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir, events), workdir / "model"
+    cache = Cache(cache_dir, events)
+    with translated(), blaming() as suspect:
         with clock.stage("load"):
-            model = load(spec, sources)
+            model = suspect.model = load(spec, sources)
+            check_vectors(model)
         with clock.stage("calibrate"):
+            refuse_unknown_tokens(spec, model, sources)
             text = calibration(spec, model, sources)
             lessons = tuning_text(spec, model, sources)
+            read = [source.read for source in (text, lessons) if source and source.read]
             checkpoint.claim(fingerprint(spec, model, text, lessons))
         units = None
         if spec.removes != "weight":  # single weights are scored when it is their turn
@@ -71,15 +77,25 @@ def compress(
                 spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events
             )
             assemble(spec, model, outcome, checkpoint, model_dir)
+        with clock.stage("verify"):
+            ids_T = window(spec, model, text)
+            checks = verify(spec, model, outcome, units, checkpoint, model_dir, ids_T)
         tuned = None
         if lessons is not None:
             from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
 
             with clock.stage("tune"):
-                tuned = tune(spec, model, model_dir, lessons, checkpoint=checkpoint, events=events)
+                tuned, traces = tune(
+                    spec, model, model_dir, lessons, checkpoint=checkpoint, events=events, window_T=ids_T
+                )
+            with clock.stage("verify"):
+                checks.append(verify_tuned(spec, model, traces, model_dir, ids_T))
         layers = layer_reports(model, allocation, outcome, model_dir)
         with clock.stage("evaluate"):
             evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
+        for found in read + evaluation.texts:
+            if found.rows_skipped or found.characters_replaced:
+                events.log(f"{found.label}: {as_read(found)}")
         price = importance_lost(spec, model.architecture, units, outcome, allocation.target)
         gates = judge(spec.gates, evaluation.metrics)
         report = Report(
@@ -102,6 +118,8 @@ def compress(
             refresh=spec.refresh if spec.walk_needs else None,
             layers=layers,
             tune=tuned,
+            checks=checks,
+            texts=read + evaluation.texts,
             metrics=evaluation.metrics,
             samples=evaluation.samples,
             gates=gates,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from workers.engine.allocation import allocation
-from workers.engine.architectures.coupled import families, hidden_families
-from workers.engine.architectures.llama import Architecture, recognise
+from workers.engine.architectures.built import check_tensors, family
+from workers.engine.architectures.coupled import check_alone, families, hidden_families
+from workers.engine.architectures.entries import check_config
+from workers.engine.architectures.llama import Architecture
+from workers.engine.architectures.recognise import recognise
 from workers.engine.budget import fitting_sparsity
 from workers.engine.costs import parameters_after, stored_bytes
 from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.estimate import predicted_elapsed_s, predicted_peak_memory_bytes
 from workers.engine.outcome import PER_LAYER, Outcome, config_after, modeling_class
-from workers.engine.refs import DataRef
 from workers.engine.registry import (
     HiddenPruneParams,
     LayerPruneParams,
@@ -30,6 +32,7 @@ from workers.engine.stats import AllocationFacts, LinearFacts
 from workers.engine.widths import kept_units
 
 if TYPE_CHECKING:
+    from workers.engine.architectures.coupled import Family
     from workers.engine.shards import TensorFacts
     from workers.engine.spec import CompressionSpec
 
@@ -95,6 +98,8 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
             "prune the model it was made of, or a result whose blocks are alike",
             field="/model/id",
         )
+    check_config(source.config)
+    check_tensors(source.config, source.tensors)
     if isinstance(spec.prune, WeightPruneParams):
         for layer in architecture.layers:
             if misfit := spec.prune.misfit(layer.shape):
@@ -113,7 +118,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
         spec.tune.check(_layers_of(architecture, prospect.outcome, source.tensors))
     elif spec.tune is not None and isinstance(spec.prune, UnitPruneParams):
         spec.tune.check_multiples(spec.prune.channel_multiple)
-    for field, ref in _texts(spec).items():
+    for field, ref in spec.texts().items():
         resolve_dataset(ref, sources, field)
         length = getattr(ref, "sequence_length", 0)
         if length > architecture.context_length:
@@ -143,13 +148,6 @@ def _layers_of(architecture: Architecture, outcome: Outcome, tensors: Mapping[st
     return found
 
 
-def _texts(spec: CompressionSpec) -> dict[str, DataRef]:
-    """JSON pointer -> text, for all texts that the spec names."""
-    parts: dict[str, object] = {"/calibrate": spec.calibrate, "/tune": spec.tune}
-    parts |= {f"/evaluate/{index}": params for index, params in enumerate(spec.evaluate)}
-    return {field: part for field, part in parts.items() if isinstance(part, DataRef)}
-
-
 def _sparsity(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Mapping[str, float] | None:
     method = method_of("allocate", spec.allocate)
     if method.measure is not None or spec.allocate_needs is not Stat.NONE or isinstance(spec.prune, LayerPruneParams):
@@ -172,6 +170,13 @@ def _outcome(
     blocks = range(architecture.blocks)
     if isinstance(spec.prune, LayerPruneParams):
         assert isinstance(spec.score, UnitScoreParams)
+        row = family(architecture.model_type)
+        if row is not None and row["counts_blocks"]:
+            raise UnsupportedModel(
+                f"{architecture.model_type}: its blocks compute with their own number, which changes when others go",
+                "remove channels with `structured`, or weights",
+                field="/prune",
+            )
         left = architecture.blocks - spec.prune.dropped(architecture.blocks)
         if left < max(1, sum(spec.score.protected)):
             raise InvalidSpec(
@@ -184,18 +189,29 @@ def _outcome(
     if isinstance(spec.prune, HiddenPruneParams):
         hidden_families(architecture, source.config, source.tensors)  # refuses families it is not known of
         outcome = Outcome(blocks, hidden=(spec.prune.kept(architecture.hidden_size), architecture.hidden_size))
-        config_after(source.config, outcome)  # refuses what no config can say
+        config_after(source.config, outcome, source.tensors)  # refuses what no config can say
         return outcome
     if isinstance(spec.prune, UnitPruneParams):
+        check_alone(architecture, source.config, source.tensors, spec.prune.units)
         found = families(architecture, source.config, source.tensors)
         if sparsity is None:
             if not blocks_alike(spec):
                 modeling_class(source.config)  # refuses families that have none
+            elif "head" in spec.prune.units:
+                _check_heads(source, blocks, found)
             return None
         outcome = Outcome(blocks, found, kept_units(architecture.layers, found, sparsity, spec.prune))
-        config_after(source.config, outcome)  # refuses what no config can say
+        config_after(source.config, outcome, source.tensors)  # refuses what no config can say
         return outcome
     return Outcome(blocks)
+
+
+def _check_heads(source: ModelSource, blocks: Sequence[int], found: Sequence[Family]) -> None:
+    """Refuse a family whose config cannot say fewer heads, where it is not known yet how many stay."""
+    half: dict[tuple[int, str], int] = {
+        (part.block, part.kind): part.units // (2 if part.kind == "head" else 1) or 1 for part in found
+    }
+    config_after(source.config, Outcome(blocks, found, half), source.tensors)
 
 
 def _zeros(spec: CompressionSpec, prospect: Prospect) -> int | None:
@@ -298,15 +314,9 @@ def _structure_warnings(spec: CompressionSpec, source: ModelSource, prospect: Pr
             "widths follow from what the job measures: blocks will differ, and need the shipped modelling file"
         )
     elif spec.prune.target:
-        removed = (
-            1
-            - sum(
-                count
-                for name, count in outcome.parameters(source.tensors).items()
-                if name.removesuffix(".weight") in {layer.name for layer in architecture.layers}
-            )
-            / architecture.prunable_parameters
-        )
+        left = outcome.parameters(source.tensors)
+        kept = sum(left.get(f"{layer.name}.weight", 0) for layer in architecture.layers)
+        removed = 1 - kept / architecture.prunable_parameters
         if abs(removed - spec.prune.target) > 0.005:
             found.append(
                 f"{removed:.1%} of the blocks' parameters will be removed, not {spec.prune.target:.1%}: whole units go"
@@ -325,6 +335,6 @@ def tuning_warnings(spec: CompressionSpec, source: ModelSource) -> list[str]:
     if spec.tune is None:
         return []
     found = list(spec.tune.warnings(source))
-    if any(field.startswith("/evaluate") and ref.label == spec.tune.label for field, ref in _texts(spec).items()):
+    if any(field.startswith("/evaluate") and ref.label == spec.tune.label for field, ref in spec.texts().items()):
         found.append(f"{spec.tune.label} is tuned on and measured on: its figures say little about other text")
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workers.engine import DISTRIBUTION
 from workers.engine.report import Provenance
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from workers.engine.stages.tuning_text import TuningText
 
 PACKAGES = (
-    "espalier",
+    DISTRIBUTION,
     "torch",
     "transformers",
     "tokenizers",
@@ -57,7 +58,7 @@ def environment(spec: CompressionSpec, model: LoadedModel) -> dict[str, str]:
         "model": model.source.commit,
         "compute": spec.compute.dtype,
         "device": device_name(model.device),
-        **{package: version(package) for package in ("espalier", "torch", "transformers")},
+        **{package: version(package) for package in (DISTRIBUTION, "torch", "transformers")},
     }
 
 

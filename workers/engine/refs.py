@@ -5,6 +5,8 @@ Apart from `spec.py` because method files extend `DataRef` while `spec.py` is st
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -12,6 +14,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 NAME_OR_HUB_ID = rf"({NAME})|({HUB_ID})"
 REVISION = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+COLUMN = r"^[^\x00-\x1f\x7f]{1,96}$"
 
 
 class SpecModel(BaseModel):
@@ -26,12 +29,29 @@ class DataRef(SpecModel):
     dataset: str = Field(
         pattern=NAME_OR_HUB_ID,
         description="`owner/name` of a dataset on the Hugging Face hub, or, without a slash, a .txt, .jsonl or "
-        ".parquet file under the service's data directory.",
+        ".parquet file under the service's data directory; .txt and .jsonl also compressed, as .gz or .zst.",
         examples=["heldout.txt", "Salesforce/wikitext"],
     )
     subset: str | None = Field(None, pattern=NAME, description="Configuration of a hub dataset, if it has several.")
     split: str = Field("train", pattern=NAME, description="Split of a hub dataset.")
-    text_field: str = Field("text", pattern=NAME, description="Column that holds the text (hub, .jsonl, .parquet).")
+    text_field: str = Field(
+        "text",
+        pattern=COLUMN,
+        description="Column that holds the text (hub, .jsonl, .parquet): a string, several that make one document, or "
+        "a conversation (turns of `role` and `content`, or of `from` and `value`), which the model's chat template "
+        "writes out.",
+    )
+    document_field: str | None = Field(
+        None,
+        pattern=COLUMN,
+        description="Column that says which document a row is of, where rows are parts of documents; null: each row is "
+        "one. Intervals of measurements are over documents. A .txt file is one document.",
+    )
+    bos: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether every window begins with the model's beginning-of-sequence token; `auto` does what the "
+        "tokenizer does by itself.",
+    )
     revision: str = Field("main", pattern=REVISION, description="Branch, tag or commit of a hub dataset.")
 
     @property

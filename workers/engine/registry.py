@@ -109,6 +109,7 @@ class LossMethodParams(DataRef, MethodParams):
 
     sequence_length: int
     samples: int | None
+    per_document: int | None
 
 
 class PruneMethodParams(MethodParams):

@@ -28,6 +28,14 @@ class Metric(ReportModel):
         None, description="Of `ratio`, sample by sample where both models were measured on the same ones."
     )
     difference_stderr: float | None = Field(None, description="Of pruned - dense, likewise.")
+    degrees_of_freedom: float | None = Field(
+        None, description="Of Student's t, by which intervals follow from the standard errors; null: the normal one."
+    )
+    interval_over: Literal["documents", "text"] | None = Field(
+        None,
+        description="What intervals are about: `documents` like those measured on, or `text`, this one alone, where "
+        "all of it is one document or it is not known where documents end. null where nothing was sampled.",
+    )
     note: str = ""
 
 
@@ -81,6 +89,37 @@ class TuneReport(ReportModel):
     peak_memory_bytes: int = Field(description="Largest resident set of the process seen by the end of the tuning.")
     device_peak_memory_bytes: int | None = Field(description="Largest GPU allocation while tuning; null on CPU.")
     resumed_step: int = Field(description="Where this run began; the steps before were found durable.")
+
+
+class ResultCheck(ReportModel):
+    """One window through the result as it loads from its files, beside the model that it has to be. In float32."""
+
+    against: Literal["walked model", "masked dense model", "tuned model"] = Field(
+        description="The dense model with the pruned weights, block by block as pruning went through it; by its own "
+        "forward pass with what was removed zero or left out; the model as it was trained."
+    )
+    tokens: int = Field(description="Of the window.")
+    difference: float = Field(
+        description="Largest relative difference of embedding, a block's outputs or logits at a position, weights as "
+        "stored; 1e-4 or more fails the job."
+    )
+    rounding: float = Field(
+        description="Largest relative difference of logits at a position that rounding weights to the stored type "
+        "makes; a pruner's own solutions are counted as rounded."
+    )
+
+
+class TextReport(ReportModel):
+    """A text as it was read. Documents are joined by an empty line; windows are cut from the stream of their tokens."""
+
+    label: str = Field(description="Stage and data set, e.g. `calibrate/calibration.txt`.")
+    opening: list[str] = Field(description="Tokens that every window begins with; empty where windows begin anywhere.")
+    documents: int = Field(
+        description="That something was read of. A .txt file is one; elsewhere see `document_field`."
+    )
+    tokens: int = Field(description="Read; reading stops where the windows asked for are there.")
+    rows_skipped: int = Field(description="Rows without text.")
+    characters_replaced: int = Field(description="Lone surrogates, read as U+FFFD.")
 
 
 class StageReport(ReportModel):
@@ -167,6 +206,10 @@ class Report(ReportModel):
     )
     layers: list[LayerReport]
     tune: TuneReport | None = Field(None, description="null where the spec tunes nothing.")
+    checks: list[ResultCheck] = Field(
+        default_factory=list, description="That the result computes what it was made from. Empty in reports of before."
+    )
+    texts: list[TextReport] = Field(default_factory=list, description="Every text of the spec, as it was read.")
     metrics: list[Metric]
     samples: list[Sample] = Field(default_factory=list, description="What both models wrote, where asked for.")
     gates: list[GateResult] = Field(default_factory=list, description="The spec's gates, in its order.")

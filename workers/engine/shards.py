@@ -15,16 +15,20 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from workers.engine.modelfiles import BadFile, parse_json, shown
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-_HEADER_LIMIT_BYTES = 100_000_000  # the limit of the reference implementation
+HEADER_BYTES = 2**24
+"""Of some 100,000 tensors. The reference implementation allows 100 MB, which takes gigabytes of memory to read."""
+_AXES = 8
 
 
-class MalformedFile(ValueError):
+class MalformedFile(BadFile):
     """Not a whole safetensors file."""
 
 
@@ -63,28 +67,49 @@ def read_header(file: Path) -> dict[str, Slice]:
         if len(prefix) < 8:
             raise MalformedFile(f"{file.name} is {size} bytes long, too short for a safetensors file")
         (length,) = struct.unpack("<Q", prefix)
-        if length > min(size - 8, _HEADER_LIMIT_BYTES):
+        if length > min(size - 8, HEADER_BYTES):
             raise MalformedFile(f"{file.name} announces a header of {length} bytes but is {size} bytes long")
-        try:
-            header = json.loads(stream.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            tensors = {name: _slice(entry, file, 8 + length) for name, entry in entries.items()}
-            end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise MalformedFile(f"{file.name} has no readable safetensors header: {error}") from error
-    if end != size:
-        raise MalformedFile(f"{file.name} should be {end} bytes long by its header but is {size}")
-    return tensors
+        content = stream.read(length)
+    tensors, end = parse_header(content, file.name)
+    if 8 + length + end != size:
+        raise MalformedFile(f"{file.name} should be {8 + length + end} bytes long by its header but is {size}")
+    return {name: Slice(facts, file, 8 + length + begin) for name, (facts, begin) in tensors.items()}
 
 
-def _slice(entry: dict[str, list[int]], file: Path, data_begin: int) -> Slice:
-    facts = TensorFacts(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
-    begin, end = entry["data_offsets"]
-    if facts.dtype not in DTYPE_BYTES:
-        raise ValueError(f"unknown dtype {facts.dtype}")
-    if end - begin != facts.bytes:
-        raise ValueError(f"{facts.dtype}{list(facts.shape)} cannot take {end - begin} bytes")
-    return Slice(facts, file, data_begin + begin)
+def parse_header(content: bytes, name: str) -> tuple[dict[str, tuple[TensorFacts, int]], int]:
+    """Tensor name -> (facts, where its bytes begin), and how many bytes all of them take. MalformedFile.
+
+    As in the reference implementation, the tensors' bytes follow one another without gap or overlap.
+    """
+    try:
+        header = parse_json(content, "it")
+        tensors = {key: _entry(key, entry) for key, entry in header.items() if key != "__metadata__"}
+        end = 0
+        for key, (facts, begin) in sorted(tensors.items(), key=lambda item: (item[1][1], item[1][0].bytes)):
+            if begin != end:
+                raise BadFile(f"the bytes of `{shown(key)}` begin at {begin}, those before it end at {end}")
+            end += facts.bytes
+    except BadFile as error:
+        raise MalformedFile(f"{shown(name)} has no readable safetensors header: {error}") from error
+    return tensors, end
+
+
+def _entry(key: str, entry: Any) -> tuple[TensorFacts, int]:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise BadFile(f"`{shown(key)}` has no dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise BadFile(f"`{shown(key)}` is of the unknown dtype {shown(dtype)}")
+    if not _sizes(shape) or len(shape) > _AXES or not _sizes(offsets) or len(offsets) != 2:
+        raise BadFile(f"`{shown(key)}` has the shape {shown(shape)} and data_offsets {shown(offsets)}")
+    facts = TensorFacts(dtype, tuple(shape))
+    if offsets[1] - offsets[0] != facts.bytes:
+        raise BadFile(f"`{shown(key)}`, {dtype}{list(shape)}, cannot take {offsets[1] - offsets[0]} bytes")
+    return facts, offsets[0]
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 def merge(parts: Sequence[Path], out: BinaryIO) -> None:
@@ -117,6 +142,22 @@ def _copy(piece: Slice, out: BinaryIO) -> None:
             chunk = stream.read(min(left, 1 << 22))
             out.write(chunk)
             left -= len(chunk)
+
+
+def same_bytes(one: Slice, other: Slice) -> bool:
+    """Whether two tensors have the same type, shape and bytes."""
+    if one.facts != other.facts:
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.begin)
+        second.seek(other.begin)
+        left = one.facts.bytes
+        while left:
+            size = min(left, 1 << 22)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
 
 
 def fill(buffer: memoryview, file: BinaryIO, offset: int) -> None:

@@ -2,31 +2,37 @@
 
 A model is described by its config and the headers of its safetensors files, a few kilobytes whatever its size, so
 the API can plan a job without weights or torch. Weights in pickle formats are refused, and code that comes with a
-model is never run. Import-light.
+model is never run. Whatever is wrong with a model's files is an UnsupportedModel that names the file. Import-light.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    SafetensorsParsingError,
 )
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
+from workers.engine.architectures import built, kinds
+from workers.engine.architectures.llama import EMBEDDING, HEAD
+from workers.engine.companions import check_companions, companions, has_tokenizer, names_in
 from workers.engine.errors import (
     BadRequest,
     DatasetNotFound,
@@ -37,7 +43,16 @@ from workers.engine.errors import (
     UnsupportedModel,
 )
 from workers.engine.manifest import sha256_file
-from workers.engine.shards import MalformedFile, TensorFacts, read_header
+from workers.engine.modelfiles import CONFIG_BYTES, INDEX_BYTES, BadFile, find, read_json, shown
+from workers.engine.shards import (
+    HEADER_BYTES,
+    MalformedFile,
+    Slice,
+    TensorFacts,
+    parse_header,
+    read_header,
+    same_bytes,
+)
 
 if TYPE_CHECKING:
     from workers.engine.refs import DataRef
@@ -45,10 +60,14 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TEXT_FILES = (".txt", ".jsonl", ".parquet")
+TEXT_FILES = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 _ID = "/model/id"
+_T = TypeVar("_T")
+_MOST_TENSORS = 200_000
+_FIRST_BYTES = 100_000
+"""Of a weight file on the hub, fetched at once: nearly all headers are shorter."""
+_HUB_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,8 @@ class ModelSource:
     """Its folder; None for a hub model that is not downloaded."""
     hub_commit: str | None = None
     """Commit on the hub; None for a local model."""
+    companions: tuple[str, ...] = ()
+    """Files beside the weights that go with them, as paths below the folder."""
 
     @cached_property
     def commit(self) -> str:
@@ -85,37 +106,73 @@ class ModelSource:
         assert self.path is not None  # a model without a hub commit is a local folder
         digest = hashlib.sha256()
         for name in ["config.json", *sorted(set(self.files.values()))]:
-            digest.update(f"{name} {file_digest(self.path / name)}\n".encode())
+            path = find(self.path, name)
+            assert path is not None  # it was read a moment ago
+            digest.update(f"{name} {file_digest(path)}\n".encode())
         return f"sha256:{digest.hexdigest()}"
+
+    @cached_property
+    def shares_head(self) -> bool:
+        """Whether the output head is the embedding: the config ties them, and no head of other values is stored.
+
+        transformers leaves a stored head that differs as it is, whatever the config says. A hub model that is not
+        downloaded is taken at its config's word.
+        """
+        head, embedding = f"{HEAD}.weight", f"{EMBEDDING}.weight"
+        if not built.ties_head(self.config):
+            return False
+        if self.path is None or head not in self.tensors or embedding not in self.files or head not in self.files:
+            return True
+        pieces = slices(self)
+        return same_bytes(pieces[head], pieces[embedding])
 
     @property
     def parameters(self) -> int:
-        """All parameters; an output head that is stored although tied to the embedding is not counted twice."""
-        tied = bool(self.config.get("tie_word_embeddings"))
-        return sum(f.parameters for name, f in self.tensors.items() if not (tied and name == "lm_head.weight"))
+        """All parameters; a stored output head that is the embedding once more is not counted twice."""
+        return sum(
+            f.parameters for name, f in self.tensors.items() if not (self.shares_head and name == f"{HEAD}.weight")
+        )
 
 
 def resolve_model(ref: ModelRef, sources: Sources) -> ModelSource:
     """Find the model `ref` names and read its config and weight headers; a hub revision becomes a commit.
 
-    Raises ModelNotFound, ModelGated, UnsafeWeights (only pickle weights), UnsupportedModel (no usable config or
-    broken weight files), HubUnavailable.
+    Raises ModelNotFound, ModelGated, UnsafeWeights (only pickle weights), UnsupportedModel (another kind of model, no
+    usable config or broken weight files), HubUnavailable.
     """
-    if ref.local:
-        return _local_model(ref, sources)
-    with _hub_errors(ref):
-        if constants.HF_HUB_OFFLINE:
-            folder = Path(snapshot_download(ref.id, revision=ref.revision, local_files_only=True))
-            return _folder_model(ref, folder, hub_commit=folder.name)
-        return _hub_model(ref)
+    with _bad_files(ref.id):
+        if ref.local:
+            return _local_model(ref, sources)
+        with _hub_errors(ref):
+            if constants.HF_HUB_OFFLINE:
+                folder = Path(snapshot_download(ref.id, revision=ref.revision, local_files_only=True))
+                return _folder_model(ref, folder, hub_commit=folder.name)
+            return _hub_model(ref)
 
 
 def download(source: ModelSource) -> Path:
-    """The folder that holds the model's files, fetched from the hub at the resolved commit if need be."""
+    """The folder that holds the model's files, fetched from the hub at the resolved commit if need be.
+
+    Of a hub model only what is read or passed on: `original/` and `consolidated.*` are the same weights once more.
+    Raises UnsupportedModel for files that are not what they should be.
+    """
     if source.path is not None:
         return source.path
-    with _hub_errors(source):
-        return Path(snapshot_download(source.id, revision=source.hub_commit, allow_patterns=_DOWNLOADED))
+    wanted = ["config.json", *source.companions, *sorted(set(source.files.values()))]
+    if {*source.files.values()} != {WEIGHTS}:
+        wanted.append(INDEX)
+    with _bad_files(source.id), _hub_errors(source):
+        patterns = [glob.escape(name) for name in wanted]
+        folder = Path(snapshot_download(source.id, revision=source.hub_commit, allow_patterns=patterns))
+        check_companions(folder, source.companions)
+    return folder
+
+
+def slices(source: ModelSource) -> dict[str, Slice]:
+    """Where the bytes of each tensor of a model on this disk lie: in the file that its index names."""
+    assert source.path is not None  # local, or downloaded
+    with _bad_files(source.id):
+        return _slices(source.path, source.files)
 
 
 def resolve_dataset(ref: DataRef, sources: Sources, field: str) -> Path | None:
@@ -129,7 +186,7 @@ def resolve_dataset(ref: DataRef, sources: Sources, field: str) -> Path | None:
         return None
     field = f"{field}/dataset"
     path = sources.data_dir / ref.dataset
-    if path.suffix not in TEXT_FILES:
+    if not path.name.endswith(TEXT_FILES):
         raise DatasetNotFound(
             f"{ref.dataset} is neither `owner/name` of a hub dataset nor a {', '.join(TEXT_FILES)} file",
             "name a text file in the data directory, with its suffix",
@@ -179,7 +236,7 @@ def _digest_of_version(path: Path, size: int, mtime_ns: int) -> str:
 
 def _local_model(ref: ModelRef, sources: Sources) -> ModelSource:
     folder = sources.models_dir / ref.id
-    if not folder.is_dir() or folder.resolve().parent != sources.models_dir.resolve():
+    if not folder.is_dir():  # which may be a link: whoever made it may write here
         raise ModelNotFound(
             f"there is no folder {ref.id} in the models directory",
             "put the model there, or write `owner/name` for a model on the hub",
@@ -189,50 +246,97 @@ def _local_model(ref: ModelRef, sources: Sources) -> ModelSource:
 
 
 def _folder_model(ref: ModelRef, folder: Path, hub_commit: str | None) -> ModelSource:
-    config = _config(ref.id, _read_json(folder, "config.json", ref.id))
-    _refuse_without_safetensors(ref.id, {entry.name for entry in folder.iterdir()})
-    try:
-        if (folder / INDEX).is_file():
-            wanted = _weight_map(_read_json(folder, INDEX, ref.id))
-            headers = {file: read_header(folder / file) for file in sorted(set(wanted.values()))}
-            tensors = {name: headers[file][name].facts for name, file in wanted.items()}
-        else:
-            tensors = {name: piece.facts for name, piece in read_header(folder / WEIGHTS).items()}
-            wanted = dict.fromkeys(tensors, WEIGHTS)
-    except (MalformedFile, FileNotFoundError, KeyError) as error:
-        raise UnsupportedModel(
-            f"{ref.id}: the weights are damaged or incomplete: {error}", "copy or download the model again", field=_ID
-        ) from error
-    return ModelSource(ref.id, config, tensors, wanted, folder, hub_commit)
+    names = names_in(folder)
+    config = _config(ref.id, folder, names)
+    beside = companions(names)
+    check_companions(folder, beside)
+    if INDEX in names:
+        files = _weight_map(read_json(folder, INDEX, INDEX_BYTES))
+        pieces = _slices(folder, files)
+    else:
+        pieces = _header(folder, WEIGHTS)
+        files = dict.fromkeys(pieces, WEIGHTS)
+    tensors = {name: piece.facts for name, piece in pieces.items()}
+    return ModelSource(ref.id, config, tensors, files, folder, hub_commit, beside)
 
 
 def _hub_model(ref: ModelRef) -> ModelSource:
-    info = HfApi().model_info(ref.id, revision=ref.revision)
-    names = {sibling.rfilename for sibling in info.siblings or []}
-    if "config.json" not in names:
-        raise _no_config(ref.id)
-    _refuse_without_safetensors(ref.id, names)
-    config_file = Path(hf_hub_download(ref.id, "config.json", revision=info.sha))
-    config = _config(ref.id, _read_json(config_file.parent, "config.json", ref.id))
-    headers = HfApi().get_safetensors_metadata(ref.id, revision=info.sha)
-    tensors = {
-        name: TensorFacts(tensor.dtype, tuple(tensor.shape))
-        for file in headers.files_metadata.values()
-        for name, tensor in file.tensors.items()
-        if name in headers.weight_map
-    }
-    return ModelSource(ref.id, config, tensors, dict(headers.weight_map), None, info.sha)
+    info = HfApi().model_info(ref.id, revision=ref.revision, files_metadata=True)
+    commit = str(info.sha)
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    folder = _fetched(ref.id, "config.json", commit, sizes, CONFIG_BYTES)
+    config = _config(ref.id, folder, sizes)
+    if INDEX in sizes:
+        files = _weight_map(read_json(_fetched(ref.id, INDEX, commit, sizes, INDEX_BYTES), INDEX, INDEX_BYTES))
+        if absent := sorted({*files.values()} - sizes.keys()):
+            raise MalformedFile(f"{INDEX} names {shown(absent[0])}, which is missing")
+    else:
+        files = {}
+    with ThreadPoolExecutor(8) as pool:
+        wanted = sorted({*files.values()} or {WEIGHTS})
+        headers = dict(zip(wanted, pool.map(lambda file: _hub_header(ref.id, file, commit), wanted), strict=True))
+    files = files or dict.fromkeys(headers[WEIGHTS], WEIGHTS)
+    tensors = {name: _held(headers[file], name, file) for name, file in files.items()}
+    return ModelSource(ref.id, config, tensors, files, None, commit, companions(sizes))
 
 
-def _refuse_without_safetensors(model_id: str, names: set[str]) -> None:
+def _fetched(model_id: str, name: str, commit: str, sizes: Mapping[str, int], limit: int) -> Path:
+    """The folder in the cache that holds a small file of a hub model, fetched unless it is larger than it may be."""
+    if sizes.get(name, 0) > limit:
+        raise BadFile(f"{name} has {sizes[name]:,} bytes, where at most {limit:,} are read")
+    if name not in sizes:
+        kinds.refuse_without_config(model_id, sizes)
+        raise _no_config(model_id)
+    return Path(hf_hub_download(model_id, name, revision=commit)).parent
+
+
+def _hub_header(model_id: str, file: str, commit: str) -> dict[str, TensorFacts]:
+    url = hf_hub_url(model_id, file, revision=commit)
+
+    def part(begin: int, end: int) -> bytes:
+        headers = {**build_hf_headers(), "range": f"bytes={begin}-{end - 1}"}
+        response = get_session().get(url, headers=headers, timeout=_HUB_TIMEOUT_S)
+        hf_raise_for_status(response)
+        return bytes(response.content)
+
+    first = part(0, _FIRST_BYTES)
+    length = struct.unpack("<Q", first[:8])[0] if len(first) >= 8 else -1
+    if not 0 <= length <= HEADER_BYTES:
+        raise MalformedFile(f"{shown(file)} has no readable safetensors header")
+    content = first[8 : 8 + length]
+    if len(content) < length:
+        content += part(8 + len(content), 8 + length)
+    return {name: facts for name, (facts, _) in parse_header(content, file)[0].items()}
+
+
+def _header(folder: Path, file: str) -> dict[str, Slice]:
+    path = find(folder, file)
+    if path is None:
+        raise MalformedFile(f"{shown(file)} is missing")
+    return read_header(path)
+
+
+def _slices(folder: Path, files: Mapping[str, str]) -> dict[str, Slice]:
+    headers = {file: _header(folder, file) for file in sorted(set(files.values()))}
+    return {name: _held(headers[file], name, file) for name, file in files.items()}
+
+
+def _held(header: Mapping[str, _T], name: str, file: str) -> _T:
+    if name not in header:
+        raise MalformedFile(f"{shown(file)} lacks `{shown(name)}`, which {INDEX} says it holds")
+    return header[name]
+
+
+def _refuse_without_weights(model_id: str, names: Collection[str]) -> None:
     if WEIGHTS in names or INDEX in names:
         return
     if pickles := sorted(name for name in names if name.endswith(_PICKLES)):
         raise UnsafeWeights(
-            f"{model_id} offers only pickle weights ({pickles[0]}), whose loading runs their author's code",
+            f"{model_id} offers only pickle weights ({shown(pickles[0])}), whose loading runs their author's code",
             "use a revision with safetensors weights, or convert them in a sandbox",
             field=_ID,
         )
+    kinds.refuse_without_config(model_id, names)  # as a folder of GGUF files that keeps the config
     raise ModelNotFound(f"{model_id} has no {WEIGHTS}", "check that the upload or copy is complete", field=_ID)
 
 
@@ -242,25 +346,18 @@ def _no_config(model_id: str) -> ModelNotFound:
     )
 
 
-def _read_json(folder: Path, name: str, model_id: str) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _no_config(model_id) from None
-    except ValueError as error:
-        raise UnsupportedModel(
-            f"{model_id}: {name} is not JSON: {error}", "copy or download the model again", field=_ID
-        ) from error
-    if not isinstance(value, dict):
-        raise UnsupportedModel(f"{model_id}: {name} is not a JSON object", "copy the model again", field=_ID)
-    return value
-
-
-def _config(model_id: str, config: dict[str, Any]) -> dict[str, Any]:
+def _config(model_id: str, folder: Path, names: Collection[str]) -> dict[str, Any]:
+    """`config.json` of a model that may be of ours, as far as it and the names of the files beside it can tell."""
+    if "config.json" not in names:
+        kinds.refuse_without_config(model_id, names)
+        raise _no_config(model_id)
+    config = read_json(folder, "config.json")
     if not isinstance(config.get("model_type"), str):
-        raise UnsupportedModel(
-            f"{model_id}: config.json names no `model_type`", "use a model saved by transformers", field=_ID
-        )
+        raise BadFile("config.json names no `model_type`, as one saved by transformers does")
+    kinds.refuse(config, names)
+    _refuse_without_weights(model_id, names)
+    if not has_tokenizer(names):
+        raise BadFile("there is no tokenizer beside the weights (tokenizer.json, tokenizer.model or vocab.json)")
     return config
 
 
@@ -269,10 +366,35 @@ def _weight_map(index: dict[str, Any]) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedFile(f"{INDEX} has no weight_map")
+    if len(weight_map) > _MOST_TENSORS:
+        raise MalformedFile(f"{INDEX} names {len(weight_map):,} tensors, where at most {_MOST_TENSORS:,} are read")
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise MalformedFile(f"{INDEX} names {file!r}, not a safetensors file beside it")
+            raise MalformedFile(f"{INDEX} names {shown(file)!r}, not a safetensors file beside it")
     return weight_map
+
+
+@contextmanager
+def _bad_files(model_id: str) -> Iterator[None]:
+    """What is wrong with a file of a model's folder, as a refusal of the model."""
+    try:
+        yield
+    except MalformedFile as error:
+        raise UnsupportedModel(
+            f"{model_id}: the weights are damaged or incomplete: {error}", "copy or download the model again", field=_ID
+        ) from error
+    except BadFile as error:
+        raise UnsupportedModel(
+            f"{model_id}: {error}", "copy or download the model again, as its authors saved it", field=_ID
+        ) from error
+    except OSError as error:
+        if isinstance(error, httpx2.HTTPError | ConnectionError | TimeoutError):
+            raise
+        raise UnsupportedModel(
+            f"{model_id}: its files cannot be read: {shown(error.strerror or error)}",
+            "check that the service may read the folder",
+            field=_ID,
+        ) from error
 
 
 @contextmanager
@@ -280,7 +402,7 @@ def _hub_errors(ref: ModelRef | ModelSource) -> Iterator[None]:
     """What the hub client raises, as what the user can do about it."""
     try:
         yield
-    except BadRequest:
+    except (BadRequest, BadFile):
         raise
     except GatedRepoError as error:
         raise ModelGated(
@@ -297,10 +419,6 @@ def _hub_errors(ref: ModelRef | ModelSource) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise ModelNotFound(
             f"{ref.id} has no such revision", "check the branch, tag or commit", field="/model/revision"
-        ) from error
-    except SafetensorsParsingError as error:
-        raise UnsupportedModel(
-            f"{ref.id}: a weight file has no readable safetensors header: {error}", "use another revision", field=_ID
         ) from error
     except (LocalEntryNotFoundError, httpx2.HTTPError, ConnectionError, TimeoutError) as error:
         raise HubUnavailable(

@@ -153,7 +153,9 @@ class CompressionSpec(SpecModel):
         "itself.",
     )
     allocate: AllocateParams = Field(
-        default_factory=lambda: _default("allocate", "uniform"), description="How sparsity is spread over layers."
+        default_factory=lambda: _default("allocate", "uniform"),
+        description="How sparsity is spread over layers.",
+        json_schema_extra={"default": {"method": "uniform"}},
     )
     prune: PruneParams = Field(description="What is removed, and how much.")
     refine: RefineParams | None = Field(
@@ -164,11 +166,13 @@ class CompressionSpec(SpecModel):
     )
     evaluate: list[EvaluateParams] = Field(
         default_factory=list,
+        json_schema_extra={"default": []},
         max_length=32,
         description="Measurements, each made on the dense and on the pruned model in the same run.",
     )
     gates: list[Gate] = Field(
         default_factory=list,
+        json_schema_extra={"default": []},
         max_length=32,
         description="What the result must keep to be shipped. The job succeeds either way; the report has the verdict.",
     )
@@ -199,6 +203,12 @@ class CompressionSpec(SpecModel):
         if errors:
             raise ValidationError.from_exception_data("gates", errors)
         return gates
+
+    def texts(self) -> dict[str, DataRef]:
+        """JSON pointer -> text, for all texts that the spec names."""
+        parts: dict[str, object] = {"/calibrate": self.calibrate, "/tune": self.tune}
+        parts |= {f"/evaluate/{index}": params for index, params in enumerate(self.evaluate)}
+        return {pointer: part for pointer, part in parts.items() if isinstance(part, DataRef)}
 
     @property
     def removes(self) -> Literal["weight", "unit", "hidden", "layer"]:
@@ -272,7 +282,7 @@ class CompressionSpec(SpecModel):
             )
         if self.score is None and pruner.scores == "required":
             raise PydanticCustomError(
-                "score_required", 'prune `{method}` needs `score`, e.g. {{"method": "wanda"}}', {"method": pruner.name}
+                "score_required", 'prune `{method}` needs `score`, e.g. {"method": "wanda"}', {"method": pruner.name}
             )
         if self.score is not None and pruner.scores == "unused":
             raise PydanticCustomError(

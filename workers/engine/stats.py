@@ -157,5 +157,9 @@ class Measurement:
     parts: Sequence[float] | None = None
     """What each sample (window, question) adds to `value`, in `unit`, up to a constant: the error of `value` is that of
     their mean. With them two models are compared sample by sample; None where nothing was sampled."""
+    documents: Sequence[int] | None = None
+    """The document that each of `parts` comes from; None where that is not known."""
+    degrees_of_freedom: float | None = None
+    """Of Student's t for `stderr`; None: normal."""
     samples: Sequence[tuple[str, str]] = ()
     """(prompt, what the model wrote), for people to read."""

@@ -65,3 +65,9 @@ def kept_units(
                 field="/prune/units",
             )
     return kept
+
+
+def best_units(scores: Sequence[float], count: int) -> list[int]:
+    """The `count` units of the highest scores, ascending. On ties the higher index stays."""
+    order = sorted(range(len(scores)), key=lambda unit: (scores[unit], unit))
+    return sorted(order[len(order) - count :])

@@ -6,12 +6,13 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from workers.engine.comparison import half_width
 from workers.engine.registry import Method, Stage, discover
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.report import GateResult, Metric, Report, TuneReport
+    from workers.engine.report import GateResult, Metric, Report, TextReport, TuneReport
 
 Verdict = Literal["better", "worse", "within spread", "same", ""]
 GATED = {"ratio": "pruned / dense", "difference": "pruned − dense", "pruned": "pruned"}
@@ -107,6 +108,35 @@ def tuned(tune: TuneReport, params: Mapping[str, Any]) -> str:
     )
 
 
+def as_read(text: TextReport) -> str:
+    """How a text became tokens."""
+    opening = "".join(text.opening)
+    documents = f"{text.documents:,} documents joined by empty lines" if text.documents != 1 else "one document"
+    found = [
+        f"{documents}, {text.tokens:,} tokens read",
+        f"every window begins with {opening}" if opening else "windows begin with the text, without a token before it",
+    ]
+    if text.rows_skipped:
+        found.append(f"rows without text, left out: {text.rows_skipped:,}")
+    if text.characters_replaced:
+        found.append(f"lone surrogates, replaced by U+FFFD: {text.characters_replaced:,}")
+    return "; ".join(found)
+
+
+def intervals(report: Report) -> str:
+    """What the intervals are about, where there are any; else nothing."""
+    found = {metric.interval_over for metric in report.metrics}
+    said = []
+    if "documents" in found:
+        said.append("Errors are over documents, and hold for others like them.")
+    if "text" in found:
+        names = ", ".join(metric.name for metric in report.metrics if metric.interval_over == "text")
+        said.append(
+            f"That of {names} is about this text alone: it is one document, or where its documents end is not known."
+        )
+    return " ".join(said)
+
+
 def percent(fraction: float) -> str:
     """`0.5` -> `50 %`, with at most two decimals."""
     return f"{100 * fraction:.2f}".rstrip("0").rstrip(".") + " %"
@@ -136,13 +166,13 @@ def ratio(metric: Metric) -> str:
 
 
 def verdict(metric: Metric) -> Verdict:
-    """Whether pruning helped or hurt; `within spread` where the change is less than two of its standard errors."""
+    """Whether pruning helped or hurt; `within spread` where the 95 % interval of the change holds zero."""
     if metric.higher_is_better is None:
         return ""
     change = metric.pruned - metric.dense
     if change == 0:
         return "same"
-    if abs(change) <= 2 * (metric.difference_stderr or 0):
+    if abs(change) <= half_width(metric.difference_stderr or 0, metric.degrees_of_freedom, 0.95):
         return "within spread"
     return "better" if (change > 0) == metric.higher_is_better else "worse"
 

@@ -14,10 +14,11 @@ U = units of a family, W = width of a unit along a tensor's axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from workers.engine.architectures.built import head_dim
 from workers.engine.architectures.llama import (
     BLOCKS,
     EMBEDDING,
@@ -113,6 +114,39 @@ def hidden_axis(tensor: str) -> int | None:
     return None if module.endswith(("q_norm", "k_norm", "rotary_emb")) else 0  # norms of the hidden vector
 
 
+def check_alone(
+    architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts], kinds: Container[str]
+) -> None:
+    """Refuse to cut units that something else of their block follows in a way that is not known: UnsupportedModel.
+
+    Nothing in the attention but its linear layers and norms of single heads may depend on which heads there are, and
+    nothing in the MLP but its linear layers on which channels.
+    """
+    width = head_dim(config)
+    for name, facts in tensors.items():
+        if not name.startswith(f"{BLOCKS}."):
+            continue
+        inside = name.split(".", 3)[3]
+        module = inside.rpartition(".")[0]
+        if module in STREAMS or module.endswith("rotary_emb"):
+            continue
+        if "head" in kinds and inside.startswith("self_attn."):
+            if "norm" in module and facts.shape == (width,):
+                continue
+            what = "is a norm over all heads" if "norm" in module else "follows the heads in a way that is not known"
+            raise UnsupportedModel(
+                f"{name.removesuffix('.weight')} {what}, so that none can be removed alone",
+                'remove channels only (`"units": ["channel"]`), or use an unstructured pruner, or `depth`',
+                field="/prune/units",
+            )
+        if "channel" in kinds and inside.startswith("mlp."):
+            raise UnsupportedModel(
+                f"{name.removesuffix('.weight')} follows all channels of the MLP, so that none can be removed alone",
+                "use an unstructured pruner, or one that drops whole layers",
+                field="/prune/units",
+            )
+
+
 def kept_only(
     tensors: Mapping[str, Tensor], cut: Iterable[Family], kept: Mapping[Kind, Sequence[int]]
 ) -> dict[str, Tensor]:
@@ -155,20 +189,12 @@ def _family(
 
 def _kv_heads(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts], prefix: str) -> int:
     """Key/value heads of a block, by its key projection and the width of a head."""
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    for norm in ("q_norm", "k_norm"):
-        facts = tensors.get(f"{prefix}self_attn.{norm}.weight")
-        if facts is not None and facts.shape != (head_dim,):
-            raise UnsupportedModel(
-                f"{prefix}self_attn.{norm} is a norm over all heads, so that none can be removed alone",
-                "use an unstructured pruner, or one that drops whole layers",
-                field="/model/id",
-            )
+    width = head_dim(config)
     rows = tensors[f"{prefix}self_attn.k_proj.weight"].shape[0]
-    if rows % head_dim:
+    if rows % width:
         raise UnsupportedModel(
-            f"{prefix}self_attn.k_proj has {rows} outputs, not a multiple of a head's {head_dim}",
+            f"{prefix}self_attn.k_proj has {rows} outputs, not a multiple of a head's {width}",
             "check that config.json belongs to the weights",
             field="/model/id",
         )
-    return int(rows // head_dim)
+    return int(rows // width)

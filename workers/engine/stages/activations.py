@@ -79,7 +79,7 @@ class Activations:
             for batch in self.batches:
                 ids_BT = self.windows_NT[batch]
                 if into is not None or len(ids_BT) not in self.calls:
-                    first_BTD, self.calls[len(ids_BT)] = _capture_batch(self.model, ids_BT.to(self.model.device))
+                    first_BTD, self.calls[len(ids_BT)] = capture(self.model, ids_BT.to(self.model.device))
                     if into is not None:
                         into.append(first_BTD)
 
@@ -106,8 +106,11 @@ def activations_of(model: LoadedModel, text: Calibration) -> Activations:
     return Activations(model, text.windows_NT, list(text.batches(model.batch_tokens)))
 
 
-def _capture_batch(model: LoadedModel, ids_BT: Tensor) -> tuple[Tensor, list[Call]]:
-    """Input of block 0, and every block's call, taken whole: what a block is given differs between families."""
+def capture(model: LoadedModel, ids_BT: Tensor) -> tuple[Tensor, list[Call]]:
+    """Input of block 0, and every block's call, taken whole: what a block is given differs between families.
+
+    The embedding is filled.
+    """
     blocks = list(model.skeleton.get_submodule(BLOCKS).children())
     inputs: list[Tensor] = []
     calls: list[Call] = []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from workers.engine.allocation import allocation
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.budget import fitting_sparsity
-from workers.engine.data import load_tokens, loss_windows
+from workers.engine.data import Wanted, load_tokens, loss_windows
 from workers.engine.errors import NumericalFailure
 from workers.engine.linalg import finite
 from workers.engine.provenance import environment
@@ -200,10 +200,10 @@ def _ratio_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
     assert params is not None  # the spec's validator saw to it
     pointer = f"/evaluate/{spec.evaluate.index(params)}"
 
-    def read(ref: DataRef, max_characters: int | None) -> Tokens:
-        return load_tokens(ref, model.tokenizer, sources, pointer, max_characters=max_characters)
+    def read(ref: DataRef, wanted: Wanted) -> Tokens:
+        return load_tokens(ref, model.tokenizer, sources, pointer, wanted, vocabulary=model.architecture.vocabulary)
 
-    return Calibration(loss_windows(params, read, pointer), params.label)
+    return Calibration(loss_windows(params, read, pointer).ids_NL, params.label)
 
 
 def _first_tokens(calibration: Calibration, tokens: int) -> Tensor:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.engine import artifact
-from workers.engine.outcome import MODELING, PER_LAYER_LISTS, config_after
+from workers.engine.architectures.built import PER_LAYER_LISTS
+from workers.engine.outcome import MODELING, config_after
 from workers.engine.shards import merge, pack, read_header
 from workers.engine.sources import INDEX, WEIGHTS
 

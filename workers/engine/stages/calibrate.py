@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.engine.data import CHARACTERS_PER_TOKEN, ids_digest, load_tokens, random_windows
+from workers.engine.data import ids_digest, load_tokens, random_windows, wanted_of
 from workers.engine.errors import DegenerateCalibration
 from workers.engine.registry import Stat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engine.report import TextReport
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.load import LoadedModel
@@ -29,6 +30,7 @@ class Calibration:
     """Token ids, int64."""
     label: str
     """Of the text they come from."""
+    read: TextReport | None = None
 
     @property
     def digest(self) -> str:
@@ -46,6 +48,18 @@ class Calibration:
         return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
+def refuse_unknown_tokens(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> None:
+    """Read every text of the spec, where the tokenizer has more tokens than the model, before any work is done on it.
+
+    Raises UnsupportedModel, and what reading data raises.
+    """
+    vocabulary = model.architecture.vocabulary
+    if max(model.tokenizer.get_vocab().values(), default=0) < vocabulary:
+        return
+    for field, ref in spec.texts().items():
+        load_tokens(ref, model.tokenizer, sources, field, wanted_of(ref), vocabulary=vocabulary)
+
+
 def calibration(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> Calibration | None:
     """The windows of the spec, or None if nothing in it looks at activations.
 
@@ -54,9 +68,13 @@ def calibration(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
     if spec.needs is Stat.NONE:
         return None
     assert spec.calibrate is not None  # the spec's validator saw to it
-    wanted = spec.calibrate.samples * spec.calibrate.sequence_length
     tokens = load_tokens(
-        spec.calibrate, model.tokenizer, sources, "/calibrate", max_characters=wanted * CHARACTERS_PER_TOKEN
+        spec.calibrate,
+        model.tokenizer,
+        sources,
+        "/calibrate",
+        wanted_of(spec.calibrate),
+        vocabulary=model.architecture.vocabulary,
     )
     windows_NT = random_windows(
         tokens,
@@ -73,4 +91,4 @@ def calibration(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
             "calibrate on text like that the model is for",
             field="/calibrate/dataset",
         )
-    return Calibration(windows_NT, spec.calibrate.label)
+    return Calibration(windows_NT, spec.calibrate.label, tokens.report)

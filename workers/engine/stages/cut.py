@@ -14,7 +14,7 @@ from workers.engine.architectures.coupled import Family, kept_only
 from workers.engine.registry import UnitPruneParams, method_of
 from workers.engine.stages.weights import as_shipped
 from workers.engine.stats import LayerTask
-from workers.engine.widths import kept_units
+from workers.engine.widths import best_units, kept_units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,10 +54,7 @@ class UnitSurgeon:
         return kept_only(tensors, families, {family.kind: self._kept(family) for family in families})
 
     def _kept(self, family: Family) -> Sequence[int]:
-        """The units that stay, ascending. On ties the higher index stays."""
-        scores = self.units.of(family)
-        order = sorted(range(family.units), key=lambda unit: (scores[unit], unit))
-        return sorted(order[family.units - self.widths[family.block, family.kind] :])
+        return best_units(self.units.of(family), self.widths[family.block, family.kind])
 
     def _kept_inputs(self, family: Family, weight_OI: Tensor) -> Tensor:
         width = weight_OI.shape[1] // family.units

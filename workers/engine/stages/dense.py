@@ -77,10 +77,9 @@ class _Grams(Statistics):
         block, _, stream = name.partition("/")
         if stream not in self._model.architecture.streams(int(block)):
             raise KeyError(name)
-        path = self._checkpoint.grams(int(block))
-        if not path.exists():
+        if not self._checkpoint.grams(int(block)).exists():
             self._collect()
-        with safe_open(path, framework="pt") as file:
+        with safe_open(self._checkpoint.grams(int(block)), framework="pt") as file:
             gram_II = file.get_tensor(stream).to(self._model.device)
         count, length = self._calibration.windows_NT.shape
         return LinearStats(count * length, length, input_sq_mean_I=gram_II.diagonal(), gram_II=gram_II)

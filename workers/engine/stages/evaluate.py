@@ -17,14 +17,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.comparison import difference_stderr, ratio_stderr
+from workers.engine.comparison import compared
 from workers.engine.data import load_tokens
 from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong
 from workers.engine.estimate import evaluates_whole
 from workers.engine.registry import method_of
 from workers.engine.report import Metric, Sample
 from workers.engine.stages.calibrate import Calibration
-from workers.engine.stages.load import LoadedModel, load_model, memory_budget, result_of, tensors_of
+from workers.engine.stages.load import LoadedModel, load_model, load_result, memory_budget, result_of, tensors_of
 from workers.engine.stages.stream import StreamedLoss
 from workers.engine.stats import Measurement
 
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workers.engine.checkpoint import Checkpoint
-    from workers.engine.data import Tokens
+    from workers.engine.data import Tokens, Wanted
     from workers.engine.events import Events
     from workers.engine.refs import DataRef
+    from workers.engine.report import TextReport
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
 
@@ -50,7 +51,7 @@ class EvaluationData:
 
     digests: dict[str, str] = field(default_factory=dict)
     """Data label -> `sha256:` digest of what was read."""
-    tokens: dict[tuple[str, int | None], Tokens] = field(default_factory=dict)
+    tokens: dict[tuple[DataRef, Wanted], Tokens] = field(default_factory=dict)
 
     def record(self, label: str, digest: str) -> None:
         """Note what was read under `label`. Raises CheckpointMismatch if it was something else before."""
@@ -116,14 +117,18 @@ class EvaluationContext:
                 field=f"{self.pointer}/{parameter}",
             )
 
-    def load_tokens(self, ref: DataRef, max_characters: int | None) -> Tokens:
-        """The token ids of the first `max_characters` of `ref`, or a little more; tokenised once per run."""
-        key = (ref.label, max_characters)
-        if key not in self.data.tokens:
-            self.data.tokens[key] = load_tokens(
-                ref, self.tokenizer, self.sources, self.pointer, max_characters=max_characters
+    def load_tokens(self, ref: DataRef, wanted: Wanted) -> Tokens:
+        """The token ids of `ref`, as many as are wanted; tokenised once per run."""
+        if (ref, wanted) not in self.data.tokens:
+            self.data.tokens[ref, wanted] = load_tokens(
+                ref,
+                self.tokenizer,
+                self.sources,
+                self.pointer,
+                wanted,
+                vocabulary=self.loaded.architecture.vocabulary,
             )
-        return self.data.tokens[key]
+        return self.data.tokens[ref, wanted]
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,7 @@ class Evaluation:
     samples: list[Sample]
     data_digests: dict[str, str]
     """Data label -> `sha256:` digest of what was read."""
+    texts: list[TextReport]
 
 
 def evaluate(
@@ -150,7 +156,7 @@ def evaluate(
     Without measurements in the spec no model is loaded. Raises MemoryBudgetTooSmall.
     """
     if not spec.evaluate:
-        return Evaluation([], [], {})
+        return Evaluation([], [], {}, [])
     data = EvaluationData()
     total = 2 * len(spec.evaluate)
     budget = memory_budget(spec, dense.device)
@@ -159,7 +165,8 @@ def evaluate(
         events.log(f"the models do not fit in {budget / 2**20:.0f} MiB: they are measured block by block")
 
     def measure(loaded: LoadedModel, done: int) -> list[Measurement]:
-        model = load_model(loaded.path, loaded.device, loaded.dtype) if whole else None
+        load = load_model if loaded is dense else load_result
+        model = load(loaded.path, loaded.device, loaded.dtype) if whole else None
         found: list[Measurement] = []
         for index, params in enumerate(spec.evaluate):
             context = EvaluationContext(
@@ -190,7 +197,8 @@ def evaluate(
         data.digests.update(saved["data_digests"])
         events.progress(len(spec.evaluate), total, "measurement")
     after = measure(result_of(dense, pruned_dir), len(spec.evaluate))
-    return Evaluation(join(before, after), _side_by_side(before, after), data.digests)
+    texts = [tokens.report for tokens in data.tokens.values() if tokens.report]
+    return Evaluation(join(before, after), _side_by_side(before, after), data.digests, texts)
 
 
 def nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
@@ -222,8 +230,7 @@ def join(dense: list[Measurement], pruned: list[Measurement]) -> list[Metric]:
                 ratio=after.value / before.value if before.value else None,
                 dense_stderr=before.stderr,
                 pruned_stderr=after.stderr,
-                ratio_stderr=ratio_stderr(before, after),
-                difference_stderr=difference_stderr(before, after),
+                **compared(before, after),
                 note=after.note,
             )
         )

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from workers.engine.architectures.coupled import families
 from workers.engine.clock import device_time_s
 from workers.engine.outcome import Outcome, config_after
-from workers.engine.stages.load import empty_model
+from workers.engine.stages.load import empty_model, stock_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +98,7 @@ def _decode_s(model: LoadedModel, outcome: Outcome, at_most: AtMost) -> float:
 
 
 def _of_one_value(model: LoadedModel, outcome: Outcome) -> PreTrainedModel:
-    built = empty_model(AutoConfig.for_model(**config_after(model.source.config, outcome)), model.device, model.dtype)
+    built = empty_model(stock_config(config_after(model.source.config, outcome)), model.device, model.dtype)
     values = {
         name: torch.full(tensor.shape, 0.01, dtype=model.dtype, device=model.device)
         for name, tensor in built.state_dict().items()

@@ -1,31 +1,37 @@
 """Load: the model as a skeleton without weights, and its weights block by block from the files.
 
 The skeleton's parameters are on the meta device and take no memory; a block's tensors are put in when it is its turn,
-and dropped after. What the config alone decides (rotary frequencies) is real from the start.
+and dropped after. What the config alone decides (rotary frequencies) is real from the start. transformers never reads a
+model's folder itself: it is given a config, tensors and a tokenizer's files that have been looked at.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, Architecture, recognise
-from workers.engine.errors import InvalidSpec, UnsupportedModel
+from workers.engine.architectures.built import obeyed
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, Architecture
+from workers.engine.architectures.recognise import recognise
+from workers.engine.artifact import modeling_pruned
+from workers.engine.companions import GENERATION, TOKENIZER_CONFIG
+from workers.engine.errors import EngineError, InvalidSpec, UnsupportedModel
 from workers.engine.estimate import batch_tokens
 from workers.engine.memory import trim
-from workers.engine.outcome import PER_LAYER, Outcome, config_after
+from workers.engine.modelfiles import BadFile, find, read_json, shown
+from workers.engine.outcome import PER_LAYER, modeling_class
 from workers.engine.plan import feasible
-from workers.engine.shards import Slice, TensorFacts, fill, read_header
-from workers.engine.sources import ModelSource, Sources, download, resolve_model
+from workers.engine.shards import Slice, fill, read_header
+from workers.engine.sources import INDEX, WEIGHTS, ModelSource, Sources, download, resolve_model, slices
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,6 +50,15 @@ DTYPES = {
 
 TRIMMED_BYTES = 2**24
 """Weights that are worth the time to have the allocator return them: without, memory grows by every block."""
+_NOT_OURS = ("per_layer_config", "allow_global_per_layer_attribute_access", "dtype", "torch_dtype", "architectures")
+"""Config entries decided here: widths by the files, the type by the spec."""
+_GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
+"""Settings of `generation_config.json` that decide what a model writes greedily."""
+_FILES_NAMED = (
+    "auto_map", "tokenizer_file", "vocab_file", "merges_file", "added_tokens_file", "special_tokens_map_file",
+    "tokenizer_config_file", "chat_template_file", "name_or_path", "_commit_hash",
+)  # fmt: skip
+"""Entries of `tokenizer_config.json` that name code or files elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -69,121 +84,135 @@ class LoadedModel:
 def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
     """Resolve, check and download the model; read no weights yet. Raises what a plan of the spec raises, and
 
-    UnsupportedModel where this transformers does not know the model type or the tokenizer cannot be read.
+    UnsupportedModel where transformers cannot read the tokenizer or build the config.
     """
     source = resolve_model(spec.model, sources)
-    prospect = feasible(spec, source, sources)
-    architecture = prospect.architecture
-    path = download(source)
-    if architecture.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UnsupportedModel(
-            f"{architecture.model_type}: this version of transformers has no causal language model of that type",
-            "use a model of a family that transformers implements itself",
-            field="/model/id",
-        )
-    _check_shapes(source, prospect.outcome)
+    architecture = feasible(spec, source, sources).architecture
+    source = replace(source, path=download(source))
+    assert source.path is not None  # downloaded if it was not there
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
+    _generation(source.path, source.id)  # refused now rather than when it is evaluated
     return LoadedModel(
         source,
         architecture,
-        path,
-        _tokenizer(path, source),
-        _skeleton(path, source.tensors, device, dtype),
+        source.path,
+        _tokenizer(source),
+        _skeleton(source.config, device, dtype),
         device,
         dtype,
         batch_tokens(spec, source, architecture, budget=memory_budget(spec, device)),
-        _slices(path, source.files.values()),
+        slices(source),
     )
 
 
-def _check_shapes(source: ModelSource, outcome: Outcome | None) -> None:
-    """Refuse a result that no config of the family can say, as where it derives a head's width from their number."""
-    if outcome is None or not outcome.cut or not outcome.uniform:
-        return
-    model_type = source.config["model_type"]
-    hint = "remove channels only, or whole blocks with `depth`"
-    try:
-        config = AutoConfig.for_model(**config_after(source.config, outcome))
-        built = empty_model(config, torch.device("cpu"), torch.float32).state_dict()
-    except ValueError as error:
-        raise UnsupportedModel(f"{model_type}: {error}", hint, field="/prune/units") from error
-    for name, wanted in outcome.parameters(source.tensors).items():
-        if name in built and built[name].numel() != wanted:
-            raise UnsupportedModel(
-                f"{model_type}: transformers would build {name} with {built[name].numel():,} parameters by the config "
-                f"of the result, which holds {wanted:,}",
-                hint,
-                field="/prune/units",
-            )
+def _skeleton(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a config, its parameters on the meta device."""
+    with _refusing(config["model_type"], "config.json"):
+        built = AutoConfig.for_model(**config) if PER_LAYER in config else stock_config(config)
+        return empty_model(built, device, dtype).eval().requires_grad_(False)
 
 
-def _skeleton(
-    path: Path, tensors: Mapping[str, TensorFacts], device: torch.device, dtype: torch.dtype
-) -> PreTrainedModel:
-    """The model of the config in `path`, its parameters on the meta device, of the shapes that the files hold."""
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    config.per_layer_config = None  # the stock class builds the widest block everywhere
-    skeleton = empty_model(config, device, dtype)
-    for name, module in skeleton.named_modules():
-        facts = tensors.get(f"{name}.weight")
-        # Blocks of different widths have narrower ones.
-        if isinstance(module, torch.nn.Linear) and facts is not None and module.weight.shape != facts.shape:
-            narrowed = torch.nn.Linear(facts.shape[1], facts.shape[0], module.bias is not None, "meta", dtype)
-            skeleton.set_submodule(name, narrowed)
-    return skeleton.eval().requires_grad_(False)
+def stock_config(config: Mapping[str, Any]) -> PretrainedConfig:
+    """transformers' own config of what a `config.json` says of the model, and of nothing else."""
+    return AutoConfig.for_model(**{name: entry for name, entry in obeyed(config).items() if name not in _NOT_OURS})
 
 
 def empty_model(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config: its parameters on the meta device, what the config alone decides real."""
     with device, init_empty_weights(include_buffers=False):
+        if getattr(config, "is_heterogeneous", False):
+            return _own_class(config.model_type)._from_config(config, dtype=dtype)
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
+def _own_class(model_type: str) -> type[PreTrainedModel]:
+    """What the modelling file of a result of different widths defines: from our package, as code from a model's folder
+    is never run here."""
+    found: type[PreTrainedModel] = getattr(modeling_pruned, modeling_class({"model_type": model_type}))
+    return found
+
+
 def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in `model_dir`, in eval mode, by plain transformers: safetensors only, none of its author's code.
+    """The model in `model_dir`, in eval mode: transformers' own class, filled with the tensors that its index names.
+
+    Raises UnsupportedModel where the files lack weights of the architecture.
+    """
+    config, pieces = read_json(model_dir, "config.json"), slices_of(model_dir)
+    model = _skeleton(config, device, dtype)
+    weights = {name: read_tensor(piece).to(device, dtype) for name, piece in pieces.items()}
+    missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if missing:
+        raise UnsupportedModel(
+            f"{model_dir.name}: {len(missing)} weights of the architecture are not in its files, first {min(missing)}",
+            "use a complete checkpoint whose config.json describes its weights",
+            field="/model/id",
+        )
+    model.generation_config = _generation(model_dir, model_dir.name) or model.generation_config
+    return model.eval().requires_grad_(True)
+
+
+def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A result in `model_dir`, in eval mode, as any user would load it: by `from_pretrained`, from files of ours.
 
     Raises UnsupportedModel where the files lack weights of the architecture, which transformers would fill with
     random numbers and a warning.
     """
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    if PER_LAYER in config:
-        return _of_different_widths(model_dir, device, dtype)
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        model_dir,
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
+    config = read_json(model_dir, "config.json")
+    options = {} if PER_LAYER in config else {"trust_remote_code": False}
+    kind = _own_class(config["model_type"]) if PER_LAYER in config else AutoModelForCausalLM
+    model, loading = kind.from_pretrained(
+        model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
     )
     if missing := sorted(loading["missing_keys"]):
         raise UnsupportedModel(
             f"{model_dir.name}: {len(missing)} weights of the architecture are not in its files, first {missing[0]}",
-            "use a complete checkpoint whose config.json describes its weights",
+            "report this: what was written is not whole",
             field="/model/id",
         )
     return model.to(device).eval()
 
 
-def _of_different_widths(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """As the modelling file in the folder would build it; code from a model's folder is never run here."""
-    slices = slices_of(folder)
-    model = _skeleton(folder, {name: piece.facts for name, piece in slices.items()}, device, dtype)
-    weights = {name: read_tensor(piece).to(device, dtype) for name, piece in slices.items()}
-    model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    return model
+def _generation(folder: Path, model_id: str) -> GenerationConfig | None:
+    """What `generation_config.json` says of token ids and repetition, if there is one. Raises UnsupportedModel."""
+    with _refusing(model_id, GENERATION):
+        if find(folder, GENERATION) is None:
+            return None
+        found = read_json(folder, GENERATION)
+        for name in _GENERATION[:3]:
+            entry = found.get(name)
+            ids = entry if isinstance(entry, list) else [entry]
+            if not all(part is None or type(part) is int for part in ids):
+                raise BadFile(f"`{name}` is {shown(entry)}, not a token id")
+        return GenerationConfig(**{name: found[name] for name in _GENERATION if name in found})
+
+
+@contextmanager
+def _refusing(model_id: str, file: str) -> Iterator[None]:
+    """Whatever a library raises for a file of the model, as an UnsupportedModel that names the file."""
+    try:
+        yield
+    except (EngineError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers' Rust
+            raise
+        raise UnsupportedModel(
+            f"{model_id}: {file} cannot be used: {type(error).__name__}: {shown(error)}",
+            f"correct {file}, or copy the model again as its authors saved it",
+            field="/model/id",
+        ) from error
 
 
 def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
     """The model in `folder`, made of the dense one: of other shapes perhaps, with the same tokenizer."""
-    slices = slices_of(folder)
+    pieces = slices_of(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     source = replace(
         dense.source,
         config=config,
-        tensors={name: piece.facts for name, piece in slices.items()},
-        files={name: piece.file.name for name, piece in slices.items()},
+        tensors={name: piece.facts for name, piece in pieces.items()},
+        files={name: piece.file.name for name, piece in pieces.items()},
         path=folder,
     )
     return replace(
@@ -191,8 +220,8 @@ def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
         source=source,
         architecture=recognise(config, source.tensors),
         path=folder,
-        skeleton=_skeleton(folder, source.tensors, dense.device, dense.dtype),
-        slices=slices,
+        skeleton=_skeleton(config, dense.device, dense.dtype),
+        slices=pieces,
     )
 
 
@@ -204,6 +233,11 @@ def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
     return int(available.split()[1]) * 1024
+
+
+def in_float32(model: LoadedModel) -> LoadedModel:
+    """The same with a skeleton of its own, whose parts are filled in float32."""
+    return replace(model, dtype=torch.float32, skeleton=_skeleton(model.source.config, model.device, torch.float32))
 
 
 def tensors_of(model: LoadedModel, module: str) -> dict[str, Tensor]:
@@ -271,12 +305,12 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def slices_of(folder: Path) -> dict[str, Slice]:
-    """Where each tensor of a model's folder lies."""
-    return _slices(folder, (file.name for file in folder.glob("*.safetensors")))
-
-
-def _slices(folder: Path, files: Iterable[str]) -> dict[str, Slice]:
-    return {name: piece for file in sorted(set(files)) for name, piece in read_header(folder / file).items()}
+    """Where each tensor of a model's folder lies: in the file that the index names, if there is one."""
+    if not (folder / INDEX).exists():
+        return read_header(folder / WEIGHTS)
+    index: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    headers = {file: read_header(folder / file) for file in sorted(set(index.values()))}
+    return {name: headers[file][name] for name, file in index.items()}
 
 
 def _device(spec: CompressionSpec) -> torch.device:
@@ -290,12 +324,26 @@ def _device(spec: CompressionSpec) -> torch.device:
     return torch.device("cuda" if available and spec.compute.device != "cpu" else "cpu")
 
 
-def _tokenizer(path: Path, source: ModelSource) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(
-            f"{source.id}: its tokenizer cannot be read: {error}",
-            "put the tokenizer's files beside the weights",
-            field="/model/id",
-        ) from error
+def _tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer, read from links to the files that have been checked, and nothing else of the folder."""
+    assert source.path is not None  # downloaded
+    with TemporaryDirectory() as made, _refusing(source.id, "the tokenizer"):
+        view = Path(made)
+        for name in source.companions:
+            found = find(source.path, name)
+            if found is None:
+                raise BadFile(f"{shown(name)} is missing")
+            (view / name).parent.mkdir(exist_ok=True)
+            (view / name).symlink_to(found)
+        if (view / TOKENIZER_CONFIG).exists():
+            settings = read_json(source.path, TOKENIZER_CONFIG)
+            (view / TOKENIZER_CONFIG).unlink()
+            kept = {name: entry for name, entry in settings.items() if name not in _FILES_NAMED}
+            (view / TOKENIZER_CONFIG).write_text(json.dumps(kept), encoding="utf-8")
+        (view / "config.json").write_text(json.dumps({"model_type": source.config["model_type"]}), encoding="utf-8")
+        tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+        ids = tokenizer("A few words.")["input_ids"]
+        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+            raise BadFile("it does not make token ids of text")
+    tokenizer.name_or_path = str(source.path)
+    return tokenizer

@@ -6,11 +6,14 @@ model card and the manifest carry timings and differ from run to run.
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING
 
+from workers.engine.companions import TOKENIZER_CONFIG, companions, names_in
 from workers.engine.manifest import MANIFEST, file_entries
 from workers.engine.model_card import render as render_card
+from workers.engine.modelfiles import open_file, read_json
 from workers.engine.report import Manifest
 from workers.engine.report_page import render as render_page
 
@@ -19,33 +22,14 @@ if TYPE_CHECKING:
 
     from workers.engine.report import Report
 
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.json",
-    "chat_template.jinja",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
-)
-"""What a text model needs beside weights and config, and what its licence asks to be passed on; copied as they are."""
-
 
 def package(source_dir: Path, model_dir: Path, report: Report) -> Manifest:
     """Complete `model_dir` (weights and config are there): tokenizer, generation config, card, report, manifest.
 
     Written last, so the manifest lists every other file; the time this takes is the one it cannot tell.
     """
-    for name in COMPANIONS:
-        if (source_dir / name).is_file():
-            shutil.copyfile(source_dir / name, model_dir / name)
+    for name in companions(names_in(source_dir)):
+        _copy(source_dir, model_dir, name)
     (model_dir / "README.md").write_text(render_card(report), encoding="utf-8")
     (model_dir / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (model_dir / "report.html").write_text(render_page(report), encoding="utf-8")
@@ -54,3 +38,14 @@ def package(source_dir: Path, model_dir: Path, report: Report) -> Manifest:
     )
     (model_dir / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
+
+
+def _copy(source_dir: Path, model_dir: Path, name: str) -> None:
+    """A companion as it is, but for an `auto_map`: the code that it names is not passed on."""
+    (model_dir / name).parent.mkdir(exist_ok=True)
+    if name == TOKENIZER_CONFIG and "auto_map" in (settings := read_json(source_dir, name)):
+        del settings["auto_map"]
+        (model_dir / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return
+    with open_file(source_dir, name) as source, (model_dir / name).open("wb") as copy:
+        shutil.copyfileobj(source, copy)

@@ -142,7 +142,7 @@ class _Walk:
             return finished, None, None
         with self.clock.measure("calibrate"):
             activations = activations_of(self.model, calibration)
-            if found := self.checkpoint.latest_hidden():
+            if found := self.checkpoint.latest_hidden(finished):  # not behind a block that is missing or damaged
                 start, file = found
                 activations.embed(None)
                 return start, activations, activations.hidden(self.files.enter_context(file))

@@ -26,6 +26,7 @@ from workers.engine.registry import method_of
 from workers.engine.report import TunePoint, TuneReport
 from workers.engine.stages.evaluate import nll
 from workers.engine.stages.load import bytes_of, load_model, read_tensor, slices_of
+from workers.engine.stages.tuned import TunedTraces, tuned_traces
 from workers.engine.stages.tuning_state import TuningState, captured, restored
 from workers.engine.tuning.losses import distillation, surprise
 
@@ -57,16 +58,20 @@ def tune(
     *,
     checkpoint: Checkpoint,
     events: Events,
-) -> TuneReport:
+    window_T: Tensor,
+) -> tuple[TuneReport, TunedTraces]:
     """Train the model in `folder`, and store the state with the lowest held-out loss in it. `dense` is what it was.
 
-    Raises NumericalFailure where a loss is not finite, InvalidSpec where the pruned model does not fit the method.
+    Also returns what that state computes of a window of token ids [T]. Raises NumericalFailure where a loss is not
+    finite, InvalidSpec where the pruned model does not fit the method.
     """
     run = _Run(spec, dense, folder, text, checkpoint, events)
     if not run.state.ended:
         run.train()
+    run.take_best()
+    traces = tuned_traces(run.model, run.trainable, dense, folder, window_T)
     run.write()
-    return run.report()
+    return run.report(), traces
 
 
 class _Run:
@@ -130,10 +135,16 @@ class _Run:
                 saved = time.monotonic()
         self.teacher = None
 
-    def write(self) -> None:
-        """Store the best state in the folder's files, each tensor rounded once to the type it is stored in."""
+    def take_best(self) -> None:
+        """Go back to the state with the lowest held-out loss; the training is over."""
+        self.model.eval()
+        self.optimizer.zero_grad()
+        self.optimizer.state.clear()
         for name, parameter in self.trainable.parameters.items():
             parameter.data.copy_(self.best[name])
+
+    def write(self) -> None:
+        """Store what trained in the folder's files, each tensor rounded once to the type it is stored in."""
         for name, piece in self.slices.items():
             stored = read_tensor(piece)
             exact = stored.to(self.dense.device, torch.float32)

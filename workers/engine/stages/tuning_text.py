@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workers.engine.data import CHARACTERS_PER_TOKEN, consecutive_windows, ids_digest, load_tokens
+from workers.engine.data import consecutive_windows, ids_digest, load_tokens, wanted_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engine.report import TextReport
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.load import LoadedModel
@@ -25,6 +26,7 @@ class TuningText:
     train_NT: Tensor
     holdout_NT: Tensor
     label: str
+    read: TextReport | None = None
 
     @property
     def digest(self) -> str:
@@ -57,18 +59,19 @@ def tuning_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
     if spec.tune is None:
         return None
     params = spec.tune
-    wanted = params.holdout + params.steps * params.batch
     tokens = load_tokens(
         params,
         model.tokenizer,
         sources,
         "/tune",
-        max_characters=wanted * params.sequence_length * CHARACTERS_PER_TOKEN,
+        wanted_of(params),
+        vocabulary=model.architecture.vocabulary,
     )
     least = params.holdout + params.batch
-    count = max(least, min(wanted, len(tokens.ids_T) // params.sequence_length))
+    fit = len(tokens.ids_T) // (params.sequence_length - len(tokens.opening))
+    count = max(least, min(params.holdout + params.steps * params.batch, fit))
     windows_NT = consecutive_windows(tokens, params.sequence_length, count=count, field="/tune")
-    return TuningText(windows_NT[params.holdout :], windows_NT[: params.holdout], params.label)
+    return TuningText(windows_NT[params.holdout :], windows_NT[: params.holdout], params.label, tokens.report)
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:

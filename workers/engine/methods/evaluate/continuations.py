@@ -49,21 +49,26 @@ def evaluate(context: EvaluationContext, params: ContinuationsParams) -> list[Me
 
     Raises SequenceTooLong if a prompt and the new tokens exceed the context.
     """
+    from workers.engine.comparison import spread
+
     samples, repeated = [], []
     for prompt in params.prompts:
         written = greedy(context, prompt, params.new_tokens)
         samples.append((prompt, context.tokenizer.decode(written, skip_special_tokens=True)))
         repeated.append(repetition(written))
     several = len(repeated) > 1
+    sure = spread(repeated, range(len(repeated)))  # a prompt is a document of its own
     return [
         Measurement(
             name="continuations/repetition",
             value=statistics.fmean(repeated),
             unit="share of 4-grams",
             higher_is_better=False,
-            stderr=statistics.stdev(repeated) / len(repeated) ** 0.5 if several else None,
+            stderr=sure.stderr,
             note=f"{len(repeated)} prompts, {params.new_tokens} tokens, greedy",
             parts=repeated if several else None,
+            documents=list(range(len(repeated))) if several else None,
+            degrees_of_freedom=sure.degrees_of_freedom,
             samples=samples,
         )
     ]
@@ -71,10 +76,14 @@ def evaluate(context: EvaluationContext, params: ContinuationsParams) -> list[Me
 
 def greedy(context: EvaluationContext, prompt: str, new_tokens: int) -> list[int]:
     """The ids that the model itself finds likeliest, whatever its folder's generation settings."""
+    import torch
     from transformers import GenerationConfig
 
-    encoded = context.tokenizer(prompt, return_tensors="pt").to(context.device)
-    read = encoded["input_ids"].shape[1]
+    from workers.engine.data import opening_ids
+
+    own = context.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids_BT = torch.tensor([[*opening_ids(context.tokenizer, "auto", context.pointer), *own]], device=context.device)
+    read = ids_BT.shape[1]
     context.check_fits(read + new_tokens, "new_tokens")
     ends = context.model.generation_config.eos_token_id
     settings = GenerationConfig(
@@ -86,7 +95,8 @@ def greedy(context: EvaluationContext, prompt: str, new_tokens: int) -> list[int
         eos_token_id=ends,
         pad_token_id=ends[0] if isinstance(ends, list) else ends,
     )
-    found: list[int] = context.model.generate(**encoded, generation_config=settings)[0, read:].tolist()
+    written = context.model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), generation_config=settings)
+    found: list[int] = written[0, read:].tolist()
     return found
 
 

@@ -6,6 +6,7 @@ the Hugging Face hub (when online).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,8 @@ from workers.engine.registry import MethodParams, evaluator
 from workers.engine.stats import Measurement
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from workers.engine.stages.evaluate import EvaluationContext
 
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
@@ -34,6 +37,9 @@ class HarnessParams(MethodParams):
     num_fewshot: int | None = Field(None, ge=0, le=64, description="Examples in the prompt; null keeps the task's own.")
     limit: int | None = Field(None, ge=1, description="Most questions per task, from the start; null asks all.")
     batch_size: int = Field(8, ge=1, le=1024, description="Requests per forward pass. Moves the last digits.")
+    bos: Literal["auto", "always", "never"] = Field(
+        "auto", description="Whether prompts begin with the model's beginning-of-sequence token; as for texts."
+    )
 
 
 @evaluator(HarnessParams, paper="doi:10.5281/zenodo.5371628")
@@ -47,7 +53,8 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
 
     from workers.engine.harness_tasks import load_tasks
 
-    model = HFLM(pretrained=context.model, tokenizer=context.tokenizer, batch_size=params.batch_size)
+    tokenizer, opens = prompting(context.tokenizer, params.bos, context.pointer)
+    model = HFLM(pretrained=context.model, tokenizer=tokenizer, batch_size=params.batch_size, add_bos_token=opens)
     found = lm_eval.simple_evaluate(
         model=model,
         tasks=load_tasks(params.tasks, context.sources.data_dir / "tasks", context.pointer),
@@ -67,6 +74,19 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
     ]
 
 
+def prompting(
+    tokenizer: PreTrainedTokenizerBase, bos: Literal["auto", "always", "never"], pointer: str
+) -> tuple[PreTrainedTokenizerBase, bool]:
+    """The tokenizer, and whether the harness is to let it put its special tokens before prompts."""
+    from workers.engine.data import opening_ids
+
+    opens = bool(opening_ids(tokenizer, bos, pointer))
+    if opens and not opening_ids(tokenizer, "auto", pointer):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_bos_token = True
+    return tokenizer, opens
+
+
 def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> list[Measurement]:
     """One measurement per metric; the harness keys them `<metric>,<filter>` and `<metric>_stderr,<filter>`."""
     import lm_eval
@@ -77,6 +97,7 @@ def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> l
         if not comma or metric.endswith("_stderr"):
             continue
         stderr = scores.get(f"{metric}_stderr,{filter_name}")
+        answers = _answers(found["samples"].get(task, []), metric, filter_name, float(value))
         measurements.append(
             Measurement(
                 name=f"harness/{task}/{metric}" + ("" if filter_name == "none" else f":{filter_name}"),
@@ -85,7 +106,9 @@ def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> l
                 higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
                 stderr=stderr if isinstance(stderr, float) else None,
                 note=_note(task, found) + f"lm-eval {lm_eval.__version__}",
-                parts=_answers(found["samples"].get(task, []), metric, filter_name, float(value)),
+                parts=answers,
+                documents=list(range(len(answers))) if answers else None,  # questions stand for themselves
+                degrees_of_freedom=len(answers) - 1 if answers and len(answers) > 1 else None,
             )
         )
     return measurements

@@ -6,7 +6,6 @@ equal length, the rest dropped. N = windows, T = tokens of a window.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -26,6 +25,12 @@ class PerplexityParams(LossMethodParams):
         2048, ge=8, le=131072, description="Tokens per window; at most the model's context length."
     )
     samples: int | None = Field(None, ge=1, description="How many windows to read, from the start; null reads all.")
+    per_document: int | None = Field(
+        None,
+        ge=1,
+        description="Most windows of each document, from its start, so that no long one makes up all samples; "
+        "null takes the text as one stream.",
+    )
     batch_size: int = Field(
         1, ge=1, le=256, description="Windows per forward pass. Costs memory; moves the last digits."
     )
@@ -43,30 +48,37 @@ class PerplexityParams(LossMethodParams):
 def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measurement]:
     """`perplexity/<data label>`, >= 1.
 
-    The standard error is that of the mean over windows, carried through exp by the delta method:
-    perplexity * sd(window means) / sqrt(N). Windows of one book are not independent, so it is on the low side.
+    The standard error is that of the mean of the windows' losses, over documents where there are several
+    (`comparison.spread`), carried through exp by the delta method. Of one document it is over windows, and about this
+    text alone: windows of one book are alike.
     Raises SequenceTooLong, DatasetTooShort and what reading the data raises.
     """
+    from workers.engine.comparison import spread
     from workers.engine.data import ids_digest, loss_windows
 
     length = params.sequence_length
     context.check_fits(length, "sequence_length")
-    windows_NT = loss_windows(params, context.load_tokens, context.pointer)
-    context.data.record(
-        f"perplexity/{params.label}/{len(windows_NT)}x{length}",
-        ids_digest(windows_NT),
+    windows = loss_windows(params, context.load_tokens, context.pointer)
+    count, documents = len(windows.ids_NL), len(set(windows.documents))
+    variant = "".join(
+        f"/{name}={value}" for name in ("bos", "per_document") if (value := getattr(params, name)) not in ("auto", None)
     )
-    nll_N = context.window_nll(windows_NT, params.batch_size)
+    context.data.record(f"perplexity/{params.label}/{count}x{length}{variant}", ids_digest(windows.ids_NL))
+    nll_N = context.window_nll(windows.ids_NL, params.batch_size)
     perplexity = nll_N.mean().exp().item()
-    stderr = perplexity * nll_N.std().item() / math.sqrt(len(nll_N)) if len(nll_N) > 1 else None
+    parts = (perplexity * nll_N).tolist()
+    sure = spread(parts, windows.documents)
+    over = f"over {documents} documents" if documents > 1 else "over windows of one document: about this text alone"
     return [
         Measurement(
             name=f"perplexity/{params.label}",
             value=perplexity,
             unit="perplexity",
             higher_is_better=False,
-            stderr=stderr,
-            note=f"{len(nll_N)} windows of {length} tokens; ± standard error over windows",
-            parts=(perplexity * nll_N).tolist(),
+            stderr=sure.stderr,
+            note=f"{count} windows of {length} tokens; ± standard error {over}",
+            parts=parts,
+            documents=windows.documents,
+            degrees_of_freedom=sure.degrees_of_freedom,
         )
     ]

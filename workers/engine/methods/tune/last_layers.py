@@ -44,16 +44,16 @@ class LastLayersParams(TuneMethodParams):
             )
 
     def warnings(self, source: ModelSource) -> list[str]:
-        if self.tied_head == "joint" or not source.config.get("tie_word_embeddings"):
+        if self.tied_head == "joint" or not source.shares_head:
             return []
         return ["the output head is tied to the input embedding and is not tuned: `tied_head` says `frozen`"]
 
     def blocks_back(self, source: ModelSource, architecture: Architecture) -> int:
-        through = self.tied_head == "joint" and source.config.get("tie_word_embeddings")
+        through = self.tied_head == "joint" and source.shares_head
         return architecture.blocks if through else self.blocks
 
     def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
-        tied = bool(source.config.get("tie_word_embeddings"))
+        tied = source.shares_head
         trained = _trained(range(architecture.blocks), self, tied=tied)
         return sum(facts.parameters for name, facts in source.tensors.items() if name.startswith(trained))
 

@@ -1,0 +1,24 @@
+"""Small files that several processes may make at once."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+
+def write_once(path: Path, text: str, *, mode: int = 0o644) -> str:
+    """The text of the file, which is `text` where there was none. Of several processes one wins, none reads half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        fresh.touch(mode=mode, exist_ok=False)
+        try:
+            fresh.write_text(text)
+            path.hardlink_to(fresh)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links: the last one wins
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+    return path.read_text()

@@ -1,0 +1,111 @@
+"""A bit turned in a file of each kind between two attempts: the file is set aside, said in the events, made again, and
+the job ends in the same bytes. `make chaos` runs it.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import WANDA, Cluster, eventually
+from tests.e2e.test_life import job_digests, verify
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
+TEXT: dict[str, Any] = {"dataset": "calibration.txt", "samples": 24, "sequence_length": 256}
+PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 256, "samples": 64}
+SEARCHED: dict[str, Any] = {
+    "model": {"id": "bookworm-7m"},
+    "calibrate": TEXT,
+    "prune": {"method": "sparsegpt", "sparsity": 0.5},
+    "allocate": {"method": "search", "rounds": 1, "granularity": "block"},
+    "evaluate": [PERPLEXITY, PERPLEXITY | {"sequence_length": 128}],
+}
+TUNED: dict[str, Any] = {
+    "model": {"id": "bookworm-7m"},
+    "calibrate": TEXT,
+    "score": {"method": "taylor"},
+    "prune": {"method": "structured", "sparsity": 0.25},
+    "tune": {"method": "lora", "dataset": "calibration.txt", "steps": 6, "batch": 4, "sequence_length": 128},
+    "evaluate": SEARCHED["evaluate"],
+}
+OWL = WANDA | {"allocate": {"method": "owl"}}
+FLIPPED: list[tuple[str, dict[str, Any]]] = [
+    *((stem, SEARCHED) for stem in ("grams-00003", "fingerprint", "allocation", "outside", "block-00001")),
+    *((stem, SEARCHED) for stem in ("hidden-00003", "dense-measurements")),
+    *((stem, TUNED) for stem in ("unit-scores", "tuning")),
+]
+"""Beginning of a file's name, and a job that makes such a file."""
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    """Turn one bit."""
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def warnings(cluster: Cluster, job_id: str) -> list[str]:
+    return [
+        event["data"]["message"]
+        for event in cluster.events(job_id)
+        if event["type"] == "log" and event["data"]["level"] == "warning"
+    ]
+
+
+def digests(cluster: Cluster, job_id: str, folder: Path) -> dict[str, str]:
+    """Of the weights, downloaded and compared with the manifest."""
+    folder.mkdir()
+    verify(cluster, job_id, folder)
+    return job_digests(folder)
+
+
+def undisturbed(cluster: Cluster, spec: dict[str, Any], folder: Path) -> dict[str, str]:
+    job_id = cluster.submit(spec)
+    assert cluster.wait(job_id, 900)["status"] == "succeeded"
+    return digests(cluster, job_id, folder)
+
+
+def test_a_bit_flipped_in_each_kind_of_resume_point(cluster: Cluster, tmp_path: Path) -> None:
+    rng, found = random.Random(3), Counter[str]()
+    expected = {id(spec): undisturbed(cluster, spec, tmp_path / str(id(spec))) for spec in (SEARCHED, TUNED)}
+    for stem, spec in FLIPPED:
+        job_id = cluster.submit(spec)
+        folder = cluster.home / "work" / job_id / "checkpoint"
+        # The newest: hidden states of earlier blocks go when a further one is there.
+        kind = stem.partition("-")[0] if stem.startswith("hidden") else stem
+        eventually(lambda folder=folder, kind=kind: list(folder.glob(f"{kind}*.*.*")), 600, f"{stem} is made")
+        cluster.kill("worker0", signal.SIGKILL)
+        cluster.processes["worker0"].wait()
+        eventually(lambda: not cluster.runners(), 30, "its runner is gone")
+        (path, *_) = folder.glob(f"{kind}*.*.*")
+        flip(path, rng)
+        cluster.start("worker0")
+        job = cluster.wait(job_id, 900)
+        assert job["status"] == "succeeded", job["error"]
+        assert any(path.name in line and "set aside" in line for line in warnings(cluster, job_id)), stem
+        assert digests(cluster, job_id, tmp_path / stem) == expected[id(spec)], stem
+        found[stem] += 1
+    assert len(found) == len(FLIPPED)
+
+
+def test_a_bit_flipped_in_each_kind_of_cache_entry(cluster: Cluster, tmp_path: Path) -> None:
+    rng = random.Random(4)
+    specs = (OWL, TUNED, SEARCHED)
+    expected = [undisturbed(cluster, spec, tmp_path / f"first-{n}") for n, spec in enumerate(specs)]
+    entries = [path for path in (cluster.home / "cache").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in entries} >= {"dense-inputs", "allocator-metrics", "unit-measures"}
+    for path in entries:
+        flip(path, rng)
+    said = []
+    for n, spec in enumerate(specs):
+        job_id = cluster.submit(spec)
+        assert cluster.wait(job_id, 900)["status"] == "succeeded"
+        assert digests(cluster, job_id, tmp_path / f"again-{n}") == expected[n]
+        said += warnings(cluster, job_id)
+    # What another entry, measured again, makes needless is not looked at.
+    assert len([line for line in said if "set aside" in line]) >= 3

@@ -1,0 +1,152 @@
+"""Pairs of transactions that once waited for each other, met at their worst moment, on PostgreSQL: both get through."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, select, text
+from sqlalchemy.orm import Session
+
+from app.db import Database
+from app.errors import InvalidTransition
+from app.jobs import repository, service
+from app.jobs.models import Job, Outbox
+from app.keys.models import Tenant
+from app.sweeps import service as sweeps
+from app.sweeps.models import Sweep, SweepChild
+from workers.engine.spec import CompressionSpec
+
+SPEC = CompressionSpec.model_validate(
+    {"model": {"id": "m"}, "score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.5}}
+)
+
+
+@pytest.fixture
+def database(postgresql_server: str, migrated_postgresql: str) -> Iterator[Database]:
+    """SQLite has one writer at a time, so no two can wait for each other."""
+    engine = create_engine(postgresql_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("drop database if exists lock_order with (force)"))
+        connection.execute(text(f"create database lock_order template {migrated_postgresql}"))
+    engine.dispose()
+    database = Database(postgresql_server.replace("/postgres?", "/lock_order?"))
+    yield database
+    database.dispose()
+
+
+def jobs(database: Database, count: int) -> list[str]:
+    """Ended jobs of one sweep, swp_1, whose messages are still in the outbox."""
+    with database.write() as session:
+        session.add(Tenant(id="ten_1", name="one", created_at=1))
+        session.flush()
+        session.add(Sweep(id="swp_1", tenant_id="ten_1", name=None, parameters=[], created_at=1))
+        session.flush()
+        made = []
+        for number in range(count):
+            job = service.create(
+                session, tenant_id="ten_1", spec=SPEC, labels={}, priority=0, max_attempts=1, deadline_s=60,
+                request_id=None,
+            )  # fmt: skip
+            service.cancel(session, job)
+            session.add(SweepChild(sweep_id="swp_1", number=number, job_id=job.id, values={}))
+            made.append(job.id)
+    return sorted(made)
+
+
+def messages(database: Database) -> list[tuple[int, str]]:
+    with database.read() as session:
+        return [(row.id, row.job_id) for row in session.execute(select(Outbox.id, Outbox.job_id))]
+
+
+def remove_sweep(session: Session) -> None:
+    sweeps.remove(session, session.get_one(Sweep, "swp_1"))
+
+
+def meet(
+    database: Database, first_locks: str, first: Callable[[Session], Any], second: Callable[[Session], Any]
+) -> None:
+    """`first` holds one job's lock, `second` comes to wait, `first` goes on. Neither may be undone."""
+    errors: list[Exception] = []
+
+    def run_second() -> None:
+        try:
+            with database.write() as session:
+                second(session)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run_second)
+    with database.write() as session:
+        repository.locked(session, first_locks)
+        thread.start()
+        while not _somebody_waits(database):
+            assert not errors, errors
+            time.sleep(0.01)
+        first(session)
+    thread.join(timeout=30)
+    assert (errors, thread.is_alive()) == ([], False)
+
+
+def _somebody_waits(database: Database) -> bool:
+    with database.read() as session:
+        waiting = "select count(*) from pg_locks where not granted"
+        return bool(session.execute(text(waiting)).scalar_one())
+
+
+def test_a_deletion_and_the_relay(database: Database) -> None:
+    [job_id] = jobs(database, 1)
+    sent = messages(database)
+
+    def delete(session: Session) -> None:
+        job = repository.locked(session, job_id)
+        assert job is not None
+        service.remove(session, job)
+
+    meet(database, job_id, delete, lambda session: service.mark_sent(session, sent))
+    assert messages(database) == []
+
+
+@pytest.mark.parametrize("held", [0, 1, 2])
+def test_the_relay_and_a_sweeps_deletion(database: Database, held: int) -> None:
+    """Several jobs each: the relay has one of them and goes on to the others, in whatever order it was given them."""
+    ids = jobs(database, 3)
+    sent = sorted(messages(database), key=lambda message: message[1], reverse=True)
+
+    def note_sent(session: Session) -> None:
+        service.mark_sent(session, [message for message in sent if message[1] >= ids[held]])
+
+    meet(database, ids[held], note_sent, remove_sweep)
+    with database.read() as session:
+        assert session.scalars(select(Job.id)).all() == []
+
+
+def test_a_job_that_is_retried_meanwhile_is_not_deleted_with_its_sweep(database: Database) -> None:
+    """The deletion looks at the jobs once it has locked them."""
+    ids = jobs(database, 2)
+
+    def retry(session: Session) -> None:
+        job = repository.locked(session, ids[1])
+        assert job is not None
+        service.retry(session, job)
+
+    def remove(session: Session) -> None:
+        with pytest.raises(InvalidTransition, match="1 of the sweep's jobs"):
+            remove_sweep(session)
+
+    meet(database, ids[1], retry, remove)
+    with database.read() as session:
+        assert sorted(session.scalars(select(Job.id))) == ids
+
+
+def test_chores_over_many_rows_wait_for_nobody(database: Database) -> None:
+    [job_id] = jobs(database, 1)
+    with database.write() as session:
+        repository.locked(session, job_id)
+        with database.write() as other:
+            assert service.reap(other, backoff_s=0) == []
+            service.announce_again(other, older_than_s=0)
+            service.forget_idempotency_keys(other)

@@ -1,0 +1,71 @@
+"""A result that reaches the store damaged is not the job's: the attempt fails and is made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from app.db import Database
+from app.jobs.models import Attempt as AttemptRow
+from app.settings import Settings
+from app.storage import ArtifactStore
+from tests.workers.test_job_life import REPORT, claimed, status, submit, tenant
+from workers.engine.manifest import file_entries
+from workers.engine.report import Manifest
+from workers.supervisor import Exit, Order
+from workers.tasks import Attempt
+
+__all__ = ["tenant"]
+
+
+def cut_short(stored: Path) -> None:
+    stored.write_bytes(stored.read_bytes()[:-3])
+
+
+def turned(stored: Path) -> None:
+    content = bytearray(stored.read_bytes())
+    content[7] ^= 1
+    stored.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [None, cut_short, turned, Path.unlink])
+def test_what_is_stored_is_what_was_made_before_the_job_succeeds(
+    damage: Callable[[Path], None] | None,
+    database: Database,
+    tenant: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings(home=tmp_path)
+    job_id, store = submit(database, tenant), ArtifactStore(f"file://{tmp_path}/artifacts")
+    put_file = store.put_file
+
+    def put(key: str, path: Path) -> None:
+        put_file(key, path)
+        if damage is not None and path.name == "model.safetensors":
+            damage(tmp_path / "artifacts" / key)
+
+    monkeypatch.setattr(store, "put_file", put)
+    attempt = Attempt(settings, database, store, claimed(database))
+    folder = attempt.folder / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    (folder / "report.json").write_text(REPORT.model_dump_json())
+    made = Manifest(spec={}, provenance=REPORT.provenance, stages=[], files=file_entries(folder))
+    (folder / "manifest.json").write_text(made.model_dump_json())
+    monkeypatch.setattr(attempt, "_compress", lambda: Exit(Order.CONTINUE, 0, "package", None, False))
+    attempt.run()
+    if damage is None:
+        assert status(database, job_id) == "succeeded"
+        return
+    assert status(database, job_id) == "queued", "to be tried again"
+    with database.read() as session:
+        error = session.scalars(select(AttemptRow.error)).one()
+    found = error if isinstance(error, dict) else json.loads(error)
+    assert (found["code"], found["retryable"]) == ("damaged_upload", True)
+    assert "model.safetensors" in found["message"]
+    assert not [path for path in (tmp_path / "artifacts").rglob("files/*") if path.is_file()]

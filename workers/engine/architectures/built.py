@@ -1,0 +1,175 @@
+"""What transformers builds by a config: which tensors, of which shapes, and what it refuses. Import-light.
+
+`families.json` says it, made from transformers itself by `generate.py`, so that a dry run refuses what a worker would:
+weights that do not belong to their config, and results that no config of the family can tell.
+D = hidden size, H = query heads, K = key/value heads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from workers.engine.architectures.llama import BLOCKS, FLOATS, HEAD
+from workers.engine.errors import UnsupportedModel
+from workers.engine.modelfiles import shown
+from workers.engine.shards import TensorFacts
+
+Tensors = dict[str, tuple[int, ...]]
+
+PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layer_rope_theta")
+"""Config entries with one element per block."""
+_OBEYED_BY_NOBODY = (
+    "attn_implementation", "experts_implementation", "use_kernels", "kernel_config", "return_dict", "torchscript",
+    "output_hidden_states", "chunk_size_feed_forward", "gradient_checkpointing", "tie_last_hidden_states",
+    "trust_remote_code", "auto_map", "custom_generate", "id2label", "label2id", "problem_type", "is_encoder_decoder",
+    "is_decoder", "add_cross_attention", "pruned_heads",
+)  # fmt: skip
+"""Config entries that say how to run a model, by what code, or as what else; so do those that begin with `_`."""
+_OBEYED = {"model_type", "rope_scaling", "torch_dtype", "per_layer_config", "allow_global_per_layer_attribute_access"}
+"""Attributes of transformers' configs that entries of `config.json` are meant to set."""
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
+"""Tensors of old checkpoints that follow from the config."""
+_HINT = "check that config.json belongs to the weights, and that the copy or download is complete"
+
+
+@cache
+def table() -> Mapping[str, Any]:
+    """The content of `families.json`."""
+    found: Mapping[str, Any] = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
+    return found
+
+
+def family(model_type: str) -> Mapping[str, Any] | None:
+    """The row of a family with Llama's blocks; None for any other model type."""
+    found: Mapping[str, Any] | None = table()["families"].get(model_type)
+    return found
+
+
+def value(config: Mapping[str, Any], name: str) -> Any:
+    """An entry of a config, or what its family takes in its place."""
+    row = family(config["model_type"])
+    if row is not None:
+        for alias, real in row["aliases"].items():
+            if real == name and alias in config:
+                return config[alias]
+        if name not in config and name in row["fields"]:
+            return row["fields"][name][1]
+    return config.get(name)
+
+
+def ties_head(config: Mapping[str, Any]) -> bool:
+    """Whether the config has the output head be the embedding, unless another one is stored."""
+    return bool(value(config, "tie_word_embeddings"))
+
+
+def key_heads(config: Mapping[str, Any]) -> int:
+    found = value(config, "num_key_value_heads")
+    return config["num_attention_heads"] if found is None else int(found)
+
+
+def head_dim(config: Mapping[str, Any]) -> int:
+    """Width of a head."""
+    row = family(config["model_type"])
+    found = None if row is not None and row["head_from_hidden"] else value(config, "head_dim")
+    return int(found or config["hidden_size"] // config["num_attention_heads"])
+
+
+def obeyed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without entries that would choose code or kernels, shadow a method, or mean nothing."""
+    refused = {*_OBEYED_BY_NOBODY, *table()["attributes"]} - {
+        "model_type",
+        "rope_scaling",
+        "torch_dtype",
+        "per_layer_config",
+    }
+    refused -= {"allow_global_per_layer_attribute_access"}
+    empty = {name for name in ("quantization_config", "compression_config") if not config.get(name)}
+    return {
+        name: entry
+        for name, entry in config.items()
+        if not name.startswith("_") and name not in refused and name not in empty
+    }
+
+
+def expected(config: Mapping[str, Any]) -> Tensors:
+    """Tensor name -> shape of everything that transformers builds by a config that `check_config` has passed."""
+    row = family(config["model_type"])
+    assert row is not None  # `check_config` saw to it
+    tensors = dict(row["tensors"])
+    for switch, changes in row["switches"].items():
+        if value(config, switch) != row["fields"][switch][1]:
+            tensors |= changes
+    heads, keys, width = config["num_attention_heads"], key_heads(config), head_dim(config)
+    sizes = {
+        "hidden": config["hidden_size"],
+        "mlp": config["intermediate_size"],
+        "vocabulary": config["vocab_size"],
+        "heads": heads,
+        "key_heads": keys,
+        "query": heads * width,
+        "key": keys * width,
+        "head": width,
+    }
+    found: Tensors = {}
+    for name, axes in tensors.items():
+        if axes is None:
+            continue
+        shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in axes)
+        if name.startswith(f"{BLOCKS}.0."):
+            rest = name.removeprefix(f"{BLOCKS}.0.")
+            found |= {f"{BLOCKS}.{block}.{rest}": shape for block in range(config["num_hidden_layers"])}
+        else:
+            found[name] = shape
+    return found
+
+
+def check_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> None:
+    """Refuse weights that are not those of their config: missing, of other shapes, of no use, not floats."""
+    model_type, wanted = config["model_type"], expected(config)
+    row = family(model_type)
+    assert row is not None  # `check_config` saw to it
+    for name, shape in wanted.items():
+        facts = tensors.get(name)
+        if facts is None and name == f"{HEAD}.weight":
+            if ties_head(config):
+                continue
+            raise _misfit(
+                model_type,
+                "the weights hold no `lm_head.weight`, and config.json does not tie the head to the embedding: a base "
+                "model without its language-modelling head, or a config of another model",
+            )
+        if facts is None:
+            raise _misfit(model_type, f"the weights lack `{name}`, {list(shape)} by config.json")
+        if facts.shape != shape:
+            raise _misfit(
+                model_type, f"`{name}` should be {list(shape)} by config.json, and is {shown(list(facts.shape))}"
+            )
+        if facts.dtype not in FLOATS:
+            raise _misfit(model_type, f"`{name}` is stored as {facts.dtype}, not as {', '.join(FLOATS)}")
+    idle = re.compile("|".join([*_OLD_BUFFERS, *row["ignored"]]))
+    for name in tensors:
+        if name not in wanted and not idle.search(name):
+            raise _surplus(model_type, name)
+
+
+def _surplus(model_type: str, name: str) -> UnsupportedModel:
+    if name.partition(".")[0] in ("score", "classifier", "qa_outputs", "v_head", "value_head"):
+        return _misfit(
+            model_type,
+            f"it is a classifier or reward model: `{shown(name)}` stands where a language model has its head",
+            "use the language model that it was made of",
+        )
+    return _misfit(
+        model_type,
+        f"the weights hold `{shown(name)}`, for which transformers has no place in a model of this config",
+        "use weights of a plain model of the family: what is not known to be carried along is not pruned around",
+    )
+
+
+def _misfit(model_type: str, why: str, hint: str = _HINT) -> UnsupportedModel:
+    return UnsupportedModel(f"{model_type}: {why}", hint, field="/model/id")

@@ -1,0 +1,184 @@
+"""What is wrong with a config, of what transformers refuses or cannot compute with. Import-light."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from workers.engine.architectures.built import PER_LAYER_LISTS, expected, family, head_dim, table, value
+from workers.engine.errors import UnsupportedModel
+from workers.engine.modelfiles import infinite, shown
+
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+"""Entries that every config must have."""
+LAYER_TYPES = ("full_attention", "sliding_attention")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+_ROPE = {
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "yarn": {"factor"},
+    "longrope": {"short_factor", "long_factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
+}
+"""Kind of rotary embedding -> what it cannot do without."""
+_ABOVE_0 = ("factor", "rope_theta", "partial_rotary_factor")
+_LARGEST = 2**31
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a config that transformers would: UnsupportedModel names the entry."""
+    model_type = config["model_type"]
+    row = family(model_type)
+    if row is None:
+        raise UnsupportedModel(
+            f"{shown(model_type)}: transformers {table()['transformers']} has it made of other blocks than Llama's",
+            "use a model of a family that is listed as supported",
+            field="/model/id",
+        )
+    if (wrong := next(_wrong(config, row), None)) is not None:
+        raise UnsupportedModel(
+            f"{model_type}: config.json: {wrong}",
+            "correct config.json, or use a model as its authors saved it",
+            field="/model/id",
+        )
+
+
+def check_result(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], field: str) -> None:
+    """Refuse a result whose shapes its config cannot tell. `shapes`: tensor name -> shape. UnsupportedModel."""
+    row = family(config["model_type"])
+    assert row is not None  # of the dense model's family, or of another that is known
+    why = next((f"the result's config would be refused: {wrong}" for wrong in _wrong(config, row)), None)
+    for name, wanted in expected(config).items() if why is None else ():
+        if name in shapes and tuple(shapes[name]) != wanted:
+            why = (
+                f"transformers would build {name} as {list(wanted)} by the config of the result, which holds "
+                f"{list(shapes[name])}"
+            )
+            break
+    if why is not None:
+        raise UnsupportedModel(
+            f"{config['model_type']}: {why}",
+            'remove channels only (`"units": ["channel"]`), or whole blocks with `depth`',
+            field=field,
+        )
+
+
+def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a config, one line each; later ones take the earlier for granted."""
+    for name in (*SIZES, *row["needs"]):
+        if config.get(name) is None:
+            yield f"there is no `{name}`"
+    names = {**{name: name for name in row["fields"]}, **row["aliases"]}
+    for name, real in names.items():
+        if name in config and (kinds := row["fields"][real][0]) and _kind(config[name]) not in kinds:
+            yield f"`{name}` is {shown(json.dumps(config[name]))}, not of type {' or '.join(kinds)}"
+    if infinite(dict(config)):
+        yield "it holds a number that is not finite"
+    if not isinstance(config.get("architectures", []), list | None):
+        yield "`architectures` is not a list"
+    yield from _wrong_sizes(config, row)
+    yield from _wrong_lists(config)
+    yield from _wrong_rope(config)
+    for name in ("hidden_act", "hidden_activation"):
+        if name in row["fields"] and name in config and config[name] not in table()["activations"]:
+            yield f"`{name}` is {shown(json.dumps(config[name]))}, which transformers does not know"
+    for name in ("dtype", "torch_dtype"):
+        if config.get(name) is not None and config[name] not in DTYPES:
+            yield f"`{name}` is {shown(json.dumps(config[name]))}, not one of {', '.join(DTYPES)}"
+    for name, entry in config.items():
+        of_unit = name.endswith("dropout") or name == "initializer_range"
+        if of_unit and entry is not None and not _number(entry, lambda x: 0 <= x <= 1):
+            yield f"`{shown(name)}` is {shown(json.dumps(entry))}, not between 0 and 1"
+    for switch, changes in row["switches"].items():
+        if changes is None and value(config, switch) != row["fields"][switch][1]:
+            yield f"`{switch}` is {json.dumps(value(config, switch))}, a variant that is not supported"
+
+
+def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
+    heads, keys = config["num_attention_heads"], value(config, "num_key_value_heads")
+    sizes = {name: config[name] for name in SIZES} | {"num_key_value_heads": heads if keys is None else keys}
+    sizes["max_position_embeddings"] = value(config, "max_position_embeddings")
+    for name in ("head_dim", "sliding_window"):
+        if value(config, name) is not None:
+            sizes[name] = value(config, name)
+    for name, size in sizes.items():
+        if type(size) is not int or not 1 <= size < _LARGEST:
+            yield f"`{name}` is {shown(json.dumps(size))}, not a number from 1 to {_LARGEST - 1}"
+    if heads % sizes["num_key_value_heads"]:
+        yield f"{heads} query heads cannot share {sizes['num_key_value_heads']} key/value heads evenly"
+    if row["heads_divide_hidden"] and config["hidden_size"] % heads:
+        yield f"{heads} query heads do not divide the hidden size of {config['hidden_size']}, as they must"
+    if row["key_heads_even"] and sizes["num_key_value_heads"] % 2:
+        yield f"{sizes['num_key_value_heads']} key/value heads are an odd number, where they are split in two"
+    if head_dim(config) < 2 or head_dim(config) % 2:
+        yield f"heads of {head_dim(config)} dimensions: rotary embeddings take them in pairs"
+    pad = value(config, "pad_token_id")
+    if pad is not None and not -config["vocab_size"] <= pad < config["vocab_size"]:
+        yield f"`pad_token_id` is {pad}, beyond the vocabulary of {config['vocab_size']}"
+
+
+def _wrong_lists(config: Mapping[str, Any]) -> Iterator[str]:
+    blocks = config["num_hidden_layers"]
+    for name in PER_LAYER_LISTS:
+        entry = config.get(name)
+        if entry is None:
+            continue
+        if not isinstance(entry, list) or len(entry) != blocks:
+            yield f"`{name}` is not a list of {blocks} elements, one for each block"
+            continue
+        if name == "layer_types" and (unknown := next((x for x in entry if x not in LAYER_TYPES), None)) is not None:
+            yield f"`layer_types` names {shown(json.dumps(unknown))}; known are {', '.join(LAYER_TYPES)}"
+        if name == "mlp_layer_types" and any(x != "dense" for x in entry):
+            yield "`mlp_layer_types` names others than dense"
+        if name in ("no_rope_layers", "layer_rope_theta") and not all(_number(x, lambda x: x >= 0) for x in entry):
+            yield f"`{name}` holds others than numbers from 0"
+    if "sliding_attention" in (config.get("layer_types") or ()) and value(config, "sliding_window") is None:
+        yield "`layer_types` names sliding_attention, and there is no `sliding_window`"
+
+
+def _wrong_rope(config: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("rope_theta", "partial_rotary_factor", "rope_local_base_freq"):
+        if config.get(name) is not None and not _number(config[name], lambda x: x > 0):
+            yield f"`{name}` is {shown(json.dumps(config[name]))}, not a number above 0"
+    for name in ("rope_parameters", "rope_scaling"):
+        entry = config.get(name)
+        if entry is None:
+            continue
+        if not isinstance(entry, dict):
+            yield f"`{name}` is {shown(json.dumps(entry))}, not an object"
+            continue
+        nested = [part for part in entry.values() if isinstance(part, dict)]
+        for part in nested or [entry]:
+            yield from (f"`{name}`: {wrong}" for wrong in _wrong_rotation(part, head_dim(config)))
+
+
+def _wrong_rotation(entry: Mapping[str, Any], width: int) -> Iterator[str]:
+    kind = entry.get("rope_type", entry.get("type", "default"))
+    if kind not in table()["rope_types"]:
+        yield f"{shown(json.dumps(kind))} is no kind of rotary embedding"
+        return
+    if lacking := sorted(_ROPE.get(kind, set()) - entry.keys()):
+        yield f"{kind} needs `{lacking[0]}`"
+    for name, part in entry.items():
+        if name in ("rope_type", "type", "truncate") or part is None:
+            continue
+        if name in ("short_factor", "long_factor"):
+            if not isinstance(part, list) or not all(_number(x, lambda x: x > 0) for x in part):
+                yield f"`{name}` is not a list of numbers above 0"
+        elif type(part) is not bool and not _number(
+            part, (lambda x: x > 0) if name in _ABOVE_0 else (lambda x: x >= 0)
+        ):
+            yield f"`{shown(name)}` is {shown(json.dumps(part))}, not a number above 0"
+    partial = entry.get("partial_rotary_factor")
+    if partial is not None and (partial > 1 or int(width * partial) % 2 or int(width * partial) < 2):
+        yield f"`partial_rotary_factor` is {partial}: of {width} dimensions that is no number of pairs"
+
+
+def _number(entry: Any, allowed: Callable[[float], bool]) -> bool:
+    return type(entry) in (int, float) and math.isfinite(entry) and allowed(entry)
+
+
+def _kind(entry: Any) -> str:
+    return "null" if entry is None else type(entry).__name__

@@ -1,0 +1,98 @@
+"""From config and weight headers to an `Architecture`, or a refusal that says what the model is. Import-light."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from workers.engine.architectures.kinds import SUPPORTED, other_blocks
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FLOATS, STREAMS, Architecture
+from workers.engine.errors import UnsupportedModel
+from workers.engine.modelfiles import shown
+from workers.engine.shards import TensorFacts
+from workers.engine.stats import LinearFacts
+
+_BLOCK = re.compile(re.escape(BLOCKS) + r"\.(\d{1,6})\.(.*)", re.ASCII | re.DOTALL)
+_MOST_BLOCKS = 1024
+
+
+def recognise(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Architecture:
+    """The model's structure, or UnsupportedModel naming what is missing or too much."""
+    model_type = config["model_type"]
+    by_block: dict[int, dict[str, TensorFacts]] = {}
+    for name, facts in tensors.items():
+        if match := _BLOCK.fullmatch(name):
+            by_block.setdefault(int(match[1]), {})[match[2]] = facts
+    if not by_block:
+        raise other_blocks(config, min(tensors, default="nothing"))
+    layers = _block_layers(model_type, min(by_block), by_block[min(by_block)])  # which layout it is, before its numbers
+    _check_numbers(model_type, config, by_block)
+    for block in range(1, len(by_block)):
+        layers += _block_layers(model_type, block, by_block[block])
+    embedding = tensors.get(f"{EMBEDDING}.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise _unsupported(model_type, f"no matrix `{EMBEDDING}.weight`")
+    vocabulary, hidden_size = embedding.shape
+    context_length = config.get("max_position_embeddings")
+    if type(context_length) is not int:
+        raise _unsupported(model_type, "config.json has no `max_position_embeddings`, the length of its context")
+    return Architecture(model_type, len(by_block), tuple(layers), hidden_size, vocabulary, context_length)
+
+
+def _check_numbers(model_type: str, config: Mapping[str, Any], by_block: Mapping[int, Any]) -> None:
+    blocks, said = len(by_block), config.get("num_hidden_layers")
+    if type(said) is not int:
+        raise _unsupported(model_type, "config.json has no `num_hidden_layers`", "use a config saved by transformers")
+    if max(by_block) != blocks - 1 or said != blocks:
+        raise _unsupported(
+            model_type,
+            f"config.json says {said} blocks, the weights hold {blocks} (up to number {max(by_block)})",
+            "check that config.json belongs to the weights, and that the copy or download is complete",
+        )
+    if blocks > _MOST_BLOCKS:
+        raise _unsupported(model_type, f"{blocks} blocks are more than the {_MOST_BLOCKS} that are walked")
+
+
+def _block_layers(model_type: str, block: int, inside: Mapping[str, TensorFacts]) -> list[LinearFacts]:
+    matrices = {name.removesuffix(".weight") for name, facts in inside.items() if len(facts.shape) > 1}
+    others = sorted(matrices - set(STREAMS))
+    if missing := [name for name in STREAMS if name not in matrices]:
+        beside = f"; it has {', '.join(f'`{shown(name)}`' for name in others[:3])}" if others else ""
+        raise _unsupported(model_type, f"{_layout(others)}no `{missing[0]}` in block {block}{beside}")
+    if others:
+        raise _unsupported(
+            model_type,
+            f"{_layout(others)}block {block} also has the matrix `{shown(others[0])}`, whose use is not known",
+        )
+    layers = []
+    for name, stream in STREAMS.items():
+        facts = inside.get(f"{name}.weight")
+        if facts is None or facts.dtype not in FLOATS or len(facts.shape) != 2:
+            what = "missing" if facts is None else f"{facts.dtype} {shown(list(facts.shape))}"
+            raise _unsupported(model_type, f"`{BLOCKS}.{block}.{name}` is {what}, not a float matrix")
+        layers.append(LinearFacts(f"{BLOCKS}.{block}.{name}", block, stream, (facts.shape[0], facts.shape[1])))
+    for stream in STREAMS.values():
+        if len(widths := {layer.shape[1] for layer in layers if layer.stream == stream}) > 1:
+            raise _unsupported(model_type, f"block {block}: layers that read one {stream} differ in width: {widths}")
+    return layers
+
+
+def _layout(others: list[str]) -> str:
+    """What the matrices that Llama has not show the model to be, if anything."""
+    names = " ".join(others)
+    for pattern, what in (
+        (r"expert|router|block_sparse_moe", "it is a mixture of experts: "),
+        (r"mamba|ssm|linear_attn|conv1d|in_proj_qkvz", "it is a state-space model or a hybrid with one: "),
+        (r"kv_a_proj|q_a_proj|kv_b_proj", "its attention is latent (MLA): "),
+        (r"qkv|c_attn|query_key_value|W_pack|gate_up_proj", "its projections are fused: "),
+        (r"weight_packed|qweight|weight_scale|absmax", "its weights are quantised: "),
+        (r"lora_[AB]", "it is an adapter (LoRA): "),
+    ):
+        if re.search(pattern, names):
+            return what
+    return ""
+
+
+def _unsupported(model_type: str, why: str, hint: str = SUPPORTED) -> UnsupportedModel:
+    return UnsupportedModel(f"{shown(model_type)}: {why}", hint, field="/model/id")

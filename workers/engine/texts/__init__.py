@@ -1,0 +1,1 @@
+"""Texts as models read them: files and rows to documents, documents to token ids. Streaming, whatever their size."""

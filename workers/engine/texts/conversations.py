@@ -1,0 +1,60 @@
+"""Conversations to text, through the model's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from workers.engine.errors import InvalidSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+"""ShareGPT's names for who speaks, in the words of chat templates. Others are the same in both."""
+
+
+def is_turns(value: object) -> bool:
+    """Whether it is a conversation: `role` and `content` of each turn, or ShareGPT's `from` and `value`."""
+    turns = value if isinstance(value, list) else []
+    fields = [{*turn} if isinstance(turn, dict) else set() for turn in turns]
+    return bool(fields) and all({"role", "content"} <= known or {"from", "value"} <= known for known in fields)
+
+
+def rendered(turns: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, where: str, field: str) -> str:
+    """The conversation as the model was trained to read it, without the opening token: windows have their own.
+
+    Raises InvalidSpec at `field` where the tokenizer has no template, or its template refuses these turns.
+    """
+    if not tokenizer.chat_template:
+        raise InvalidSpec(
+            f"{where} is a conversation, and the model's tokenizer has no chat template to write it out with",
+            "use a model with a chat template, or write the conversations out as plain text in a column of their own",
+            field=field,
+        )
+    messages = [_message(turn, where, field) for turn in turns]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    except Exception as error:  # whatever the template raises: it is a program of the model's author
+        raise InvalidSpec(
+            f"{where}: the model's chat template refuses this conversation: {str(error)[:200]}",
+            "leave the row out, or change its turns to roles in an order that the model knows",
+            field=field,
+        ) from error
+    return str(text).removeprefix(tokenizer.bos_token or "")
+
+
+def _message(turn: Mapping[str, Any], where: str, field: str) -> dict[str, Any]:
+    """A turn in the words of chat templates; of several parts the texts, one after another."""
+    known = {key: value for key, value in turn.items() if value is not None}  # parquet fills missing fields with null
+    if "role" in turn:
+        role, content = known.pop("role", ""), known.pop("content", "")
+    else:
+        role, content = known.pop("from", ""), known.pop("value", "")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise InvalidSpec(
+                f"{where} has a turn of something else than text", "leave the row out, or keep its texts", field=field
+            )
+        content = "".join(part["text"] for part in content)
+    return {**known, "role": ROLES.get(role, role), "content": content}
