@@ -86,18 +86,29 @@ def _json_object_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 class Database:
     """An engine, with `read()` and `write()` sessions and `transact()`. No session is shared between threads."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, patience_s: float | None = None) -> None:
+        """`patience_s` bounds each wait, for a connection or a lock, and with half as much more each statement.
+
+        None is for work that rather waits than fails: half a minute for SQLite's lock, any time for PostgreSQL's.
+        """
+        pool_timeout_s = 30 if patience_s is None else patience_s
+        self._repeat_for_s = REPEAT_FOR_S if patience_s is None else 0.9 * patience_s  # not what waited all of it
         if make_url(url).get_backend_name() == "sqlite":
             self.engine = create_engine(
-                url, connect_args={"timeout": 30}, pool_size=pool_size, json_serializer=json_text
+                url,
+                connect_args={"timeout": pool_timeout_s},
+                pool_size=pool_size,
+                pool_timeout=pool_timeout_s,
+                json_serializer=json_text,
             )
             _sqlite(self.engine)
         else:
             self.engine = create_engine(
                 url,
                 pool_size=pool_size,
+                pool_timeout=pool_timeout_s,
                 pool_pre_ping=True,
-                connect_args={"connect_timeout": 5},
+                connect_args=_postgresql(patience_s),
                 json_serializer=json_text,
             )
         event.listen(self.engine, "before_cursor_execute", _make_readable, retval=True)
@@ -121,7 +132,7 @@ class Database:
         Where the database undoes the transaction and asks to repeat it (a deadlock, a serialisation failure, SQLite
         locked), `work` runs again: it changes nothing but the session.
         """
-        give_up_at = time.monotonic() + REPEAT_FOR_S
+        give_up_at = time.monotonic() + self._repeat_for_s
         pause_s = 0.01
         while True:
             try:
@@ -135,6 +146,14 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def _postgresql(patience_s: float | None) -> dict[str, Any]:
+    if patience_s is None:
+        return {"connect_timeout": 5}
+    lock_ms, statement_ms = int(patience_s * 1000), int(patience_s * 1500)
+    options = f"-c lock_timeout={lock_ms} -c statement_timeout={statement_ms}"
+    return {"connect_timeout": max(2, round(patience_s)), "options": options}  # libpq knows no shorter time than 2 s
 
 
 def asks_to_repeat(error: DBAPIError) -> bool:

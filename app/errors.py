@@ -4,7 +4,8 @@
     ├── Unauthenticated 401   Forbidden 403   NotFound 404   NotAcceptable 406
     ├── InvalidTransition 409   IdempotencyConflict 422   PreconditionFailed 412
     ├── ArtifactLost 410
-    ├── InvalidRequest 422   InvalidCursor 400   RangeNotSatisfiable 416
+    ├── InvalidRequest 422   InvalidCursor 400   MalformedRequest 400
+    ├── RangeNotSatisfiable 416   UnsupportedMediaType 415
     └── NotReady 503
 
 `code` is stable: clients switch on it. `detail` says what is wrong and what to do about it.
@@ -33,6 +34,14 @@ class AppError(Exception):
 
 class InvalidRequest(AppError):
     status, code, title = 422, "invalid_request", "The request is not valid"
+
+
+class MalformedRequest(AppError):
+    status, code, title = 400, "malformed_request", "The request cannot be read"
+
+
+class UnsupportedMediaType(AppError):
+    status, code, title = 415, "unsupported_media_type", "The body is not JSON"
 
 
 class InvalidCursor(AppError):

@@ -1,10 +1,12 @@
-"""The API: `uvicorn app.main:create_app --factory`. Puts the parts together and holds no logic."""
+"""The API: what `espalier api` starts, see app/cli/processes.py. Puts the parts together and holds no logic."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -14,9 +16,12 @@ from app.artifacts import endpoints as artifacts
 from app.capabilities import endpoints as capabilities
 from app.db import Database
 from app.health import endpoints as health
+from app.health.look import Look
+from app.health.readiness import readiness
 from app.http import openapi, problems
 from app.http.lifespan import PlainRefusal
 from app.http.middleware import BodyLimit, RequestContext
+from app.http.route import SLOTS
 from app.jobs import endpoints as jobs
 from app.jobs import history
 from app.jobs.status_reader import StatusReader
@@ -32,6 +37,9 @@ from app.settings import Settings, get_settings
 from app.storage import ArtifactStore
 from app.sweeps import endpoints as sweeps
 
+PATIENCE_S = 2
+"""How long a request waits for the database, which a person or a program at the other end waits for too."""
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or get_settings()
@@ -40,7 +48,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings.database_url, pool_size=20)
+        database = Database(settings.database_url, pool_size=20, patience_s=PATIENCE_S)
+        probed = Database(settings.database_url, pool_size=1, patience_s=PATIENCE_S)
         reader = StatusReader(database)
         has = Services(
             settings=settings,
@@ -50,12 +59,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             relay=Relay(database, settings),
             reader=reader,
             key_usage=KeyUsage(database),
-            metrics=metrics,
+            readiness=Look(partial(readiness, probed), name="readiness", wait_s=1, recent_s=1),
+            metrics=Look(partial(metrics_endpoints.exposition, metrics), name="metrics", wait_s=2 * PATIENCE_S),
+            slots=asyncio.Semaphore(SLOTS),
         )
         app.state.services = has
         try:
             checking = await deployment.check_at_start(database, has.store)
         except deployment.Refused:
+            probed.dispose()
             database.dispose()
             raise
         state = StateCollector(database)
@@ -71,6 +83,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         has.relay.stop()
         await has.key_usage.finish()
         await reader.stop()
+        has.readiness.close()
+        has.metrics.close()
+        probed.dispose()
         database.dispose()
 
     app = FastAPI(
@@ -78,6 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Compression of language models as a service.",
         version="1",
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would repeat the Host header, which is whatever the client says
         openapi_url=None,  # `pages` serves it, and a page of it without anybody else's files
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )

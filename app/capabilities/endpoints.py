@@ -13,9 +13,10 @@ from starlette.responses import Response
 from app.capabilities.schemas import Capabilities, capabilities
 from app.http.conditional import PRIVATE, matches
 from app.http.problems import responses
+from app.http.route import StrictRoute
 from app.keys.auth import Principal, Requires
 
-router = APIRouter(prefix="/v1/capabilities", tags=["capabilities"])
+router = APIRouter(prefix="/v1/capabilities", tags=["capabilities"], route_class=StrictRoute)
 
 
 @router.get(

@@ -17,9 +17,13 @@ GRACEFUL_S = 5
 
 def api_command(*listen: str) -> list[str]:
     """`listen` is uvicorn's: --host and --port, or --fd of a socket that listens already."""
-    command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", *listen]
-    # Requests are logged by the application, structured.
-    return [*command, "--no-access-log", "--no-server-header", "--timeout-graceful-shutdown", str(GRACEFUL_S)]
+    return [
+        *(sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", *listen),
+        # No web sockets, and nothing that a proxy may or may not have set: the bounds of `http` are on all there is.
+        *("--http", "app.http.protocol:BoundedProtocol", "--ws", "none", "--no-proxy-headers"),
+        # Requests are logged by the application, structured.
+        *("--no-access-log", "--no-server-header", "--timeout-graceful-shutdown", str(GRACEFUL_S)),
+    ]
 
 
 def worker_command(settings: Settings) -> list[str]:

@@ -6,14 +6,13 @@ from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import NotReady
-from app.http.problems import responses
-from app.jobs import repository
+from app.http.problems import described
+from app.http.route import StrictRoute
 from app.services import ServicesDep
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=StrictRoute)
 
 BROKER_LATE_S = 10
 """The relay tries every second: a message due this long cannot be delivered."""
@@ -31,27 +30,23 @@ class Ready(BaseModel):
     )
 
 
-@router.get("/livez", operation_id="health_live")
+@router.get("/livez", operation_id="health_live", responses=described(500))
 async def livez() -> Live:
     """Answers as long as the process does; asks nobody."""
     return Live(status="ok")
 
 
-@router.get("/readyz", operation_id="health_ready", responses=responses())
-def readyz(has: ServicesDep) -> Ready:
-    """Whether the database answers and has the schema this version needs."""
-    from app import migrate  # alembic takes as long to import as the web framework
-
-    try:
-        current = migrate.current(has.database)
-        if current == migrate.head():
-            with has.database.read() as session:
-                late_s = repository.outbox_oldest_s(session)
-    except SQLAlchemyError as error:
-        raise NotReady("The database cannot be reached.", code="database_unreachable") from error
-    if current != migrate.head():
+@router.get("/readyz", operation_id="health_ready", responses=described(500, 503))
+async def readyz(has: ServicesDep) -> Ready:
+    """Whether the database answers and has the schema this version needs, as of the last second."""
+    found = await has.readiness()
+    if found is None:
+        raise NotReady("The database cannot be reached.", code="database_unreachable")
+    if found.revision is None or found.revision != found.needed:
         raise NotReady(
-            f"The database is at revision {current}, this version needs {migrate.head()}: run `espalier db upgrade`.",
+            f"The database is at revision {found.revision}, this version needs {found.needed}: "
+            "run `espalier db upgrade`.",
             code="schema_mismatch",
         )
-    return Ready(status="ok", schema_revision=current, broker="ok" if late_s < BROKER_LATE_S else "unreachable")
+    broker: Literal["ok", "unreachable"] = "ok" if found.broker_late_s < BROKER_LATE_S else "unreachable"
+    return Ready(status="ok", schema_revision=found.revision, broker=broker)

@@ -9,7 +9,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http import problems
@@ -54,6 +54,8 @@ class RequestContext:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = 499  # as nginx counts them: nobody is there to be answered
         except Exception:
             log.exception("request_failed", method=scope["method"], path=scope["path"])
             if status:  # too late for another answer: cut it off, so that nobody takes it for whole
@@ -80,8 +82,7 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             return await self.app(scope, receive, send)
         announced = Headers(scope=scope).get("content-length", "")
-        read = int(announced) if announced.isdecimal() else 0
-        too_large = read > self.max_bytes
+        too_large = announced.isdecimal() and (len(announced) > 18 or int(announced) > self.max_bytes)
         read = 0
 
         async def limited() -> Message:

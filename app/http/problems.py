@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.errors import AppError, NotReady
 from app.http.suggest import did_you_mean, field_names, homes
@@ -28,6 +29,8 @@ from workers.engine.registry import STAGES, methods, untagged
 from workers.engine.spec import CompressionSpec
 
 MEDIA_TYPE = "application/problem+json"
+MOST_ERRORS = 100
+"""Entries of `errors`; there may be as many mistakes as a body has fields."""
 log = structlog.get_logger(__name__)
 
 
@@ -41,7 +44,7 @@ class FieldProblem(BaseModel):
     code: str = Field(examples=["greater_than_equal"])
     detail: str = Field(examples=["Input should be greater than or equal to 0"])
     allowed: list[str] | None = Field(None, description="The valid values, where there are few.")
-    children: list[int] | None = Field(None, description="Of a sweep: the children that it is wrong in.")
+    children: list[int] | None = Field(None, description="Of a sweep: the children that it is wrong in, the first few.")
 
 
 class Problem(BaseModel):
@@ -54,20 +57,29 @@ class Problem(BaseModel):
     instance: str = Field(description="Path of the request.")
     code: str = Field(description="Stable: what clients switch on.", examples=["invalid_request"])
     request_id: str = Field(description="Names the request in the service's log.")
-    errors: list[FieldProblem] | None = None
+    errors: list[FieldProblem] | None = Field(None, max_length=MOST_ERRORS)
+    more_errors: int | None = Field(None, description="Mistakes that were found and are not in `errors`.")
+    children_not_checked: int | None = Field(
+        None, description="Of a sweep: children that were not looked at, because enough was wrong with the others."
+    )
     allowed: list[str] | None = Field(None, description="What would have been valid instead.")
     current: str | None = Field(None, description="The state that forbids the request.")
     retryable: bool | None = Field(None, description="Whether the same request may succeed later.")
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a route: these problems, and those that every route may answer."""
+    """The `responses=` of a route that wants a key: these problems, and those that any such route may answer."""
+    return described(*statuses, 401, 403, 500, 503)
+
+
+def described(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These problems, as OpenAPI has them."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in sorted({*statuses, 401, 403, 500, 503})
+        for status in sorted(set(statuses))
     }
 
 
@@ -95,7 +107,7 @@ def problem(
         "title": title,
         "status": status,
         "detail": detail,
-        "instance": request.url.path,
+        "instance": request.scope["path"],  # `request.url` is made with the Host header, which may be anything
         "code": code,
         "request_id": request.state.request_id,
         **{k: v for k, v in extra.items() if v is not None},
@@ -142,7 +154,6 @@ async def _unavailable(request: Request, error: Exception) -> Response:
 
 
 HTTP_ERRORS = {
-    400: ("malformed_body", "The body cannot be parsed: send UTF-8 JSON."),
     404: ("not_found", "There is nothing at this path; /docs lists the paths."),
     405: ("method_not_allowed", "This path does not take this method; `Allow` lists the ones it takes."),
     413: ("body_too_large", "The body is larger than this service accepts (ESPALIER_MAX_BODY_BYTES)."),
@@ -157,39 +168,30 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     title = HTTPStatus(status).phrase
     headers = dict(error.headers or {})
     if status == 405:  # the framework names the methods of one route only
-        headers["Allow"] = ", ".join(method.upper() for method in _operations(request))
+        headers["Allow"] = ", ".join(_allowed(request))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
     return problem(request, status=status, code=code, title=title, detail=detail, headers=headers)
 
 
-def _operations(request: Request) -> list[str]:
-    """The methods of all routes with the path of the one that matched."""
-    app, route = request.app, request.scope["route"]
-    return sorted(app.openapi()["paths"].get(route.path, route.methods))  # pages are not in the document
+def _allowed(request: Request) -> list[str]:
+    """The methods that some route takes at this path."""
+    app: FastAPI = request.app
+    taken = [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in app.router.routes)
+    ]
+    return sorted([*taken, "OPTIONS"])
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    if found[0]["type"] == "json_invalid":
-        return problem(
-            request,
-            status=400,
-            code="malformed_json",
-            title="The body is not JSON",
-            detail=f"{found[0]['ctx']['error']} at character {found[0]['loc'][1]}.",
-        )
-    if tuple(found[0]["loc"]) == ("body",) and isinstance(error.body, bytes):
-        return problem(
-            request,
-            status=415,
-            code="unsupported_media_type",
-            title="The body is not JSON",
-            detail="Send the body with `Content-Type: application/json`.",
-        )
     model = _body_model(request)
-    errors = [field_problem(e, model) for e in found]
+    errors = [field_problem(e, model) for e in found[:MOST_ERRORS]]
     first = errors[0]
-    more = f" ({len(errors) - 1} more in `errors`.)" if len(errors) > 1 else ""
+    more = f" ({len(found) - 1} more in `errors`.)" if len(found) > 1 else ""
     return problem(
         request,
         status=422,
@@ -197,6 +199,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
         title="The request is not valid",
         detail=f"{first['pointer'] or 'body'}: {first['detail']}.{more}",
         errors=errors,
+        more_errors=max(len(found) - MOST_ERRORS, 0) or None,
     )
 
 
@@ -273,4 +276,9 @@ def _pointer(loc: Sequence[str | int]) -> str:
         path.pop()
     if path and path[0] == "spec":
         path[1:] = untagged(path[1:])
+    return json_pointer(path)
+
+
+def json_pointer(path: Sequence[str | int]) -> str:
+    """RFC 6901."""
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
@@ -17,6 +18,8 @@ from app.errors import AppError, InvalidRequest, NotFound
 from app.http.conditional import PRIVATE
 from app.http.negotiation import negotiate
 from app.http.problems import field_error, responses
+from app.http.queries import WholeNumber
+from app.http.route import StrictRoute
 from app.jobs import repository
 from app.jobs.models import TERMINAL, Attempt, Event
 from app.jobs.schemas import AttemptList, EventPage
@@ -24,7 +27,7 @@ from app.jobs.views import iso
 from app.keys.auth import JobSeen, RequiresJob, look_at_job
 from app.services import Services, ServicesDep
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=StrictRoute)
 
 JobReader = Annotated[JobSeen, Depends(RequiresJob("jobs:read"))]
 
@@ -50,8 +53,8 @@ async def events(
     request: Request,
     seen: JobReader,
     has: ServicesDep,
-    after: Annotated[int, Query(ge=0, le=SEQ_MAX, description="Only events with a larger seq.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=EVENTS_AT_ONCE, description="Most events of one page.")] = 100,
+    after: Annotated[WholeNumber, Query(ge=0, le=SEQ_MAX, description="Only events with a larger seq.")] = 0,
+    limit: Annotated[WholeNumber, Query(ge=1, le=EVENTS_AT_ONCE, description="Most events of one page.")] = 100,
     accept: Annotated[str | None, Header()] = None,
     last_event_id: Annotated[str | None, Header(description="As `after`; what a browser's EventSource sends.")] = None,
 ) -> Response:
@@ -91,10 +94,13 @@ def attempts(seen: JobReader, has: ServicesDep) -> Response:
 def logs(
     seen: JobReader,
     has: ServicesDep,
-    attempt: Annotated[int | None, Query(ge=1, le=SEQ_MAX, description="Default: the latest.")] = None,
-    tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only that many lines, the last ones.")] = None,
+    attempt: Annotated[WholeNumber | None, Query(ge=1, le=SEQ_MAX, description="Default: the latest.")] = None,
+    tail: Annotated[
+        WholeNumber | None, Query(ge=1, le=100_000, description="Only that many lines, the last ones.")
+    ] = None,
     after: Annotated[
-        int, Query(ge=0, le=2**63 - 1, description="Only what comes behind that many bytes; not together with `tail`.")
+        WholeNumber,
+        Query(ge=0, le=2**63 - 1, description="Only what comes behind that many bytes; not together with `tail`."),
     ] = 0,
 ) -> Response:
     """What an attempt's process wrote: while it runs, and also after it failed. It grows every few seconds."""
@@ -168,7 +174,7 @@ def _attempt(attempt: Attempt) -> dict[str, object]:
 
 
 def _seq(last_event_id: str) -> int:
-    if last_event_id.isdecimal() and last_event_id.isascii() and int(last_event_id) <= SEQ_MAX:
+    if re.fullmatch(r"[0-9]{1,10}", last_event_id) and int(last_event_id) <= SEQ_MAX:
         return int(last_event_id)
     detail = "send back the `id` of the last event you have"
     raise InvalidRequest(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, Field
 
 from app.errors import InvalidRequest
 from app.http.problems import field_error
+from app.http.queries import Instant, WholeNumber, milliseconds
 from app.ids import is_id
 from app.jobs.models import STATUSES
 from app.jobs.repository import Filters
@@ -26,7 +26,7 @@ def _possible(job_id: str) -> str:
 
 
 JobId = Annotated[str, Path(examples=[JOB_ID]), AfterValidator(_possible)]
-Limit = Annotated[int, Query(ge=1, le=200, description="Most entries of one page.")]
+Limit = Annotated[WholeNumber, Query(ge=1, le=200, description="Most entries of one page.")]
 Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9._/-]{1,40}:[^\x00-\x1f\x7f]{0,200}$")]
 
@@ -42,10 +42,10 @@ def filters(
     model: Annotated[str | None, Query(pattern=NAME_OR_HUB_ID, description="The spec's `model.id`.")] = None,
     verdict: Annotated[Verdict | None, Query(description="Of the spec's gates.")] = None,
     created_after: Annotated[
-        AwareDatetime | None,
+        Instant | None,
         Query(description="Exclusive. ISO 8601 with its offset.", examples=["2026-11-22T00:00:00Z"]),
     ] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Exclusive. ISO 8601 with its offset.")] = None,
+    created_before: Annotated[Instant | None, Query(description="Exclusive. ISO 8601 with its offset.")] = None,
 ) -> Filters:
     """Dependency: the list's filters."""
     return Filters(
@@ -53,8 +53,8 @@ def filters(
         labels=tuple(sorted((key, value) for key, _, value in (text.partition(":") for text in label or ()))),
         model_id=model,
         verdict=verdict,
-        created_after=_milliseconds(created_after),
-        created_before=_milliseconds(created_before),
+        created_after=milliseconds(created_after),
+        created_before=milliseconds(created_before),
     )
 
 
@@ -66,7 +66,3 @@ def _statuses(text: str | None) -> tuple[str, ...]:
         detail = f"choose among {', '.join(STATUSES)}, with commas between"
         raise InvalidRequest(f"?status: {detail}.", errors=[field_error("?status", "unknown_status", detail, STATUSES)])
     return tuple(sorted(wanted))
-
-
-def _milliseconds(at: datetime | None) -> int | None:
-    return None if at is None else int(at.timestamp() * 1000)

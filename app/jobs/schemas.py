@@ -21,7 +21,7 @@ SPEC_EXAMPLE = CompressionSpec.model_config["json_schema_extra"]["examples"][0] 
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Scheduling(Request):
@@ -69,6 +69,8 @@ class Read(BaseModel):
 
 class Progress(Read):
     """How far the present stage is."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)  # `loss` is there while tuning
 
     stage: str
     done: int

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.db import Database
 from app.errors import NotReady
@@ -24,6 +24,8 @@ from app.jobs.views import JobView
 from app.keys.repository import KeyView
 
 log = structlog.get_logger(__name__)
+LONGEST_LOOK_S = 4
+"""More than the database's own bounds on waiting."""
 BATCH = 64
 """Most questions of one query. It joins keys with jobs, so its answer grows with the product of the two."""
 
@@ -62,7 +64,11 @@ class StatusReader:
         """The key of that hash and, if it is the key's tenant's, the job. Raises NotReady without a database."""
         answer: asyncio.Future[Seen] = self._loop.create_future()
         self._questions.put(Question(key_hash, job_id, answer))
-        return await answer
+        try:
+            async with asyncio.timeout(LONGEST_LOOK_S):
+                return await answer
+        except TimeoutError:  # a database that is frozen does not even refuse
+            raise _no_answer() from None
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -70,9 +76,8 @@ class StatusReader:
                 answers: list[Seen] | NotReady = self._answer(batch)
             except SQLAlchemyError as error:
                 log.error("status_reader_failed", error=repr(error))
-                answers = NotReady(
-                    "The database does not answer; try again shortly.", retryable=True, headers={"Retry-After": "5"}
-                )
+                batch += self._waiting()  # they have waited for this one, and would wait as long again
+                answers = _no_answer()
             self._loop.call_soon_threadsafe(_deliver, batch, answers)
         self._disconnect()
 
@@ -90,13 +95,24 @@ class StatusReader:
                 return batch
         return None
 
+    def _waiting(self) -> list[Question]:
+        """All that have come since the last batch."""
+        waiting: list[Question] = []
+        while not self._questions.empty():
+            question = self._questions.get()
+            if question is None:
+                self._questions.put(None)
+                break
+            waiting.append(question)
+        return waiting
+
     def _answer(self, batch: Sequence[Question]) -> list[Seen]:
         fresh = self._connection is None
         try:
             return self._query(batch)
-        except SQLAlchemyError:
+        except SQLAlchemyError as error:
             self._disconnect()
-            if fresh:
+            if fresh or not (isinstance(error, DBAPIError) and error.connection_invalidated):
                 raise
             return self._query(batch)  # the connection was old: the database may have restarted
 
@@ -116,6 +132,10 @@ class StatusReader:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _no_answer() -> NotReady:
+    return NotReady("The database does not answer; try again shortly.", retryable=True, headers={"Retry-After": "5"})
 
 
 def _seen(

@@ -50,7 +50,10 @@ class Requires(_ApiKey):
     """Dependency: the principal. Its key must have the scope; any key will do where that is None."""
 
     async def __call__(self, request: Request) -> Principal:
-        return _admitted(request, await look(request), self.scope)
+        # Asked before the body is read, and again as a dependency.
+        if not hasattr(request.state, "seen"):
+            request.state.seen = await look(request)
+        return _admitted(request, request.state.seen, self.scope)
 
 
 class RequiresJob(_ApiKey):

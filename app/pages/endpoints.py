@@ -16,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from app.errors import NotFound
+from app.http.route import StrictRoute
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=StrictRoute)
 
 FILES = {
     "swagger-ui.css": "text/css",

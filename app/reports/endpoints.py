@@ -13,13 +13,14 @@ from app.artifacts.endpoints import lost
 from app.errors import InvalidTransition, NotFound
 from app.http.negotiation import negotiate
 from app.http.problems import responses
+from app.http.route import StrictRoute
 from app.jobs import repository
 from app.jobs.models import ACTIVE
 from app.keys.auth import JobSeen, RequiresJob
 from app.services import ServicesDep
 from workers.engine.report import Report
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/report", tags=["reports"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/report", tags=["reports"], route_class=StrictRoute)
 
 PAGE = "report.html"
 HEADERS = {

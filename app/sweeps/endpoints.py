@@ -18,6 +18,8 @@ from app.http.conditional import PRIVATE, matches
 from app.http.negotiation import negotiate
 from app.http.pagination import decode_cursor, encode_cursor
 from app.http.problems import responses
+from app.http.queries import Flag
+from app.http.route import StrictRoute
 from app.ids import is_id
 from app.jobs import idempotency, preflight, removals
 from app.jobs.endpoints import Canceller, Reader, Writer
@@ -41,7 +43,7 @@ from app.sweeps.schemas import (
     SweepSubmit,
 )
 
-router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
+router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], route_class=StrictRoute)
 
 POLL_AFTER_S = 2
 
@@ -67,7 +69,7 @@ def create(
     submit: SweepSubmit,
     principal: Writer,
     has: ServicesDep,
-    dry_run: Annotated[bool, Query(description="Answer with what the children would do, and make none.")] = False,
+    dry_run: Annotated[Flag, Query(description="Answer with what the children would do, and make none.")] = False,
     idempotency_key: Annotated[
         str | None, Header(description="Any unique text: a repetition with the same key gets the same sweep.")
     ] = None,
@@ -126,7 +128,7 @@ def list_sweeps(
     headers = dict(PRIVATE)
     if next_cursor is not None:
         kept = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
-        headers["Link"] = f'<{request.url.path}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'
+        headers["Link"] = f'<{request.scope["path"]}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'
     answer = {"data": data, "next_cursor": next_cursor, "has_more": has_more}
     return Response(orjson.dumps(answer), headers=headers, media_type="application/json")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,11 +12,13 @@ import orjson
 from pydantic import ValidationError
 
 from app.errors import InvalidRequest
-from app.http.problems import field_error, field_problem
+from app.http.problems import MOST_ERRORS, field_error, field_problem
 from app.sweeps.schemas import MAX_CHILDREN, SWEEP_LABEL, SweepSubmit
 from workers.engine.spec import CompressionSpec
 
 T = TypeVar("T")
+MOST_CHILDREN = 10
+"""So many that are wrong are enough to say what is."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,6 @@ def children(submit: SweepSubmit) -> list[Child]:
     where = "/grid" if submit.list_ is None else "/list"
     specs = checked(range(len(changes)), lambda number: _spec(submit.spec, changes[number]))
     found = [Child(number, values, spec) for number, (values, spec) in enumerate(zip(changes, specs, strict=True))]
-    _check_storable(found, where)
     _check_distinct(found, where)
     _check_stop(submit, found)
     if SWEEP_LABEL in submit.labels:
@@ -47,26 +48,41 @@ def parameters(found: Sequence[Child]) -> list[str]:
     return list(dict.fromkeys(pointer for child in found for pointer in child.values))
 
 
-def checked(numbers: Iterable[int], make: Callable[[int], T]) -> list[T]:
-    """What `make` gives for each child. Their refusals become one, in which each mistake names its children."""
+def checked(numbers: Sequence[int], make: Callable[[int], T]) -> list[T]:
+    """What `make` gives for each child. Their refusals become one, in which each mistake names its children.
+
+    Stops once MOST_CHILDREN are wrong, or MOST_ERRORS mistakes are found.
+    """
     made: list[T] = []
     errors: dict[bytes, dict[str, Any]] = {}
+    wrong, looked_at, more_errors = 0, 0, 0
     codes = set()
     for number in numbers:
+        looked_at += 1
         try:
             made.append(make(number))
         except InvalidRequest as refusal:
+            wrong += 1
             codes.add(refusal.code)
+            more_errors += refusal.extra.get("more_errors") or 0
             for error in refusal.extra["errors"]:
                 errors.setdefault(orjson.dumps(error), {**error, "children": []})["children"].append(number)
+            if wrong == MOST_CHILDREN or len(errors) >= MOST_ERRORS:
+                break
     if errors:
-        first, *more = errors.values()
+        found = list(errors.values())
+        more_errors += max(len(found) - MOST_ERRORS, 0)
+        not_checked = len(numbers) - looked_at
+        first, more = found[0], len(found) - 1 + more_errors
         which = ", ".join(map(str, first["children"][:5])) + ("…" if len(first["children"]) > 5 else "")
         raise InvalidRequest(
             f"child {which}: {first['pointer']}: {first['detail']}."
-            + (f" ({len(more)} more in `errors`.)" if more else ""),
+            + (f" ({more} more in `errors`.)" if more else "")
+            + (f" {not_checked} more children were not looked at." if not_checked else ""),
             code=codes.pop() if len(codes) == 1 else None,
-            errors=[first, *more],
+            errors=found[:MOST_ERRORS],
+            more_errors=more_errors or None,
+            children_not_checked=not_checked or None,
         )
     return made
 
@@ -90,8 +106,10 @@ def _spec(base: dict[str, Any], changes: dict[str, Any]) -> CompressionSpec:
     try:
         return CompressionSpec.model_validate(spec)
     except ValidationError as error:
-        found = [field_problem({**e, "loc": ("body", "spec", *e["loc"])}) for e in error.errors(include_url=False)]
-        raise InvalidRequest(found[0]["detail"], errors=found) from None
+        mistakes = error.errors(include_url=False)
+        found = [field_problem({**e, "loc": ("body", "spec", *e["loc"])}) for e in mistakes[:MOST_ERRORS]]
+        more = max(len(mistakes) - MOST_ERRORS, 0) or None
+        raise InvalidRequest(found[0]["detail"], errors=found, more_errors=more) from None
 
 
 def _with(node: Any, path: Sequence[str], value: Any) -> Any:
@@ -106,16 +124,6 @@ def _with(node: Any, path: Sequence[str], value: Any) -> Any:
         return [_with(item, rest, value) if index == int(head) else item for index, item in enumerate(node)]
     known = node if isinstance(node, dict) else {}
     return {**known, head: _with(known.get(head), rest, value)}
-
-
-def _check_storable(found: Sequence[Child], where: str) -> None:
-    for child in found:
-        try:
-            orjson.dumps(child.values)
-        except TypeError:  # some numbers and texts are JSON to Python and to nobody else
-            detail = "the values must be JSON with integers of at most 64 bits"
-            error = {**field_error(where, "unstorable_value", detail), "children": [child.number]}
-            raise InvalidRequest(f"child {child.number}: {detail}.", errors=[error]) from None
 
 
 def _check_distinct(found: Sequence[Child], where: str) -> None:

@@ -20,11 +20,13 @@ from starlette.testclient import TestClient
 
 from app.db import Database
 from app.failure import Failure
+from app.http.protocol import BoundedProtocol
 from app.jobs import service
 from app.keys import service as keys
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
+from tests.app.conformity import conforming
 from workers.engine.report import FileEntry, GateResult, Report, Verdict
 
 ROOT = Path(__file__).parent.parent.parent
@@ -191,6 +193,7 @@ def api(app: FastAPI) -> Iterator[Api]:
     with TestClient(app) as client:
         text, key_id, tenant_id = make_key(app.state.services, "ours")
         client.headers["Authorization"] = f"Bearer {text}"
+        client.event_hooks["response"].append(conforming(app))
         yield Api(client, app.state.services, text, key_id, tenant_id)
 
 
@@ -204,7 +207,8 @@ def foreign(api: Api) -> httpx2.Headers:
 def server(app: FastAPI) -> Iterator[httpx2.Client]:
     """The same app behind a real socket: for streams, waits and requests at once."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+    config = uvicorn.Config(app, http=BoundedProtocol, ws="none", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     eventually(lambda: server.started)
@@ -214,6 +218,7 @@ def server(app: FastAPI) -> Iterator[httpx2.Client]:
         headers={"Authorization": f"Bearer {text}"},
         timeout=30,
         trust_env=False,
+        event_hooks={"response": [conforming(app)]},
     ) as client:
         yield client
     server.should_exit = True

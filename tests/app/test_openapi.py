@@ -12,7 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from app.jobs.schemas import JobRead, JobSubmit, LabelsPatch
 from app.main import create_app
@@ -74,6 +78,7 @@ def test_every_operation_says_what_it_does_and_how_it_fails(document: dict[str, 
         }
         wrong = {status for status in operation["responses"] if status >= "400"} - problems
         assert not wrong, (method, path, wrong)
+        assert "422" in problems, f"{path} is no StrictRoute"
         if path.startswith("/v1"):
             assert operation["security"] == [{"ApiKey": []}]
             assert problems >= {"401", "403", "500", "503"}, (method, path)
@@ -135,7 +140,13 @@ def test_no_generated_request_breaks_the_service(server: httpx2.Client, app: Fas
             response = case.call(base_url=str(server.base_url))
             seen.add(response.status_code)
             case.validate_response(
-                response, checks=[not_a_server_error, status_code_conformance, content_type_conformance]
+                response,
+                checks=[
+                    not_a_server_error,
+                    status_code_conformance,
+                    content_type_conformance,
+                    response_schema_conformance,
+                ],
             )
 
         check()

@@ -18,9 +18,9 @@ COLUMN = r"^[^\x00-\x1f\x7f]{1,96}$"
 
 
 class SpecModel(BaseModel):
-    """Frozen, refuses unknown fields and non-finite numbers."""
+    """Frozen, refuses unknown fields, non-finite numbers, and values of another JSON type than the field's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataRef(SpecModel):

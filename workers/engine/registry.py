@@ -72,7 +72,7 @@ class Stat(Flag):
 class MethodParams(BaseModel):
     """Base of every method's parameters. Subclasses add `method: Literal["<file name>"]` and bounded fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     method: str
 

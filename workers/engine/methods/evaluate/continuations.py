@@ -30,6 +30,7 @@ class ContinuationsParams(MethodParams):
         "continuations", description="Greedy continuations of both models in the report, and how much they repeat."
     )
     prompts: tuple[Annotated[str, Field(min_length=1, max_length=4000)], ...] = Field(
+        strict=False,  # JSON has lists
         min_length=1,
         max_length=16,
         description="Texts to go on from, given to the models as they are, without a chat template.",

@@ -38,6 +38,7 @@ class StructuredParams(UnitPruneParams):
     )
     units: tuple[Literal["head", "channel"], ...] = Field(
         ("head", "channel"),
+        strict=False,  # JSON has lists
         min_length=1,
         max_length=2,
         description="What may go: key/value heads with the query heads that share them, MLP channels, or both.",
