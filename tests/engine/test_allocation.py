@@ -187,7 +187,7 @@ def test_a_perplexity_ratio_is_kept_and_one_step_more_breaks_it(examples: Source
         evaluate=[{"method": "size"}, PERPLEXITY],
     )
     done = walk(spec, examples, tmp_path)
-    target, reached = done.allocation.target, done.allocation.trial_ratio
+    target, reached = done.allocation.target, done.allocation.predicted
     assert reached is not None
     assert reached <= 1.15
     assert 0.2 < target < 0.9
@@ -223,8 +223,8 @@ def test_nothing_goes_where_nothing_may(tiny: Path, sources: Sources, tmp_path: 
         evaluate=[PERPLEXITY | {"sequence_length": 32}],
     )
     done = walk(spec, sources, tmp_path)
-    assert done.allocation.trial_ratio is not None
-    assert done.allocation.trial_ratio <= 1.0000001
+    assert done.allocation.predicted is not None
+    assert done.allocation.predicted <= 1.0000001
 
 
 class Read(AssertionError):

@@ -7,6 +7,7 @@
     grams-00003.safetensors     second moments of a dense block's inputs, where trial prunings need them
     tuning.safetensors          how far the training is: what trains, the optimiser's moments, the best state
     <name>.json                 results of whole stages
+    try-2/                      the same of a further try, where the first result broke what the spec bounds
 
 Every file appears whole or not at all (temporary name, fsync, rename), and its content is decided by the fingerprint
 alone. So two processes may share the folder (a worker thought dead, and its successor): whatever one of them writes is
@@ -56,6 +57,16 @@ class Checkpoint:
                 f"the resume points in {self.directory.name} were made with another {', '.join(names)}",
                 "run with an empty checkpoint directory to start over, or put back what changed",
             )
+
+    def of_try(self, number: int) -> Checkpoint:
+        """The resume points of a further try, in a folder of their own: what a former one wrote stays apart."""
+        return Checkpoint(self.directory / f"try-{number}")
+
+    def forget_result(self) -> None:
+        """Remove what one try alone needed: its allocation, blocks, their inputs, and its training."""
+        for pattern in ("allocation.json", "outside.safetensors", "block-*", "hidden-*", _TUNING):
+            for path in self.directory.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def save_json(self, name: str, value: Any) -> None:
         """Keep the JSON-serialisable result of a whole stage."""

@@ -6,6 +6,7 @@
     │   ├── DatasetNotFound  DatasetTooShort  DegenerateCalibration  SequenceTooLong
     │   └── MemoryBudgetTooSmall  CheckpointMismatch
     ├── NumericalFailure        inf or NaN where a number belongs
+    ├── PromiseBroken           the result exceeds what the spec bounds it by
     ├── OutOfMemory             of the device or of the host
     ├── DiskFull
     └── HubUnavailable          the model hub did not answer; worth another try
@@ -91,6 +92,13 @@ class CheckpointMismatch(BadRequest):
 class NumericalFailure(EngineError):
     code = "numerical_failure"
     exit_code = 65
+
+
+class PromiseBroken(EngineError):
+    """What was counted or measured of the result is not within what the spec bounds it by."""
+
+    code = "promise_broken"
+    exit_code = 71
 
 
 class DeviceOutOfMemory(EngineError):

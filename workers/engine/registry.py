@@ -89,6 +89,16 @@ class MethodParams(BaseModel):
         """What of its method's `needs` these parameters do without."""
         return Stat.NONE
 
+    @property
+    def most_of_units(self) -> float:
+        """Allocators: the largest fraction of a block's heads, and of its channels, that may go."""
+        return 1.0
+
+    @property
+    def least_sparsity(self) -> float:
+        """Allocators: no layer loses a smaller fraction, unless the target itself is smaller."""
+        return 0.0
+
 
 class UnitScoreParams(MethodParams):
     """Base of the parameters of scores of whole units."""

@@ -64,6 +64,10 @@ class AlphaPruningParams(MethodParams):
     matrix_spread: float = Field(0.1, ge=0, lt=1, description="`mixed` only: the spread within a block.")
     min_sparsity: float = Field(0.0, ge=0, lt=1, description="No layer gets less than this, or than the target.")
 
+    @property
+    def least_sparsity(self) -> float:
+        return self.min_sparsity
+
 
 def measure(block: DenseBlock, params: AlphaPruningParams) -> Mapping[str, float]:
     """Alpha of each layer, in (1, 100]; small where the tail is heavy, a sign of a well-trained layer."""
