@@ -38,7 +38,7 @@ def _of_open_blocks(
     if not target:
         return {layer.name: 0.0 for layer in facts.layers}
     share = target * parameters(facts.layers) / max(1, parameters(layers))
-    if share >= 1:
+    if not layers or share >= 1:
         raise InvalidSpec(
             f"{len({layer.block for layer in layers})} blocks are not protected: too few to lose {target:.0%} of all "
             "parameters",
