@@ -112,9 +112,7 @@ def test_what_a_block_has_not_goes_from_the_others() -> None:
     )
     asked = {0: 12 / 14, 1: 1 / 14, 2: 0.0, 3: 0.0}
     kept = kept_units(layers, found, {layer.name: asked[layer.block] for layer in layers}, spec.prune, spec.allocate)  # type: ignore[arg-type]
-    gone = {
-        block: 2 * (2 - kept[block, "head"]) + 10 - kept[block, "channel"] for block in range(4)
-    }
+    gone = {block: 2 * (2 - kept[block, "head"]) + 10 - kept[block, "channel"] for block in range(4)}
     assert gone == {0: 7, 1: 3, 2: 3, 3: 0}
     assert (kept[0, "head"], kept[0, "channel"]) == (1, 5)
     asked[1] = 13 / 14

@@ -87,9 +87,7 @@ def compress(
             provenance=provenance(
                 spec,
                 model,
-                made.evaluation.data_digests
-                | (text.digests if text else {})
-                | (lessons.digests if lessons else {}),
+                made.evaluation.data_digests | (text.digests if text else {}) | (lessons.digests if lessons else {}),
             ),
             parameters=model.source.parameters,
             parameters_after=parameters_after(model.source, made.outcome),

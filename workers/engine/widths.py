@@ -91,7 +91,9 @@ class _Block:
         """Heads and channels that stay, when it loses `budget` parameters and `share` of its attention's."""
         if not self.step:
             share = budget / (self.heads.units * self.heads.unit_parameters)
-        beyond = (budget - self.rounded - self.most_channels * self.channels.unit_parameters) / self.heads.unit_parameters
+        beyond = (
+            budget - self.rounded - self.most_channels * self.channels.unit_parameters
+        ) / self.heads.unit_parameters
         gone = min(self.most_heads, max(round(share * self.heads.units), math.ceil(beyond)))
         channels = self.channels.units
         if self.step:

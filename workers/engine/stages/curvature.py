@@ -97,6 +97,5 @@ def _along(whole: nn.Module, weights: dict[str, Tensor], signs: dict[str, Tensor
         along = torch.stack([(g * sign).sum() for g, sign in zip(gradients, signs.values(), strict=True)]).sum()
         products = torch.autograd.grad(along, list(weights.values()))
     return [
-        (product * sign).sum(dtype=torch.float64).item()
-        for product, sign in zip(products, signs.values(), strict=True)
+        (product * sign).sum(dtype=torch.float64).item() for product, sign in zip(products, signs.values(), strict=True)
     ]

@@ -56,7 +56,9 @@ def memory_warnings(spec: CompressionSpec, stages: Sequence[StageReport]) -> lis
     if name is None:
         return []
     peak = max(peaks.values())
-    return [f"the job took {peak / 2**20:.0f} MiB, and its budget is {budget / 2**20:.0f} MiB: first above it was `{name}`"]
+    return [
+        f"the job took {peak / 2**20:.0f} MiB, and its budget is {budget / 2**20:.0f} MiB: first above it was `{name}`"
+    ]
 
 
 def check_zeros(spec: CompressionSpec, layer: LinearFacts, sparsity: float, weight_OI: Tensor, zeros: int) -> None:

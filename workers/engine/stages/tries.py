@@ -32,7 +32,7 @@ _MARGIN = 0.05
 """Of the logarithm of the ratio asked for is left over in a further try."""
 
 
-class BoundExceeded(Exception):  # noqa: N818 (no error: the job tries again)
+class BoundExceeded(Exception):
     """The result breaks the spec's bound, and there is another try."""
 
 
@@ -106,9 +106,7 @@ class Tries:
         """What was asked for, foreseen and measured; None where the spec has no such bound."""
         if self._held is None or self._asked is None:
             return None
-        return Bound(
-            name=self._name, asked=self._asked, tolerance=self._tolerance, tries=[*self._broken, self._held]
-        )
+        return Bound(name=self._name, asked=self._asked, tolerance=self._tolerance, tries=[*self._broken, self._held])
 
     def _next(self) -> Checkpoint:
         """The resume points of the try after those that broke the bound, whose own are of no more use."""
