@@ -1,4 +1,4 @@
-"""Bounds that only the result can show: measured on it, tried again where they break, refused where they cannot hold."""
+"""Bounds that only the result can show: measured on it, tried again where they break, or refused."""
 
 from __future__ import annotations
 

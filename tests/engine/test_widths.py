@@ -80,8 +80,11 @@ def test_widths_are_within_every_bound_or_refused(case: Any) -> None:
     room = sum(max(0, f.units - least[f.block, f.kind]) * f.unit_parameters for f in found)
     try:
         kept = kept_units(layers, found, allocation(spec, facts, params.sparsity), params, spec.allocate)
-    except InvalidSpec as error:
-        assert error.field is not None
+    except InvalidSpec as refused:
+        error = refused
+    else:
+        error = None
+    if error is not None:
         assert error.hint
         if error.field in ("/allocate/most", "/prune/units") and params.channel_multiple == 1:
             # What whole units leave of a budget may be what does not fit.

@@ -38,6 +38,8 @@ _SALIENCE_COPIES = 10
 """Of a block in float32, beside what is kept of each part of the text: gradients of a batch, and what a score makes."""
 _BACKWARD_PASSES = 4
 """Forward passes that a gradient costs: one before, one again for each block, and twice that backwards."""
+_PROBES, _PROBE_PASSES, _PROBE_TOKENS = 96, 11, 512
+"""Of the curvature: as many as bookworm-7m takes (88 to 112), forward passes that one costs there, and its text."""
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -235,6 +237,8 @@ def predicted_elapsed_s(
         if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
             passes += 1 + architecture.blocks / 2
         work += passes * spec.calibrate.samples * length * per_token
+        if Stat.CURVATURE in spec.allocate_needs:
+            work += _PROBES * _PROBE_PASSES * min(length, _PROBE_TOKENS) * per_token
     if spec.tune is not None:
         length = spec.tune.sequence_length
         per_token = 2 * source.parameters + _attention_flops(architecture, length)

@@ -330,15 +330,15 @@ def _structure_warnings(spec: CompressionSpec, source: ModelSource, prospect: Pr
 def _gain_warnings(spec: CompressionSpec, source: ModelSource, hidden: tuple[int, int]) -> list[str]:
     """What rounding costs the gains of norms, which go up by sqrt(D / K), K of D hidden dimensions being kept."""
     kept, of = hidden
-    stored = {spec.package.dtype}
+    stored: set[str] = {spec.package.dtype}
     if spec.package.dtype == "source":
         stored = {f.dtype for name, f in source.tensors.items() if len(f.shape) == 1 and name.endswith("norm.weight")}
     digits = [bits for dtype, bits in _SIGNIFICAND_BITS.items() if dtype in stored]
     if not digits or math.log2(of / kept) % 2 == 0:  # raised by a power of two, they have the digits they had
         return []
     return [
-        f"the gains of the norms go up by {math.sqrt(of / kept):.4f} and are rounded to a type of {min(digits)} bits, by "
-        f"up to {2.0 ** -min(digits):.2%} each: `package.dtype` float32 keeps them exact"
+        f"the gains of the norms go up by {math.sqrt(of / kept):.4f} and are rounded to a type of {min(digits)} bits, "
+        f"by up to {2.0 ** -min(digits):.2%} each: `package.dtype` float32 keeps them exact"
     ]
 
 

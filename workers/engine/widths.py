@@ -35,7 +35,7 @@ def kept_units(
     or half of `channel_multiple`; one that is to lose nothing keeps all. Raises InvalidSpec where the blocks together
     cannot lose as much, naming what stands in the way, or one has no multiple of channels to keep.
     """
-    kept = {(family.block, family.kind): family.units for family in found}
+    kept: dict[tuple[int, str], int] = {(family.block, family.kind): family.units for family in found}
     wanted: dict[int, float] = {}
     blocks: dict[int, _Block] = {}
     last = max(family.block for family in found) - params.protect_last
@@ -91,10 +91,9 @@ class _Block:
         """Heads and channels that stay, when it loses `budget` parameters and `share` of its attention's."""
         if not self.step:
             share = budget / (self.heads.units * self.heads.unit_parameters)
-        beyond = (
-            budget - self.rounded - self.most_channels * self.channels.unit_parameters
-        ) / self.heads.unit_parameters
-        gone = min(self.most_heads, max(round(share * self.heads.units), math.ceil(beyond)))
+        beyond = budget - self.rounded - self.most_channels * self.channels.unit_parameters
+        least_gone = math.ceil(beyond / self.heads.unit_parameters)  # so many that channels can make up for the rest
+        gone = min(self.most_heads, max(round(share * self.heads.units), least_gone))
         channels = self.channels.units
         if self.step:
             left = channels - (budget - gone * self.heads.unit_parameters) / self.channels.unit_parameters

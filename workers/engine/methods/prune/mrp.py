@@ -79,8 +79,8 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
 
     What goes is chosen by score where there is one. The rest of each row then solves least squares of the output from
     the dense weights (eq. 13: delta = -w_Q (G_QQ)^-1 G_Q: with G the inverse Hessian), written for the weights that
-    stay and solved by conjugate gradients to a relative residual of 1e-6, or as far as `iterations` lead. No row is worse on the calibration text than before the refit, so none is
-    worse than SparseGPT's with `sequential`.
+    stay and solved by conjugate gradients, to a relative residual of 1e-6 or as far as `iterations` lead. No row is
+    worse on the calibration text than before the refit, so none is worse than SparseGPT's with `sequential`.
     Raises NumericalFailure if the statistics are not finite or cannot be factorized.
     """
     import torch
