@@ -55,10 +55,8 @@ def memory_warnings(spec: CompressionSpec, stages: Sequence[StageReport]) -> lis
     name = next((name for name, peak in peaks.items() if peak > budget), None)
     if name is None:
         return []
-    peak = max(peaks.values())
-    return [
-        f"the job took {peak / 2**20:.0f} MiB, and its budget is {budget / 2**20:.0f} MiB: first above it was `{name}`"
-    ]
+    over = f"the job took {max(peaks.values()) / 2**20:.0f} MiB, and its budget is {budget / 2**20:.0f} MiB"
+    return [f"{over}: the first stage above it was `{name}`"]
 
 
 def check_zeros(spec: CompressionSpec, layer: LinearFacts, sparsity: float, weight_OI: Tensor, zeros: int) -> None:
