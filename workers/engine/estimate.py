@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from workers.engine.architectures.llama import BLOCKS, Architecture
 from workers.engine.errors import MemoryBudgetTooSmall
 from workers.engine.refs import DataRef
-from workers.engine.registry import Stat, UnitScoreParams, method_of
+from workers.engine.registry import Stat, UnitPruneParams, UnitScoreParams, method_of
 from workers.engine.shards import DTYPE_BYTES
 from workers.engine.spreading import parameters
 
@@ -111,6 +111,16 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
                 f"{budget / 2**20:.0f} MiB",
                 f"allow {whole} bytes, or use an allocation that looks at blocks one by one",
                 field="/allocate",
+            )
+        peak = max(peak, whole)
+    if isinstance(spec.prune, UnitPruneParams) and spec.prune.at_most and spec.prune.at_most.decode_time:
+        whole = _evaluation_bytes(spec.model_copy(update={"evaluate": []}), source, architecture)
+        if budget is not None and whole > budget:
+            raise MemoryBudgetTooSmall(
+                f"decode_time is measured on whole models, {whole / 2**20:.0f} MiB, the budget is "
+                f"{budget / 2**20:.0f} MiB",
+                f"allow {whole} bytes, or bound `parameters`, `bytes` or `macs`",
+                field="/prune/at_most/decode_time",
             )
         peak = max(peak, whole)
     if spec.tune is not None:

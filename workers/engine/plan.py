@@ -276,8 +276,8 @@ def warnings(spec: CompressionSpec, source: ModelSource, prospect: Prospect) -> 
         found.append(f"{realised:.4f} of the weights will be removed, not {target:g}: each row drops a whole number")
     if target is None:
         found.append(
-            "the sparsity is found by trial prunings with scores taken once; the result, calibrated block by block, is "
-            "usually better than its trial, so more could have been removed"
+            "the sparsity is found by trial prunings with scores taken once; the result is measured, and where it "
+            "breaks the ratio the job prunes again, up to five times"
         )
     if prospect.sparsity is None:
         found.append("how much each layer loses is measured by the job, not known in advance")

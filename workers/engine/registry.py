@@ -159,8 +159,9 @@ class AtMost(SpecModel):
         None,
         gt=0,
         lt=1,
-        description="Time of a decode step as a fraction of the dense model's, measured by the worker before it cuts: "
-        "the result is not the same on another machine, and to the last channel not on the same.",
+        description="Time of a decode step as a fraction of the dense model's, foreseen by the worker before it cuts "
+        "and measured on the result, which may take 1.05 times that: the result is not the same on another machine, "
+        "and to the last channel not on the same.",
         examples=[0.6],
     )
     tokens: int = Field(

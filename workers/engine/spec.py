@@ -101,7 +101,10 @@ class Package(SpecModel):
         "source", description="Type of the stored weights; `source` keeps the dense model's."
     )
     shard_bytes: int = Field(
-        4 * 2**30, ge=2**20, le=50 * 2**30, description="Largest safetensors file, in bytes; one block is never split."
+        4 * 2**30,
+        ge=2**20,
+        le=50 * 2**30,
+        description="Largest safetensors file, in bytes; one block is not split, nor what is outside of blocks.",
     )
 
 
