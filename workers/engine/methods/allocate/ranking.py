@@ -42,8 +42,8 @@ class RankingParams(MethodParams):
 def allocate(facts: AllocationFacts, sparsity: float, params: RankingParams) -> Mapping[str, float]:
     """Greedy: from the lowest score on, whatever still fits into the budget and leaves its family enough.
 
-    What is left of the budget then is less than a unit of any family that may lose more; the first unit that did not
-    fit is where that fraction is taken from. Raises InvalidSpec where `most` does not let as much go.
+    What is left of the budget then is less than a unit of any family that may lose more; the first that did not fit, of
+    the smallest, is where that fraction is taken from. Raises InvalidSpec where `most` does not let as much go.
     """
     assert facts.units is not None  # declared in `needs`
     blocks = {layer.block for layer in facts.layers}
@@ -69,7 +69,7 @@ def allocate(facts: AllocationFacts, sparsity: float, params: RankingParams) -> 
         if families[index].unit_parameters <= left:
             removed[index] += 1
             left -= families[index].unit_parameters
-        elif too_large is None:
+        elif too_large is None or families[index].unit_parameters < families[too_large].unit_parameters:
             too_large = index
     if too_large is not None:
         removed[too_large] += left / families[too_large].unit_parameters
