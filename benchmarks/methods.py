@@ -39,6 +39,10 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 
 
+SEEDS = range(3)
+"""Of allocations that draw numbers, where `SEEDED` pruners and targets are concerned; elsewhere only the first."""
+SEEDED = {"wanda", "sparsegpt"}, {"60 %", "70 %"}
+DRAWING = {method.name for method in methods("allocate") if Stat.CURVATURE in method.needs}
 ALLOCATORS = [method.name for method in methods("allocate") if Stat.UNIT_SCORES not in method.needs]
 
 
@@ -66,17 +70,26 @@ def runs(windows: int) -> Iterator[dict[str, Any]]:
     for target, kept in TARGETS.items():
         for name, parts in pruners().items():
             for allocator in ALLOCATORS:
-                yield {
-                    "key": {"target": target, "pruner": name, "allocator": allocator, "windows": windows, "text": TEXT},
-                    "spec": {
-                        "model": {"id": "bookworm-7m"},
-                        "calibrate": {"dataset": "calibration.txt", "samples": windows, "sequence_length": LENGTH},
-                        "allocate": {"method": allocator},
-                        **parts,
-                        "prune": parts["prune"] | kept,
-                        "evaluate": [HELD_OUT],
-                    },
-                }
+                several = allocator in DRAWING and name in SEEDED[0] and target in SEEDED[1]
+                for seed in SEEDS if several else SEEDS[:1]:
+                    key = {"target": target, "pruner": name, "allocator": allocator, "windows": windows, "seed": seed}
+                    yield {
+                        "key": key | {"text": TEXT},
+                        "spec": {
+                            "model": {"id": "bookworm-7m"},
+                            "calibrate": {"dataset": "calibration.txt", "samples": windows, "sequence_length": LENGTH},
+                            "allocate": {"method": allocator},
+                            **parts,
+                            "prune": parts["prune"] | kept,
+                            "evaluate": [HELD_OUT],
+                            "seed": seed,
+                        },
+                    }
+
+
+def is_of(run: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Whether a result is this run's. Those of before have no seed, and were the first."""
+    return bool(run["key"].items() <= ({"seed": 0} | result).items())
 
 
 def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
@@ -131,7 +144,7 @@ def main() -> None:
         and run["key"]["pruner"] in arguments.pruners
         and run["key"]["allocator"] in arguments.allocators
     ]
-    todo = [run for run in wanted if not any(run["key"].items() <= result.items() for result in known)]
+    todo = [run for run in wanted if not any(is_of(run, result) for result in known)]
     print(f"{len(wanted)} runs, {len(todo)} to do")
     started = time.monotonic()
     cache = ROOT / ".espalier/methods-cache"
@@ -143,8 +156,8 @@ def main() -> None:
             known.append(result)
             left = (time.monotonic() - started) / number * (len(todo) - number)
             print(f"{number}/{len(todo)}, {left / 60:.0f} min left: {result}", flush=True)
-    keys = [run["key"] for run in runs(arguments.windows)]
-    write([result for result in known if any(key.items() <= result.items() for key in keys)], arguments.windows)
+    every = list(runs(arguments.windows))
+    write([result for result in known if any(is_of(run, result) for run in every)], arguments.windows)
 
 
 def _lines(path: Path) -> list[str]:
@@ -163,13 +176,21 @@ def write(results: list[dict[str, Any]], windows: int) -> None:
 def tables(results: list[dict[str, Any]], windows: int) -> str:
     import torch
 
-    by_key = {(r["target"], r["pruner"], r["allocator"]): r["perplexity"] for r in results}
+    measured: dict[tuple[str, str, str], list[float]] = {}
+    for r in results:
+        measured.setdefault((r["target"], r["pruner"], r["allocator"]), []).append(r["perplexity"])
+    by_key = {key: statistics.mean(found) for key, found in measured.items()}
     lines = [
         f"bookworm-7m, {windows} x {LENGTH} calibration tokens, eight windows of each of five held-out books,",
         f"torch {torch.__version__}, {platform.machine()} CPU, one thread a run.",
         f"Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row;",
         "underlined: best of a table; a dot: not run yet.\n",
     ]
+    for (target, pruner, allocator), found in measured.items():
+        if len(found) > 1:
+            lines.append(
+                f"- {pruner}, `{allocator}`, {target}: mean of {len(found)} seeds, {min(found):.2f} to {max(found):.2f}"
+            )
     for target in TARGETS:
         best = min((value for key, value in by_key.items() if key[0] == target), default=None)
         if best is None:

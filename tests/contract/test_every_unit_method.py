@@ -20,7 +20,7 @@ from workers.engine.architectures.coupled import families, hidden_families
 from workers.engine.architectures.llama import Architecture
 from workers.engine.architectures.recognise import recognise
 from workers.engine.errors import InvalidSpec, NumericalFailure
-from workers.engine.registry import Method, MethodParams, Stat, methods
+from workers.engine.registry import Method, MethodParams, Stat, discover, methods
 from workers.engine.shards import TensorFacts
 from workers.engine.stats import AllocationFacts, DenseUnits, LayerTask, Units
 from workers.engine.widths import kept_units
@@ -349,7 +349,7 @@ def kept_of(facts: AllocationFacts, sparsity: Mapping[str, float], kinds: Sequen
     """What stays of every family by the rule that cuts them."""
     (method,) = unit_methods("prune", "head", "channel")
     params: Any = method.params.model_validate({"sparsity": 0.5, "units": kinds})
-    return dict(kept_units(facts.layers, FAMILIES, sparsity, params))
+    return dict(kept_units(facts.layers, FAMILIES, sparsity, params, discover()["allocate", "uniform"].params()))
 
 
 def removed_parameters(kept: Mapping[tuple[int, str], int]) -> int:

@@ -29,6 +29,7 @@ from workers.engine.stages.calibrate import Calibration, calibration
 from workers.engine.stages.load import LoadedModel, load
 from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.remove import remove
+from workers.engine.stages.tries import Tries
 from workers.engine.stages.units import score_units
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -148,7 +149,7 @@ class Walked:
     def reports(self, folder: Path) -> list[LayerReport]:
         """What became of the layers, once they are assembled into `folder`."""
         assemble(self.spec, self.model, self.outcome, self.checkpoint, folder)
-        return layer_reports(self.model, self.allocation, self.outcome, folder)
+        return layer_reports(self.spec, self.model, self.allocation, self.outcome, folder)
 
     def blocks(self) -> dict[str, bytes]:
         """File name -> content of the pruned blocks."""
@@ -164,6 +165,7 @@ def walk(
     text = calibration(spec, model, sources)
     kept = {"cache": Cache(cache), "checkpoint": checkpoint, "events": events}
     units = None if spec.removes == "weight" else score_units(spec, model, text, **kept)
-    allocation = allocate(spec, model, text, sources, units, clock=clock, **kept)
+    tries = Tries(spec, checkpoint, events)
+    allocation = allocate(spec, model, text, sources, units, tries=tries, clock=clock, **kept)
     outcome, _ = remove(spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events)
     return Walked(spec, model, allocation, outcome, checkpoint)

@@ -6,6 +6,7 @@ N = windows, T = tokens of a window.
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +16,22 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tests.engine.conftest import SIZES, SaveModel, spec_of, walk
+from tests.engine.conftest import SIZES, SaveModel, Scratch, spec_of, text_of, walk
 from tests.engine.test_statistics import inputs_of
 from workers.engine.allocation import whole_groups
+from workers.engine.checkpoint import Checkpoint
 from workers.engine.data import Wanted, consecutive_windows, load_tokens
+from workers.engine.events import Level, Silent
 from workers.engine.methods.allocate import search
 from workers.engine.methods.allocate.search import SearchParams
 from workers.engine.sources import Sources
+from workers.engine.stages import curvature as probing
 from workers.engine.stages.calibrate import Calibration, calibration
 from workers.engine.stages.curvature import curvature
 from workers.engine.stages.load import load
@@ -43,6 +48,13 @@ def mean(layers: Sequence[LinearFacts], found: Mapping[str, float]) -> float:
 
 
 class TestWholeGroups:
+    @pytest.mark.parametrize("least", [0.0, 0.3, 0.45, 0.75])
+    def test_no_layer_gets_less_than_the_least(self, least: float) -> None:
+        layers = blocks_of([3, 5, 2, 9])
+        wanted = {layer.name: share for layer, share in zip(layers, (0.45, 0.5, 0.45, 0.8), strict=True)}
+        found = whole_groups(layers, wanted, (2, 4), least)
+        assert all(share >= min(least, 0.5) for share in found.values())
+
     def test_by_hand(self) -> None:
         # Kept of 4: 1.3, 2.1, 2.6. Whole parts 1, 2, 2; the mean of 2 needs one more, for the greatest fraction, .6.
         layers = blocks_of([3, 3, 3])
@@ -187,7 +199,7 @@ def test_a_perplexity_ratio_is_kept_and_one_step_more_breaks_it(examples: Source
         evaluate=[{"method": "size"}, PERPLEXITY],
     )
     done = walk(spec, examples, tmp_path)
-    target, reached = done.allocation.target, done.allocation.trial_ratio
+    target, reached = done.allocation.target, done.allocation.predicted
     assert reached is not None
     assert reached <= 1.15
     assert 0.2 < target < 0.9
@@ -223,8 +235,8 @@ def test_nothing_goes_where_nothing_may(tiny: Path, sources: Sources, tmp_path: 
         evaluate=[PERPLEXITY | {"sequence_length": 32}],
     )
     done = walk(spec, sources, tmp_path)
-    assert done.allocation.trial_ratio is not None
-    assert done.allocation.trial_ratio <= 1.0000001
+    assert done.allocation.predicted is not None
+    assert done.allocation.predicted <= 1.0000001
 
 
 class Read(AssertionError):
@@ -281,7 +293,7 @@ def test_a_broken_entry_is_measured_again(kind: str, tiny: Path, sources: Source
 
 
 def test_curvature_is_that_of_the_exact_hessian(
-    save_model: SaveModel, sources: Sources, monkeypatch: pytest.MonkeyPatch
+    save_model: SaveModel, sources: Sources, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mean of z^T H z over the signs that were drawn, z being a layer's part on one side and all on the other; over
     all signs that would be the layer's trace. 368 weights: H by automatic differentiation."""
@@ -292,16 +304,16 @@ def test_curvature_is_that_of_the_exact_hessian(
     model = load(spec_of(score={"method": "magnitude"}, calibrate=None), sources)
     windows_NT = torch.randint(16, (3, 12), generator=torch.Generator().manual_seed(0))
     drawn: list[Tensor] = []
-    randint = torch.randint
+    real = probing._signs
 
     def recorded(*args: Any, **kwargs: Any) -> Tensor:
-        drawn.append(randint(*args, **kwargs))
+        drawn.append(real(*args, **kwargs))
         return drawn[-1]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "randint", recorded)
-        found = curvature(model, Calibration(windows_NT, "text"), seed=0)
-    signs = (2.0 * torch.cat([drawn_OI.flatten() for drawn_OI in drawn]) - 1).view(3, -1).double()
+    monkeypatch.setattr(probing, "_signs", recorded)
+    monkeypatch.setattr(probing, "MOST_PROBES", 3)
+    found = curvature(model, Calibration(windows_NT, "text"), seed=0, checkpoint=scratch, events=Silent())
+    signs = torch.cat([drawn_OI.flatten() for drawn_OI in drawn]).view(3, -1).double()
     assert signs.unique().tolist() == [-1, 1]
 
     dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
@@ -324,13 +336,85 @@ def test_curvature_is_that_of_the_exact_hessian(
         assert found[layer.name] == pytest.approx(abs(part.sum().item()), abs=1e-5 * part.abs().sum().item())
 
 
-def test_probes_read_different_windows(tiny: Path, sources: Sources) -> None:
+def traces(
+    folder: Path, sources: Sources, text: Calibration | None = None, events: Silent | None = None, *, seed: int = 0
+) -> dict[str, float]:
+    """The curvature of `tiny`, with its resume points in a folder."""
     spec = spec_of(allocate={"method": "isc"})
     model = load(spec, sources)
-    text = calibration(spec, model, sources)
-    assert text is not None
-    all_windows = curvature(model, text, seed=0)
-    assert all_windows != curvature(model, replace(text, windows_NT=text.windows_NT.flip(0)), seed=0)
-    assert all_windows != curvature(model, text, seed=1)
-    assert all_windows == curvature(model, replace(text, windows_NT=text.windows_NT[:4]), seed=0)
-    assert all(math.isfinite(trace) and trace >= 0 for trace in all_windows.values())
+    text = text or text_of(spec, model, sources)
+    return curvature(model, text, seed=seed, checkpoint=Checkpoint(folder), events=events or Silent())
+
+
+def test_probes_read_one_window_after_the_other(
+    tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "MOST_PROBES", 4)
+    spec = spec_of(allocate={"method": "isc"})
+    text = text_of(spec, load(spec, sources), sources)
+    found = traces(tmp_path / "all", sources)
+    assert found != traces(tmp_path / "flipped", sources, replace(text, windows_NT=text.windows_NT.flip(0)))
+    assert found != traces(tmp_path / "seed", sources, seed=1)
+    assert found == traces(tmp_path / "four", sources, replace(text, windows_NT=text.windows_NT[:4]))
+    assert found != traces(tmp_path / "two", sources, replace(text, windows_NT=text.windows_NT[:2]))
+    assert all(math.isfinite(trace) and trace >= 0 for trace in found.values())
+
+
+def test_a_layers_signs_hang_on_no_other() -> None:
+    weight_OI = torch.zeros(5, 7)
+    signs_OI = probing._signs("a", weight_OI, seed=0, probe=0)
+    assert torch.equal(signs_OI, probing._signs("a", weight_OI, seed=0, probe=0))
+    others = [("b", 0, 0), ("a", 1, 0), ("a", 0, 1)]
+    for name, seed, probe in others:
+        assert not torch.equal(signs_OI, probing._signs(name, weight_OI, seed=seed, probe=probe))
+
+
+@pytest.mark.parametrize(("noise", "probes", "level"), [(0.0, 16, "info"), (0.5, 128, "info"), (1e9, 256, "warning")])
+def test_probes_are_drawn_until_the_ranks_hold_still(
+    noise: float, probes: int, level: str, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer n of 21 has a sensitivity of n + 1, and a probe is off by some multiple of it."""
+    chance = random.Random(1)
+
+    def along(whole: Any, weights: Mapping[str, Tensor], *_: Any) -> list[float]:
+        return [w.numel() * (n + 1) * (1 + noise * chance.gauss(0, 1)) for n, w in enumerate(weights.values())]
+
+    monkeypatch.setattr(probing, "_along", along)
+    events = Logged()
+    found = list(traces(tmp_path, sources, events=events).values())
+    ((said, line),) = events.lines
+    assert said == level
+    assert line.startswith("curvature: ")
+    drawn = int(line.split()[1])
+    assert drawn == probes if level == "warning" or not noise else 16 < drawn <= probes
+    if level == "info":
+        halves = json.loads((tmp_path / "curvature.json").read_text())
+        assert len(halves) == drawn
+        sizes = [layer.parameters for layer in load(spec_of(), sources).architecture.layers]
+        order = [trace / size for trace, size in zip(found, sizes, strict=True)]
+        assert spearmanr(order, range(21)).statistic > 0.95
+
+
+def test_a_killed_measurement_of_curvature_goes_on(
+    tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "MOST_PROBES", 16)
+    whole = traces(tmp_path / "whole", sources)
+    monkeypatch.setattr(probing, "MOST_PROBES", 8)
+    traces(tmp_path / "killed", sources)
+    monkeypatch.setattr(probing, "MOST_PROBES", 16)
+    events = Logged()
+    assert traces(tmp_path / "killed", sources, events=events) == whole
+    assert events.probes == list(range(9, 17))
+
+
+class Logged(Silent):
+    def __init__(self) -> None:
+        self.lines: list[tuple[Level, str]] = []
+        self.probes: list[int] = []
+
+    def log(self, message: str, level: Level = "info") -> None:
+        self.lines.append((level, message))
+
+    def progress(self, done: int, total: int, unit: str, loss: float | None = None) -> None:
+        self.probes += [done] if unit == "probe" else []

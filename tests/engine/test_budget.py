@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 from workers.engine.architectures.recognise import recognise
-from workers.engine.errors import InvalidSpec, SequenceTooLong
+from workers.engine.errors import InvalidSpec, MemoryBudgetTooSmall, SequenceTooLong
 from workers.engine.events import Silent
 from workers.engine.methods.evaluate.macs import macs
 from workers.engine.pipeline import compress
@@ -18,7 +20,7 @@ from workers.engine.plan import plan
 from workers.engine.registry import AtMost
 from workers.engine.sources import ModelSource, Sources, resolve_model
 from workers.engine.spec import CompressionSpec, ModelRef
-from workers.engine.stages.latency import LatencyTable, latency_table
+from workers.engine.stages.latency import LatencyTable, decode_time, latency_table
 from workers.engine.stages.load import load
 
 from .conftest import SIZES, SaveModel, spec_of
@@ -117,6 +119,7 @@ def test_a_decode_step_takes_no_longer_than_asked(
     allocate: str, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: TABLE)
+    monkeypatch.setattr("workers.engine.stages.tries.decode_time", lambda *_: 0.8)
     spec = fitted({"decode_time": 0.8}, allocate={"method": allocate})
     planned = plan(spec, sources)
     assert planned.parameters_after is None
@@ -149,6 +152,44 @@ def test_a_table_is_measured_of_every_family(config: PretrainedConfig, save_mode
         seconds = [second for _, second in points]
         assert seconds == sorted(seconds)
         assert seconds[-1] > 0
+
+
+def test_a_decode_time_is_measured_on_models_of_any_widths(tiny: Path, sources: Sources, tmp_path: Path) -> None:
+    for allocate in ("uniform", "ranking"):
+        spec = fitted({"parameters": 280_000}, allocate={"method": allocate})
+        folder = tmp_path / allocate
+        compress(spec, folder, sources, Silent(), folder / "checkpoint")
+        found = decode_time(load(spec, sources), folder / "model", AtMost(decode_time=0.5, tokens=8))
+        assert 0 < found < math.inf
+
+
+def test_a_result_that_takes_longer_than_foreseen_is_cut_further(
+    tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table foresees a tenth less than what the result takes."""
+    monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: TABLE)
+    widths: list[dict[tuple[int, str], int]] = []
+
+    def measured(_: Any, folder: Path, __: AtMost) -> float:
+        config = json.loads((folder / "config.json").read_text())
+        kept = {"head": config["num_key_value_heads"], "channel": config["intermediate_size"]}
+        widths.append({(block, kind): units for block in range(3) for kind, units in kept.items()})
+        return TABLE.decode_time(widths[-1]) / 0.9
+
+    monkeypatch.setattr("workers.engine.stages.tries.decode_time", measured)
+    report = compress(fitted({"decode_time": 0.7}), tmp_path / "out", sources, Silent(), tmp_path / "checkpoint")
+    assert report.bound is not None
+    broken, held = report.bound.tries
+    assert broken.measured > 0.7 * 1.05 >= held.measured
+    assert held.predicted == pytest.approx(TABLE.decode_time(widths[-1]))
+    assert held.target_sparsity > broken.target_sparsity
+
+
+def test_a_decode_time_needs_memory_for_whole_models(tiny: Path, sources: Sources) -> None:
+    with pytest.raises(MemoryBudgetTooSmall, match="whole models") as refused:
+        plan(fitted({"decode_time": 0.5}, compute={"memory_budget": 501 * 2**20}), sources)
+    assert refused.value.field == "/prune/at_most/decode_time"
+    plan(fitted({"parameters": 280_000}, compute={"memory_budget": 501 * 2**20}), sources)
 
 
 def test_a_step_is_timed_within_the_context(tiny: Path, sources: Sources) -> None:

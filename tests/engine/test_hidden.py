@@ -91,6 +91,28 @@ def test_the_gains_make_the_difference(tiny: Path, sources: Sources, tmp_path: P
     torch.testing.assert_close(gain_D, before_D[kept_of(done)] * (4 / 3) ** 0.5)
 
 
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", True), ("bfloat16", False), ("source", False)])
+def test_gains_of_a_bfloat16_model_are_rounded_once_and_only_where_the_result_is(
+    dtype: str, exact: bool, tiny: Path, sources: Sources, tmp_path: Path
+) -> None:
+    before_D = 1 + torch.rand(32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(tiny / "model.safetensors").items()}
+    tensors |= {name: before_D.clone() for name in tensors if name.endswith("norm.weight")}
+    save_file(tensors, tiny / "model.safetensors", metadata={"format": "pt"})
+    spec = hidden(package={"dtype": dtype})
+    done = walk(spec, sources, tmp_path / "walk")
+    written(done, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    raised_D = before_D[kept_of(done)].float() * (32 / 24) ** 0.5
+    assert not torch.equal(raised_D, raised_D.bfloat16().float())
+    for name, tensor in found.items():
+        if name.endswith("norm.weight"):
+            assert torch.equal(tensor, raised_D if exact else raised_D.bfloat16()), name
+    warned = [warning for warning in plan(spec, sources).warnings if "gains of the norms" in warning]
+    assert [warning for warning in warned if "by up to 0.39% each" in warning] == warned
+    assert bool(warned) != exact
+
+
 @pytest.mark.parametrize("score", ["magnitude", "wanda", "taylor"])
 def test_what_nobody_reads_or_writes_goes(score: str, tiny: Path, sources: Sources, tmp_path: Path) -> None:
     tensors = load_file(tiny / "model.safetensors")

@@ -204,14 +204,14 @@ class TestRefit:
         inputs_TI, weight_OI = correlated_inputs(24), normal(6, 24)
         keep_OI = normal(6, 24, seed=5) > 0
         gram_II = gram_of(inputs_TI)
-        refit_OI = refit(weight_OI * keep_OI, keep_OI, weight_OI @ gram_II, gram_II, 100)
+        refit_OI = refit(weight_OI * keep_OI, keep_OI, weight_OI @ gram_II, gram_II, 100, 1e-6)
         assert torch.equal(refit_OI != 0, keep_OI)
         for weight_I, keep_I, refit_I in zip(weight_OI, keep_OI, refit_OI, strict=True):
             solution = torch.linalg.lstsq(
                 inputs_TI[:, keep_I].double(), (inputs_TI @ weight_I).double()[:, None]
             ).solution
-            # The residual is 1e-4 of the right-hand side, and no eigenvalue is far below 0.1 of the diagonal.
-            torch.testing.assert_close(refit_I[keep_I].double(), solution[:, 0], rtol=0, atol=2e-3)
+            # The residual is 1e-6 of the right-hand side, and no eigenvalue is far below 0.1 of the diagonal.
+            torch.testing.assert_close(refit_I[keep_I].double(), solution[:, 0], rtol=0, atol=2e-5)
 
     def test_rows_stop_on_their_own(self) -> None:
         # Nine rows start at their solutions and one does not: only that one may change, and must.
@@ -219,24 +219,26 @@ class TestRefit:
         keep_OI = torch.ones(10, 16, dtype=torch.bool)
         start_OI = weight_OI.clone()
         start_OI[4] = 0
-        refit_OI = refit(start_OI, keep_OI, weight_OI @ gram_II, gram_II, 100)
+        refit_OI = refit(start_OI, keep_OI, weight_OI @ gram_II, gram_II, 100, 1e-6)
         others = [i for i in range(10) if i != 4]
         assert torch.equal(refit_OI[others], weight_OI[others])
-        torch.testing.assert_close(refit_OI[4], weight_OI[4], rtol=0, atol=2e-3)
+        torch.testing.assert_close(refit_OI[4], weight_OI[4], rtol=0, atol=2e-5)
         assert not start_OI[4].any()  # inputs are not written to
 
     def test_every_iteration_brings_it_closer(self) -> None:
         gram_II, weight_OI = gram_of(correlated_inputs(32)), normal(5, 32)
         keep_OI = normal(5, 32, seed=6) > 0
         errors = [
-            output_error(weight_OI, refit(weight_OI * keep_OI, keep_OI, weight_OI @ gram_II, gram_II, n), gram_II).sum()
+            output_error(
+                weight_OI, refit(weight_OI * keep_OI, keep_OI, weight_OI @ gram_II, gram_II, n, 1e-6), gram_II
+            ).sum()
             for n in range(6)
         ]
         assert all(later < earlier for earlier, later in pairwise(errors))
 
     def test_nothing_kept(self) -> None:
         nothing_OI = torch.zeros(2, 3, dtype=torch.bool)
-        assert not refit(torch.zeros(2, 3), nothing_OI, torch.ones(2, 3), torch.eye(3), 10).any()
+        assert not refit(torch.zeros(2, 3), nothing_OI, torch.ones(2, 3), torch.eye(3), 10, 1e-6).any()
 
 
 def test_output_error_is_the_mean_over_tokens() -> None:

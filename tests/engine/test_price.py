@@ -31,7 +31,7 @@ def price(scores: list[dict[str, list[float]]], **parts: Any) -> tuple[float, fl
     units, sparsity = Units(FAMILIES, scores), spec.prune.target
     assert sparsity is not None
     spread = allocation(spec, AllocationFacts(ARCHITECTURE.layers, {}, units=Units(channels, scores)), sparsity)
-    widths = kept_units(ARCHITECTURE.layers, FAMILIES, spread, spec.prune)
+    widths = kept_units(ARCHITECTURE.layers, FAMILIES, spread, spec.prune, spec.allocate)
     return importance_lost(spec, ARCHITECTURE, units, Outcome(range(4), FAMILIES, widths), sparsity)
 
 

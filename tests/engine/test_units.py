@@ -137,7 +137,7 @@ class TestRanking:
         assert not found.uniform
 
     def test_leaves_one_of_each_however_much_may_go(self) -> None:
-        found = ranking.allocate(facts_of(), 0.8, RankingParams(most=1))
+        found = ranking.allocate(facts_of(), 0.79, RankingParams(most=1))
         heads, channels = (
             sorted({share for name, share in found.items() if part in name}) for part in (".mlp.", "attn")
         )
@@ -145,11 +145,13 @@ class TestRanking:
         with pytest.raises(ValidationError, match="greater than 0"):
             RankingParams(most=0)
 
-    def test_spreads_what_its_cap_leaves_over_all(self) -> None:
-        # A tenth of 20 channels and of three heads: two channels and no head a block, and 0.4 of all must go.
-        capped = ranking.allocate(facts_of(), 0.4, RankingParams(most=0.1))
-        assert {round(share, 9) for name, share in capped.items() if "attn" in name} == {round(min(capped.values()), 9)}
-        assert len({round(share, 9) for name, share in capped.items() if ".mlp." in name}) == 1
+    def test_its_cap_is_kept_and_what_it_leaves_no_room_for_is_refused(self) -> None:
+        # A tenth of 20 channels and of three heads: two channels and no head a block, 96 of 2112 parameters.
+        capped = ranking.allocate(facts_of(), 96 / 2112, RankingParams(most=0.1))
+        assert {round(share, 9) for share in capped.values()} == {0.0, 0.1}
+        with pytest.raises(InvalidSpec, match=r"`most` of 0\.1 lets 11\.4% of what is asked for go") as error:
+            ranking.allocate(facts_of(), 0.4, RankingParams(most=0.1))
+        assert (error.value.field, bool(error.value.hint)) == ("/allocate/most", True)
 
     def test_what_is_worth_little_goes_wherever_it_is(
         self, save_model: SaveModel, sources: Sources, tmp_path: Path
@@ -309,9 +311,13 @@ class TestRefused:
             (
                 {"sparsity": 0.95},
                 "/prune/units",
-                "block 0 cannot lose 95% of its parameters in heads and channels: one unit of each kind stays",
+                "3 blocks cannot lose 95.0% of their parameters in heads and channels, only",
             ),
-            ({"sparsity": 0.5, "units": ["head"]}, "/prune/units", "cannot lose 50% of its parameters in heads: one"),
+            (
+                {"sparsity": 0.5, "units": ["head"]},
+                "/prune/units",
+                "cannot lose 50.0% of their parameters in heads, only 33.3%: one unit of each kind stays",
+            ),
             ({"protect_first": 2}, "/prune/sparsity", "1 blocks are not protected: too few to lose 35% of all"),
             ({"protect_first": 9}, "/prune/sparsity", "0 blocks are not protected"),
             (

@@ -26,7 +26,7 @@ def allocation(spec: CompressionSpec, facts: AllocationFacts, target: float) -> 
         return _of_open_blocks(spec, spec.prune, facts, target)
     sparsity = _checked(spec, facts, target)
     kept_of = spec.prune.kept_of
-    return sparsity if kept_of is None else whole_groups(facts.layers, sparsity, kept_of)
+    return sparsity if kept_of is None else whole_groups(facts.layers, sparsity, kept_of, spec.allocate.least_sparsity)
 
 
 def _of_open_blocks(
@@ -38,7 +38,7 @@ def _of_open_blocks(
     if not target:
         return {layer.name: 0.0 for layer in facts.layers}
     share = target * parameters(facts.layers) / max(1, parameters(layers))
-    if share >= 1:
+    if not layers or share >= 1:
         raise InvalidSpec(
             f"{len({layer.block for layer in layers})} blocks are not protected: too few to lose {target:.0%} of all "
             "parameters",
@@ -66,24 +66,27 @@ def _checked(spec: CompressionSpec, facts: AllocationFacts, target: float) -> Ma
 
 
 def whole_groups(
-    layers: Sequence[LinearFacts], sparsity: Mapping[str, float], kept_of: tuple[int, int]
+    layers: Sequence[LinearFacts], sparsity: Mapping[str, float], kept_of: tuple[int, int], least: float = 0.0
 ) -> dict[str, float]:
     """`sparsity` in multiples of 1 / M, between keeping 1 and all of M, nearest to the pattern's mean.
+
+    None gets less than `least`, or than the pattern has where that is less.
 
     By largest remainder: every unit (layers of a block that share a sparsity) keeps the whole part of M (1 - s), then
     units keep one more, greatest fraction first, until the pattern's mean N of M is kept.
     """
     n, m = kept_of
+    most = max(n, math.floor(m * (1 - least) + 1e-9))
     units: dict[tuple[int, float], list[LinearFacts]] = {}
     for layer in layers:
         units.setdefault((layer.block, sparsity[layer.name]), []).append(layer)
     wanted = {unit: m * (1 - unit[1]) for unit in units}
     # 2.9999999999 is 3: what an exact allocation missed by a float's last digit is no remainder.
-    kept = {unit: min(m, max(1, math.floor(want + 1e-9))) for unit, want in wanted.items()}
+    kept = {unit: min(most, max(1, math.floor(want + 1e-9))) for unit, want in wanted.items()}
     size = {unit: sum(layer.parameters for layer in members) for unit, members in units.items()}
     left = n * sum(size.values()) - sum(kept[unit] * size[unit] for unit in units)
     for unit in sorted(units, key=lambda unit: kept[unit] - wanted[unit]):
-        if kept[unit] < m and left >= size[unit] / 2:
+        if kept[unit] < most and left >= size[unit] / 2:
             kept[unit] += 1
             left -= size[unit]
     return {layer.name: 1 - kept[unit] / m for unit, members in units.items() for layer in members}

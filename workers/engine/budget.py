@@ -31,22 +31,28 @@ def fitting_sparsity(
     architecture: Architecture,
     facts: AllocationFacts,
     decode_time: Callable[[Widths], float] | None = None,
-) -> float:
-    """By bisection, as what is left shrinks with the sparsity. Exact: the allocation at it is carried out as it is.
+    *,
+    within: float | None = None,
+) -> tuple[float, float | None]:
+    """By bisection, as what is left shrinks with the sparsity; and the decode time at it, where the spec bounds that.
 
-    `decode_time`: of a model with such widths, relative to the dense one's, where the spec bounds it.
+    Counts are exact: the allocation is carried out as it is. `decode_time`: of a model with such widths, relative to
+    the dense one's. `within`: what it is held to; the spec's bound if None.
     Raises InvalidSpec where no sparsity is enough.
     """
     assert isinstance(spec.prune, UnitPruneParams)
     assert spec.prune.at_most is not None  # nobody else asks
-    limits, cut = spec.prune.at_most.limits, families(architecture, source.config, source.tensors)
+    limits, cut = dict(spec.prune.at_most.limits), families(architecture, source.config, source.tensors)
+    if within is not None:
+        limits["decode_time"] = within
     smallest: dict[str, float] = {}
+    fitting: dict[str, float] = {}
     low, high, found = -1, STEPS, None  # in steps: low is too large a model, high fits, or cannot be cut
     while high - low > 1:
         middle = (low + high) // 2
         try:
             sparsity = allocation(spec, facts, middle / STEPS)
-            widths = kept_units(architecture.layers, cut, sparsity, spec.prune)
+            widths = kept_units(architecture.layers, cut, sparsity, spec.prune, spec.allocate)
         except (InvalidSpec, NumericalFailure):
             high = middle
             continue
@@ -60,6 +66,7 @@ def fitting_sparsity(
             smallest["decode_time"] = decode_time(widths)
         if all(smallest[name] <= limit for name, limit in limits.items()):
             high = found = middle
+            fitting = smallest
         else:
             low = middle
     if found is None:
@@ -70,4 +77,4 @@ def fitting_sparsity(
             "allow more, let heads and channels go, protect fewer blocks, or start from a smaller model",
             field=f"/prune/at_most/{name}",
         )
-    return found / STEPS
+    return found / STEPS, fitting.get("decode_time")

@@ -7,6 +7,7 @@
     grams-00003.<digest>.safetensors    second moments of a dense block's inputs, where trial prunings need them
     tuning.<digest>.safetensors         how far the training is: what trains, the optimiser's moments, the best state
     <name>.<digest>.json                results of whole stages
+    try-2/                              the same of a further try, where the first result broke what the spec bounds
 
 Every file appears whole or not at all (temporary name, fsync, rename). The digest is that of its content: a file that
 does not have it is set aside and counts as absent (`sealed.py`), and its work is done again. The fingerprint alone
@@ -46,6 +47,7 @@ class Checkpoint:
         """`events` are told of damaged files."""
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        self._events = events
         self._sealed = Sealed(directory, events)
         # Half-written files of an attempt that died. If it lives after all, its rename fails and it ends: it is stale.
         for leftover in directory.glob("*.tmp"):
@@ -64,6 +66,16 @@ class Checkpoint:
                 f"the resume points in {self.directory.name} were made with another {', '.join(names)}",
                 "run with an empty checkpoint directory to start over, or put back what changed",
             )
+
+    def of_try(self, number: int) -> Checkpoint:
+        """The resume points of a further try, in a folder of their own: what a former one wrote stays apart."""
+        return Checkpoint(self.directory / f"try-{number}", self._events)
+
+    def forget_result(self) -> None:
+        """Remove what one try alone needed: its allocation, blocks, their inputs, and its training."""
+        for pattern in ("allocation.*", "outside.*", "block-*", "hidden-*", "tuning.*"):
+            for path in self.directory.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def save_json(self, name: str, value: Any) -> None:
         """Keep the JSON-serialisable result of a whole stage."""

@@ -36,6 +36,13 @@ def macs_after(source: ModelSource, architecture: Architecture, outcome: Outcome
     return forward_macs(sum(linear.values()) + architecture.vocabulary * architecture.hidden_size, read, tokens)
 
 
+def macs(architecture: Architecture, tokens: int) -> int:
+    """Of one sequence of so many tokens through a model as it is."""
+    linear = architecture.prunable_parameters + architecture.vocabulary * architecture.hidden_size
+    read = sum(layer.shape[1] for layer in architecture.layers if layer.stream == "attention_output")
+    return forward_macs(linear, read, tokens)
+
+
 def forward_macs(linear_parameters: int, attention_width: int, tokens: int) -> int:
     """Multiply-accumulate operations of one sequence through linear layers of so many weights, output head included.
 

@@ -7,6 +7,7 @@
     │   └── MemoryBudgetTooSmall  CheckpointMismatch
     ├── NumericalFailure        inf or NaN where a number belongs
     ├── ResultMismatch          the result does not compute what was pruned, or does not load
+    ├── PromiseBroken           the result exceeds what the spec bounds it by
     ├── OutOfMemory             of the device or of the host
     ├── DiskFull
     └── HubUnavailable          the model hub did not answer; worth another try
@@ -99,6 +100,13 @@ class ResultMismatch(EngineError):
 
     code = "result_mismatch"
     exit_code = 71
+
+
+class PromiseBroken(EngineError):
+    """What was counted or measured of the result is not within what the spec bounds it by."""
+
+    code = "promise_broken"
+    exit_code = 72
 
 
 class DeviceOutOfMemory(EngineError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from workers.engine.architectures.llama import BLOCKS, Architecture
 from workers.engine.errors import MemoryBudgetTooSmall
 from workers.engine.refs import DataRef
-from workers.engine.registry import Stat, UnitScoreParams, method_of
+from workers.engine.registry import Stat, UnitPruneParams, UnitScoreParams, method_of
 from workers.engine.shards import DTYPE_BYTES
 from workers.engine.spreading import parameters
 
@@ -38,6 +38,8 @@ _SALIENCE_COPIES = 10
 """Of a block in float32, beside what is kept of each part of the text: gradients of a batch, and what a score makes."""
 _BACKWARD_PASSES = 4
 """Forward passes that a gradient costs: one before, one again for each block, and twice that backwards."""
+_PROBES, _PROBE_PASSES, _PROBE_TOKENS = 96, 11, 512
+"""Of the curvature: as many as bookworm-7m takes (88 to 112), forward passes that one costs there, and its text."""
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -109,6 +111,16 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
                 f"{budget / 2**20:.0f} MiB",
                 f"allow {whole} bytes, or use an allocation that looks at blocks one by one",
                 field="/allocate",
+            )
+        peak = max(peak, whole)
+    if isinstance(spec.prune, UnitPruneParams) and spec.prune.at_most and spec.prune.at_most.decode_time:
+        whole = _evaluation_bytes(spec.model_copy(update={"evaluate": []}), source, architecture)
+        if budget is not None and whole > budget:
+            raise MemoryBudgetTooSmall(
+                f"decode_time is measured on whole models, {whole / 2**20:.0f} MiB, the budget is "
+                f"{budget / 2**20:.0f} MiB",
+                f"allow {whole} bytes, or bound `parameters`, `bytes` or `macs`",
+                field="/prune/at_most/decode_time",
             )
         peak = max(peak, whole)
     if spec.tune is not None:
@@ -243,6 +255,8 @@ def predicted_elapsed_s(
         if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
             passes += 1 + architecture.blocks / 2
         work += passes * spec.calibrate.samples * length * per_token
+        if Stat.CURVATURE in spec.allocate_needs:
+            work += _PROBES * _PROBE_PASSES * min(length, _PROBE_TOKENS) * per_token
     if spec.tune is not None:
         length = spec.tune.sequence_length
         per_token = 2 * source.parameters + _attention_flops(architecture, length)

@@ -6,6 +6,7 @@ larger than memory, and every finished block is a resume point: call it again af
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,11 @@ from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.stages.package import package
+from workers.engine.stages.promises import check_sizes, memory_warnings
 from workers.engine.stages.prune import layer_reports
 from workers.engine.stages.remove import remove
 from workers.engine.stages.sound import blaming, check_vectors
+from workers.engine.stages.tries import BoundExceeded, Tries
 from workers.engine.stages.tuning_text import tuning_text
 from workers.engine.stages.units import score_units
 from workers.engine.stages.verify import verify, verify_tuned, window
@@ -35,8 +38,16 @@ from workers.engine.wording import as_read
 
 if TYPE_CHECKING:
     from workers.engine.events import Events
+    from workers.engine.outcome import Outcome
+    from workers.engine.report import LayerReport, ResultCheck, TuneReport
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.allocate import Allocation
+    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.stages.evaluate import Evaluation
+    from workers.engine.stages.load import LoadedModel
+    from workers.engine.stages.tuning_text import TuningText
+    from workers.engine.stats import Units
 
 
 def compress(
@@ -62,73 +73,137 @@ def compress(
             refuse_unknown_tokens(spec, model, sources)
             text = calibration(spec, model, sources)
             lessons = tuning_text(spec, model, sources)
-            read = [source.read for source in (text, lessons) if source and source.read]
             checkpoint.claim(fingerprint(spec, model, text, lessons))
         units = None
         if spec.removes != "weight":  # single weights are scored when it is their turn
             with clock.stage("score"):
                 units = score_units(spec, model, text, cache=cache, checkpoint=checkpoint, events=events)
-        with clock.stage("allocate"):
-            allocation = allocate(
-                spec, model, text, sources, units, cache=cache, checkpoint=checkpoint, clock=clock, events=events
-            )
-        with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
-            outcome, resumed = remove(
-                spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events
-            )
-            assemble(spec, model, outcome, checkpoint, model_dir)
-        with clock.stage("verify"):
-            ids_T = window(spec, model, text)
-            checks = verify(spec, model, outcome, units, checkpoint, model_dir, ids_T)
-        tuned = None
-        if lessons is not None:
-            from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
-
-            with clock.stage("tune"):
-                tuned, traces = tune(
-                    spec, model, model_dir, lessons, checkpoint=checkpoint, events=events, window_T=ids_T
-                )
-            with clock.stage("verify"):
-                checks.append(verify_tuned(spec, model, traces, model_dir, ids_T))
-        layers = layer_reports(model, allocation, outcome, model_dir)
-        with clock.stage("evaluate"):
-            evaluation = evaluate(spec, model, model_dir, sources=sources, events=events, checkpoint=checkpoint)
-        for found in read + evaluation.texts:
+        job = _Job(spec, model, sources, text, lessons, units, model_dir, cache, checkpoint, clock, events)
+        tries, made = Tries(spec, checkpoint, events), None
+        while made is None:  # once, unless the result breaks a bound that only it can show to be kept
+            try:
+                made = _attempt(job, tries)
+            except BoundExceeded:
+                continue
+        texts = [source.read for source in (text, lessons) if source and source.read] + made.evaluation.texts
+        for found in texts:
             if found.rows_skipped or found.characters_replaced:
                 events.log(f"{found.label}: {as_read(found)}")
-        price = importance_lost(spec, model.architecture, units, outcome, allocation.target)
-        gates = judge(spec.gates, evaluation.metrics)
+        price = importance_lost(spec, model.architecture, units, made.outcome, made.allocation.target)
+        gates = judge(spec.gates, made.evaluation.metrics)
         report = Report(
             spec=spec.model_dump(mode="json"),
             provenance=provenance(
                 spec,
                 model,
-                evaluation.data_digests | (text.digests if text else {}) | (lessons.digests if lessons else {}),
+                made.evaluation.data_digests | (text.digests if text else {}) | (lessons.digests if lessons else {}),
             ),
             parameters=model.source.parameters,
-            parameters_after=parameters_after(model.source, outcome),
+            parameters_after=parameters_after(model.source, made.outcome),
             prunable_parameters=model.architecture.prunable_parameters,
-            zeros=sum(layer.zeros for layer in layers),
-            sparsity=sum(layer.sparsity * layer.parameters for layer in layers)
+            zeros=sum(layer.zeros for layer in made.layers),
+            sparsity=sum(layer.sparsity * layer.parameters for layer in made.layers)
             / model.architecture.prunable_parameters,
-            target_sparsity=allocation.target,
-            trial_perplexity_ratio=allocation.trial_ratio,
+            target_sparsity=made.allocation.target,
+            bound=tries.report(),
             importance_lost=price and price[0],
             importance_lost_by_ranking=price and price[1],
             refresh=spec.refresh if spec.walk_needs else None,
-            layers=layers,
-            tune=tuned,
-            checks=checks,
-            texts=read + evaluation.texts,
-            metrics=evaluation.metrics,
-            samples=evaluation.samples,
+            layers=made.layers,
+            tune=made.tuned,
+            checks=made.checks,
+            texts=texts,
+            metrics=made.evaluation.metrics,
+            samples=made.evaluation.samples,
             gates=gates,
             verdict=overall(gates),
             stages=clock.report(),
-            runtimes=runtimes(spec, outcome.uniform),
-            warnings=warnings(spec, model.source, foresee(spec, model.source, model.architecture)),
-            resumed_blocks=resumed,
+            runtimes=runtimes(spec, made.outcome.uniform),
+            warnings=warnings(spec, model.source, foresee(spec, model.source, model.architecture))
+            + memory_warnings(spec, clock.report()),
+            resumed_blocks=made.resumed,
         )
         with clock.stage("package"):
             package(model.path, model_dir, report)
     return report
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all tries share."""
+
+    spec: CompressionSpec
+    model: LoadedModel
+    sources: Sources
+    text: Calibration | None
+    lessons: TuningText | None
+    units: Units | None
+    model_dir: Path
+    cache: Cache
+    checkpoint: Checkpoint
+    clock: Clock
+    events: Events
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What came of a try."""
+
+    allocation: Allocation
+    outcome: Outcome
+    resumed: int
+    checks: list[ResultCheck]
+    tuned: TuneReport | None
+    layers: list[LayerReport]
+    evaluation: Evaluation
+
+
+def _attempt(job: _Job, tries: Tries) -> _Made:
+    """Prune to one target, and measure what came of it. Raises BoundExceeded where that breaks the spec's bound."""
+    spec, model, clock, events = job.spec, job.model, job.clock, job.events
+    resume = tries.resume_points
+    with clock.stage("allocate"):
+        allocation = allocate(
+            spec,
+            model,
+            job.text,
+            job.sources,
+            job.units,
+            tries=tries,
+            cache=job.cache,
+            checkpoint=job.checkpoint,
+            clock=clock,
+            events=events,
+        )
+    with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
+        outcome, resumed = remove(
+            spec, model, job.text, job.units, allocation, checkpoint=resume, clock=clock, events=events
+        )
+        assemble(spec, model, outcome, resume, job.model_dir)
+        check_sizes(spec, model, job.model_dir)
+    with clock.stage("verify"):
+        ids_T = window(spec, model, job.text)
+        checks = verify(spec, model, outcome, job.units, resume, job.model_dir, ids_T)
+        tries.check_decode_time(allocation, model, job.model_dir)
+    tuned = None
+    if job.lessons is not None:
+        from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
+
+        with clock.stage("tune"):
+            tuned, traces = tune(
+                spec, model, job.model_dir, job.lessons, checkpoint=resume, events=events, window_T=ids_T
+            )
+        with clock.stage("verify"):
+            checks.append(verify_tuned(spec, model, traces, job.model_dir, ids_T))
+    layers = layer_reports(spec, model, allocation, outcome, job.model_dir)
+    with clock.stage("evaluate"):
+        evaluation = evaluate(
+            spec,
+            model,
+            job.model_dir,
+            sources=job.sources,
+            events=events,
+            checkpoint=job.checkpoint,
+            check_ratio=lambda ratio: tries.check(allocation, ratio),
+        )
+    return _Made(allocation, outcome, resumed, checks, tuned, layers, evaluation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from workers.engine.architectures.coupled import Family
     from workers.engine.shards import TensorFacts
     from workers.engine.spec import CompressionSpec
+
+
+_SIGNIFICAND_BITS = {"BF16": 8, "bfloat16": 8, "F16": 11, "float16": 11}
+"""Of types that round a gain noticeably."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ def _sparsity(spec: CompressionSpec, source: ModelSource, architecture: Architec
         assert spec.prune.at_most is not None  # one of both is given
         if spec.prune.at_most.decode_time is not None:
             return None
-        target = fitting_sparsity(spec, source, architecture, facts)
+        target, _ = fitting_sparsity(spec, source, architecture, facts)
     return None if target is None else allocation(spec, facts, target)
 
 
@@ -200,7 +205,7 @@ def _outcome(
             elif "head" in spec.prune.units:
                 _check_heads(source, blocks, found)
             return None
-        outcome = Outcome(blocks, found, kept_units(architecture.layers, found, sparsity, spec.prune))
+        outcome = Outcome(blocks, found, kept_units(architecture.layers, found, sparsity, spec.prune, spec.allocate))
         config_after(source.config, outcome, source.tensors)  # refuses what no config can say
         return outcome
     return Outcome(blocks)
@@ -287,8 +292,8 @@ def warnings(spec: CompressionSpec, source: ModelSource, prospect: Prospect) -> 
         found.append(f"{realised:.4f} of the weights will be removed, not {target:g}: each row drops a whole number")
     if target is None:
         found.append(
-            "the sparsity is found by trial prunings with scores taken once; the result, calibrated block by block, is "
-            "usually better than its trial, so more could have been removed"
+            "the sparsity is found by trial prunings with scores taken once; the result is measured, and where it "
+            "breaks the ratio the job prunes again, up to five times"
         )
     if prospect.sparsity is None:
         found.append("how much each layer loses is measured by the job, not known in advance")
@@ -321,6 +326,8 @@ def _structure_warnings(spec: CompressionSpec, source: ModelSource, prospect: Pr
             found.append(
                 f"{removed:.1%} of the blocks' parameters will be removed, not {spec.prune.target:.1%}: whole units go"
             )
+    if outcome is not None and outcome.hidden is not None:
+        found += _gain_warnings(spec, source, outcome.hidden)
     found += tuning_warnings(spec, source)
     share = architecture.prunable_parameters / source.parameters
     if share < 0.8 and spec.removes != "hidden":  # of which embeddings lose as much
@@ -328,6 +335,21 @@ def _structure_warnings(spec: CompressionSpec, source: ModelSource, prospect: Pr
     if not spec.evaluate:
         found.append("no evaluation is asked for: the report will not say what the pruning cost")
     return found
+
+
+def _gain_warnings(spec: CompressionSpec, source: ModelSource, hidden: tuple[int, int]) -> list[str]:
+    """What rounding costs the gains of norms, which go up by sqrt(D / K), K of D hidden dimensions being kept."""
+    kept, of = hidden
+    stored: set[str] = {spec.package.dtype}
+    if spec.package.dtype == "source":
+        stored = {f.dtype for name, f in source.tensors.items() if len(f.shape) == 1 and name.endswith("norm.weight")}
+    digits = [bits for dtype, bits in _SIGNIFICAND_BITS.items() if dtype in stored]
+    if not digits or math.log2(of / kept) % 2 == 0:  # raised by a power of two, they have the digits they had
+        return []
+    return [
+        f"the gains of the norms go up by {math.sqrt(of / kept):.4f} and are rounded to a type of {min(digits)} bits, "
+        f"by up to {2.0 ** -min(digits):.2%} each: `package.dtype` float32 keeps them exact"
+    ]
 
 
 def tuning_warnings(spec: CompressionSpec, source: ModelSource) -> list[str]:

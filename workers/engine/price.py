@@ -37,7 +37,7 @@ def importance_lost(
     facts = AllocationFacts(architecture.layers, {}, units=units.of_kinds(params.units))
     try:
         other = allocation(spec.model_copy(update={"allocate": ranking}), facts, sparsity)
-        widths = kept_units(architecture.layers, units.families, other, params)
+        widths = kept_units(architecture.layers, units.families, other, params, ranking)
     except (InvalidSpec, NumericalFailure):
         return None
     return _lost(units, outcome.widths), _lost(units, widths)

@@ -67,6 +67,7 @@ def fingerprint(
 ) -> dict[str, str]:
     """What a resume point must share with the run that goes on from it."""
     return environment(spec, model) | {
+        "resume_points": "2",  # of what is kept in them, and how
         "spec": spec.digest(),
         "calibration": calibration.digest if calibration else "none",
         "tuning": lessons.digest if lessons else "none",

@@ -89,6 +89,16 @@ class MethodParams(BaseModel):
         """What of its method's `needs` these parameters do without."""
         return Stat.NONE
 
+    @property
+    def most_of_units(self) -> float:
+        """Allocators: the largest fraction of a block's heads, and of its channels, that may go."""
+        return 1.0
+
+    @property
+    def least_sparsity(self) -> float:
+        """Allocators: no layer loses a smaller fraction, unless the target itself is smaller."""
+        return 0.0
+
 
 class UnitScoreParams(MethodParams):
     """Base of the parameters of scores of whole units."""
@@ -150,8 +160,9 @@ class AtMost(SpecModel):
         None,
         gt=0,
         lt=1,
-        description="Time of a decode step as a fraction of the dense model's, measured by the worker before it cuts: "
-        "the result is not the same on another machine, and to the last channel not on the same.",
+        description="Time of a decode step as a fraction of the dense model's, foreseen by the worker before it cuts "
+        "and measured on the result, which may take 1.05 times that: the result is not the same on another machine, "
+        "and to the last channel not on the same.",
         examples=[0.6],
     )
     tokens: int = Field(

@@ -176,6 +176,23 @@ class GateResult(ReportModel):
     reason: str
 
 
+class Try(ReportModel):
+    """A sparsity that was found for a bound, and what the result then had."""
+
+    target_sparsity: float
+    predicted: float = Field(description="By the trial pruning, or by the times of single blocks.")
+    measured: float = Field(description="On the result as it ships, in the same unit.")
+
+
+class Bound(ReportModel):
+    """What the spec bounds and only the result can show."""
+
+    name: Literal["perplexity_ratio", "decode_time"]
+    asked: float
+    tolerance: float = Field(description="The measured value may lie above `asked` by this fraction of it.")
+    tries: list[Try] = Field(description="The last one is the result; those before it broke the bound.")
+
+
 class Report(ReportModel):
     """The whole report, `report.json` beside the model."""
 
@@ -190,8 +207,8 @@ class Report(ReportModel):
     zeros: int = Field(description="Zeros in the pruned layers of the result.")
     sparsity: float = Field(description="Fraction of `prunable_parameters` removed: cut off, or zero.")
     target_sparsity: float | None = Field(None, description="What was asked for, or found for a perplexity ratio.")
-    trial_perplexity_ratio: float | None = Field(
-        None, description="Where a perplexity ratio was asked for: that of the trial pruning which met it."
+    bound: Bound | None = Field(
+        None, description="Where `perplexity_ratio` or `decode_time` was asked for: what was foreseen and measured."
     )
     importance_lost: float | None = Field(
         None,

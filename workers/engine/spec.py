@@ -87,8 +87,9 @@ class Compute(SpecModel):
     memory_budget: int | None = Field(
         None,
         ge=2**28,
-        description="Bytes of memory (of the GPU where there is one) the job may take. Text goes through in smaller "
-        "batches and models are evaluated block by block to stay within; null asks the device.",
+        description="Bytes of memory (of the GPU where there is one) that the job plans with. Text goes through in "
+        "smaller batches and models are evaluated block by block to stay within; the report warns where it took more. "
+        "null asks the device.",
         examples=[4 * 2**30],
     )
 
@@ -100,7 +101,10 @@ class Package(SpecModel):
         "source", description="Type of the stored weights; `source` keeps the dense model's."
     )
     shard_bytes: int = Field(
-        4 * 2**30, ge=2**20, le=50 * 2**30, description="Largest safetensors file, in bytes; one block is never split."
+        4 * 2**30,
+        ge=2**20,
+        le=50 * 2**30,
+        description="Largest safetensors file, in bytes; one block is not split, nor what is outside of blocks.",
     )
 
 
@@ -364,7 +368,7 @@ class CompressionSpec(SpecModel):
 
     @model_validator(mode="after")
     def _a_ratio_of_something_measured(self) -> CompressionSpec:
-        if self.prune.target is None and self.removes == "weight" and self.ratio_text is None:
+        if self._bounds_a_ratio and self.ratio_text is None:
             raise PydanticCustomError(
                 "perplexity_required",
                 "`perplexity_ratio` bounds what the first `perplexity` evaluation measures: add one to `evaluate`",
@@ -373,8 +377,14 @@ class CompressionSpec(SpecModel):
 
     @property
     def ratio_text(self) -> LossMethodParams | None:
-        """The evaluation that a perplexity ratio bounds: the first that measures the loss on a text."""
+        """The evaluation that the spec's perplexity ratio bounds, if it has one: the first of the loss on a text."""
+        if not self._bounds_a_ratio:
+            return None
         return next((params for params in self.evaluate if isinstance(params, LossMethodParams)), None)
+
+    @property
+    def _bounds_a_ratio(self) -> bool:
+        return self.removes == "weight" and self.prune.target is None
 
     @model_validator(mode="after")
     def _measurements_are_distinct(self) -> CompressionSpec:

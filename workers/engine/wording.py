@@ -12,7 +12,7 @@ from workers.engine.registry import Method, Stage, discover
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.report import GateResult, Metric, Report, TextReport, TuneReport
+    from workers.engine.report import Bound, GateResult, Metric, Report, TextReport, TuneReport
 
 Verdict = Literal["better", "worse", "within spread", "same", ""]
 GATED = {"ratio": "pruned / dense", "difference": "pruned − dense", "pruned": "pruned"}
@@ -65,12 +65,8 @@ def brings_code(report: Report) -> bool:
 def conditions(report: Report) -> list[str]:
     """What else decided the result, a sentence each."""
     found = []
-    if report.trial_perplexity_ratio is not None:
-        asked = report.spec["prune"]["perplexity_ratio"]
-        found.append(
-            f"{percent(report.target_sparsity or 0)} is the most whose trial pruning kept the perplexity within "
-            f"×{asked:g}: ×{report.trial_perplexity_ratio:.3f}."
-        )
+    if report.bound is not None:
+        found.append(bounded(report.bound))
     if report.importance_lost is not None:
         found.append(
             f"All blocks have one shape, which any runtime loads: the units that went held "
@@ -92,6 +88,24 @@ def short(value: Any) -> str:
         rest = {key: inner for key, inner in value.items() if key != "method"}
         return f"{value['method']} {short(rest)}" if rest else str(value["method"])
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def bounded(bound: Bound) -> str:
+    """What was asked for, foreseen and measured, and what the tries before it came to."""
+    *broken, held = bound.tries
+    what, foreseen = {
+        "perplexity_ratio": ("The perplexity", "the trial pruning"),
+        "decode_time": ("A decode step's time", "the times of single blocks"),
+    }[bound.name]
+    text = (
+        f"{what} may be ×{bound.asked:g}"
+        + (f" (and {percent(bound.tolerance)} of that more)" if bound.tolerance else "")
+        + f" of the dense model's: ×{held.measured:.4f} was measured on the result, ×{held.predicted:.4f} foreseen by "
+        f"{foreseen}."
+    )
+    for tried in broken:
+        text += f" {percent(tried.target_sparsity)} was tried before and gave ×{tried.measured:.4f}."
+    return text
 
 
 def tuned(tune: TuneReport, params: Mapping[str, Any]) -> str:

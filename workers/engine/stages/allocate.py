@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.dense import Statistics
     from workers.engine.stages.load import LoadedModel
+    from workers.engine.stages.tries import Tries
     from workers.engine.stats import Units
     from workers.engine.widths import Widths
 
@@ -62,8 +63,8 @@ class Allocation:
     """Layer name -> fraction to remove."""
     metrics: Mapping[str, float]
     """Layer name -> what the allocator measured; empty if it measures nothing."""
-    trial_ratio: float | None = None
-    """Where the target was found: the perplexity ratio of the trial pruning at it."""
+    predicted: float | None = None
+    """Where the target was found for a bound: the perplexity ratio of the trial pruning at it, or the decode time."""
 
 
 def allocate(
@@ -73,13 +74,14 @@ def allocate(
     sources: Sources,
     units: Units | None,
     *,
+    tries: Tries,
     cache: Cache,
     checkpoint: Checkpoint,
     clock: Clock,
     events: Events,
 ) -> Allocation:
-    """The spec's allocation; kept in the checkpoint, so that a retry prunes to the same. Raises NumericalFailure."""
-    if saved := checkpoint.load_json("allocation"):
+    """The allocation of this try; kept in its resume points, so that a retry prunes to the same. NumericalFailure."""
+    if saved := tries.resume_points.load_json("allocation"):
         return Allocation(**saved)
     if spec.removes in ("layer", "hidden"):
         assert units is not None  # they are scored
@@ -89,11 +91,11 @@ def allocate(
         else:
             sparsity = dropping(spec, model, units)
         found = Allocation(_mean(model, sparsity), sparsity, {})
-        checkpoint.save_json("allocation", vars(found))
+        tries.resume_points.save_json("allocation", vars(found))
         return found
     with clock.measure("calibrate"):
         stats = dense_statistics(spec, model, calibration, cache, checkpoint, events, needs=spec.allocate_needs)
-    metrics = _metrics(spec, model, calibration, stats, cache, events)
+    metrics = _metrics(spec, model, calibration, stats, cache, checkpoint, events)
     layers, needs = model.architecture.layers, spec.allocate_needs
 
     with ExitStack() as open_trials:
@@ -112,14 +114,17 @@ def allocate(
             assert calibration is not None  # LOSS is a need
             sample = Calibration(_first_tokens(calibration, TRIAL_TOKENS), calibration.label)
             facts = AllocationFacts(layers, metrics, trials(sample).loss)
-        target = spec.prune.target
+        target, foreseen = spec.prune.target, None
         if isinstance(spec.prune, UnitPruneParams) and target is None:
-            target = fitting_sparsity(spec, model.source, model.architecture, facts, _decode_time(spec, model, events))
+            decode_time = _decode_time(spec, model, events)
+            target, foreseen = fitting_sparsity(
+                spec, model.source, model.architecture, facts, decode_time, within=tries.bound
+            )
         if target is not None:
-            found = Allocation(target, allocation(spec, facts, target), metrics)
+            found = Allocation(target, allocation(spec, facts, target), metrics, foreseen)
         else:
-            found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)))
-    checkpoint.save_json("allocation", vars(found))
+            found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)), tries)
+    tries.resume_points.save_json("allocation", vars(found))
     return found
 
 
@@ -147,6 +152,7 @@ def _metrics(
     calibration: Calibration | None,
     stats: Statistics,
     cache: Cache,
+    checkpoint: Checkpoint,
     events: Events,
 ) -> Mapping[str, float]:
     """What the allocator measures of every dense block, if it measures anything."""
@@ -165,7 +171,7 @@ def _metrics(
         traces: Mapping[str, float] = {}
         if Stat.CURVATURE in method.needs:
             assert calibration is not None  # it is a need
-            traces = curvature(model, calibration, seed=spec.seed)
+            traces = curvature(model, calibration, seed=spec.seed, checkpoint=checkpoint, events=events)
         for block in range(model.architecture.blocks):
             layers = model.architecture.block(block)
             tensors = tensors_of(model, f"{BLOCKS}.{block}")
@@ -211,17 +217,17 @@ def _first_tokens(calibration: Calibration, tokens: int) -> Tensor:
     return calibration.windows_NT[:windows]
 
 
-def _within_ratio(spec: CompressionSpec, facts: AllocationFacts, trials: Trials) -> Allocation:
+def _within_ratio(spec: CompressionSpec, facts: AllocationFacts, trials: Trials, tries: Tries) -> Allocation:
     """The highest sparsity whose trial keeps the ratio, by bisection: perplexity grows with sparsity."""
-    wanted = spec.prune.perplexity_ratio  # type: ignore[attr-defined]
+    assert tries.bound is not None  # the spec's target is a ratio
     dense = trials.loss({layer.name: 0.0 for layer in facts.layers})
     best = Allocation(0.0, {layer.name: 0.0 for layer in facts.layers}, facts.metrics, 1.0)
-    low, high = 0, round(1 / RATIO_STEP)  # in steps: low keeps the ratio, high does not
+    low, high = 0, math.ceil(tries.below / RATIO_STEP)  # in steps: low keeps the ratio, high does not
     while high - low > 1:
         middle = (low + high) // 2
         sparsity = allocation(spec, facts, middle * RATIO_STEP)
         ratio = math.exp(min(trials.loss(sparsity) - dense, 100.0))
-        if ratio <= wanted:
+        if ratio <= tries.bound:
             low, best = middle, Allocation(middle * RATIO_STEP, sparsity, facts.metrics, ratio)
         else:
             high = middle

@@ -67,4 +67,5 @@ class UnitSurgeon:
 def unit_surgeon(spec: CompressionSpec, model: LoadedModel, units: Units, sparsity: Mapping[str, float]) -> UnitSurgeon:
     """The cut that an allocation asks for. Raises InvalidSpec where a block cannot lose as much."""
     assert isinstance(spec.prune, UnitPruneParams)
-    return UnitSurgeon(spec, units, kept_units(model.architecture.layers, units.families, sparsity, spec.prune))
+    widths = kept_units(model.architecture.layers, units.families, sparsity, spec.prune, spec.allocate)
+    return UnitSurgeon(spec, units, widths)

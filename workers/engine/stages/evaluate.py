@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -150,10 +151,12 @@ def evaluate(
     sources: Sources,
     events: Events,
     checkpoint: Checkpoint,
+    check_ratio: Callable[[float], None],
 ) -> Evaluation:
     """Measure both models. The dense one's numbers go into the checkpoint: a retry does not measure them again.
 
-    Without measurements in the spec no model is loaded. Raises MemoryBudgetTooSmall.
+    Where the spec bounds a perplexity, that is measured first, and `check_ratio` told pruned / dense; what it raises
+    ends the stage. Without measurements in the spec no model is loaded. Raises MemoryBudgetTooSmall.
     """
     if not spec.evaluate:
         return Evaluation([], [], {}, [])
@@ -164,11 +167,12 @@ def evaluate(
     if not whole:
         events.log(f"the models do not fit in {budget / 2**20:.0f} MiB: they are measured block by block")
 
-    def measure(loaded: LoadedModel, done: int) -> list[Measurement]:
+    def measure(loaded: LoadedModel, done: int, compare: Callable[[float], None]) -> list[Measurement]:
+        """`compare` is told the value that the spec bounds, as soon as it is measured."""
         load = load_model if loaded is dense else load_result
         model = load(loaded.path, loaded.device, loaded.dtype) if whole else None
-        found: list[Measurement] = []
-        for index, params in enumerate(spec.evaluate):
+        found: dict[int, list[Measurement]] = {}
+        for index, params in sorted(enumerate(spec.evaluate), key=lambda item: item[1] is not spec.ratio_text):
             context = EvaluationContext(
                 loaded=loaded,
                 whole=model,
@@ -180,14 +184,16 @@ def evaluate(
                 pointer=f"/evaluate/{index}",
             )
             with torch.inference_mode():
-                found += method_of("evaluate", params).function(context, params)
-            events.progress(done + index + 1, total, "measurement")
-        _refuse_non_finite(found)
-        return found
+                found[index] = method_of("evaluate", params).function(context, params)
+            _refuse_non_finite(found[index])
+            events.progress(done + len(found), total, "measurement")
+            if params is spec.ratio_text:
+                compare(found[index][0].value)
+        return [one for index in range(len(spec.evaluate)) for one in found[index]]
 
     saved = checkpoint.load_json(DENSE_MEASUREMENTS)
     if saved is None:
-        before = measure(dense, 0)
+        before = measure(dense, 0, lambda value: None)
         gc.collect()  # the dense model must be gone before the pruned one is loaded
         checkpoint.save_json(
             DENSE_MEASUREMENTS, {"measurements": [asdict(found) for found in before], "data_digests": data.digests}
@@ -196,7 +202,12 @@ def evaluate(
         before = [Measurement(**found) for found in saved["measurements"]]
         data.digests.update(saved["data_digests"])
         events.progress(len(spec.evaluate), total, "measurement")
-    after = measure(result_of(dense, pruned_dir), len(spec.evaluate))
+
+    def compare(value: float) -> None:
+        (name,) = spec.ratio_text.measures if spec.ratio_text else ()
+        check_ratio(value / next(measured.value for measured in before if measured.name == name))
+
+    after = measure(result_of(dense, pruned_dir), len(spec.evaluate), compare)
     texts = [tokens.report for tokens in data.tokens.values() if tokens.report]
     return Evaluation(join(before, after), _side_by_side(before, after), data.digests, texts)
 

@@ -16,9 +16,11 @@ import torch
 from workers.engine.architectures.coupled import families
 from workers.engine.clock import device_time_s
 from workers.engine.outcome import Outcome, config_after
-from workers.engine.stages.load import empty_model, stock_config
+from workers.engine.stages.load import empty_model, load_model, stock_config
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
     from workers.engine.registry import AtMost
@@ -83,17 +85,29 @@ def latency_table(model: LoadedModel, at_most: AtMost) -> LatencyTable:
     return LatencyTable(outside_s, table)
 
 
+def decode_time(dense: LoadedModel, folder: Path, at_most: AtMost) -> float:
+    """A decode step of the model in `folder` as a fraction of the dense one's, each at its fastest, in turn."""
+    found: dict[Path, list[float]] = {dense.path: [], folder: []}
+    for _ in range(_ROUNDS):
+        for path, seconds in found.items():
+            seconds.append(_step_s(load_model(path, dense.device, dense.dtype), at_most))
+    return min(found[folder]) / min(found[dense.path])
+
+
 def _decode_s(model: LoadedModel, outcome: Outcome, at_most: AtMost) -> float:
-    """The fastest decode step of a model of this structure: whatever else runs only ever adds to it."""
-    built = _of_one_value(model, outcome)
-    ids_BT = torch.zeros(at_most.batch_size, at_most.tokens, dtype=torch.long, device=model.device)
+    return _step_s(_of_one_value(model, outcome), at_most)
+
+
+def _step_s(built: PreTrainedModel, at_most: AtMost) -> float:
+    """The fastest decode step of a model: whatever else runs only ever adds to it."""
+    ids_BT = torch.zeros(at_most.batch_size, at_most.tokens, dtype=torch.long, device=built.device)
     found = []
     with torch.inference_mode():
         output = built(input_ids=ids_BT, use_cache=True, logits_to_keep=1)
         for _ in range(_STEPS):
-            started = device_time_s(model.device)
+            started = device_time_s(built.device)
             output = built(input_ids=ids_BT[:, :1], past_key_values=output.past_key_values, use_cache=True)
-            found.append(device_time_s(model.device) - started)
+            found.append(device_time_s(built.device) - started)
     return min(found)
 
 

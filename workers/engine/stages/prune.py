@@ -21,6 +21,7 @@ from workers.engine.registry import Stat
 from workers.engine.report import LayerReport
 from workers.engine.stages.activations import activations_of
 from workers.engine.stages.load import LoadedModel, filled, outside_tensors, read_tensor, slices_of, tensors_of
+from workers.engine.stages.promises import check_zeros
 from workers.engine.stages.statistics import collect, staged
 from workers.engine.stages.stored import as_stored
 from workers.engine.stats import LinearStats
@@ -59,8 +60,13 @@ def prune(
         return walk.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
 
-def layer_reports(model: LoadedModel, allocation: Allocation, outcome: Outcome, folder: Path) -> list[LayerReport]:
-    """What became of every layer of the dense model, counted in the files of `folder`, the result."""
+def layer_reports(
+    spec: CompressionSpec, model: LoadedModel, allocation: Allocation, outcome: Outcome, folder: Path
+) -> list[LayerReport]:
+    """What became of every layer of the dense model, counted in the files of `folder`, the result.
+
+    Raises PromiseBroken where that is not what the allocation asked for.
+    """
     reports, slices = [], slices_of(folder)
     for index, block in enumerate(outcome.blocks):
         for layer in model.architecture.block(block):
@@ -68,6 +74,7 @@ def layer_reports(model: LoadedModel, allocation: Allocation, outcome: Outcome, 
             piece = slices[f"{renamed}.weight"]
             weight_OI = read_tensor(piece)
             zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
+            check_zeros(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
             reports.append(_layer_report(layer, allocation, piece.facts.shape, zeros))
     for block in sorted({*range(model.architecture.blocks)} - {*outcome.blocks}):
         reports += [_layer_report(layer, allocation, (0, 0), 0) for layer in model.architecture.block(block)]

@@ -44,7 +44,7 @@ def remove(
         assert units is not None  # they are scored
         dimensions, of = kept_dimensions(spec, units), model.architecture.hidden_size
         outcome = Outcome(blocks, hidden=(len(dimensions), of))
-        change = without_dimensions(dimensions, of)
+        change = without_dimensions(spec, dimensions, of)
         return outcome, rewrite(spec, model, blocks, change, checkpoint=checkpoint, events=events)
     if spec.removes == "unit":
         assert units is not None  # they are scored

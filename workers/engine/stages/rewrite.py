@@ -41,11 +41,11 @@ def kept_dimensions(spec: CompressionSpec, units: Units) -> list[int]:
     return kept
 
 
-def without_dimensions(kept: Sequence[int], of: int) -> Change:
+def without_dimensions(spec: CompressionSpec, kept: Sequence[int], of: int) -> Change:
     """Cuts all but the `kept` of `of` hidden dimensions out of tensors, and raises the gains of their norms.
 
     K of D dimensions have sqrt(D / K) times the root mean square that D with zeros in the others have; the config's
-    `rms_norm_eps` goes up by D / K, which makes that exact.
+    `rms_norm_eps` goes up by D / K, which makes that exact. The raised gains are rounded once, to the type that ships.
     """
     index = torch.tensor(kept)
     gain = math.sqrt(of / len(kept))
@@ -56,7 +56,10 @@ def without_dimensions(kept: Sequence[int], of: int) -> Change:
             return tensor
         left = tensor.index_select(axis, index.to(tensor.device))
         is_norm = tensor.dim() == 1 and name.endswith("norm.weight")
-        return (left.float() * gain).to(left.dtype) if is_norm else left
+        if not is_norm:
+            return left
+        raised = left.float() * gain
+        return raised if spec.package.dtype != "source" else raised.to(left.dtype)
 
     return lambda tensors: {name: cut(name, tensor) for name, tensor in tensors.items()}
 

@@ -62,7 +62,13 @@ class AlphaPruningParams(MethodParams):
         examples=[0.2],
     )
     matrix_spread: float = Field(0.1, ge=0, lt=1, description="`mixed` only: the spread within a block.")
-    min_sparsity: float = Field(0.0, ge=0, lt=1, description="No layer gets less than this, or than the target.")
+    min_sparsity: float = Field(
+        0.0, ge=0, lt=1, description="No layer is asked for less than this, or than the target."
+    )
+
+    @property
+    def least_sparsity(self) -> float:
+        return self.min_sparsity
 
 
 def measure(block: DenseBlock, params: AlphaPruningParams) -> Mapping[str, float]:

@@ -22,7 +22,9 @@ class IscParams(MethodParams):
     unmeasured: ClassVar[frozenset[str]] = frozenset({"spread"})
 
     method: Literal["isc"] = Field(
-        "isc", description="Sparsity by each layer's rank in sensitivity; needs calibration data and the whole model."
+        "isc",
+        description="Sparsity by each layer's rank in sensitivity; needs calibration data, the whole model, and some "
+        "hundred random probes of it.",
     )
     spread: float = Field(
         0.1, ge=0, le=0.5, description="Half the distance between the least and the most pruned layer (its alpha)."
@@ -44,7 +46,8 @@ def allocate(facts: AllocationFacts, sparsity: float, params: IscParams) -> Mapp
     """Sparsities in even steps over the ranks, the most and the least sensitive layer 2 * spread apart (algorithm 1).
 
     What the paper calls sparsity there is the share of weights kept, as its code confirms. Layers of equal sensitivity
-    share the lowest of their ranks. Departures: layers differ in size, so all are shifted by one constant to make the
+    share the lowest of their ranks. Departures: probes are drawn until the ranks hold still (`stages/curvature.py`);
+    layers differ in size, so all are shifted by one constant to make the
     mean exact, and what would leave [0, 0.99] is spread over the other layers.
     """
     sensitivities = [facts.metrics[layer.name] for layer in facts.layers]

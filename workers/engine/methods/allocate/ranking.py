@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.errors import InvalidSpec
 from workers.engine.registry import MethodParams, Stat, allocator
+from workers.engine.widths import most_units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,12 +33,17 @@ class RankingParams(MethodParams):
         description="Largest fraction of a block's heads, and of its channels, that goes. One of each always stays.",
     )
 
+    @property
+    def most_of_units(self) -> float:
+        return self.most
+
 
 @allocator(RankingParams, paper="arXiv:2412.15127", needs=Stat.UNIT_SCORES)
 def allocate(facts: AllocationFacts, sparsity: float, params: RankingParams) -> Mapping[str, float]:
     """Greedy: from the lowest score on, whatever still fits into the budget and leaves its family enough.
 
-    The budget is met to within one channel, unless `most` stands in the way: then the rest is spread over all units.
+    What is left of the budget then is less than a unit of any family that may lose more; the first that did not fit, of
+    the smallest, is where that fraction is taken from. Raises InvalidSpec where `most` does not let as much go.
     """
     assert facts.units is not None  # declared in `needs`
     blocks = {layer.block for layer in facts.layers}
@@ -51,25 +58,31 @@ def allocate(facts: AllocationFacts, sparsity: float, params: RankingParams) -> 
         for index, family in enumerate(families)
         for unit, score in enumerate(facts.units.of(family))
     )
-    left = sparsity * sum(layer.parameters for layer in facts.layers)
-    removed = [0] * len(families)
-    allowed = [min(family.units - 1, int(params.most * family.units)) for family in families]
+    everything = sum(layer.parameters for layer in facts.layers)
+    left = sparsity * everything
+    removed = [0.0] * len(families)
+    allowed = [most_units(family.units, params.most) for family in families]
+    too_large = None
     for _, index, _ in order:
-        if removed[index] < allowed[index] and families[index].unit_parameters <= left:
+        if removed[index] == allowed[index]:
+            continue
+        if families[index].unit_parameters <= left:
             removed[index] += 1
             left -= families[index].unit_parameters
+        elif too_large is None or families[index].unit_parameters < families[too_large].unit_parameters:
+            too_large = index
+    if too_large is not None:
+        removed[too_large] += left / families[too_large].unit_parameters
+    elif left > 1e-9 * everything:  # more than sums round
+        raise InvalidSpec(
+            f"`most` of {params.most:g} lets {1 - left / (sparsity * everything):.1%} of what is asked for go, "
+            f"{sparsity - left / everything:.1%} of {sparsity:.1%}: one of each kind stays in every block",
+            "raise `most`, lower the sparsity, let heads and channels go, or protect fewer blocks",
+            field="/allocate/most",
+        )
     share = {(f.block, f.kind): count / f.units for f, count in zip(families, removed, strict=True)}
-    spread = {layer.name: share.get((layer.block, _kind(layer.name)), 0.0) for layer in facts.layers}
-    return _topped_up(spread, facts, sparsity)
+    return {layer.name: share.get((layer.block, _kind(layer.name)), 0.0) for layer in facts.layers}
 
 
 def _kind(layer: str) -> Kind:
     return "head" if ".self_attn." in layer else "channel"
-
-
-def _topped_up(spread: Mapping[str, float], facts: AllocationFacts, sparsity: float) -> Mapping[str, float]:
-    """What the caps left over, and the fraction of a channel that did not fit, spread evenly over what remains."""
-    total = sum(layer.parameters for layer in facts.layers)
-    found = math.fsum(spread[layer.name] * layer.parameters for layer in facts.layers) / total
-    rest = (sparsity - found) / (1 - found)
-    return {name: share + rest * (1 - share) for name, share in spread.items()}

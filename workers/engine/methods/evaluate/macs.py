@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.costs import forward_macs
+from workers.engine.costs import macs
 from workers.engine.registry import MethodParams, evaluator
 from workers.engine.stats import Measurement
 
 if TYPE_CHECKING:
-    from workers.engine.architectures.llama import Architecture
     from workers.engine.stages.evaluate import EvaluationContext
 
 
@@ -31,10 +30,3 @@ def evaluate(context: EvaluationContext, params: MacsParams) -> list[Measurement
     """`macs/<tokens>`: of one sequence of so many tokens."""
     count = macs(context.loaded.architecture, params.sequence_length)
     return [Measurement(f"macs/{params.sequence_length}", count, "MACs", higher_is_better=False)]
-
-
-def macs(architecture: Architecture, tokens: int) -> int:
-    """Of one sequence of so many tokens."""
-    linear = architecture.prunable_parameters + architecture.vocabulary * architecture.hidden_size
-    read = sum(layer.shape[1] for layer in architecture.layers if layer.stream == "attention_output")
-    return forward_macs(linear, read, tokens)

@@ -29,7 +29,7 @@ _ROUNDS = 40
 """No more penalties than that are tried; ten to fifteen are usual."""
 _FIRST_PENALTY = 0.01
 """As a fraction of the mean |B|. Bisection soon finds its own way."""
-_REFIT_ITERATIONS = 10
+_REFIT_ITERATIONS, _REFIT_TOLERANCE = 10, 1e-4
 """After ten more the error is lower by less than a hundredth."""
 
 
@@ -129,7 +129,7 @@ class _Problem:
 
         pull_I = self.damped_II.diagonal() - self.gram_II.diagonal()
         target_OI = self.target_OI.float() + self.dense_OI * pull_I
-        return refit(scaled_OI * keep_OI, keep_OI, target_OI, self.damped_II, _REFIT_ITERATIONS)
+        return refit(scaled_OI * keep_OI, keep_OI, target_OI, self.damped_II, _REFIT_ITERATIONS, _REFIT_TOLERANCE)
 
 
 def _problems(layers: Sequence[LayerTask], stats: LinearStats, dampening: float) -> list[_Problem]:

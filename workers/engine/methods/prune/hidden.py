@@ -29,7 +29,10 @@ class HiddenParams(HiddenPruneParams):
         examples=[0.125],
     )
     multiple_of: int = Field(
-        1, ge=1, le=4096, description="Dimensions kept are a multiple of this, the nearest. GPUs like 64 or 128."
+        1,
+        ge=1,
+        le=4096,
+        description="Dimensions kept, where any go, are a multiple of this, the nearest. GPUs like 64 or 128.",
     )
 
     @property

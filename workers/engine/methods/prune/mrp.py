@@ -1,4 +1,4 @@
-"""MRP: the exact best weights beside those that go, all of a row at once (Zhao et al. 2024, arXiv:2410.15567).
+"""MRP: the best weights beside those that go, all of a row at once (Zhao et al. 2024, arXiv:2410.15567).
 
 O = outputs, I = inputs, R = outputs of all layers of a stream, stacked, G = groups of an N:M pattern in
 a row, M = inputs of a group, Q = inputs of a group that go.
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _BLOCK_SIZE = 128
 """Inputs that `sequential` compares with one another, SparseGPT's default."""
+_TOLERANCE = 1e-6
+"""Of the refit's relative residual: weights are then within about 1e-4 of the exact solution, and the output's error
+within 1e-6 of the least (bookworm-7m at 70 %)."""
 _LARGEST_GROUP = 8
 """`joint` tries all subsets of a group: 70 for 4:8, too many for anything larger."""
 
@@ -32,7 +35,7 @@ class MRPParams(SparsityParams):
     """Solve the multiple removal problem of each row: the least change of the output once its weights are chosen."""
 
     method: Literal["mrp"] = Field(
-        "mrp", description="Choose weights by score or second-order statistics, then refit all others exactly."
+        "mrp", description="Choose weights by score or second-order statistics, then refit all others."
     )
     mask: Literal["sequential", "saliency", "joint"] = Field(
         "sequential",
@@ -43,7 +46,13 @@ class MRPParams(SparsityParams):
     dampening: float = Field(
         0.01, gt=0, le=1, description="Added to the diagonal of the inputs' Gram matrix, as a fraction of its mean."
     )
-    iterations: int = Field(50, ge=1, le=1000, description="Most steps of conjugate gradients for the refit.")
+    iterations: int = Field(
+        200,
+        ge=1,
+        le=1000,
+        description="Most steps of conjugate gradients for the refit, which ends at a relative residual of 1e-6: after "
+        "some 40 steps where inputs are not nearly the same.",
+    )
 
     @model_validator(mode="after")
     def _fits_the_pattern(self) -> MRPParams:
@@ -70,8 +79,8 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
 
     What goes is chosen by score where there is one. The rest of each row then solves least squares of the output from
     the dense weights (eq. 13: delta = -w_Q (G_QQ)^-1 G_Q: with G the inverse Hessian), written for the weights that
-    stay and solved by conjugate gradients. No row is worse on the calibration text than before the refit, so none is
-    worse than SparseGPT's with `sequential`.
+    stay and solved by conjugate gradients, to a relative residual of 1e-6 or as far as `iterations` lead. No row is
+    worse on the calibration text than before the refit, so none is worse than SparseGPT's with `sequential`.
     Raises NumericalFailure if the statistics are not finite or cannot be factorized.
     """
     import torch
@@ -88,7 +97,7 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
     else:
         keep_RI = ~torch.cat(_gone(layers, hessian, group, params))
         start_RI = weight_RI * keep_RI
-    refit_RI = refit(start_RI, keep_RI, weight_RI @ hessian.damped_II, hessian.damped_II, params.iterations)
+    refit_RI = refit(start_RI, keep_RI, weight_RI @ hessian.damped_II, hessian.damped_II, params.iterations, _TOLERANCE)
     # The refit is best for the damped Hessian; the output is what counts.
     gram_II = stats.gram_II
     better_R = output_error(weight_RI, refit_RI, gram_II) < output_error(weight_RI, start_RI, gram_II)

@@ -49,7 +49,7 @@ class StructuredParams(UnitPruneParams):
         1,
         ge=1,
         le=1024,
-        description="Channels kept in a block are a multiple of this. GPUs like 64 or 128.",
+        description="Channels kept in a block that loses something are a multiple of this. GPUs like 64 or 128.",
     )
     compensate: bool = Field(
         True,
