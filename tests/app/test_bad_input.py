@@ -247,7 +247,7 @@ BODIES: list[tuple[str, Any, str, str]] = [
         "a link out of the models",
         {"spec": spec(model={"id": "link"})},
         "/spec/model/id",
-        "model_not_found",
+        "unsupported_model",
     ),
     # data
     (
@@ -320,10 +320,10 @@ def models(tmp_path: Path) -> Path:
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (folder / "neox/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     real = ROOT / "examples/models/bookworm-7m"
-    copied = tiny_model(folder / "bookworm-7m")
+    (folder / "bookworm-7m").symlink_to(real)
+    linked = tiny_model(folder / "link")
     for file in real.iterdir():
-        (copied / file.name).symlink_to(file)
-    (folder / "link").symlink_to(real)
+        (linked / file.name).symlink_to(file)
     return folder
 
 
