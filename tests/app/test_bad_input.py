@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -322,7 +323,7 @@ def models(tmp_path: Path) -> Path:
     real = ROOT / "examples/models/bookworm-7m"
     copied = tiny_model(folder / "bookworm-7m")
     for file in real.iterdir():
-        (copied / file.name).symlink_to(file)
+        shutil.copyfile(file, copied / file.name)  # links that lead out are refused
     (folder / "link").symlink_to(real)
     return folder
 
