@@ -16,9 +16,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from app.errors import NotFound
-from app.http.route import StrictRoute
 
-router = APIRouter(include_in_schema=False, route_class=StrictRoute)
+router = APIRouter(include_in_schema=False)
 
 FILES = {
     "swagger-ui.css": "text/css",
