@@ -6,6 +6,7 @@ larger than memory, and every finished block is a resume point: call it again af
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from workers.engine.wording import as_read
 
 if TYPE_CHECKING:
     from workers.engine.events import Events
+    from workers.engine.report import Origin
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
 
@@ -46,11 +48,13 @@ def compress(
     events: Events,
     checkpoint_dir: Path,
     cache_dir: Path | None = None,
+    origin: Origin | None = None,
 ) -> Report:
     """Write the compressed model to `workdir/model` and return its report. Raises EngineError.
 
     `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success. `cache_dir` is
     shared between jobs: what was measured of a dense model is not measured again.
+    `origin`: whose job the report says it is of.
     """
     clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir, events), workdir / "model"
     cache = Cache(cache_dir, events)
@@ -68,6 +72,7 @@ def compress(
         if spec.removes != "weight":  # single weights are scored when it is their turn
             with clock.stage("score"):
                 units = score_units(spec, model, text, cache=cache, checkpoint=checkpoint, events=events)
+        resumed_allocation = checkpoint.load_json("allocation") is not None
         with clock.stage("allocate"):
             allocation = allocate(
                 spec, model, text, sources, units, cache=cache, checkpoint=checkpoint, clock=clock, events=events
@@ -99,6 +104,8 @@ def compress(
         price = importance_lost(spec, model.architecture, units, outcome, allocation.target)
         gates = judge(spec.gates, evaluation.metrics)
         report = Report(
+            origin=origin,
+            made_at=datetime.now(UTC),
             spec=spec.model_dump(mode="json"),
             provenance=provenance(
                 spec,
@@ -128,6 +135,7 @@ def compress(
             runtimes=runtimes(spec, outcome.uniform),
             warnings=warnings(spec, model.source, foresee(spec, model.source, model.architecture)),
             resumed_blocks=resumed,
+            resumed_allocation=resumed_allocation,
         )
         with clock.stage("package"):
             package(model.path, model_dir, report)
