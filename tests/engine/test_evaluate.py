@@ -270,7 +270,7 @@ def test_times_are_never_taken_from_an_earlier_attempt(
     assert "generation_speed" not in (tmp_path / "checkpoint" / f"{DENSE_MEASUREMENTS}.json").read_text()
 
 
-@pytest.mark.parametrize(("most", "loads"), [(2, ["tiny", "pruned"]), (1, ["tiny", "pruned"] * 4 + ["tiny"])])
+@pytest.mark.parametrize(("most", "loads"), [(2, ["tiny", "pruned"]), (1, ["tiny", "pruned"] * 5 + ["tiny"])])
 def test_both_models_are_held_if_they_fit_and_loaded_in_turn_if_not(
     most: int,
     loads: list[str],

@@ -126,11 +126,11 @@ def test_the_page_calls_a_change_small_by_the_spread_of_the_change() -> None:
 @pytest.mark.parametrize(
     ("ratio", "stderr", "word"),
     [
-        (1.2, 0.01, "better"),  # [1.177, 1.223]
-        (1.07, 0.01, "same"),  # [1.047, 1.093]: reaches into the margin
+        (1.2, 0.01, "better"),  # [1.150, 1.250]
+        (1.07, 0.01, "same"),  # [1.020, 1.120]: reaches into the margin
         (1.2, 0.1, "same"),  # nobody can tell
         (1.03, 0.001, "same"),  # sure, and within the margin
-        (0.93, 0.005, "worse"),
+        (0.92, 0.005, "worse"),
     ],
 )
 def test_a_change_within_the_margin_is_no_change(ratio: float, stderr: float, word: str) -> None:

@@ -7,7 +7,7 @@ import math
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Literal
 
-from workers.engine.comparison import CONFIDENCE, half_width
+from workers.engine.comparison import CONFIDENCE, SURE, half_width
 from workers.engine.registry import Method, Stage, discover
 
 if TYPE_CHECKING:
@@ -211,17 +211,17 @@ def ratio(metric: Metric) -> str:
 
 
 def verdict(metric: Metric) -> Verdict:
-    """Whether pruning helped or hurt, as far as that is sure by CONFIDENCE.
+    """Whether pruning helped or hurt, as far as that is sure.
 
-    `same` where the ratio's interval reaches into 1 ± the metric's margin; `within spread`, of a metric without one,
-    where the difference's holds 0. Empty where neither direction is a goal.
+    `same` where the ratio's interval (SURE) reaches into 1 ± the metric's margin; `within spread`, of a metric without
+    one, where the difference's (CONFIDENCE) holds 0. Empty where neither direction is a goal.
     """
     if metric.higher_is_better is None:
         return ""
-    change, stderr, margin = metric.pruned - metric.dense, metric.difference_stderr, None
+    change, stderr, margin, confidence = metric.pruned - metric.dense, metric.difference_stderr, None, CONFIDENCE
     if metric.margin is not None and metric.ratio is not None:
-        change, stderr, margin = metric.ratio - 1, metric.ratio_stderr, metric.margin
-    spread = half_width(stderr or 0, metric.degrees_of_freedom, CONFIDENCE)
+        change, stderr, margin, confidence = metric.ratio - 1, metric.ratio_stderr, metric.margin, SURE
+    spread = half_width(stderr or 0, metric.degrees_of_freedom, confidence)
     if change == 0 or (margin is not None and abs(change) - spread <= margin):
         return "same"
     if abs(change) <= spread:

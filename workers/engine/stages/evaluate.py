@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.comparison import compared
+from workers.engine.comparison import SURE, compared
 from workers.engine.data import load_tokens
 from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong
 from workers.engine.estimate import whole_models
@@ -300,8 +300,8 @@ def metric_of(probe: Probe, found: Comparison) -> Metric:
         difference_stderr=found.difference_stderr,
         degrees_of_freedom=found.degrees_of_freedom,
         margin=probe.margin,
-        note=f"{probe.note}; both models in turn, {found.rounds} rounds, extremes trimmed; a change that may be within "
-        f"{percent(probe.margin)} is called the same",
+        note=f"{probe.note}; both models in turn, {found.rounds} rounds, extremes trimmed; the same unless "
+        f"surely ({percent(SURE)}) beyond {percent(probe.margin)}",
     )
 
 

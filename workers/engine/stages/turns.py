@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+from workers.engine.comparison import SURE, half_width
 from workers.engine.paired import Comparison, compare
 from workers.engine.stats import Probe
 
@@ -22,8 +23,8 @@ MOST_S = 60.0
 """Of one probe, if it must not have more: until its interval is narrow, at most so many, none more after so long."""
 MORE = 1.25
 """As many rounds, before the next look at them."""
-VISITS = 6
-"""Of each model where they are loaded in turn: two in a row are one load, so one is loaded four times, one three."""
+VISITS = 8
+"""Of each model where they are loaded in turn: two in a row are one load, so one is loaded five times, one four."""
 READINGS = 3
 """Of a probe at a visit, at least; their median counts."""
 
@@ -36,7 +37,7 @@ def in_turn(dense: Open, pruned: Open, *, resident: bool) -> list[tuple[Probe, C
 
 
 def _rounds(*probes: Probe) -> Comparison:
-    """Of the dense and the pruned model's, until the interval of the ratio is no wider than the probe's margin."""
+    """Of the dense and the pruned model's, until the interval of the ratio (SURE) is the margin to either side."""
     values: tuple[list[float], list[float]] = ([], [])
     enough, begun_s = max(4, probes[0].readings), time.monotonic()
     while True:
@@ -44,8 +45,8 @@ def _rounds(*probes: Probe) -> Comparison:
             for side in (0, 1, 1, 0):
                 values[side].append(probes[side].read())
         found = compare(*values)
-        low, high = found.interval
-        narrow = high - low <= probes[0].margin * found.ratio
+        half = half_width(found.ratio_stderr, found.degrees_of_freedom, SURE)
+        narrow = half <= probes[0].margin * found.ratio
         if narrow or enough >= MOST_ROUNDS or time.monotonic() - begun_s > MOST_S:
             return found
         enough = min(math.ceil(enough * MORE), MOST_ROUNDS)
