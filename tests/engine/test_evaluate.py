@@ -267,7 +267,7 @@ def test_times_are_never_taken_from_an_earlier_attempt(
         metrics = run(sources, tmp_path, tiny, evaluate=evaluate).metrics
         assert [metric.name for metric in metrics] == [*names, "perplexity/heldout.txt", *(f"{n}#2" for n in names)]
         assert [metric.resumed for metric in metrics] == [False, False, resumed, False, False]
-    assert "generation_speed" not in (tmp_path / "checkpoint" / f"{DENSE_MEASUREMENTS}.json").read_text()
+    assert "generation_speed" not in str(Checkpoint(tmp_path / "checkpoint").load_json(DENSE_MEASUREMENTS))
 
 
 @pytest.mark.parametrize(("most", "loads"), [(2, ["tiny", "pruned"]), (1, ["tiny", "pruned"] * 5 + ["tiny"])])
