@@ -289,6 +289,7 @@ def test_both_models_are_held_if_they_fit_and_loaded_in_turn_if_not(
     stage = sys.modules[load.__module__]
     monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)
     monkeypatch.setattr("workers.engine.stages.evaluate.load_model", load_model)
+    monkeypatch.setattr("workers.engine.stages.evaluate.load_result", load_model)
     monkeypatch.setattr("workers.engine.stages.evaluate.whole_models", lambda *_: most)
     found = run(sources, tmp_path, tmp_path / "pruned", evaluate=[*PERPLEXITY, SPEED])
     assert loaded == loads
