@@ -2,9 +2,10 @@
 # serve  the service on this machine                              lint    ruff, mypy, import contracts
 # bench  the benchmarks in benchmarks/                            chaos   kill processes at random, lose nothing
 # digests  which results a change since BASE alters                methods-real  the table of a model of 135 M parameters
+# verdicts  what reports say of speed on a disturbed machine
 # golden  all comparisons with the authors' figures               methods every pruner with every allocator, docs/methods.md
 # docs   the generated tables of README.md and docs/
-.PHONY: demo serve test lint bench chaos golden digests methods methods-real docs setup
+.PHONY: demo serve test lint bench chaos golden digests methods methods-real verdicts docs setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
@@ -18,6 +19,7 @@ golden: setup ; $(BIN)/pytest tests/golden -m "golden or not golden" --log-cli-l
 methods: setup ; $(BIN)/python -m benchmarks.methods && $(BIN)/python -m benchmarks.structured
 methods-real: setup ; $(BIN)/python -m benchmarks.real_model
 digests: setup ; $(BIN)/python -m benchmarks.digests $(or $(BASE),main)
+verdicts: setup ; $(BIN)/python -m benchmarks.verdicts
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
 docs: .venv/.installed-demo ; $(BIN)/python docs/render.py
 

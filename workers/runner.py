@@ -1,6 +1,7 @@
 """One attempt at one job, as a process: `python -m workers.runner WORKDIR --models DIR --data DIR --checkpoint DIR`.
 
-`WORKDIR/spec.json` in; `WORKDIR/model/` out; JSON-lines events on standard output, everything else on standard error.
+`WORKDIR/spec.json` in, and `origin.json` from a service; `WORKDIR/model/` out; JSON-lines events on standard output,
+everything else on standard error.
 Exit code 0 after a `result` event, that of the error's class (`workers/engine/errors.py`) after an `error` event, 75
 on SIGTERM. Works with no service around it. Dies with its parent.
 """
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 from workers.engine.errors import EngineError, InvalidSpec
 from workers.engine.events import JsonLines
 from workers.engine.registry import untagged
+from workers.engine.report import Origin
 from workers.engine.sources import Sources
 from workers.engine.spec import CompressionSpec
 
@@ -57,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.set_num_threads(arguments.threads)
         spec = _read_spec(arguments.workdir / "spec.json")
         sources = Sources(arguments.models, arguments.data)
-        report = compress(spec, arguments.workdir, sources, events, arguments.checkpoint, arguments.cache)
+        origin = _read_origin(arguments.workdir / "origin.json")
+        report = compress(spec, arguments.workdir, sources, events, arguments.checkpoint, arguments.cache, origin)
     except EngineError as error:
         events.emit(
             "error",
@@ -116,6 +119,11 @@ def _events_on_stdout() -> JsonLines:
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return JsonLines(stream)
+
+
+def _read_origin(path: Path) -> Origin | None:
+    """The job that the attempt is made at, where a service told us."""
+    return Origin.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
 def _read_spec(path: Path) -> CompressionSpec:

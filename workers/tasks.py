@@ -30,6 +30,7 @@ from app.errors import InvalidTransition
 from app.failure import Failure
 from app.jobs import repository, service
 from app.jobs.service import Claim, Fenced
+from app.keys.repository import tenant_name
 from app.queue import RUN_JOB
 from app.settings import Settings, get_settings
 from app.storage import AlreadyStored, ArtifactStore, Damaged, StorageError
@@ -39,7 +40,7 @@ from workers import scratch
 from workers.celery_app import app, draining
 from workers.children import Child, Spawned, runner_command
 from workers.engine.errors import CheckpointMismatch, DiskFull, EngineError
-from workers.engine.report import FileEntry, Manifest, Report
+from workers.engine.report import FileEntry, Manifest, Origin, Report
 from workers.logs import LogShipper
 from workers.progress import Progress
 from workers.supervisor import Exit, Order, explain, supervise
@@ -148,6 +149,7 @@ class Attempt:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint.mkdir(parents=True, exist_ok=True)
         (self.folder / "spec.json").write_text(json.dumps(self.held.spec))
+        (self.folder / "origin.json").write_text(self._origin().model_dump_json())
         arguments = [str(self.folder), "--checkpoint", str(self.checkpoint)]
         arguments += ["--models", str(self.settings.models_dir), "--data", str(self.settings.data_dir)]
         arguments += ["--cache", str(self.settings.cache_dir)]
@@ -159,6 +161,12 @@ class Attempt:
             tick_s=self.settings.heartbeat_s,
             grace_s=self.settings.cancel_grace_s,
         )
+
+    def _origin(self) -> Origin:
+        """What the report says of whose job it is."""
+        with self.database.read() as session:
+            asked_by = tenant_name(session, self.held.tenant_id)
+        return Origin(job_id=self.held.job_id, asked_by=asked_by, attempt=self.held.attempt)
 
     def _tick(self, events: list[dict[str, Any]]) -> Order:
         """Renew the lease, record what happened, ship the log; learn what to do next."""

@@ -44,6 +44,10 @@ def tenant_named(session: Session, name: str) -> Tenant | None:
     return session.scalar(select(Tenant).where(Tenant.name == name))
 
 
+def tenant_name(session: Session, tenant_id: str) -> str:
+    return session.scalars(select(Tenant.name).where(Tenant.id == tenant_id)).one()
+
+
 def key(session: Session, key_id: str) -> ApiKey | None:
     return session.get(ApiKey, key_id)
 

@@ -61,6 +61,9 @@ def test_a_job_ends_in_a_model_that_plain_transformers_loads(cluster: Cluster, t
 
     report = cluster.http.get(f"/v1/jobs/{job_id}/report").json()
     assert report["sparsity"] == pytest.approx(0.5, abs=1e-4)
+    assert (report["origin"]["job_id"], report["origin"]["attempt"]) == (job_id, 1)
+    page = cluster.http.get(f"/v1/jobs/{job_id}/report", headers={"Accept": "text/html"}).text
+    assert f"job {job_id}, attempt 1 · for {report['origin']['asked_by']}" in page
     ratio = job["metrics"]["perplexity/heldout.txt"]["ratio"]
     assert 1 < ratio < 1.5
 

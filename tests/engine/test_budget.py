@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
+import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +17,18 @@ from workers.engine.architectures.recognise import recognise
 from workers.engine.errors import InvalidSpec, MemoryBudgetTooSmall, SequenceTooLong
 from workers.engine.events import Silent
 from workers.engine.methods.evaluate.macs import macs
+from workers.engine.outcome import Outcome
 from workers.engine.pipeline import compress
 from workers.engine.plan import plan
 from workers.engine.registry import AtMost
 from workers.engine.sources import ModelSource, Sources, resolve_model
 from workers.engine.spec import CompressionSpec, ModelRef
 from workers.engine.stages.latency import LatencyTable, decode_time, latency_table
-from workers.engine.stages.load import load
+from workers.engine.stages.load import load as load_model
+from workers.engine.stats import Probe
 
 from .conftest import SIZES, SaveModel, spec_of
+from .test_paired import LOADS, Load, Machine
 
 CHANNELS = {"parameters": 3 * 32, "bytes": 3 * 32 * 4, "macs": 64 * 3 * 32}
 """What one channel takes: a row of gate_proj and up_proj, a column of down_proj."""
@@ -140,9 +145,12 @@ def test_a_decode_step_takes_no_longer_than_asked(
 @pytest.mark.parametrize(
     "config", [LlamaConfig(**SIZES), Qwen3Config(**SIZES | {"head_dim": 16}, use_sliding_window=False)]
 )
-def test_a_table_is_measured_of_every_family(config: PretrainedConfig, save_model: SaveModel, sources: Sources) -> None:
+def test_a_table_is_measured_of_every_family(
+    config: PretrainedConfig, save_model: SaveModel, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)  # no more rounds than must be
     save_model("tiny", config)
-    table = latency_table(load(spec_of(), sources), AtMost(decode_time=0.5, tokens=8))
+    table = latency_table(load_model(spec_of(), sources), AtMost(decode_time=0.5, tokens=8), True)
     assert {kind: [units for units, _ in points] for kind, points in table.by_units.items()} == {
         "head": [1, 2],
         "channel": [1, 12, 24, 36, 48],
@@ -154,13 +162,35 @@ def test_a_table_is_measured_of_every_family(config: PretrainedConfig, save_mode
         assert seconds[-1] > 0
 
 
-def test_a_decode_time_is_measured_on_models_of_any_widths(tiny: Path, sources: Sources, tmp_path: Path) -> None:
-    for allocate in ("uniform", "ranking"):
-        spec = fitted({"parameters": 280_000}, allocate={"method": allocate})
-        folder = tmp_path / allocate
-        compress(spec, folder, sources, Silent(), folder / "checkpoint")
-        found = decode_time(load(spec, sources), folder / "model", AtMost(decode_time=0.5, tokens=8))
-        assert 0 < found < math.inf
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+def test_a_slow_moment_is_not_one_shapes(
+    load: Load, tiny: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 2 s outside the blocks, and for each block 1 s a head and 1 s for 16 channels."""
+    machine = Machine(load, random.Random(0), work_s=0.002)
+
+    def seconds_probe(outcome: Outcome, at_most: AtMost) -> Probe:
+        units = [(kind, left) for (_, kind), left in (outcome.widths or {}).items()]
+        work_s = 2 + sum(left if kind == "head" else left / 16 for kind, left in units)
+        probe = machine.probe(1 / work_s)
+        return replace(probe, read=lambda: 1 / probe.read())
+
+    monkeypatch.setattr("workers.engine.stages.turns.time", SimpleNamespace(monotonic=lambda: machine.now_s))
+    monkeypatch.setattr("workers.engine.stages.latency._of_one_value", lambda model, outcome: outcome)
+    monkeypatch.setattr("workers.engine.stages.latency._decode_probe", seconds_probe)
+    table = latency_table(load_model(spec_of(), sources), AtMost(decode_time=0.5, tokens=8), True)
+    full = {(block, kind): units for block in range(3) for kind, units in (("head", 2), ("channel", 48))}
+    halved = {key: units // 2 for key, units in full.items()}
+    assert table.decode_time(halved) == pytest.approx((2 + 3 * 2.5) / (2 + 3 * 5), rel=0.05)
+
+
+def test_the_result_is_timed_in_turn_with_the_dense_model(
+    tiny: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)
+    found = decode_time(load_model(spec_of(), sources), tiny, AtMost(decode_time=0.5, tokens=8), True)
+    assert found.rounds >= 10
+    assert found.ratio > 0
 
 
 def test_a_result_that_takes_longer_than_foreseen_is_cut_further(
@@ -170,11 +200,11 @@ def test_a_result_that_takes_longer_than_foreseen_is_cut_further(
     monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: TABLE)
     widths: list[dict[tuple[int, str], int]] = []
 
-    def measured(_: Any, folder: Path, __: AtMost) -> float:
+    def measured(_: Any, folder: Path, __: AtMost, ___: bool) -> Any:
         config = json.loads((folder / "config.json").read_text())
         kept = {"head": config["num_key_value_heads"], "channel": config["intermediate_size"]}
         widths.append({(block, kind): units for block in range(3) for kind, units in kept.items()})
-        return TABLE.decode_time(widths[-1]) / 0.9
+        return SimpleNamespace(ratio=TABLE.decode_time(widths[-1]) / 0.9)
 
     monkeypatch.setattr("workers.engine.stages.tries.decode_time", measured)
     report = compress(fitted({"decode_time": 0.7}), tmp_path / "out", sources, Silent(), tmp_path / "checkpoint")

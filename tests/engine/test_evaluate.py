@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,13 +110,21 @@ def test_perplexity_refuses_what_cannot_be_measured(sources: Sources, tmp_path: 
 
 def test_speed_counts_every_token_it_claims(sources: Sources, tmp_path: Path) -> None:
     model = Uniform()
-    params = generation_speed.GenerationSpeedParams(prompt_tokens=7, new_tokens=3, batch_size=2, repeats=4, warmup=1)
+    params = generation_speed.GenerationSpeedParams(prompt_tokens=7, new_tokens=9, batch_size=2, repeats=4, warmup=1)
     prefill, decode = generation_speed.evaluate(context(sources, model, tmp_path), params)
-    # Five rounds: one prompt of two sequences of seven, then three steps of one token each.
-    assert model.asked == [(2, 7), (2, 1), (2, 1), (2, 1)] * 5
+    # One prompt of two sequences of seven, then nine steps of one token each, in two turns.
+    assert model.asked == [(2, 7), *[(2, 1)] * 9]
     assert (prefill.name, decode.name) == ("generation_speed/prefill", "generation_speed/decode")
-    assert prefill.value > 0
-    assert decode.value > 0
+    assert (prefill.readings, decode.readings) == (4, 8)
+    model.asked.clear()
+    assert prefill.read() > 0
+    assert model.asked == [(2, 7)]
+    assert decode.read() > 0
+    assert model.asked == [(2, 7), *[(2, 1)] * 5]
+    assert decode.read() > 0
+    assert model.asked == [(2, 7), *[(2, 1)] * 9]
+    assert decode.read() > 0  # all is written: it begins anew
+    assert model.asked[10:] == [(2, 7), *[(2, 1)] * 5]
     with pytest.raises(SequenceTooLong):
         generation_speed.evaluate(
             context(sources, model, tmp_path), generation_speed.GenerationSpeedParams(prompt_tokens=126, new_tokens=3)
@@ -141,6 +151,7 @@ def test_continuations_are_the_likeliest_tokens_whatever_the_folder_says(
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(dim=-1)], dim=1)
         assert written == tokenizer.decode(ids[0, -6:], skip_special_tokens=True)
     assert found.value == pytest.approx(sum(found.parts or ()) / 2)
+    assert found.higher_is_better is None  # a text may repeat itself rightly: neither more nor less is called better
     with pytest.raises(SequenceTooLong) as too_long:
         continuations.evaluate(
             context(sources, model, tiny, tokenizer),
@@ -235,11 +246,55 @@ def test_the_dense_model_is_measured_once_even_if_the_job_is_retried(
     assert first.metrics[0].ratio == 1.0
     saved = Checkpoint(tmp_path / "checkpoint").load_json(DENSE_MEASUREMENTS)
     assert saved is not None
-    saved["measurements"][0]["value"] *= 2  # would be lost if it were measured again
+    saved["measurements"]["0"][0]["value"] *= 2  # would be lost if it were measured again
     Checkpoint(tmp_path / "checkpoint").save_json(DENSE_MEASUREMENTS, saved)
     again = run(sources, tmp_path, tiny, evaluate=PERPLEXITY)
     assert again.metrics[0].ratio == 0.5
+    assert (first.metrics[0].resumed, again.metrics[0].resumed) == (False, True)
     assert again.data_digests == first.data_digests
+
+
+SPEED = {"method": "generation_speed", "prompt_tokens": 8, "new_tokens": 4, "repeats": 2, "warmup": 0}
+
+
+def test_times_are_never_taken_from_an_earlier_attempt(
+    sources: Sources, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)  # no more rounds than must be
+    evaluate = [SPEED, *PERPLEXITY, SPEED | {"batch_size": 2}]
+    names = [f"generation_speed/{part}" for part in ("prefill", "decode")]
+    for resumed in (False, True):
+        metrics = run(sources, tmp_path, tiny, evaluate=evaluate).metrics
+        assert [metric.name for metric in metrics] == [*names, "perplexity/heldout.txt", *(f"{n}#2" for n in names)]
+        assert [metric.resumed for metric in metrics] == [False, False, resumed, False, False]
+    assert "generation_speed" not in str(Checkpoint(tmp_path / "checkpoint").load_json(DENSE_MEASUREMENTS))
+
+
+@pytest.mark.parametrize(("most", "loads"), [(2, ["tiny", "pruned"]), (1, ["tiny", "pruned"] * 5 + ["tiny"])])
+def test_both_models_are_held_if_they_fit_and_loaded_in_turn_if_not(
+    most: int,
+    loads: list[str],
+    sources: Sources,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(tiny, tmp_path / "pruned")
+    loaded: list[str] = []
+
+    def load_model(folder: Path, *rest: Any) -> Any:
+        loaded.append(folder.name)
+        return stage.load_model(folder, *rest)
+
+    stage = sys.modules[load.__module__]
+    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)
+    monkeypatch.setattr("workers.engine.stages.evaluate.load_model", load_model)
+    monkeypatch.setattr("workers.engine.stages.evaluate.load_result", load_model)
+    monkeypatch.setattr("workers.engine.stages.evaluate.whole_models", lambda *_: most)
+    found = run(sources, tmp_path, tmp_path / "pruned", evaluate=[*PERPLEXITY, SPEED])
+    assert loaded == loads
+    assert found.metrics[1].degrees_of_freedom >= 3
+    assert found.metrics[1].ratio == pytest.approx(found.metrics[1].pruned / found.metrics[1].dense)
 
 
 def test_without_measurements_no_model_is_loaded(sources: Sources, tiny: Path, tmp_path: Path) -> None:

@@ -123,6 +123,34 @@ def test_the_page_calls_a_change_small_by_the_spread_of_the_change() -> None:
     assert verdict_of(metric(**wide, difference_stderr=0.52)) == "within spread"
 
 
+@pytest.mark.parametrize(
+    ("ratio", "stderr", "word"),
+    [
+        (1.2, 0.01, "better"),  # [1.150, 1.250]
+        (1.07, 0.01, "same"),  # [1.020, 1.120]: reaches into the margin
+        (1.2, 0.1, "same"),  # nobody can tell
+        (1.03, 0.001, "same"),  # sure, and within the margin
+        (0.92, 0.005, "worse"),
+    ],
+)
+def test_a_change_within_the_margin_is_no_change(ratio: float, stderr: float, word: str) -> None:
+    found = metric(
+        higher_is_better=True,
+        ratio=ratio,
+        ratio_stderr=stderr,
+        difference_stderr=0.0,
+        degrees_of_freedom=8,
+        margin=0.05,
+    )
+    assert verdict_of(found) == word
+
+
+def test_few_rounds_make_wide_intervals() -> None:
+    """Student's t with two degrees of freedom reaches 4.30 standard errors: [1.057, 1.143] is the normal one's."""
+    assert verdict(metric(degrees_of_freedom=2), min=1.08) == "inconclusive"
+    assert verdict(metric(degrees_of_freedom=2), min=1.056) == "pass"
+
+
 def test_page_and_card_show_the_verdicts() -> None:
     gates = judge([Gate(metric="perplexity/a.txt", max=b) for b in (2, 1.1, 1)], [metric()])
     report = report_of(gates=[gate.model_dump() for gate in gates], verdict="fail")
@@ -261,8 +289,11 @@ def test_bounds_must_allow_something() -> None:
     spec_of(evaluate=EVALUATE, gates=[name | {"min": 1, "max": 1}])
 
 
-def test_the_evaluators_measure_what_they_say(sources: Sources, tiny: Path, tmp_path: Path) -> None:
+def test_the_evaluators_measure_what_they_say(
+    sources: Sources, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a real report has real verdicts: a random model is as good pruned as dense."""
+    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)  # no more rounds than must be
     evaluate = [*EVALUATE[:3], {"method": "generation_speed", "prompt_tokens": 8, "new_tokens": 4, "repeats": 2}]
     gates = [{"metric": "perplexity/heldout.txt", "max": 1.5}, {"metric": "size/weight_bytes", "max": 0.5}]
     spec = spec_of(evaluate=evaluate, gates=gates)

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import spec_of, walk
 from workers.engine.errors import DegenerateCalibration, EngineError, MemoryBudgetTooSmall, NumericalFailure
-from workers.engine.estimate import BATCH_TOKENS
+from workers.engine.estimate import BATCH_TOKENS, whole_models
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.plan import plan
 from workers.engine.registry import Stat, methods
 from workers.engine.report import Report
-from workers.engine.sources import Sources
+from workers.engine.sources import Sources, resolve_model
 from workers.engine.stages.load import load
 
 TEXT = {"dataset": "calibration.txt", "samples": 128, "sequence_length": 32}  # BATCH_TOKENS altogether
@@ -84,6 +84,31 @@ class TestMemoryBudget:
             assert other.dense == pytest.approx(one.dense, rel=1e-5)
             assert other.pruned == pytest.approx(one.pruned, rel=1e-5)
         assert whole.metrics[-1].dense != whole.metrics[-1].pruned
+
+    def test_two_models_are_planned_where_both_are_timed_in_turn(self, tiny: Path, sources: Sources) -> None:
+        def models(budget: int | None, **parts: Any) -> int:
+            model = load(spec_of(**parts), sources)
+            return whole_models(spec_of(**parts), model.source, model.architecture, budget)
+
+        speed = {"evaluate": [{"method": "generation_speed", "prompt_tokens": 64, "batch_size": 64}]}
+        timed = {
+            "score": {"method": "magnitude"},
+            "prune": {"method": "structured", "at_most": {"decode_time": 0.5, "tokens": 8}, "compensate": False},
+        }
+        for parts in (speed, timed):
+            assert models(None, **parts) == 2
+        assert models(None, evaluate=[PERPLEXITY]) == 1
+        both = peak(sources, **speed)
+        assert models(both, **speed) == 2
+        assert models(both - 1, **speed) == 1  # loaded in turn
+        one = resolve_model(spec_of().model, sources).parameters * 4
+        assert peak(sources, **speed, compute={"memory_budget": both - 1}) == both - one
+        with pytest.raises(MemoryBudgetTooSmall) as refused:
+            models(both - one - 1, **speed)
+        assert refused.value.field == "/evaluate/0"
+        with pytest.raises(MemoryBudgetTooSmall) as refused:
+            models(1, **timed)
+        assert refused.value.field == "/prune/at_most/decode_time"
 
     @pytest.mark.parametrize(
         ("parts", "field"),

@@ -125,6 +125,92 @@ def test_the_same_report_gives_the_same_page() -> None:
     assert render_page(report_of()) == render_page(report_of())
 
 
+GATES = [
+    {
+        "metric": "perplexity/heldout.txt",
+        "of": "ratio",
+        "min": None,
+        "max": bound,
+        "confidence": 0.95,
+        "value": 1.1,
+        "interval": (1.08, 1.12),
+        "verdict": verdict,
+        "reason": "because",
+    }
+    for bound, verdict in ((2.0, "pass"), (1.05, "fail"), (1.1, "inconclusive"))
+]
+
+
+@pytest.mark.parametrize(
+    ("gates", "verdict", "said"),
+    [
+        (GATES, "fail", "perplexity/heldout.txt (pruned / dense) is 1.100 [1.080, 1.120], allowed is ≤ 1.05"),
+        (
+            GATES[::2],
+            "inconclusive",
+            "perplexity/heldout.txt (pruned / dense) is 1.100 [1.080, 1.120], allowed is ≤ 1.1",
+        ),
+        (GATES[:1], "pass", "the gate holds"),
+    ],
+)
+def test_the_first_thing_said_is_whether_the_gates_hold(gates: list[Any], verdict: str, said: str) -> None:
+    report = report_of(gates=gates, verdict=verdict)
+    header = render_page(report).split("<header>")[1].split("</header>")[0]
+    assert f'badge {verdict}">' in header
+    assert said in " ".join(Page(header).text.split())
+    above = render_card(report).split("set to zero")[0]
+    assert f"**Gates: {verdict}.** {said}".replace("[", "\\[") in above
+    assert 'class="badge' not in render_page(report_of()).split("</header>")[0]
+
+
+def test_the_page_says_when_of_which_job_and_for_whom() -> None:
+    made = {"made_at": "2026-03-01T23:30:00+01:00", "origin": {"job_id": "job_1", "asked_by": HOSTILE, "attempt": 2}}
+    page = render_page(report_of(**made))
+    assert "<script" not in page
+    header = Page(page.split("<header>")[1].split("</header>")[0]).text
+    assert "2026-03-01 22:30 UTC · job job_1, attempt 2 · for <script>" in header
+    assert "UTC" not in render_page(report_of())  # a report of before
+
+
+def test_the_page_says_what_an_earlier_attempt_did() -> None:
+    metric = report_of().metrics[0].model_dump()
+    report = report_of(
+        resumed_blocks=2,
+        resumed_allocation=True,
+        metrics=[metric | {"resumed": True}, metric | {"name": "generation_speed/decode"}],
+        tune=TUNED,
+        spec=spec_of(tune={"method": "group", "dataset": "calibration.txt"}).model_dump(mode="json"),
+    )
+    said = " ".join(Page(render_page(report)).text.split())
+    for sentence in (
+        "How much each layer loses was decided by an earlier attempt at the job.",
+        "2 blocks were finished by an earlier attempt.",
+        "The first 60 steps of the tuning were done by an earlier attempt.",
+        "The dense model was measured by an earlier attempt: perplexity/heldout.txt.",
+    ):
+        assert sentence in said
+    assert "earlier attempt" not in render_page(report_of())
+
+
+@pytest.mark.parametrize(
+    ("metric", "title", "value"),
+    [
+        ({"name": "macs/64", "unit": "MACs", "dense": 4e8, "pruned": 3e8}, "macs/64", "300.0 M MACs"),
+        ({"name": "macs/64", "unit": "MACs", "dense": 999, "pruned": 12}, "macs/64", "12 MACs"),
+        ({"name": "size/weight_bytes", "unit": "bytes", "pruned": 14.3e6}, "size/weight_bytes", "14.30 MB"),
+        ({"name": "generation_speed/decode", "unit": "tokens/s", "pruned": 150.2}, "decode", "150.2 tokens/s"),
+        ({"name": "perplexity/a.txt", "unit": "perplexity"}, "perplexity/a.txt", "38.50"),
+        ({"name": "harness/task/acc", "unit": "acc"}, "harness/task/acc", "38.50"),
+        ({"name": "other/thing", "unit": "furlongs"}, "other/thing, furlongs", "38.50"),
+    ],
+)
+def test_every_tile_has_a_unit(metric: dict[str, Any], title: str, value: str) -> None:
+    page = render_page(report_of(metrics=[report_of().metrics[0].model_dump() | metric]))
+    tile = " ".join(Page(page.split('<dl class="tiles">')[1].split("</dl>")[0]).text.split())
+    assert title in tile
+    assert value in tile
+
+
 def test_a_report_without_measurements_has_a_page() -> None:
     assert Page(render_page(report_of(metrics=[]))).open == []
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 """Two-sided, of the intervals by which changes are put into words."""
+SURE = 0.999
+"""The same of times: a machine may be so disturbed that one word in twenty would be chance."""
 
 
 class Spread(NamedTuple):

@@ -79,23 +79,42 @@ def batch_tokens(spec: CompressionSpec, source: ModelSource, architecture: Archi
     return tokens
 
 
-def evaluates_whole(spec: CompressionSpec, source: ModelSource, architecture: Architecture, budget: int | None) -> bool:
-    """Whether the models are in memory as a whole when they are measured: where they fit, and where they must.
+def whole_models(spec: CompressionSpec, source: ModelSource, architecture: Architecture, budget: int | None) -> int:
+    """How many models are in memory as a whole when they are measured: two where both are measured in turn and fit, one
+    where one fits, none where they are measured block by block.
 
     Raises MemoryBudgetTooSmall if one must and does not.
     """
-    peak = _evaluation_bytes(spec, source, architecture)
-    if budget is None or peak <= budget:
-        return True
-    for index, params in enumerate(spec.evaluate):
-        if method_of("evaluate", params).whole_model:
-            raise MemoryBudgetTooSmall(
-                f"{params.method} needs the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
-                f"{budget / 2**20:.0f} MiB",
-                f"allow {peak} bytes, or leave this evaluation out: perplexity is measured block by block",
-                field=f"/evaluate/{index}",
-            )
-    return False
+    wanted = 2 if _in_turn(spec) else 1
+    for models in range(wanted, 0, -1):
+        if budget is None or _evaluation_bytes(spec, source, architecture, models) <= budget:
+            return models
+    peak = _evaluation_bytes(spec, source, architecture, 1)
+    needs = {"/prune/at_most/decode_time": "the decode time of the result"} if _decode_time(spec) else {}
+    needs |= {
+        f"/evaluate/{index}": params.method
+        for index, params in enumerate(spec.evaluate)
+        if method_of("evaluate", params).whole_model
+    }
+    for field, name in needs.items():
+        raise MemoryBudgetTooSmall(
+            f"{name} needs the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
+            f"{(budget or 0) / 2**20:.0f} MiB",
+            f"allow {peak} bytes, or leave it out: perplexity is measured block by block",
+            field=field,
+        )
+    return 0
+
+
+def _in_turn(spec: CompressionSpec) -> bool:
+    """Whether anything is measured on both models in turn."""
+    return _decode_time(spec) or any(method_of("evaluate", params).paired for params in spec.evaluate)
+
+
+def _decode_time(spec: CompressionSpec) -> bool:
+    """Whether the time of a decode step is bounded."""
+    at_most = spec.prune.at_most if isinstance(spec.prune, UnitPruneParams) else None
+    return at_most is not None and at_most.decode_time is not None
 
 
 def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
@@ -126,8 +145,8 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
     if spec.tune is not None:
         windows = tuned_at_once(spec, source, architecture)
         peak = max(peak, _tuning_bytes(spec, spec.tune, source, architecture, windows))
-    if spec.evaluate and evaluates_whole(spec, source, architecture, budget):
-        peak = max(peak, _evaluation_bytes(spec, source, architecture))
+    if (spec.evaluate or _decode_time(spec)) and (models := whole_models(spec, source, architecture, budget)):
+        peak = max(peak, _evaluation_bytes(spec, source, architecture, models))
     return peak
 
 
@@ -225,11 +244,14 @@ def _gradient_bytes(spec: CompressionSpec, block: int, tokens: int, token: int) 
     return 4 * block * copies + (spec.calibrate.sequence_length if squared else tokens) * token
 
 
-def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
-    """The process with a whole model loaded and its largest batch of logits."""
+def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, models: int) -> int:
+    """The process with so many whole models loaded, one of them just now, and the largest batch of logits.
+
+    The dense model's sizes are counted: a structured result is smaller.
+    """
     stored = sum(facts.bytes for facts in source.tensors.values())
     logits = max((_tokens_at_once(params) for params in spec.evaluate), default=0) * architecture.vocabulary * 4 * 3
-    weights = source.parameters * _COMPUTE_BYTES[spec.compute.dtype]
+    weights = models * source.parameters * _COMPUTE_BYTES[spec.compute.dtype]
     return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + logits
 
 

@@ -7,6 +7,7 @@ larger than memory, and every finished block is a resume point: call it again af
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ from workers.engine.wording import as_read
 if TYPE_CHECKING:
     from workers.engine.events import Events
     from workers.engine.outcome import Outcome
-    from workers.engine.report import LayerReport, ResultCheck, TuneReport
+    from workers.engine.report import LayerReport, Origin, ResultCheck, TuneReport
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.allocate import Allocation
@@ -57,11 +58,13 @@ def compress(
     events: Events,
     checkpoint_dir: Path,
     cache_dir: Path | None = None,
+    origin: Origin | None = None,
 ) -> Report:
     """Write the compressed model to `workdir/model` and return its report. Raises EngineError.
 
     `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success. `cache_dir` is
     shared between jobs: what was measured of a dense model is not measured again.
+    `origin`: whose job the report says it is of.
     """
     clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir, events), workdir / "model"
     cache = Cache(cache_dir, events)
@@ -78,6 +81,7 @@ def compress(
         if spec.removes != "weight":  # single weights are scored when it is their turn
             with clock.stage("score"):
                 units = score_units(spec, model, text, cache=cache, checkpoint=checkpoint, events=events)
+        resumed_allocation = checkpoint.load_json("allocation") is not None
         job = _Job(spec, model, sources, text, lessons, units, model_dir, cache, checkpoint, clock, events)
         tries, made = Tries(spec, checkpoint, events), None
         while made is None:  # once, unless the result breaks a bound that only it can show to be kept
@@ -92,6 +96,8 @@ def compress(
         price = importance_lost(spec, model.architecture, units, made.outcome, made.allocation.target)
         gates = judge(spec.gates, made.evaluation.metrics)
         report = Report(
+            origin=origin,
+            made_at=datetime.now(UTC),
             spec=spec.model_dump(mode="json"),
             provenance=provenance(
                 spec,
@@ -122,6 +128,7 @@ def compress(
             warnings=warnings(spec, model.source, foresee(spec, model.source, model.architecture))
             + memory_warnings(spec, clock.report()),
             resumed_blocks=made.resumed,
+            resumed_allocation=resumed_allocation,
         )
         with clock.stage("package"):
             package(model.path, model_dir, report)

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.engine.stages.evaluate import EvaluationContext
-    from workers.engine.stats import AllocationFacts, DenseBlock, DenseUnits, LayerTask, LinearStats, Measurement
+    from workers.engine.stats import (
+        AllocationFacts,
+        DenseBlock,
+        DenseUnits,
+        LayerTask,
+        LinearStats,
+        Measurement,
+        Probe,
+    )
     from workers.engine.tuning.trainable import Trainable
 
 Stage = Literal["score", "allocate", "prune", "refine", "tune", "evaluate"]
@@ -239,6 +247,8 @@ class Method:
     """Pruners: whether the weights that stay are changed to make up for those that go."""
     whole_model: bool = True
     """Evaluators: whether the model must be in memory as a whole."""
+    paired: bool = False
+    """Evaluators: whether what they measure drifts with the machine, so that both models are measured in turn."""
     measure: Callable[..., Any] | None = None
     """What is measured of every dense block before anything is decided: always by unit scorers, by some allocators."""
 
@@ -339,6 +349,13 @@ class Evaluator(Protocol[P_contra]):
     """`(context, params) -> measurements` of the one model in `context`; called for the dense and the pruned one."""
 
     def __call__(self, context: EvaluationContext, params: P_contra, /) -> list[Measurement]: ...
+
+
+class PairedEvaluator(Protocol[P_contra]):
+    """`(context, params) -> probes` of the one whole model in `context`, warmed up; called for each model once it is in
+    memory, as often as it is loaded. The stage reads the probes of both in turn. Nothing it finds outlives the run."""
+
+    def __call__(self, context: EvaluationContext, params: P_contra, /) -> list[Probe]: ...
 
 
 class RegistryError(RuntimeError):
@@ -488,6 +505,16 @@ def evaluator(params: type[P], *, paper: str = "", whole_model: bool = True) -> 
 
     def register(function: Evaluator[P]) -> Evaluator[P]:
         _register("evaluate", params, function, paper=paper, whole_model=whole_model)
+        return function
+
+    return register
+
+
+def paired_evaluator(params: type[P], *, paper: str = "") -> Callable[[PairedEvaluator[P]], PairedEvaluator[P]]:
+    """Register a measurement that drifts with the machine, as times do: both models are measured in turn."""
+
+    def register(function: PairedEvaluator[P]) -> PairedEvaluator[P]:
+        _register("evaluate", params, function, paper=paper, paired=True)
         return function
 
     return register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +13,7 @@ class ReportModel(BaseModel):
 
 
 class Metric(ReportModel):
-    """One measurement on the dense and on the pruned model, made in the same run on the same device and data."""
+    """One measurement on the dense and on the pruned model, on the same device and data; times on both in turn."""
 
     name: str = Field(
         description="`method/subject[/detail]`, unique in the report.", examples=["perplexity/heldout.txt"]
@@ -21,7 +22,7 @@ class Metric(ReportModel):
     higher_is_better: bool | None = Field(description="null where neither direction is a goal.")
     dense: float
     pruned: float
-    ratio: float | None = Field(description="pruned / dense; null when dense is zero.")
+    ratio: float | None = Field(description="pruned / dense; null when dense is zero. Of times from paired rounds.")
     dense_stderr: float | None = None
     pruned_stderr: float | None = None
     ratio_stderr: float | None = Field(
@@ -36,6 +37,11 @@ class Metric(ReportModel):
         description="What intervals are about: `documents` like those measured on, or `text`, this one alone, where "
         "all of it is one document or it is not known where documents end. null where nothing was sampled.",
     )
+    margin: float | None = Field(
+        None,
+        description="A relative change within this is called the same. null where any counts that is no chance.",
+    )
+    resumed: bool = Field(False, description="The dense model's value was measured by an earlier attempt at the job.")
     note: str = ""
 
 
@@ -193,10 +199,20 @@ class Bound(ReportModel):
     tries: list[Try] = Field(description="The last one is the result; those before it broke the bound.")
 
 
+class Origin(ReportModel):
+    """The job of a service that made the result."""
+
+    job_id: str
+    asked_by: str = Field(description="Name of the tenant whose key submitted the job.")
+    attempt: int = Field(description="Which of the job's attempts came to its end, from 1.")
+
+
 class Report(ReportModel):
     """The whole report, `report.json` beside the model."""
 
     version: Literal[1] = 1
+    origin: Origin | None = Field(None, description="null where no service made it, and in reports of before.")
+    made_at: datetime | None = Field(None, description="UTC. null in reports of before.")
     spec: dict[str, Any]
     provenance: Provenance
     parameters: int = Field(description="All parameters of the dense model, tied ones once.")
@@ -238,6 +254,10 @@ class Report(ReportModel):
     runtimes: list[Runtime]
     warnings: list[str]
     resumed_blocks: int = Field(0, description="Blocks found durable from an earlier attempt and not done again.")
+    resumed_allocation: bool = Field(
+        False,
+        description="How much each layer loses was decided, and measured where that takes it, by such an attempt.",
+    )
 
     def metric(self, name: str) -> Metric:
         """The metric called `name`; KeyError lists the ones there are."""

@@ -163,3 +163,23 @@ class Measurement:
     """Of Student's t for `stderr`; None: normal."""
     samples: Sequence[tuple[str, str]] = ()
     """(prompt, what the model wrote), for people to read."""
+    margin: float | None = None
+    """A relative change within this is called the same; None where any change counts that is no chance."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One number about one model in memory, that drifts with the machine: it is read again and again, in turn with that
+    of the other model."""
+
+    name: str
+    """As a measurement's."""
+    unit: str
+    higher_is_better: bool
+    margin: float
+    """A relative change within this is called the same."""
+    readings: int
+    """How often it is read at least."""
+    note: str
+    read: Callable[[], float]
+    """Measure once, > 0, in `unit`. Holds the model in memory for as long as the probe lives."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, Literal
 
-from workers.engine.comparison import CONFIDENCE, half_width
+from workers.engine.comparison import CONFIDENCE, SURE, half_width
 from workers.engine.registry import Method, Stage, discover
 
 if TYPE_CHECKING:
@@ -80,6 +81,38 @@ def conditions(report: Report) -> list[str]:
     if report.refresh == "projection":
         found.append("Layers were calibrated on inputs that all layers pruned before them had a part in.")
     return found
+
+
+def made(report: Report) -> str:
+    """When the report was made, of which job, and who asked for it; empty for a report of before."""
+    found = [f"{report.made_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"] if report.made_at else []
+    if report.origin is not None:
+        found += [f"job {report.origin.job_id}, attempt {report.origin.attempt}", f"for {report.origin.asked_by}"]
+    return " · ".join(found)
+
+
+def judgement(report: Report) -> str:
+    """The gates that decided the verdict, with what they allow and what was found."""
+    decisive = [gate for gate in report.gates if gate.verdict == report.verdict]
+    if report.verdict == "pass":
+        return "the gate holds" if len(decisive) == 1 else f"all {len(decisive)} gates hold"
+    return "; ".join(
+        f"{gate.metric} ({GATED[gate.of]}) is {judged_value(gate)}, allowed is {bounds(gate)}" for gate in decisive
+    )
+
+
+def resumed(report: Report) -> list[str]:
+    """What an earlier attempt at the job did, a sentence each."""
+    found = []
+    if report.resumed_allocation:
+        found.append("How much each layer loses was decided by an earlier attempt at the job.")
+    if report.resumed_blocks:
+        found.append(f"{report.resumed_blocks} blocks were finished by an earlier attempt.")
+    if report.tune is not None and report.tune.resumed_step:
+        found.append(f"The first {report.tune.resumed_step} steps of the tuning were done by an earlier attempt.")
+    if names := [metric.name for metric in report.metrics if metric.resumed]:
+        found.append(f"The dense model was measured by an earlier attempt: {', '.join(names)}.")
+    return [*found, "Its time is in none of these figures."] if found else []
 
 
 def short(value: Any) -> str:
@@ -157,9 +190,11 @@ def percent(fraction: float) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number as people write it: bytes with a prefix, counts whole, the rest with four digits and its unit."""
+    """A number as people write it: large amounts with a prefix, counts whole, the rest with four digits; its unit."""
     if unit == "bytes":
-        return _bytes(value)
+        return f"{value:,.0f} bytes" if abs(value) < 1000 else f"{_prefixed(value)}B"
+    if unit == "MACs":
+        return f"{value:,.0f} MACs" if abs(value) < 1000 else f"{_prefixed(value)} MACs"
     if unit == "parameters":
         return f"{value:,.0f}"
     return _digits(value) + (f" {unit}" if unit in {"s", "tokens/s"} else "")
@@ -174,19 +209,36 @@ def with_spread(value: float, spread: float | None, unit: str) -> str:
     return f"{value:,.{decimals}f} ± {spread:,.{decimals}f}{suffix}"
 
 
+def named(metric: Metric) -> str:
+    """Its name, and the unit where neither that nor the value says it."""
+    said = metric.unit in metric.name or metric.unit in {"s", "tokens/s", "bytes", "MACs"}
+    return metric.name if said else f"{metric.name}, {metric.unit}"
+
+
 def ratio(metric: Metric) -> str:
-    """`×1.104`, or a dash where the dense value is zero."""
-    return "–" if metric.ratio is None else f"×{metric.ratio:.3f}"
+    """`×1.104 [1.080, 1.128]`: with its interval where it has one; a dash where the dense value is zero."""
+    if metric.ratio is None:
+        return "–"
+    half = half_width(metric.ratio_stderr or 0, metric.degrees_of_freedom, CONFIDENCE)
+    interval = f" [{metric.ratio - half:.3f}, {metric.ratio + half:.3f}]" if half else ""
+    return f"×{metric.ratio:.3f}{interval}"
 
 
 def verdict(metric: Metric) -> Verdict:
-    """Whether pruning helped or hurt; `within spread` where the 95 % interval of the change holds zero."""
+    """Whether pruning helped or hurt, as far as that is sure.
+
+    `same` where the ratio's interval (SURE) reaches into 1 ± the metric's margin; `within spread`, of a metric without
+    one, where the difference's (CONFIDENCE) holds 0. Empty where neither direction is a goal.
+    """
     if metric.higher_is_better is None:
         return ""
-    change = metric.pruned - metric.dense
-    if change == 0:
+    change, stderr, margin, confidence = metric.pruned - metric.dense, metric.difference_stderr, None, CONFIDENCE
+    if metric.margin is not None and metric.ratio is not None:
+        change, stderr, margin, confidence = metric.ratio - 1, metric.ratio_stderr, metric.margin, SURE
+    spread = half_width(stderr or 0, metric.degrees_of_freedom, confidence)
+    if change == 0 or (margin is not None and abs(change) - spread <= margin):
         return "same"
-    if abs(change) <= half_width(metric.difference_stderr or 0, metric.degrees_of_freedom, CONFIDENCE):
+    if abs(change) <= spread:
         return "within spread"
     return "better" if (change > 0) == metric.higher_is_better else "worse"
 
@@ -226,8 +278,7 @@ def _decimals(value: float) -> int:
     return min(6, max(0, 3 - math.floor(math.log10(abs(value)))))
 
 
-def _bytes(value: float) -> str:
-    prefix = min(4, int(math.log10(abs(value)) // 3)) if abs(value) >= 1 else 0
-    if prefix == 0:
-        return f"{value:,.0f} bytes"
-    return f"{_digits(value / 1000**prefix)} {('', 'k', 'M', 'G', 'T')[prefix]}B"
+def _prefixed(value: float) -> str:
+    """`14.30 M`, of 1000 and more."""
+    prefix = min(4, int(math.log10(abs(value)) // 3))
+    return f"{_digits(value / 1000**prefix)} {('', 'k', 'M', 'G', 'T')[prefix]}"

@@ -17,6 +17,7 @@ from workers.engine.architectures.llama import BLOCKS
 from workers.engine.budget import fitting_sparsity
 from workers.engine.data import Wanted, load_tokens, loss_windows
 from workers.engine.errors import NumericalFailure
+from workers.engine.estimate import whole_models
 from workers.engine.linalg import finite
 from workers.engine.provenance import environment
 from workers.engine.registry import HiddenPruneParams, Stat, UnitPruneParams, method_of
@@ -24,7 +25,7 @@ from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.curvature import curvature
 from workers.engine.stages.dense import dense_statistics
 from workers.engine.stages.latency import latency_table
-from workers.engine.stages.load import tensors_of
+from workers.engine.stages.load import memory_budget, tensors_of
 from workers.engine.stages.rewrite import dropping
 from workers.engine.stages.trial import Trials
 from workers.engine.stats import AllocationFacts, DenseBlock, LinearStats
@@ -134,7 +135,8 @@ def _decode_time(spec: CompressionSpec, model: LoadedModel, events: Events) -> C
     at_most = spec.prune.at_most
     if at_most is None or at_most.decode_time is None:
         return None
-    table = latency_table(model, at_most)
+    budget = memory_budget(spec, model.device)
+    table = latency_table(model, at_most, whole_models(spec, model.source, model.architecture, budget) > 1)
     for kind, points in table.by_units.items():
         shown = ", ".join(f"{units}: {1000 * seconds:.3g} ms" for units, seconds in points)
         events.log(f"decode step of a block by {kind}s that stay: {shown}")

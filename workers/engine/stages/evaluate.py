@@ -2,6 +2,7 @@
 
 The models are loaded as any user would load them, from their folders by plain transformers, so that the pruned half
 is also the test that the result loads. One is held at a time; where one does not fit, its blocks are, one at a time.
+What drifts with the machine is measured last, on both models in turn, of which both are held if they fit.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.comparison import compared
+from workers.engine.comparison import SURE, compared
 from workers.engine.data import load_tokens
 from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong
-from workers.engine.estimate import evaluates_whole
+from workers.engine.estimate import whole_models
 from workers.engine.registry import method_of
 from workers.engine.report import Metric, Sample
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.load import LoadedModel, load_model, load_result, memory_budget, result_of, tensors_of
 from workers.engine.stages.stream import StreamedLoss
-from workers.engine.stats import Measurement
+from workers.engine.stages.turns import in_turn
+from workers.engine.stats import Measurement, Probe
+from workers.engine.wording import percent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,12 +42,14 @@ if TYPE_CHECKING:
     from workers.engine.checkpoint import Checkpoint
     from workers.engine.data import Tokens, Wanted
     from workers.engine.events import Events
+    from workers.engine.paired import Comparison
     from workers.engine.refs import DataRef
     from workers.engine.report import TextReport
     from workers.engine.sources import Sources
     from workers.engine.spec import CompressionSpec
 
 DENSE_MEASUREMENTS = "dense-measurements"
+"""By evaluation; without times, which belong to an attempt."""
 
 
 @dataclass
@@ -96,7 +102,7 @@ class EvaluationContext:
     @property
     def model(self) -> PreTrainedModel:
         """The whole model, for evaluators that declare that they need it."""
-        assert self.whole is not None  # `evaluates_whole` saw to it
+        assert self.whole is not None  # `whole_models` saw to it
         return self.whole
 
     def window_nll(self, windows_NT: Tensor, batch_size: int) -> Tensor:
@@ -153,7 +159,7 @@ def evaluate(
     checkpoint: Checkpoint,
     check_ratio: Callable[[float], None],
 ) -> Evaluation:
-    """Measure both models. The dense one's numbers go into the checkpoint: a retry does not measure them again.
+    """Measure both models. What does not drift is kept of the dense one: a retry does not measure it again.
 
     Where the spec bounds a perplexity, that is measured first, and `check_ratio` told pruned / dense; what it raises
     ends the stage. Without measurements in the spec no model is loaded. Raises MemoryBudgetTooSmall.
@@ -161,55 +167,85 @@ def evaluate(
     if not spec.evaluate:
         return Evaluation([], [], {}, [])
     data = EvaluationData()
-    total = 2 * len(spec.evaluate)
     budget = memory_budget(spec, dense.device)
-    whole = evaluates_whole(spec, dense.source, dense.architecture, budget)
-    if not whole:
-        events.log(f"the models do not fit in {budget / 2**20:.0f} MiB: they are measured block by block")
+    held = _Held(dense, whole_models(spec, dense.source, dense.architecture, budget), events, budget)
+    pruned = result_of(dense, pruned_dir)
+    paired = {index for index, params in enumerate(spec.evaluate) if method_of("evaluate", params).paired}
+    done, total = 0, 2 * len(spec.evaluate)
 
-    def measure(loaded: LoadedModel, done: int, compare: Callable[[float], None]) -> list[Measurement]:
+    def advance(by: int) -> None:
+        nonlocal done
+        done += by
+        events.progress(done, total, "measurement")
+
+    def run(loaded: LoadedModel, index: int) -> Any:
+        context = EvaluationContext(
+            loaded=loaded,
+            whole=held.model(loaded),
+            seed=spec.seed,
+            sources=sources,
+            events=events,
+            data=data,
+            checkpoint=checkpoint,
+            pointer=f"/evaluate/{index}",
+        )
+        params = spec.evaluate[index]
+        return method_of("evaluate", params).function(context, params)
+
+    def measure(loaded: LoadedModel, compare: Callable[[int, float], None]) -> dict[int, list[Measurement]]:
         """`compare` is told the value that the spec bounds, as soon as it is measured."""
-        load = load_model if loaded is dense else load_result
-        model = load(loaded.path, loaded.device, loaded.dtype) if whole else None
-        found: dict[int, list[Measurement]] = {}
+        measured: dict[int, list[Measurement]] = {}
         for index, params in sorted(enumerate(spec.evaluate), key=lambda item: item[1] is not spec.ratio_text):
-            context = EvaluationContext(
-                loaded=loaded,
-                whole=model,
-                seed=spec.seed,
-                sources=sources,
-                events=events,
-                data=data,
-                checkpoint=checkpoint,
-                pointer=f"/evaluate/{index}",
-            )
-            with torch.inference_mode():
-                found[index] = method_of("evaluate", params).function(context, params)
-            _refuse_non_finite(found[index])
-            events.progress(done + len(found), total, "measurement")
-            if params is spec.ratio_text:
-                compare(found[index][0].value)
-        return [one for index in range(len(spec.evaluate)) for one in found[index]]
+            if index not in paired:
+                measured[index] = run(loaded, index)
+                _refuse_non_finite(measured[index])
+                advance(1)
+                if params is spec.ratio_text:
+                    compare(index, measured[index][0].value)
+        return measured
 
     saved = checkpoint.load_json(DENSE_MEASUREMENTS)
-    if saved is None:
-        before = measure(dense, 0, lambda value: None)
-        gc.collect()  # the dense model must be gone before the pruned one is loaded
-        checkpoint.save_json(
-            DENSE_MEASUREMENTS, {"measurements": [asdict(found) for found in before], "data_digests": data.digests}
-        )
-    else:
-        before = [Measurement(**found) for found in saved["measurements"]]
-        data.digests.update(saved["data_digests"])
-        events.progress(len(spec.evaluate), total, "measurement")
+    with torch.inference_mode():
+        if saved is None:
+            before = measure(dense, lambda index, value: None)
+            kept = {index: [asdict(one) for one in found] for index, found in before.items()}
+            checkpoint.save_json(DENSE_MEASUREMENTS, {"measurements": kept, "data_digests": data.digests})
+        else:
+            before = {int(k): [Measurement(**one) for one in found] for k, found in saved["measurements"].items()}
+            data.digests.update(saved["data_digests"])
+            advance(len(before))
+        after = measure(pruned, lambda index, value: check_ratio(value / before[index][0].value))
+        found = {index: join(before[index], after[index], resumed=saved is not None) for index in after}
+        for index in sorted(paired):
+            turns = in_turn(partial(run, dense, index), partial(run, pruned, index), resident=held.most > 1)
+            found[index] = [metric_of(probe, comparison) for probe, comparison in turns]
+            advance(2)
+    return Evaluation(
+        apart([metric for index in sorted(found) for metric in found[index]]),
+        [sample for index in sorted(after) for sample in _side_by_side(before[index], after[index])],
+        data.digests,
+        [tokens.report for tokens in data.tokens.values() if tokens.report],
+    )
 
-    def compare(value: float) -> None:
-        (name,) = spec.ratio_text.measures if spec.ratio_text else ()
-        check_ratio(value / next(measured.value for measured in before if measured.name == name))
 
-    after = measure(result_of(dense, pruned_dir), len(spec.evaluate), compare)
-    texts = [tokens.report for tokens in data.tokens.values() if tokens.report]
-    return Evaluation(join(before, after), _side_by_side(before, after), data.digests, texts)
+class _Held:
+    """Whole models in memory, at most so many; none where `most` is 0."""
+
+    def __init__(self, dense: LoadedModel, most: int, events: Events, budget: int) -> None:
+        self.dense, self.most = dense, most
+        self._models: dict[Path, PreTrainedModel] = {}
+        if not most:
+            events.log(f"the models do not fit in {budget / 2**20:.0f} MiB: they are measured block by block")
+
+    def model(self, loaded: LoadedModel) -> PreTrainedModel | None:
+        """The model as a whole. The one held longest goes where there is no room for it."""
+        if self.most and loaded.path not in self._models:
+            while len(self._models) >= self.most:
+                self._models.pop(next(iter(self._models)))
+                gc.collect()  # the one must be gone before the other is loaded
+            load = load_model if loaded is self.dense else load_result
+            self._models[loaded.path] = load(loaded.path, loaded.device, loaded.dtype)
+        return self._models.get(loaded.path)
 
 
 def nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
@@ -219,21 +255,15 @@ def nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     return nll_BT.double().mean(dim=1).cpu()
 
 
-def join(dense: list[Measurement], pruned: list[Measurement]) -> list[Metric]:
-    """Pair what was measured on the two models, in the spec's order.
-
-    Where two evaluations give the same name (one data set at two lengths), the second is `name#2`, and so on.
-    """
-    seen: Counter[str] = Counter()
+def join(dense: list[Measurement], pruned: list[Measurement], *, resumed: bool = False) -> list[Metric]:
+    """Pair what was measured on the two models, in the spec's order. `resumed`: the dense by an earlier attempt."""
     metrics = []
     for before, after in zip(dense, pruned, strict=True):
         if before.name != after.name:
             raise ValueError(f"{before.name} of the dense model stands against {after.name} of the pruned one")
-        seen[after.name] += 1
-        repeat = f"#{seen[after.name]}" if seen[after.name] > 1 else ""
         metrics.append(
             Metric(
-                name=after.name + repeat,
+                name=after.name,
                 unit=after.unit,
                 higher_is_better=after.higher_is_better,
                 dense=before.value,
@@ -242,10 +272,43 @@ def join(dense: list[Measurement], pruned: list[Measurement]) -> list[Metric]:
                 dense_stderr=before.stderr,
                 pruned_stderr=after.stderr,
                 **compared(before, after),
+                margin=after.margin,
+                resumed=resumed,
                 note=after.note,
             )
         )
-    return metrics
+    return apart(metrics)
+
+
+def apart(metrics: list[Metric]) -> list[Metric]:
+    """Where two evaluations give the same name (one data set at two lengths), the second is `name#2`, and so on."""
+    seen: Counter[str] = Counter()
+    renamed = []
+    for metric in metrics:
+        seen[metric.name] += 1
+        repeat = f"#{seen[metric.name]}" if seen[metric.name] > 1 else ""
+        renamed.append(metric.model_copy(update={"name": metric.name + repeat}))
+    return renamed
+
+
+def metric_of(probe: Probe, found: Comparison) -> Metric:
+    """What paired rounds say of the number that the probe reads."""
+    return Metric(
+        name=probe.name,
+        unit=probe.unit,
+        higher_is_better=probe.higher_is_better,
+        dense=found.dense,
+        pruned=found.pruned,
+        ratio=found.ratio,
+        dense_stderr=found.dense_stderr,
+        pruned_stderr=found.pruned_stderr,
+        ratio_stderr=found.ratio_stderr,
+        difference_stderr=found.difference_stderr,
+        degrees_of_freedom=found.degrees_of_freedom,
+        margin=probe.margin,
+        note=f"{probe.note}; both models in turn, {found.rounds} rounds, extremes trimmed; the same unless "
+        f"surely ({percent(SURE)}) beyond {percent(probe.margin)}",
+    )
 
 
 def _side_by_side(dense: list[Measurement], pruned: list[Measurement]) -> list[Sample]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,11 +18,12 @@ import torch
 from workers.engine.architectures.coupled import families
 from workers.engine.clock import device_time_s
 from workers.engine.outcome import Outcome, config_after
-from workers.engine.stages.load import empty_model, load_model, stock_config
+from workers.engine.paired import Comparison
+from workers.engine.stages.load import empty_model, load_model, load_result, stock_config
+from workers.engine.stages.turns import in_turn
+from workers.engine.stats import Probe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel
 
     from workers.engine.registry import AtMost
@@ -31,8 +34,9 @@ LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Shares of a block's units that are timed; between them a straight line. 0 stands for one unit."""
 _BLOCKS = 4
 """Timed together: one alone may stay in a processor's cache, which a whole model does not."""
-_STEPS, _ROUNDS = 24, 3
-"""Decode steps of a model each time it is timed, and how often that is done."""
+_STEPS, _ROUNDS, _MARGIN = 8, 10, 0.05
+"""Decode steps of a model each time it is timed, how often that is done at least, and how wide the interval of its
+ratio to the other model may be."""
 
 
 @dataclass(frozen=True)
@@ -61,54 +65,66 @@ class LatencyTable:
         return self.outside_s + sum(max(0.0, block_s) for block_s in blocks_s.values())
 
 
-def latency_table(model: LoadedModel, at_most: AtMost) -> LatencyTable:
-    """Measured on the model's device, in its compute type, with plain transformers."""
+def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> LatencyTable:
+    """Measured on the model's device, in its compute type, with plain transformers.
+
+    Every shape is timed in turn with the full one, so that a slow moment of the machine is not one shape's.
+    `resident`: two such models fit in memory.
+    """
     blocks = range(min(_BLOCKS, model.architecture.blocks))
     cut = families(model.architecture, model.source.config, model.source.tensors)[: 2 * len(blocks)]
     kinds = {family.kind: family.units for family in cut}  # all blocks are alike
     wanted = {kind: sorted({max(1, round(level * units)) for level in LEVELS}) for kind, units in kinds.items()}
-    times: dict[Any, list[float]] = {}
-    for _ in range(_ROUNDS):  # all in turn: a slow moment of the machine is not one shape's
-        times.setdefault(None, []).append(_decode_s(model, Outcome([]), at_most))
-        for kind in kinds:
-            for units in wanted[kind]:
-                widths: Widths = {(f.block, f.kind): units if f.kind == kind else f.units for f in cut}
-                times.setdefault((kind, units), []).append(_decode_s(model, Outcome(blocks, cut, widths), at_most))
-    outside_s = min(times[None])
-    block_s = {key: max(0.0, min(found) - outside_s) / len(blocks) for key, found in times.items()}
-    full_s = min(block_s[kind, units] for kind, units in kinds.items())
+
+    def probes(outcome: Outcome) -> list[Probe]:
+        return [_decode_probe(_of_one_value(model, outcome), at_most)]
+
+    full = partial(probes, Outcome(blocks, cut, {(f.block, f.kind): f.units for f in cut}))
+
+    def against_full(outcome: Outcome) -> Comparison:
+        ((_, found),) = in_turn(full, partial(probes, outcome), resident=resident)
+        return found
+
+    outside = against_full(Outcome([]))
+    full_s, outside_s = outside.dense, min(outside.pruned, outside.dense)
+    block_s = (full_s - outside_s) / len(blocks)
     table: dict[str, Sequence[tuple[int, float]]] = {}
     for kind, counts in wanted.items():
+        seconds = []
+        for units in counts[:-1]:
+            widths: Widths = {(f.block, f.kind): units if f.kind == kind else f.units for f in cut}
+            seconds.append((full_s * against_full(Outcome(blocks, cut, widths)).ratio - outside_s) / len(blocks))
         # More units never take less time, but for noise.
-        rising = np.maximum.accumulate([block_s[kind, units] for units in counts[:-1]]).tolist()
-        table[kind] = list(zip(counts, [*(min(seconds, full_s) for seconds in rising), full_s], strict=True))
+        rising = np.maximum.accumulate([min(max(0.0, found_s), block_s) for found_s in seconds]).tolist()
+        table[kind] = list(zip(counts, [*rising, block_s], strict=True))
     return LatencyTable(outside_s, table)
 
 
-def decode_time(dense: LoadedModel, folder: Path, at_most: AtMost) -> float:
-    """A decode step of the model in `folder` as a fraction of the dense one's, each at its fastest, in turn."""
-    found: dict[Path, list[float]] = {dense.path: [], folder: []}
-    for _ in range(_ROUNDS):
-        for path, seconds in found.items():
-            seconds.append(_step_s(load_model(path, dense.device, dense.dtype), at_most))
-    return min(found[folder]) / min(found[dense.path])
+def decode_time(dense: LoadedModel, folder: Path, at_most: AtMost, resident: bool) -> Comparison:
+    """Of a decode step of the model in `folder` and of the dense one, both timed in turn. `resident`: both fit."""
+
+    def probes(path: Path) -> list[Probe]:
+        load = load_model if path == dense.path else load_result
+        return [_decode_probe(load(path, dense.device, dense.dtype), at_most)]
+
+    ((_, found),) = in_turn(partial(probes, dense.path), partial(probes, folder), resident=resident)
+    return found
 
 
-def _decode_s(model: LoadedModel, outcome: Outcome, at_most: AtMost) -> float:
-    return _step_s(_of_one_value(model, outcome), at_most)
+def _decode_probe(model: PreTrainedModel, at_most: AtMost) -> Probe:
+    """Seconds of a decode step after the prompt that the spec says."""
+    ids_BT = torch.zeros(at_most.batch_size, at_most.tokens, dtype=torch.long, device=model.device)
 
-
-def _step_s(built: PreTrainedModel, at_most: AtMost) -> float:
-    """The fastest decode step of a model: whatever else runs only ever adds to it."""
-    ids_BT = torch.zeros(at_most.batch_size, at_most.tokens, dtype=torch.long, device=built.device)
-    found = []
-    with torch.inference_mode():
-        output = built(input_ids=ids_BT, use_cache=True, logits_to_keep=1)
+    @torch.inference_mode()
+    def read() -> float:
+        output = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1)
+        started_s = device_time_s(model.device)
         for _ in range(_STEPS):
-            started = device_time_s(built.device)
-            output = built(input_ids=ids_BT[:, :1], past_key_values=output.past_key_values, use_cache=True)
-            found.append(device_time_s(built.device) - started)
-    return min(found)
+            output = model(input_ids=ids_BT[:, :1], past_key_values=output.past_key_values, use_cache=True)
+        return (device_time_s(model.device) - started_s) / _STEPS
+
+    read()  # to warm up
+    return Probe("decode_time", "s", False, _MARGIN, _ROUNDS, "", read)
 
 
 def _of_one_value(model: LoadedModel, outcome: Outcome) -> PreTrainedModel:

@@ -11,10 +11,12 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from workers.engine.errors import PromiseBroken
+from workers.engine.estimate import whole_models
 from workers.engine.registry import UnitPruneParams
 from workers.engine.report import Bound, Try
 from workers.engine.sparsity import SparsityParams
 from workers.engine.stages.latency import decode_time
+from workers.engine.stages.load import memory_budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,8 +101,11 @@ class Tries:
     def check_decode_time(self, allocation: Allocation, dense: LoadedModel, folder: Path) -> None:
         """Time the model in `folder` beside the dense one where the spec bounds that, and `check` it."""
         if self._asked is not None and isinstance(self._spec.prune, UnitPruneParams):
-            assert self._spec.prune.at_most is not None  # where the bound is from
-            self.check(allocation, decode_time(dense, folder, self._spec.prune.at_most))
+            at_most = self._spec.prune.at_most
+            assert at_most is not None  # where the bound is from
+            budget = memory_budget(self._spec, dense.device)
+            resident = whole_models(self._spec, dense.source, dense.architecture, budget) > 1
+            self.check(allocation, decode_time(dense, folder, at_most, resident).ratio)
 
     def report(self) -> Bound | None:
         """What was asked for, foreseen and measured; None where the spec has no such bound."""

@@ -63,7 +63,7 @@ def evaluate(context: EvaluationContext, params: ContinuationsParams) -> list[Me
             name="continuations/repetition",
             value=statistics.fmean(repeated),
             unit="share of 4-grams",
-            higher_is_better=False,
+            higher_is_better=None,  # some texts repeat themselves rightly, and none at all is no goal
             stderr=sure.stderr,
             note=f"{len(repeated)} prompts, {params.new_tokens} tokens, greedy",
             parts=repeated if several else None,

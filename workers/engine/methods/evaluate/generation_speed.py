@@ -1,23 +1,30 @@
 """Generation speed: tokens per second of reading a prompt (prefill) and of writing after it (decode).
 
 Both are measured apart because they are bound by different things: prefill by arithmetic, decode by reading the
-weights once per token. B = sequences, T = prompt tokens.
+weights once per token. Dense and pruned take turns, and how they compare is estimated from pairs. B = sequences,
+T = prompt tokens.
 """
 
 from __future__ import annotations
 
-import statistics
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, evaluator
-from workers.engine.stats import Measurement
+from workers.engine.registry import MethodParams, paired_evaluator
+from workers.engine.stats import Probe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.stages.evaluate import EvaluationContext
+
+MARGIN = 0.05
+"""Two copies of one model differ by up to some percent, by where in memory they lie."""
+TURN_TOKENS = 8
+"""Tokens decoded in a turn: more, and other work starts or stops within it; fewer, and its first tokens, which find the
+caches full of the other model, weigh more."""
 
 
 class GenerationSpeedParams(MethodParams):
@@ -29,21 +36,25 @@ class GenerationSpeedParams(MethodParams):
     prompt_tokens: int = Field(128, ge=1, le=131072, description="Tokens of each prompt (random ids from the seed).")
     new_tokens: int = Field(32, ge=1, le=8192, description="Tokens written after each prompt; nothing stops earlier.")
     batch_size: int = Field(1, ge=1, le=256, description="Sequences generated together.")
-    repeats: int = Field(5, ge=2, le=100, description="Timed rounds; the median is reported.")
-    warmup: int = Field(2, ge=0, le=100, description="Rounds before the clock starts.")
+    repeats: int = Field(
+        6,
+        ge=2,
+        le=100,
+        description="Times each model reads and writes at least, in turn with the other. On a disturbed machine it "
+        "goes on for up to a minute each of prefill and decode, until the interval of the ratio is narrow.",
+    )
+    warmup: int = Field(1, ge=0, le=100, description="Times before the clock starts.")
 
     @property
     def measures(self) -> tuple[str, ...]:
         return "generation_speed/prefill", "generation_speed/decode"
 
 
-@evaluator(GenerationSpeedParams)
-def evaluate(context: EvaluationContext, params: GenerationSpeedParams) -> list[Measurement]:
+@paired_evaluator(GenerationSpeedParams)
+def evaluate(context: EvaluationContext, params: GenerationSpeedParams) -> list[Probe]:
     """`generation_speed/prefill` and `generation_speed/decode`, tokens/s summed over the batch.
 
-    The value is the median of the rounds, the spread (`stderr`) half their interquartile range: of four and more rounds
-    that is no less than the median's standard error, were they normally distributed. Raises SequenceTooLong if prompt
-    and new tokens exceed the context.
+    Raises SequenceTooLong if prompt and new tokens exceed the context.
     """
     import torch
 
@@ -53,37 +64,53 @@ def evaluate(context: EvaluationContext, params: GenerationSpeedParams) -> list[
         (params.batch_size, params.prompt_tokens),
         generator=torch.Generator().manual_seed(context.seed),
     ).to(context.device)
-    rounds = [time_round(context, prompt_BT, params.new_tokens) for _ in range(params.warmup + params.repeats)]
-    prefill_s, decode_s = zip(*rounds[params.warmup :], strict=True)
-
+    writing = Writing(context, prompt_BT, params.new_tokens)
+    for _ in range(params.warmup):
+        writing.prefill()
+        for _ in range(writing.turns):
+            writing.decode()
     shape = f"{params.batch_size} x {params.prompt_tokens} + {params.new_tokens} tokens"
     return [
-        _measurement("prefill", [prompt_BT.numel() / elapsed_s for elapsed_s in prefill_s], shape),
-        _measurement("decode", [params.batch_size * params.new_tokens / elapsed_s for elapsed_s in decode_s], shape),
+        Probe("generation_speed/prefill", "tokens/s", True, MARGIN, params.repeats, shape, writing.prefill),
+        Probe(
+            "generation_speed/decode", "tokens/s", True, MARGIN, params.repeats * writing.turns, shape, writing.decode
+        ),
     ]
 
 
-def time_round(context: EvaluationContext, prompt_BT: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds to read the prompt, and to decode `new_tokens` greedy tokens one forward pass each."""
-    from workers.engine.clock import device_time_s
+class Writing:
+    """Greedy continuations of one prompt by one model, over and over, with a clock."""
 
-    started = device_time_s(context.device)
-    # Only the last position's logits, as `generate` asks for: the rest is no part of reading a prompt.
-    output = context.model(input_ids=prompt_BT, use_cache=True, logits_to_keep=1)
-    prefilled = device_time_s(context.device)
-    for _ in range(new_tokens):
-        next_B1 = output.logits[:, -1:].argmax(dim=-1)
-        output = context.model(input_ids=next_B1, past_key_values=output.past_key_values, use_cache=True)
-    return prefilled - started, device_time_s(context.device) - prefilled
+    def __init__(self, context: EvaluationContext, prompt_BT: Tensor, new_tokens: int) -> None:
+        self._context, self._prompt_BT, self._new_tokens = context, prompt_BT, new_tokens
+        self.turns = math.ceil(new_tokens / TURN_TOKENS)
+        """Of `decode` that write all new tokens."""
+        self._written = new_tokens
+        self._output: Any = None
 
+    def prefill(self) -> float:
+        """Read the prompt; tokens/s."""
+        started_s = self._time_s()
+        # Only the last position's logits, as `generate` asks for: the rest is no part of reading a prompt.
+        self._output = self._context.model(input_ids=self._prompt_BT, use_cache=True, logits_to_keep=1)
+        self._written = 0
+        return self._prompt_BT.numel() / (self._time_s() - started_s)
 
-def _measurement(phase: str, tokens_per_s: list[float], shape: str) -> Measurement:
-    lower, _, upper = statistics.quantiles(tokens_per_s, n=4, method="inclusive")
-    return Measurement(
-        name=f"generation_speed/{phase}",
-        value=statistics.median(tokens_per_s),
-        unit="tokens/s",
-        higher_is_better=True,
-        stderr=(upper - lower) / 2,
-        note=f"{shape}; median of {len(tokens_per_s)} ± half the interquartile range",
-    )
+    def decode(self) -> float:
+        """Write on for a turn, one forward pass a token, from the prompt again where all is written; tokens/s."""
+        if self._written >= self._new_tokens:
+            self.prefill()
+        tokens = min(math.ceil(self._new_tokens / self.turns), self._new_tokens - self._written)
+        started_s = self._time_s()
+        for _ in range(tokens):
+            next_B1 = self._output.logits[:, -1:].argmax(dim=-1)
+            self._output = self._context.model(
+                input_ids=next_B1, past_key_values=self._output.past_key_values, use_cache=True
+            )
+        self._written += tokens
+        return self._prompt_BT.shape[0] * tokens / (self._time_s() - started_s)
+
+    def _time_s(self) -> float:
+        from workers.engine.clock import device_time_s
+
+        return device_time_s(self._context.device)
