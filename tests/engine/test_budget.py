@@ -216,7 +216,7 @@ def test_a_result_that_takes_longer_than_foreseen_is_cut_further(
 
 
 def test_a_decode_time_needs_memory_for_whole_models(tiny: Path, sources: Sources) -> None:
-    with pytest.raises(MemoryBudgetTooSmall, match="whole models") as refused:
+    with pytest.raises(MemoryBudgetTooSmall, match="the whole model") as refused:
         plan(fitted({"decode_time": 0.5}, compute={"memory_budget": 501 * 2**20}), sources)
     assert refused.value.field == "/prune/at_most/decode_time"
     plan(fitted({"parameters": 280_000}, compute={"memory_budget": 501 * 2**20}), sources)

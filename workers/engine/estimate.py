@@ -132,16 +132,6 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
                 field="/allocate",
             )
         peak = max(peak, whole)
-    if isinstance(spec.prune, UnitPruneParams) and spec.prune.at_most and spec.prune.at_most.decode_time:
-        whole = _evaluation_bytes(spec.model_copy(update={"evaluate": []}), source, architecture)
-        if budget is not None and whole > budget:
-            raise MemoryBudgetTooSmall(
-                f"decode_time is measured on whole models, {whole / 2**20:.0f} MiB, the budget is "
-                f"{budget / 2**20:.0f} MiB",
-                f"allow {whole} bytes, or bound `parameters`, `bytes` or `macs`",
-                field="/prune/at_most/decode_time",
-            )
-        peak = max(peak, whole)
     if spec.tune is not None:
         windows = tuned_at_once(spec, source, architecture)
         peak = max(peak, _tuning_bytes(spec, spec.tune, source, architecture, windows))
