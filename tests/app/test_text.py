@@ -70,11 +70,11 @@ class TestThroughTheService:
         assert api.get(job, "/attempts").json()["data"][0]["error"]["hint"] == readable(text)
 
     def test_a_report_is_stored_and_shown(self, api: Api) -> None:
-        metric = Metric(name="x/\ud800", unit="\0", higher_is_better=False, dense=float("inf"), pruned=1.0, ratio=None)
+        metric = Metric(name="x/\ud800", unit="\0", higher_is_better=False, dense=2.0, pruned=1.0, ratio=None)
         report = REPORT.model_copy(update={"warnings": list(TRAPS), "metrics": [metric]})
         job = api.submit()
         api.succeed(api.claim(), report)
-        assert api.get(job).json()["metrics"]["x/�"] == {"dense": None, "pruned": 1.0, "ratio": None, "unit": "␀"}
+        assert api.get(job).json()["metrics"]["x/�"] == {"dense": 2.0, "pruned": 1.0, "ratio": None, "unit": "␀"}
         assert api.get(job, "/report").json()["warnings"] == [readable(text) for text in TRAPS]
 
     def test_names_and_labels_are_stored(self, api: Api) -> None:

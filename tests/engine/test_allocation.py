@@ -6,7 +6,6 @@ N = windows, T = tokens of a window.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -388,7 +387,8 @@ def test_probes_are_drawn_until_the_ranks_hold_still(
     drawn = int(line.split()[1])
     assert drawn == probes if level == "warning" or not noise else 16 < drawn <= probes
     if level == "info":
-        halves = json.loads((tmp_path / "curvature.json").read_text())
+        halves = Checkpoint(tmp_path).load_json("curvature")
+        assert halves is not None
         assert len(halves) == drawn
         sizes = [layer.parameters for layer in load(spec_of(), sources).architecture.layers]
         order = [trace / size for trace, size in zip(found, sizes, strict=True)]

@@ -124,7 +124,7 @@ def test_a_decode_step_takes_no_longer_than_asked(
     allocate: str, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: TABLE)
-    monkeypatch.setattr("workers.engine.stages.tries.decode_time", lambda *_: 0.8)
+    monkeypatch.setattr("workers.engine.stages.tries.decode_time", lambda *_: SimpleNamespace(ratio=0.8))
     spec = fitted({"decode_time": 0.8}, allocate={"method": allocate})
     planned = plan(spec, sources)
     assert planned.parameters_after is None

@@ -26,6 +26,7 @@ from workers.engine.stages.assemble import assemble
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.load import load
 from workers.engine.stages.remove import remove
+from workers.engine.stages.tries import Tries
 from workers.engine.stages.units import score_units
 
 HERE = Path(__file__).parent
@@ -62,7 +63,8 @@ def compressed(folder: Path, windows_NT: Tensor, parts: dict[str, Any]) -> Check
     units = None
     if spec.removes != "weight":
         units = score_units(spec, model, text, cache=Cache(None), checkpoint=checkpoint, events=Silent())
-    allocation = allocate(spec, model, text, sources, units, cache=Cache(None), **running)
+    tries = Tries(spec, checkpoint, Silent())
+    allocation = allocate(spec, model, text, sources, units, tries=tries, cache=Cache(None), **running)
     outcome, _ = remove(spec, model, text, units, allocation, **running)
     assemble(spec, model, outcome, checkpoint, folder / "model")
     return checkpoint

@@ -157,7 +157,7 @@ def evaluate(
     sources: Sources,
     events: Events,
     checkpoint: Checkpoint,
-    check_ratio: Callable[[float], None],
+    check_ratio: Callable[[float], None] = lambda ratio: None,
 ) -> Evaluation:
     """Measure both models. What does not drift is kept of the dense one: a retry does not measure it again.
 
