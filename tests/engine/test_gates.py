@@ -20,7 +20,7 @@ from workers.engine.report_page import render as render_page
 from workers.engine.sources import Sources
 from workers.engine.stages.evaluate import join
 from workers.engine.stats import Measurement
-from workers.engine.wording import bounds, judged_value
+from workers.engine.wording import bounds, intervals, judged_value
 from workers.engine.wording import verdict as verdict_of
 
 from .conftest import spec_of
@@ -86,6 +86,35 @@ def test_without_a_standard_error_the_value_is_exact_and_that_is_said() -> None:
     assert verdict(exact, min=1.1) == "pass"
     (result,) = judge([Gate(metric="perplexity/a.txt", max=2)], [exact])
     assert (result.interval, "taken as exact" in result.reason) == ((1.1, 1.1), True)
+
+
+def test_one_sample_decides_nothing() -> None:
+    """It is not exact: another window would give another value, and nothing says how far from this one."""
+    (found,) = join([measured(10, 10)], [measured(11, 11)])
+    for of in ("ratio", "difference", "pruned"):
+        (result,) = judge([Gate(metric="perplexity/a.txt", of=of, min=0, max=100)], [found])
+        assert (result.verdict, result.interval, "one sample" in result.reason) == ("inconclusive", None, True)
+    assert judged_value(result) == "11.00"
+    assert verdict_of(found) == ""
+    report = report_of(metrics=[found.model_dump()])
+    assert intervals(report) == "Measured on one sample, of which nothing says how far off it is: perplexity/a.txt."
+
+
+def test_the_pruned_value_is_judged_by_its_own_degrees_of_freedom() -> None:
+    """Both models are alike in how documents differ, so the error of the difference is that over windows, of the pruned
+    model alone that over documents: 11 ± 12.7 * 0.5 and not 11 ± 3.18 * 0.5."""
+    found = metric(degrees_of_freedom=3, pruned_degrees_of_freedom=1)
+    bound: dict[str, Any] = {"of": "pruned", "max": 13}
+    assert [verdict(f, **bound) for f in (found, metric(degrees_of_freedom=3))] == ["inconclusive", "pass"]
+    # Differences 0, 1, 1, 0: alike in both documents, whose values are not.
+    values, documents = ([-102.0, -100.0, 100.0, 102.0], [-102.0, -99.0, 101.0, 102.0]), [0, 0, 1, 1]
+    over_windows, over_documents = spread([0, 1, 1, 0], documents), spread(values[1], documents)
+    assert (over_windows.degrees_of_freedom, over_documents.degrees_of_freedom) == (3, 1)
+    dense, pruned = (
+        Measurement("a", 0.0, "u", stderr=1.0, parts=v, documents=documents, degrees_of_freedom=1) for v in values
+    )
+    (joined,) = join([dense], [pruned])
+    assert (joined.degrees_of_freedom, joined.pruned_degrees_of_freedom) == (3, 1)
 
 
 def test_what_was_not_measured_is_inconclusive_and_the_reason_lists_what_was() -> None:
@@ -247,6 +276,7 @@ def test_what_the_interval_is_about_is_said() -> None:
     assert about == ["documents", "text", "text", None, None]
     (joined,) = join([known], [known])
     assert (joined.interval_over, joined.degrees_of_freedom) == ("documents", 1)
+    assert interval_over(measured(10, 10)) == "text"
     alone = judge([Gate(metric="perplexity/a.txt", max=2)], [metric(interval_over="text")])[0]
     assert (alone.verdict, "about this text alone" in alone.reason) == ("pass", True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from workers.engine.sources import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.allocate import Allocation
 from workers.engine.stages.evaluate import EvaluationContext
+from workers.engine.stages.latency import LatencyTable
 from workers.engine.stages.trial import Trials
 from workers.engine.stages.tries import DECODE_TOLERANCE, MOST_TRIES, BoundExceeded, Tries
 from workers.engine.wording import conditions
@@ -106,6 +108,8 @@ def test_a_ratio_that_breaks_on_the_result_is_tried_again_and_kept(
     assert same == digest
     assert resumed.bound == report.bound
     assert again.blocks < 8
+    # The allocation of the first try is that of no result; of the second, an earlier attempt decided it.
+    assert (report.resumed_allocation, resumed.resumed_allocation) == (False, True)
 
 
 def test_a_ratio_that_holds_at_once_costs_no_further_evaluation(
@@ -181,6 +185,20 @@ class TestTheNextTry:
         with pytest.raises(PromiseBroken, match="with nothing removed") as error:
             tries(bounded(1.1), tmp_path).check(at(0.0, 1.0), 1.2)
         assert error.value.hint
+
+    def test_that_no_widths_can_hold_is_the_end_in_terms_of_what_was_asked_for(
+        self, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prune = {"method": "structured", "at_most": {"decode_time": 0.5, "tokens": 8}, "compensate": False}
+        spec = spec_of(score={"method": "magnitude"}, prune=prune, calibrate=None)
+        table = LatencyTable(0.4, {kind: ((0, 0.0), (units, 0.2)) for kind, units in (("head", 2), ("channel", 48))})
+        monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: table)
+        monkeypatch.setattr("workers.engine.stages.tries.decode_time", lambda *_: SimpleNamespace(ratio=0.9))
+        with pytest.raises(
+            PromiseBroken, match=r"decode_time 0\.5 was asked for, .* has 0\.9000, 80\.0% more"
+        ) as error:
+            compress(spec, tmp_path, sources, Silent(), tmp_path / "checkpoint")
+        assert error.value.field == "/prune/at_most/decode_time"
 
     def test_is_not_asked_for_without_a_bound(self, tmp_path: Path) -> None:
         found = tries(spec_of(), tmp_path)

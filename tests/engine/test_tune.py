@@ -318,6 +318,7 @@ def test_a_job_goes_on_behind_its_tuning_and_counts_what_is_written(
     assert again.tune is not None
     assert again.tune.resumed_step == 6
     assert (tmp_path / "job/model/model.safetensors").read_bytes() == tuned
+    assert again.tune.tokens_per_s is None, "an earlier attempt trained, perhaps on another machine"
     assert [metric.model_copy(update={"resumed": False}) for metric in again.metrics] == first.metrics
 
 

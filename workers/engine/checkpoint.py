@@ -19,6 +19,7 @@ costs time, no more.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -158,9 +159,11 @@ class Checkpoint:
         return index
 
     def _forget(self) -> None:
-        """Remove every resume point."""
+        """Remove every resume point, also those of further tries."""
         for path in self.directory.iterdir():
-            if path.suffix != DAMAGED:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix != DAMAGED:
                 path.unlink(missing_ok=True)
 
     def _hidden(self) -> list[tuple[int, Path]]:

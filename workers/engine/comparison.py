@@ -80,13 +80,14 @@ def compared(dense: Measurement, pruned: Measurement) -> dict[str, Any]:
         "difference_stderr": difference.stderr,
         "ratio_stderr": ratio.stderr,
         "degrees_of_freedom": min(freedoms, default=None),
+        "pruned_degrees_of_freedom": pruned.degrees_of_freedom,
         "interval_over": interval_over(pruned),
     }
 
 
 def interval_over(found: Measurement) -> Literal["documents", "text"] | None:
-    """What the interval of a measurement is about; None where no samples are known."""
-    if found.parts is None or found.stderr is None:
+    """What the interval of a measurement is about; None where no samples are known. Of one sample there is none."""
+    if found.parts is None:
         return None
     return "documents" if found.documents is not None and len(set(found.documents)) > 1 else "text"
 

@@ -62,8 +62,8 @@ def judge(gates: Sequence[Gate], metrics: Sequence[Metric]) -> list[GateResult]:
 
     The interval is value ± q * standard error, q the two-sided quantile for the gate's confidence: of Student's t with
     the metric's degrees of freedom, or of the normal distribution where it has none. `pass` if all of it keeps the
-    bounds, `fail` if none of it does, else `inconclusive`. A value without a standard error is judged
-    as it is; one that was not measured, or is the ratio to a dense value of zero, is `inconclusive`.
+    bounds, `fail` if none of it does, else `inconclusive`. A value without a standard error is judged as it is, unless
+    it is that of one sample. That is `inconclusive`, as is what was not measured, and a ratio to a dense value of zero.
     """
     by_name = {metric.name: metric for metric in metrics}
     return [_judged(gate, by_name) for gate in gates]
@@ -83,7 +83,10 @@ def _judged(gate: Gate, metrics: dict[str, Metric]) -> GateResult:
     value, stderr = _value(gate, metric)
     if value is None:
         return _result(gate, None, None, "inconclusive", "the dense value is zero, so there is no ratio to it")
-    margin = half_width(stderr, metric.degrees_of_freedom, gate.confidence) if stderr else 0.0
+    if stderr is None and metric.interval_over is not None:
+        reason = "measured on one sample, of which nothing says how far off it is: measure on more"
+        return _result(gate, value, None, "inconclusive", reason)
+    margin = half_width(stderr, _freedom(gate, metric), gate.confidence) if stderr else 0.0
     low, high = value - margin, value + margin
     least, most = (-math.inf if gate.min is None else gate.min), (math.inf if gate.max is None else gate.max)
     verdict: Verdict
@@ -110,6 +113,10 @@ def _value(gate: Gate, metric: Metric) -> tuple[float | None, float | None]:
             return metric.pruned - metric.dense, metric.difference_stderr
         case "pruned":
             return metric.pruned, metric.pruned_stderr
+
+
+def _freedom(gate: Gate, metric: Metric) -> float | None:
+    return metric.pruned_degrees_of_freedom if gate.of == "pruned" else metric.degrees_of_freedom
 
 
 def _result(

@@ -40,6 +40,8 @@ class Comparison:
     ratio_stderr: float
     degrees_of_freedom: float
     """Of Student's t, for `ratio_stderr`."""
+    pruned_degrees_of_freedom: float
+    """For `pruned_stderr`."""
     rounds: int
 
     @property
@@ -64,6 +66,7 @@ def compare(dense: Sequence[float], pruned: Sequence[float]) -> Comparison:
         raise ValueError(f"{len(dense)} and {len(pruned)} rounds: four or more are needed, and an even number")
     dense_N, pruned_N = np.log(dense), np.log(pruned)
     mean, stderr, freedom = trimmed_mean(pruned_N - dense_N)
+    (_, dense_stderr, _), (_, pruned_stderr, pruned_freedom) = trimmed_mean(dense_N), trimmed_mean(pruned_N)
     both, half = float(np.median(dense_N + pruned_N)) / 2, mean / 2
     ratio, at_dense, at_pruned = math.exp(mean), math.exp(both - half), math.exp(both + half)
     # The interval is symmetric about the logarithm: of the ratio, the longer side of it counts for both.
@@ -72,10 +75,11 @@ def compare(dense: Sequence[float], pruned: Sequence[float]) -> Comparison:
         dense=at_dense,
         pruned=at_pruned,
         ratio=ratio,
-        dense_stderr=at_dense * trimmed_mean(dense_N)[1],
-        pruned_stderr=at_pruned * trimmed_mean(pruned_N)[1],
+        dense_stderr=at_dense * dense_stderr,
+        pruned_stderr=at_pruned * pruned_stderr,
         ratio_stderr=ratio * math.expm1(min(sure * stderr, 50.0)) / sure,
         degrees_of_freedom=freedom,
+        pruned_degrees_of_freedom=pruned_freedom,
         rounds=len(dense),
     )
 

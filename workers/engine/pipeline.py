@@ -81,7 +81,6 @@ def compress(
         if spec.removes != "weight":  # single weights are scored when it is their turn
             with clock.stage("score"):
                 units = score_units(spec, model, text, cache=cache, checkpoint=checkpoint, events=events)
-        resumed_allocation = checkpoint.load_json("allocation") is not None
         job = _Job(spec, model, sources, text, lessons, units, model_dir, cache, checkpoint, clock, events)
         tries, made = Tries(spec, checkpoint, events), None
         while made is None:  # once, unless the result breaks a bound that only it can show to be kept
@@ -128,7 +127,7 @@ def compress(
             warnings=warnings(spec, model.source, foresee(spec, model.source, model.architecture))
             + memory_warnings(spec, clock.report()),
             resumed_blocks=made.resumed,
-            resumed_allocation=resumed_allocation,
+            resumed_allocation=made.resumed_allocation,
         )
         with clock.stage("package"):
             package(model.path, model_dir, report)
@@ -159,6 +158,7 @@ class _Made:
     allocation: Allocation
     outcome: Outcome
     resumed: int
+    resumed_allocation: bool
     checks: list[ResultCheck]
     tuned: TuneReport | None
     layers: list[LayerReport]
@@ -169,6 +169,7 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
     """Prune to one target, and measure what came of it. Raises BoundExceeded where that breaks the spec's bound."""
     spec, model, clock, events = job.spec, job.model, job.clock, job.events
     resume = tries.resume_points
+    resumed_allocation = resume.load_json("allocation") is not None
     with clock.stage("allocate"):
         allocation = allocate(
             spec,
@@ -213,4 +214,4 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
             checkpoint=job.checkpoint,
             check_ratio=lambda ratio: tries.check(allocation, ratio),
         )
-    return _Made(allocation, outcome, resumed, checks, tuned, layers, evaluation)
+    return _Made(allocation, outcome, resumed, resumed_allocation, checks, tuned, layers, evaluation)

@@ -30,12 +30,16 @@ class Metric(ReportModel):
     )
     difference_stderr: float | None = Field(None, description="Of pruned - dense, likewise.")
     degrees_of_freedom: float | None = Field(
-        None, description="Of Student's t, by which intervals follow from the standard errors; null: the normal one."
+        None,
+        description="Of Student's t, by which the intervals of ratio and difference follow from their standard errors; "
+        "null: the normal one.",
     )
+    pruned_degrees_of_freedom: float | None = Field(None, description="The same of `pruned` alone.")
     interval_over: Literal["documents", "text"] | None = Field(
         None,
         description="What intervals are about: `documents` like those measured on, or `text`, this one alone, where "
-        "all of it is one document or it is not known where documents end. null where nothing was sampled.",
+        "all of it is one document or it is not known where documents end; without standard errors it was one sample. "
+        "null where nothing was sampled.",
     )
     margin: float | None = Field(
         None,
@@ -88,7 +92,10 @@ class TuneReport(ReportModel):
     curve: list[TunePoint] = Field(
         description="About a hundred looks at most, the first, the best and the last among them."
     )
-    tokens_per_s: float = Field(description="Trained on per second of training; looks and resume points not counted.")
+    tokens_per_s: float | None = Field(
+        description="Trained on per second in this attempt; looks and resume points not counted. null where an earlier "
+        "attempt did all steps."
+    )
     trained_parameters: int
     train_windows: int = Field(description="Different windows; read again where the steps take more.")
     holdout_windows: int
@@ -176,7 +183,8 @@ class GateResult(ReportModel):
     confidence: float
     value: float | None = Field(description="null where it was not measured.")
     interval: tuple[float, float] | None = Field(
-        description="Holds the true value with that confidence; both ends are `value` where it has no standard error."
+        description="Holds the true value with that confidence; both ends are `value` where that is exact. null where "
+        "there is no value, or one sample."
     )
     verdict: Verdict
     reason: str

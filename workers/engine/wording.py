@@ -115,6 +115,13 @@ def resumed(report: Report) -> list[str]:
     return [*found, "Its time is in none of these figures."] if found else []
 
 
+def repeatable(report: Report) -> str:
+    """Whether the same spec gives the same weights again."""
+    if report.bound is not None and report.bound.name == "decode_time":
+        return "How narrow the blocks are follows from measured times: submitted again, it may give other widths."
+    return "Submitted again, it gives the same weights on the same machine."
+
+
 def short(value: Any) -> str:
     """A varied value as people say it: a method by its name, a number plainly."""
     if isinstance(value, dict) and "method" in value:
@@ -172,16 +179,22 @@ def as_read(text: TextReport) -> str:
 
 def intervals(report: Report) -> str:
     """What the intervals are about, where there are any; else nothing."""
-    found = {metric.interval_over for metric in report.metrics}
     said = []
-    if "documents" in found:
+    if any(metric.interval_over == "documents" for metric in report.metrics):
         said.append("Errors are over documents, and hold for others like them.")
-    if "text" in found:
-        names = ", ".join(metric.name for metric in report.metrics if metric.interval_over == "text")
+    about_text = [m for m in report.metrics if m.interval_over == "text"]
+    if names := ", ".join(metric.name for metric in about_text if not one_sample(metric)):
         said.append(
             f"That of {names} is about this text alone: it is one document, or where its documents end is not known."
         )
+    if names := ", ".join(metric.name for metric in about_text if one_sample(metric)):
+        said.append(f"Measured on one sample, of which nothing says how far off it is: {names}.")
     return " ".join(said)
+
+
+def one_sample(metric: Metric) -> bool:
+    """Whether chance was at work and nothing says how much."""
+    return metric.interval_over is not None and metric.difference_stderr is None
 
 
 def percent(fraction: float) -> str:
@@ -228,9 +241,9 @@ def verdict(metric: Metric) -> Verdict:
     """Whether pruning helped or hurt, as far as that is sure.
 
     `same` where the ratio's interval (SURE) reaches into 1 ± the metric's margin; `within spread`, of a metric without
-    one, where the difference's (CONFIDENCE) holds 0. Empty where neither direction is a goal.
+    one, where the difference's (CONFIDENCE) holds 0. Empty where neither direction is a goal, and of one sample.
     """
-    if metric.higher_is_better is None:
+    if metric.higher_is_better is None or one_sample(metric):
         return ""
     change, stderr, margin, confidence = metric.pruned - metric.dense, metric.difference_stderr, None, CONFIDENCE
     if metric.margin is not None and metric.ratio is not None:
@@ -257,10 +270,10 @@ def bounds(gate: GateResult) -> str:
 
 
 def judged_value(gate: GateResult) -> str:
-    """`1.104 [1.080, 1.128]`: the value and its interval where it has one, or a dash."""
-    if gate.value is None or gate.interval is None:
+    """`1.104 [1.080, 1.128]`: the value, and its interval where it has one; a dash for no value."""
+    if gate.value is None:
         return "–"
-    low, high = gate.interval
+    low, high = gate.interval or (gate.value, gate.value)
     if low == high:
         return _digits(gate.value)
     decimals = max(0, _decimals(high - low) - 2)  # two digits of what is not known

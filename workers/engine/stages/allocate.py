@@ -16,7 +16,7 @@ from workers.engine.allocation import allocation
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.budget import fitting_sparsity
 from workers.engine.data import Wanted, load_tokens, loss_windows
-from workers.engine.errors import NumericalFailure
+from workers.engine.errors import InvalidSpec, NumericalFailure
 from workers.engine.estimate import whole_models
 from workers.engine.linalg import finite
 from workers.engine.provenance import environment
@@ -118,9 +118,14 @@ def allocate(
         target, foreseen = spec.prune.target, None
         if isinstance(spec.prune, UnitPruneParams) and target is None:
             decode_time = _decode_time(spec, model, events)
-            target, foreseen = fitting_sparsity(
-                spec, model.source, model.architecture, facts, decode_time, within=tries.bound
-            )
+            try:
+                target, foreseen = fitting_sparsity(
+                    spec, model.source, model.architecture, facts, decode_time, within=tries.bound
+                )
+            except InvalidSpec as error:
+                if tries.number == 1:
+                    raise
+                raise tries.given_up() from error  # nobody asked for the bound that this try is held to
         if target is not None:
             found = Allocation(target, allocation(spec, facts, target), metrics, foreseen)
         else:

@@ -305,6 +305,7 @@ def metric_of(probe: Probe, found: Comparison) -> Metric:
         ratio_stderr=found.ratio_stderr,
         difference_stderr=found.difference_stderr,
         degrees_of_freedom=found.degrees_of_freedom,
+        pruned_degrees_of_freedom=found.pruned_degrees_of_freedom,
         margin=probe.margin,
         note=f"{probe.note}; both models in turn, {found.rounds} rounds, extremes trimmed; the same unless "
         f"surely ({percent(SURE)}) beyond {percent(probe.margin)}",

@@ -92,7 +92,7 @@ class Tries:
             return
         self._broken.append(tried)
         if number == MOST_TRIES or (self._name == "perplexity_ratio" and not tried.target_sparsity):
-            raise self._given_up()
+            raise self.given_up()
         self._checkpoint.save_json("tries", [tried.model_dump() for tried in self._broken])
         self.resume_points = self._next()
         self._events.log(f"try {self.number} of at most {MOST_TRIES}: foreseen must be {self.bound:.4f} at most")
@@ -121,7 +121,8 @@ class Tries:
             found = self._checkpoint.of_try(number)
         return found
 
-    def _given_up(self) -> PromiseBroken:
+    def given_up(self) -> PromiseBroken:
+        """What to raise after a try that broke the bound, where no other may hold."""
         tries, asked = self._broken, self._asked
         nearest = min(tries, key=lambda tried: tried.measured)
         field = "/prune/perplexity_ratio" if self._name == "perplexity_ratio" else "/prune/at_most/decode_time"

@@ -93,7 +93,7 @@ class _Run:
         self.model: PreTrainedModel = load_model(folder, dense.device, dense.dtype)
         self.teacher: PreTrainedModel | None = None
         self.best: dict[str, Tensor] = {}
-        self.resumed_step = 0
+        self.resumed_step, self.seconds = 0, 0.0  # of steps done here: no time of another attempt is reported
 
         found = checkpoint.load_tuning()
         before = self._holdout_loss("/prune", "lower the sparsity") if found is None else math.nan
@@ -122,7 +122,7 @@ class _Run:
         while not state.ended:
             started = time.perf_counter()
             loss = self._step()
-            state.seconds += time.perf_counter() - started
+            self.seconds += time.perf_counter() - started
             state.step += 1
             state.train_losses.append(loss)
             if state.step % params.look_every == 0 or state.step == params.steps:
@@ -166,6 +166,7 @@ class _Run:
         params, state, curve = self.params, self.state, self.state.curve
         every = -(-len(curve) // _CURVE_POINTS)
         shown = (state.best_step, state.step)
+        tokens = (state.step - self.resumed_step) * params.batch * params.sequence_length
         device = self.dense.device
         return TuneReport(
             method=params.method,
@@ -175,7 +176,7 @@ class _Run:
             holdout_loss_before=state.holdout_loss_before,
             holdout_loss_after=min(point["holdout_loss"] for point in curve),
             curve=[TunePoint(**point) for i, point in enumerate(curve) if i % every == 0 or point["step"] in shown],
-            tokens_per_s=state.step * params.batch * params.sequence_length / state.seconds,
+            tokens_per_s=tokens / self.seconds if tokens else None,
             trained_parameters=sum(parameter.numel() for parameter in self.trainable.parameters.values()),
             train_windows=len(self.text.train_NT),
             holdout_windows=len(self.text.holdout_NT),

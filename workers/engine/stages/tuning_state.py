@@ -26,8 +26,6 @@ class TuningState:
     best_step: int = 0
     stale: int = 0
     """Looks at the held-out windows since the best one."""
-    seconds: float = 0.0
-    """Spent in steps."""
     train_losses: list[float] = field(default_factory=list)
     """Of the steps since the last look."""
     curve: list[dict[str, Any]] = field(default_factory=list)

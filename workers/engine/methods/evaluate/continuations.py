@@ -56,7 +56,6 @@ def evaluate(context: EvaluationContext, params: ContinuationsParams) -> list[Me
         written = greedy(context, prompt, params.new_tokens)
         samples.append((prompt, context.tokenizer.decode(written, skip_special_tokens=True)))
         repeated.append(repetition(written))
-    several = len(repeated) > 1
     sure = spread(repeated, range(len(repeated)))  # a prompt is a document of its own
     return [
         Measurement(
@@ -66,8 +65,8 @@ def evaluate(context: EvaluationContext, params: ContinuationsParams) -> list[Me
             higher_is_better=None,  # some texts repeat themselves rightly, and none at all is no goal
             stderr=sure.stderr,
             note=f"{len(repeated)} prompts, {params.new_tokens} tokens, greedy",
-            parts=repeated if several else None,
-            documents=list(range(len(repeated))) if several else None,
+            parts=repeated,
+            documents=list(range(len(repeated))),
             degrees_of_freedom=sure.degrees_of_freedom,
             samples=samples,
         )

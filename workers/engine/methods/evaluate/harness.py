@@ -91,6 +91,8 @@ def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> l
     """One measurement per metric; the harness keys them `<metric>,<filter>` and `<metric>_stderr,<filter>`."""
     import lm_eval
 
+    from workers.engine.comparison import spread
+
     measurements = []
     for key, value in scores.items():
         metric, comma, filter_name = key.partition(",")
@@ -98,6 +100,8 @@ def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> l
             continue
         stderr = scores.get(f"{metric}_stderr,{filter_name}")
         answers = _answers(found["samples"].get(task, []), metric, filter_name, float(value))
+        if answers and not isinstance(stderr, float):
+            stderr = spread(answers, None).stderr
         measurements.append(
             Measurement(
                 name=f"harness/{task}/{metric}" + ("" if filter_name == "none" else f":{filter_name}"),
