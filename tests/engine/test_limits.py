@@ -101,7 +101,8 @@ class TestMemoryBudget:
         both = peak(sources, **speed)
         assert models(both, **speed) == 2
         assert models(both - 1, **speed) == 1  # loaded in turn
-        one = resolve_model(spec_of().model, sources).parameters * 4
+        cached = 64 * (64 + 32) * 3 * 2 * 16 * 4  # keys and values of 16 numbers in three blocks
+        one = resolve_model(spec_of().model, sources).parameters * 4 + cached
         assert peak(sources, **speed, compute={"memory_budget": both - 1}) == both - one
         with pytest.raises(MemoryBudgetTooSmall) as refused:
             models(both - one - 1, **speed)
@@ -109,6 +110,15 @@ class TestMemoryBudget:
         with pytest.raises(MemoryBudgetTooSmall) as refused:
             models(1, **timed)
         assert refused.value.field == "/prune/at_most/decode_time"
+
+    def test_a_timing_takes_what_its_prompt_takes_and_no_logits(self, tiny: Path, sources: Sources) -> None:
+        def of(**params: int) -> int:
+            return peak(sources, evaluate=[{"method": "generation_speed", "batch_size": 256, **params}])
+
+        short, long = of(prompt_tokens=8, new_tokens=8), of(prompt_tokens=96, new_tokens=8)
+        # Of 88 tokens more: numbers on their way, 6 * 48 + 12 * 32, and the keys and values of both models.
+        assert long - short == 256 * 88 * 4 * (6 * 48 + 12 * 32 + 2 * 3 * 2 * 16)
+        assert short - peak(sources) < 256 * 512 * 4096 * 4, "logits of the last position only are asked for"
 
     @pytest.mark.parametrize(
         ("parts", "field"),

@@ -40,6 +40,7 @@ _BACKWARD_PASSES = 4
 """Forward passes that a gradient costs: one before, one again for each block, and twice that backwards."""
 _PROBES, _PROBE_PASSES, _PROBE_TOKENS = 96, 11, 512
 """Of the curvature: as many as bookworm-7m takes (88 to 112), forward passes that one costs there, and its text."""
+_KEPT_WHILE_DECODING = (".k_proj", ".v_proj")
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -202,7 +203,7 @@ def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archit
     assert spec.calibrate is not None  # the spec's validator saw to it
     hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
     calibrated = spec.calibrate.samples * spec.calibrate.sequence_length
-    token = compute_bytes * (6 * mlp_width + 12 * hidden_size)
+    token = compute_bytes * _token_numbers(architecture)
     forward = min(calibrated, tokens) * token
     streams = architecture.streams(0).values()
     widths = [layers[0].shape[1] for layers in streams]
@@ -235,14 +236,38 @@ def _gradient_bytes(spec: CompressionSpec, block: int, tokens: int, token: int) 
 
 
 def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, models: int) -> int:
-    """The process with so many whole models loaded, one of them just now, and the largest batch of logits.
+    """The process with so many whole models loaded, one of them just now, and the largest batch: its logits, or where
+    models are timed, which asks for the last ones only, a prompt on its way and what each model keeps of the sequence.
 
     The dense model's sizes are counted: a structured result is smaller.
     """
+    compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
     stored = sum(facts.bytes for facts in source.tensors.values())
-    logits = max((_tokens_at_once(params) for params in spec.evaluate), default=0) * architecture.vocabulary * 4 * 3
-    weights = models * source.parameters * _COMPUTE_BYTES[spec.compute.dtype]
-    return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + logits
+    read = [_tokens_at_once(params) for params in spec.evaluate if not method_of("evaluate", params).paired]
+    batches = [tokens * architecture.vocabulary * 4 * 3 for tokens in read]
+    kept = sum(layer.shape[0] for layer in architecture.layers if layer.name.endswith(_KEPT_WHILE_DECODING))
+    passing = _token_numbers(architecture)
+    batches += [compute_bytes * (prompt * passing + models * all_ * kept) for prompt, all_ in _timed_tokens(spec)]
+    weights = models * source.parameters * compute_bytes
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + max(batches, default=0)
+
+
+def _token_numbers(architecture: Architecture) -> int:
+    """What a block's forward pass holds of a token."""
+    return 6 * max(layer.shape[0] for layer in architecture.layers) + 12 * architecture.hidden_size
+
+
+def _timed_tokens(spec: CompressionSpec) -> list[tuple[int, int]]:
+    """(tokens of the prompts, these and the ones written after them) of every timing, all its sequences together."""
+    found = []
+    for params in spec.evaluate:
+        if method_of("evaluate", params).paired:
+            batch, prompt, new = (getattr(params, name) for name in ("batch_size", "prompt_tokens", "new_tokens"))
+            found.append((batch * prompt, batch * (prompt + new)))
+    if isinstance(spec.prune, UnitPruneParams) and spec.prune.at_most is not None and spec.prune.at_most.decode_time:
+        tokens = spec.prune.at_most.batch_size * spec.prune.at_most.tokens
+        found.append((tokens, tokens))
+    return found
 
 
 def whole_float32_bytes(source: ModelSource) -> int:
