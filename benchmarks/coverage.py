@@ -51,6 +51,7 @@ def measure(books: Path, windows: int, length: int) -> dict[str, NDArray[np.floa
     found = loss_windows(
         params, lambda ref, wanted: load_tokens(ref, tokenizer, Sources(books, books.parent), "", wanted), ""
     )
+    assert found.documents is not None  # books are longer than windows
     counts = Counter(found.documents)
     ids_BT = torch.stack(
         [ids for ids, document in zip(found.ids_NL, found.documents, strict=True) if counts[document] == windows]

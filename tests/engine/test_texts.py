@@ -390,7 +390,7 @@ def test_page_and_card_say_how_texts_were_read_and_what_intervals_are_about() ->
     read = {"documents": 5, "tokens": 1234, "opening": ["<s>"], "rows_skipped": 2, "characters_replaced": 1}
     known, alone = (
         {"name": f"perplexity/{over}", "unit": "perplexity", "higher_is_better": False, "dense": 1.0, "pruned": 2.0}
-        | {"ratio": 2.0, "interval_over": over}
+        | {"ratio": 2.0, "difference_stderr": 0.1, "interval_over": over}
         for over in ("documents", "text")
     )
     report = report_of(texts=[{"label": "calibrate/a.jsonl", **read}], metrics=[known, alone])
@@ -471,3 +471,20 @@ def test_tokens_beyond_the_embedding_are_refused_before_work(sources: Sources, s
         calibration(spec_of(), model, sources)
     (sources.data_dir / "a.txt").write_text("a b c d e f g h i j k l m n")
     refuse_unknown_tokens(spec, model, sources)
+
+
+def test_rows_shorter_than_windows_are_documents_only_by_name(
+    bookworm: PreTrainedTokenizerBase, sources: Sources
+) -> None:
+    """WikiText's rows are paragraphs: an interval over them would take windows of one article for several."""
+    rows = [{"text": f"Paragraph {row} of a book. " * 4, "book": row // 8} for row in range(48)]
+    (sources.data_dir / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def documents_of(length: int, **fields: Any) -> Any:
+        params = PerplexityParams(dataset="a.jsonl", sequence_length=length, samples=6, **fields)
+        read = lambda ref, wanted: load_tokens(ref, bookworm, sources, "", wanted)  # noqa: E731
+        return loss_windows(params, read, "").documents
+
+    assert documents_of(128) is None
+    assert len(set(documents_of(128, document_field="book"))) > 1
+    assert len(set(documents_of(16))) > 1, "windows shorter than rows are each of one"

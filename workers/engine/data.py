@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -79,8 +80,8 @@ class Windows:
 
     ids_NL: Tensor
     """int64."""
-    documents: tuple[int, ...]
-    """The number of the document that most of each window is of."""
+    documents: tuple[int, ...] | None
+    """The number of the document that most of each window is of; None where that is not known."""
 
 
 def load_tokens(
@@ -149,16 +150,21 @@ def consecutive_windows(tokens: Tokens, length: int, *, count: int | None, field
 
     Raises DatasetTooShort if there are fewer than `count`, or none.
     """
-    return _consecutive(tokens, Wanted(count, length), field).ids_NL
+    return _consecutive(tokens, Wanted(count, length), field)[0].ids_NL
 
 
 def loss_windows(params: LossMethodParams, load: Callable[[LossMethodParams, Wanted], Tokens], field: str) -> Windows:
     """The windows whose loss an evaluation measures and a target may bound.
 
+    Rows shorter than windows may be paragraphs of one document, as WikiText's are: where half of the windows have no row
+    that makes up half of them, documents are known only by a `document_field`.
     Raises what `load` raises, and DatasetTooShort.
     """
     wanted = wanted_of(params)
-    return _consecutive(load(params, wanted), wanted, field)
+    found, shares = _consecutive(load(params, wanted), wanted, field)
+    if params.document_field is None and statistics.median(shares) < 0.5:
+        return replace(found, documents=None)
+    return found
 
 
 def random_windows(tokens: Tokens, length: int, *, count: int, seed: int, field: str) -> Tensor:
@@ -237,7 +243,8 @@ def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
             return
 
 
-def _consecutive(tokens: Tokens, wanted: Wanted, field: str) -> Windows:
+def _consecutive(tokens: Tokens, wanted: Wanted, field: str) -> tuple[Windows, list[float]]:
+    """Also the share of each window that is of its document."""
     own = wanted.length - len(tokens.opening)
     if wanted.per_document is None:
         starts = list(range(0, len(tokens.ids_T) - own + 1, own))
@@ -246,7 +253,8 @@ def _consecutive(tokens: Tokens, wanted: Wanted, field: str) -> Windows:
     if len(starts) < (wanted.count or 1):
         raise _too_short(tokens, wanted, len(starts), field)
     starts = starts[: wanted.count]
-    return Windows(_window_ids(tokens, starts, own), _documents_of(tokens, starts, own))
+    documents, shares = _documents_of(tokens, starts, own)
+    return Windows(_window_ids(tokens, starts, own), documents), shares
 
 
 def _starts_by_document(tokens: Tokens, own: int, most: int) -> list[int]:
@@ -264,9 +272,9 @@ def _window_ids(tokens: Tokens, starts: Sequence[int], own: int) -> Tensor:
     return torch.stack([torch.cat([opening, tokens.ids_T[start : start + own]]) for start in starts])
 
 
-def _documents_of(tokens: Tokens, starts: Sequence[int], own: int) -> tuple[int, ...]:
-    """The document that most of each window is of; the earlier one of two that share it evenly."""
-    found = []
+def _documents_of(tokens: Tokens, starts: Sequence[int], own: int) -> tuple[tuple[int, ...], list[float]]:
+    """The document that most of each window is of, the earlier one of two that share it evenly; and its share."""
+    found, largest = [], []
     ends = [*tokens.starts[1:], len(tokens.ids_T)]
     for start in starts:
         shares: dict[int, int] = {}
@@ -276,7 +284,8 @@ def _documents_of(tokens: Tokens, starts: Sequence[int], own: int) -> tuple[int,
             shares[tokens.documents[stretch]] = shares.get(tokens.documents[stretch], 0) + overlap
             stretch += 1
         found.append(max(shares, key=shares.__getitem__))
-    return tuple(found)
+        largest.append(shares[found[-1]] / own)
+    return tuple(found), largest
 
 
 def _refuse_unknown(ids: Tensor, vocabulary: int | None, tokenizer: PreTrainedTokenizerBase, ref: DataRef) -> None:

@@ -112,7 +112,7 @@ def resumed(report: Report) -> list[str]:
         found.append(f"The first {report.tune.resumed_step} steps of the tuning were done by an earlier attempt.")
     if names := [metric.name for metric in report.metrics if metric.resumed]:
         found.append(f"The dense model was measured by an earlier attempt: {', '.join(names)}.")
-    return [*found, "Its time is in none of these figures."] if found else []
+    return [*found, "The time of earlier attempts is in none of these figures."] if found else []
 
 
 def repeatable(report: Report) -> str:
@@ -138,9 +138,9 @@ def bounded(bound: Bound) -> str:
         "decode_time": ("A decode step's time", "the times of single blocks"),
     }[bound.name]
     text = (
-        f"{what} may be ×{bound.asked:g}"
-        + (f" (and {percent(bound.tolerance)} of that more)" if bound.tolerance else "")
-        + f" of the dense model's: ×{held.measured:.4f} was measured on the result, ×{held.predicted:.4f} foreseen by "
+        f"{what} may be ×{bound.asked:g} of the dense model's"
+        + (f", or {percent(bound.tolerance)} above that" if bound.tolerance else "")
+        + f": ×{held.measured:.4f} was measured on the result, ×{held.predicted:.4f} foreseen by "
         f"{foreseen}."
     )
     for tried in broken:

@@ -59,7 +59,7 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
     length = params.sequence_length
     context.check_fits(length, "sequence_length")
     windows = loss_windows(params, context.load_tokens, context.pointer)
-    count, documents = len(windows.ids_NL), len(set(windows.documents))
+    count, documents = len(windows.ids_NL), len(set(windows.documents or ()))
     variant = "".join(
         f"/{name}={value}" for name in ("bos", "per_document") if (value := getattr(params, name)) not in ("auto", None)
     )
@@ -68,7 +68,9 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
     perplexity = nll_N.mean().exp().item()
     parts = (perplexity * nll_N).tolist()
     sure = spread(parts, windows.documents)
-    over = f"over {documents} documents" if documents > 1 else "over windows of one document: about this text alone"
+    of = "one document" if documents else "documents whose ends are not known"
+    over = f"over {documents} documents" if documents > 1 else f"over windows of {of}: about this text alone"
+    sureness = f"± standard error {over}" if count > 1 else "nothing says how far off one window is"
     return [
         Measurement(
             name=f"perplexity/{params.label}",
@@ -76,7 +78,7 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
             unit="perplexity",
             higher_is_better=False,
             stderr=sure.stderr,
-            note=f"{count} windows of {length} tokens; ± standard error {over}",
+            note=f"{count} window{'s' * (count > 1)} of {length} tokens; {sureness}",
             parts=parts,
             documents=windows.documents,
             degrees_of_freedom=sure.degrees_of_freedom,
