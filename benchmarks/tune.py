@@ -152,7 +152,10 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         assert spec.tune is not None
         text, meter = tuning_text(spec, dense, sources), _Meter()
         assert text is not None
-        report = tune(spec, dense, folder / "model", text, checkpoint=Checkpoint(folder / "checkpoint"), events=meter)
+        checkpoint, window_T = Checkpoint(folder / "checkpoint"), text.holdout_NT[0]
+        report, _ = tune(
+            spec, dense, folder / "model", text, checkpoint=checkpoint, events=meter, window_T=window_T.to(dense.device)
+        )
         tokens = report.steps * spec.tune.batch * spec.tune.sequence_length
         losses = f"{report.curve[0].holdout_loss:.4f} to {report.holdout_loss_after:.4f}"
         found = {"trained": report.trained_parameters, "speed": tokens / meter.seconds, "peak": meter.peak}

@@ -156,8 +156,8 @@ def consecutive_windows(tokens: Tokens, length: int, *, count: int | None, field
 def loss_windows(params: LossMethodParams, load: Callable[[LossMethodParams, Wanted], Tokens], field: str) -> Windows:
     """The windows whose loss an evaluation measures and a target may bound.
 
-    Rows shorter than windows may be paragraphs of one document, as WikiText's are: where half of the windows have no row
-    that makes up half of them, documents are known only by a `document_field`.
+    Rows shorter than windows may be paragraphs of one document, as WikiText's are: where half of the windows have no
+    row that makes up half of them, documents are known only by a `document_field`.
     Raises what `load` raises, and DatasetTooShort.
     """
     wanted = wanted_of(params)
