@@ -100,6 +100,13 @@ def test_one_sample_decides_nothing() -> None:
     assert intervals(report) == "Measured on one sample, of which nothing says how far off it is: perplexity/a.txt."
 
 
+def test_samples_that_all_agree_are_not_taken_for_all_there_are() -> None:
+    """Three questions answered alike say little of the fourth."""
+    (found,) = join([measured(0.5, 1, 0, 1, stderr=0.3)], [measured(0.5, 1, 0, 1, stderr=0.3)])
+    (result,) = judge([Gate(metric="perplexity/a.txt", min=0.95)], [found])
+    assert (result.verdict, result.interval, "differences that are rare" in result.reason) == ("pass", (1, 1), True)
+
+
 def test_the_pruned_value_is_judged_by_its_own_degrees_of_freedom() -> None:
     """Both models are alike in how documents differ, so the error of the difference is that over windows, of the pruned
     model alone that over documents: 11 ± 12.7 * 0.5 and not 11 ± 3.18 * 0.5."""

@@ -99,6 +99,8 @@ def _judged(gate: Gate, metrics: dict[str, Metric]) -> GateResult:
         reason = "a bound lies within the interval: measure on more text, or move the bound"
     if stderr is None:
         reason += "; it has no standard error and was taken as exact"
+    elif stderr == 0 and metric.interval_over is not None:
+        reason += "; no sample differs from another in it, so nothing is known of differences that are rare"
     elif metric.interval_over == "text":
         reason += "; the interval is about this text alone: it is one document, or where its documents end is not known"
     return _result(gate, value, (low, high), verdict, reason)
