@@ -100,7 +100,7 @@ def _judged(gate: Gate, metrics: dict[str, Metric]) -> GateResult:
     if stderr is None:
         reason += "; it has no standard error and was taken as exact"
     elif stderr == 0 and metric.interval_over is not None:
-        reason += "; no sample differs from another in it, so nothing is known of differences that are rare"
+        reason += "; all samples agree, so a rare difference may have been missed"
     elif metric.interval_over == "text":
         reason += "; the interval is about this text alone: it is one document, or where its documents end is not known"
     return _result(gate, value, (low, high), verdict, reason)
