@@ -76,15 +76,7 @@ def measured(dense: LoadedModel, folder: Path) -> dict[str, Metric]:
     spec = CompressionSpec.model_validate(QUARTER)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Checkpoint(Path(scratch))
-        found = evaluate(
-            spec,
-            dense,
-            folder,
-            sources=SOURCES,
-            events=Silent(),
-            checkpoint=checkpoint,
-            check_ratio=lambda ratio: None,  # none is bounded
-        )
+        found = evaluate(spec, dense, folder, sources=SOURCES, events=Silent(), checkpoint=checkpoint)
     for metric in found.metrics:
         print(f"{metric.name}: {ratio(metric)}, {verdict(metric)}; {metric.note}", file=sys.stderr, flush=True)
     return {metric.name: metric for metric in found.metrics}

@@ -233,7 +233,6 @@ def run(sources: Sources, folder: Path, pruned: Path, **parts: Any) -> Any:
         sources=sources,
         events=Silent(),
         checkpoint=Checkpoint(folder / "checkpoint"),
-        check_ratio=lambda ratio: None,
     )
 
 
