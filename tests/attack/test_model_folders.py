@@ -26,9 +26,10 @@ from app.main import create_app
 from app.settings import Settings
 from tests.app.conftest import make_key
 from tests.engine.conftest import EXAMPLES, SIZES
-from workers.engine.errors import EngineError
+from workers.engine.errors import EngineError, UnsupportedModel
 from workers.engine.sources import INDEX, Sources
 from workers.engine.spec import CompressionSpec
+from workers.engine.stages.calibrate import refuse_unknown_tokens
 from workers.engine.stages.load import load
 
 REFUSALS = {"unsupported_model", "model_not_found", "unsafe_weights", "sequence_too_long"}
@@ -257,6 +258,8 @@ FILES: dict[str, tuple[Break, str]] = {
     "generation-link-out": (link("generation_config.json", "/etc/hostname"), "leads out"),
     "generation-deep": (raw("generation_config.json", DEEP), "generation_config.json is nested"),
     "generation-list": (raw("generation_config.json", "[1]"), "generation_config.json is not a JSON object"),
+    "generation-text": (raw("generation_config.json", '{"eos_token_id": "x"}'), "`eos_token_id` is x, not a token id"),
+    "generation-null": (raw("generation_config.json", '{"eos_token_id": [1, null]}'), "not a token id"),
     "tokenizer-link-out": (link("tokenizer.json", "/etc/hostname"), "leads out"),
     "tokenizer-fifo": (instead("tokenizer.json", os.mkfifo), "not a regular file"),
     "tokenizer-missing": (lambda f: (f / "tokenizer.json").unlink(), "there is no tokenizer"),
@@ -363,6 +366,35 @@ MISFITS: dict[str, tuple[Break, str]] = {
     "rope-text": (config(rope_parameters="yarn"), "not of type dict or null"),
     "rope-factor": (config(rope_parameters={"rope_type": "linear"}), "linear needs `factor`"),
     "rope-factor-text": (config(rope_scaling={"type": "linear", "factor": "2"}), "not a number above 0"),
+    "rope-factor-nested": (
+        config(rope_parameters={"rope_type": "yarn", "factor": {}, "rope_theta": 1e4}), "`factor` is {}"),
+    "rope-factor-null": (config(rope_parameters={"rope_type": "linear", "factor": None}), "`factor` is null"),
+    "rope-partial": (
+        config(rope_parameters={"rope_type": "linear", "factor": 2, "partial_rotary_factor": 0.5}), "whole heads"),
+    "rope-original-outside": (
+        config(rope_parameters={"rope_type": "yarn", "factor": 2}, original_max_position_embeddings=0), "above 0"),
+    "rope-partial-outside": (
+        config(rope_scaling={"rope_type": "dynamic", "factor": 2}, partial_rotary_factor=0.5, rope_parameters=...),
+        "rotates whole heads"),
+    "rope-partial-null": (
+        config(rope_parameters={"rope_type": "linear", "factor": 2, "partial_rotary_factor": None}), "is null"),
+    "rope-theta-null": (config(rope_parameters=..., rope_theta=None), "`rope_theta` is null"),
+    "rope-theta-1": (config(rope_parameters={"rope_type": "yarn", "factor": 2, "rope_theta": 1}), "other than 1"),
+    "rope-theta-true": (config(rope_parameters={"rope_type": "yarn", "factor": 2, "rope_theta": True}), "is true"),
+    "rope-original": (
+        config(rope_parameters={"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 0}), "above 0"),
+    "rope-frequencies": (
+        config(rope_parameters={"rope_type": "llama3", "factor": 2, "low_freq_factor": 0, "high_freq_factor": 4}),
+        "`low_freq_factor` is 0"),
+    "rope-lengths": (
+        config(rope_parameters={"rope_type": "longrope", "factor": 2, "short_factor": [1] * 4, "long_factor": [1] * 3}),
+        "`long_factor` has 3 factors, for 4 pairs"),
+    "rope-pairs": (
+        config(head_dim=2, num_attention_heads=16, num_key_value_heads=8,
+               rope_parameters={"rope_type": "dynamic", "factor": 2}),
+        "more than 2 rotated"),
+    "end-floats": (config(eos_token_id=[1.0, 2.0]), "no token ids"),
+    "end-null": (config(eos_token_id=[1, None]), "no token ids"),
     "rope-theta": (config(rope_parameters={"rope_type": "default", "rope_theta": 0}), "not a number above 0"),
     "rope-old-theta": (config(rope_theta="x", rope_parameters=...), "`rope_theta` is"),
     "biases": (config(attention_bias=True), "the weights lack `model.layers.0.self_attn.k_proj.bias`"),
@@ -496,6 +528,52 @@ def test_tokenizers_that_cannot_be_read_are_the_models_fault(name: str, bench: B
     assert error is None or error.code == "unsupported_model"
     if error is not None:
         assert "tokenizer" in error.message or "generation_config.json" in error.message
+
+
+def beyond(token: int, **parts: Any) -> Break:
+    """The tokenizer giving `words` that id."""
+
+    def apply(folder: Path) -> None:
+        found = json.loads((folder / "tokenizer.json").read_text())
+        entry = {"content": "words", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        if token < 2**31:
+            found["added_tokens"].append({**entry, "id": token, "special": False})
+        else:
+            found["model"]["vocab"]["\u0120words"] = token
+        (folder / "tokenizer.json").write_text(json.dumps(found | parts))
+
+    return apply
+
+
+OPENING = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<x>": {"id": "<x>", "ids": [999_999], "tokens": ["<x>"]}},
+}
+TEXT = {"method": "perplexity", "dataset": "words.txt", "sequence_length": 16}
+PROMPT = {"method": "continuations", "prompts": ["A few words."]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "evaluation", "words"),
+    [
+        (beyond(4096), PROMPT, "1 of the 5 tokens of a prompt"),
+        (beyond(4096), TEXT, "tokens read of words.txt"),
+        (beyond(2**32 - 1), PROMPT, "the first 4294967295"),
+        (beyond(2**32 - 1), TEXT, "the first 4294967295"),
+        (beyond(4000, post_processor=OPENING), PROMPT, "that the tokenizer puts before a text"),
+        (beyond(4000, post_processor=OPENING), TEXT, "the first 999999"),
+    ],
+)
+def test_tokens_beyond_the_embedding_are_refused_before_work(
+    spoil: Break, evaluation: dict[str, Any], words: str, bench: Bench
+) -> None:
+    spoil(bench.folder("beyond"))
+    (bench.sources.data_dir / "words.txt").write_text("A few words here. " * 50)
+    spec = CompressionSpec.model_validate(spec_of("beyond", evaluate=[evaluation]))
+    with pytest.raises(UnsupportedModel, match=words):
+        refuse_unknown_tokens(spec, load(spec, bench.sources), bench.sources)
 
 
 # -- anything at all -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from tests.engine.conftest import SIZES
 from workers.engine.architectures.built import check_tensors, expected, family, obeyed, table, ties_head
 from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.generate import FILE, family_row, generate, written
@@ -111,3 +112,12 @@ def test_a_head_may_be_tied_without_the_config_saying_so(model_type: str) -> Non
     check_tensors(config, tensors)
     with pytest.raises(UnsupportedModel, match=r"no `lm_head\.weight`"):
         check_tensors(config | {"tie_word_embeddings": False}, tensors)
+
+
+@pytest.mark.parametrize("family", ["cohere2", "gemma2", "gemma3_text", "olmo3", "ministral", "vaultgemma"])
+def test_blocks_that_slide_by_themselves_need_a_window(family: str) -> None:
+    """transformers builds such a model and fails at its first forward pass."""
+    config = {"model_type": family, "head_dim": 8, "sliding_window": None, "vocab_size": 100} | SIZES
+    with pytest.raises(UnsupportedModel, match="`sliding_window` is null"):
+        check_config(config)
+    check_config(config | {"layer_types": ["full_attention"] * SIZES["num_hidden_layers"]})

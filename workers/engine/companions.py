@@ -9,7 +9,15 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from workers.engine.modelfiles import CONFIG_BYTES, TOKENIZER_BYTES, BadFile, find, read_json, shown
+from workers.engine.modelfiles import (
+    CONFIG_BYTES,
+    TOKENIZER_BYTES,
+    BadFile,
+    are_token_ids,
+    find,
+    read_json,
+    shown,
+)
 
 GENERATION = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -29,6 +37,8 @@ _PATTERNS = re.compile(
 )
 _PARSED = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.json", GENERATION)
 """Small JSON objects, checked before transformers reads them."""
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Of `generation_config.json`."""
 _MOST_FILES = 10_000
 
 
@@ -66,5 +76,7 @@ def check_companions(folder: Path, names: Iterable[str]) -> None:
         limit = TOKENIZER_BYTES if name in _VOCABULARIES or name.endswith(".tiktoken") else CONFIG_BYTES
         if (size := path.stat().st_size) > limit:
             raise BadFile(f"{shown(name)} has {size:,} bytes, where at most {limit:,} are read")
-        if name in _PARSED:
-            read_json(folder, name)
+        found = read_json(folder, name) if name in _PARSED else {}
+        for entry in _TOKEN_IDS if name == GENERATION else ():
+            if not are_token_ids(found.get(entry)):
+                raise BadFile(f"{name}: `{entry}` is {shown(found[entry])}, not a token id")

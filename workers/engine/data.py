@@ -110,15 +110,17 @@ def load_tokens(
         if read.enough:
             break
     ids_T = torch.cat([torch.empty(0, dtype=torch.int32), *read.ids]).long()
+    read_T = torch.cat([ids_T, torch.tensor(opening, dtype=torch.int64)])
+    if vocabulary is not None:
+        refuse_unknown(read_T, vocabulary, tokenizer, f"read of {ref.label}")
     report = TextReport(
         label=f"{field.split('/')[1]}/{ref.label}" if field else ref.label,
-        opening=tokenizer.convert_ids_to_tokens(list(opening)),
+        opening=[tokenizer.convert_ids_to_tokens(token) or f"<{token}>" for token in opening],
         documents=len(read.numbers),
         tokens=len(ids_T),
         rows_skipped=tally.rows_skipped,
         characters_replaced=tally.characters_replaced,
     )
-    _refuse_unknown(torch.cat([ids_T, torch.tensor(opening, dtype=torch.int64)]), vocabulary, tokenizer, ref)
     return Tokens(ids_T, opening, tuple(read.starts) or (0,), tuple(read.documents) or (0,), report)
 
 
@@ -181,6 +183,19 @@ def random_windows(tokens: Tokens, length: int, *, count: int, seed: int, field:
     return _window_ids(tokens, starts_N.tolist(), own)
 
 
+def refuse_unknown(ids_T: Tensor, vocabulary: int, tokenizer: PreTrainedTokenizerBase, which: str) -> None:
+    """Raises UnsupportedModel if ids reach beyond the `vocabulary` rows of the embedding. `which`: tokens they are."""
+    if not (unknown := ids_T[ids_T >= vocabulary]).numel():
+        return
+    first = int(unknown[0])
+    raise UnsupportedModel(
+        f"{len(unknown)} of the {len(ids_T)} tokens {which} have ids beyond the model's embedding of "
+        f"{vocabulary} rows, the first {first} ({tokenizer.convert_ids_to_tokens(first)!r})",
+        "give the model the tokenizer it was trained with, or resize its embedding to the tokenizer",
+        field="/model/id",
+    )
+
+
 def ids_digest(ids: Tensor) -> str:
     """`sha256:` of token ids of any shape, as little-endian int64 in row order: what a report records of a text."""
     return "sha256:" + hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
@@ -211,7 +226,8 @@ class _Read:
                 self._windows[self.documents[-1]] = self._last_windows(self._tokens + start)
             self.starts.append(self._tokens + start)
             self.documents.append(number)
-        self.ids.append(torch.tensor(piece.ids, dtype=torch.int32))
+        small = max(piece.ids, default=0) < 2**31  # tokenizers count up to 2**32
+        self.ids.append(torch.tensor(piece.ids, dtype=torch.int32 if small else torch.int64))
         self._tokens += len(piece.ids)
         self._characters += piece.characters
 
@@ -286,18 +302,6 @@ def _documents_of(tokens: Tokens, starts: Sequence[int], own: int) -> tuple[tupl
         found.append(max(shares, key=shares.__getitem__))
         largest.append(shares[found[-1]] / own)
     return tuple(found), largest
-
-
-def _refuse_unknown(ids: Tensor, vocabulary: int | None, tokenizer: PreTrainedTokenizerBase, ref: DataRef) -> None:
-    if vocabulary is None or not (unknown := ids[ids >= vocabulary]).numel():
-        return
-    first = int(unknown[0])
-    raise UnsupportedModel(
-        f"{len(unknown)} of the {len(ids)} tokens read of {ref.label} have ids beyond the model's embedding of "
-        f"{vocabulary} rows, the first {first} ({tokenizer.convert_ids_to_tokens(first)!r})",
-        "give the model the tokenizer it was trained with, or resize its embedding to the tokenizer",
-        field="/model/id",
-    )
 
 
 def _too_short(tokens: Tokens, wanted: Wanted, fit: int, field: str) -> DatasetTooShort:

@@ -116,6 +116,11 @@ def infinite(value: Any) -> bool:
     return any(isinstance(part, float) and not math.isfinite(part) for part in _parts(value))
 
 
+def are_token_ids(entry: Any) -> bool:
+    """Whether a parsed JSON value is what configs name special tokens by: an id, several, or null."""
+    return all(type(part) is int for part in entry) if isinstance(entry, list) else entry is None or type(entry) is int
+
+
 def _integer(digits: str) -> int:
     if len(digits.lstrip("-")) > _DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")

@@ -9,7 +9,7 @@ from typing import Any
 
 from workers.engine.architectures.built import PER_LAYER_LISTS, expected, family, head_dim, table, value
 from workers.engine.errors import UnsupportedModel
-from workers.engine.modelfiles import infinite, shown
+from workers.engine.modelfiles import are_token_ids, infinite, shown
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 """Entries that every config must have."""
@@ -23,7 +23,15 @@ _ROPE = {
     "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
 }
 """Kind of rotary embedding -> what it cannot do without."""
-_ABOVE_0 = ("factor", "rope_theta", "partial_rotary_factor")
+_ABOVE_0 = (
+    "factor", "rope_theta", "partial_rotary_factor", "low_freq_factor", "high_freq_factor",
+    "original_max_position_embeddings",
+)  # fmt: skip
+_LISTS = ("short_factor", "long_factor")
+_MAY_BE_NULL = {"default": {*_ABOVE_0, *_LISTS} - {"rope_theta"}, "yarn": {"factor"}, "longrope": {"factor"}}
+"""By kind: what it does without."""
+_PARTIAL = ("stablelm",)
+"""Families of which a part of each head is rotated, and the rest goes by."""
 _LARGEST = 2**31
 
 
@@ -74,12 +82,14 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     for name, real in names.items():
         if name in config and (kinds := row["fields"][real][0]) and _kind(config[name]) not in kinds:
             yield f"`{name}` is {shown(json.dumps(config[name]))}, not of type {' or '.join(kinds)}"
+        if name in config and name.endswith("_token_id") and not are_token_ids(config[name]):
+            yield f"`{name}` is {shown(json.dumps(config[name]))}, no token ids"
     if infinite(dict(config)):
         yield "it holds a number that is not finite"
     if not isinstance(config.get("architectures", []), list | None):
         yield "`architectures` is not a list"
     yield from _wrong_sizes(config, row)
-    yield from _wrong_lists(config)
+    yield from _wrong_lists(config, row)
     yield from _wrong_rope(config)
     for name in ("hidden_act", "hidden_activation"):
         if name in row["fields"] and name in config and config[name] not in table()["activations"]:
@@ -100,7 +110,7 @@ def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
     heads, keys = config["num_attention_heads"], value(config, "num_key_value_heads")
     sizes = {name: config[name] for name in SIZES} | {"num_key_value_heads": heads if keys is None else keys}
     sizes["max_position_embeddings"] = value(config, "max_position_embeddings")
-    for name in ("head_dim", "sliding_window"):
+    for name in ("head_dim", "sliding_window", "query_pre_attn_scalar"):
         if value(config, name) is not None:
             sizes[name] = value(config, name)
     for name, size in sizes.items():
@@ -119,7 +129,7 @@ def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
         yield f"`pad_token_id` is {pad}, beyond the vocabulary of {config['vocab_size']}"
 
 
-def _wrong_lists(config: Mapping[str, Any]) -> Iterator[str]:
+def _wrong_lists(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     blocks = config["num_hidden_layers"]
     for name in PER_LAYER_LISTS:
         entry = config.get(name)
@@ -134,46 +144,76 @@ def _wrong_lists(config: Mapping[str, Any]) -> Iterator[str]:
             yield "`mlp_layer_types` names others than dense"
         if name in ("no_rope_layers", "layer_rope_theta") and not all(_number(x, lambda x: x >= 0) for x in entry):
             yield f"`{name}` holds others than numbers from 0"
-    if "sliding_attention" in (config.get("layer_types") or ()) and value(config, "sliding_window") is None:
-        yield "`layer_types` names sliding_attention, and there is no `sliding_window`"
+    if "sliding_window_pattern" in row["fields"] and config.get("layer_types") is None:
+        pattern = value(config, "sliding_window_pattern")
+        if type(pattern) is not int or pattern < 1:
+            yield f"`sliding_window_pattern` is {shown(json.dumps(pattern))}, not a number from 1"
+    if value(config, "sliding_window") is None:
+        if "sliding_attention" in (config.get("layer_types") or ()):
+            yield "`layer_types` names sliding_attention, and there is no `sliding_window`"
+        if row["fields"].get("sliding_window", [[], None])[1] and config.get("layer_types") is None and _slides(row):
+            yield "`sliding_window` is null, and no `layer_types` say that no block needs it"
+
+
+def _slides(row: Mapping[str, Any]) -> bool:
+    """Whether a family decides by itself which blocks see a window, and some do."""
+    return "layer_types" in row["fields"] and "use_sliding_window" not in row["fields"]
 
 
 def _wrong_rope(config: Mapping[str, Any]) -> Iterator[str]:
     for name in ("rope_theta", "partial_rotary_factor", "rope_local_base_freq"):
-        if config.get(name) is not None and not _number(config[name], lambda x: x > 0):
+        null_is_none = config.get(name) is None and name != "rope_local_base_freq"
+        if name in config and not null_is_none and not _number(config[name], lambda x: x > 0):
             yield f"`{name}` is {shown(json.dumps(config[name]))}, not a number above 0"
-    for name in ("rope_parameters", "rope_scaling"):
-        entry = config.get(name)
-        if entry is None:
-            continue
+    found = {name: config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name) is not None}
+    for name, entry in (found or {"rope_parameters": {}}).items():
         if not isinstance(entry, dict):
             yield f"`{name}` is {shown(json.dumps(entry))}, not an object"
             continue
-        nested = [part for part in entry.values() if isinstance(part, dict)]
-        for part in nested or [entry]:
-            yield from (f"`{name}`: {wrong}" for wrong in _wrong_rotation(part, head_dim(config)))
+        of_types = [part for key, part in entry.items() if key in LAYER_TYPES and isinstance(part, dict)]
+        for part in of_types or [entry]:
+            yield from (f"`{name}`: {wrong}" for wrong in _wrong_rotation(part, config))
 
 
-def _wrong_rotation(entry: Mapping[str, Any], width: int) -> Iterator[str]:
-    kind = entry.get("rope_type", entry.get("type", "default"))
+def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    kind, width = entry.get("rope_type", entry.get("type", "default")), head_dim(config)
     if kind not in table()["rope_types"]:
         yield f"{shown(json.dumps(kind))} is no kind of rotary embedding"
         return
     if lacking := sorted(_ROPE.get(kind, set()) - entry.keys()):
         yield f"{kind} needs `{lacking[0]}`"
-    for name, part in entry.items():
-        if name in ("rope_type", "type", "truncate") or part is None:
+    theta = entry.get("rope_theta", config.get("rope_theta", 1e4))
+    for name, part in {**entry, **_outside(kind, config), "rope_theta": theta}.items():
+        if name in ("rope_type", "type", "truncate") or (part is None and name in _MAY_BE_NULL.get(kind, ())):
             continue
-        if name in ("short_factor", "long_factor"):
+        if name in _LISTS:
             if not isinstance(part, list) or not all(_number(x, lambda x: x > 0) for x in part):
                 yield f"`{name}` is not a list of numbers above 0"
-        elif type(part) is not bool and not _number(
-            part, (lambda x: x > 0) if name in _ABOVE_0 else (lambda x: x >= 0)
-        ):
-            yield f"`{shown(name)}` is {shown(json.dumps(part))}, not a number above 0"
-    partial = entry.get("partial_rotary_factor")
-    if partial is not None and (partial > 1 or int(width * partial) % 2 or int(width * partial) < 2):
+        elif name in _ABOVE_0:
+            if not _number(part, lambda x: x > 0):
+                yield f"`{name}` is {shown(json.dumps(part))}, not a number above 0"
+        elif part is not None and type(part) is not bool and not _number(part, lambda x: x >= 0):
+            yield f"`{shown(name)}` is {shown(json.dumps(part))}, not a number from 0"
+    partial = entry.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    partial = 1 if partial is None else partial
+    rotated = int(width * partial)
+    if partial > 1 or rotated % 2 or rotated < 2:
         yield f"`partial_rotary_factor` is {partial}: of {width} dimensions that is no number of pairs"
+    if rotated < width and kind not in ("default", "proportional") and config["model_type"] not in _PARTIAL:
+        yield f"`partial_rotary_factor` is {partial}, and {kind} rotates whole heads in this family"
+    if kind == "dynamic" and rotated == 2:
+        yield "dynamic needs heads of more than 2 rotated dimensions"
+    if kind == "yarn" and theta == 1:
+        yield "yarn needs a `rope_theta` other than 1"
+    for name in _LISTS if kind == "longrope" else ():
+        if len(entry[name]) != rotated // 2:
+            yield f"`{name}` has {len(entry[name])} factors, for {rotated // 2} pairs of dimensions"
+
+
+def _outside(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers takes from the config itself, whatever the rotary embedding's own entries say."""
+    name = "original_max_position_embeddings"
+    return {name: config[name]} if name in config and kind in ("llama3", "yarn", "longrope") else {}
 
 
 def _number(entry: Any, allowed: Callable[[float], bool]) -> bool:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.engine.data import ids_digest, load_tokens, random_windows, wanted_of
+import torch
+
+from workers.engine.data import ids_digest, load_tokens, opening_ids, random_windows, refuse_unknown, wanted_of
 from workers.engine.errors import DegenerateCalibration
 from workers.engine.registry import Stat
 
@@ -49,15 +51,22 @@ class Calibration:
 
 
 def refuse_unknown_tokens(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> None:
-    """Read every text of the spec, where the tokenizer has more tokens than the model, before any work is done on it.
+    """Read every text and prompt of the spec, where the tokenizer has more tokens than the model, before any work is
+    done on it.
 
     Raises UnsupportedModel, and what reading data raises.
     """
-    vocabulary = model.architecture.vocabulary
-    if max(model.tokenizer.get_vocab().values(), default=0) < vocabulary:
+    vocabulary, tokenizer = model.architecture.vocabulary, model.tokenizer
+    opening_T = torch.tensor(opening_ids(tokenizer, "auto", ""), dtype=torch.int64)  # need not be in the vocabulary
+    refuse_unknown(opening_T, vocabulary, tokenizer, "that the tokenizer puts before a text")
+    if max(tokenizer.get_vocab().values(), default=0) < vocabulary:
         return
     for field, ref in spec.texts().items():
-        load_tokens(ref, model.tokenizer, sources, field, wanted_of(ref), vocabulary=vocabulary)
+        load_tokens(ref, tokenizer, sources, field, wanted_of(ref), vocabulary=vocabulary)
+    for params in spec.evaluate:
+        for prompt in getattr(params, "prompts", ()):
+            ids_T = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+            refuse_unknown(ids_T, vocabulary, tokenizer, "of a prompt")
 
 
 def calibration(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> Calibration | None:

@@ -179,11 +179,6 @@ def _generation(folder: Path, model_id: str) -> GenerationConfig | None:
         if find(folder, GENERATION) is None:
             return None
         found = read_json(folder, GENERATION)
-        for name in _GENERATION[:3]:
-            entry = found.get(name)
-            ids = entry if isinstance(entry, list) else [entry]
-            if not all(part is None or type(part) is int for part in ids):
-                raise BadFile(f"`{name}` is {shown(entry)}, not a token id")
         return GenerationConfig(**{name: found[name] for name in _GENERATION if name in found})
 
 

@@ -85,6 +85,7 @@ def greedy(context: EvaluationContext, prompt: str, new_tokens: int) -> list[int
     read = ids_BT.shape[1]
     context.check_fits(read + new_tokens, "new_tokens")
     ends = context.model.generation_config.eos_token_id
+    ends = None if ends == [] else ends
     settings = GenerationConfig(
         max_new_tokens=new_tokens,
         do_sample=False,
