@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO
@@ -25,10 +26,13 @@ from workers.warm_parent import MESSAGE_BYTES
 log = structlog.get_logger(__name__)
 
 COMMAND = [sys.executable, "-m", "workers.warm_parent"]
+"""Followed by the process to die with."""
 MOST_JOBS = 200
 """After so many a new parent takes over, should forking leave anything behind after all."""
 REPORT_S = 10.0
-"""A parent that does not tell of a killed child in so long is killed as well."""
+"""A parent that does not tell of a child's end in so long is stuck, and is killed."""
+FORK_S = 300.0
+"""So is one that has not forked in so long: imports from a slow disk take a minute."""
 
 
 class Warm:
@@ -68,7 +72,7 @@ class Warm:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                COMMAND,
+                [*COMMAND, str(os.getpid())],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
@@ -82,13 +86,23 @@ class Forked:
     def __init__(self, warm: Warm, arguments: Sequence[str], log_file: IO[bytes]) -> None:
         self._warm, self._arguments = warm, arguments
         self._pid: int | None = None
+        self._handle: int | None = None
+        """Of the child, readable once it has ended; None where the system has no such handles."""
         self._code: int | None = None
+        self._silent_since = time.monotonic()
+        """Since when the parent has owed us an answer; while the child runs it owes none."""
         self._plain: subprocess.Popen[bytes] | None = None
         self.events, writable = os.pipe()
-        self._ours = [writable, os.dup(log_file.fileno())]
-        request = json.dumps({"argv": list(arguments)}).encode()
-        with suppress(BrokenPipeError, ConnectionResetError):  # `poll` finds out
-            warm.channel.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._ours))])
+        self._ours = [writable]
+        try:
+            self._ours.append(os.dup(log_file.fileno()))
+            request = json.dumps({"argv": list(arguments)}).encode()
+            with suppress(BrokenPipeError, ConnectionResetError):  # `poll` finds out
+                warm.channel.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self._ours))])
+        except OSError:  # no descriptors are left, or no memory for the message
+            self._close_ours()
+            os.close(self.events)
+            raise
 
     def poll(self) -> int | None:
         if self._plain is not None:
@@ -97,6 +111,7 @@ class Forked:
             try:
                 data = self._warm.channel.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                self._end_stuck_parent()
                 break
             except ConnectionResetError:
                 data = b""
@@ -104,7 +119,11 @@ class Forked:
                 self._parent_is_gone()
                 break
             message = json.loads(data)
-            self._pid, self._code = message.get("pid", self._pid), message.get("returncode")
+            if "pid" in message:
+                self._pid = message["pid"]
+                with suppress(OSError):
+                    self._handle = os.pidfd_open(self._pid)
+            self._code = message.get("returncode")
             self._close_ours()
         return self._code
 
@@ -128,9 +147,23 @@ class Forked:
             with suppress(OSError):  # the parent is gone, and its child with it
                 self._warm.channel.send(b'{"reap": true}')
         self._close_ours()
+        if self._handle is not None:
+            os.close(self._handle)
         os.close(self.events)
         assert self._code is not None  # `signal` or `poll` set it
         return self._code
+
+    def _end_stuck_parent(self) -> None:
+        """Do without a parent that owes us an answer for too long. Its child's exit code is lost with it."""
+        now = time.monotonic()
+        if self._pid is None:
+            if now - self._silent_since > FORK_S:
+                self._parent_is_gone()
+        elif self._handle is None or not select.select([self._handle], [], [], 0)[0]:
+            self._silent_since = now
+        elif now - self._silent_since > REPORT_S:
+            self._warm.close()
+            self._code = -signal.SIGKILL
 
     def _parent_is_gone(self) -> None:
         if self._pid is not None:

@@ -43,11 +43,12 @@ MESSAGE_BYTES = 2**16
 
 def main() -> int:
     """Serve until the socket closes. In a forked child, the exit code of its job."""
-    runner.die_with_parent(os.getppid())
+    runner.die_with_parent(int(sys.argv[1]))  # its id then, not whose child this is now: it may be dead already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked decides when a job ends
     channel = socket.socket(fileno=os.dup(0))
     for name, value in runner.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.close(os.pidfd_open(os.getpid()))  # raises where a child's end could not be seen, before there is a child
     for name in PRELOADED:
         import_module(name)
     while True:

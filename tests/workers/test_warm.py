@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -123,3 +125,45 @@ def test_a_killed_parent_takes_its_runner_with_it_and_is_replaced(run: Run) -> N
 def test_without_a_parent_runners_are_started_plainly(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm, "COMMAND", ["/bin/false"])
     assert run(Warm(), MAGNITUDE | {"model": {"id": "nowhere"}})[0].returncode == 64
+
+
+def test_a_stuck_parent_does_not_keep_an_ended_job(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "REPORT_S", 0.1)
+    parent, ended = Warm(), list[psutil.Process]()
+
+    def stop(seen: list[dict[str, Any]]) -> Order:
+        if pruning(seen) and not ended:
+            ended.extend(children(parent))
+            psutil.Process(parent.pid).suspend()
+            ended[0].kill()
+        return Order.CONTINUE
+
+    end, _ = run(parent, LONG, stop)
+    assert (end.order, end.returncode) == (Order.CONTINUE, -signal.SIGKILL)
+    assert run(parent, MAGNITUDE)[0].succeeded  # by a new one
+    parent.close()
+
+
+def test_a_parent_that_never_forks_is_done_without(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "COMMAND", ["/bin/sleep", "1000"])
+    monkeypatch.setattr(warm, "FORK_S", 0.1)
+    parent = Warm()
+    assert run(parent, MAGNITUDE | {"model": {"id": "nowhere"}})[0].returncode == 64
+    assert not psutil.pid_exists(parent.pid)
+
+
+def test_descriptors_of_a_runner_that_cannot_be_started_are_closed(parent: Warm, tmp_path: Path) -> None:
+    def opened() -> int:
+        return psutil.Process().num_fds()
+
+    with (tmp_path / "log").open("ab") as log, pytest.MonkeyPatch.context() as patch:
+        before = opened()
+        patch.setattr(warm.os, "dup", lambda _: os.dup2(-1, -1))  # an OSError
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            parent.start(["x"], log)
+        assert opened() == before
+
+
+def test_a_parent_whose_owner_is_dead_already_imports_nothing() -> None:
+    with subprocess.Popen([*warm.COMMAND, str(2**22 + 1)], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as orphan:
+        assert orphan.wait(60) == -signal.SIGKILL
