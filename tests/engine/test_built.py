@@ -121,3 +121,20 @@ def test_blocks_that_slide_by_themselves_need_a_window(family: str) -> None:
     with pytest.raises(UnsupportedModel, match="`sliding_window` is null"):
         check_config(config)
     check_config(config | {"layer_types": ["full_attention"] * SIZES["num_hidden_layers"]})
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("bitnet", {"head_dim": 16}, "do not make up the hidden size"),
+        ("diffllama", {"attention_dropout": 0.5}, "cannot do"),
+        ("diffllama", {"lambda_std_dev": -1.0}, "not a number from 0"),
+        ("exaone4", {"sliding_window_pattern": "LLLG"}, "not a number from 1"),
+        ("gemma2", {"query_pre_attn_scalar": -1}, "not a number from 1"),
+    ],
+)
+def test_what_a_family_cannot_compute_with_is_refused(family: str, changes: dict[str, Any], words: str) -> None:
+    config = {"model_type": family, "head_dim": 8, "vocab_size": 100} | SIZES
+    check_config(config)
+    with pytest.raises(UnsupportedModel, match=words):
+        check_config(config | changes)

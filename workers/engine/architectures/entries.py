@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from workers.engine.architectures.built import PER_LAYER_LISTS, expected, family, head_dim, table, value
+from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import UnsupportedModel
 from workers.engine.modelfiles import are_token_ids, infinite, shown
 
@@ -98,6 +99,10 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
         if config.get(name) is not None and config[name] not in DTYPES:
             yield f"`{name}` is {shown(json.dumps(config[name]))}, not one of {', '.join(DTYPES)}"
     for name, entry in config.items():
+        if name == "lambda_std_dev" and not _number(entry, lambda x: x >= 0):
+            yield f"`{name}` is {shown(json.dumps(entry))}, not a number from 0"
+        if name == "attention_dropout" and config["model_type"] == "diffllama" and entry != 0:
+            yield "`attention_dropout` is not 0, which this family cannot do"
         of_unit = name.endswith("dropout") or name == "initializer_range"
         if of_unit and entry is not None and not _number(entry, lambda x: 0 <= x <= 1):
             yield f"`{shown(name)}` is {shown(json.dumps(entry))}, not between 0 and 1"
@@ -124,6 +129,9 @@ def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
         yield f"{sizes['num_key_value_heads']} key/value heads are an odd number, where they are split in two"
     if head_dim(config) < 2 or head_dim(config) % 2:
         yield f"heads of {head_dim(config)} dimensions: rotary embeddings take them in pairs"
+    all_heads, normed = heads * head_dim(config), f"{BLOCKS}.0.self_attn.attn_sub_norm.weight" in row["tensors"]
+    if normed and all_heads != config["hidden_size"]:
+        yield f"{heads} heads of {head_dim(config)} do not make up the hidden size of {config['hidden_size']}"
     pad = value(config, "pad_token_id")
     if pad is not None and not -config["vocab_size"] <= pad < config["vocab_size"]:
         yield f"`pad_token_id` is {pad}, beyond the vocabulary of {config['vocab_size']}"
