@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -13,7 +14,10 @@ def write_once(path: Path, text: str, *, mode: int = 0o644) -> str:
         fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         fresh.touch(mode=mode, exist_ok=False)
         try:
-            fresh.write_text(text)
+            with fresh.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # a power cut must not leave the name of an empty file
             path.hardlink_to(fresh)
         except FileExistsError:
             pass

@@ -95,7 +95,10 @@ class Settings(BaseSettings):
         """The secret key; made and kept in `home` (mode 600) where none is configured."""
         if self.secret_key.get_secret_value():
             return self.secret_key.get_secret_value().encode()
-        return write_once(self.home / "secret", secrets.token_hex(32), mode=0o600).encode()
+        path = self.home / "secret"
+        if not (found := write_once(path, secrets.token_hex(32), mode=0o600)).strip():
+            raise ValueError(f"{path} is empty: restore it from a backup, or delete it and make new API keys")
+        return found.encode()
 
 
 @cache

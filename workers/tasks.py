@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import structlog
 from celery import signals
+from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -214,11 +215,12 @@ class Attempt:
         model_dir = self.folder / "model"
         manifest_bytes = (model_dir / "manifest.json").read_bytes()
         manifest_sha256 = hashlib.sha256(manifest_bytes).hexdigest()
-        entries = [
-            *Manifest.model_validate_json(manifest_bytes).files,
-            FileEntry(path="manifest.json", bytes=len(manifest_bytes), sha256=manifest_sha256),
-        ]
-        report = Report.model_validate_json((model_dir / "report.json").read_bytes())
+        try:
+            made = Manifest.model_validate_json(manifest_bytes)
+            report = Report.model_validate_json((model_dir / "report.json").read_bytes())
+        except ValidationError as error:
+            raise Damaged(f"the {error.title} of the result cannot be read on the worker's disk any more") from error
+        entries = [*made.files, FileEntry(path="manifest.json", bytes=len(manifest_bytes), sha256=manifest_sha256)]
         files = [(entry, self.store.file_key(*self._scope, entry.path)) for entry in entries]
 
         def upload(stop: threading.Event) -> None:

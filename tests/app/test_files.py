@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.files import write_once
+from app.settings import Settings
 
 
 def test_one_of_many_writers_wins_and_all_read_the_same(tmp_path: Path) -> None:
@@ -35,3 +36,9 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Path, "hardlink_to", unsupported)
     assert write_once(tmp_path / "a", "x") == write_once(tmp_path / "a", "y") == "x"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_empty_secret_is_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "secret").touch()
+    with pytest.raises(ValueError, match="empty: restore it"):
+        Settings(home=tmp_path).secret()

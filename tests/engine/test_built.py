@@ -130,6 +130,10 @@ def test_blocks_that_slide_by_themselves_need_a_window(family: str) -> None:
         ("diffllama", {"attention_dropout": 0.5}, "cannot do"),
         ("diffllama", {"lambda_std_dev": -1.0}, "not a number from 0"),
         ("exaone4", {"sliding_window_pattern": "LLLG"}, "not a number from 1"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "not a number from 1"),
+        ("stablelm", {"partial_rotary_factor": None}, "is null"),
+        ("stablelm", {"head_dim": 16}, "where heads have 8 dimensions"),
+        ("stablelm", {"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "more than 2 rotated"),
         ("gemma2", {"query_pre_attn_scalar": -1}, "not a number from 1"),
     ],
 )

@@ -69,3 +69,20 @@ def test_what_is_stored_is_what_was_made_before_the_job_succeeds(
     assert (found["code"], found["retryable"]) == ("damaged_upload", True)
     assert "model.safetensors" in found["message"]
     assert not [path for path in (tmp_path / "artifacts").rglob("files/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "report.json"])
+def test_a_result_that_cannot_be_read_any_more_is_made_again(
+    name: str, database: Database, tenant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, store = submit(database, tenant), ArtifactStore(f"file://{tmp_path}/artifacts")
+    attempt = Attempt(Settings(home=tmp_path), database, store, claimed(database))
+    folder = attempt.folder / "model"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(REPORT.model_dump_json())
+    made = Manifest(spec={}, provenance=REPORT.provenance, stages=[], files=file_entries(folder))
+    (folder / "manifest.json").write_text(made.model_dump_json())
+    cut_short(folder / name)
+    monkeypatch.setattr(attempt, "_compress", lambda: Exit(Order.CONTINUE, 0, "package", None, False))
+    attempt.run()
+    assert status(database, job_id) == "queued", "to be tried again"

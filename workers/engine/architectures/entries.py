@@ -28,11 +28,13 @@ _ABOVE_0 = (
     "factor", "rope_theta", "partial_rotary_factor", "low_freq_factor", "high_freq_factor",
     "original_max_position_embeddings",
 )  # fmt: skip
+_OF_PARTS = ("default", "proportional")
+"""Kinds that leave the heads whole, whatever part of them turns."""
 _LISTS = ("short_factor", "long_factor")
 _MAY_BE_NULL = {"default": {*_ABOVE_0, *_LISTS} - {"rope_theta"}, "yarn": {"factor"}, "longrope": {"factor"}}
 """By kind: what it does without."""
-_PARTIAL = ("stablelm",)
-"""Families of which a part of each head is rotated, and the rest goes by."""
+_PARTIAL = {"stablelm": 0.25}
+"""Families of which a part of each head is rotated and the rest goes by, and how much by default."""
 _LARGEST = 2**31
 
 
@@ -115,7 +117,7 @@ def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
     heads, keys = config["num_attention_heads"], value(config, "num_key_value_heads")
     sizes = {name: config[name] for name in SIZES} | {"num_key_value_heads": heads if keys is None else keys}
     sizes["max_position_embeddings"] = value(config, "max_position_embeddings")
-    for name in ("head_dim", "sliding_window", "query_pre_attn_scalar"):
+    for name in ("head_dim", "sliding_window", "query_pre_attn_scalar", "no_rope_layer_interval"):
         if value(config, name) is not None:
             sizes[name] = value(config, name)
     for name, size in sizes.items():
@@ -129,6 +131,8 @@ def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
         yield f"{sizes['num_key_value_heads']} key/value heads are an odd number, where they are split in two"
     if head_dim(config) < 2 or head_dim(config) % 2:
         yield f"heads of {head_dim(config)} dimensions: rotary embeddings take them in pairs"
+    if config["model_type"] in _PARTIAL and config.get("head_dim") not in (None, head_dim(config)):
+        yield f"`head_dim` is {config['head_dim']}, where heads have {head_dim(config)} dimensions"
     all_heads, normed = heads * head_dim(config), f"{BLOCKS}.0.self_attn.attn_sub_norm.weight" in row["tensors"]
     if normed and all_heads != config["hidden_size"]:
         yield f"{heads} heads of {head_dim(config)} do not make up the hidden size of {config['hidden_size']}"
@@ -202,13 +206,18 @@ def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
                 yield f"`{name}` is {shown(json.dumps(part))}, not a number above 0"
         elif part is not None and type(part) is not bool and not _number(part, lambda x: x >= 0):
             yield f"`{shown(name)}` is {shown(json.dumps(part))}, not a number from 0"
-    partial = entry.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    partial = 1 if partial is None else partial
+    model_type, usual = config["model_type"], _PARTIAL.get(config["model_type"], 1)
+    partial = entry.get("partial_rotary_factor", config.get("partial_rotary_factor", usual))
+    if partial is None and model_type in _PARTIAL:
+        yield "`partial_rotary_factor` is null"
+    partial = usual if partial is None else partial
     rotated = int(width * partial)
     if partial > 1 or rotated % 2 or rotated < 2:
         yield f"`partial_rotary_factor` is {partial}: of {width} dimensions that is no number of pairs"
-    if rotated < width and kind not in ("default", "proportional") and config["model_type"] not in _PARTIAL:
+    if rotated < width and kind not in _OF_PARTS and model_type not in _PARTIAL:
         yield f"`partial_rotary_factor` is {partial}, and {kind} rotates whole heads in this family"
+    if rotated < width and kind == "proportional" and model_type in _PARTIAL:
+        yield f"{kind} rotates whole heads, and this family parts of them"
     if kind == "dynamic" and rotated == 2:
         yield "dynamic needs heads of more than 2 rotated dimensions"
     if kind == "yarn" and theta == 1:
