@@ -134,6 +134,8 @@ def test_blocks_that_slide_by_themselves_need_a_window(family: str) -> None:
         ("stablelm", {"partial_rotary_factor": None}, "is null"),
         ("stablelm", {"head_dim": 16}, "where heads have 8 dimensions"),
         ("stablelm", {"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "more than 2 rotated"),
+        ("ministral3", {"rope_parameters": {"rope_type": "default"}}, "this family needs"),
+        ("ministral3", {"partial_rotary_factor": 0.5}, "whole heads"),
         ("gemma2", {"query_pre_attn_scalar": -1}, "not a number from 1"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from tests.engine.conftest import spec_of, walk
 from workers.engine.checkpoint import Checkpoint
-from workers.engine.errors import CheckpointMismatch, DeviceOutOfMemory, DiskFull, HostOutOfMemory
+from workers.engine.errors import CheckpointMismatch, DeviceOutOfMemory, DiskFull, HostOutOfMemory, NumericalFailure
 from workers.engine.events import Silent
 from workers.engine.failures import translated
 from workers.engine.registry import Stat, methods
@@ -248,3 +249,9 @@ def test_real_full_disk_is_named() -> None:
 def test_other_errors_pass_through() -> None:
     with pytest.raises(RuntimeError, match="shape"), translated():
         raise RuntimeError("shape mismatch")
+
+
+@pytest.mark.parametrize("decompose", [torch.linalg.eigvalsh, torch.linalg.svdvals])
+def test_numbers_that_cannot_be_decomposed_are_no_bug(decompose: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises(NumericalFailure, match="a decomposition"), translated():
+        decompose(torch.full((4, 4), float("nan")))

@@ -1,4 +1,4 @@
-"""What torch, safetensors and the system raise when a machine is too small, as errors that say so."""
+"""What torch, safetensors and the system raise where a machine or its numbers do not suffice, as errors that say so."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import torch
 from safetensors import SafetensorError
 
-from workers.engine.errors import DeviceOutOfMemory, DiskFull, HostOutOfMemory
+from workers.engine.errors import DeviceOutOfMemory, DiskFull, HostOutOfMemory, NumericalFailure
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise DeviceOutOfMemory, HostOutOfMemory or DiskFull in place of their many native forms."""
+    """Raise DeviceOutOfMemory, HostOutOfMemory, DiskFull or NumericalFailure in place of their many native forms."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -36,6 +36,12 @@ def translated() -> Iterator[None]:
         if any(f"os error {number}" in str(error) for number in _NO_SPACE):
             raise _disk_full(error) from error
         raise
+    except torch.linalg.LinAlgError as error:
+        raise NumericalFailure(
+            f"a decomposition of the model's numbers failed: {error}",
+            "the weights are too large, too small or too alike to compute with: check that the checkpoint is sound",
+            field="/model/id",
+        ) from error
     except RuntimeError as error:
         if "DefaultCPUAllocator: can't allocate memory" in str(error):
             raise _host_out_of_memory(error) from error

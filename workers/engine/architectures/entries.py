@@ -30,6 +30,7 @@ _ABOVE_0 = (
 )  # fmt: skip
 _OF_PARTS = ("default", "proportional")
 """Kinds that leave the heads whole, whatever part of them turns."""
+_NEEDED_BY_MINISTRAL3 = ("llama_4_scaling_beta", "original_max_position_embeddings")
 _LISTS = ("short_factor", "long_factor")
 _MAY_BE_NULL = {"default": {*_ABOVE_0, *_LISTS} - {"rope_theta"}, "yarn": {"factor"}, "longrope": {"factor"}}
 """By kind: what it does without."""
@@ -218,6 +219,12 @@ def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
         yield f"`partial_rotary_factor` is {partial}, and {kind} rotates whole heads in this family"
     if rotated < width and kind == "proportional" and model_type in _PARTIAL:
         yield f"{kind} rotates whole heads, and this family parts of them"
+    if model_type == "ministral3":
+        if rotated < width:
+            yield "`partial_rotary_factor` is below 1, and this family rotates whole heads"
+        for name in _NEEDED_BY_MINISTRAL3 if entry else ():
+            if not _number(entry.get(name), lambda x: x > 0):
+                yield f"`{name}` is {shown(json.dumps(entry.get(name)))}, where this family needs a number above 0"
     if kind == "dynamic" and rotated == 2:
         yield "dynamic needs heads of more than 2 rotated dimensions"
     if kind == "yarn" and theta == 1:
