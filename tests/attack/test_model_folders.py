@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,10 +28,11 @@ from app.settings import Settings
 from tests.app.conftest import make_key
 from tests.engine.conftest import EXAMPLES, SIZES
 from workers.engine.errors import EngineError, UnsupportedModel
+from workers.engine.methods.evaluate.continuations import greedy
 from workers.engine.sources import INDEX, Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.calibrate import refuse_unknown_tokens
-from workers.engine.stages.load import load
+from workers.engine.stages.load import load, load_model
 
 REFUSALS = {"unsupported_model", "model_not_found", "unsafe_weights", "sequence_too_long"}
 WEIGHTS = "model.safetensors"
@@ -574,6 +576,18 @@ def test_tokens_beyond_the_embedding_are_refused_before_work(
     spec = CompressionSpec.model_validate(spec_of("beyond", evaluate=[evaluation]))
     with pytest.raises(UnsupportedModel, match=words):
         refuse_unknown_tokens(spec, load(spec, bench.sources), bench.sources)
+
+
+@pytest.mark.parametrize("spoil", [raw("generation_config.json", '{"eos_token_id": []}'), config(eos_token_id=[])])
+def test_a_model_that_names_no_end_writes_on(spoil: Break, bench: Bench) -> None:
+    folder = bench.folder("endless")
+    spoil(folder)
+    tokenizer = load(CompressionSpec.model_validate(spec_of("endless")), bench.sources).tokenizer
+    model = load_model(folder, torch.device("cpu"), torch.float32)
+    context: Any = SimpleNamespace(
+        model=model, tokenizer=tokenizer, pointer="", device=model.device, check_fits=lambda *_: None
+    )
+    assert len(greedy(context, "A few words.", 4)) == 4
 
 
 # -- anything at all -----------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def translated() -> Iterator[None]:
         if any(f"os error {number}" in str(error) for number in _NO_SPACE):
             raise _disk_full(error) from error
         raise
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise NumericalFailure(
             f"a decomposition of the model's numbers failed: {error}",
             "the weights are too large, too small or too alike to compute with: check that the checkpoint is sound",

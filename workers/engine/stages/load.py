@@ -179,7 +179,8 @@ def _generation(folder: Path, model_id: str) -> GenerationConfig | None:
         if find(folder, GENERATION) is None:
             return None
         found = read_json(folder, GENERATION)
-        return GenerationConfig(**{name: found[name] for name in _GENERATION if name in found})
+        # An empty list of ends is none: transformers would take the first of it.
+        return GenerationConfig(**{name: found[name] for name in _GENERATION if found.get(name, []) != []})
 
 
 @contextmanager
