@@ -29,6 +29,7 @@ from tests.app.conftest import make_key
 from tests.engine.conftest import EXAMPLES, SIZES
 from workers.engine.errors import EngineError, UnsupportedModel
 from workers.engine.methods.evaluate.continuations import greedy
+from workers.engine.methods.evaluate.harness import known_tokens_only
 from workers.engine.sources import INDEX, Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.calibrate import refuse_unknown_tokens
@@ -576,6 +577,17 @@ def test_tokens_beyond_the_embedding_are_refused_before_work(
     spec = CompressionSpec.model_validate(spec_of("beyond", evaluate=[evaluation]))
     with pytest.raises(UnsupportedModel, match=words):
         refuse_unknown_tokens(spec, load(spec, bench.sources), bench.sources)
+
+
+def test_tokens_beyond_the_embedding_in_a_task_are_the_models_fault(bench: Bench) -> None:
+    beyond(4096)(bench.folder("beyond"))
+    tokenizer = load(CompressionSpec.model_validate(spec_of("beyond")), bench.sources).tokenizer
+    embedding = torch.nn.Embedding(4096, 8)
+    ids_BT = torch.tensor([tokenizer("A few words here.")["input_ids"]])
+    with pytest.raises(UnsupportedModel, match="of a task's prompts"), known_tokens_only(embedding, tokenizer):
+        embedding(ids_BT)
+    with pytest.raises(IndexError):
+        embedding(ids_BT)
 
 
 @pytest.mark.parametrize("spoil", [raw("generation_config.json", '{"eos_token_id": []}'), config(eos_token_id=[])])

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,6 +19,7 @@ from workers.engine.registry import MethodParams, evaluator
 from workers.engine.stats import Measurement
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from workers.engine.stages.evaluate import EvaluationContext
@@ -55,16 +58,17 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
 
     tokenizer, opens = prompting(context.tokenizer, params.bos, context.pointer)
     model = HFLM(pretrained=context.model, tokenizer=tokenizer, batch_size=params.batch_size, add_bos_token=opens)
-    found = lm_eval.simple_evaluate(
-        model=model,
-        tasks=load_tasks(params.tasks, context.sources.data_dir / "tasks", context.pointer),
-        num_fewshot=params.num_fewshot,
-        limit=params.limit,
-        random_seed=context.seed,
-        numpy_random_seed=context.seed,
-        torch_random_seed=context.seed,
-        fewshot_random_seed=context.seed,
-    )
+    with known_tokens_only(context.model.get_input_embeddings(), tokenizer):
+        found = lm_eval.simple_evaluate(
+            model=model,
+            tasks=load_tasks(params.tasks, context.sources.data_dir / "tasks", context.pointer),
+            num_fewshot=params.num_fewshot,
+            limit=params.limit,
+            random_seed=context.seed,
+            numpy_random_seed=context.seed,
+            torch_random_seed=context.seed,
+            fewshot_random_seed=context.seed,
+        )
     for task, samples in found["samples"].items():
         context.data.record(f"harness/{task}/{found['n-shot'][task]}-shot/{len(samples)}", _digest(samples))
     return [
@@ -85,6 +89,24 @@ def prompting(
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.add_bos_token = True
     return tokenizer, opens
+
+
+@contextmanager
+def known_tokens_only(embedding: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Have the embedding raise UnsupportedModel for ids beyond its rows: what a task asks is the harness's to say."""
+    from workers.engine.data import refuse_unknown
+
+    rows: int = embedding.weight.shape[0]  # type: ignore[index, assignment]
+    if max(tokenizer.get_vocab().values(), default=0) < rows:
+        yield
+        return
+    check = embedding.register_forward_pre_hook(
+        lambda _, ids: refuse_unknown(ids[0].reshape(-1), rows, tokenizer, "of a task's prompts")
+    )
+    try:
+        yield
+    finally:
+        check.remove()
 
 
 def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> list[Measurement]:
