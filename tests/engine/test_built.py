@@ -42,6 +42,8 @@ def sizes(family: str, seed: int) -> dict[str, Any]:
     for switch, changes in row["switches"].items():
         if changes is not None and draw.random() < 0.5:
             found[switch] = not row["fields"][switch][1]
+    if family in ("bitnet", "stablelm"):  # cannot compute with heads of another width
+        found |= {"head_dim": 8, "hidden_size": 8 * keys * shared}
     return found
 
 

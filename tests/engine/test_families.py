@@ -38,7 +38,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ernie4_5": HEAD_DIM,
     "hunyuan_v1_dense": HEAD_DIM,
 }
-WHOLE_BLOCKS = {"olmo2": "a norm over all heads", "stablelm": "would build", "helium": "would build"}
+WHOLE_BLOCKS = {"olmo2": "a norm over all heads", "stablelm": "where heads have 16 dimensions", "helium": "would build"}
 """Whose heads cannot be cut, and why."""
 DETAILS = FAMILIES | {"helium": HEAD_DIM}
 
