@@ -426,7 +426,8 @@ class TestRefusals:
     def test_the_dense_model_teaches_unless_the_text_is_to(self) -> None:
         for method in METHODS:
             parsed = spec_of(tune={"method": method, "dataset": "calibration.txt"}).tune
-            assert parsed is not None and parsed.distill is not None
+            assert parsed is not None
+            assert parsed.distill is not None
             assert (parsed.distill.weight, parsed.distill.temperature) == (1, 1)
 
     def test_time_is_planned(self, tiny: Path, sources: Sources) -> None:

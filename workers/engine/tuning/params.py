@@ -59,9 +59,9 @@ class TuneMethodParams(DataRef, MethodParams):
         None, ge=1, description="Stop after so many looks in a row without a lower held-out loss; null never does."
     )
     distill: Distill | None = Field(
-        default_factory=lambda: Distill(),
-        description="Learn from the dense model, which is then in memory too; null learns from text alone, which is for "
-        "a text that the model is meant for: what is learnt of another one is lost elsewhere.",
+        default_factory=Distill,
+        description="Learn from the dense model, which is then in memory too; null learns from the text alone. Take "
+        "null where the text is what the model is for: what is learnt of it can cost elsewhere.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute each block's activations twice instead of keeping them: less memory, more time."
