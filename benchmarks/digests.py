@@ -73,10 +73,11 @@ def specs() -> dict[str, dict[str, Any]]:
     for name in ("taylor", "wanda"):
         found[f"hidden {name}"] = {"score": {"method": name}, "prune": {"method": "hidden", "sparsity": 0.25}}
     tuned = {"dataset": "calibration.txt", "steps": 4, "batch": 2, "sequence_length": 64, "learning_rate": 1e-3}
+    tuned |= {"distill": None}
     for name in ("full", "lora", "last_layers", "group"):
         found[f"tune {name}"] = WANDA | {"tune": {"method": name} | tuned}
     found["tune lora, distilled"] = _units("taylor") | {
-        "tune": {"method": "lora", "distill": {"weight": 1.0, "temperature": 1.0}} | tuned
+        "tune": tuned | {"method": "lora", "distill": {"weight": 1.0}}
     }
     for name in FAMILIES:
         found[f"{name}: sparsegpt"] = found["prune sparsegpt"] | {"model": {"id": name}}

@@ -25,7 +25,7 @@ from workers.engine.events import Silent
 ROOT = Path(__file__).parents[1]
 CALIBRATE = {"dataset": "calibration.txt", "samples": 16, "sequence_length": 512}
 UNPRUNED = {"score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.0}}
-TEXT = {"dataset": "calibration.txt", "batch": 4, "sequence_length": 128}
+TEXT = {"dataset": "calibration.txt", "batch": 4, "sequence_length": 128, "distill": None}
 HELD_OUT = {"dataset": "heldout.jsonl", "sequence_length": 512, "per_document": 8}
 TWO, FOUR, SIXTEEN = ({"method": "group", "bits": bits} for bits in (2, 4, 16))
 FULL, LAST, LORA = ({"method": name} for name in ("full", "last_layers", "lora"))

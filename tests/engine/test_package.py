@@ -244,8 +244,8 @@ def test_a_tuned_model_says_how() -> None:
     assert page.open == []
     said = (
         "Then group trained 160,128 parameters of weights in 4 bits, stored dense, for 200 steps of 8 x 256 tokens of "
-        "calibration.txt, also on the dense model's predictions. The loss on held-out windows of that text went from "
-        "3.5000 to 3.2500 nats a token; step 100 ships, the best."
+        "calibration.txt, 50 % of the loss on the dense model's predictions. The loss on held-out windows of that text "
+        "went from 3.5000 to 3.2500 nats a token; step 100 ships, the best."
     )
     assert said in page.text
     assert "200, stopped early, resumed at 60; step 100 ships" in page.text

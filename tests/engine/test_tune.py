@@ -42,7 +42,10 @@ from workers.engine.stages.verify import verify_tuned
 from workers.engine.tuning.losses import distillation
 
 METHODS = [method.name for method in methods("tune")]
-FEW = {"dataset": "calibration.txt", "steps": 6, "batch": 3, "sequence_length": 32, "holdout": 4, "evaluate_every": 2}
+FEW = {
+    "dataset": "calibration.txt", "steps": 6, "batch": 3, "sequence_length": 32, "holdout": 4, "evaluate_every": 2,
+    "distill": None,
+}  # fmt: skip
 FITTING = {"group": {"group_size": 16}}
 """What makes a method fit `tiny`, whose MLP is 48 wide."""
 CUT = {"method": "structured", "sparsity": 0.35, "compensate": False}
@@ -420,6 +423,13 @@ class TestRefusals:
         with pytest.raises(MemoryBudgetTooSmall, match="full tunes the whole model") as found:
             plan(spec_of(tune=tuning("full", batch=1, sequence_length=128), compute=budget), sources)
         assert found.value.field == "/tune"
+
+    def test_the_dense_model_teaches_unless_the_text_is_to(self) -> None:
+        for method in METHODS:
+            parsed = spec_of(tune={"method": method, "dataset": "calibration.txt"}).tune
+            assert parsed is not None
+            assert parsed.distill is not None
+            assert (parsed.distill.weight, parsed.distill.temperature) == (1, 1)
 
     def test_time_is_planned(self, tiny: Path, sources: Sources) -> None:
         def elapsed(**changes: Any) -> float:

@@ -156,10 +156,18 @@ def tuned(tune: TuneReport, params: Mapping[str, Any]) -> str:
     return (
         f"Then {tune.method} trained {tune.trained_parameters:,} parameters{quantised} for {tune.steps} steps of "
         f"{params['batch']} x {params['sequence_length']} tokens of {params['dataset']}"
-        + (", also on the dense model's predictions" if params["distill"] else "")
+        + _distilled(params["distill"])
         + f". The loss on held-out windows of that text went from {tune.holdout_loss_before:.4f} to "
         f"{tune.holdout_loss_after:.4f} nats a token; {shipped}."
     )
+
+
+def _distilled(distill: Mapping[str, Any] | None) -> str:
+    if distill is None:
+        return ""
+    if distill["weight"] == 1:
+        return ", on the dense model's predictions alone"
+    return f", {percent(distill['weight'])} of the loss on the dense model's predictions"
 
 
 def as_read(text: TextReport) -> str:

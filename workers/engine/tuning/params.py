@@ -28,7 +28,7 @@ class Distill(SpecModel):
     """Learn from the dense model's predictions too (Hinton et al. 2015, arXiv:1503.02531)."""
 
     weight: float = Field(
-        0.5, gt=0, le=1, description="Share of the distillation in the loss; the text's own has the rest."
+        1.0, gt=0, le=1, description="Share of the distillation in the loss; the text's own has the rest."
     )
     temperature: float = Field(1.0, gt=0, le=100, description="Divides both models' logits; above 1 it flattens them.")
 
@@ -59,8 +59,9 @@ class TuneMethodParams(DataRef, MethodParams):
         None, ge=1, description="Stop after so many looks in a row without a lower held-out loss; null never does."
     )
     distill: Distill | None = Field(
-        None,
-        description="Learn from the dense model as well, which is then in memory too; null learns from text alone.",
+        default_factory=Distill,
+        description="Learn from the dense model, which is then in memory too; null learns from the text alone. Take "
+        "null where the text is what the model is for: what is learnt of it can cost elsewhere.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute each block's activations twice instead of keeping them: less memory, more time."

@@ -42,7 +42,7 @@ class GroupParams(TuneMethodParams):
     )
     rank: int = Field(8, ge=1, le=1024, description="Of the matrix of offsets, outputs by groups.")
     alpha: float = Field(16.0, gt=0, le=4096, description="The adapter counts alpha / rank times, as in LoRA.")
-    learning_rate: LearningRate = 1e-2
+    learning_rate: LearningRate = 3e-3
 
     @model_validator(mode="after")
     def _bits_that_pack(self) -> GroupParams:

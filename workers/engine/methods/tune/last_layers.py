@@ -34,7 +34,7 @@ class LastLayersParams(TuneMethodParams):
         description="A head that is tied to the input embedding is left as it is, or trained with it (`joint`): then "
         "gradients go through the whole model. Untied heads are trained. Untying one would make the model larger.",
     )
-    learning_rate: LearningRate = 1e-3
+    learning_rate: LearningRate = 3e-4
 
     def check(self, layers: Sequence[LinearFacts]) -> None:
         found = len({layer.block for layer in layers})

@@ -28,7 +28,7 @@ class LoraParams(TuneMethodParams):
     rank: int = Field(8, ge=1, le=1024, description="Of the update; at most a layer's smaller side makes sense.")
     alpha: float = Field(16.0, gt=0, le=4096, description="The update counts alpha / rank times.")
     dropout: float = Field(0.05, ge=0, lt=1, description="Share of the adapters' inputs that a step leaves out.")
-    learning_rate: LearningRate = 3e-3
+    learning_rate: LearningRate = 3e-4
 
     @property
     def input_copies(self) -> int:
