@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TEXT = {"dataset": "calibration.txt", "samples": 4, "sequence_length": 128}
+TEXT = {"dataset": "calibration.txt", "samples": 6, "sequence_length": 128}
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 128, "samples": 4}
 WANDA = {"score": {"method": "wanda"}, "prune": {"method": "mask", "sparsity": 0.5}}
 SIZES = {
@@ -60,7 +60,7 @@ def specs() -> dict[str, dict[str, Any]]:
     found["sparsegpt, projection"] = found["prune sparsegpt"] | {"calibrate": TEXT | {"refresh": "projection"}}
     found["package float32"] = found["prune sparsegpt"] | {"package": {"dtype": "float32"}}
     found["compute bfloat16"] = found["prune sparsegpt"] | {"compute": {"dtype": "bfloat16"}}
-    found["memory budget"] = found["prune sparsegpt"] | {"compute": {"memory_budget": 2**28}}
+    found["memory budget"] = found["prune sparsegpt"] | {"compute": {"memory_budget": 3 * 2**28}}
     for name in ("taylor", "saap", "random", "wanda", "magnitude", "ria"):
         found[f"units {name}"] = _units(name)
     found["units taylor, ranking"] = _units("taylor") | {"allocate": {"method": "ranking"}}
@@ -76,9 +76,7 @@ def specs() -> dict[str, dict[str, Any]]:
     tuned |= {"distill": None}
     for name in ("full", "lora", "last_layers", "group"):
         found[f"tune {name}"] = WANDA | {"tune": {"method": name} | tuned}
-    found["tune lora, distilled"] = _units("taylor") | {
-        "tune": tuned | {"method": "lora", "distill": {"weight": 1.0}}
-    }
+    found["tune lora, distilled"] = _units("taylor") | {"tune": tuned | {"method": "lora", "distill": {"weight": 1.0}}}
     for name in FAMILIES:
         found[f"{name}: sparsegpt"] = found["prune sparsegpt"] | {"model": {"id": name}}
         found[f"{name}: depth"] = found["depth block_influence"] | {"model": {"id": name}}
