@@ -470,7 +470,7 @@ def test_perplexity_falls_on_a_real_model(examples: Sources, tmp_path: Path) -> 
         "prune": {"method": "mask", "sparsity": 0.7},
     }
     params = {"method": "full", "dataset": "calibration.txt", "steps": 10, "batch": 4, "sequence_length": 128}
-    spec = spec_of(**parts, tune=params | {"holdout": 8, "evaluate_every": 10})
+    spec = spec_of(**parts, tune=params | {"holdout": 8, "evaluate_every": 10, "distill": None})
     report = compress(spec, tmp_path, examples, Silent(), tmp_path / "checkpoint")
     assert report.tune is not None
     assert math.exp(report.tune.holdout_loss_after) < 0.95 * math.exp(report.tune.holdout_loss_before)

@@ -33,7 +33,7 @@ DEPTH = {
 }
 HIDDEN = {"score": {"method": "magnitude"}, "prune": {"method": "hidden", "sparsity": 0.25}}
 TUNED = {"tune": {"method": "lora", "dataset": "calibration.txt", "steps": 3, "batch": 2, "sequence_length": 32}}
-TUNED["tune"] |= {"holdout": 2, "learning_rate": 1e-2, "warmup_steps": 0, "evaluate_every": 3}
+TUNED["tune"] |= {"distill": None, "holdout": 2, "learning_rate": 1e-2, "warmup_steps": 0, "evaluate_every": 3}
 REMOVALS = {
     "heads": {"score": {"method": "magnitude"}, "prune": UNITS["prune"] | {"units": ["head"]}},
     "channels": {"score": {"method": "magnitude"}, "prune": UNITS["prune"] | {"units": ["channel"]}},

@@ -245,14 +245,14 @@ class TestBugs:
         worker.attempt(engine)
         assert (worker.job.status, worker.job.error and worker.job.error["code"]) == ("failed", "internal")
 
-    def test_and_in_a_result_that_does_not_parse(self, worker: Worker) -> None:
+    def test_a_result_that_does_not_parse_is_made_again(self, worker: Worker) -> None:
         def engine(folder: Path, on_tick: OnTick) -> Exit:
             package(folder)
             (folder / "model" / "report.json").write_text("[]")
             return DONE
 
         worker.attempt(engine)
-        assert (worker.job.status, worker.job.error and worker.job.error["code"]) == ("failed", "internal")
+        assert (worker.job.status, worker.job.error and worker.job.error["code"]) == ("queued", "damaged_upload")
 
     def test_an_outage_is_no_bug(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
         """PostgreSQL's standby, for the moment of a failover, refuses to write with an InternalError."""
