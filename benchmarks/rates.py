@@ -10,15 +10,14 @@ say what it gives.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from benchmarks.cells import known, measured
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/rates.jsonl"
@@ -52,22 +51,10 @@ def main() -> None:
         for name in PRUNED:
             for method, rates in RATES.items():
                 keys += [{"pruned": name, "tune": method, "rate": rate, "distill": distill, **size} for rate in rates]
-    known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    todo = [
-        key
-        for key in keys
-        if arguments.only in json.dumps(key) and not any(key.items() <= found.items() for found in known)
-    ]
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        runs = {pool.submit(measure, key): key for key in todo}
-        for run in as_completed(runs):
-            row = runs[run] | run.result()
-            known.append(row)
-            with RESULTS.open("a") as out:
-                out.write(json.dumps(row) + "\n")
-            print(shown(row), flush=True)
-    print("\n".join(sorted(map(shown, known))))
+    wanted = [(key, key) for key in keys]
+    for row in measured(wanted, measure, RESULTS, only=arguments.only, processes=arguments.processes):
+        print(shown(row), flush=True)
+    print("\n".join(sorted(map(shown, known(RESULTS)))))
 
 
 def measure(key: dict[str, Any]) -> dict[str, Any]:

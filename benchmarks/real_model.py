@@ -17,12 +17,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student
+
+from benchmarks.cells import known, measured
 
 ROOT = Path(__file__).parents[1]
 DOC, RESULTS = ROOT / "docs/methods.md", ROOT / "docs/real_model.jsonl"
@@ -106,25 +106,10 @@ def main() -> None:
     texts = CACHE / "windows.json"
     if not texts.exists():
         texts.write_text(json.dumps(windows(models / MODEL, arguments.wikitext)))
-    known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     wanted = [({"pruner": "dense"}, None), *cells()]
-    todo = [
-        (key, spec)
-        for key, spec in wanted
-        if arguments.only in json.dumps(key) and not any(key.items() <= found.items() for found in known)
-    ]
-    print(f"{len(wanted)} cells, {len(todo)} to do", flush=True)
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    # A process a cell: what one leaves in memory is no burden to the next.
-    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        runs = {pool.submit(measure, spec): key for key, spec in todo}
-        for run in as_completed(runs):
-            row = runs[run] | run.result()
-            known.append(row)
-            with RESULTS.open("a") as out:
-                out.write(json.dumps(row) + "\n")
-            print(shown(known[-1]), flush=True)
-            write(known)
+    for row in measured(wanted, measure, RESULTS, only=arguments.only, processes=arguments.processes):
+        print(shown(row), flush=True)
+        write(known(RESULTS))
 
 
 def windows(model: Path, wikitext: Path | None) -> dict[str, list[list[int]]]:

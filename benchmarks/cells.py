@@ -1,0 +1,43 @@
+"""Tables measured cell by cell: each finished cell is a line of a file, and an interrupted run goes on there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def known(results: Path) -> list[Row]:
+    """The cells measured so far."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def measured(
+    wanted: Sequence[tuple[Row, Any]], measure: Callable[[Any], Row], results: Path, *, only: str, processes: int
+) -> Iterator[Row]:
+    """Each new row (key and what `measure` found) as it comes, appended to `results`.
+
+    `wanted`: (key, what `measure` takes). Cells whose key lacks the text `only`, or that are known, are left out. A
+    process a cell, one thread each: what one leaves in memory is no burden to the next.
+    """
+    found = known(results)
+    todo = [
+        (key, given)
+        for key, given in wanted
+        if only in json.dumps(key) and not any(key.items() <= row.items() for row in found)
+    ]
+    print(f"{len(wanted)} cells, {len(todo)} to do", flush=True)
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        runs = {pool.submit(measure, given): key for key, given in todo}
+        for run in as_completed(runs):
+            row = runs[run] | run.result()
+            with results.open("a") as out:
+                out.write(json.dumps(row) + "\n")
+            yield row
