@@ -96,6 +96,7 @@ def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
     """Prune once and read the held-out text once."""
     import torch
 
+    from workers.engine.checkpoint import Checkpoint
     from workers.engine.events import Silent
     from workers.engine.pipeline import compress
     from workers.engine.sources import Sources
@@ -104,16 +105,15 @@ def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
     torch.set_num_threads(1)  # one run a core
     spec = CompressionSpec.model_validate(run["spec"])
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "checkpoint"
-        checkpoint.mkdir()
+        checkpoint = Checkpoint(Path(folder) / "checkpoint")
         dense = Path(cache) / f"{TEXT}.json"
         if dense.exists():  # the same model on the same text, every time
-            (checkpoint / f"{DENSE_MEASUREMENTS}.json").write_bytes(dense.read_bytes())
+            checkpoint.save_json(DENSE_MEASUREMENTS, json.loads(dense.read_text()))
         sources = Sources(ROOT / "examples/models", ROOT / "examples/data")
-        report = compress(spec, Path(folder), sources, Silent(), checkpoint, Path(cache))
+        report = compress(spec, Path(folder), sources, Silent(), checkpoint.directory, Path(cache))
         if not dense.exists():
             kept = dense.with_suffix(f".{os.getpid()}")
-            kept.write_bytes((checkpoint / f"{DENSE_MEASUREMENTS}.json").read_bytes())
+            kept.write_text(json.dumps(checkpoint.load_json(DENSE_MEASUREMENTS)))
             kept.replace(dense)
     cpu_s = {stage.stage: stage.cpu_s or 0.0 for stage in report.stages}
     metric = report.metrics[0]
