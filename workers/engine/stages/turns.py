@@ -21,6 +21,8 @@ Open = Callable[[], Sequence[Probe]]
 MOST_ROUNDS = 400
 MOST_S = 60.0
 """Of one probe, if it must not have more: until its interval is narrow, at most so many, none more after so long."""
+LEAST_S = 3.0
+"""Of one probe, within MOST_S: in less, all rounds may fall into one and the same disturbance (A/A ×0.94 ± 0.01 in 0.5 s)."""
 MORE = 1.25
 """As many rounds, before the next look at them."""
 VISITS = 8
@@ -47,7 +49,8 @@ def _rounds(*probes: Probe) -> Comparison:
         found = compare(*values)
         half = half_width(found.ratio_stderr, found.degrees_of_freedom, SURE)
         narrow = half <= probes[0].margin * found.ratio
-        if narrow or enough >= MOST_ROUNDS or time.monotonic() - begun_s > MOST_S:
+        spent_s = time.monotonic() - begun_s
+        if enough >= MOST_ROUNDS or spent_s > MOST_S or (narrow and spent_s > min(LEAST_S, MOST_S)):
             return found
         enough = min(math.ceil(enough * MORE), MOST_ROUNDS)
 
