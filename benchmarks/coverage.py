@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workers.engine.comparison import CONFIDENCE, half_width, ratio_spread
-from workers.engine.stats import Measurement
+from workers.engine.contracts.facts import Measurement
+from workers.engine.maths.standard_errors import CONFIDENCE, half_width, ratio_spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,14 +36,14 @@ def measure(books: Path, windows: int, length: int) -> dict[str, NDArray[np.floa
     import torch
     from transformers import AutoTokenizer
 
-    from workers.engine.data import load_tokens, loss_windows
     from workers.engine.events import Silent
     from workers.engine.methods.evaluate.perplexity import PerplexityParams
+    from workers.engine.model.loaded import load_model
+    from workers.engine.model.windows import load_tokens, loss_windows
     from workers.engine.pipeline import compress
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.evaluate import nll
-    from workers.engine.stages.load import load_model
 
     dense = ROOT / "examples/models/bookworm-7m"
     tokenizer = AutoTokenizer.from_pretrained(dense)

@@ -154,7 +154,7 @@ def _digest_of(spec: dict[str, Any], models: Path) -> str:
     from workers.engine.errors import EngineError
     from workers.engine.events import Silent
     from workers.engine.pipeline import compress
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
 
     with tempfile.TemporaryDirectory() as name:

@@ -252,8 +252,8 @@ def _save_windows(path: Path, calibrate: dict[str, Any]) -> str:
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    from workers.engine.data import ids_digest, load_tokens, random_windows, wanted_of
-    from workers.engine.sources import Sources
+    from workers.engine.model.windows import ids_digest, load_tokens, random_windows, wanted_of
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import Calibrate
 
     ref = Calibrate(**calibrate)
@@ -296,8 +296,8 @@ def measure_alpha(repeats: int, threads: int) -> None:
     """AlphaPruning's metric on one block of the 350 M shape; the model has 24 alike, so it takes 24 times as long."""
     import torch
 
+    from workers.engine.contracts.facts import DenseBlock, LinearFacts
     from workers.engine.registry import discover
-    from workers.engine.stats import DenseBlock, LinearFacts
 
     torch.set_num_threads(threads)
     method = discover()["allocate", "alpha_pruning"]

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.random_model import SHAPES, write
-from workers.engine.plan import plan
-from workers.engine.sources import Sources
+from workers.engine.planning.plan import plan
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from workers.engine.registry import Stat, methods
+from workers.engine.contracts.params import Stat
+from workers.engine.registry import methods
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]
@@ -96,11 +97,11 @@ def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
     """Prune once and read the held-out text once."""
     import torch
 
-    from workers.engine.checkpoint import Checkpoint
     from workers.engine.events import Silent
     from workers.engine.pipeline import compress
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
     from workers.engine.stages.evaluate import DENSE_MEASUREMENTS
+    from workers.engine.store.checkpoint import Checkpoint
 
     torch.set_num_threads(1)  # one run a core
     spec = CompressionSpec.model_validate(run["spec"])

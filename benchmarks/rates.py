@@ -62,11 +62,11 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from workers.engine.events import Silent
+    from workers.engine.model.loaded import load_model
     from workers.engine.pipeline import compress
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.evaluate import nll
-    from workers.engine.stages.load import load_model
 
     torch.set_num_threads(1)
     tune = None

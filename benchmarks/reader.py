@@ -15,12 +15,12 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from workers.engine.clock import peak_resident_bytes
-from workers.engine.data import load_tokens, wanted_of
+from workers.engine.contracts.refs import DataRef
 from workers.engine.methods.evaluate.perplexity import PerplexityParams
-from workers.engine.refs import DataRef
-from workers.engine.sources import Sources
+from workers.engine.model.windows import load_tokens, wanted_of
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import Calibrate
+from workers.engine.store.clock import peak_resident_bytes
 
 ROOT = Path(__file__).parents[1]
 

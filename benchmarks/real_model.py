@@ -139,7 +139,7 @@ def measure(spec: dict[str, Any] | None) -> dict[str, Any]:
 
     from workers.engine.events import Silent
     from workers.engine.pipeline import compress
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
 
     torch.set_num_threads(1)
@@ -163,8 +163,8 @@ def losses(folder: Path) -> dict[str, list[float]]:
     """Mean negative log-likelihood of each window's T - 1 predictions, in nats."""
     import torch
 
+    from workers.engine.model.loaded import load_model
     from workers.engine.stages.evaluate import nll
-    from workers.engine.stages.load import load_model
 
     texts = json.loads((CACHE / "windows.json").read_text())
     model = load_model(folder, torch.device("cpu"), torch.float32)

@@ -27,7 +27,7 @@ from benchmarks.random_model import BOOKWORM, SHAPES, write
 from workers.engine.architectures.llama import NATIVE_MODEL_TYPES
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
-from workers.engine.sources import Sources
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.random_model import SHAPES, write
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
-from workers.engine.sources import Sources
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from typing import Any
 
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
-from workers.engine.sources import Sources
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]

@@ -116,7 +116,7 @@ class _Meter(Silent):
     """Processor time and memory of the steps alone."""
 
     def progress(self, done: int, total: int, unit: str, loss: float | None = None) -> None:
-        from workers.engine.clock import peak_resident_bytes
+        from workers.engine.store.clock import peak_resident_bytes
 
         if unit != "step":
             return
@@ -131,16 +131,17 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Prune into `folder/model`, or tune what is there; then its perplexity, if it is to be read."""
     import torch
 
-    from workers.engine.checkpoint import Checkpoint
-    from workers.engine.data import load_tokens, loss_windows
     from workers.engine.methods.evaluate.perplexity import PerplexityParams
+    from workers.engine.model.loaded import load_model
+    from workers.engine.model.windows import load_tokens, loss_windows
     from workers.engine.pipeline import compress
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.evaluate import nll
-    from workers.engine.stages.load import load, load_model
+    from workers.engine.stages.load import load
     from workers.engine.stages.tune import tune
-    from workers.engine.stages.tuning_text import tuning_text
+    from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.training.text import tuning_text
 
     torch.set_num_threads(1)
     spec, sources = CompressionSpec.model_validate(run["spec"]), Sources(Path(run["models"]), ROOT / "examples/data")

@@ -26,16 +26,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from workers.engine.checkpoint import Checkpoint
 from workers.engine.events import Silent
 from workers.engine.gates import Gate, judge
+from workers.engine.model.loaded import LoadedModel
 from workers.engine.pipeline import compress
 from workers.engine.report import Metric
-from workers.engine.sources import Sources
+from workers.engine.reporting.wording import ratio, verdict
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.evaluate import evaluate
-from workers.engine.stages.load import LoadedModel, load
-from workers.engine.wording import ratio, verdict
+from workers.engine.stages.load import load
+from workers.engine.store.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 SOURCES = Sources(ROOT / "examples/models", ROOT / "examples/data")

@@ -15,7 +15,8 @@ from app.capabilities.reference import parameters
 from app.capabilities.schemas import FieldRead, MethodRead, capabilities
 from app.cli.admin import settings_markdown
 from app.cli.exits import MEANINGS
-from workers.engine.registry import STAGES, methods
+from workers.engine.contracts.params import STAGES
+from workers.engine.registry import methods
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parent.parent

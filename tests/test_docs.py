@@ -34,8 +34,9 @@ from benchmarks import structured as structured_benchmark
 from tests.cluster import MAGNITUDE, ROOT
 from tests.engine.test_families import FAMILIES, WHOLE_BLOCKS
 from workers.engine import DISTRIBUTION
+from workers.engine.contracts.params import STAGES
 from workers.engine.errors import EngineError
-from workers.engine.registry import STAGES, discover, methods
+from workers.engine.registry import discover, methods
 from workers.engine.spec import CompressionSpec
 
 README = (ROOT / "README.md").read_text()

@@ -23,7 +23,7 @@ from workers.engine.errors import EngineError, InvalidSpec
 from workers.engine.events import JsonLines
 from workers.engine.registry import untagged
 from workers.engine.report import Origin
-from workers.engine.sources import Sources
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 
 TERMINATED = 75

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from workers.engine.registry import STAGES, Method, Stat, methods
+from workers.engine.contracts.params import STAGES, Stat
+from workers.engine.registry import Method, methods
 from workers.engine.spec import CompressionSpec
 
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from app.cli import output
 from app.cli.exits import Usage
 from app.cli.options import AsJson, JobId, connect
-from workers.engine import wording
 from workers.engine.report import GateResult
+from workers.engine.reporting import wording
 
 
 def report(

@@ -13,7 +13,7 @@ from app.cli import output
 from app.cli.exits import Usage
 from app.cli.jobs import read_json, remove
 from app.cli.options import AsJson, connect
-from workers.engine import wording
+from workers.engine.reporting import wording
 
 SweepId = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's id, swp_….")]
 SweepFile = Annotated[

@@ -25,7 +25,8 @@ from starlette.routing import Match
 from app.errors import AppError, NotReady
 from app.http.suggest import did_you_mean, field_names, homes
 from app.storage import StorageError
-from workers.engine.registry import STAGES, methods, untagged
+from workers.engine.contracts.params import STAGES
+from workers.engine.registry import methods, untagged
 from workers.engine.spec import CompressionSpec
 
 MEDIA_TYPE = "application/problem+json"

@@ -15,7 +15,7 @@ from app.jobs.models import STATUSES
 from app.jobs.repository import Filters
 from app.jobs.views import JOB_ID
 from app.keys.auth import no_such_job
-from workers.engine.refs import NAME_OR_HUB_ID
+from workers.engine.contracts.refs import NAME_OR_HUB_ID
 from workers.engine.report import Verdict
 
 

@@ -13,12 +13,12 @@ from workers.engine.report import Plan
 from workers.engine.spec import CompressionSpec
 
 if TYPE_CHECKING:
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
 
 
 def dry_run(spec: CompressionSpec, settings: Settings) -> Plan:
     """What the job would do. Raises InvalidRequest or, if a hub is away, NotReady."""
-    from workers.engine.plan import plan  # brings the hub's client along: 0.2 s, not spent at start-up
+    from workers.engine.planning.plan import plan  # brings the hub's client along: 0.2 s, not spent at start-up
 
     try:
         return plan(spec, _sources(settings))
@@ -32,8 +32,8 @@ def check(spec: CompressionSpec, settings: Settings) -> None:
     Asks no hub, so a submission costs milliseconds: a spec that names hub models or data sets is checked by its job.
     So is any spec where the API does not share the workers' folders.
     """
-    from workers.engine.plan import feasible
-    from workers.engine.sources import resolve_model
+    from workers.engine.planning.plan import feasible
+    from workers.engine.sources.resolve import resolve_model
 
     local = spec.model.local and all(ref.local for ref in spec.texts().values())
     if not (local and settings.models_dir.is_dir() and settings.data_dir.is_dir()):
@@ -61,7 +61,7 @@ def limits(submit: Scheduling, settings: Settings) -> tuple[int, int]:
 
 
 def _sources(settings: Settings) -> Sources:
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
 
     return Sources(models_dir=settings.models_dir, data_dir=settings.data_dir)
 

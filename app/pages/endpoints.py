@@ -65,7 +65,7 @@ def openapi(request: Request) -> Response:
 
 @cache
 def _rendered(name: str) -> str:
-    loader = ChoiceLoader([PackageLoader("app.pages"), PackageLoader("workers.engine", "templates")])
+    loader = ChoiceLoader([PackageLoader("app.pages"), PackageLoader("workers.engine.reporting", "templates")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template(name).render()
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from app.sweeps.labels import Box, Label, place
 from app.sweeps.schemas import Pareto, ParetoPoint
-from workers.engine.wording import VERDICT_MARKS
+from workers.engine.reporting.wording import VERDICT_MARKS
 
 WIDTH, HEIGHT = 960, 460
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 24, 64

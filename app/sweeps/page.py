@@ -10,7 +10,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from app.reports.endpoints import HEADERS as HEADERS
 from app.sweeps import figure as plot
 from app.sweeps.schemas import Pareto
-from workers.engine import wording
+from workers.engine.reporting import wording
 
 
 def render(sweep: dict[str, Any], pareto: Pareto) -> str:
@@ -32,7 +32,7 @@ def quantity(value: float, unit: str) -> str:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=ChoiceLoader([PackageLoader("app.sweeps"), PackageLoader("workers.engine", "templates")]),
+        loader=ChoiceLoader([PackageLoader("app.sweeps"), PackageLoader("workers.engine.reporting", "templates")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -60,7 +60,8 @@ METHOD = '''
 from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 from pydantic import Field
-from workers.engine.registry import MethodParams, scorer
+from workers.engine.contracts.params import MethodParams
+from workers.engine.registry import scorer
 
 class DroppedParams(MethodParams):
     """Nothing but a test."""

@@ -30,10 +30,11 @@ from tests.engine.conftest import EXAMPLES, SIZES
 from workers.engine.errors import EngineError, UnsupportedModel
 from workers.engine.methods.evaluate.continuations import greedy
 from workers.engine.methods.evaluate.harness import known_tokens_only
-from workers.engine.sources import INDEX, Sources
+from workers.engine.model.loaded import load_model
+from workers.engine.sources.resolve import INDEX, Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.calibrate import refuse_unknown_tokens
-from workers.engine.stages.load import load, load_model
+from workers.engine.stages.load import load
 
 REFUSALS = {"unsupported_model", "model_not_found", "unsafe_weights", "sequence_too_long"}
 WEIGHTS = "model.safetensors"

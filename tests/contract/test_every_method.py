@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workers.engine.architectures.recognise import recognise
+from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LayerTask, LinearFacts, LinearStats
+from workers.engine.contracts.params import STAGES, Group, Stat, WeightPruneParams
 from workers.engine.errors import NumericalFailure
-from workers.engine.registry import STAGES, Group, Method, Stat, WeightPruneParams, methods
-from workers.engine.shards import TensorFacts
-from workers.engine.sources import ModelSource
-from workers.engine.stats import AllocationFacts, DenseBlock, LayerTask, LinearFacts, LinearStats
-from workers.engine.tuning.trainable import linears
+from workers.engine.registry import Method, methods
+from workers.engine.sources.resolve import ModelSource
+from workers.engine.sources.safetensors_bytes import TensorFacts
+from workers.engine.training.trainable import linears
 
 OUTPUTS, INPUTS = 24, 16
 TOKENS = 64
@@ -556,7 +557,8 @@ class TestTune:
 def test_the_light_half_imports_no_torch() -> None:
     # In a process of its own: this one has torch.
     code = (
-        "import sys; import workers.engine.spec, workers.engine.plan, workers.engine.report, workers.engine.events;"
+        "import sys; import workers.engine.spec, workers.engine.planning.plan, workers.engine.report;"
+        "import workers.engine.events;"
         "from workers.engine.registry import discover; assert discover();"
         "heavy = {'torch', 'transformers', 'safetensors', 'numpy', 'scipy', 'datasets', 'peft'} & set(sys.modules);"
         "assert not heavy, heavy"

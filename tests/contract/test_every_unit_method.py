@@ -19,11 +19,12 @@ from tests.contract.test_every_method import inputs_of, poisons, same, seeded, s
 from workers.engine.architectures.coupled import families, hidden_families
 from workers.engine.architectures.llama import Architecture
 from workers.engine.architectures.recognise import recognise
+from workers.engine.contracts.facts import AllocationFacts, DenseUnits, LayerTask, Units
+from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.errors import InvalidSpec, NumericalFailure
-from workers.engine.registry import Method, MethodParams, Stat, discover, methods
-from workers.engine.shards import TensorFacts
-from workers.engine.stats import AllocationFacts, DenseUnits, LayerTask, Units
-from workers.engine.widths import kept_units
+from workers.engine.registry import Method, discover, methods
+from workers.engine.removals.widths import kept_units
+from workers.engine.sources.safetensors_bytes import TensorFacts
 
 BLOCKS = 4
 CONFIG = {

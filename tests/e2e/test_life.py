@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.cluster import MAGNITUDE, WANDA, Cluster, eventually
-from workers.engine.checkpoint import Checkpoint
+from workers.engine.store.checkpoint import Checkpoint
 
 SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 10, "sequence_length": 512}}
 """Long enough a block to interfere."""

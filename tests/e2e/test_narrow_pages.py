@@ -15,7 +15,7 @@ from app.sweeps.pareto import pareto
 from app.sweeps.repository import ChildRow, Measured
 from tests.engine.test_package import report_of
 from workers.engine.report import GateResult, Sample
-from workers.engine.report_page import render as render_report
+from workers.engine.reporting.page import render as render_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>

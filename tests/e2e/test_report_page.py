@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from tests.engine.test_package import report_of
-from workers.engine.report_page import render
+from workers.engine.reporting.page import render
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 COLOURS = {"light": ("#f6f5f1", "#2b7a57"), "dark": ("#131715", "#57b98a")}

@@ -14,23 +14,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
-from workers.engine.cache import Cache
-from workers.engine.checkpoint import Checkpoint
-from workers.engine.clock import Clock
+from workers.engine.checks.tries import Tries
 from workers.engine.events import Events, Silent
-from workers.engine.outcome import Outcome
+from workers.engine.model.activations import Activations, Hidden, activations_of
+from workers.engine.model.loaded import LoadedModel
+from workers.engine.removals.assemble import assemble
+from workers.engine.removals.outcome import Outcome
+from workers.engine.removals.remove import remove
+from workers.engine.removals.unit_scores import score_units
 from workers.engine.report import LayerReport
-from workers.engine.sources import Sources
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
-from workers.engine.stages.activations import Activations, Hidden, activations_of
 from workers.engine.stages.allocate import Allocation, allocate
-from workers.engine.stages.assemble import assemble
 from workers.engine.stages.calibrate import Calibration, calibration
-from workers.engine.stages.load import LoadedModel, load
+from workers.engine.stages.load import load
 from workers.engine.stages.prune import layer_reports
-from workers.engine.stages.remove import remove
-from workers.engine.stages.tries import Tries
-from workers.engine.stages.units import score_units
+from workers.engine.store.cache import Cache
+from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.clock import Clock
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES: dict[str, Any] = {

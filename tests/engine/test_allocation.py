@@ -23,18 +23,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.engine.conftest import SIZES, SaveModel, Scratch, spec_of, text_of, walk
 from tests.engine.test_statistics import inputs_of
-from workers.engine.allocation import whole_groups
-from workers.engine.checkpoint import Checkpoint
-from workers.engine.data import Wanted, consecutive_windows, load_tokens
+from workers.engine.contracts.facts import AllocationFacts, LinearFacts
 from workers.engine.events import Level, Silent
 from workers.engine.methods.allocate import search
 from workers.engine.methods.allocate.search import SearchParams
-from workers.engine.sources import Sources
-from workers.engine.stages import curvature as probing
+from workers.engine.model import curvature as probing
+from workers.engine.model.curvature import curvature
+from workers.engine.model.windows import Wanted, consecutive_windows, load_tokens
+from workers.engine.planning.layer_sparsities import whole_groups
+from workers.engine.sources.resolve import Sources
 from workers.engine.stages.calibrate import Calibration, calibration
-from workers.engine.stages.curvature import curvature
 from workers.engine.stages.load import load
-from workers.engine.stats import AllocationFacts, LinearFacts
+from workers.engine.store.checkpoint import Checkpoint
 
 
 def blocks_of(sizes: Sequence[int]) -> list[LinearFacts]:
@@ -253,7 +253,7 @@ def test_what_was_measured_is_not_measured_again(
     def read(*_: Any, **__: Any) -> None:
         raise Read
 
-    monkeypatch.setattr("workers.engine.stages.dense.collect", read)
+    monkeypatch.setattr("workers.engine.model.dense_statistics.collect", read)
     again = walk(spec_of(allocate={"method": "owl"}), sources, tmp_path / "again", cache=cache)
     assert again.allocation == first.allocation
     assert again.blocks() == first.blocks()

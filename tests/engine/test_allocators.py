@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LinearFacts, LinearStats
+from workers.engine.contracts.params import Stat
+from workers.engine.maths.spectrum import alpha_mid, alpha_peak, eigenvalues, window_eigenvalues
 from workers.engine.methods.allocate import alpha_pruning, atp, dlp, isc, owl
 from workers.engine.methods.allocate.alpha_pruning import AlphaPruningParams
 from workers.engine.methods.allocate.atp import AtpParams
 from workers.engine.methods.allocate.dlp import DlpParams
 from workers.engine.methods.allocate.isc import IscParams
 from workers.engine.methods.allocate.owl import OwlParams
-from workers.engine.registry import Stat
-from workers.engine.spectrum import alpha_mid, alpha_peak, eigenvalues, window_eigenvalues
-from workers.engine.stats import AllocationFacts, DenseBlock, LinearFacts, LinearStats
 
 
 def even(metrics: Sequence[float]) -> AllocationFacts:

@@ -19,10 +19,10 @@ from transformers import (
 from tests.engine.conftest import SIZES, SaveModel
 from workers.engine.architectures.llama import Architecture
 from workers.engine.architectures.recognise import recognise
+from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import UnsupportedModel
-from workers.engine.shards import TensorFacts
-from workers.engine.sources import Sources, resolve_model
-from workers.engine.spec import ModelRef
+from workers.engine.sources.resolve import Sources, resolve_model
+from workers.engine.sources.safetensors_bytes import TensorFacts
 
 
 def recognised(sources: Sources) -> Architecture:

@@ -14,18 +14,19 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 from workers.engine.architectures.recognise import recognise
+from workers.engine.contracts.facts import Probe
+from workers.engine.contracts.params import AtMost
+from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import InvalidSpec, MemoryBudgetTooSmall, SequenceTooLong
 from workers.engine.events import Silent
 from workers.engine.methods.evaluate.macs import macs
-from workers.engine.outcome import Outcome
 from workers.engine.pipeline import compress
-from workers.engine.plan import plan
-from workers.engine.registry import AtMost
-from workers.engine.sources import ModelSource, Sources, resolve_model
-from workers.engine.spec import CompressionSpec, ModelRef
-from workers.engine.stages.latency import LatencyTable, decode_time, latency_table
+from workers.engine.planning.plan import plan
+from workers.engine.removals.decode_times import LatencyTable, decode_time, latency_table
+from workers.engine.removals.outcome import Outcome
+from workers.engine.sources.resolve import ModelSource, Sources, resolve_model
+from workers.engine.spec import CompressionSpec
 from workers.engine.stages.load import load as load_model
-from workers.engine.stats import Probe
 
 from .conftest import SIZES, SaveModel, spec_of
 from .test_paired import LOADS, Load, Machine
@@ -124,7 +125,7 @@ def test_a_decode_step_takes_no_longer_than_asked(
     allocate: str, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: TABLE)
-    monkeypatch.setattr("workers.engine.stages.tries.decode_time", lambda *_: SimpleNamespace(ratio=0.8))
+    monkeypatch.setattr("workers.engine.checks.tries.decode_time", lambda *_: SimpleNamespace(ratio=0.8))
     spec = fitted({"decode_time": 0.8}, allocate={"method": allocate})
     planned = plan(spec, sources)
     assert planned.parameters_after is None
@@ -148,7 +149,7 @@ def test_a_decode_step_takes_no_longer_than_asked(
 def test_a_table_is_measured_of_every_family(
     config: PretrainedConfig, save_model: SaveModel, sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)  # no more rounds than must be
+    monkeypatch.setattr("workers.engine.model.turns.MOST_S", 0)  # no more rounds than must be
     save_model("tiny", config)
     table = latency_table(load_model(spec_of(), sources), AtMost(decode_time=0.5, tokens=8), True)
     assert {kind: [units for units, _ in points] for kind, points in table.by_units.items()} == {
@@ -175,9 +176,9 @@ def test_a_slow_moment_is_not_one_shapes(
         probe = machine.probe(1 / work_s)
         return replace(probe, read=lambda: 1 / probe.read())
 
-    monkeypatch.setattr("workers.engine.stages.turns.time", SimpleNamespace(monotonic=lambda: machine.now_s))
-    monkeypatch.setattr("workers.engine.stages.latency._of_one_value", lambda model, outcome: outcome)
-    monkeypatch.setattr("workers.engine.stages.latency._decode_probe", seconds_probe)
+    monkeypatch.setattr("workers.engine.model.turns.time", SimpleNamespace(monotonic=lambda: machine.now_s))
+    monkeypatch.setattr("workers.engine.removals.decode_times._of_one_value", lambda model, outcome: outcome)
+    monkeypatch.setattr("workers.engine.removals.decode_times._decode_probe", seconds_probe)
     table = latency_table(load_model(spec_of(), sources), AtMost(decode_time=0.5, tokens=8), True)
     full = {(block, kind): units for block in range(3) for kind, units in (("head", 2), ("channel", 48))}
     halved = {key: units // 2 for key, units in full.items()}
@@ -187,7 +188,7 @@ def test_a_slow_moment_is_not_one_shapes(
 def test_the_result_is_timed_in_turn_with_the_dense_model(
     tiny: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)
+    monkeypatch.setattr("workers.engine.model.turns.MOST_S", 0)
     found = decode_time(load_model(spec_of(), sources), tiny, AtMost(decode_time=0.5, tokens=8), True)
     assert found.rounds >= 10
     assert found.ratio > 0
@@ -206,7 +207,7 @@ def test_a_result_that_takes_longer_than_foreseen_is_cut_further(
         widths.append({(block, kind): units for block in range(3) for kind, units in kept.items()})
         return SimpleNamespace(ratio=TABLE.decode_time(widths[-1]) / 0.9)
 
-    monkeypatch.setattr("workers.engine.stages.tries.decode_time", measured)
+    monkeypatch.setattr("workers.engine.checks.tries.decode_time", measured)
     report = compress(fitted({"decode_time": 0.7}), tmp_path / "out", sources, Silent(), tmp_path / "checkpoint")
     assert report.bound is not None
     broken, held = report.bound.tries

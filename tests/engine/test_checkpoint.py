@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from tests.engine.conftest import spec_of, walk
-from workers.engine.checkpoint import Checkpoint
+from workers.engine.contracts.params import Stat
 from workers.engine.errors import CheckpointMismatch, DeviceOutOfMemory, DiskFull, HostOutOfMemory, NumericalFailure
 from workers.engine.events import Silent
 from workers.engine.failures import translated
-from workers.engine.registry import Stat, methods
-from workers.engine.sources import Sources
+from workers.engine.model.activations import Hidden
+from workers.engine.registry import methods
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
-from workers.engine.stages.activations import Hidden
+from workers.engine.store.checkpoint import Checkpoint
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_retry_prunes_to_the_allocation_of_the_first_attempt(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("workers.engine.stages.dense.collect", fail)
+    monkeypatch.setattr("workers.engine.model.dense_statistics.collect", fail)
     again = walk(spec, sources, tmp_path)
     assert again.allocation == first.allocation
     assert again.blocks() == first.blocks()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from workers.engine.clock import Clock, peak_resident_bytes
 from workers.engine.events import Silent
+from workers.engine.store.clock import Clock, peak_resident_bytes
 
 
 class Stages(Silent):

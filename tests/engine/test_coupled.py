@@ -24,16 +24,18 @@ from transformers import (
 )
 
 from tests.engine.conftest import SIZES, SaveModel, spec_of, walk
-from workers.engine.architectures.coupled import Family, families, kept_only
+from workers.engine.architectures.coupled import families, kept_only
 from workers.engine.architectures.recognise import recognise
-from workers.engine.costs import parameters_after
+from workers.engine.contracts.facts import Family
+from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import UnsupportedModel
-from workers.engine.plan import foresee, plan
-from workers.engine.shards import TensorFacts
-from workers.engine.sources import ModelSource, Sources, resolve_model
-from workers.engine.spec import CompressionSpec, ModelRef
-from workers.engine.stages.assemble import assemble
-from workers.engine.stages.load import load_model
+from workers.engine.model.loaded import load_model
+from workers.engine.planning.plan import foresee, plan
+from workers.engine.planning.result_size import parameters_after
+from workers.engine.removals.assemble import assemble
+from workers.engine.sources.resolve import ModelSource, Sources, resolve_model
+from workers.engine.sources.safetensors_bytes import TensorFacts
+from workers.engine.spec import CompressionSpec
 
 # Three key/value heads of width 8, shared by two query heads each.
 WIDE = SIZES | {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48, "head_dim": 8}

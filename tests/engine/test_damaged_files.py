@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.engine.conftest import spec_of
-from workers.engine.cache import Cache
-from workers.engine.checkpoint import Checkpoint
 from workers.engine.events import Level, Silent
 from workers.engine.pipeline import compress
-from workers.engine.sealed import DAMAGED
-from workers.engine.sources import Sources
+from workers.engine.sources.resolve import Sources
+from workers.engine.store.cache import Cache
+from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.sealed import DAMAGED
 
 TENSORS = {"a": torch.arange(64.0), "b": torch.ones(3, 5, dtype=torch.bfloat16)}
 KEY = {"model": "m"}

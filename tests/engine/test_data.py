@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.engine import hub
 from tests.engine.conftest import EXAMPLES
-from workers.engine.data import Tokens, consecutive_windows, load_tokens, random_windows
+from workers.engine.contracts.refs import DataRef
 from workers.engine.errors import DatasetNotFound, DatasetTooShort, HubUnavailable, InvalidSpec
-from workers.engine.refs import DataRef
-from workers.engine.sources import Sources
+from workers.engine.model.windows import Tokens, consecutive_windows, load_tokens, random_windows
+from workers.engine.sources.resolve import Sources
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,10 @@ READ = """
 import json, sys
 from pathlib import Path
 from transformers import AutoTokenizer
-from workers.engine.data import load_tokens
+from workers.engine.model.windows import load_tokens
 from workers.engine.errors import EngineError
-from workers.engine.refs import DataRef
-from workers.engine.sources import Sources
+from workers.engine.contracts.refs import DataRef
+from workers.engine.sources.resolve import Sources
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 found = {}
 for number, ref in enumerate(json.loads(sys.argv[2])):

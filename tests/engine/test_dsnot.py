@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.linalg import dropped
+from workers.engine.contracts.facts import LayerTask, LinearStats
+from workers.engine.maths.selection import dropped
 from workers.engine.methods.refine.dsnot import DsnotParams, refine
-from workers.engine.stats import LayerTask, LinearStats
 
 OUTPUTS, INPUTS = 24, 64
 KeptOf = tuple[int, int] | None

@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workers.engine.checkpoint import Checkpoint
+from workers.engine.contracts.facts import Measurement
 from workers.engine.errors import BadRequest, DatasetTooShort, NumericalFailure, SequenceTooLong, UnsupportedModel
 from workers.engine.events import Silent
-from workers.engine.harness_tasks import UnknownTask, load_tasks
 from workers.engine.methods.evaluate import continuations, generation_speed, harness, perplexity, size
-from workers.engine.sources import Sources
+from workers.engine.sources.harness_tasks import UnknownTask, load_tasks
+from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluationContext, EvaluationData, evaluate, join
 from workers.engine.stages.load import load
-from workers.engine.stats import Measurement
+from workers.engine.store.checkpoint import Checkpoint
 
 from .conftest import SIZES, SaveModel, spec_of
 
@@ -260,7 +260,7 @@ SPEED = {"method": "generation_speed", "prompt_tokens": 8, "new_tokens": 4, "rep
 def test_times_are_never_taken_from_an_earlier_attempt(
     sources: Sources, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)  # no more rounds than must be
+    monkeypatch.setattr("workers.engine.model.turns.MOST_S", 0)  # no more rounds than must be
     evaluate = [SPEED, *PERPLEXITY, SPEED | {"batch_size": 2}]
     names = [f"generation_speed/{part}" for part in ("prefill", "decode")]
     for resumed in (False, True):
@@ -287,7 +287,7 @@ def test_both_models_are_held_if_they_fit_and_loaded_in_turn_if_not(
         return stage.load_model(folder, *rest)
 
     stage = sys.modules[load.__module__]
-    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)
+    monkeypatch.setattr("workers.engine.model.turns.MOST_S", 0)
     monkeypatch.setattr("workers.engine.stages.evaluate.load_model", load_model)
     monkeypatch.setattr("workers.engine.stages.evaluate.load_result", load_model)
     monkeypatch.setattr("workers.engine.stages.evaluate.whole_models", lambda *_: most)

@@ -16,12 +16,13 @@ from tests.engine.conftest import SIZES, SaveModel, Scratch, spec_of, text_of
 from tests.engine.test_coupled import described, masked_by_hand
 from workers.engine.errors import UnsupportedModel
 from workers.engine.events import Silent
+from workers.engine.model.gradients import gradients
+from workers.engine.model.loaded import load_model, tensors_of
+from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.pipeline import compress
-from workers.engine.plan import plan
-from workers.engine.sources import Sources
-from workers.engine.stages.gradient import gradients
-from workers.engine.stages.load import load, load_model, tensors_of
-from workers.engine.stages.stream import StreamedLoss
+from workers.engine.planning.plan import plan
+from workers.engine.sources.resolve import Sources
+from workers.engine.stages.load import load
 
 HEAD_DIM: dict[str, Any] = {"head_dim": 8}
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from workers.engine.contracts.facts import LayerTask, LinearStats
 from workers.engine.errors import NumericalFailure
-from workers.engine.linalg import dropped
+from workers.engine.maths.second_order import output_error
+from workers.engine.maths.selection import dropped
 from workers.engine.methods.prune import fista, sparsegpt
 from workers.engine.methods.prune.fista import FISTAParams
-from workers.engine.obs import output_error
-from workers.engine.stats import LayerTask, LinearStats
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from workers.engine.comparison import difference_spread, half_width, interval_over, ratio_spread, spread
+from workers.engine.contracts.facts import Measurement
 from workers.engine.events import Silent
 from workers.engine.gates import Gate, judge, measured_names, overall
-from workers.engine.model_card import render as render_card
+from workers.engine.maths.standard_errors import difference_spread, half_width, interval_over, ratio_spread, spread
 from workers.engine.pipeline import compress
 from workers.engine.report import Metric, Report
-from workers.engine.report_page import render as render_page
-from workers.engine.sources import Sources
+from workers.engine.reporting.model_card import render as render_card
+from workers.engine.reporting.page import render as render_page
+from workers.engine.reporting.wording import bounds, intervals, judged_value
+from workers.engine.reporting.wording import verdict as verdict_of
+from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import join
-from workers.engine.stats import Measurement
-from workers.engine.wording import bounds, intervals, judged_value
-from workers.engine.wording import verdict as verdict_of
 
 from .conftest import spec_of
 from .test_package import report_of
@@ -330,7 +330,7 @@ def test_the_evaluators_measure_what_they_say(
     sources: Sources, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a real report has real verdicts: a random model is as good pruned as dense."""
-    monkeypatch.setattr("workers.engine.stages.turns.MOST_S", 0)  # no more rounds than must be
+    monkeypatch.setattr("workers.engine.model.turns.MOST_S", 0)  # no more rounds than must be
     evaluate = [*EVALUATE[:3], {"method": "generation_speed", "prompt_tokens": 8, "new_tokens": 4, "repeats": 2}]
     gates = [{"metric": "perplexity/heldout.txt", "max": 1.5}, {"metric": "size/weight_bytes", "max": 0.5}]
     spec = spec_of(evaluate=evaluate, gates=gates)

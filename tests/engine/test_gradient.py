@@ -17,19 +17,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from tests.engine.conftest import SIZES, SaveModel, Scratch, spec_of, text_of, walk
-from workers.engine.architectures.coupled import Family, Member
+from workers.engine.contracts.facts import DenseUnits, Family, Member
 from workers.engine.errors import NumericalFailure
 from workers.engine.events import Silent
+from workers.engine.maths.taylor import salience, unit_salience
 from workers.engine.methods.score import layer_taylor, random, saap, taylor
 from workers.engine.methods.score.layer_taylor import LayerTaylorParams
 from workers.engine.methods.score.random import RandomParams
 from workers.engine.methods.score.saap import SaapParams
 from workers.engine.methods.score.taylor import TaylorParams
-from workers.engine.salience import salience, unit_salience
-from workers.engine.sources import Sources
-from workers.engine.stages.gradient import BlockGradients, gradients
+from workers.engine.model.gradients import BlockGradients, gradients
+from workers.engine.sources.resolve import Sources
 from workers.engine.stages.load import load
-from workers.engine.stats import DenseUnits
 
 MODELS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES),

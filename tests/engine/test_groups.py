@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from workers.engine.tuning.groups import GroupLinear, packed, unpacked
+from workers.engine.training.groups import GroupLinear, packed, unpacked
 
 
 def layer_of(weight_OI: Tensor, bias_O: Tensor | None = None) -> nn.Linear:

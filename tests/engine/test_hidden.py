@@ -19,15 +19,16 @@ from tests.engine.conftest import SIZES, SaveModel, Walked, spec_of, walk
 from tests.engine.test_coupled import FAMILIES
 from workers.engine.architectures.coupled import hidden_axis
 from workers.engine.architectures.llama import WRITERS
+from workers.engine.contracts.facts import Units
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.events import Silent
+from workers.engine.model.loaded import load_model
 from workers.engine.pipeline import compress
-from workers.engine.plan import plan
-from workers.engine.sources import Sources
-from workers.engine.stages.assemble import assemble
-from workers.engine.stages.load import load, load_model
-from workers.engine.stages.rewrite import kept_dimensions
-from workers.engine.stats import Units
+from workers.engine.planning.plan import plan
+from workers.engine.removals.assemble import assemble
+from workers.engine.removals.rewrite import kept_dimensions
+from workers.engine.sources.resolve import Sources
+from workers.engine.stages.load import load
 
 IDS_BT = torch.arange(100, 124).reshape(2, 12)
 

@@ -10,14 +10,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import spec_of, walk
+from workers.engine.contracts.params import Stat
 from workers.engine.errors import DegenerateCalibration, EngineError, MemoryBudgetTooSmall, NumericalFailure
-from workers.engine.estimate import BATCH_TOKENS, whole_models
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
-from workers.engine.plan import plan
-from workers.engine.registry import Stat, methods
+from workers.engine.planning.plan import plan
+from workers.engine.planning.predictions import BATCH_TOKENS, whole_models
+from workers.engine.registry import methods
 from workers.engine.report import Report
-from workers.engine.sources import Sources, resolve_model
+from workers.engine.sources.resolve import Sources, resolve_model
 from workers.engine.stages.load import load
 
 TEXT = {"dataset": "calibration.txt", "samples": 128, "sequence_length": 32}  # BATCH_TOKENS altogether

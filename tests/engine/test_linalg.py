@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.linalg import finite, lowest, lowest_of_groups
+from workers.engine.maths.selection import finite, lowest, lowest_of_groups
 
 
 def by_sorting(score_RC: Tensor, count: int) -> Tensor:

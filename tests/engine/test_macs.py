@@ -11,9 +11,10 @@ import torch
 from tests.engine.conftest import spec_of
 from workers.engine.architectures.recognise import recognise
 from workers.engine.methods.evaluate.macs import macs
-from workers.engine.shards import TensorFacts
-from workers.engine.sources import Sources
-from workers.engine.stages.load import load, load_model
+from workers.engine.model.loaded import load_model
+from workers.engine.sources.resolve import Sources
+from workers.engine.sources.safetensors_bytes import TensorFacts
+from workers.engine.stages.load import load
 
 
 def test_llama_7b_is_llm_pruners_424_g_less_its_norms() -> None:

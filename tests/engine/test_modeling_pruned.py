@@ -14,10 +14,10 @@ import torch
 
 from tests.engine.conftest import SaveModel, spec_of, walk
 from tests.engine.test_coupled import FAMILIES
-from workers.engine.outcome import MODELING
-from workers.engine.sources import Sources
-from workers.engine.stages.assemble import assemble
-from workers.engine.stages.load import load_model
+from workers.engine.model.loaded import load_model
+from workers.engine.removals.assemble import assemble
+from workers.engine.removals.outcome import MODELING
+from workers.engine.sources.resolve import Sources
 
 USER = """
 import hashlib, json, sys

@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from workers.engine.contracts.facts import LayerTask, LinearStats
+from workers.engine.maths.second_order import damped_gram, output_error
 from workers.engine.methods.prune import mrp, sparsegpt
 from workers.engine.methods.prune.mrp import MRPParams
-from workers.engine.obs import damped_gram, output_error
-from workers.engine.stats import LayerTask, LinearStats
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

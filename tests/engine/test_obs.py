@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from workers.engine.contracts.facts import LayerTask
 from workers.engine.errors import NumericalFailure
-from workers.engine.obs import damped_gram, hessian_of, output_error, refit, solve_columns
-from workers.engine.stats import LayerTask
+from workers.engine.maths.second_order import damped_gram, hessian_of, output_error, refit, solve_columns
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

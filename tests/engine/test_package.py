@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from workers.engine.manifest import file_entries, verify
 from workers.engine.methods.score.wanda import WandaParams
-from workers.engine.model_card import render as render_card
 from workers.engine.report import Report
-from workers.engine.report_page import render as render_page
+from workers.engine.reporting.model_card import render as render_card
+from workers.engine.reporting.page import render as render_page
 from workers.engine.stages.package import package
+from workers.engine.store.manifest import file_entries, verify
 
 from .conftest import spec_of
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from workers.engine.comparison import half_width
+from workers.engine.contracts.facts import Probe
 from workers.engine.gates import Gate, judge
-from workers.engine.paired import Comparison, compare, trimmed_mean
+from workers.engine.maths.paired import Comparison, compare, trimmed_mean
+from workers.engine.maths.standard_errors import half_width
+from workers.engine.model import turns
 from workers.engine.report import Metric
-from workers.engine.stages import turns
+from workers.engine.reporting.wording import verdict
 from workers.engine.stages.evaluate import metric_of
-from workers.engine.stats import Probe
-from workers.engine.wording import verdict
 
 Load = Callable[[float, random.Random], float]
 """By what a machine is slowed down, at a time."""

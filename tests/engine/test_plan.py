@@ -10,8 +10,8 @@ from transformers import LlamaConfig
 
 from tests.engine.conftest import SIZES, SaveModel, spec_of
 from workers.engine.errors import DatasetNotFound, EngineError, InvalidSpec, SequenceTooLong
-from workers.engine.plan import plan
-from workers.engine.sources import Sources
+from workers.engine.planning.plan import plan
+from workers.engine.sources.resolve import Sources
 from workers.engine.stages.load import load
 
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32}

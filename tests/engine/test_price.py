@@ -9,16 +9,16 @@ import pytest
 
 from tests.contract.test_every_unit_method import ARCHITECTURE, FAMILIES
 from tests.engine.conftest import spec_of
-from workers.engine.allocation import allocation
+from workers.engine.contracts.facts import AllocationFacts, Units
 from workers.engine.events import Silent
-from workers.engine.outcome import Outcome
 from workers.engine.pipeline import compress
-from workers.engine.price import importance_lost
+from workers.engine.planning.importance_lost import importance_lost
+from workers.engine.planning.layer_sparsities import allocation
+from workers.engine.removals.outcome import Outcome
+from workers.engine.removals.widths import kept_units
 from workers.engine.report import Report
-from workers.engine.sources import Sources
-from workers.engine.stats import AllocationFacts, Units
-from workers.engine.widths import kept_units
-from workers.engine.wording import conditions
+from workers.engine.reporting.wording import conditions
+from workers.engine.sources.resolve import Sources
 
 CHANNELS = {"method": "structured", "units": ["channel"], "sparsity": 0.2, "compensate": False}
 # Four blocks of 3 heads and 20 channels; half of the channels of blocks 0 and 1 are worth nothing, the others 1 each.

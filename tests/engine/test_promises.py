@@ -12,15 +12,15 @@ from torch import Tensor
 
 from tests.engine.conftest import spec_of
 from tests.engine.test_budget import size_of
+from workers.engine.checks.promises import check_zeros, memory_warnings
+from workers.engine.contracts.facts import LinearFacts
+from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import PromiseBroken
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
+from workers.engine.removals import assemble as assembling
 from workers.engine.report import StageReport
-from workers.engine.sources import Sources, resolve_model
-from workers.engine.spec import ModelRef
-from workers.engine.stages import assemble as assembling
-from workers.engine.stages.promises import check_zeros, memory_warnings
-from workers.engine.stats import LinearFacts
+from workers.engine.sources.resolve import Sources, resolve_model
 
 STRUCTURED: Any = {"score": {"method": "magnitude"}, "calibrate": None}
 

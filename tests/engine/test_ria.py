@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from workers.engine.contracts.facts import LinearStats
 from workers.engine.methods.score.ria import RiaParams, score
-from workers.engine.stats import LinearStats
 
 
 def scored(weight_OI: Tensor, sq_mean_I: Tensor, power: float = 0.5) -> Tensor:

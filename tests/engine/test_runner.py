@@ -15,8 +15,8 @@ import pytest
 from transformers import LlamaConfig
 
 from tests.engine.conftest import SIZES, SaveModel, spec_of
-from workers.engine.checkpoint import Checkpoint
-from workers.engine.sources import Sources
+from workers.engine.sources.resolve import Sources
+from workers.engine.store.checkpoint import Checkpoint
 
 BLOCKS = 6
 

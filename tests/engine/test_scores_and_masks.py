@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from workers.engine.contracts.facts import LayerTask, LinearStats
+from workers.engine.contracts.params import Group
 from workers.engine.methods.prune import mask
 from workers.engine.methods.prune.mask import MaskParams
 from workers.engine.methods.score import magnitude, wanda
-from workers.engine.registry import Group
-from workers.engine.stats import LayerTask, LinearStats
 
 
 def prune(

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import spec_of
 from tests.engine.hub import BOOKWORM, COMMIT, client, serving, sharded
+from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import ModelNotFound, UnsafeWeights, UnsupportedModel
-from workers.engine.sources import INDEX, ModelSource, Sources, resolve_model, slices
-from workers.engine.spec import ModelRef
-from workers.engine.stages.load import load, load_model, outside_tensors
+from workers.engine.model.loaded import load_model, outside_tensors
+from workers.engine.sources.resolve import INDEX, ModelSource, Sources, resolve_model, slices
+from workers.engine.stages.load import load
 
 
 def resolve(sources: Sources, name: str = "some") -> ModelSource:
@@ -159,8 +160,8 @@ RESOLVE = """
 import json, sys
 from pathlib import Path
 from workers.engine.errors import EngineError
-from workers.engine.sources import Sources, resolve_model, download
-from workers.engine.spec import ModelRef
+from workers.engine.sources.resolve import Sources, resolve_model, download
+from workers.engine.contracts.refs import ModelRef
 try:
     source = resolve_model(ModelRef(id=sys.argv[1], revision=sys.argv[2]), Sources(Path("."), Path(".")))
     found = {"commit": source.commit, "parameters": source.parameters, "path": str(source.path)}

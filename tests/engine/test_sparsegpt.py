@@ -7,9 +7,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from workers.engine.contracts.facts import LayerTask, LinearStats
 from workers.engine.errors import NumericalFailure
 from workers.engine.methods.prune.sparsegpt import SparseGPTParams, prune
-from workers.engine.stats import LayerTask, LinearStats
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

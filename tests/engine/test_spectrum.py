@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.spectrum import (
+from workers.engine.maths.spectrum import (
     LARGEST_ALPHA,
     LowerBound,
     alpha_mid,

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM
 
 from tests.engine.conftest import Scratch, entering, spec_of, text_of
 from workers.engine.architectures.llama import STREAMS
-from workers.engine.registry import Stat
-from workers.engine.sources import Sources
-from workers.engine.stages.activations import Activations, Hidden
-from workers.engine.stages.load import filled, load, tensors_of
-from workers.engine.stages.statistics import collect, staged
+from workers.engine.contracts.params import Stat
+from workers.engine.model.activations import Activations, Hidden
+from workers.engine.model.input_statistics import collect, staged
+from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.sources.resolve import Sources
+from workers.engine.stages.load import load
 
 EVERYTHING = Stat.INPUT_SQ_MEAN | Stat.INPUT_MOMENTS | Stat.GRAM | Stat.DENSE_INPUTS
 TOKENS = 8 * 32

@@ -18,17 +18,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from tests.engine.conftest import SIZES, SaveModel, Scratch, spec_of, text_of
 from tests.engine.test_statistics import inputs_of
 from workers.engine.architectures.llama import STREAMS
-from workers.engine.cache import Cache
+from workers.engine.contracts.facts import LayerTask, LinearStats
 from workers.engine.errors import NumericalFailure
 from workers.engine.events import Silent
 from workers.engine.methods.prune import sparsegpt
 from workers.engine.methods.prune.sparsegpt import SparseGPTParams
-from workers.engine.sources import Sources
+from workers.engine.model.loaded import LoadedModel, tensors_of
+from workers.engine.model.streamed_loss import StreamedLoss
+from workers.engine.model.trial_losses import Trials
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
-from workers.engine.stages.load import LoadedModel, load, tensors_of
-from workers.engine.stages.stream import StreamedLoss
-from workers.engine.stages.trial import Trials
-from workers.engine.stats import LayerTask, LinearStats
+from workers.engine.stages.load import load
+from workers.engine.store.cache import Cache
 
 
 @pytest.fixture(params=[False, True], ids=["own-head", "tied-head"])
@@ -50,7 +51,9 @@ def nll_of(model: Any, windows_NT: Tensor) -> Tensor:
 def test_equals_the_whole_models_loss(
     keep_path: bool, folder: Path, sources: Sources, scratch: Scratch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.engine.stages.stream.LOGIT_TOKENS", 7)  # windows of 31 predictions: not a divisor
+    monkeypatch.setattr(
+        "workers.engine.model.streamed_loss.LOGIT_TOKENS", 7
+    )  # windows of 31 predictions: not a divisor
     spec = spec_of()
     model = load(spec, sources)
     text = text_of(spec, model, sources)

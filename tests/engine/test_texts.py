@@ -20,19 +20,19 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from tests.engine.conftest import EXAMPLES, SaveModel, spec_of
 from tests.engine.test_package import report_of
-from workers.engine import data
-from workers.engine.data import Wanted, load_tokens, loss_windows, opening_ids, random_windows, wanted_of
+from workers.engine.contracts.refs import DataRef
 from workers.engine.errors import EngineError, InvalidSpec, UnsupportedModel
 from workers.engine.methods.evaluate import harness
 from workers.engine.methods.evaluate.perplexity import PerplexityParams
-from workers.engine.model_card import render as render_card
-from workers.engine.refs import DataRef
-from workers.engine.report_page import render as render_page
-from workers.engine.sources import Sources
+from workers.engine.model import windows as data
+from workers.engine.model.windows import Wanted, load_tokens, loss_windows, opening_ids, random_windows, wanted_of
+from workers.engine.reporting.model_card import render as render_card
+from workers.engine.reporting.page import render as render_page
+from workers.engine.sources.resolve import Sources
+from workers.engine.sources.texts import stream
+from workers.engine.sources.texts.documents import Document
 from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.load import load
-from workers.engine.texts import stream
-from workers.engine.texts.documents import Document
 
 DOCUMENTS = [
     "The first of them.\nTwo lines.",

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import spec_of
-from workers.engine.checkpoint import Checkpoint
+from workers.engine.checks.tries import DECODE_TOLERANCE, MOST_TRIES, BoundExceeded, Tries
 from workers.engine.errors import PromiseBroken
 from workers.engine.events import Level, Silent, Unit
+from workers.engine.model.trial_losses import Trials
 from workers.engine.pipeline import compress
+from workers.engine.removals.decode_times import LatencyTable
 from workers.engine.report import Report
-from workers.engine.sources import Sources
+from workers.engine.reporting.wording import conditions
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.allocate import Allocation
 from workers.engine.stages.evaluate import EvaluationContext
-from workers.engine.stages.latency import LatencyTable
-from workers.engine.stages.trial import Trials
-from workers.engine.stages.tries import DECODE_TOLERANCE, MOST_TRIES, BoundExceeded, Tries
-from workers.engine.wording import conditions
+from workers.engine.store.checkpoint import Checkpoint
 
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 2}
 
@@ -193,7 +193,7 @@ class TestTheNextTry:
         spec = spec_of(score={"method": "magnitude"}, prune=prune, calibrate=None)
         table = LatencyTable(0.4, {kind: ((0, 0.0), (units, 0.2)) for kind, units in (("head", 2), ("channel", 48))})
         monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: table)
-        monkeypatch.setattr("workers.engine.stages.tries.decode_time", lambda *_: SimpleNamespace(ratio=0.9))
+        monkeypatch.setattr("workers.engine.checks.tries.decode_time", lambda *_: SimpleNamespace(ratio=0.9))
         with pytest.raises(
             PromiseBroken, match=r"decode_time 0\.5 was asked for, .* has 0\.9000, 80\.0% more"
         ) as error:

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from tests.engine.conftest import SIZES, SaveModel, spec_of
-from workers.engine.checkpoint import Checkpoint
+from workers.engine.checks.trace import TOLERANCE
+from workers.engine.checks.verify import verify_tuned
 from workers.engine.errors import (
     DatasetNotFound,
     DatasetTooShort,
@@ -28,18 +29,18 @@ from workers.engine.errors import (
     SequenceTooLong,
 )
 from workers.engine.events import Silent
+from workers.engine.model.loaded import LoadedModel, load_model
 from workers.engine.pipeline import compress
-from workers.engine.plan import plan
+from workers.engine.planning.plan import plan
 from workers.engine.registry import methods
 from workers.engine.report import Report, TuneReport
-from workers.engine.sources import Sources
+from workers.engine.sources.resolve import Sources
 from workers.engine.stages import tune as tune_stage
-from workers.engine.stages.load import LoadedModel, load, load_model
-from workers.engine.stages.trace import TOLERANCE
+from workers.engine.stages.load import load
 from workers.engine.stages.tune import tune
-from workers.engine.stages.tuning_text import TuningText, tuning_text
-from workers.engine.stages.verify import verify_tuned
-from workers.engine.tuning.losses import distillation
+from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.training.losses import distillation
+from workers.engine.training.text import TuningText, tuning_text
 
 METHODS = [method.name for method in methods("tune")]
 FEW = {

@@ -19,12 +19,13 @@ from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.methods.allocate import ranking
 from workers.engine.methods.allocate.ranking import RankingParams
+from workers.engine.model.loaded import load_model
 from workers.engine.pipeline import compress
-from workers.engine.plan import plan
-from workers.engine.shards import read_header
-from workers.engine.sources import Sources
-from workers.engine.stages.assemble import assemble
-from workers.engine.stages.load import load, load_model
+from workers.engine.planning.plan import plan
+from workers.engine.removals.assemble import assemble
+from workers.engine.sources.resolve import Sources
+from workers.engine.sources.safetensors_bytes import read_header
+from workers.engine.stages.load import load
 
 STRUCTURED = {"method": "structured", "sparsity": 0.35}
 PLAIN = STRUCTURED | {"compensate": False}
@@ -80,7 +81,7 @@ class TestScores:
         def fail(*_: Any, **__: Any) -> None:
             raise AssertionError("measured again")
 
-        monkeypatch.setattr("workers.engine.stages.units.gradients", fail)
+        monkeypatch.setattr("workers.engine.removals.unit_scores.gradients", fail)
         again = walk(spec, sources, tmp_path / "again", cache=tmp_path / "cache")
         assert again.blocks() == first.blocks()
         text = {"dataset": "heldout.txt", "samples": 8, "sequence_length": 32}
@@ -111,7 +112,7 @@ class TestScores:
         def fail(*_: Any, **__: Any) -> None:
             raise AssertionError("scored again")
 
-        monkeypatch.setattr("workers.engine.stages.units.gradients", fail)
+        monkeypatch.setattr("workers.engine.removals.unit_scores.gradients", fail)
         for hidden in first.checkpoint.directory.glob("hidden-*"):
             hidden.unlink()
         assert walk(spec, sources, tmp_path).blocks() == expected

@@ -15,14 +15,14 @@ from transformers import AutoConfig
 from tests.engine.conftest import SIZES, SaveModel, spec_of
 from tests.engine.test_coupled import FAMILIES
 from workers.engine import pipeline
+from workers.engine.checks import verify
+from workers.engine.checks.trace import TOLERANCE
 from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
 from workers.engine.events import Silent
-from workers.engine.outcome import MODELING
+from workers.engine.model.activations import Activations
+from workers.engine.removals.outcome import MODELING
 from workers.engine.report import Report
-from workers.engine.sources import Sources
-from workers.engine.stages import verify
-from workers.engine.stages.activations import Activations
-from workers.engine.stages.trace import TOLERANCE
+from workers.engine.sources.resolve import Sources
 
 MASK: dict[str, Any] = {}
 UNITS = {"score": {"method": "magnitude"}, "prune": {"method": "structured", "sparsity": 0.35}}

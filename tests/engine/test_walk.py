@@ -24,13 +24,15 @@ from transformers import (
 )
 
 from tests.engine.conftest import SIZES, SaveModel, Scratch, entering, spec_of, text_of, walk
+from workers.engine.contracts.facts import LinearStats
+from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure, UnsupportedModel
-from workers.engine.registry import Stat, method_of
-from workers.engine.sources import Sources
-from workers.engine.stages.assemble import assemble
-from workers.engine.stages.load import filled, load, tensors_of
-from workers.engine.stages.statistics import collect
-from workers.engine.stats import LinearStats
+from workers.engine.model.input_statistics import collect
+from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.registry import method_of
+from workers.engine.removals.assemble import assemble
+from workers.engine.sources.resolve import Sources
+from workers.engine.stages.load import load
 
 FAMILIES = {
     "llama": LlamaConfig(**SIZES),
@@ -165,7 +167,7 @@ def test_pruners_see_what_they_need_and_whole_streams(
     def found(stage: Any, params: Any) -> Any:
         return replace(fista, function=prune) if stage == "prune" else method_of(stage, params)
 
-    monkeypatch.setattr("workers.engine.stages.weights.method_of", found)
+    monkeypatch.setattr("workers.engine.removals.weights.method_of", found)
     spec = spec_of(prune={"method": "fista", "sparsity": 0.5}, score=None, **calibrate(refresh=refresh))
     walk(spec, sources, tmp_path)
     twins = refresh == "projection"

@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine.conftest import spec_of
-from workers.engine.allocation import allocation
-from workers.engine.architectures.coupled import Family, Member
+from workers.engine.contracts.facts import AllocationFacts, Family, LinearFacts, Member, Units
 from workers.engine.errors import InvalidSpec
-from workers.engine.stats import AllocationFacts, LinearFacts, Units
-from workers.engine.widths import kept_units
+from workers.engine.planning.layer_sparsities import allocation
+from workers.engine.removals.widths import kept_units
 
 HEAD_PARTS, CHANNEL_PARTS = ("self_attn.q_proj", "self_attn.o_proj"), ("mlp.up_proj", "mlp.down_proj")
 

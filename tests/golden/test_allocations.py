@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from workers.engine.contracts.facts import AllocationFacts, LinearFacts
+from workers.engine.maths.spectrum import alpha_mid, alpha_peak, eigenvalues
 from workers.engine.methods.allocate import alpha_pruning, owl
 from workers.engine.methods.allocate.alpha_pruning import AlphaPruningParams
 from workers.engine.methods.allocate.owl import OwlParams
-from workers.engine.spectrum import alpha_mid, alpha_peak, eigenvalues
-from workers.engine.stats import AllocationFacts, LinearFacts
 
 HERE = Path(__file__).parent
 REFERENCE = json.loads((HERE / "reference.json").read_text())

@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 from tests.golden.test_parity import compressed, perplexity, windows
-from workers.engine.shards import read_header
+from workers.engine.sources.safetensors_bytes import read_header
 
 __all__ = ["windows"]  # the fixture
 

@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from workers.engine.cache import Cache
-from workers.engine.checkpoint import Checkpoint
-from workers.engine.clock import Clock
+from workers.engine.checks.tries import Tries
 from workers.engine.events import Silent
-from workers.engine.sources import Sources
+from workers.engine.removals.assemble import assemble
+from workers.engine.removals.remove import remove
+from workers.engine.removals.unit_scores import score_units
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.allocate import allocate
-from workers.engine.stages.assemble import assemble
 from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.load import load
-from workers.engine.stages.remove import remove
-from workers.engine.stages.tries import Tries
-from workers.engine.stages.units import score_units
+from workers.engine.store.cache import Cache
+from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.clock import Clock
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"

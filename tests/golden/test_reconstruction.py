@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from workers.engine.checkpoint import Checkpoint
-from workers.engine.linalg import dropped
-from workers.engine.obs import output_error
-from workers.engine.registry import Stat, method_of
-from workers.engine.sources import Sources
+from workers.engine.contracts.facts import LayerTask, LinearStats
+from workers.engine.contracts.params import Stat
+from workers.engine.maths.second_order import output_error
+from workers.engine.maths.selection import dropped
+from workers.engine.model.activations import activations_of
+from workers.engine.model.input_statistics import collect
+from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.registry import method_of
+from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
-from workers.engine.stages.activations import activations_of
 from workers.engine.stages.calibrate import calibration
-from workers.engine.stages.load import filled, load, tensors_of
-from workers.engine.stages.statistics import collect
-from workers.engine.stats import LayerTask, LinearStats
+from workers.engine.stages.load import load
+from workers.engine.store.checkpoint import Checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

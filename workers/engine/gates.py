@@ -10,9 +10,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.engine.comparison import half_width
-from workers.engine.refs import SpecModel
-from workers.engine.registry import MethodParams
+from workers.engine.contracts.params import MethodParams
+from workers.engine.contracts.refs import SpecModel
+from workers.engine.maths.standard_errors import half_width
 from workers.engine.report import GateResult, Metric, Verdict
 
 

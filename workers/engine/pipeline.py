@@ -11,44 +11,44 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.engine.cache import Cache
-from workers.engine.checkpoint import Checkpoint
-from workers.engine.clock import Clock
-from workers.engine.costs import parameters_after
+from workers.engine.checks.dense_model import blaming, check_vectors
+from workers.engine.checks.promises import check_sizes, memory_warnings
+from workers.engine.checks.tries import BoundExceeded, Tries
+from workers.engine.checks.verify import verify, verify_tuned, window
 from workers.engine.failures import translated
 from workers.engine.gates import judge, overall
-from workers.engine.plan import foresee, runtimes, warnings
-from workers.engine.price import importance_lost
-from workers.engine.provenance import fingerprint, provenance
+from workers.engine.planning.importance_lost import importance_lost
+from workers.engine.planning.plan import foresee, runtimes, warnings
+from workers.engine.planning.result_size import parameters_after
+from workers.engine.removals.assemble import assemble
+from workers.engine.removals.remove import remove
+from workers.engine.removals.unit_scores import score_units
 from workers.engine.report import Report
+from workers.engine.reporting.wording import as_read
 from workers.engine.stages.allocate import allocate
-from workers.engine.stages.assemble import assemble
 from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.stages.package import package
-from workers.engine.stages.promises import check_sizes, memory_warnings
 from workers.engine.stages.prune import layer_reports
-from workers.engine.stages.remove import remove
-from workers.engine.stages.sound import blaming, check_vectors
-from workers.engine.stages.tries import BoundExceeded, Tries
-from workers.engine.stages.tuning_text import tuning_text
-from workers.engine.stages.units import score_units
-from workers.engine.stages.verify import verify, verify_tuned, window
-from workers.engine.wording import as_read
+from workers.engine.store.cache import Cache
+from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.clock import Clock
+from workers.engine.store.provenance import fingerprint, provenance
+from workers.engine.training.text import tuning_text
 
 if TYPE_CHECKING:
+    from workers.engine.contracts.facts import Units
     from workers.engine.events import Events
-    from workers.engine.outcome import Outcome
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.removals.outcome import Outcome
     from workers.engine.report import LayerReport, Origin, ResultCheck, TuneReport
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.allocate import Allocation
     from workers.engine.stages.calibrate import Calibration
     from workers.engine.stages.evaluate import Evaluation
-    from workers.engine.stages.load import LoadedModel
-    from workers.engine.stages.tuning_text import TuningText
-    from workers.engine.stats import Units
+    from workers.engine.training.text import TuningText
 
 
 def compress(

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from workers.engine.gates import Gate, measured_names
-from workers.engine.refs import NAME_OR_HUB_ID, REVISION, DataRef, SpecModel
-from workers.engine.registry import (
+from workers.engine.contracts.params import (
     Group,
     LossMethodParams,
     MethodParams,
@@ -26,38 +24,11 @@ from workers.engine.registry import (
     Stat,
     Unit,
     UnitScoreParams,
-    discover,
-    method_of,
-    methods,
 )
-from workers.engine.tuning.params import TuneMethodParams
-
-
-class ModelRef(SpecModel):
-    """Which model to compress."""
-
-    id: str = Field(
-        pattern=NAME_OR_HUB_ID,
-        description="`owner/name` of a model on the Hugging Face hub, or, without a slash, the name of a folder "
-        "under the service's models directory. Only safetensors weights are read.",
-        examples=["bookworm-7m", "Qwen/Qwen3-0.6B"],
-    )
-    revision: str = Field(
-        "main",
-        pattern=REVISION,
-        description="Branch, tag or commit of a hub model; resolved to a commit before work starts. "
-        "Must be left alone for a local model.",
-    )
-
-    @property
-    def local(self) -> bool:
-        return "/" not in self.id
-
-    @model_validator(mode="after")
-    def _local_models_have_no_revision(self) -> ModelRef:
-        if self.local and self.revision != "main":
-            raise PydanticCustomError("no_revision", "a local model has no revisions: leave `revision` out")
-        return self
+from workers.engine.contracts.refs import DataRef, ModelRef, SpecModel
+from workers.engine.contracts.tuning_params import TuneMethodParams
+from workers.engine.gates import Gate, measured_names
+from workers.engine.registry import discover, method_of, methods
 
 
 class Calibrate(DataRef):

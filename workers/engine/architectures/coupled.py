@@ -15,8 +15,7 @@ U = units of a family, W = width of a unit along a tensor's axis.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from workers.engine.architectures.built import head_dim
 from workers.engine.architectures.llama import (
@@ -28,42 +27,12 @@ from workers.engine.architectures.llama import (
     WRITERS,
     Architecture,
 )
+from workers.engine.contracts.facts import Family, Kind, Member
 from workers.engine.errors import UnsupportedModel
-from workers.engine.shards import TensorFacts
+from workers.engine.sources.safetensors_bytes import TensorFacts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Kind = Literal["head", "channel", "hidden"]
-
-
-@dataclass(frozen=True)
-class Member:
-    """A tensor that units of a family own slices of."""
-
-    tensor: str
-    """Full name, e.g. `model.layers.0.self_attn.q_proj.weight`."""
-    axis: int
-    """Along which the units lie, one after the other."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Units of one kind in one block."""
-
-    block: int
-    kind: Kind
-    units: int
-    members: tuple[Member, ...]
-    """Those that write the units first, last the matrix that reads them (`reader`)."""
-    unit_parameters: int
-    """Of one unit, without biases: what counts towards a sparsity."""
-    unit_biases: int
-
-    @property
-    def reader(self) -> Member:
-        """The linear layer whose inputs the units are."""
-        return self.members[-1]
 
 
 def families(

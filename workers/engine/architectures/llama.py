@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.engine.stats import LinearFacts
+from workers.engine.contracts.facts import LinearFacts
 
 BLOCKS = "model.layers"
 EMBEDDING = "model.embed_tokens"

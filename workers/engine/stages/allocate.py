@@ -12,41 +12,43 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.engine.allocation import allocation
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.budget import fitting_sparsity
-from workers.engine.data import Wanted, load_tokens, loss_windows
+from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LinearStats
+from workers.engine.contracts.params import HiddenPruneParams, Stat, UnitPruneParams
 from workers.engine.errors import InvalidSpec, NumericalFailure
-from workers.engine.estimate import whole_models
-from workers.engine.linalg import finite
-from workers.engine.provenance import environment
-from workers.engine.registry import HiddenPruneParams, Stat, UnitPruneParams, method_of
+from workers.engine.maths.selection import finite
+from workers.engine.model.curvature import curvature
+from workers.engine.model.dense_statistics import dense_statistics
+from workers.engine.model.loaded import tensors_of
+from workers.engine.model.trial_losses import Trials
+from workers.engine.model.windows import Wanted, load_tokens, loss_windows
+from workers.engine.planning.fit_to_size import fitting_sparsity
+from workers.engine.planning.layer_sparsities import allocation
+from workers.engine.planning.predictions import whole_models
+from workers.engine.registry import method_of
+from workers.engine.removals.decode_times import latency_table
+from workers.engine.removals.rewrite import dropping
 from workers.engine.stages.calibrate import Calibration
-from workers.engine.stages.curvature import curvature
-from workers.engine.stages.dense import dense_statistics
-from workers.engine.stages.latency import latency_table
-from workers.engine.stages.load import memory_budget, tensors_of
-from workers.engine.stages.rewrite import dropping
-from workers.engine.stages.trial import Trials
-from workers.engine.stats import AllocationFacts, DenseBlock, LinearStats
+from workers.engine.stages.load import memory_budget
+from workers.engine.store.provenance import environment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.cache import Cache
-    from workers.engine.checkpoint import Checkpoint
-    from workers.engine.clock import Clock
-    from workers.engine.data import Tokens
+    from workers.engine.checks.tries import Tries
+    from workers.engine.contracts.facts import Units
+    from workers.engine.contracts.refs import DataRef
     from workers.engine.events import Events
-    from workers.engine.refs import DataRef
+    from workers.engine.model.dense_statistics import Statistics
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.model.windows import Tokens
     from workers.engine.registry import Method
-    from workers.engine.sources import Sources
+    from workers.engine.removals.widths import Widths
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.dense import Statistics
-    from workers.engine.stages.load import LoadedModel
-    from workers.engine.stages.tries import Tries
-    from workers.engine.stats import Units
-    from workers.engine.widths import Widths
+    from workers.engine.store.cache import Cache
+    from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.clock import Clock
 
 TRIAL_TOKENS = 8192
 """Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workers.engine.data import ids_digest, load_tokens, opening_ids, random_windows, refuse_unknown, wanted_of
+from workers.engine.contracts.params import Stat
 from workers.engine.errors import DegenerateCalibration
-from workers.engine.registry import Stat
+from workers.engine.model.windows import ids_digest, load_tokens, opening_ids, random_windows, refuse_unknown, wanted_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import TextReport
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.load import LoadedModel
 
 FEWEST_TOKENS = 16
 """Distinct tokens below which no text is a language's: padding, one repeated word. English reaches it in a sentence."""

@@ -20,18 +20,19 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.comparison import SURE, compared
-from workers.engine.data import load_tokens
+from workers.engine.contracts.facts import Measurement, Probe
 from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong
-from workers.engine.estimate import whole_models
+from workers.engine.maths.standard_errors import SURE, compared
+from workers.engine.model.loaded import LoadedModel, load_model, load_result, result_of, tensors_of
+from workers.engine.model.streamed_loss import StreamedLoss
+from workers.engine.model.turns import in_turn
+from workers.engine.model.windows import load_tokens
+from workers.engine.planning.predictions import whole_models
 from workers.engine.registry import method_of
 from workers.engine.report import Metric, Sample
+from workers.engine.reporting.wording import percent
 from workers.engine.stages.calibrate import Calibration
-from workers.engine.stages.load import LoadedModel, load_model, load_result, memory_budget, result_of, tensors_of
-from workers.engine.stages.stream import StreamedLoss
-from workers.engine.stages.turns import in_turn
-from workers.engine.stats import Measurement, Probe
-from workers.engine.wording import percent
+from workers.engine.stages.load import memory_budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from workers.engine.checkpoint import Checkpoint
-    from workers.engine.data import Tokens, Wanted
+    from workers.engine.contracts.refs import DataRef
     from workers.engine.events import Events
-    from workers.engine.paired import Comparison
-    from workers.engine.refs import DataRef
+    from workers.engine.maths.paired import Comparison
+    from workers.engine.model.windows import Tokens, Wanted
     from workers.engine.report import TextReport
-    from workers.engine.sources import Sources
+    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
+    from workers.engine.store.checkpoint import Checkpoint
 
 DENSE_MEASUREMENTS = "dense-measurements"
 """By evaluation; without times, which belong to an attempt."""

@@ -1,84 +1,21 @@
-"""Load: the model as a skeleton without weights, and its weights block by block from the files.
-
-The skeleton's parameters are on the meta device and take no memory; a block's tensors are put in when it is its turn,
-and dropped after. What the config alone decides (rotary frequencies) is real from the start. transformers never reads a
-model's folder itself: it is given a config, tensors and a tokenizer's files that have been looked at.
-"""
+"""Load: the model of a spec, found, checked and downloaded; no weights are read yet."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from workers.engine.architectures.built import obeyed
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, Architecture
-from workers.engine.architectures.recognise import recognise
-from workers.engine.artifact import modeling_pruned
-from workers.engine.companions import GENERATION, TOKENIZER_CONFIG
-from workers.engine.errors import EngineError, InvalidSpec, UnsupportedModel
-from workers.engine.estimate import batch_tokens
-from workers.engine.memory import trim
-from workers.engine.modelfiles import BadFile, find, read_json, shown
-from workers.engine.outcome import PER_LAYER, modeling_class
-from workers.engine.plan import feasible
-from workers.engine.shards import Slice, fill, read_header
-from workers.engine.sources import INDEX, WEIGHTS, ModelSource, Sources, download, resolve_model, slices
+from workers.engine.errors import InvalidSpec
+from workers.engine.model.loaded import LoadedModel, generation_settings, skeleton, tokenizer_of
+from workers.engine.planning.plan import feasible
+from workers.engine.planning.predictions import batch_tokens
+from workers.engine.sources.resolve import Sources, download, resolve_model, slices
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
     from workers.engine.spec import CompressionSpec
-
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-"""As safetensors headers name them."""
-
-TRIMMED_BYTES = 2**24
-"""Weights that are worth the time to have the allocator return them: without, memory grows by every block."""
-_NOT_OURS = ("per_layer_config", "allow_global_per_layer_attribute_access", "dtype", "torch_dtype", "architectures")
-"""Config entries decided here: widths by the files, the type by the spec."""
-_GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
-"""Settings of `generation_config.json` that decide what a model writes greedily."""
-_FILES_NAMED = (
-    "auto_map", "tokenizer_file", "vocab_file", "merges_file", "added_tokens_file", "special_tokens_map_file",
-    "tokenizer_config_file", "chat_template_file", "name_or_path", "_commit_hash",
-)  # fmt: skip
-"""Entries of `tokenizer_config.json` that name code or files elsewhere."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to be walked block by block."""
-
-    source: ModelSource
-    architecture: Architecture
-    path: Path
-    """Folder with its files."""
-    tokenizer: PreTrainedTokenizerBase
-    skeleton: PreTrainedModel
-    device: torch.device
-    """Where forward passes, scores and masks are computed."""
-    dtype: torch.dtype
-    """Of forward passes."""
-    batch_tokens: int
-    """Tokens per forward pass, so many that memory suffices."""
-    slices: Mapping[str, Slice]
-    """Tensor name -> where its bytes lie."""
 
 
 def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
@@ -91,133 +28,17 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
     source = replace(source, path=download(source))
     assert source.path is not None  # downloaded if it was not there
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
-    _generation(source.path, source.id)  # refused now rather than when it is evaluated
+    generation_settings(source.path, source.id)  # refused now rather than when it is evaluated
     return LoadedModel(
         source,
         architecture,
         source.path,
-        _tokenizer(source),
-        _skeleton(source.config, device, dtype),
+        tokenizer_of(source),
+        skeleton(source.config, device, dtype),
         device,
         dtype,
         batch_tokens(spec, source, architecture, budget=memory_budget(spec, device)),
         slices(source),
-    )
-
-
-def _skeleton(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a config, its parameters on the meta device."""
-    with _refusing(config["model_type"], "config.json"):
-        built = AutoConfig.for_model(**config) if PER_LAYER in config else stock_config(config)
-        return empty_model(built, device, dtype).eval().requires_grad_(False)
-
-
-def stock_config(config: Mapping[str, Any]) -> PretrainedConfig:
-    """transformers' own config of what a `config.json` says of the model, and of nothing else."""
-    return AutoConfig.for_model(**{name: entry for name, entry in obeyed(config).items() if name not in _NOT_OURS})
-
-
-def empty_model(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a config: its parameters on the meta device, what the config alone decides real."""
-    with device, init_empty_weights(include_buffers=False):
-        if getattr(config, "is_heterogeneous", False):
-            return _own_class(config.model_type)._from_config(config, dtype=dtype)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-
-
-def _own_class(model_type: str) -> type[PreTrainedModel]:
-    """What the modelling file of a result of different widths defines: from our package, as code from a model's folder
-    is never run here."""
-    found: type[PreTrainedModel] = getattr(modeling_pruned, modeling_class({"model_type": model_type}))
-    return found
-
-
-def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in `model_dir`, in eval mode: transformers' own class, filled with the tensors that its index names.
-
-    Raises UnsupportedModel where the files lack weights of the architecture.
-    """
-    config, pieces = read_json(model_dir, "config.json"), slices_of(model_dir)
-    model = _skeleton(config, device, dtype)
-    weights = {name: read_tensor(piece).to(device, dtype) for name, piece in pieces.items()}
-    missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
-    model.tie_weights(missing_keys=missing, recompute_mapping=False)
-    if missing:
-        raise UnsupportedModel(
-            f"{model_dir.name}: {len(missing)} weights of the architecture are not in its files, first {min(missing)}",
-            "use a complete checkpoint whose config.json describes its weights",
-            field="/model/id",
-        )
-    model.generation_config = _generation(model_dir, model_dir.name) or model.generation_config
-    return model.eval().requires_grad_(True)
-
-
-def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """A result in `model_dir`, in eval mode, as any user would load it: by `from_pretrained`, from files of ours.
-
-    Raises UnsupportedModel where the files lack weights of the architecture, which transformers would fill with
-    random numbers and a warning.
-    """
-    config = read_json(model_dir, "config.json")
-    options = {} if PER_LAYER in config else {"trust_remote_code": False}
-    kind = _own_class(config["model_type"]) if PER_LAYER in config else AutoModelForCausalLM
-    model, loading = kind.from_pretrained(
-        model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-    )
-    if missing := sorted(loading["missing_keys"]):
-        raise UnsupportedModel(
-            f"{model_dir.name}: {len(missing)} weights of the architecture are not in its files, first {missing[0]}",
-            "report this: what was written is not whole",
-            field="/model/id",
-        )
-    return model.to(device).eval()
-
-
-def _generation(folder: Path, model_id: str) -> GenerationConfig | None:
-    """What `generation_config.json` says of token ids and repetition, if there is one. Raises UnsupportedModel."""
-    with _refusing(model_id, GENERATION):
-        if find(folder, GENERATION) is None:
-            return None
-        found = read_json(folder, GENERATION)
-        # An empty list of ends is none: transformers would take the first of it.
-        return GenerationConfig(**{name: found[name] for name in _GENERATION if found.get(name, []) != []})
-
-
-@contextmanager
-def _refusing(model_id: str, file: str) -> Iterator[None]:
-    """Whatever a library raises for a file of the model, as an UnsupportedModel that names the file."""
-    try:
-        yield
-    except (EngineError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers' Rust
-            raise
-        raise UnsupportedModel(
-            f"{model_id}: {file} cannot be used: {type(error).__name__}: {shown(error)}",
-            f"correct {file}, or copy the model again as its authors saved it",
-            field="/model/id",
-        ) from error
-
-
-def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
-    """The model in `folder`, made of the dense one: of other shapes perhaps, with the same tokenizer."""
-    pieces = slices_of(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    source = replace(
-        dense.source,
-        config=config,
-        tensors={name: piece.facts for name, piece in pieces.items()},
-        files={name: piece.file.name for name, piece in pieces.items()},
-        path=folder,
-    )
-    return replace(
-        dense,
-        source=source,
-        architecture=recognise(config, source.tensors),
-        path=folder,
-        skeleton=_skeleton(config, dense.device, dense.dtype),
-        slices=pieces,
     )
 
 
@@ -231,84 +52,6 @@ def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
     return int(available.split()[1]) * 1024
 
 
-def in_float32(model: LoadedModel) -> LoadedModel:
-    """The same with a skeleton of its own, whose parts are filled in float32."""
-    return replace(model, dtype=torch.float32, skeleton=_skeleton(model.source.config, model.device, torch.float32))
-
-
-def tensors_of(model: LoadedModel, module: str) -> dict[str, Tensor]:
-    """Every stored tensor of a module by its full name, in the source's type, on the compute device."""
-    return _read(model, [name for name in model.source.tensors if name.startswith(f"{module}.")])
-
-
-def head_tensors(model: LoadedModel) -> dict[str, Tensor]:
-    """Those of the output head: its own, or the embedding's where they are tied."""
-    return tensors_of(model, HEAD) or {
-        name.replace(EMBEDDING, HEAD): tensor for name, tensor in tensors_of(model, EMBEDDING).items()
-    }
-
-
-def outside_tensors(model: LoadedModel) -> dict[str, Tensor]:
-    """Every stored tensor that belongs to no block: embeddings, final norm, output head if it is stored."""
-    return _read(model, [name for name in model.source.tensors if not name.startswith(f"{BLOCKS}.")])
-
-
-@contextmanager
-def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-    """The skeleton's module `name`, holding `tensors` (full names) in the compute type; empty again afterwards.
-
-    Raises UnsupportedModel if the module has parameters that the tensors lack.
-    """
-    module = model.skeleton.get_submodule(name)
-    values = {key.removeprefix(f"{name}."): tensor.to(model.dtype) for key, tensor in tensors.items()}
-    # Left-over tensors are no harm (old checkpoints store rotary frequencies); a parameter without values is.
-    missing = module.load_state_dict(values, strict=False, assign=True).missing_keys
-    if missing:
-        raise UnsupportedModel(
-            f"{model.architecture.model_type}: the weights lack `{name}.{missing[0]}`",
-            "check that config and weights belong together",
-            field="/model/id",
-        )
-    try:
-        yield module
-    finally:
-        # Not `module.to`: buffers, which follow from the config, stay.
-        for part in module.modules():
-            for key, parameter in part.named_parameters(recurse=False):
-                setattr(part, key, torch.nn.Parameter(parameter.to("meta"), requires_grad=False))
-        size = sum(tensor.nbytes for tensor in values.values())
-        del values
-        if size >= TRIMMED_BYTES:
-            trim()
-
-
-def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
-    """Read, not mapped: a mapped file counts as memory in use, and one larger than the address space cannot be."""
-    return {name: read_tensor(model.slices[name]).to(model.device) for name in names}
-
-
-def read_tensor(piece: Slice) -> Tensor:
-    """A stored tensor, on the CPU, in the type it is stored in."""
-    tensor = torch.empty(piece.facts.shape, dtype=DTYPES[piece.facts.dtype])
-    with piece.file.open("rb", buffering=0) as file:
-        fill(bytes_of(tensor), file, piece.begin)
-    return tensor
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU, to be read or written."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def slices_of(folder: Path) -> dict[str, Slice]:
-    """Where each tensor of a model's folder lies: in the file that the index names, if there is one."""
-    if not (folder / INDEX).exists():
-        return read_header(folder / WEIGHTS)
-    index: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    headers = {file: read_header(folder / file) for file in sorted(set(index.values()))}
-    return {name: headers[file][name] for name, file in index.items()}
-
-
 def _device(spec: CompressionSpec) -> torch.device:
     available = torch.cuda.is_available()
     if spec.compute.device == "cuda" and not available:
@@ -318,28 +61,3 @@ def _device(spec: CompressionSpec) -> torch.device:
             field="/compute/device",
         )
     return torch.device("cuda" if available and spec.compute.device != "cpu" else "cpu")
-
-
-def _tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The tokenizer, read from links to the files that have been checked, and nothing else of the folder."""
-    assert source.path is not None  # downloaded
-    with TemporaryDirectory() as made, _refusing(source.id, "the tokenizer"):
-        view = Path(made)
-        for name in source.companions:
-            found = find(source.path, name)
-            if found is None:
-                raise BadFile(f"{shown(name)} is missing")
-            (view / name).parent.mkdir(exist_ok=True)
-            (view / name).symlink_to(found)
-        if (view / TOKENIZER_CONFIG).exists():
-            settings = read_json(source.path, TOKENIZER_CONFIG)
-            (view / TOKENIZER_CONFIG).unlink()
-            kept = {name: entry for name, entry in settings.items() if name not in _FILES_NAMED}
-            (view / TOKENIZER_CONFIG).write_text(json.dumps(kept), encoding="utf-8")
-        (view / "config.json").write_text(json.dumps({"model_type": source.config["model_type"]}), encoding="utf-8")
-        tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
-        ids = tokenizer("A few words.")["input_ids"]
-        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
-            raise BadFile("it does not make token ids of text")
-    tokenizer.name_or_path = str(source.path)
-    return tokenizer

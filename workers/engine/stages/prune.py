@@ -17,29 +17,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.registry import Stat
+from workers.engine.checks.promises import check_zeros
+from workers.engine.contracts.facts import LinearStats
+from workers.engine.contracts.params import Stat
+from workers.engine.model.activations import activations_of
+from workers.engine.model.input_statistics import collect, staged
+from workers.engine.model.loaded import LoadedModel, filled, outside_tensors, read_tensor, slices_of, tensors_of
+from workers.engine.removals.stored import as_stored
 from workers.engine.report import LayerReport
-from workers.engine.stages.activations import activations_of
-from workers.engine.stages.load import LoadedModel, filled, outside_tensors, read_tensor, slices_of, tensors_of
-from workers.engine.stages.promises import check_zeros
-from workers.engine.stages.statistics import collect, staged
-from workers.engine.stages.stored import as_stored
-from workers.engine.stats import LinearStats
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
 
-    from workers.engine.checkpoint import Checkpoint
-    from workers.engine.clock import Clock
+    from workers.engine.contracts.facts import LinearFacts
     from workers.engine.events import Events
-    from workers.engine.outcome import Outcome
+    from workers.engine.model.activations import Activations, Hidden
+    from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.activations import Activations, Hidden
     from workers.engine.stages.allocate import Allocation
     from workers.engine.stages.calibrate import Calibration
-    from workers.engine.stats import LinearFacts
+    from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.clock import Clock
 
 
 def prune(

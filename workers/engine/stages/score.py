@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from workers.engine.errors import NumericalFailure
-from workers.engine.linalg import finite
+from workers.engine.maths.selection import finite
 from workers.engine.registry import method_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engine.contracts.facts import LinearFacts, LinearStats
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stats import LinearFacts, LinearStats
 
 
 def score(spec: CompressionSpec, layer: LinearFacts, weight_OI: Tensor, stats: LinearStats) -> Tensor:

@@ -17,18 +17,18 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
 
-from workers.engine.clock import peak_resident_bytes
+from workers.engine.checks.tuned import TunedTraces, tuned_traces
 from workers.engine.errors import NumericalFailure
-from workers.engine.estimate import tuned_at_once
-from workers.engine.linalg import finite
-from workers.engine.memory import give_back
+from workers.engine.maths.selection import finite
+from workers.engine.model.loaded import bytes_of, load_model, read_tensor, slices_of
+from workers.engine.model.memory import give_back
+from workers.engine.planning.predictions import tuned_at_once
 from workers.engine.registry import method_of
 from workers.engine.report import TunePoint, TuneReport
 from workers.engine.stages.evaluate import nll
-from workers.engine.stages.load import bytes_of, load_model, read_tensor, slices_of
-from workers.engine.stages.tuned import TunedTraces, tuned_traces
-from workers.engine.stages.tuning_state import TuningState, captured, restored
-from workers.engine.tuning.losses import distillation, surprise
+from workers.engine.store.clock import peak_resident_bytes
+from workers.engine.training.losses import distillation, surprise
+from workers.engine.training.state import TuningState, captured, restored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from workers.engine.checkpoint import Checkpoint
     from workers.engine.events import Events
+    from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.load import LoadedModel
-    from workers.engine.stages.tuning_text import TuningText
-    from workers.engine.tuning.trainable import Trainable
+    from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.training.text import TuningText
+    from workers.engine.training.trainable import Trainable
 
 CHECKPOINT_S = 60.0
 """Least time between resume points."""

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, allocator
-from workers.engine.spreading import MOST, by_block, in_unit_range, parameters, scaled
+from workers.engine.contracts.params import MethodParams
+from workers.engine.maths.spreading import MOST, by_block, in_unit_range, parameters, scaled
+from workers.engine.registry import allocator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from workers.engine.stats import AllocationFacts, DenseBlock
+    from workers.engine.contracts.facts import AllocationFacts, DenseBlock
 
 _WINDOW_SIDE = 2000
 _MOST_SPREAD = 0.3
@@ -73,7 +74,7 @@ class AlphaPruningParams(MethodParams):
 
 def measure(block: DenseBlock, params: AlphaPruningParams) -> Mapping[str, float]:
     """Alpha of each layer, in (1, 100]; small where the tail is heavy, a sign of a well-trained layer."""
-    from workers.engine import spectrum
+    from workers.engine.maths import spectrum
 
     def alpha(weight_OI: Tensor) -> float:
         if params.esd == "farms":

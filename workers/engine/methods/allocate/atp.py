@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, Stat, allocator
-from workers.engine.spreading import MOST, by_block, shifted_blocks
+from workers.engine.contracts.params import MethodParams, Stat
+from workers.engine.maths.spreading import MOST, by_block, shifted_blocks
+from workers.engine.registry import allocator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from workers.engine.stats import AllocationFacts
+    from workers.engine.contracts.facts import AllocationFacts
 
 _FIRST_INTERVALS = 5
 _REFINEMENTS = 3

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, Stat, allocator
-from workers.engine.spreading import by_block, in_unit_range, parameters, shifted_blocks
+from workers.engine.contracts.params import MethodParams, Stat
+from workers.engine.maths.spreading import by_block, in_unit_range, parameters, shifted_blocks
+from workers.engine.registry import allocator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.stats import AllocationFacts, DenseBlock
+    from workers.engine.contracts.facts import AllocationFacts, DenseBlock
 
 
 class DlpParams(MethodParams):

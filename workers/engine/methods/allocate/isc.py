@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, Stat, allocator
-from workers.engine.spreading import shifted
+from workers.engine.contracts.params import MethodParams, Stat
+from workers.engine.maths.spreading import shifted
+from workers.engine.registry import allocator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.stats import AllocationFacts, DenseBlock
+    from workers.engine.contracts.facts import AllocationFacts, DenseBlock
 
 
 class IscParams(MethodParams):

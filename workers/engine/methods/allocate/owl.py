@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, Stat, allocator
-from workers.engine.spreading import by_block, in_unit_range, parameters, shifted_blocks
+from workers.engine.contracts.params import MethodParams, Stat
+from workers.engine.maths.spreading import by_block, in_unit_range, parameters, shifted_blocks
+from workers.engine.registry import allocator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from workers.engine.stats import AllocationFacts, DenseBlock, LinearFacts
+    from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LinearFacts
 
 
 class OwlParams(MethodParams):

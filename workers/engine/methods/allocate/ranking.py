@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.errors import InvalidSpec
-from workers.engine.registry import MethodParams, Stat, allocator
-from workers.engine.widths import most_units
+from workers.engine.registry import allocator
+from workers.engine.removals.widths import most_units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.architectures.coupled import Kind
-    from workers.engine.stats import AllocationFacts
+    from workers.engine.contracts.facts import AllocationFacts, Kind
 
 
 class RankingParams(MethodParams):

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, Stat, allocator
-from workers.engine.spreading import MOST, parameters, shifted
+from workers.engine.contracts.params import MethodParams, Stat
+from workers.engine.maths.spreading import MOST, parameters, shifted
+from workers.engine.registry import allocator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from workers.engine.stats import AllocationFacts, LinearFacts
+    from workers.engine.contracts.facts import AllocationFacts, LinearFacts
 
 WAYS = (1.0, 0.5, 0.25)
 """How far towards a linear program's solution is tried: the curves hold for one block at a time."""

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, allocator
+from workers.engine.contracts.params import MethodParams
+from workers.engine.registry import allocator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.stats import AllocationFacts
+    from workers.engine.contracts.facts import AllocationFacts
 
 
 class UniformParams(MethodParams):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, evaluator
-from workers.engine.stats import Measurement
+from workers.engine.contracts.facts import Measurement
+from workers.engine.contracts.params import MethodParams
+from workers.engine.registry import evaluator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,7 @@ def evaluate(context: EvaluationContext, params: ContinuationsParams) -> list[Me
 
     Raises SequenceTooLong if a prompt and the new tokens exceed the context.
     """
-    from workers.engine.comparison import spread
+    from workers.engine.maths.standard_errors import spread
 
     samples, repeated = [], []
     for prompt in params.prompts:
@@ -78,7 +79,7 @@ def greedy(context: EvaluationContext, prompt: str, new_tokens: int) -> list[int
     import torch
     from transformers import GenerationConfig
 
-    from workers.engine.data import opening_ids
+    from workers.engine.model.windows import opening_ids
 
     own = context.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids_BT = torch.tensor([[*opening_ids(context.tokenizer, "auto", context.pointer), *own]], device=context.device)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, paired_evaluator
-from workers.engine.stats import Probe
+from workers.engine.contracts.facts import Probe
+from workers.engine.contracts.params import MethodParams
+from workers.engine.registry import paired_evaluator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +112,6 @@ class Writing:
         return self._prompt_BT.shape[0] * tokens / (self._time_s() - started_s)
 
     def _time_s(self) -> float:
-        from workers.engine.clock import device_time_s
+        from workers.engine.store.clock import device_time_s
 
         return device_time_s(self._context.device)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, evaluator
-from workers.engine.stats import Measurement
+from workers.engine.contracts.facts import Measurement
+from workers.engine.contracts.params import MethodParams
+from workers.engine.registry import evaluator
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +55,7 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from workers.engine.harness_tasks import load_tasks
+    from workers.engine.sources.harness_tasks import load_tasks
 
     tokenizer, opens = prompting(context.tokenizer, params.bos, context.pointer)
     model = HFLM(pretrained=context.model, tokenizer=tokenizer, batch_size=params.batch_size, add_bos_token=opens)
@@ -82,7 +83,7 @@ def prompting(
     tokenizer: PreTrainedTokenizerBase, bos: Literal["auto", "always", "never"], pointer: str
 ) -> tuple[PreTrainedTokenizerBase, bool]:
     """The tokenizer, and whether the harness is to let it put its special tokens before prompts."""
-    from workers.engine.data import opening_ids
+    from workers.engine.model.windows import opening_ids
 
     opens = bool(opening_ids(tokenizer, bos, pointer))
     if opens and not opening_ids(tokenizer, "auto", pointer):
@@ -94,7 +95,7 @@ def prompting(
 @contextmanager
 def known_tokens_only(embedding: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """Have the embedding raise UnsupportedModel for ids beyond its rows: what a task asks is the harness's to say."""
-    from workers.engine.data import refuse_unknown
+    from workers.engine.model.windows import refuse_unknown
 
     rows: int = embedding.weight.shape[0]  # type: ignore[index, assignment]
     if max(tokenizer.get_vocab().values(), default=0) < rows:
@@ -113,7 +114,7 @@ def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> l
     """One measurement per metric; the harness keys them `<metric>,<filter>` and `<metric>_stderr,<filter>`."""
     import lm_eval
 
-    from workers.engine.comparison import spread
+    from workers.engine.maths.standard_errors import spread
 
     measurements = []
     for key, value in scores.items():

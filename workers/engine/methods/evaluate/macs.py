@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.costs import macs
-from workers.engine.registry import MethodParams, evaluator
-from workers.engine.stats import Measurement
+from workers.engine.contracts.facts import Measurement
+from workers.engine.contracts.params import MethodParams
+from workers.engine.planning.result_size import macs
+from workers.engine.registry import evaluator
 
 if TYPE_CHECKING:
     from workers.engine.stages.evaluate import EvaluationContext

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import LossMethodParams, evaluator
-from workers.engine.stats import Measurement
+from workers.engine.contracts.facts import Measurement
+from workers.engine.contracts.params import LossMethodParams
+from workers.engine.registry import evaluator
 
 if TYPE_CHECKING:
     from workers.engine.stages.evaluate import EvaluationContext
@@ -53,8 +54,8 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
     text alone: windows of one book are alike.
     Raises SequenceTooLong, DatasetTooShort and what reading the data raises.
     """
-    from workers.engine.comparison import spread
-    from workers.engine.data import ids_digest, loss_windows
+    from workers.engine.maths.standard_errors import spread
+    from workers.engine.model.windows import ids_digest, loss_windows
 
     length = params.sequence_length
     context.check_fits(length, "sequence_length")

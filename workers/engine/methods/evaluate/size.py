@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, evaluator
-from workers.engine.stats import Measurement
+from workers.engine.contracts.facts import Measurement
+from workers.engine.contracts.params import MethodParams
+from workers.engine.registry import evaluator
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.engine.registry import LayerPruneParams, layer_pruner
+from workers.engine.contracts.params import LayerPruneParams
+from workers.engine.registry import layer_pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import Group, Stat, pruner
-from workers.engine.sparsity import SparsityParams
+from workers.engine.contracts.params import Group, Stat
+from workers.engine.contracts.sparsity import SparsityParams
+from workers.engine.registry import pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from workers.engine.stats import LayerTask, LinearStats
+    from workers.engine.contracts.facts import LayerTask, LinearStats
 
 _ROUNDS = 40
 """No more penalties than that are tried; ten to fifteen are usual."""
@@ -69,7 +70,7 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
     Starts from the dense weights under the score's mask, Wanda's without a score, and is never worse on the calibration
     text than that. Raises NumericalFailure if the statistics are not finite.
     """
-    from workers.engine.linalg import dropped
+    from workers.engine.maths.selection import dropped
 
     pruned = []
     for layer, problem in zip(layers, _problems(layers, stats, params.dampening), strict=True):
@@ -125,7 +126,7 @@ class _Problem:
 
     def refitted(self, scaled_OI: Tensor, keep_OI: Tensor) -> Tensor:
         """Closer to the least error on a support, pulled to the dense weights by the dampening."""
-        from workers.engine.obs import refit
+        from workers.engine.maths.second_order import refit
 
         pull_I = self.damped_II.diagonal() - self.gram_II.diagonal()
         target_OI = self.target_OI.float() + self.dense_OI * pull_I
@@ -135,7 +136,7 @@ class _Problem:
 def _problems(layers: Sequence[LayerTask], stats: LinearStats, dampening: float) -> list[_Problem]:
     import torch
 
-    from workers.engine.obs import damped_gram, refuse_infinite
+    from workers.engine.maths.second_order import damped_gram, refuse_infinite
 
     assert stats.gram_II is not None  # declared in `needs`
     # Where the inputs are those of a dense block there is one Gram matrix.

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import Group, pruner
-from workers.engine.sparsity import SparsityParams
+from workers.engine.contracts.params import Group
+from workers.engine.contracts.sparsity import SparsityParams
+from workers.engine.registry import pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from workers.engine.stats import LayerTask, LinearStats
+    from workers.engine.contracts.facts import LayerTask, LinearStats
 
 
 class MaskParams(SparsityParams):
@@ -35,7 +36,7 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
     `matrix` scores drop round(O * I * sparsity) entries of the whole matrix, `row` scores floor(I * sparsity) of each
     row (Wanda's choice); N:M drops M - N of every M. On ties the lower index goes first.
     """
-    from workers.engine.linalg import dropped
+    from workers.engine.maths.selection import dropped
 
     pruned = []
     for layer in layers:

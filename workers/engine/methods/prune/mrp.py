@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.engine.registry import Group, Stat, pruner
-from workers.engine.sparsity import SparsityParams
+from workers.engine.contracts.params import Group, Stat
+from workers.engine.contracts.sparsity import SparsityParams
+from workers.engine.registry import pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from workers.engine.obs import Hessian
-    from workers.engine.stats import LayerTask, LinearStats
+    from workers.engine.contracts.facts import LayerTask, LinearStats
+    from workers.engine.maths.second_order import Hessian
 
 _BLOCK_SIZE = 128
 """Inputs that `sequential` compares with one another, SparseGPT's default."""
@@ -85,7 +86,7 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
     """
     import torch
 
-    from workers.engine.obs import hessian_of, output_error, refit, solve_columns
+    from workers.engine.maths.second_order import hessian_of, output_error, refit, solve_columns
 
     assert stats.gram_II is not None  # declared in `needs`
     hessian = hessian_of(stats.gram_II, params.dampening, layers)
@@ -107,8 +108,8 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
 
 def _gone(layers: Sequence[LayerTask], hessian: Hessian, group: Group, params: MRPParams) -> list[Tensor]:
     """Boolean [O, I] of each layer: what goes, by score or else by G."""
-    from workers.engine.linalg import dropped
-    from workers.engine.obs import inverse_of_unit
+    from workers.engine.maths.second_order import inverse_of_unit
+    from workers.engine.maths.selection import dropped
 
     if layers[0].score_OI is None:
         # G = F^T F: sums of squares stay positive in float32, whatever the condition of H.

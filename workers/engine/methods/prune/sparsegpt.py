@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.engine.registry import Group, Stat, pruner
-from workers.engine.sparsity import SparsityParams
+from workers.engine.contracts.params import Group, Stat
+from workers.engine.contracts.sparsity import SparsityParams
+from workers.engine.registry import pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from workers.engine.stats import LayerTask, LinearStats
+    from workers.engine.contracts.facts import LayerTask, LinearStats
 
 
 class SparseGPTParams(SparsityParams):
@@ -68,7 +69,7 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
     Every block of inputs of a layer loses the same fraction, wherever in its rows. Raises NumericalFailure if the
     statistics are not finite or cannot be factorized.
     """
-    from workers.engine.obs import hessian_of, solve_columns
+    from workers.engine.maths.second_order import hessian_of, solve_columns
 
     assert stats.gram_II is not None  # declared in `needs`
     hessian = hessian_of(stats.gram_II, params.dampening, layers)

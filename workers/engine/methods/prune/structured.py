@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.engine.registry import AtMost, Stat, UnitPruneParams, unit_pruner
+from workers.engine.contracts.params import AtMost, Stat, UnitPruneParams
+from workers.engine.registry import unit_pruner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.stats import LayerTask, LinearStats
+    from workers.engine.contracts.facts import LayerTask, LinearStats
 
 
 class StructuredParams(UnitPruneParams):
@@ -83,7 +84,7 @@ def prune(reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: Structu
     """
     import torch
 
-    from workers.engine.obs import hessian_of
+    from workers.engine.maths.second_order import hessian_of
 
     weight_OI = reader.weight_OI.float()
     if not params.compensate or bool(kept_I.all()):

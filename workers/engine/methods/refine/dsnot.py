@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, Stat, refiner
+from workers.engine.contracts.params import MethodParams, Stat
+from workers.engine.registry import refiner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from workers.engine.stats import LayerTask, LinearStats
+    from workers.engine.contracts.facts import LayerTask, LinearStats
 
 _LEAST_VARIANCE = 1e-12
 """Of an input that hardly varies; the square of the inverse still fits float32."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.layer_scores import ProtectedEndsParams
+from workers.engine.contracts.protected_ends import ProtectedEndsParams
 from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from workers.engine.stats import DenseUnits
+    from workers.engine.contracts.facts import DenseUnits
 
 
 class LayerMagnitudeParams(ProtectedEndsParams):

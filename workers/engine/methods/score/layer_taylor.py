@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.layer_scores import ProtectedEndsParams
-from workers.engine.registry import Stat, unit_scorer
+from workers.engine.contracts.params import Stat
+from workers.engine.contracts.protected_ends import ProtectedEndsParams
+from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from workers.engine.stats import DenseUnits
+    from workers.engine.contracts.facts import DenseUnits
 
 
 class LayerTaylorParams(ProtectedEndsParams):

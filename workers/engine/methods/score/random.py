@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import UnitScoreParams, unit_scorer
+from workers.engine.contracts.params import UnitScoreParams
+from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from workers.engine.stats import DenseUnits
+    from workers.engine.contracts.facts import DenseUnits
 
 
 class RandomParams(UnitScoreParams):

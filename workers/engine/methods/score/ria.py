@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import MethodParams, Stat, scorer
+from workers.engine.contracts.params import MethodParams, Stat
+from workers.engine.registry import scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.stats import LinearStats
+    from workers.engine.contracts.facts import LinearStats
 
 
 class RiaParams(MethodParams):

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import Stat, UnitScoreParams, unit_scorer
+from workers.engine.contracts.params import Stat, UnitScoreParams
+from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from workers.engine.stats import DenseUnits
+    from workers.engine.contracts.facts import DenseUnits
 
 LEAST = 1e-12
 """Below this a mean importance counts as this: a kind without any importance."""
@@ -68,7 +69,7 @@ def measure(block: DenseUnits, params: SaapParams) -> Mapping[str, Tensor]:
     """`kind/form` -> importance by all windows [U], `kind/form/parts` -> by each part of them [P, U]."""
     import torch
 
-    from workers.engine.salience import salience, unit_salience
+    from workers.engine.maths.taylor import salience, unit_salience
 
     def saliences(part: int, name: str) -> Tensor:
         gradient = block.gradients[part][name] if block.gradients else None

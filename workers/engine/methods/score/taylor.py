@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.registry import Stat, UnitScoreParams, unit_scorer
+from workers.engine.contracts.params import Stat, UnitScoreParams
+from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from workers.engine.stats import DenseUnits
+    from workers.engine.contracts.facts import DenseUnits
 
 
 class TaylorParams(UnitScoreParams):
@@ -47,7 +48,7 @@ class TaylorParams(UnitScoreParams):
 
 def measure(block: DenseUnits, params: TaylorParams) -> Mapping[str, Tensor]:
     """Unit kind -> importance [U]."""
-    from workers.engine.salience import salience, unit_salience
+    from workers.engine.maths.taylor import salience, unit_salience
 
     found: dict[str, Tensor] = {}
     for family in block.families:

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParams
 from workers.engine.registry import tuner
-from workers.engine.tuning.params import LearningRate, TuneMethodParams
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
     from workers.engine.architectures.llama import Architecture
-    from workers.engine.sources import ModelSource
-    from workers.engine.tuning.trainable import Trainable
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.training.trainable import Trainable
 
 
 class FullParams(TuneMethodParams):
@@ -30,6 +30,6 @@ class FullParams(TuneMethodParams):
 @tuner(FullParams, paper="arXiv:1711.05101")
 def prepare(model: Module, params: FullParams) -> Trainable:
     """All parameters, embeddings and norms included; a tied head trains with its embedding. Zeros stay."""
-    from workers.engine.tuning.trainable import unfrozen
+    from workers.engine.training.trainable import unfrozen
 
     return unfrozen(model, lambda _: True)

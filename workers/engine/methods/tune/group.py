@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParams
 from workers.engine.errors import InvalidSpec
 from workers.engine.registry import tuner
-from workers.engine.tuning.params import LearningRate, TuneMethodParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from workers.engine.architectures.llama import Architecture
-    from workers.engine.sources import ModelSource
-    from workers.engine.stats import LinearFacts
-    from workers.engine.tuning.trainable import Trainable
+    from workers.engine.contracts.facts import LinearFacts
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.training.trainable import Trainable
 
 
 class GroupParams(TuneMethodParams):
@@ -90,8 +90,8 @@ class GroupParams(TuneMethodParams):
 @tuner(GroupParams, paper="arXiv:2309.14717")
 def prepare(model: Module, params: GroupParams) -> Trainable:
     """The offsets' two factors, of every linear layer of the blocks. Zeros belong to no group and stay."""
-    from workers.engine.tuning.groups import replaced
-    from workers.engine.tuning.trainable import Trainable, facts_of, linears
+    from workers.engine.training.groups import replaced
+    from workers.engine.training.trainable import Trainable, facts_of, linears
 
     found = linears(model)
     params.check(facts_of(found))  # a structured result's widths are known only now

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FINAL_NORM, HEAD
+from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParams
 from workers.engine.errors import InvalidSpec
 from workers.engine.registry import tuner
-from workers.engine.tuning.params import LearningRate, TuneMethodParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from workers.engine.architectures.llama import Architecture
-    from workers.engine.sources import ModelSource
-    from workers.engine.stats import LinearFacts
-    from workers.engine.tuning.trainable import Trainable
+    from workers.engine.contracts.facts import LinearFacts
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.training.trainable import Trainable
 
 
 class LastLayersParams(TuneMethodParams):
@@ -64,7 +64,7 @@ def prepare(model: Module, params: LastLayersParams) -> Trainable:
 
     The norm as in the paper's code; its text does not mention it.
     """
-    from workers.engine.tuning.trainable import facts_of, linears, unfrozen
+    from workers.engine.training.trainable import facts_of, linears, unfrozen
 
     layers = facts_of(linears(model))
     params.check(layers)  # a depth-pruned result has fewer blocks

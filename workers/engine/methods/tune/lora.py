@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParams
 from workers.engine.registry import tuner
-from workers.engine.tuning.params import LearningRate, TuneMethodParams
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
     from workers.engine.architectures.llama import Architecture
-    from workers.engine.sources import ModelSource
-    from workers.engine.tuning.trainable import Trainable
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.training.trainable import Trainable
 
 
 class LoraParams(TuneMethodParams):
@@ -41,8 +41,8 @@ class LoraParams(TuneMethodParams):
 @tuner(LoraParams, paper="arXiv:2106.09685")
 def prepare(model: Module, params: LoraParams) -> Trainable:
     """The adapters' two factors. The update of a masked layer is masked."""
-    from workers.engine.tuning.masked_lora import ADAPTER, injected
-    from workers.engine.tuning.trainable import Trainable, linears
+    from workers.engine.training.masked_lora import ADAPTER, injected
+    from workers.engine.training.trainable import Trainable, linears
 
     layers = injected(model, list(linears(model)), rank=params.rank, alpha=params.alpha, dropout=params.dropout)
     parameters = {

@@ -1,0 +1,1 @@
+"""Checks: whether a result is what was walked, tuned and promised."""

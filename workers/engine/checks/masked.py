@@ -1,0 +1,168 @@
+"""Masked: the dense model as the result has to compute, of the dense class and in its shapes, without what is removed.
+
+Made from the dense model's own files and the decision of what goes. What a pruner wrote comes from the finished blocks;
+nothing here knows how tensors are cut or assembled, or what the result's config says. I = inputs, D = hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, WRITERS
+from workers.engine.checks.trace import REMEDY
+from workers.engine.errors import ResultMismatch
+from workers.engine.model.loaded import in_float32, read_tensor
+from workers.engine.removals.rewrite import kept_dimensions
+from workers.engine.removals.widths import best_units
+from workers.engine.sources.safetensors_bytes import read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workers.engine.contracts.facts import Units
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.removals.outcome import Outcome
+    from workers.engine.sources.safetensors_bytes import Slice
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.store.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class MaskedModel:
+    """The tensors of the masked dense model, and the hooks that leave out of its forward pass what is removed."""
+
+    model: LoadedModel
+    """The dense model, to be filled in float32."""
+    stored: Mapping[str, Slice]
+    """Tensors of the finished blocks, and of what is outside of them, by their names in the result."""
+    blocks: Mapping[int, int]
+    """Dense block that stays -> its number in the result."""
+    written: Mapping[str, list[int] | None]
+    """Weight that a pruner wrote -> the inputs that stay of it; None where all do."""
+    dimensions: list[int] | None
+    """Hidden dimensions that stay; None where all do."""
+    unrounded: bool = False
+    """Values that storing only rounded are those before rounding."""
+
+    def tensors(self, module: str) -> dict[str, Tensor]:
+        """Every tensor of a module of the dense model, float32, on the device. Raises ResultMismatch."""
+        found = {
+            name: self._tensor(name).to(self.model.device)
+            for name in self.model.source.tensors
+            if name.startswith(f"{module}.")
+        }
+        if module == HEAD and not found:  # tied
+            return {name.replace(EMBEDDING, HEAD, 1): tensor for name, tensor in self.tensors(EMBEDDING).items()}
+        return found
+
+    @contextmanager
+    def without_blocks(self) -> Iterator[None]:
+        """The skeleton passes by the blocks that go."""
+        with ExitStack() as undo:
+            for number, block in enumerate(self.model.skeleton.get_submodule(BLOCKS).children()):
+                if number not in self.blocks:
+                    block.forward = lambda hidden_BTD, *_, **__: hidden_BTD
+                    undo.callback(delattr, block, "forward")
+            yield
+
+    @contextmanager
+    def without_dimensions(self) -> Iterator[None]:
+        """Nothing in the skeleton writes into the hidden dimensions that go."""
+        with ExitStack() as undo:
+            if self.dimensions is not None:
+                kept_D = torch.zeros(self.model.architecture.hidden_size, device=self.model.device)
+                kept_D[self.dimensions] = 1
+
+                def hook(_: nn.Module, __: Any, output_BTD: Tensor) -> Tensor:
+                    return output_BTD * kept_D
+
+                into_hidden = [f"{BLOCKS}.{block}.{name}" for block in self.blocks for name in WRITERS]
+                for name in (EMBEDDING, *into_hidden):
+                    undo.callback(self.model.skeleton.get_submodule(name).register_forward_hook(hook).remove)
+            yield
+
+    @property
+    def rounds(self) -> bool:
+        """Whether storing may have rounded values that were only copied."""
+        dense = {name: facts for name, facts in self.model.source.tensors.items() if self._is_kept(name)}
+        return bool(self.dimensions) or any(
+            self._piece(name).facts.dtype != facts.dtype for name, facts in dense.items()
+        )
+
+    def _tensor(self, name: str) -> Tensor:
+        source = read_tensor(self.model.slices[name])
+        stored = read_tensor(self._piece(name))
+        rounded = source.to(stored.dtype).float()
+        if name in self.written:
+            kept_I = self.written[name]
+            whole = stored.float()
+            if kept_I is not None:
+                whole = torch.zeros_like(rounded).index_copy_(1, torch.tensor(kept_I), whole)
+            return whole.where(whole != rounded, source.float()) if self.unrounded else whole
+        if self.unrounded:
+            return source.float()
+        return self._with_stored_gains(name, stored, source.float()) if self.dimensions else rounded
+
+    def _with_stored_gains(self, name: str, stored: Tensor, source: Tensor) -> Tensor:
+        """Norms of fewer dimensions have gains raised by sqrt(D / K), and rounded after: here, those with that undone.
+
+        Only where they are the source's up to rounding.
+        """
+        rounded = source.to(stored.dtype).float()
+        module = self.model.skeleton.get_submodule(name.rpartition(".")[0])
+        assert self.dimensions is not None
+        if "norm" not in type(module).__name__.lower() or stored.shape != (len(self.dimensions),):
+            return rounded
+        kept = torch.tensor(self.dimensions)
+        gains = stored.float() / math.sqrt(len(source) / len(kept))
+        tolerance = 2 * torch.finfo(stored.dtype).eps
+        if not torch.allclose(gains, source[kept], rtol=tolerance, atol=0):
+            return rounded
+        return rounded.index_copy(0, kept, gains)
+
+    def _is_kept(self, name: str) -> bool:
+        return not name.startswith(f"{BLOCKS}.") or _block_of(name) in self.blocks
+
+    def _piece(self, name: str) -> Slice:
+        """Where the result has a tensor of the dense model."""
+        renamed = name
+        if name.startswith(f"{BLOCKS}."):
+            block = _block_of(name)
+            renamed = name.replace(f"{BLOCKS}.{block}.", f"{BLOCKS}.{self.blocks[block]}.", 1)
+        if renamed not in self.stored:
+            raise ResultMismatch(f"the result has no tensor {renamed}", REMEDY)
+        return self.stored[renamed]
+
+
+def _block_of(name: str) -> int:
+    return int(name.removeprefix(f"{BLOCKS}.").partition(".")[0])
+
+
+def masked_model(
+    spec: CompressionSpec, model: LoadedModel, outcome: Outcome, units: Units | None, checkpoint: Checkpoint
+) -> MaskedModel:
+    """That of a result made of the finished blocks in `checkpoint`."""
+    written: dict[str, list[int] | None] = {}
+    if spec.removes == "weight":
+        written = {f"{layer.name}.weight": None for layer in model.architecture.layers}
+    elif spec.removes == "unit":
+        assert units is not None
+        assert outcome.widths is not None
+        for family in units.families:
+            width = model.source.tensors[family.reader.tensor].shape[1] // family.units
+            kept = best_units(units.of(family), outcome.widths[family.block, family.kind])
+            written[family.reader.tensor] = [unit * width + offset for unit in kept for offset in range(width)]
+    dimensions = None
+    if spec.removes == "hidden":
+        assert units is not None
+        dimensions = kept_dimensions(spec, units)
+    blocks = {block: number for number, block in enumerate(outcome.blocks)}
+    files = [checkpoint.outside(), *(checkpoint.block(number) for number in blocks.values())]
+    stored = {name: piece for file in files for name, piece in read_header(file).items()}
+    return MaskedModel(in_float32(model), stored, blocks, written, dimensions)

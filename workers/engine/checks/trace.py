@@ -1,0 +1,145 @@
+"""Trace: one window through a model of transformers' own classes, and what its parts put out, in float32.
+
+The model is whole, or a skeleton whose parts hold their weights only while they compute.
+T = tokens of the window, P = positions looked at, D = hidden size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, WRITERS
+from workers.engine.errors import NumericalFailure, ResultMismatch
+from workers.engine.model.loaded import filled
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from workers.engine.model.loaded import LoadedModel
+
+Trace = dict[str, "Tensor"]
+"""Module -> its outputs [P, D] on the CPU, in the order of the forward pass; last `LOGITS`, [P, V]."""
+LOGITS = "logits"
+POSITIONS = 16
+"""Spread evenly over the window: each sees all before it."""
+TOLERANCE = 1e-4
+"""Relative. Float32 sums in another order differ by some 1e-6; what a family does not allow, by 1e-3 and more."""
+REMEDY = (
+    "nothing was shipped. A family that computes with block numbers, head counts or widths does not bear their "
+    "removal: prune single weights, with `mask` or `sparsegpt`; where you did, report it with the job's log"
+)
+
+
+def trace(model: PreTrainedModel, ids_T: Tensor) -> Trace:
+    """What the embedding, each block and what writes into its hidden vector, and the head put out."""
+    found: Trace = {}
+
+    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            found[name] = shown((output[0] if isinstance(output, tuple) else output)[0])
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in _recorded(model):
+            hooks.callback(model.get_submodule(name).register_forward_hook(record(name)).remove)
+        head = model.get_submodule(HEAD)  # of a few positions: logits of all can be larger than the model
+        hooks.callback(head.register_forward_pre_hook(lambda _, args: (args[0][:, _positions(args[0][0])],)).remove)
+        with torch.no_grad():
+            logits_1PV = model(input_ids=ids_T[None], use_cache=False).logits
+    return found | {LOGITS: logits_1PV[0].to("cpu", torch.float32)}
+
+
+def shown(output_TD: Tensor) -> Tensor:
+    """The positions looked at, [P, D]."""
+    return output_TD[_positions(output_TD)].to("cpu", torch.float32, copy=True)
+
+
+def compare(found: Trace, expected: Trace, against: str) -> float:
+    """The largest relative difference at a position, of embedding, blocks and logits.
+
+    Raises ResultMismatch where it is above TOLERANCE, naming the first module that differs; NumericalFailure where what
+    is expected is not finite.
+    """
+    errors = {}
+    for name, expected_PD in expected.items():
+        if not expected_PD.isfinite().all():
+            raise NumericalFailure(
+                f"{name}: the {against} puts out infinities or NaN",
+                "check the weights of the dense model, or lower the sparsity",
+            )
+        if name not in found or found[name].shape != expected_PD.shape:
+            shape = list(found[name].shape) if name in found else "nothing"
+            raise ResultMismatch(
+                f"{name}: the result puts out {shape}, the {against} {list(expected_PD.shape)}", REMEDY
+            )
+        errors[name] = difference(found[name], expected_PD)
+    judged = {name: error for name, error in errors.items() if not name.endswith(WRITERS)}
+    worst = max(judged, key=lambda name: judged[name])
+    if judged[worst] > TOLERANCE:
+        first = next(name for name, error in errors.items() if error > TOLERANCE)
+        raise ResultMismatch(
+            f"the result does not compute what the {against} does: first the outputs of {first} differ, by "
+            f"{errors[first]:.2g} of their norm, and most those of {worst}, by {judged[worst]:.2g}",
+            REMEDY,
+        )
+    return judged[worst]
+
+
+def difference(found_PD: Tensor, expected_PD: Tensor) -> float:
+    """The largest over positions of the norm of the difference, relative to that of what is expected."""
+    apart_P = (found_PD - expected_PD).double().norm(dim=1)
+    norm_P = expected_PD.double().norm(dim=1)
+    return (apart_P / norm_P.where(norm_P > 0, 1)).nan_to_num(torch.inf).max().item()
+
+
+@contextmanager
+def in_turn(
+    model: nn.Module, blocks: Iterable[int], opened: Callable[[str], AbstractContextManager[Any]]
+) -> Iterator[None]:
+    """Have `opened(name)` entered while a part of the model computes: one of these blocks, or what else has weights."""
+    parts = [f"{BLOCKS}.{block}" for block in blocks]
+    for name, module in model.named_modules():
+        if not name.startswith(f"{BLOCKS}.") and any(True for _ in module.parameters(recurse=False)):
+            parts.append(name)
+    turn = ExitStack()
+
+    def begin(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            turn.enter_context(opened(name))
+
+        return hook
+
+    with turn, ExitStack() as hooks:
+        for name in parts:
+            part = model.get_submodule(name)
+            hooks.callback(part.register_forward_pre_hook(begin(name)).remove)
+            hooks.callback(part.register_forward_hook(lambda *_: turn.close()).remove)
+        yield
+
+
+@contextmanager
+def streamed(
+    model: LoadedModel, tensors: Callable[[str], Mapping[str, Tensor]], blocks: Iterable[int] | None = None
+) -> Iterator[PreTrainedModel]:
+    """The skeleton, able to compute as a whole. `tensors` gives those of a module by full name, on the device; `blocks`
+    are the ones that compute, all if None.
+    """
+    blocks = range(model.architecture.blocks) if blocks is None else blocks
+    with in_turn(model.skeleton, blocks, lambda name: filled(model, name, tensors(name))):
+        yield model.skeleton
+
+
+def _positions(output_TD: Tensor) -> Tensor:
+    tokens = len(output_TD)
+    return torch.linspace(0, tokens - 1, min(POSITIONS, tokens), device=output_TD.device).round().long()
+
+
+def _recorded(model: PreTrainedModel) -> list[str]:
+    blocks = len(list(model.get_submodule(BLOCKS).children()))
+    return [EMBEDDING, *(f"{BLOCKS}.{b}{part}" for b in range(blocks) for part in ("", *(f".{w}" for w in WRITERS)))]

@@ -1,0 +1,82 @@
+"""Tuned: what a trained model computes, before it becomes plain weights and after. Float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from workers.engine.architectures.llama import EMBEDDING, HEAD
+from workers.engine.checks.trace import Trace, compare, in_turn, streamed, trace
+from workers.engine.checks.verify import stored_tensors
+from workers.engine.model.loaded import in_float32, read_tensor, result_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.sources.safetensors_bytes import Slice
+    from workers.engine.training.trainable import Trainable
+
+
+@dataclass(frozen=True)
+class TunedTraces:
+    """One window through the model's plain weights."""
+
+    difference: float
+    """Of the merged weights from the model as it was trained, relative."""
+    merged: Trace
+    """Before rounding."""
+    as_stored: Trace
+    """Rounded to the type they are stored in."""
+
+
+def tuned_traces(
+    model: PreTrainedModel, trainable: Trainable, dense: LoadedModel, folder: Path, ids_T: Tensor
+) -> TunedTraces:
+    """Of a trained model whose weights are still to be written over those in `folder`, which it was made from.
+
+    Raises ResultMismatch where its merged weights do not compute what it does.
+    """
+    result = in_float32(result_of(dense, folder))
+
+    def merged(module: str, *, rounded: bool) -> dict[str, Tensor]:
+        found = {}
+        for name, stored in stored_tensors(result, module).items():
+            exact = trainable.merged(name, stored.float())
+            found[name] = exact.to(stored.dtype).float() if rounded else exact
+        return found
+
+    with in_turn(model, range(result.architecture.blocks), lambda name: _unrounded(model, name, result.slices)):
+        trained = trace(model, ids_T)
+    with streamed(result, lambda module: merged(module, rounded=False)) as skeleton:
+        exact = trace(skeleton, ids_T)
+    with streamed(result, lambda module: merged(module, rounded=True)) as skeleton:
+        as_stored = trace(skeleton, ids_T)
+    return TunedTraces(compare(exact, trained, "tuned model"), exact, as_stored)
+
+
+@contextmanager
+def _unrounded(model: PreTrainedModel, part: str, slices: Mapping[str, Slice]) -> Iterator[None]:
+    """Frozen weights of a part as they are stored, in float32, in place of those rounded to the compute type."""
+    rounded = []
+    module = model.get_submodule(part)
+    for own, tensor in (*module.named_parameters(), *module.named_buffers()):
+        # Adapters hold the layer they adapt, and group layers its weight, under names of their own.
+        name = f"{part}.{own}".replace(".base_layer.", ".").removesuffix("_OI")
+        if name.startswith(f"{HEAD}.") and name not in slices:
+            name = name.replace(HEAD, EMBEDDING, 1)
+        if name in slices and not tensor.requires_grad and tensor.dtype != torch.float32:
+            rounded.append((tensor, tensor.data))
+            tensor.data = read_tensor(slices[name]).to(tensor.device, torch.float32)
+    try:
+        yield
+    finally:
+        for tensor, data in rounded:
+            tensor.data = data

@@ -1,0 +1,173 @@
+"""Verify: the result computes what it was made from, or the job fails.
+
+One window goes through the result, by transformers' own modules as they load from its files, and through the model it
+has to be. Families differ in what follows from a block's number, from widths or from the config, and nothing says so
+before it is tried. Float32, whatever the spec computes in. T = tokens.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import gc
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from workers.engine import artifact
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD
+from workers.engine.checks.masked import masked_model
+from workers.engine.checks.trace import LOGITS, REMEDY, Trace, compare, difference, shown, streamed, trace
+from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
+from workers.engine.failures import translated
+from workers.engine.model.activations import Activations, capture
+from workers.engine.model.loaded import filled, head_tensors, in_float32, load_result, result_of, tensors_of
+from workers.engine.planning.predictions import predicted_peak_memory_bytes, whole_float32_bytes
+from workers.engine.removals.outcome import MODELING
+from workers.engine.report import ResultCheck
+from workers.engine.stages.load import memory_budget
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.checks.masked import MaskedModel
+    from workers.engine.checks.tuned import TunedTraces
+    from workers.engine.contracts.facts import Units
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.removals.outcome import Outcome
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.store.checkpoint import Checkpoint
+
+TOKENS = 128
+MOST_TOKENS = 1056
+"""Where the model attends to a sliding window: longer than that, so that it matters which blocks do."""
+
+WHOLE_ANYWAY_BYTES = 2**26
+"""More than the rest of the job may take: predictions are off by as much."""
+
+
+def verify(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    outcome: Outcome,
+    units: Units | None,
+    checkpoint: Checkpoint,
+    folder: Path,
+    ids_T: Tensor,
+) -> list[ResultCheck]:
+    """Compare the result in `folder` with the walked and with the masked dense model.
+
+    Raises ResultMismatch, saying where they differ first, and NumericalFailure where outputs are not finite.
+    """
+    masked = masked_model(spec, model, outcome, units, checkpoint)
+    found = result_trace(spec, model, folder, ids_T)
+    walked, expected = (_as_of_result(of(masked, ids_T), masked) for of in (_walked_trace, _masked_trace))
+    rounding = 0.0
+    if masked.rounds:
+        exact = _masked_trace(replace(masked, unrounded=True), ids_T)
+        rounding = difference(found[LOGITS], exact[LOGITS])
+    return [
+        _check("masked dense model", found, expected, rounding, ids_T),
+        _check("walked model", found, walked, rounding, ids_T),
+    ]
+
+
+def verify_tuned(
+    spec: CompressionSpec, model: LoadedModel, tuned: TunedTraces, folder: Path, ids_T: Tensor
+) -> ResultCheck:
+    """Compare the tuned result in `folder` with the model as it was trained. Raises ResultMismatch."""
+    gc.collect()  # the trained model must be gone before the result is loaded
+    found = result_trace(spec, model, folder, ids_T)
+    check = _check("tuned model", found, tuned.as_stored, difference(found[LOGITS], tuned.merged[LOGITS]), ids_T)
+    return check.model_copy(update={"difference": max(check.difference, tuned.difference)})
+
+
+def window(spec: CompressionSpec, model: LoadedModel, text: Calibration | None) -> Tensor:
+    """Token ids [T], on the device: of the calibration text, or drawn by the seed where there is none."""
+    tokens, sliding = TOKENS, model.source.config.get("sliding_window")
+    if isinstance(sliding, int):
+        tokens = max(tokens, min(sliding + 32, MOST_TOKENS))
+    tokens = min(tokens, model.architecture.context_length)
+    if text is not None:
+        return text.windows_NT.flatten()[:tokens].to(model.device)
+    drawn = torch.Generator().manual_seed(spec.seed)
+    return torch.randint(model.architecture.vocabulary, (tokens,), generator=drawn).to(model.device)
+
+
+def result_trace(spec: CompressionSpec, model: LoadedModel, folder: Path, ids_T: Tensor) -> Trace:
+    """Of the result as it loads: whole where that takes no more memory than the rest of the job, else in parts."""
+    if (folder / MODELING).exists():
+        ours = Path(artifact.__file__).parent / MODELING
+        if not filecmp.cmp(folder / MODELING, ours, shallow=False):
+            raise ResultMismatch(f"the result's {MODELING} is not the one that is tried here", REMEDY)
+    try:
+        with translated(), ExitStack() as open_files:
+            if _fits_whole(spec, model):
+                loaded = load_result(folder, model.device, torch.float32)
+            else:
+                result = in_float32(result_of(model, folder))
+                loaded = open_files.enter_context(streamed(result, lambda name: stored_tensors(result, name)))
+            return trace(loaded, ids_T)
+    except OSError:
+        raise
+    except Exception as error:
+        if isinstance(error, EngineError) and not isinstance(error, UnsupportedModel):
+            raise
+        raise ResultMismatch(f"the result does not load and compute: {error}", REMEDY) from error
+
+
+def stored_tensors(model: LoadedModel, module: str) -> Mapping[str, Tensor]:
+    """Those of a module; a tied head's are the embedding's."""
+    tied = model.skeleton.config.get_text_config().tie_word_embeddings
+    return head_tensors(model) if module == HEAD and tied else tensors_of(model, module)
+
+
+def _check(against: str, found: Trace, expected: Trace, rounding: float, ids_T: Tensor) -> ResultCheck:
+    return ResultCheck(
+        against=against, tokens=len(ids_T), difference=compare(found, expected, against), rounding=rounding
+    )
+
+
+def _fits_whole(spec: CompressionSpec, model: LoadedModel) -> bool:
+    rest = predicted_peak_memory_bytes(spec, model.source, model.architecture) + WHOLE_ANYWAY_BYTES
+    return whole_float32_bytes(model.source) <= min(rest, memory_budget(spec, model.device))
+
+
+def _masked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
+    filled_in_turn = streamed(masked.model, masked.tensors, masked.blocks)
+    with masked.without_dimensions(), masked.without_blocks(), filled_in_turn as skeleton:
+        return trace(skeleton, ids_T)
+
+
+def _walked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
+    """As the stages walk: block by block, each called as the model was seen to call it."""
+    model, found = masked.model, {}
+    with masked.without_dimensions(), torch.no_grad():
+        with filled(model, EMBEDDING, masked.tensors(EMBEDDING)):
+            hidden_1TD, calls = capture(model, ids_T[None])
+        walk = Activations(model, ids_T[None], [slice(0, 1)], {1: calls})
+        for block in masked.blocks:
+            name = f"{BLOCKS}.{block}"
+            with filled(model, name, masked.tensors(name)) as module:
+                hidden_1TD = walk.run(block, module, hidden_1TD)
+            found[name] = shown(hidden_1TD[0])
+    return found
+
+
+def _as_of_result(expected: Trace, masked: MaskedModel) -> Trace:
+    """Under the result's names, in its hidden dimensions."""
+    found = {}
+    for name, output_PD in expected.items():
+        renamed = name
+        if name.startswith(f"{BLOCKS}."):
+            number, dot, rest = name.removeprefix(f"{BLOCKS}.").partition(".")
+            if int(number) not in masked.blocks:
+                continue
+            renamed = f"{BLOCKS}.{masked.blocks[int(number)]}{dot}{rest}"
+        whole = masked.dimensions is None or name == LOGITS
+        found[renamed] = output_PD if whole else output_PD[:, masked.dimensions]
+    return found

@@ -1,0 +1,1 @@
+"""Contracts: what methods may import. Import-light."""

@@ -1,0 +1,215 @@
+"""What methods receive and return: facts about a linear layer, its input statistics, one measurement.
+
+Import-light. O = output features (rows of the weight), I = input features (columns).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Mapping, Sequence
+
+    from torch import Tensor
+
+
+Kind = Literal["head", "channel", "hidden"]
+
+
+@dataclass(frozen=True)
+class LinearFacts:
+    """A prunable linear layer as known without its weights."""
+
+    name: str
+    """Module path in the model, e.g. `model.layers.0.self_attn.q_proj`."""
+    block: int
+    """Index of its decoder block, from 0."""
+    stream: str
+    """Inputs it reads; layers of a block with the same stream share statistics, e.g. `attention_input`."""
+    shape: tuple[int, int]
+    """(O, I)."""
+
+    @property
+    def parameters(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class LinearStats:
+    """Statistics of one input stream over all calibration tokens; a field is None unless a method needs it.
+
+    x is the stream as the layers read it: the output of whatever of the model was pruned before.
+    """
+
+    tokens: int = 0
+    """How many calibration tokens went into the statistics."""
+    window_tokens: int = 0
+    """Tokens per calibration window."""
+    input_sq_mean_I: Tensor | None = None
+    """Mean over tokens of x_i squared, float32 [I]."""
+    input_mean_I: Tensor | None = None
+    """Mean over tokens of x_i, float32 [I]."""
+    input_variance_I: Tensor | None = None
+    """Variance over tokens of x_i, float32 [I]."""
+    gram_II: Tensor | None = None
+    """Mean over tokens of x_i x_j, float32 [I, I]: half the Hessian of a layer's mean squared output error."""
+    dense_gram_II: Tensor | None = None
+    """Mean over tokens of z_i z_j, where z is what the stream is in a still dense block, float32 [I, I]. None where z
+    and x are one, as for the first stream of a block."""
+    cross_gram_II: Tensor | None = None
+    """Mean over tokens of z_i x_j, float32 [I, I] (rows dense). None where z and x are one."""
+
+    def weighted(self, weight_OI: Tensor) -> Tensor:
+        """|W| times the root mean square of the input it multiplies, float32 [O, I]: Wanda's importance (Sun et al.
+        2023, arXiv:2306.11695, eq. 1), which others build on. For methods that declare `Stat.INPUT_SQ_MEAN`."""
+        assert self.input_sq_mean_I is not None  # declared in `needs`
+        return weight_OI.float().abs() * self.input_sq_mean_I.sqrt()
+
+
+@dataclass(frozen=True)
+class LayerTask:
+    """One linear layer at its turn to be pruned."""
+
+    name: str
+    weight_OI: Tensor
+    """Dense, in the type of the source. Never written to."""
+    sparsity: float
+    """Fraction to remove, in [0, 1]; for N:M patterns a multiple of 1 / M."""
+    score_OI: Tensor | None = None
+    """Importance by the spec's scorer, float32, higher is kept; None where the spec has none."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A tensor that units of a family own slices of."""
+
+    tensor: str
+    """Full name, e.g. `model.layers.0.self_attn.q_proj.weight`."""
+    axis: int
+    """Along which the units lie, one after the other."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Units of one kind in one block."""
+
+    block: int
+    kind: Kind
+    units: int
+    members: tuple[Member, ...]
+    """Those that write the units first, last the matrix that reads them (`reader`)."""
+    unit_parameters: int
+    """Of one unit, without biases: what counts towards a sparsity."""
+    unit_biases: int
+
+    @property
+    def reader(self) -> Member:
+        """The linear layer whose inputs the units are."""
+        return self.members[-1]
+
+
+@dataclass(frozen=True)
+class DenseBlock:
+    """One decoder block before anything of the model is pruned: what allocators measure."""
+
+    layers: Sequence[LinearFacts]
+    weights: Mapping[str, Tensor]
+    """Layer name -> weight [O, I], in the type of the source."""
+    stats: Mapping[str, LinearStats]
+    """Stream name -> statistics; empty fields unless the allocator's `needs` ask for them."""
+    curvature: Mapping[str, float]
+    """Layer name -> trace of the loss's Hessian over the layer's weights; empty unless `Stat.CURVATURE` is needed."""
+
+
+@dataclass(frozen=True)
+class DenseUnits:
+    """One decoder block of the dense model and its units: what unit scorers measure."""
+
+    block: int
+    families: Sequence[Family]
+    tensors: Mapping[str, Tensor]
+    """Full name -> every tensor of the block, in the type of the source."""
+    gradients: Sequence[Mapping[str, Tensor]] = ()
+    """Of each split of the windows: full name -> mean over its windows of the gradient of their loss (mean nats a
+    token), float32. Empty unless `Stat.GRADIENT` is needed."""
+    squared_gradients: Sequence[Mapping[str, Tensor]] = ()
+    """The same of the squares of every window's gradient. Empty unless `Stat.SQUARED_GRADIENT` is needed."""
+    change: float | None = None
+    """1 - the mean over tokens of the cosine between the block's input and output; with `Stat.CHANGE`."""
+    loss_without: float | None = None
+    """Mean loss (nats a token) of the model without the block; with `Stat.REMOVAL`."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The families of a model and what their units are worth."""
+
+    families: Sequence[Family]
+    scores: Sequence[Mapping[str, Sequence[float]]]
+    """Block -> kind -> importance of each unit, higher is kept; `layer` holds one number."""
+
+    def of(self, family: Family) -> Sequence[float]:
+        return self.scores[family.block][family.kind]
+
+    def of_kinds(self, kinds: Container[str]) -> Units:
+        """Those of some kinds."""
+        return replace(self, families=[family for family in self.families if family.kind in kinds])
+
+
+@dataclass(frozen=True)
+class AllocationFacts:
+    """What an allocator decides on."""
+
+    layers: Sequence[LinearFacts]
+    metrics: Mapping[str, float]
+    """Layer name -> what the allocator's own `measure` found; empty if it has none."""
+    loss: Callable[[Mapping[str, float]], float] | None = None
+    """Layer name -> sparsity, to the mean loss (nats a token) of calibration text with the model pruned so, with
+    statistics taken once. None unless `Stat.LOSS` is needed. Allocations that share their first blocks share work."""
+    units: Units | None = None
+    """What may go as a whole, and its scores. None unless heads and channels are removed."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number about one model."""
+
+    name: str
+    """Slash-separated, unique in a report, e.g. `perplexity/heldout.txt`."""
+    value: float
+    unit: str
+    higher_is_better: bool | None = None
+    """None where neither direction is a goal (a plain count)."""
+    stderr: float | None = None
+    """Standard error or spread of `value` in `unit`; None where the number is exact."""
+    note: str = ""
+    parts: Sequence[float] | None = None
+    """What each sample (window, question) adds to `value`, in `unit`, up to a constant: the error of `value` is that of
+    their mean. With them two models are compared sample by sample; None where nothing was sampled."""
+    documents: Sequence[int] | None = None
+    """The document that each of `parts` comes from; None where that is not known."""
+    degrees_of_freedom: float | None = None
+    """Of Student's t for `stderr`; None: normal."""
+    samples: Sequence[tuple[str, str]] = ()
+    """(prompt, what the model wrote), for people to read."""
+    margin: float | None = None
+    """A relative change within this is called the same; None where any change counts that is no chance."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One number about one model in memory, that drifts with the machine: it is read again and again, in turn with that
+    of the other model."""
+
+    name: str
+    """As a measurement's."""
+    unit: str
+    higher_is_better: bool
+    margin: float
+    """A relative change within this is called the same."""
+    readings: int
+    """How often it is read at least."""
+    note: str
+    read: Callable[[], float]
+    """Measure once, > 0, in `unit`. Holds the model in memory for as long as the probe lives."""

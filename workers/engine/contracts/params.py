@@ -1,0 +1,198 @@
+"""Parameters: the bases of every method's, and what methods declare about themselves. Import-light."""
+
+from __future__ import annotations
+
+from enum import Flag, auto
+from typing import ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from workers.engine.contracts.refs import DataRef, SpecModel
+
+Stage = Literal["score", "allocate", "prune", "refine", "tune", "evaluate"]
+Unit = Literal["weight", "head", "channel", "hidden", "layer"]
+"""What a score is about and a pruner removes. Heads come with their key/value group, a hidden dimension is an entry of
+the vector that all blocks read and add to, a layer is a decoder block."""
+Group = Literal["row", "matrix"]
+"""Where scores may be compared with one another: within a row of the weight, or over the whole matrix."""
+Scores = Literal["required", "optional", "unused"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+class Stat(Flag):
+    """What a method must know beside the weights; collected once, per input stream where it is about inputs.
+
+    The first four are fields of `LinearStats` and need calibration text.
+    """
+
+    NONE = 0
+    INPUT_SQ_MEAN = auto()
+    INPUT_MOMENTS = auto()
+    """Mean and variance of each input."""
+    GRAM = auto()
+    DENSE_INPUTS = auto()
+    """The Gram matrices against the inputs of a dense block; differs from GRAM where inputs are refreshed."""
+    CURVATURE = auto()
+    """Allocators only: the loss's Hessian over each layer's weights. Holds the whole model in memory."""
+    LOSS = auto()
+    """Allocators only: the loss of the model pruned as the allocator asks."""
+    GRADIENT = auto()
+    """Unit scorers only: gradients of the loss, block by block."""
+    SQUARED_GRADIENT = auto()
+    """Unit scorers only: means over windows of squared gradients (the empirical Fisher information's diagonal)."""
+    CHANGE = auto()
+    """Unit scorers only: how far a block turns its input."""
+    REMOVAL = auto()
+    """Unit scorers only: the loss without the block."""
+    UNIT_SCORES = auto()
+    """Allocators only: the scores of the units, where units are removed."""
+
+
+class MethodParams(BaseModel):
+    """Base of every method's parameters. Subclasses add `method: Literal["<file name>"]` and bounded fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    method: str
+
+    unmeasured: ClassVar[frozenset[str]] = frozenset()
+    """Allocators: parameters that `measure` does not look at. Changing them measures nothing again."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Evaluators: the names of what they will measure. One that ends in `/` stands for all names that begin so."""
+        return (f"{self.method}/",)
+
+    @property
+    def waives(self) -> Stat:
+        """What of its method's `needs` these parameters do without."""
+        return Stat.NONE
+
+    @property
+    def most_of_units(self) -> float:
+        """Allocators: the largest fraction of a block's heads, and of its channels, that may go."""
+        return 1.0
+
+    @property
+    def least_sparsity(self) -> float:
+        """Allocators: no layer loses a smaller fraction, unless the target itself is smaller."""
+        return 0.0
+
+
+class UnitScoreParams(MethodParams):
+    """Base of the parameters of scores of whole units."""
+
+    @property
+    def splits(self) -> int:
+        """Into how many parts the windows are divided whose gradients are kept apart."""
+        return 1
+
+    @property
+    def protected(self) -> tuple[int, int]:
+        """How many decoder blocks at the front and at the back are never dropped, where blocks are scored."""
+        return 0, 0
+
+
+class LossMethodParams(DataRef, MethodParams):
+    """Base of evaluators that measure the loss on a text: what a target that bounds it needs to know."""
+
+    sequence_length: int
+    samples: int | None
+    per_document: int | None
+
+
+class PruneMethodParams(MethodParams):
+    """Base of the pruners' parameters: what the stages around them need to know of the target."""
+
+    @property
+    def target(self) -> float | None:
+        """Global fraction of the prunable weights to remove, in [0, 1); None where it is still to be found."""
+        raise NotImplementedError
+
+    @property
+    def kept_of(self) -> tuple[int, int] | None:
+        """(N, M) where N of every M consecutive inputs are kept on average over the layers, else None."""
+        return None
+
+
+class WeightPruneParams(PruneMethodParams):
+    """Base of pruners that set single weights to zero."""
+
+    def removed(self, shape: tuple[int, int], sparsity: float, group: Group) -> int:
+        """How many weights of an (O, I) layer go at `sparsity`: exact, and known without the weights."""
+        raise NotImplementedError
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Why an (O, I) layer cannot be pruned like this, or None if it can."""
+        raise NotImplementedError
+
+
+class AtMost(SpecModel):
+    """How large a result may be; all that is given must be kept."""
+
+    parameters: int | None = Field(None, ge=1, description="Of the whole model, tied ones once.", examples=[5_000_000])
+    bytes: int | None = Field(None, ge=1, description="Of its weights as stored.")
+    macs: int | None = Field(
+        None, ge=1, description="Multiply-accumulate operations of a forward pass, counted as evaluation `macs` does."
+    )
+    decode_time: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Time of a decode step as a fraction of the dense model's, foreseen by the worker before it cuts "
+        "and measured on the result, which may take 1.05 times that: the result is not the same on another machine, "
+        "and to the last channel not on the same.",
+        examples=[0.6],
+    )
+    tokens: int = Field(
+        64, ge=1, le=131_072, description="Tokens of the pass that `macs` bounds, and before the step of `decode_time`."
+    )
+    batch_size: int = Field(1, ge=1, le=256, description="Sequences that `decode_time` decodes together.")
+
+    @model_validator(mode="after")
+    def _a_limit(self) -> AtMost:
+        if not self.limits:
+            raise PydanticCustomError(
+                "no_limit", "give at least one of `parameters`, `bytes`, `macs` and `decode_time`"
+            )
+        return self
+
+    @property
+    def limits(self) -> dict[str, float]:
+        names = ("parameters", "bytes", "macs", "decode_time")
+        return {name: limit for name in names if (limit := getattr(self, name)) is not None}
+
+
+class UnitPruneParams(PruneMethodParams):
+    """Base of pruners that remove heads and channels."""
+
+    at_most: AtMost | None
+    """What the result must fit into, where no target is given."""
+    units: tuple[Unit, ...]
+    """Which kinds go."""
+    protect_first: int
+    protect_last: int
+    """Blocks at either end that lose nothing."""
+    channel_multiple: int
+    """Channels kept are a multiple of this."""
+
+
+class LayerPruneParams(PruneMethodParams):
+    """Base of pruners that drop decoder blocks."""
+
+    def dropped(self, blocks: int) -> int:
+        """How many of a model's blocks go."""
+        raise NotImplementedError
+
+
+class HiddenPruneParams(PruneMethodParams):
+    """Base of pruners that remove hidden dimensions."""
+
+    def kept(self, hidden_size: int) -> int:
+        """How many of a model's hidden dimensions stay. Raises InvalidSpec if that cannot be."""
+        raise NotImplementedError
+
+    def share_removed(self, hidden_size: int) -> float:
+        """The fraction that goes, which is that of every linear layer's parameters too."""
+        return 1 - self.kept(hidden_size) / hidden_size

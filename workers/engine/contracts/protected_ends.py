@@ -1,0 +1,18 @@
+"""What the scores of Shortened LLaMA share: blocks at either end that are never dropped. Import-light."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from workers.engine.contracts.params import UnitScoreParams
+
+
+class ProtectedEndsParams(UnitScoreParams):
+    """A score that is unreliable at the ends, where magnitudes and gradients are small and blocks matter most."""
+
+    protect_first: int = Field(4, ge=0, le=1024, description="Blocks at the front that are never dropped.")
+    protect_last: int = Field(2, ge=0, le=1024, description="Blocks at the back that are never dropped.")
+
+    @property
+    def protected(self) -> tuple[int, int]:
+        return self.protect_first, self.protect_last

@@ -1,0 +1,129 @@
+"""Protocols: the signature of every kind of method. Import-light."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from workers.engine.contracts.params import MethodParams
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from workers.engine.contracts.facts import (
+        AllocationFacts,
+        DenseBlock,
+        DenseUnits,
+        LayerTask,
+        LinearStats,
+        Measurement,
+        Probe,
+    )
+    from workers.engine.contracts.params import Group
+    from workers.engine.stages.evaluate import EvaluationContext
+    from workers.engine.training.trainable import Trainable
+
+P_contra = TypeVar("P_contra", bound=MethodParams, contravariant=True)
+
+
+class Scorer(Protocol[P_contra]):
+    """`(weight_OI, stats, params) -> score_OI`: importance >= 0, finite, higher is kept; never writes its inputs."""
+
+    def __call__(self, weight_OI: Tensor, stats: LinearStats, params: P_contra, /) -> Tensor: ...
+
+
+class UnitMeasure(Protocol[P_contra]):
+    """`(block, params) -> {name: numbers}` of one dense block, float32 or float64 [U] of a family or [] of the block;
+    called once per job, and cached between jobs. Names are the method's own, `head` or `channel` first."""
+
+    def __call__(self, block: DenseUnits, params: P_contra, /) -> Mapping[str, Tensor]: ...
+
+
+class UnitScorer(Protocol[P_contra]):
+    """`(measured, params) -> scores`: from what was measured of every block, unit kind -> importance float64 [U] of
+    its units, per block. Higher is kept, +inf never goes."""
+
+    def __call__(self, measured: Sequence[Mapping[str, Tensor]], params: P_contra, /) -> list[Mapping[str, Tensor]]: ...
+
+
+class Allocator(Protocol[P_contra]):
+    """`(facts, sparsity, params) -> {layer name: sparsity}`; the mean weighted by parameters is `sparsity`."""
+
+    def __call__(self, facts: AllocationFacts, sparsity: float, params: P_contra, /) -> Mapping[str, float]: ...
+
+
+class Measure(Protocol[P_contra]):
+    """`(block, params) -> {layer name: metric}` of one dense block; called once per job, and cached between jobs."""
+
+    def __call__(self, block: DenseBlock, params: P_contra, /) -> Mapping[str, float]: ...
+
+
+class Pruner(Protocol[P_contra]):
+    """`(layers, stats, group, params) -> weights`: for layers of one input stream, in their order, new tensors of the
+    same shapes, with exactly `params.removed(shape, sparsity, group)` zeros each where dense weights hold none.
+
+    Compute in float32 and return that; the stage rounds to the type that ships. `group` is the scorer's, `row` if none.
+    """
+
+    def __call__(
+        self, layers: Sequence[LayerTask], stats: LinearStats, group: Group, params: P_contra, /
+    ) -> list[Tensor]: ...
+
+
+class UnitPruner(Protocol[P_contra]):
+    """`(reader, kept_I, stats, params) -> weight_OI`: the weight of the layer that reads a family's units, zero in the
+    inputs that are not in the boolean `kept_I`, where the others may make up for them. Float32, of unchanged shape:
+    the stage cuts the zeros out."""
+
+    def __call__(self, reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: P_contra, /) -> Tensor: ...
+
+
+class LayerPruner(Protocol[P_contra]):
+    """`(scores, params) -> kept`: indices of the decoder blocks that stay, ascending, from a score for each."""
+
+    def __call__(self, scores: Sequence[float], params: P_contra, /) -> list[int]: ...
+
+
+class HiddenPruner(Protocol[P_contra]):
+    """`(scores, params) -> kept`: the hidden dimensions that stay, ascending, from a score for each."""
+
+    def __call__(self, scores: Sequence[float], params: P_contra, /) -> list[int]: ...
+
+
+class Refiner(Protocol[P_contra]):
+    """`(layer, pruned_OI, stats, params, kept_of) -> kept_OI`: boolean [O, I], which weights to keep instead of the
+    non-zeros of `pruned_OI`: as many in every row, and in every group of M where `kept_of` is (N, M), not None."""
+
+    def __call__(
+        self,
+        layer: LayerTask,
+        pruned_OI: Tensor,
+        stats: LinearStats,
+        params: P_contra,
+        kept_of: tuple[int, int] | None,
+        /,
+    ) -> Tensor: ...
+
+
+class Tuner(Protocol[P_contra]):
+    """`(model, params) -> trainable`: the whole pruned model, in memory, made ready to train.
+
+    Chooses or adds float32 parameters and freezes the others. From then on the model's forward pass is that of the
+    plain weights which `trainable.merged` gives. Zeros in linear layers of the blocks stay zeros, in both.
+    """
+
+    def __call__(self, model: nn.Module, params: P_contra, /) -> Trainable: ...
+
+
+class Evaluator(Protocol[P_contra]):
+    """`(context, params) -> measurements` of the one model in `context`; called for the dense and the pruned one."""
+
+    def __call__(self, context: EvaluationContext, params: P_contra, /) -> list[Measurement]: ...
+
+
+class PairedEvaluator(Protocol[P_contra]):
+    """`(context, params) -> probes` of the one whole model in `context`, warmed up; called for each model once it is in
+    memory, as often as it is loaded. The stage reads the probes of both in turn. Nothing it finds outlives the run."""
+
+    def __call__(self, context: EvaluationContext, params: P_contra, /) -> list[Probe]: ...

@@ -1,0 +1,117 @@
+"""What every method that tunes has to know: text, steps, rates, when to look and when to stop. Import-light."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from workers.engine.contracts.params import MethodParams
+from workers.engine.contracts.refs import DataRef, SpecModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from workers.engine.architectures.llama import Architecture
+    from workers.engine.contracts.facts import LinearFacts
+    from workers.engine.sources.resolve import ModelSource
+
+LearningRate = Annotated[
+    float, Field(gt=0, le=1, description="AdamW's, at the end of the warm-up; falls linearly to 0.")
+]
+WARMUP_SHARE = 20
+EVALUATIONS = 20
+
+
+class Distill(SpecModel):
+    """Learn from the dense model's predictions too (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    weight: float = Field(
+        1.0, gt=0, le=1, description="Share of the distillation in the loss; the text's own has the rest."
+    )
+    temperature: float = Field(1.0, gt=0, le=100, description="Divides both models' logits; above 1 it flattens them.")
+
+
+class TuneMethodParams(DataRef, MethodParams):
+    """Base of the tuners' parameters. Their text is cut into windows; the first `holdout` are never trained on."""
+
+    steps: int = Field(200, ge=1, le=1_000_000, description="Updates of the weights, each on `batch` windows.")
+    batch: int = Field(8, ge=1, le=4096, description="Windows per step.")
+    sequence_length: int = Field(
+        256, ge=8, le=32768, description="Tokens per window; at most the model's context length."
+    )
+    learning_rate: LearningRate
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Steps over which the rate rises from 0; null takes a twentieth of all."
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's, of everything that is trained.")
+    holdout: int = Field(
+        16,
+        ge=1,
+        le=4096,
+        description="Windows kept from training, on which the best state is chosen: it is what ships.",
+    )
+    evaluate_every: int | None = Field(
+        None, ge=1, description="Steps between looks at the held-out windows; null looks twenty times."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after so many looks in a row without a lower held-out loss; null never does."
+    )
+    distill: Distill | None = Field(
+        default_factory=Distill,
+        description="Learn from the dense model, which is then in memory too; null learns from the text alone. Take "
+        "null where the text is what the model is for: what is learnt of it can cost elsewhere.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute each block's activations twice instead of keeping them: less memory, more time."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Of the order of the windows, of dropout, of new weights.")
+
+    @model_validator(mode="after")
+    def _warm_before_the_end(self) -> TuneMethodParams:
+        if self.warmup_steps is not None and self.warmup_steps >= self.steps:
+            raise PydanticCustomError(
+                "warmup_too_long",
+                "{warmup} warm-up steps of {steps} leave none at the full rate: lower `warmup_steps`",
+                {"warmup": self.warmup_steps, "steps": self.steps},
+            )
+        return self
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up."""
+        return self.steps // WARMUP_SHARE if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def look_every(self) -> int:
+        """Steps between looks at the held-out windows."""
+        return self.evaluate_every or -(-self.steps // EVALUATIONS)
+
+    @property
+    def base_bits(self) -> float | None:
+        """Bits a weight of the linear layers takes while it is not trained; None in the compute type."""
+        return None
+
+    @property
+    def input_copies(self) -> int:
+        """How often a linear layer's inputs are kept for the backward pass, beyond what the layers need anyway."""
+        return 0
+
+    def blocks_back(self, source: ModelSource, architecture: Architecture) -> int:
+        """How many blocks, from the last one back, the gradient goes through: those whose activations are kept."""
+        return architecture.blocks
+
+    def check(self, layers: Sequence[LinearFacts]) -> None:
+        """Raise InvalidSpec, naming the field, if a model with these linear layers cannot be tuned like this."""
+
+    def check_multiples(self, channels: int) -> None:
+        """As `check`, where MLPs will be of widths that nobody knows yet but that they are multiples of `channels`."""
+
+    def warnings(self, source: ModelSource) -> list[str]:
+        """What a user might not expect of this method on this model."""
+        return []
+
+    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+        """How many float32 parameters are trained on this model."""
+        raise NotImplementedError

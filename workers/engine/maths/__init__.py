@@ -1,0 +1,1 @@
+"""Maths: functions of tensors and numbers, which know nothing of models."""

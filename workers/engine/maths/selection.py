@@ -1,0 +1,82 @@
+"""Shared maths: which entries are the least important, by exact count; whether all are finite.
+
+R = rows, C = columns, G = groups of M entries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from workers.engine.contracts.sparsity import removed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.contracts.params import Group
+
+_SMALL_GROUP = 8
+"""Up to here comparing all pairs of a group, a few whole-tensor operations, beats selecting in each (7 x for 2:4)."""
+
+
+def lowest(score_RC: Tensor, count: int) -> Tensor:
+    """Boolean [R, C]: True on exactly the `count` lowest entries of each row; of equal ones the first.
+
+    Selects instead of sorting, O(C) a row. Masks nest as `count` grows. Scores must not be NaN.
+    """
+    if count == 0:
+        return score_RC.new_zeros(score_RC.shape, dtype=torch.bool)
+    kth_R1 = _kth(score_RC, count)
+    lowest_RC = score_RC <= kth_R1
+    # Rows where more entries equal the threshold than there is room for: rare, and dear to treat, so treated alone.
+    tied_rows = (lowest_RC.sum(dim=1) > count).nonzero().flatten()
+    if len(tied_rows):
+        below_TC = score_RC[tied_rows] < kth_R1[tied_rows]
+        equal_TC = lowest_RC[tied_rows] & ~below_TC
+        room_T1 = count - below_TC.sum(dim=1, keepdim=True)
+        lowest_RC[tied_rows] = below_TC | (equal_TC & (equal_TC.cumsum(dim=1, dtype=torch.int32) <= room_T1))
+    return lowest_RC
+
+
+def _kth(score_RC: Tensor, count: int) -> Tensor:
+    """The `count`-th lowest score of each row, [R, 1]. NumPy selects with vector instructions, torch's CPU does not."""
+    if score_RC.device.type != "cpu" or score_RC.dtype != torch.float32:
+        return score_RC.kthvalue(count, dim=1, keepdim=True).values
+    selected_RC = np.partition(score_RC.numpy(), count - 1, axis=1)
+    return torch.from_numpy(selected_RC[:, count - 1 : count].copy())
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no entry is infinite or NaN. Their sum tells, unless it overflows, in far less time."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def lowest_of_groups(score_GM: Tensor, count: int) -> Tensor:
+    """As `lowest`, for very many short rows: groups of N:M sparsity."""
+    if score_GM.shape[1] > _SMALL_GROUP:
+        return lowest(score_GM, count)
+    columns = score_GM.unbind(dim=1)
+    lowest_GM = score_GM.new_empty(score_GM.shape, dtype=torch.bool)
+    for i, own_G in enumerate(columns):
+        # Its rank: how many of its group go before it, the lower ones and the equal ones to its left.
+        rank_G = torch.zeros_like(own_G, dtype=torch.int8)
+        for j, other_G in enumerate(columns):
+            if j != i:
+                rank_G += other_G <= own_G if j < i else other_G < own_G
+        lowest_GM[:, i] = rank_G < count
+    return lowest_GM
+
+
+def dropped(score_OI: Tensor, sparsity: float, group: Group, kept_of: tuple[int, int] | None) -> Tensor:
+    """Boolean [O, I]: the least important entries, exactly as many as `sparsity.removed` says, spread as pattern and
+    group say: over every M consecutive entries of a row, over each row alike, or anywhere in the matrix."""
+    outputs, inputs = score_OI.shape
+    if kept_of is not None:
+        m = kept_of[1]
+        return lowest_of_groups(score_OI.reshape(-1, m), round(m * sparsity)).reshape(outputs, inputs)
+    count = removed((outputs, inputs), sparsity, group, None)
+    if group == "matrix":
+        return lowest(score_OI.reshape(1, -1), count).reshape(outputs, inputs)
+    return lowest(score_OI, count // outputs)

@@ -1,0 +1,55 @@
+"""What a weight is worth to the loss by its Taylor series, and what a unit is worth by its weights (LLM-Pruner).
+
+Removing w changes the loss by -(w g - w^2 h / 2) to second order, with g the gradient and h the curvature, for which
+the empirical Fisher information A (the mean square of every window's gradient) stands in.
+U = units of a family, W = vectors of a unit in the member with the fewest, C = weights of a vector.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from workers.engine.architectures.coupled import unit_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from workers.engine.contracts.facts import Family
+
+Order = Literal["first", "second", "mixed"]
+Form = Literal["element", "vector"]
+
+
+def salience(weight: Tensor, gradient: Tensor | None, squared: Tensor | None, order: Order) -> Tensor:
+    """Signed, float32, of the weight's shape: w g (`first`), w^2 A (`second`), w g - w^2 A / 2 (`mixed`)."""
+    weight = weight.float()
+    if order == "first":
+        assert gradient is not None
+        return weight * gradient
+    assert squared is not None
+    curved = weight.square() * squared
+    if order == "second":
+        return curved
+    assert gradient is not None
+    return weight * gradient - curved / 2
+
+
+def unit_salience(saliences: Mapping[str, Tensor], family: Family, form: Form) -> Tensor:
+    """[M, U, W] float64 of the M weight matrices of a family: each row or column that a unit owns, as the sum of its
+    weights' absolute saliences (`element`) or the absolute value of their sum (`vector`).
+
+    Matrices in which a unit owns more vectors (a group's query heads) are folded onto those of the one with the
+    fewest, so that vectors of one head position are added up.
+    """
+    rows = []
+    for member in family.members:
+        if member.tensor.endswith(".bias"):
+            continue
+        values_UWC = unit_rows(saliences[member.tensor], family, member).double()
+        rows.append(values_UWC.abs().sum(dim=2) if form == "element" else values_UWC.sum(dim=2).abs())
+    fewest = min(values_UW.shape[1] for values_UW in rows)
+    return torch.stack([values_UW.reshape(family.units, -1, fewest).sum(dim=1) for values_UW in rows])

@@ -1,0 +1,1 @@
+"""Model: a model in memory, block by block, and what is measured of it."""

@@ -1,0 +1,101 @@
+"""Curvature: how sharply the loss bends along each layer's weights. Holds the model and its gradients in memory."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy
+
+from workers.engine.errors import NumericalFailure
+from workers.engine.model.loaded import load_model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workers.engine.events import Events
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.store.checkpoint import Checkpoint
+
+AGREEMENT = 0.95
+"""Rank correlation (Spearman) of the layers by either half of the probes at which no more are taken."""
+MOST_PROBES = 256
+_LOOK_EVERY = 8
+_LEAST_PROBES = 16
+PROBE_TOKENS = 512
+"""Of a window are read: the graph of a second derivative keeps every activation several times."""
+
+
+def curvature(
+    model: LoadedModel, calibration: Calibration, *, seed: int, checkpoint: Checkpoint, events: Events
+) -> dict[str, float]:
+    """Layer name -> trace of the Hessian of the mean loss over the layer's weights (Hutchinson 1990, eq. 5 of
+    arXiv:2310.09499): the mean of zᵀHz over random signs z, by differentiating the gradient's product with z.
+
+    A single zᵀHz is off by about as much as it is large, so there are as many as it takes, on one window after the
+    other: until the layers' ranks by trace per weight agree between the probes of odd and of even number to a Spearman
+    correlation of `AGREEMENT`, and at most `MOST_PROBES`. The log says how many and how well. Each layer's signs are a
+    stream of its own. The sign of a trace says nothing here, as in PyHessian: its absolute value is returned. Float32.
+    The probes are resume points. Raises NumericalFailure where a trace is not finite.
+    """
+    layers = model.architecture.layers
+    sizes_L = np.array([layer.parameters for layer in layers], dtype=float)
+    found: list[list[float]] = checkpoint.load_json("curvature") or []
+    whole: nn.Module | None = None
+    agreement = _agreement(found, sizes_L)
+    while agreement < AGREEMENT and len(found) < MOST_PROBES:
+        if whole is None:
+            whole = load_model(model.path, model.device, torch.float32).requires_grad_(False)
+            weights = {layer.name: whole.get_parameter(f"{layer.name}.weight").requires_grad_() for layer in layers}
+        windows_NT = calibration.windows_NT[:, :PROBE_TOKENS]
+        ids_T = windows_NT[len(found) % len(windows_NT)].to(model.device)
+        signs = {name: _signs(name, weight, seed=seed, probe=len(found)) for name, weight in weights.items()}
+        found.append(_along(whole, weights, signs, ids_T))
+        if not np.isfinite(found[-1]).all():
+            raise NumericalFailure("the loss's curvature is infinite or NaN", "check the dense model")
+        events.progress(len(found), MOST_PROBES, "probe")
+        if len(found) % _LOOK_EVERY == 0:
+            agreement = _agreement(found, sizes_L)
+            checkpoint.save_json("curvature", found)
+    events.log(
+        f"curvature: {len(found)} probes, of which each half ranks the layers alike to {agreement:.3f}",
+        "info" if agreement >= AGREEMENT else "warning",
+    )
+    traces_L = np.abs(np.mean(found, axis=0))
+    return {layer.name: float(trace) for layer, trace in zip(layers, traces_L, strict=True)}
+
+
+def _agreement(found: list[list[float]], sizes_L: np.ndarray) -> float:
+    """Spearman's correlation between the halves' sensitivities, in [-1, 1]; -1 while there are too few."""
+    if len(found) < _LEAST_PROBES:
+        return -1.0
+    if len(sizes_L) < 2:  # nothing to rank
+        return 1.0
+    halves = [np.abs(np.mean(found[start::2], axis=0)) / sizes_L for start in (0, 1)]
+    return float(spearmanr(*halves).statistic)
+
+
+def _signs(name: str, weight_OI: Tensor, *, seed: int, probe: int) -> Tensor:
+    """Random signs, float32 [O, I], which hang on these names and numbers alone."""
+    stream = np.random.default_rng([seed, probe, zlib.crc32(name.encode())])
+    bits = np.unpackbits(np.frombuffer(stream.bytes(-(-weight_OI.numel() // 8)), np.uint8), count=weight_OI.numel())
+    signs_OI = torch.from_numpy(bits).view(weight_OI.shape).to(weight_OI.device, torch.float32)
+    return signs_OI.mul_(2).sub_(1)
+
+
+def _along(whole: nn.Module, weights: dict[str, Tensor], signs: dict[str, Tensor], ids_T: Tensor) -> list[float]:
+    """zᵀHz of every layer with the loss on one window."""
+    # The fused attention kernels have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        logits_TV = whole(input_ids=ids_T[None], use_cache=False).logits[0, :-1]
+        gradients = torch.autograd.grad(cross_entropy(logits_TV, ids_T[1:]), list(weights.values()), create_graph=True)
+        along = torch.stack([(g * sign).sum() for g, sign in zip(gradients, signs.values(), strict=True)]).sum()
+        products = torch.autograd.grad(along, list(weights.values()))
+    return [
+        (product * sign).sum(dtype=torch.float64).item() for product, sign in zip(products, signs.values(), strict=True)
+    ]

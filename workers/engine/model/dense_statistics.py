@@ -1,0 +1,126 @@
+"""Dense: statistics of the inputs of the whole dense model, for what is decided before any layer is pruned.
+
+Squared means are a few kilobytes a block, and cached by content. Gram matrices are as large as the layers: they lie in
+the checkpoint, block by block, and are collected when the first of them is asked for. I = inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+
+from workers.engine.architectures.llama import BLOCKS
+from workers.engine.contracts.facts import LinearStats
+from workers.engine.contracts.params import Stat
+from workers.engine.model.activations import activations_of
+from workers.engine.model.input_statistics import collect
+from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.store.provenance import environment
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.events import Events
+    from workers.engine.model.activations import Hidden
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.store.cache import Cache
+    from workers.engine.store.checkpoint import Checkpoint
+
+Statistics = Mapping[str, LinearStats]
+"""`block/stream` -> statistics of the dense model."""
+
+
+def dense_statistics(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    calibration: Calibration | None,
+    cache: Cache,
+    checkpoint: Checkpoint,
+    events: Events,
+    *,
+    needs: Stat,
+) -> Statistics:
+    """What is needed to know of the inputs of every layer."""
+    if not needs & (Stat.INPUT_SQ_MEAN | Stat.GRAM):
+        return {}
+    assert calibration is not None  # both are needs
+    if Stat.GRAM in needs:
+        return _Grams(model, calibration, checkpoint, events)
+    key = environment(spec, model) | {"calibration": calibration.digest}
+    found = cache.tensors("dense-inputs", key)
+    if found is None:
+        found = {
+            f"{block}/{stream}": _known(stats.input_sq_mean_I).cpu()
+            for block, streams in _collected(model, calibration, Stat.INPUT_SQ_MEAN, checkpoint, events)
+            for stream, stats in streams.items()
+        }
+        cache.keep_tensors("dense-inputs", key, found)
+    tokens, window_tokens = calibration.windows_NT.numel(), calibration.windows_NT.shape[1]
+    return {
+        name: LinearStats(tokens, window_tokens, input_sq_mean_I=sq_mean_I.to(model.device))
+        for name, sq_mean_I in found.items()
+    }
+
+
+class _Grams(Statistics):
+    """Statistics with Gram matrices, read from the checkpoint one by one."""
+
+    def __init__(self, model: LoadedModel, calibration: Calibration, checkpoint: Checkpoint, events: Events) -> None:
+        self._model, self._calibration, self._checkpoint, self._events = model, calibration, checkpoint, events
+
+    def __getitem__(self, name: str) -> LinearStats:
+        block, _, stream = name.partition("/")
+        if stream not in self._model.architecture.streams(int(block)):
+            raise KeyError(name)
+        if not self._checkpoint.grams(int(block)).exists():
+            self._collect()
+        with safe_open(self._checkpoint.grams(int(block)), framework="pt") as file:
+            gram_II = file.get_tensor(stream).to(self._model.device)
+        count, length = self._calibration.windows_NT.shape
+        return LinearStats(count * length, length, input_sq_mean_I=gram_II.diagonal(), gram_II=gram_II)
+
+    def __iter__(self) -> Iterator[str]:
+        architecture = self._model.architecture
+        return (f"{block}/{stream}" for block in range(architecture.blocks) for stream in architecture.streams(block))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _collect(self) -> None:
+        collected = _collected(self._model, self._calibration, Stat.GRAM, self._checkpoint, self._events)
+        for block, streams in collected:
+            grams = {stream: _known(stats.gram_II).cpu() for stream, stats in streams.items()}
+            self._checkpoint.save_grams(block, grams)
+
+
+def _collected(
+    model: LoadedModel, calibration: Calibration, needs: Stat, checkpoint: Checkpoint, events: Events
+) -> Iterator[tuple[int, dict[str, LinearStats]]]:
+    """The streams of each block in turn, in one pass through the dense model."""
+    activations = activations_of(model, calibration)
+    blocks = model.architecture.blocks
+    with ExitStack() as files:
+
+        def new_hidden() -> Hidden:
+            return activations.hidden(files.enter_context(checkpoint.scratch_file()))
+
+        hidden = new_hidden()
+        activations.embed(hidden)
+        for block in range(blocks):
+            into = new_hidden() if block + 1 < blocks else None
+            with filled(model, f"{BLOCKS}.{block}", tensors_of(model, f"{BLOCKS}.{block}")) as module:
+                streams = collect(activations, block, module, hidden, needs, into)
+            yield block, streams
+            hidden.file.close()
+            hidden = into or hidden
+            events.progress(block + 1, blocks, "dense block")
+
+
+def _known(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None  # it was asked for
+    return tensor

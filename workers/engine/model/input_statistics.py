@@ -1,0 +1,259 @@
+"""Statistics: what the linear layers of a block read, summed over the calibration text, once per input stream.
+
+`collect` runs a dense block once and gives the statistics of all its streams (the authors' scripts do this).
+`staged` runs every batch once too, but holds all of them at each stream in turn, so that the layers which read it can
+be pruned before anything reads their output: a better result for less work, and more activations in memory.
+B = windows of a batch, T = tokens of a window, I = inputs of a linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import greenlet
+import torch
+
+from workers.engine.architectures.llama import BLOCKS
+from workers.engine.contracts.facts import LinearStats
+from workers.engine.contracts.params import Stat
+from workers.engine.errors import NumericalFailure, UnsupportedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workers.engine.contracts.facts import LinearFacts
+    from workers.engine.model.activations import Activations, Hidden
+
+PANEL = 256
+"""Columns of a Gram matrix that are added to at once: wide enough for a fast product."""
+Reader = Callable[[str, "Tensor"], None]
+"""Called with a stream's name and its inputs [B, T, I], once per batch."""
+
+
+class _Seen(Exception):
+    """The last stream was read: what the block makes of it is of no interest."""
+
+
+def collect(
+    activations: Activations,
+    block: int,
+    module: nn.Module,
+    hidden: Hidden,
+    needs: Stat,
+    into: Hidden | None = None,
+) -> dict[str, LinearStats]:
+    """Stream name -> statistics over all windows, in one pass through the (still dense) block.
+
+    `into` takes the block's outputs; without it the pass stops at the last stream's inputs. Raises NumericalFailure on
+    inputs that are not finite.
+    """
+    layers = activations.model.architecture.block(block)
+    sums = {layer.stream: _Sums(needs) for layer in layers}
+    last = layers[-1].stream
+
+    def read(stream: str, x_BTI: Tensor) -> None:
+        sums[stream].add(x_BTI)
+        if into is None and stream == last:
+            raise _Seen
+
+    with _watched(module, layers, read):
+        for batch in activations.batches:
+            try:
+                output_BTD = activations.run(block, module, hidden.read(batch).to(activations.model.device))
+            except _Seen:
+                continue
+            if into is not None:
+                into.append(output_BTD)
+    return {stream: _finished(total, activations, block, stream) for stream, total in sums.items()}
+
+
+def staged(
+    activations: Activations,
+    block: int,
+    module: nn.Module,
+    dense: nn.Module | None,
+    hidden: Hidden,
+    needs: Stat,
+    into: Hidden | None,
+) -> Iterator[tuple[str, LinearStats]]:
+    """Each stream with its statistics, in the order of the forward pass.
+
+    The caller prunes the layers of the stream in `module` before asking for the next one. `into` takes the outputs of
+    the block so pruned. `dense` is a twin of the
+    block that stays as it is, for methods that compare with the inputs of a dense block. Raises NumericalFailure.
+    """
+    model = activations.model
+    layers = model.architecture.block(block)
+    streams = list(model.architecture.streams(block))
+    own = greenlet.getcurrent()
+
+    def pause(stream: str, x_BTI: Tensor) -> None:
+        own.switch((stream, x_BTI))
+
+    def paused(runs: nn.Module, batch: slice) -> greenlet.greenlet:
+        return greenlet.greenlet(lambda: activations.run(block, runs, hidden.read(batch).to(model.device)))
+
+    passes = [paused(module, batch) for batch in activations.batches]
+    twins = [paused(dense, batch) for batch in activations.batches] if dense is not None else None
+    with _watched(module, layers, pause), _watched(dense, layers, pause):
+        for stream in streams:
+            total = _Sums(needs)
+            for index, running in enumerate(passes):
+                found, x_BTI = running.switch()
+                assert found == stream
+                z_BTI = twins[index].switch()[1] if twins is not None and stream != streams[0] else None
+                total.add(x_BTI, z_BTI)
+            if stream == streams[0] and twins is not None:
+                for twin in twins:  # the first stream is the same in both: no need to look
+                    twin.switch()
+            yield stream, _finished(total, activations, block, stream)
+        for running in passes:
+            if into is not None:
+                into.append(running.switch())
+        # At rest before a layer whose output nobody asks for.
+        for running in [*passes, *(twins or ())]:
+            running.throw()
+
+
+class _Sums:
+    """Running sums over the tokens of one stream."""
+
+    def __init__(self, needs: Stat) -> None:
+        self.needs = needs
+        self.windows = self.tokens = 0
+        self.squares_I: Tensor | None = None
+        self.sum_I: Tensor | None = None
+        self.gram_II: Tensor | None = None
+        self.dense_gram_II: Tensor | None = None
+        self.cross_gram_II: Tensor | None = None
+
+    def add(self, x_BTI: Tensor, z_BTI: Tensor | None = None) -> None:
+        """Add a batch of inputs, and what they are in the dense block where that differs."""
+        self.windows += x_BTI.shape[0]
+        self.tokens += x_BTI.shape[0] * x_BTI.shape[1]
+        x_NI = x_BTI.flatten(0, 1)
+        if Stat.GRAM in self.needs:
+            self.gram_II = _add_gram(self.gram_II, x_NI)
+        if Stat.DENSE_INPUTS in self.needs and z_BTI is not None:
+            z_NI = z_BTI.flatten(0, 1)
+            self.dense_gram_II = _add_gram(self.dense_gram_II, z_NI)
+            self.cross_gram_II = _add_product(self.cross_gram_II, z_NI, x_NI)
+        x_NI = x_NI.float()
+        if Stat.GRAM not in self.needs:  # else they are its diagonal
+            squares_I = x_NI.square().sum(dim=0).double()
+            self.squares_I = squares_I if self.squares_I is None else self.squares_I + squares_I
+        if Stat.INPUT_MOMENTS in self.needs:
+            sum_I = x_NI.sum(dim=0).double()
+            self.sum_I = sum_I if self.sum_I is None else self.sum_I + sum_I
+
+    def finish(self) -> LinearStats:
+        """The means. The sums are used up."""
+        gram_II = None if self.gram_II is None else _mirrored(self.gram_II).div_(self.tokens)
+        sq_mean_I = gram_II.diagonal().double() if gram_II is not None else None
+        if self.squares_I is not None:
+            sq_mean_I = self.squares_I / self.tokens
+        mean_I = None if self.sum_I is None else self.sum_I / self.tokens
+        variance_I = None
+        if mean_I is not None and sq_mean_I is not None:
+            variance_I = (sq_mean_I - mean_I.square()).clamp(min=0).float()
+        return LinearStats(
+            tokens=self.tokens,
+            window_tokens=self.tokens // self.windows,
+            input_sq_mean_I=None if sq_mean_I is None else sq_mean_I.float(),
+            input_mean_I=None if mean_I is None else mean_I.float(),
+            input_variance_I=variance_I,
+            gram_II=gram_II,
+            dense_gram_II=None if self.dense_gram_II is None else _mirrored(self.dense_gram_II).div_(self.tokens),
+            cross_gram_II=None if self.cross_gram_II is None else self.cross_gram_II.div_(self.tokens),
+        )
+
+
+def _add_gram(sum_II: Tensor | None, x_NI: Tensor) -> Tensor:
+    """sum + xᵀx on and above the diagonal, some columns at a time: little more than half of the product's work."""
+    inputs = x_NI.shape[1]
+    if sum_II is None:
+        sum_II = x_NI.new_zeros(inputs, inputs, dtype=torch.float32)
+    with _tf32(x_NI.dtype != torch.float32):
+        x_NI = x_NI.float()
+        for begin in range(0, inputs, PANEL):
+            end = min(begin + PANEL, inputs)
+            sum_II[:end, begin:end].addmm_(x_NI[:, :end].T, x_NI[:, begin:end])
+    return sum_II
+
+
+def _mirrored(upper_II: Tensor) -> Tensor:
+    """The symmetric matrix, in place, of which the upper panels are given."""
+    inputs = upper_II.shape[0]
+    for begin in range(0, inputs, PANEL):
+        end = min(begin + PANEL, inputs)
+        upper_II[begin:end, :begin] = upper_II[:begin, begin:end].T
+    return upper_II
+
+
+def _add_product(sum_II: Tensor | None, a_NI: Tensor, b_NI: Tensor) -> Tensor:
+    """sum + aᵀb in float32. Of 16-bit inputs TF32 loses nothing: their mantissas fit, and sums are kept in float32."""
+    with _tf32(a_NI.dtype != torch.float32):
+        a_NI, b_NI = a_NI.float(), b_NI.float()
+        return a_NI.T @ b_NI if sum_II is None else sum_II.addmm_(a_NI.T, b_NI)
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _finished(total: _Sums, activations: Activations, block: int, stream: str) -> LinearStats:
+    stats = total.finish()
+    assert stats.input_sq_mean_I is not None
+    if not stats.input_sq_mean_I.isfinite().all():
+        raise NumericalFailure(
+            f"block {block}: the {stream} of the linear layers is infinite or NaN in {activations.model.dtype}",
+            "set /compute/dtype to float32; if it is, the model's weights are broken",
+            field="/compute/dtype",
+        )
+    return stats
+
+
+@contextmanager
+def _watched(module: nn.Module | None, layers: Sequence[LinearFacts], read: Reader) -> Iterator[None]:
+    """Call `read` at the first layer of every stream; the others must see the same tensor."""
+    if module is None:
+        yield
+        return
+    # The whole storage is alive while its reader runs, so an address names it.
+    seen: dict[tuple[int, str], int] = {}
+    first: dict[str, LinearFacts] = {}
+    handles = []
+    for layer in layers:
+        first.setdefault(layer.stream, layer)
+
+    def watch(layer: LinearFacts) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            key = (id(greenlet.getcurrent()), layer.stream)
+            if layer is first[layer.stream]:
+                seen[key] = args[0].data_ptr()
+                read(layer.stream, args[0])
+            elif seen.get(key) != args[0].data_ptr():
+                raise UnsupportedModel(
+                    f"{layer.name} does not read the same {layer.stream} as {first[layer.stream].name}",
+                    "this model's blocks are wired in another way than their names say",
+                    field="/model/id",
+                )
+
+        return hook
+
+    for layer in layers:
+        linear = module.get_submodule(layer.name.removeprefix(f"{BLOCKS}.{layer.block}."))
+        handles.append(linear.register_forward_pre_hook(watch(layer)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

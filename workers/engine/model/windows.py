@@ -1,0 +1,316 @@
+"""Texts as windows of token ids. N = windows, L = tokens per window, T = tokens of a text."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from workers.engine.contracts.params import LossMethodParams
+from workers.engine.contracts.tuning_params import TuneMethodParams
+from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
+from workers.engine.report import TextReport
+from workers.engine.sources.texts.documents import Tally, documents
+from workers.engine.sources.texts.stream import Piece, pieces
+from workers.engine.spec import Calibrate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from workers.engine.contracts.refs import DataRef
+    from workers.engine.sources.resolve import Sources
+
+CHARACTERS_PER_TOKEN = 16
+"""Read this much text per token wanted where windows are drawn at random, four times what English takes: bounds how
+much of a large dataset is fetched, and leaves the windows a choice."""
+LEAST_CHARACTERS = 2**19
+"""A text that is no longer is a choice as a whole, however few windows are drawn."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much of a text to read, in windows; the rest is not looked at."""
+
+    count: int | None
+    """None: all of the text."""
+    length: int
+    """Tokens of a window, the opening ones included."""
+    per_document: int | None = None
+    """Most windows of each document. With it windows do not reach over documents' ends."""
+    characters: int = 0
+    """Read at least so many, if they are there."""
+
+
+def wanted_of(ref: DataRef) -> Wanted:
+    """What a text of a spec is read for."""
+    match ref:
+        case Calibrate(samples=count, sequence_length=length):
+            return Wanted(count, length, characters=max(count * length * CHARACTERS_PER_TOKEN, LEAST_CHARACTERS))
+        case TuneMethodParams():
+            return Wanted(ref.holdout + ref.steps * ref.batch, ref.sequence_length)
+        case LossMethodParams():
+            return Wanted(ref.samples, ref.sequence_length, ref.per_document)
+    raise TypeError(f"{type(ref).__name__} is no text of a spec")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text as the model reads it."""
+
+    ids_T: Tensor
+    """int64, without special tokens."""
+    opening: tuple[int, ...] = ()
+    """What every window begins with: the model's beginning-of-sequence token, or nothing."""
+    starts: tuple[int, ...] = (0,)
+    """Where each stretch of a document begins, ascending."""
+    documents: tuple[int, ...] = (0,)
+    """The number of each stretch's document."""
+    report: TextReport | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a text."""
+
+    ids_NL: Tensor
+    """int64."""
+    documents: tuple[int, ...] | None
+    """The number of the document that most of each window is of; None where that is not known."""
+
+
+def load_tokens(
+    ref: DataRef,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sources,
+    field: str,
+    wanted: Wanted | None = None,
+    *,
+    vocabulary: int | None = None,
+) -> Tokens:
+    """Tokenize the documents of `ref`, joined by an empty line, as far as `wanted` goes (None: all).
+
+    `field` is the JSON pointer of `ref` in the spec, for errors. Memory is bounded by what is read, not by the file.
+    Raises DatasetNotFound, HubUnavailable, InvalidSpec where the text column is missing or the file is not what its
+    name says, and UnsupportedModel where the tokenizer gives ids of `vocabulary` (rows of the embedding) or more.
+    """
+    opening, tally, read = opening_ids(tokenizer, ref.bos, field), Tally(), _Read(wanted)
+    read.stride -= len(opening)
+    found = documents(ref, tokenizer, sources, field, tally)
+    if wanted is not None and wanted.per_document is not None:
+        most = wanted.per_document * wanted.length * CHARACTERS_PER_TOKEN
+        found = (replace(document, pieces=_first(document.pieces, most)) for document in found)
+    for piece in pieces(found, tokenizer):
+        read.add(piece)
+        if read.enough:
+            break
+    ids_T = torch.cat([torch.empty(0, dtype=torch.int32), *read.ids]).long()
+    read_T = torch.cat([ids_T, torch.tensor(opening, dtype=torch.int64)])
+    if vocabulary is not None:
+        refuse_unknown(read_T, vocabulary, tokenizer, f"read of {ref.label}")
+    report = TextReport(
+        label=f"{field.split('/')[1]}/{ref.label}" if field else ref.label,
+        opening=[tokenizer.convert_ids_to_tokens(token) or f"<{token}>" for token in opening],
+        documents=len(read.numbers),
+        tokens=len(ids_T),
+        rows_skipped=tally.rows_skipped,
+        characters_replaced=tally.characters_replaced,
+    )
+    return Tokens(ids_T, opening, tuple(read.starts) or (0,), tuple(read.documents) or (0,), report)
+
+
+def opening_ids(
+    tokenizer: PreTrainedTokenizerBase, bos: Literal["auto", "always", "never"], field: str
+) -> tuple[int, ...]:
+    """What every window, and every prompt, begins with.
+
+    `auto` is what the tokenizer puts before a text by itself. Raises InvalidSpec where a token is asked for that the
+    tokenizer lacks.
+    """
+    if bos == "never":
+        return ()
+    if bos == "auto":
+        bare, text = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        ahead = next((n for n in range(len(text) - len(bare) + 1) if text[n : n + len(bare)] == bare), 0)
+        return tuple(text[:ahead])
+    if tokenizer.bos_token_id is None:
+        raise InvalidSpec(
+            "the model's tokenizer has no beginning-of-sequence token",
+            "set `bos` to `auto` or `never`",
+            field=f"{field}/bos",
+        )
+    return (tokenizer.bos_token_id,)
+
+
+def consecutive_windows(tokens: Tokens, length: int, *, count: int | None, field: str) -> Tensor:
+    """The first `count` (None: all) non-overlapping windows, int64 [N, L]; a rest shorter than L is left out.
+
+    Raises DatasetTooShort if there are fewer than `count`, or none.
+    """
+    return _consecutive(tokens, Wanted(count, length), field)[0].ids_NL
+
+
+def loss_windows(params: LossMethodParams, load: Callable[[LossMethodParams, Wanted], Tokens], field: str) -> Windows:
+    """The windows whose loss an evaluation measures and a target may bound.
+
+    Rows shorter than windows may be paragraphs of one document, as WikiText's are: where half of the windows have no
+    row that makes up half of them, documents are known only by a `document_field`.
+    Raises what `load` raises, and DatasetTooShort.
+    """
+    wanted = wanted_of(params)
+    found, shares = _consecutive(load(params, wanted), wanted, field)
+    if params.document_field is None and statistics.median(shares) < 0.5:
+        return replace(found, documents=None)
+    return found
+
+
+def random_windows(tokens: Tokens, length: int, *, count: int, seed: int, field: str) -> Tensor:
+    """`count` windows at random starts, int64 [N, L]; they may overlap, as in the calibration of GPTQ and Wanda.
+
+    Raises DatasetTooShort if the text holds fewer tokens than `count` windows without overlap: then the windows would
+    mostly repeat each other.
+    """
+    own = length - len(tokens.opening)
+    if len(tokens.ids_T) < count * own:
+        raise _too_short(tokens, Wanted(count, length), len(tokens.ids_T) // own, field)
+    generator = torch.Generator().manual_seed(seed)
+    starts_N = torch.randint(len(tokens.ids_T) - own + 1, (count,), generator=generator)
+    return _window_ids(tokens, starts_N.tolist(), own)
+
+
+def refuse_unknown(ids_T: Tensor, vocabulary: int, tokenizer: PreTrainedTokenizerBase, which: str) -> None:
+    """Raises UnsupportedModel if ids reach beyond the `vocabulary` rows of the embedding. `which`: tokens they are."""
+    if not (unknown := ids_T[ids_T >= vocabulary]).numel():
+        return
+    first = int(unknown[0])
+    raise UnsupportedModel(
+        f"{len(unknown)} of the {len(ids_T)} tokens {which} have ids beyond the model's embedding of "
+        f"{vocabulary} rows, the first {first} ({tokenizer.convert_ids_to_tokens(first)!r})",
+        "give the model the tokenizer it was trained with, or resize its embedding to the tokenizer",
+        field="/model/id",
+    )
+
+
+def ids_digest(ids: Tensor) -> str:
+    """`sha256:` of token ids of any shape, as little-endian int64 in row order: what a report records of a text."""
+    return "sha256:" + hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+class _Read:
+    """What was read of a text so far."""
+
+    def __init__(self, wanted: Wanted | None) -> None:
+        self._wanted = wanted
+        self.stride = wanted.length if wanted else 1
+        """Tokens of the text that a window takes."""
+        self.ids: list[Tensor] = []
+        self.numbers: dict[Hashable, int] = {}
+        """Document -> its number."""
+        self.starts: list[int] = []
+        self.documents: list[int] = []
+        self._tokens = self._characters = 0
+        self._windows: dict[int, int] = {}
+        """Document -> windows in its stretches that are read to their end."""
+
+    def add(self, piece: Piece) -> None:
+        for key, start in piece.starts:
+            number = self.numbers.setdefault(key, len(self.numbers))
+            if self.documents and self.documents[-1] == number:  # it goes on
+                continue
+            if self.documents:
+                self._windows[self.documents[-1]] = self._last_windows(self._tokens + start)
+            self.starts.append(self._tokens + start)
+            self.documents.append(number)
+        small = max(piece.ids, default=0) < 2**31  # tokenizers count up to 2**32
+        self.ids.append(torch.tensor(piece.ids, dtype=torch.int32 if small else torch.int64))
+        self._tokens += len(piece.ids)
+        self._characters += piece.characters
+
+    @property
+    def enough(self) -> bool:
+        wanted = self._wanted
+        if wanted is None or wanted.count is None or self._characters < wanted.characters:
+            return False
+        if wanted.per_document is None:
+            return self._tokens // self.stride >= wanted.count
+        if not self.documents:
+            return False
+        before = sum(self._windows.values()) - self._windows.get(self.documents[-1], 0)
+        return before + self._last_windows(self._tokens) >= wanted.count
+
+    def _last_windows(self, end: int) -> int:
+        """Of the last document, whose last stretch ends at `end`."""
+        most = self._wanted.per_document if self._wanted else None
+        if most is None:
+            return 0
+        return min(most, self._windows.get(self.documents[-1], 0) + (end - self.starts[-1]) // self.stride)
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+def _consecutive(tokens: Tokens, wanted: Wanted, field: str) -> tuple[Windows, list[float]]:
+    """Also the share of each window that is of its document."""
+    own = wanted.length - len(tokens.opening)
+    if wanted.per_document is None:
+        starts = list(range(0, len(tokens.ids_T) - own + 1, own))
+    else:
+        starts = _starts_by_document(tokens, own, wanted.per_document)
+    if len(starts) < (wanted.count or 1):
+        raise _too_short(tokens, wanted, len(starts), field)
+    starts = starts[: wanted.count]
+    documents, shares = _documents_of(tokens, starts, own)
+    return Windows(_window_ids(tokens, starts, own), documents), shares
+
+
+def _starts_by_document(tokens: Tokens, own: int, most: int) -> list[int]:
+    """Each document's first windows. One that lies in several stretches has its windows in the first of them."""
+    found: dict[int, list[int]] = {}
+    ends = [*tokens.starts[1:], len(tokens.ids_T)]
+    for start, end, document in zip(tokens.starts, ends, tokens.documents, strict=True):
+        taken = found.setdefault(document, [])
+        taken += range(start, end - own + 1, own)[: most - len(taken)]
+    return sorted(start for taken in found.values() for start in taken)
+
+
+def _window_ids(tokens: Tokens, starts: Sequence[int], own: int) -> Tensor:
+    opening = torch.tensor(tokens.opening, dtype=torch.int64)
+    return torch.stack([torch.cat([opening, tokens.ids_T[start : start + own]]) for start in starts])
+
+
+def _documents_of(tokens: Tokens, starts: Sequence[int], own: int) -> tuple[tuple[int, ...], list[float]]:
+    """The document that most of each window is of, the earlier one of two that share it evenly; and its share."""
+    found, largest = [], []
+    ends = [*tokens.starts[1:], len(tokens.ids_T)]
+    for start in starts:
+        shares: dict[int, int] = {}
+        stretch = max(0, bisect_right(tokens.starts, start) - 1)
+        while stretch < len(tokens.starts) and tokens.starts[stretch] < start + own:
+            overlap = min(ends[stretch], start + own) - max(tokens.starts[stretch], start)
+            shares[tokens.documents[stretch]] = shares.get(tokens.documents[stretch], 0) + overlap
+            stretch += 1
+        found.append(max(shares, key=shares.__getitem__))
+        largest.append(shares[found[-1]] / own)
+    return tuple(found), largest
+
+
+def _too_short(tokens: Tokens, wanted: Wanted, fit: int, field: str) -> DatasetTooShort:
+    count, own = wanted.count or 1, wanted.length - len(tokens.opening)
+    of_each = f", {wanted.per_document} of each document at most" if wanted.per_document else ""
+    remedies = ["ask for fewer windows"] * (fit > 0) + ["ask for shorter windows"] * (len(tokens.ids_T) >= 8)
+    return DatasetTooShort(
+        f"{count} windows of {own} tokens need {count * own} tokens; the text has {len(tokens.ids_T)}, "
+        f"enough for {fit}{of_each}",
+        ", ".join([*remedies, "give a longer text"]),
+        field=field,
+    )

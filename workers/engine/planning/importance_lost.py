@@ -1,0 +1,62 @@
+"""Price: what one shape for all blocks costs beside different ones, in the scores of what goes. Import-light."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from workers.engine.contracts.facts import AllocationFacts
+from workers.engine.contracts.params import UnitPruneParams
+from workers.engine.errors import InvalidSpec, NumericalFailure
+from workers.engine.planning.layer_sparsities import allocation
+from workers.engine.registry import discover
+from workers.engine.removals.widths import kept_units
+
+if TYPE_CHECKING:
+    from workers.engine.architectures.llama import Architecture
+    from workers.engine.contracts.facts import Units
+    from workers.engine.removals.outcome import Outcome
+    from workers.engine.removals.widths import Widths
+    from workers.engine.spec import CompressionSpec
+
+
+def importance_lost(
+    spec: CompressionSpec, architecture: Architecture, units: Units | None, outcome: Outcome, sparsity: float | None
+) -> tuple[float, float] | None:
+    """Share of all importance that the units held which went, and that they would have held under `ranking`.
+
+    In [0, 1]. Scores count in multiples of their kind's mean, as `ranking` compares them, for each parameter that a
+    unit has: then to take the lowest first, as it does, loses least for a number of parameters. None where nothing was
+    cut, where blocks differ anyway, or where the scores, or the blocks, do not allow another spread of `sparsity`.
+    """
+    params = spec.prune
+    if not isinstance(params, UnitPruneParams) or units is None or outcome.widths is None or sparsity is None:
+        return None
+    if not outcome.uniform or not _all_positive(units):
+        return None
+    ranking = discover()["allocate", "ranking"].params()  # type: ignore[call-arg]
+    facts = AllocationFacts(architecture.layers, {}, units=units.of_kinds(params.units))
+    try:
+        other = allocation(spec.model_copy(update={"allocate": ranking}), facts, sparsity)
+        widths = kept_units(architecture.layers, units.families, other, params, ranking)
+    except (InvalidSpec, NumericalFailure):
+        return None
+    return _lost(units, outcome.widths), _lost(units, widths)
+
+
+def _all_positive(units: Units) -> bool:
+    """Shares are of a sum, which means something only of what adds up."""
+    of_kinds = [units.of(family) for family in units.families]
+    return all(min(scores) >= 0 for scores in of_kinds) and all(max(scores) > 0 for scores in of_kinds)
+
+
+def _lost(units: Units, widths: Widths) -> float:
+    lost = total = 0.0
+    for kind in {family.kind for family in units.families}:
+        families = [family for family in units.families if family.kind == kind]
+        everything = math.fsum(score for family in families for score in units.of(family))
+        size = sum(family.units * family.unit_parameters for family in families)
+        gone = math.fsum(s for f in families for s in sorted(units.of(f))[: f.units - widths[f.block, f.kind]])
+        lost += gone / everything * size
+        total += size
+    return lost / total

@@ -1,0 +1,93 @@
+"""What every allocation must keep to, and how N:M patterns follow it. Import-light: a dry run spreads with this too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from workers.engine.contracts.params import UnitPruneParams
+from workers.engine.errors import InvalidSpec, NumericalFailure
+from workers.engine.maths.spreading import parameters
+from workers.engine.registry import method_of
+
+if TYPE_CHECKING:
+    from workers.engine.contracts.facts import AllocationFacts, LinearFacts
+    from workers.engine.spec import CompressionSpec
+
+
+def allocation(spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
+    """Layer name -> fraction to remove, in [0, 1), by the spec's allocator; multiples of 1 / M for N:M patterns.
+
+    The mean weighted by parameters is `target`, to 1e-4, or for N:M to half a unit's share.
+    Raises NumericalFailure if the method broke one of these promises.
+    """
+    if isinstance(spec.prune, UnitPruneParams):
+        return _of_open_blocks(spec, spec.prune, facts, target)
+    sparsity = _checked(spec, facts, target)
+    kept_of = spec.prune.kept_of
+    return sparsity if kept_of is None else whole_groups(facts.layers, sparsity, kept_of, spec.allocate.least_sparsity)
+
+
+def _of_open_blocks(
+    spec: CompressionSpec, params: UnitPruneParams, facts: AllocationFacts, target: float
+) -> Mapping[str, float]:
+    """Protected blocks lose nothing, the others as much more. Raises InvalidSpec where they cannot."""
+    last = max(layer.block for layer in facts.layers) - params.protect_last
+    layers = [layer for layer in facts.layers if params.protect_first <= layer.block <= last]
+    if not target:
+        return {layer.name: 0.0 for layer in facts.layers}
+    share = target * parameters(facts.layers) / max(1, parameters(layers))
+    if not layers or share >= 1:
+        raise InvalidSpec(
+            f"{len({layer.block for layer in layers})} blocks are not protected: too few to lose {target:.0%} of all "
+            "parameters",
+            "protect fewer blocks, or lower the sparsity",
+            field="/prune/sparsity",
+        )
+    found = _checked(spec, replace(facts, layers=layers), share)
+    return {layer.name: found.get(layer.name, 0.0) for layer in facts.layers}
+
+
+def _checked(spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
+    method = method_of("allocate", spec.allocate)
+    sparsity: Mapping[str, float] = method.function(facts, target, spec.allocate)
+    for layer in facts.layers:
+        if not 0 <= sparsity[layer.name] < 1:
+            raise NumericalFailure(
+                f"{method.name} asks to remove {sparsity[layer.name]} of {layer.name}", "use a milder allocation"
+            )
+    mean = math.fsum(sparsity[layer.name] * layer.parameters for layer in facts.layers) / parameters(facts.layers)
+    if abs(mean - target) > 1e-4:
+        raise NumericalFailure(
+            f"{method.name} spread {target} to a mean of {mean:.5f} over the layers", "use another allocation"
+        )
+    return sparsity
+
+
+def whole_groups(
+    layers: Sequence[LinearFacts], sparsity: Mapping[str, float], kept_of: tuple[int, int], least: float = 0.0
+) -> dict[str, float]:
+    """`sparsity` in multiples of 1 / M, between keeping 1 and all of M, nearest to the pattern's mean.
+
+    None gets less than `least`, or than the pattern has where that is less.
+
+    By largest remainder: every unit (layers of a block that share a sparsity) keeps the whole part of M (1 - s), then
+    units keep one more, greatest fraction first, until the pattern's mean N of M is kept.
+    """
+    n, m = kept_of
+    most = max(n, math.floor(m * (1 - least) + 1e-9))
+    units: dict[tuple[int, float], list[LinearFacts]] = {}
+    for layer in layers:
+        units.setdefault((layer.block, sparsity[layer.name]), []).append(layer)
+    wanted = {unit: m * (1 - unit[1]) for unit in units}
+    # 2.9999999999 is 3: what an exact allocation missed by a float's last digit is no remainder.
+    kept = {unit: min(most, max(1, math.floor(want + 1e-9))) for unit, want in wanted.items()}
+    size = {unit: sum(layer.parameters for layer in members) for unit, members in units.items()}
+    left = n * sum(size.values()) - sum(kept[unit] * size[unit] for unit in units)
+    for unit in sorted(units, key=lambda unit: kept[unit] - wanted[unit]):
+        if kept[unit] < most and left >= size[unit] / 2:
+            kept[unit] += 1
+            left -= size[unit]
+    return {layer.name: 1 - kept[unit] / m for unit, members in units.items() for layer in members}

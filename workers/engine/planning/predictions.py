@@ -1,0 +1,327 @@
+"""Predictions for a plan: peak memory and run time of a job on two CPU cores. Import-light.
+
+Sums of what is known to be resident and of the arithmetic to be done, with constants measured on models of 7 M and
+150 M parameters (torch 2.13, float32, glibc). There memory came out within 20 %, time within a factor of two. On a GPU
+the device holds what is counted here for activations and weights, and time is far shorter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workers.engine.architectures.llama import BLOCKS, Architecture
+from workers.engine.contracts.params import Stat, UnitPruneParams, UnitScoreParams
+from workers.engine.contracts.refs import DataRef
+from workers.engine.errors import MemoryBudgetTooSmall
+from workers.engine.maths.spreading import parameters
+from workers.engine.registry import method_of
+from workers.engine.sources.safetensors_bytes import DTYPE_BYTES
+
+if TYPE_CHECKING:
+    from workers.engine.contracts.params import MethodParams
+    from workers.engine.contracts.tuning_params import TuneMethodParams
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.spec import CompressionSpec
+
+BATCH_TOKENS = 4096
+"""Tokens per forward pass of calibration where memory allows: enough to keep a device busy."""
+TUNED_TOKENS = 2048
+"""Tokens per forward and backward pass of tuning where the budget allows."""
+_PROCESS_BYTES = 420 * 2**20
+"""Python with torch and transformers imported."""
+_TOKENIZER_BYTES = 80 * 2**20
+_SELECTION_BYTES = 24
+"""Per weight of the layer at hand: its float32 copy and score, and the selection's values and int64 indices."""
+_SOLVE_BYTES = 24
+"""Per weight of the layers that share a Hessian: their float32 copies, masks and errors while columns are solved."""
+_SALIENCE_COPIES = 10
+"""Of a block in float32, beside what is kept of each part of the text: gradients of a batch, and what a score makes."""
+_BACKWARD_PASSES = 4
+"""Forward passes that a gradient costs: one before, one again for each block, and twice that backwards."""
+_PROBES, _PROBE_PASSES, _PROBE_TOKENS = 96, 11, 512
+"""Of the curvature: as many as bookworm-7m takes (88 to 112), forward passes that one costs there, and its text."""
+_KEPT_WHILE_DECODING = (".k_proj", ".v_proj")
+_FACTOR_COPIES = 3
+"""Of the largest Gram matrix, while its Cholesky factor is inverted."""
+_COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
+_TRAINED_BYTES = 16
+"""Per trained parameter, beside itself: its gradient, AdamW's two moments, the best state; all float32."""
+_KEPT_PER_HIDDEN, _KEPT_PER_MLP = 20, 6
+"""Numbers per token and block that a backward pass needs, in hidden sizes and in widths of the MLP."""
+_KEPT_PER_LOGIT = 4
+"""Copies of the logits in float32: as they are, shifted, their softmax and its gradient."""
+_RETAINED_BYTES, _RETAINED_PER_WEIGHT = 256 * 2**20, 80
+"""What the allocator keeps of freed blocks below its 32 MiB mmap threshold: up to this much, at this rate."""
+_CPU_FLOPS = 80e9
+_DISK_BYTES_PER_S = 200e6
+_START_S = 5.0
+_TOKENS_UNKNOWN = 32_768
+"""Stands for the work of a measurement that reads no text of its own."""
+_TOKENS_OF_HUB_DATASET = 300_000
+"""About WikiText-2's test split."""
+_CHARACTERS_PER_TOKEN = 4
+
+
+def batch_tokens(spec: CompressionSpec, source: ModelSource, architecture: Architecture, *, budget: int | None) -> int:
+    """Tokens per forward pass of the walk, halved from BATCH_TOKENS until the predicted peak is within `budget` bytes.
+
+    Raises MemoryBudgetTooSmall if one window at a time is still too much.
+    """
+    least = spec.calibrate.sequence_length if spec.calibrate else 1
+    tokens = max(BATCH_TOKENS, least)
+    while budget is not None and (peak := _walk_bytes(spec, source, architecture, tokens)) > budget:
+        if tokens <= least:
+            raise MemoryBudgetTooSmall(
+                f"pruning block by block takes {peak / 2**20:.0f} MiB, the budget is {budget / 2**20:.0f} MiB",
+                f"allow {peak} bytes, or calibrate on shorter windows, or compute in bfloat16",
+                field="/compute/memory_budget",
+            )
+        tokens = max(tokens // 2, least)
+    return tokens
+
+
+def whole_models(spec: CompressionSpec, source: ModelSource, architecture: Architecture, budget: int | None) -> int:
+    """How many models are in memory as a whole when they are measured: two where both are measured in turn and fit, one
+    where one fits, none where they are measured block by block.
+
+    Raises MemoryBudgetTooSmall if one must and does not.
+    """
+    wanted = 2 if _in_turn(spec) else 1
+    for models in range(wanted, 0, -1):
+        if budget is None or _evaluation_bytes(spec, source, architecture, models) <= budget:
+            return models
+    peak = _evaluation_bytes(spec, source, architecture, 1)
+    needs = {"/prune/at_most/decode_time": "the decode time of the result"} if _decode_time(spec) else {}
+    needs |= {
+        f"/evaluate/{index}": params.method
+        for index, params in enumerate(spec.evaluate)
+        if method_of("evaluate", params).whole_model
+    }
+    for field, name in needs.items():
+        raise MemoryBudgetTooSmall(
+            f"{name} needs the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
+            f"{(budget or 0) / 2**20:.0f} MiB",
+            f"allow {peak} bytes, or leave it out: perplexity is measured block by block",
+            field=field,
+        )
+    return 0
+
+
+def _in_turn(spec: CompressionSpec) -> bool:
+    """Whether anything is measured on both models in turn."""
+    return _decode_time(spec) or any(method_of("evaluate", params).paired for params in spec.evaluate)
+
+
+def _decode_time(spec: CompressionSpec) -> bool:
+    """Whether the time of a decode step is bounded."""
+    at_most = spec.prune.at_most if isinstance(spec.prune, UnitPruneParams) else None
+    return at_most is not None and at_most.decode_time is not None
+
+
+def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
+    """Peak resident memory: the greatest of the dense model's curvature, the walk over the blocks, and evaluation."""
+    budget = spec.compute.memory_budget
+    peak = _walk_bytes(spec, source, architecture, batch_tokens(spec, source, architecture, budget=budget))
+    if Stat.CURVATURE in spec.allocate_needs:
+        # Weights, their gradients, signs and products, and a graph of about as much again; all float32.
+        whole = _PROCESS_BYTES + 8 * 4 * source.parameters
+        if budget is not None and whole > budget:
+            raise MemoryBudgetTooSmall(
+                f"{spec.allocate.method} differentiates the whole model, {whole / 2**20:.0f} MiB, the budget is "
+                f"{budget / 2**20:.0f} MiB",
+                f"allow {whole} bytes, or use an allocation that looks at blocks one by one",
+                field="/allocate",
+            )
+        peak = max(peak, whole)
+    if spec.tune is not None:
+        windows = tuned_at_once(spec, source, architecture)
+        peak = max(peak, _tuning_bytes(spec, spec.tune, source, architecture, windows))
+    if (spec.evaluate or _decode_time(spec)) and (models := whole_models(spec, source, architecture, budget)):
+        peak = max(peak, _evaluation_bytes(spec, source, architecture, models))
+    return peak
+
+
+def tuned_at_once(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
+    """Windows per forward and backward pass of tuning: at most TUNED_TOKENS tokens, halved to keep the spec's budget.
+
+    Raises MemoryBudgetTooSmall if one window at a time is still too much.
+    """
+    assert spec.tune is not None  # nobody else asks
+    budget = spec.compute.memory_budget
+    windows = min(spec.tune.batch, max(1, TUNED_TOKENS // spec.tune.sequence_length))
+    while budget is not None and (peak := _tuning_bytes(spec, spec.tune, source, architecture, windows)) > budget:
+        if windows == 1:
+            raise MemoryBudgetTooSmall(
+                f"{spec.tune.method} tunes the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
+                f"{budget / 2**20:.0f} MiB",
+                f"allow {peak} bytes, or use shorter windows, `gradient_checkpointing`, or a method that trains less",
+                field="/tune",
+            )
+        windows //= 2
+    return windows
+
+
+def _tuning_bytes(
+    spec: CompressionSpec, params: TuneMethodParams, source: ModelSource, architecture: Architecture, windows: int
+) -> int:
+    """The process with the whole model, what trains, and the activations of so many windows.
+
+    The dense model's sizes are counted: a structured result is smaller.
+    """
+    compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
+    stored = sum(facts.bytes for facts in source.tensors.values())
+    trained = params.trained_parameters(source, architecture)
+    loading = source.parameters * compute_bytes + stored
+    linear = architecture.prunable_parameters
+    base = linear * (params.base_bits / 8 if params.base_bits else compute_bytes)
+    weights = int(base) + (source.parameters - linear) * compute_bytes + trained * _TRAINED_BYTES
+    mlp_width = max(layer.shape[0] for layer in architecture.layers)
+    inputs = sum(layer.shape[1] for layer in architecture.block(0))
+    kept = architecture.hidden_size * _KEPT_PER_HIDDEN + mlp_width * _KEPT_PER_MLP + inputs * params.input_copies
+    blocks = params.blocks_back(source, architecture)
+    per_token = kept + blocks * architecture.hidden_size if params.gradient_checkpointing else kept * blocks
+    tokens = windows * params.sequence_length
+    activations = tokens * (per_token * compute_bytes + architecture.vocabulary * 4 * _KEPT_PER_LOGIT)
+    teacher = source.parameters * compute_bytes + stored if params.distill else 0
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, weights + activations + teacher)
+
+
+def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, tokens: int) -> int:
+    """The process while a block is pruned, with forward passes of so many tokens."""
+    compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
+    stored_bytes = max(DTYPE_BYTES[facts.dtype] for facts in source.tensors.values())
+    block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
+    largest = max(layer.parameters for layer in architecture.layers)
+    others = [facts for name, facts in source.tensors.items() if not name.startswith(f"{BLOCKS}.")]
+    # All as they ship, or one in float32, when the result is verified.
+    outside = max(sum(facts.bytes for facts in others), max(4 * facts.parameters + facts.bytes for facts in others))
+    # The block at hand as read and as pruned, the next one being read, and the previous one on its way to the disk.
+    blocks = 4 * block * stored_bytes
+    selection = _SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
+    if spec.needs is Stat.NONE:
+        return _PROCESS_BYTES + max(outside, blocks + selection)
+    assert spec.calibrate is not None  # the spec's validator saw to it
+    hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
+    calibrated = spec.calibrate.samples * spec.calibrate.sequence_length
+    token = compute_bytes * _token_numbers(architecture)
+    forward = min(calibrated, tokens) * token
+    streams = architecture.streams(0).values()
+    widths = [layers[0].shape[1] for layers in streams]
+    grams = 0
+    if Stat.GRAM in spec.walk_needs:
+        kinds = 3 if Stat.DENSE_INPUTS in spec.walk_needs and spec.refresh == "projection" else 1
+        grams = kinds * 4 * (sum(width * width for width in widths) + _FACTOR_COPIES * max(widths) ** 2)
+        selection = _SOLVE_BYTES * max(parameters(layers) for layers in streams)
+    paused = 0
+    if spec.refresh == "projection":
+        twins = 2 if Stat.DENSE_INPUTS in spec.walk_needs else 1
+        paused = twins * calibrated * compute_bytes * (mlp_width + 2 * hidden_size)
+    walk = blocks + block * compute_bytes + grams + paused + max(selection, forward)
+    scoring = _gradient_bytes(spec, block, min(calibrated, tokens), token)
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(outside, walk, scoring)
+
+
+def _gradient_bytes(spec: CompressionSpec, block: int, tokens: int, token: int) -> int:
+    """A block of so many parameters, its gradients, and what a score makes of them; 0 if it asks for none.
+
+    `tokens` go through at a time, of `token` bytes each, or one window where gradients are taken one by one.
+    """
+    if not spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
+        return 0
+    assert spec.calibrate is not None  # the spec's validator saw to it
+    assert isinstance(spec.score, UnitScoreParams)  # scores of weights ask for none
+    squared = Stat.SQUARED_GRADIENT in spec.unit_needs
+    copies = spec.score.splits * (2 + 2 * squared) + _SALIENCE_COPIES
+    return 4 * block * copies + (spec.calibrate.sequence_length if squared else tokens) * token
+
+
+def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, models: int) -> int:
+    """The process with so many whole models loaded, one of them just now, and the largest batch: its logits, or where
+    models are timed, which asks for the last ones only, a prompt on its way and what each model keeps of the sequence.
+
+    The dense model's sizes are counted: a structured result is smaller.
+    """
+    compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
+    stored = sum(facts.bytes for facts in source.tensors.values())
+    read = [_tokens_at_once(params) for params in spec.evaluate if not method_of("evaluate", params).paired]
+    batches = [tokens * architecture.vocabulary * 4 * 3 for tokens in read]
+    kept = sum(layer.shape[0] for layer in architecture.layers if layer.name.endswith(_KEPT_WHILE_DECODING))
+    passing = _token_numbers(architecture)
+    batches += [compute_bytes * (prompt * passing + models * all_ * kept) for prompt, all_ in _timed_tokens(spec)]
+    weights = models * source.parameters * compute_bytes
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + max(batches, default=0)
+
+
+def _token_numbers(architecture: Architecture) -> int:
+    """What a block's forward pass holds of a token."""
+    return 6 * max(layer.shape[0] for layer in architecture.layers) + 12 * architecture.hidden_size
+
+
+def _timed_tokens(spec: CompressionSpec) -> list[tuple[int, int]]:
+    """(tokens of the prompts, these and the ones written after them) of every timing, all its sequences together."""
+    found = []
+    for params in spec.evaluate:
+        if method_of("evaluate", params).paired:
+            batch, prompt, new = (getattr(params, name) for name in ("batch_size", "prompt_tokens", "new_tokens"))
+            found.append((batch * prompt, batch * (prompt + new)))
+    if isinstance(spec.prune, UnitPruneParams) and spec.prune.at_most is not None and spec.prune.at_most.decode_time:
+        tokens = spec.prune.at_most.batch_size * spec.prune.at_most.tokens
+        found.append((tokens, tokens))
+    return found
+
+
+def whole_float32_bytes(source: ModelSource) -> int:
+    """The process with the whole model loaded in float32, for one window."""
+    stored = sum(facts.bytes for facts in source.tensors.values())
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + 4 * source.parameters + stored
+
+
+def predicted_elapsed_s(
+    spec: CompressionSpec, source: ModelSource, architecture: Architecture, data_dir: Path
+) -> float:
+    """Run time: passes over the calibration text, forward and backward over what is tuned on, both models over every
+    evaluation text, weights to disk twice."""
+    work = 0.0
+    if spec.needs is not Stat.NONE:
+        assert spec.calibrate is not None  # the spec's validator saw to it
+        length = spec.calibrate.sequence_length
+        per_token = 2 * architecture.prunable_parameters + _attention_flops(architecture, length)
+        passes = 2.0 if spec.removes == "weight" or spec.walk_needs else 0.0
+        passes += bool((spec.allocate_needs | spec.unit_needs) & (Stat.INPUT_SQ_MEAN | Stat.GRAM | Stat.CHANGE))
+        passes += _BACKWARD_PASSES * bool(spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT))
+        if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
+            passes += 1 + architecture.blocks / 2
+        work += passes * spec.calibrate.samples * length * per_token
+        if Stat.CURVATURE in spec.allocate_needs:
+            work += _PROBES * _PROBE_PASSES * min(length, _PROBE_TOKENS) * per_token
+    if spec.tune is not None:
+        length = spec.tune.sequence_length
+        per_token = 2 * source.parameters + _attention_flops(architecture, length)
+        looks = 2 + spec.tune.steps // spec.tune.look_every
+        trained = spec.tune.steps * spec.tune.batch * (4 if spec.tune.distill else 3)  # backward costs two forward
+        work += length * per_token * (trained + looks * spec.tune.holdout)
+    for params in spec.evaluate:
+        per_token = 2 * source.parameters + _attention_flops(architecture, getattr(params, "sequence_length", 0))
+        work += 2 * _tokens_read(params, data_dir) * per_token
+    written = 2 * source.parameters * DTYPE_BYTES["BF16"]
+    return _START_S + work / _CPU_FLOPS + written / _DISK_BYTES_PER_S
+
+
+def _attention_flops(architecture: Architecture, length: int) -> int:
+    """Per token: scores and weighted values over a causal window, half of it on average."""
+    return 2 * length * architecture.hidden_size * architecture.blocks
+
+
+def _tokens_at_once(params: MethodParams) -> int:
+    return int(getattr(params, "batch_size", 1)) * int(getattr(params, "sequence_length", 512))
+
+
+def _tokens_read(params: object, data_dir: Path) -> int:
+    if not isinstance(params, DataRef):
+        return _TOKENS_UNKNOWN
+    there = _TOKENS_OF_HUB_DATASET
+    if params.local:
+        there = (data_dir / params.dataset).stat().st_size // _CHARACTERS_PER_TOKEN
+    samples = getattr(params, "samples", None)
+    return min(there, samples * getattr(params, "sequence_length", 512)) if samples else there

@@ -1,0 +1,51 @@
+"""What a result takes: parameters, bytes, multiplications; from its structure alone. Import-light."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workers.engine.sources.safetensors_bytes import DTYPE_BYTES
+
+if TYPE_CHECKING:
+    from workers.engine.architectures.llama import Architecture
+    from workers.engine.removals.outcome import Outcome
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.spec import CompressionSpec
+
+_STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def parameters_after(source: ModelSource, outcome: Outcome) -> int:
+    """Parameters of the result; a head tied to the embedding is not counted twice."""
+    left = outcome.parameters(source.tensors)
+    return sum(count for name, count in left.items() if not (source.shares_head and name == "lm_head.weight"))
+
+
+def stored_bytes(spec: CompressionSpec, source: ModelSource, outcome: Outcome) -> int:
+    """Weight bytes of the result. Zeros take as much room as other weights."""
+    dtype = None if spec.package.dtype == "source" else _STORED_DTYPES[spec.package.dtype]
+    left = outcome.parameters(source.tensors)
+    return sum(count * DTYPE_BYTES[dtype or source.tensors[name].dtype] for name, count in left.items())
+
+
+def macs_after(source: ModelSource, architecture: Architecture, outcome: Outcome, tokens: int) -> int:
+    """`forward_macs` of the result."""
+    left = outcome.parameters(source.tensors)
+    linear = {layer: left.get(f"{layer.name}.weight", 0) for layer in architecture.layers}
+    read = sum(count // layer.shape[0] for layer, count in linear.items() if layer.stream == "attention_output")
+    return forward_macs(sum(linear.values()) + architecture.vocabulary * architecture.hidden_size, read, tokens)
+
+
+def macs(architecture: Architecture, tokens: int) -> int:
+    """Of one sequence of so many tokens through a model as it is."""
+    linear = architecture.prunable_parameters + architecture.vocabulary * architecture.hidden_size
+    read = sum(layer.shape[1] for layer in architecture.layers if layer.stream == "attention_output")
+    return forward_macs(linear, read, tokens)
+
+
+def forward_macs(linear_parameters: int, attention_width: int, tokens: int) -> int:
+    """Multiply-accumulate operations of one sequence through linear layers of so many weights, output head included.
+
+    Scores and weighted values take `tokens`^2 for each of o_proj's inputs, `attention_width` of them in all blocks.
+    """
+    return tokens * linear_parameters + 2 * tokens * tokens * attention_width

@@ -1,0 +1,1 @@
+"""Removals: what is taken out of a model, and how."""

@@ -1,0 +1,74 @@
+"""Assemble: the finished blocks of a checkpoint as the weights and config of a model folder.
+
+Bytes are copied from file to file, so that a shard larger than memory can be written; same blocks, same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.engine import artifact
+from workers.engine.architectures.built import PER_LAYER_LISTS
+from workers.engine.removals.outcome import MODELING, config_after
+from workers.engine.sources.resolve import INDEX, WEIGHTS
+from workers.engine.sources.safetensors_bytes import merge, pack, read_header
+
+if TYPE_CHECKING:
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.removals.outcome import Outcome
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.store.checkpoint import Checkpoint
+
+_HEADER_ENTRY_BYTES = 256
+"""A tensor's line in a header takes less."""
+
+
+def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkpoint: Checkpoint, folder: Path) -> None:
+    """Write weights and `config.json` into `folder`, which is made anew.
+
+    Files hold at most `shard_bytes`; one that holds a single block, or what is outside of blocks, may be larger.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    parts = [checkpoint.outside(), *(checkpoint.block(index) for index in range(len(outcome.blocks)))]
+    _write_shards(parts, spec.package.shard_bytes, folder)
+    dense = model.source.config
+    if len(outcome.blocks) < model.architecture.blocks:
+        dense = {**dense, **_lists(model)}
+    config = config_after(dense, outcome)
+    if spec.package.dtype != "source":
+        config.pop("torch_dtype", None)  # the older name of the same entry
+        config["dtype"] = spec.package.dtype
+    _write_json(folder / "config.json", config)
+    if not outcome.uniform:
+        shutil.copyfile(Path(artifact.__file__).parent / MODELING, folder / MODELING)
+
+
+def _lists(model: LoadedModel) -> dict[str, Any]:
+    """What each block is: as in the config or, where it says nothing, as transformers makes it up from its number."""
+    built = model.skeleton.config
+    return {name: getattr(built, name) for name in PER_LAYER_LISTS if getattr(built, name, None) is not None}
+
+
+def _write_shards(parts: list[Path], shard_bytes: int, folder: Path) -> None:
+    headers = [read_header(part) for part in parts]
+    sizes = [sum(piece.facts.bytes + _HEADER_ENTRY_BYTES for piece in header.values()) for header in headers]
+    shards = pack(sizes, shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with (folder / file).open("wb") as out:
+            merge([parts[index] for index in shard], out)
+        weight_map |= {name: file for index in shard for name in headers[index]}
+    if len(shards) > 1:
+        total = sum(piece.facts.bytes for header in headers for piece in header.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(folder / INDEX, index)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

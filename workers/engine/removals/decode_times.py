@@ -1,0 +1,137 @@
+"""Latency: how long a decode step takes by the widths of its blocks, measured before anything is cut.
+
+A table of times as ZipLM's (Kurtic et al. 2023, arXiv:2302.04089): a model of a few blocks with some of their heads,
+then with some of their channels, less one of none. Times hang on shapes, not on values, so all weights are one number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from workers.engine.architectures.coupled import families
+from workers.engine.contracts.facts import Probe
+from workers.engine.maths.paired import Comparison
+from workers.engine.model.loaded import empty_model, load_model, load_result, stock_config
+from workers.engine.model.turns import in_turn
+from workers.engine.removals.outcome import Outcome, config_after
+from workers.engine.store.clock import device_time_s
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from workers.engine.contracts.params import AtMost
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.removals.widths import Widths
+
+LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Shares of a block's units that are timed; between them a straight line. 0 stands for one unit."""
+_BLOCKS = 4
+"""Timed together: one alone may stay in a processor's cache, which a whole model does not."""
+_STEPS, _ROUNDS, _MARGIN = 8, 10, 0.05
+"""Decode steps of a model each time it is timed, how often that is done at least, and how wide the interval of its
+ratio to the other model may be."""
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Seconds of a decode step."""
+
+    outside_s: float
+    """Of what is not in blocks."""
+    by_units: Mapping[str, Sequence[tuple[int, float]]]
+    """Kind -> (units that stay, seconds of a block with all units of the other kind), ascending."""
+
+    def decode_time(self, widths: Widths) -> float:
+        """Of a model whose blocks have these widths, as a fraction of the dense model's."""
+        blocks = {block for block, _ in widths}
+        full = {kind: points[-1][0] for kind, points in self.by_units.items()}
+        dense = {(block, kind): units for block in blocks for kind, units in full.items()}
+        return self._seconds(widths) / self._seconds(dense)
+
+    def _seconds(self, widths: Widths) -> float:
+        """What each kind saves of a full block is saved whatever the other kind does."""
+        full_s = next(iter(self.by_units.values()))[-1][1]
+        blocks_s = dict.fromkeys((block for block, _ in widths), full_s)
+        for (block, kind), left in widths.items():
+            units, seconds = zip(*self.by_units[kind], strict=True)
+            blocks_s[block] -= full_s - float(np.interp(left, units, seconds))
+        return self.outside_s + sum(max(0.0, block_s) for block_s in blocks_s.values())
+
+
+def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> LatencyTable:
+    """Measured on the model's device, in its compute type, with plain transformers.
+
+    Every shape is timed in turn with the full one, so that a slow moment of the machine is not one shape's.
+    `resident`: two such models fit in memory.
+    """
+    blocks = range(min(_BLOCKS, model.architecture.blocks))
+    cut = families(model.architecture, model.source.config, model.source.tensors)[: 2 * len(blocks)]
+    kinds = {family.kind: family.units for family in cut}  # all blocks are alike
+    wanted = {kind: sorted({max(1, round(level * units)) for level in LEVELS}) for kind, units in kinds.items()}
+
+    def probes(outcome: Outcome) -> list[Probe]:
+        return [_decode_probe(_of_one_value(model, outcome), at_most)]
+
+    full = partial(probes, Outcome(blocks, cut, {(f.block, f.kind): f.units for f in cut}))
+
+    def against_full(outcome: Outcome) -> Comparison:
+        ((_, found),) = in_turn(full, partial(probes, outcome), resident=resident)
+        return found
+
+    outside = against_full(Outcome([]))
+    full_s, outside_s = outside.dense, min(outside.pruned, outside.dense)
+    block_s = (full_s - outside_s) / len(blocks)
+    table: dict[str, Sequence[tuple[int, float]]] = {}
+    for kind, counts in wanted.items():
+        seconds = []
+        for units in counts[:-1]:
+            widths: Widths = {(f.block, f.kind): units if f.kind == kind else f.units for f in cut}
+            seconds.append((full_s * against_full(Outcome(blocks, cut, widths)).ratio - outside_s) / len(blocks))
+        # More units never take less time, but for noise.
+        rising = np.maximum.accumulate([min(max(0.0, found_s), block_s) for found_s in seconds]).tolist()
+        table[kind] = list(zip(counts, [*rising, block_s], strict=True))
+    return LatencyTable(outside_s, table)
+
+
+def decode_time(dense: LoadedModel, folder: Path, at_most: AtMost, resident: bool) -> Comparison:
+    """Of a decode step of the model in `folder` and of the dense one, both timed in turn. `resident`: both fit."""
+
+    def probes(path: Path) -> list[Probe]:
+        load = load_model if path == dense.path else load_result
+        return [_decode_probe(load(path, dense.device, dense.dtype), at_most)]
+
+    ((_, found),) = in_turn(partial(probes, dense.path), partial(probes, folder), resident=resident)
+    return found
+
+
+def _decode_probe(model: PreTrainedModel, at_most: AtMost) -> Probe:
+    """Seconds of a decode step after the prompt that the spec says."""
+    ids_BT = torch.zeros(at_most.batch_size, at_most.tokens, dtype=torch.long, device=model.device)
+
+    @torch.inference_mode()
+    def read() -> float:
+        output = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1)
+        started_s = device_time_s(model.device)
+        for _ in range(_STEPS):
+            output = model(input_ids=ids_BT[:, :1], past_key_values=output.past_key_values, use_cache=True)
+        return (device_time_s(model.device) - started_s) / _STEPS
+
+    read()  # to warm up
+    return Probe("decode_time", "s", False, _MARGIN, _ROUNDS, "", read)
+
+
+def _of_one_value(model: LoadedModel, outcome: Outcome) -> PreTrainedModel:
+    built = empty_model(stock_config(config_after(model.source.config, outcome)), model.device, model.dtype)
+    values = {
+        name: torch.full(tensor.shape, 0.01, dtype=model.dtype, device=model.device)
+        for name, tensor in built.state_dict().items()
+    }
+    built.load_state_dict(values, assign=True)
+    return built.eval()

@@ -1,0 +1,32 @@
+"""Stored: tensors in the type they are shipped in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from workers.engine.errors import NumericalFailure
+from workers.engine.maths.selection import finite
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.spec import CompressionSpec
+
+
+def as_stored(spec: CompressionSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in the type they are shipped in, in host memory. Raises NumericalFailure where that overflows."""
+    if spec.package.dtype == "source":
+        return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
+    dtype = getattr(torch, spec.package.dtype)
+    found = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    for name, tensor in found.items():
+        if not finite(tensor) and finite(tensors[name]):
+            raise NumericalFailure(
+                f"{name} holds values beyond the range of {spec.package.dtype}",
+                "package as `source`, bfloat16 or float32",
+                field="/package/dtype",
+            )
+    return found

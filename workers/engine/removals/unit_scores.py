@@ -1,0 +1,233 @@
+"""Units: what heads, channels or blocks of the dense model are worth, before any of them goes.
+
+What costs (gradients, passes over the text) is measured once per block and cached by content.
+B = windows of a batch, T = tokens of a window, D = hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from workers.engine.architectures.coupled import families, hidden_families, unit_rows
+from workers.engine.architectures.llama import BLOCKS
+from workers.engine.contracts.facts import DenseUnits, Family, LinearStats, Units
+from workers.engine.contracts.params import Stat, UnitScoreParams
+from workers.engine.errors import NumericalFailure
+from workers.engine.maths.selection import finite
+from workers.engine.model.activations import activations_of
+from workers.engine.model.dense_statistics import dense_statistics
+from workers.engine.model.gradients import gradients
+from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.model.streamed_loss import StreamedLoss
+from workers.engine.registry import method_of
+from workers.engine.stages.score import score
+from workers.engine.store.provenance import environment
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.events import Events
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.registry import Method
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.store.cache import Cache
+    from workers.engine.store.checkpoint import Checkpoint
+
+Measured = list[dict[str, "Tensor"]]
+"""Per block: what the method found."""
+
+
+def score_units(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    calibration: Calibration | None,
+    *,
+    cache: Cache,
+    checkpoint: Checkpoint,
+    events: Events,
+) -> Units:
+    """The scores of all heads and channels, hidden dimensions or blocks. Kept in the checkpoint for a retry.
+
+    Raises NumericalFailure where a score is not a number.
+    """
+    assert spec.score is not None  # the spec's validator saw to it
+    found: tuple[Family, ...] = ()
+    if spec.removes != "layer":
+        of = hidden_families if spec.removes == "hidden" else families
+        found = of(model.architecture, model.source.config, model.source.tensors)
+    if saved := checkpoint.load_json("unit-scores"):
+        return Units(found, saved)
+    method = method_of("score", spec.score)
+    if method.units[0] == "weight":
+        scores = _sums_over_weights(spec, model, found, calibration, cache, checkpoint, events)
+    else:
+        scores = _of_measured(spec, method, model, found, calibration, cache, checkpoint, events)
+    for block, of_block in enumerate(scores):
+        for kind, values in of_block.items():
+            if any(math.isnan(value) for value in values):
+                raise NumericalFailure(
+                    f"block {block}: {method.name} gives {kind}s that are not a number", "check the dense model"
+                )
+    checkpoint.save_json("unit-scores", scores)
+    return Units(found, scores)
+
+
+def _sums_over_weights(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    found: Sequence[Family],
+    calibration: Calibration | None,
+    cache: Cache,
+    checkpoint: Checkpoint,
+    events: Events,
+) -> list[dict[str, list[float]]]:
+    """A score of weights, added up over the weights of each unit."""
+    stats = dense_statistics(spec, model, calibration, cache, checkpoint, events, needs=spec.unit_needs)
+    scores: list[dict[str, list[float]]] = [{} for _ in range(model.architecture.blocks)]
+    for block in range(model.architecture.blocks):
+        tensors = tensors_of(model, f"{BLOCKS}.{block}")
+        by_weight = {
+            f"{layer.name}.weight": score(
+                spec, layer, tensors[f"{layer.name}.weight"], stats.get(f"{block}/{layer.stream}", LinearStats())
+            )
+            for layer in model.architecture.block(block)
+        }
+        for family in found:
+            if family.block == block:
+                parts = [
+                    unit_rows(by_weight[member.tensor], family, member).double().sum(dim=(1, 2))
+                    for member in family.members
+                    if member.tensor in by_weight
+                ]
+                scores[block][family.kind] = torch.stack(parts).sum(dim=0).tolist()
+    return scores
+
+
+def _of_measured(
+    spec: CompressionSpec,
+    method: Method,
+    model: LoadedModel,
+    found: Sequence[Family],
+    calibration: Calibration | None,
+    cache: Cache,
+    checkpoint: Checkpoint,
+    events: Events,
+) -> list[dict[str, list[float]]]:
+    """A score of units, from what its method measures of every block."""
+    assert isinstance(spec.score, UnitScoreParams)
+    assert method.measure is not None  # unit scorers have one
+    key = environment(spec, model) | {
+        "score": spec.score.model_dump(mode="json", exclude=set(spec.score.unmeasured)),
+        "calibration": calibration.digest if calibration and spec.unit_needs else "",
+        "of": spec.removes,
+    }
+    kept = cache.tensors("unit-measures", key)
+    if kept is None:
+        kept = {}
+        for facts in _facts(spec, model, found, calibration, checkpoint, events):
+            kept |= {f"{facts.block}/{name}": values for name, values in method.measure(facts, spec.score).items()}
+        cache.keep_tensors("unit-measures", key, {name: values.contiguous() for name, values in kept.items()})
+    measured: Measured = [{} for _ in range(model.architecture.blocks)]
+    for name, values in kept.items():
+        block, _, own = name.partition("/")
+        measured[int(block)][own] = values.cpu().double()
+    scores = [
+        {kind: values.tolist() for kind, values in block.items()} for block in method.function(measured, spec.score)
+    ]
+    if spec.removes == "layer":
+        first, last = spec.score.protected
+        for block in (*range(first), *range(len(scores) - last, len(scores))):
+            scores[block]["layer"] = [math.inf]
+    return scores
+
+
+def _facts(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    found: Sequence[Family],
+    calibration: Calibration | None,
+    checkpoint: Checkpoint,
+    events: Events,
+) -> Iterator[DenseUnits]:
+    """The blocks, in some order, with what the score needs to know of them. NumericalFailure where one is broken."""
+    needs = spec.unit_needs
+
+    def facts(block: int, **known: object) -> DenseUnits:
+        of_block = [family for family in found if family.block == block]
+        tensors = tensors_of(model, f"{BLOCKS}.{block}")
+        for name, tensor in tensors.items():
+            if not finite(tensor):
+                raise NumericalFailure(f"{name}: its weights are infinite or NaN", "check the dense model")
+        return DenseUnits(block, of_block, tensors, **known)  # type: ignore[arg-type]
+
+    if needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
+        assert calibration is not None
+        assert isinstance(spec.score, UnitScoreParams)
+        walk = gradients(
+            model,
+            calibration,
+            checkpoint,
+            events,
+            splits=spec.score.splits,
+            squared=Stat.SQUARED_GRADIENT in needs,
+        )
+        for block, sums in walk:
+            squares = sums.squared if Stat.SQUARED_GRADIENT in needs else ()
+            yield facts(block, gradients=sums.mean, squared_gradients=squares)
+    elif Stat.CHANGE in needs:
+        assert calibration is not None
+        for block, change in _changes(model, calibration, checkpoint):
+            yield facts(block, change=change)
+            events.progress(block + 1, model.architecture.blocks, "measured block")
+    elif Stat.REMOVAL in needs:
+        assert calibration is not None
+        for block, loss in _losses_without(model, calibration, checkpoint):
+            yield facts(block, loss_without=loss)
+            events.progress(model.architecture.blocks - block, model.architecture.blocks, "left-out block")
+    else:
+        yield from map(facts, range(model.architecture.blocks))
+
+
+def _changes(model: LoadedModel, calibration: Calibration, checkpoint: Checkpoint) -> Iterator[tuple[int, float]]:
+    """1 - the mean over all tokens of the cosine between each block's input and output, in float32."""
+    activations = activations_of(model, calibration)
+    tokens = calibration.windows_NT.numel()
+    with ExitStack() as files:
+        hidden = activations.hidden(files.enter_context(checkpoint.scratch_file()))
+        activations.embed(hidden)
+        for block in range(model.architecture.blocks):
+            into = activations.hidden(files.enter_context(checkpoint.scratch_file()))
+            total = 0.0
+            with filled(model, f"{BLOCKS}.{block}", tensors_of(model, f"{BLOCKS}.{block}")) as module:
+                for batch in activations.batches:
+                    input_BTD = hidden.read(batch).to(model.device)
+                    output_BTD = activations.run(block, module, input_BTD)
+                    cosine_BT = cosine_similarity(input_BTD.float(), output_BTD.float(), dim=-1)
+                    total += cosine_BT.double().sum().item()
+                    into.append(output_BTD)
+            yield block, 1 - total / tokens
+            hidden.file.close()
+            hidden = into
+
+
+def _losses_without(
+    model: LoadedModel, calibration: Calibration, checkpoint: Checkpoint
+) -> Iterator[tuple[int, float]]:
+    """Mean loss without each block, last block first: what lies before it is the same as for the one after."""
+    blocks = model.architecture.blocks
+
+    def tensors(block: int) -> Mapping[str, Tensor]:
+        return tensors_of(model, f"{BLOCKS}.{block}")
+
+    with closing(StreamedLoss(model, calibration, checkpoint, keep_path=True)) as streamed:
+        streamed.nll(range(blocks), tensors)
+        for left_out in reversed(range(blocks)):
+            path = [block if block != left_out else None for block in range(blocks)]
+            yield left_out, streamed.nll(path, tensors).mean().item()

@@ -1,0 +1,69 @@
+"""Weights: what becomes of the layers of a stream where single weights are removed. O = outputs, I = inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.engine.contracts.facts import LayerTask
+from workers.engine.errors import NumericalFailure
+from workers.engine.maths.selection import finite
+from workers.engine.registry import method_of
+from workers.engine.stages.score import score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.contracts.facts import LinearFacts, LinearStats
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.store.clock import Clock
+
+
+@dataclass(frozen=True)
+class WeightSurgeon:
+    """Sets weights to zero."""
+
+    spec: CompressionSpec
+    sparsity: Mapping[str, float]
+    """Layer name -> fraction to remove."""
+    clock: Clock
+
+    def operate(self, layers: list[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats) -> dict[str, Tensor]:
+        """Weight name -> pruned weight, of the layers that read one stream. Raises NumericalFailure."""
+        spec, pruner = self.spec, method_of("prune", self.spec.prune)
+        tasks = []
+        for layer in layers:
+            weight_OI = dense[f"{layer.name}.weight"]
+            with self.clock.measure("score") if spec.score else nullcontext():
+                score_OI = score(spec, layer, weight_OI, stats) if spec.score else None
+            tasks.append(LayerTask(layer.name, weight_OI, self.sparsity[layer.name], score_OI))
+        pruned = pruner.function(tasks, stats, spec.group, spec.prune)
+        if spec.refine is not None:
+            with self.clock.measure("refine"):
+                refiner = method_of("refine", spec.refine)
+                kept_of = spec.prune.kept_of
+                pruned = [
+                    task.weight_OI * refiner.function(task, weight_OI, stats, spec.refine, kept_of)
+                    for task, weight_OI in zip(tasks, pruned, strict=True)
+                ]
+        return {
+            f"{task.name}.weight": as_shipped(spec, task, weight_OI)
+            for task, weight_OI in zip(tasks, pruned, strict=True)
+        }
+
+    def close_up(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The block's tensors as they ship: zeros stay where they are."""
+        return tensors
+
+
+def as_shipped(spec: CompressionSpec, task: LayerTask, weight_OI: Tensor) -> Tensor:
+    """Float32 weights straight in the type that ships, so that they are rounded once. Raises NumericalFailure."""
+    if not finite(weight_OI):
+        raise NumericalFailure(
+            f"{task.name}: {spec.prune.method} made infinite or NaN weights",
+            "raise its dampening, calibrate on more text, or use another pruner",
+            field="/prune",
+        )
+    return weight_OI if spec.package.dtype != "source" else weight_OI.to(task.weight_OI.dtype)

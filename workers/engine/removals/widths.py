@@ -1,0 +1,167 @@
+"""How many heads and channels of every block stay, from the sparsity of its layers. Import-light, for dry runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.engine.errors import InvalidSpec
+
+if TYPE_CHECKING:
+    from workers.engine.contracts.facts import Family, LinearFacts
+    from workers.engine.contracts.params import MethodParams, UnitPruneParams
+
+Widths = Mapping[tuple[int, str], int]
+"""(block, kind) -> units that stay."""
+_ROUNDED = 0.5001
+"""Of a step, a channel or `channel_multiple` of them, is what rounding to whole steps may leave in a block."""
+
+
+def kept_units(
+    layers: Sequence[LinearFacts],
+    found: Sequence[Family],
+    sparsity: Mapping[str, float],
+    params: UnitPruneParams,
+    allocate: MethodParams,
+) -> Widths:
+    """Units that stay in every family: at least one of each, and what `allocate` says must.
+
+    What a block is asked for beyond what it may lose is taken from the others, but for protected ones, from each in
+    proportion to what it has left to lose. Heads are few and large: the number nearest to the attention's sparsity
+    goes. Channels make up for the difference, so that a block loses its share of parameters to within half a channel,
+    or half of `channel_multiple`; one that is to lose nothing keeps all. Raises InvalidSpec where the blocks together
+    cannot lose as much, naming what stands in the way, or one has no multiple of channels to keep.
+    """
+    kept: dict[tuple[int, str], int] = {(family.block, family.kind): family.units for family in found}
+    wanted: dict[int, float] = {}
+    blocks: dict[int, _Block] = {}
+    last = max(family.block for family in found) - params.protect_last
+    for block in range(params.protect_first, last + 1):
+        heads, channels = (family for family in found if family.block == block)
+        wanted[block] = sum(sparsity[layer.name] * layer.parameters for layer in layers if layer.block == block)
+        blocks[block] = _bounded(heads, channels, params, allocate, asked=wanted[block] > 0)
+    budgets = _within(wanted, blocks, params, allocate)
+    for block, bounded in blocks.items():
+        if budgets[block]:
+            attention = sparsity[bounded.heads.reader.tensor.removesuffix(".weight")]
+            share = attention * budgets[block] / wanted[block] if wanted[block] else budgets[block] / bounded.total
+            kept[block, "head"], kept[block, "channel"] = bounded.kept(budgets[block], share)
+    return kept
+
+
+@dataclass(frozen=True)
+class _Block:
+    heads: Family
+    channels: Family
+    least_heads: int
+    """That stay. All of them where heads may not go."""
+    least_channels: int
+    """A multiple of `step`, or all channels where they may not go."""
+    step: int
+    """Channels that stay are a multiple of it; 0 where channels may not go."""
+
+    @property
+    def total(self) -> int:
+        """Parameters of its units."""
+        return sum(family.units * family.unit_parameters for family in (self.heads, self.channels))
+
+    @property
+    def most(self) -> int:
+        """Parameters it may lose."""
+        return self.most_heads * self.heads.unit_parameters + self.most_channels * self.channels.unit_parameters
+
+    @property
+    def most_heads(self) -> int:
+        return self.heads.units - self.least_heads
+
+    @property
+    def most_channels(self) -> int:
+        return self.channels.units - self.least_channels
+
+    @property
+    def rounded(self) -> float:
+        """Parameters that whole units leave, or take, at most."""
+        unit = self.step * self.channels.unit_parameters if self.step else self.heads.unit_parameters
+        return _ROUNDED * unit
+
+    def kept(self, budget: float, share: float) -> tuple[int, int]:
+        """Heads and channels that stay, when it loses `budget` parameters and `share` of its attention's."""
+        if not self.step:
+            share = budget / (self.heads.units * self.heads.unit_parameters)
+        beyond = budget - self.rounded - self.most_channels * self.channels.unit_parameters
+        least_gone = math.ceil(beyond / self.heads.unit_parameters)  # so many that channels can make up for the rest
+        gone = min(self.most_heads, max(round(share * self.heads.units), least_gone))
+        channels = self.channels.units
+        if self.step:
+            left = channels - (budget - gone * self.heads.unit_parameters) / self.channels.unit_parameters
+            whole = round(left / self.step) * self.step
+            channels = min(channels // self.step * self.step, max(self.least_channels, whole))
+        return self.heads.units - gone, channels
+
+
+def _bounded(
+    heads: Family, channels: Family, params: UnitPruneParams, allocate: MethodParams, *, asked: bool
+) -> _Block:
+    """What of a block must stay. Raises InvalidSpec where it is asked for something and no multiple of channels can."""
+    step, least_heads, least_channels = 0, heads.units, channels.units
+    if "head" in params.units:
+        least_heads = heads.units - most_units(heads.units, allocate.most_of_units)
+    if "channel" in params.units:
+        least, multiple = channels.units - most_units(channels.units, allocate.most_of_units), params.channel_multiple
+        if (lowest := math.ceil(least / multiple) * multiple) <= channels.units:
+            step, least_channels = multiple, lowest
+        elif asked:
+            between = f", of which at least {least} must" if multiple <= channels.units else ""
+            raise InvalidSpec(
+                f"block {channels.block} has {channels.units} channels{between}: no multiple of {multiple} can stay",
+                "lower channel_multiple" + (", or raise `most`" if between else ""),
+                field="/prune/channel_multiple",
+            )
+    return _Block(heads, channels, least_heads, least_channels, step)
+
+
+def most_units(units: int, most: float) -> int:
+    """How many of a family may go when at most the fraction `most` of it does: one always stays."""
+    return min(units - 1, math.floor(most * units + 1e-9))  # 0.29 of 100 is 29, although their product lies below
+
+
+def _within(
+    wanted: Mapping[int, float], blocks: Mapping[int, _Block], params: UnitPruneParams, allocate: MethodParams
+) -> Mapping[int, float]:
+    """Parameters that each block loses, as many together as wanted, none more than it may but for rounding."""
+    excess = {block: wanted[block] - blocks[block].most for block in blocks}
+    over = {block: more for block, more in excess.items() if more > blocks[block].rounded}
+    if not over:
+        return wanted
+    room = {block: -more for block, more in excess.items() if more < 0}
+    missing, left = math.fsum(over.values()), math.fsum(room.values())
+    if missing > left + math.fsum(blocks[block].rounded for block in over):
+        _refuse(wanted, blocks, params, allocate)
+    taken = min(1.0, missing / left) if left else 0.0
+    return {block: wanted[block] + taken * room.get(block, 0.0) - over.get(block, 0.0) for block in blocks}
+
+
+def _refuse(
+    wanted: Mapping[int, float], blocks: Mapping[int, _Block], params: UnitPruneParams, allocate: MethodParams
+) -> None:
+    total = sum(bounded.total for bounded in blocks.values())
+    asked, most = math.fsum(wanted.values()) / total, sum(bounded.most for bounded in blocks.values()) / total
+    stays, field = "one unit of each kind stays", "/prune/units"
+    hint = "lower the sparsity, let heads and channels go, or protect fewer blocks"
+    if allocate.most_of_units < 1:
+        stays, field = f"`most` lets at most {allocate.most_of_units:g} of a kind go", "/allocate/most"
+        hint = "raise `most`, " + hint
+    raise InvalidSpec(
+        f"{len(blocks)} blocks cannot lose {asked:.1%} of their parameters in "
+        f"{' and '.join(f'{kind}s' for kind in params.units)}, only {most:.1%}: {stays}",
+        hint,
+        field=field,
+    )
+
+
+def best_units(scores: Sequence[float], count: int) -> list[int]:
+    """The `count` units of the highest scores, ascending. On ties the higher index stays."""
+    order = sorted(range(len(scores)), key=lambda unit: (scores[unit], unit))
+    return sorted(order[len(order) - count :])

@@ -1,0 +1,1 @@
+"""Reporting: a report in words, figures and pages."""

@@ -1,0 +1,45 @@
+"""The report as one HTML page: no script, no request to anywhere, readable in print and in the dark."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from workers.engine.reporting import wording
+from workers.engine.reporting.figures import loss_figure, metrics_figure, sparsity_figure, stages_figure, widths_figure
+
+if TYPE_CHECKING:
+    from workers.engine.report import Report
+
+_HEADLINES = 3
+
+
+def render(report: Report) -> str:
+    """The page. Whatever the report's texts hold is shown as text."""
+    # Markup only around the figures, which escape their own texts; the template escapes everything else.
+    directed = [metric for metric in report.metrics if metric.higher_is_better is not None]
+    methods = wording.compressing_methods(report)
+    same_inside = any(method.units == ("hidden",) for method in methods)  # heads and MLPs are as wide as they were
+    environment = Environment(
+        loader=PackageLoader("workers.engine.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        report=report,
+        wording=wording,
+        methods=methods,
+        measured=all(layer.metric is not None for layer in report.layers),
+        headlines=directed[:_HEADLINES],
+        spec_json=json.dumps(report.spec, indent=2),
+        sparsity_figure=Markup(sparsity_figure(report.layers)),
+        widths_figure=Markup("" if same_inside else widths_figure(report.layers)),
+        metrics_figure=Markup(metrics_figure(directed)) if directed else None,
+        loss_figure=Markup(loss_figure(report.tune)) if report.tune else None,
+        stages_figure=Markup(stages_figure(report.stages)),
+    )

@@ -1,0 +1,306 @@
+"""How a report is put into words and figures, for the page and for the model card alike. Import-light."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, Literal
+
+from workers.engine.contracts.params import Stage
+from workers.engine.maths.standard_errors import CONFIDENCE, SURE, half_width
+from workers.engine.registry import Method, discover
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from workers.engine.report import Bound, GateResult, Metric, Report, TextReport, TuneReport
+
+Verdict = Literal["better", "worse", "within spread", "same", ""]
+GATED = {"ratio": "pruned / dense", "difference": "pruned − dense", "pruned": "pruned"}
+VERDICT_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
+
+
+def compressing_methods(report: Report) -> list[Method]:
+    """The methods that decided the weights, in pipeline order."""
+    stages: tuple[Stage, ...] = ("score", "allocate", "prune", "refine", "tune")
+    return [discover()[stage, params["method"]] for stage in stages if (params := report.spec.get(stage))]
+
+
+def sentence(report: Report) -> str:
+    """What was done, in one sentence."""
+    spec, pattern = report.spec, report.spec["prune"].get("pattern")
+    scored = f"scored by {spec['score']['method']}, " if spec.get("score") else ""
+    refined = f", moved by {spec['refine']['method']}" if spec.get("refine") else ""
+    method = discover()["prune", spec["prune"]["method"]]
+    whole = f"{percent(report.sparsity)} of the weights of {len(report.layers)} linear layers "
+    if method.units == ("layer",):
+        dropped = len({layer.block for layer in report.layers if layer.shape == (0, 0)})
+        blocks = len({layer.block for layer in report.layers})
+        return f"{dropped} of {blocks} decoder blocks were dropped: {scored}removed by {method.name}."
+    if method.units == ("hidden",):
+        removed = f"{percent(report.sparsity)} of the hidden dimensions were cut off, "
+        return (
+            f"{removed}{report.parameters:,} parameters became {report.parameters_after or 0:,}: {scored}removed by "
+            f"{method.name}."
+        )
+    if "head" in method.units:
+        whole += f"were cut off, {report.parameters:,} parameters became {report.parameters_after or 0:,}: "
+    else:
+        whole += f"({report.zeros:,} of {report.prunable_parameters:,}) were set to zero: "
+    return (
+        f"{whole}{scored}spread over the layers by {spec['allocate']['method']}, removed by {spec['prune']['method']}"
+        + (f" ({pattern})" if pattern else "")
+        + f"{refined}."
+    )
+
+
+def brings_code(report: Report) -> bool:
+    """Whether blocks differ in width, so that a modelling file lies beside the weights."""
+    shapes: dict[int, list[tuple[int, int]]] = {}
+    for layer in report.layers:
+        if layer.shape != (0, 0):
+            shapes.setdefault(layer.block, []).append(layer.shape)
+    return len({tuple(of_block) for of_block in shapes.values()}) > 1
+
+
+def conditions(report: Report) -> list[str]:
+    """What else decided the result, a sentence each."""
+    found = []
+    if report.bound is not None:
+        found.append(bounded(report.bound))
+    if report.importance_lost is not None:
+        found.append(
+            f"All blocks have one shape, which any runtime loads: the units that went held "
+            f"{percent(report.importance_lost)} of all importance by their scores, those of different widths "
+            f"(`ranking`) would have held {percent(report.importance_lost_by_ranking or 0)}."
+        )
+    if report.tune is not None:
+        found.append(tuned(report.tune, report.spec["tune"]))
+    if report.refresh == "block":
+        found.append("Layers of a block were calibrated on the inputs they have while the block is dense.")
+    if report.refresh == "projection":
+        found.append("Layers were calibrated on inputs that all layers pruned before them had a part in.")
+    return found
+
+
+def made(report: Report) -> str:
+    """When the report was made, of which job, and who asked for it; empty for a report of before."""
+    found = [f"{report.made_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"] if report.made_at else []
+    if report.origin is not None:
+        found += [f"job {report.origin.job_id}, attempt {report.origin.attempt}", f"for {report.origin.asked_by}"]
+    return " · ".join(found)
+
+
+def judgement(report: Report) -> str:
+    """The gates that decided the verdict, with what they allow and what was found."""
+    decisive = [gate for gate in report.gates if gate.verdict == report.verdict]
+    if report.verdict == "pass":
+        return "the gate holds" if len(decisive) == 1 else f"all {len(decisive)} gates hold"
+    return "; ".join(
+        f"{gate.metric} ({GATED[gate.of]}) is {judged_value(gate)}, allowed is {bounds(gate)}" for gate in decisive
+    )
+
+
+def resumed(report: Report) -> list[str]:
+    """What an earlier attempt at the job did, a sentence each."""
+    found = []
+    if report.resumed_allocation:
+        found.append("How much each layer loses was decided by an earlier attempt at the job.")
+    if report.resumed_blocks:
+        found.append(f"{report.resumed_blocks} blocks were finished by an earlier attempt.")
+    if report.tune is not None and report.tune.resumed_step:
+        found.append(f"The first {report.tune.resumed_step} steps of the tuning were done by an earlier attempt.")
+    if names := [metric.name for metric in report.metrics if metric.resumed]:
+        found.append(f"The dense model was measured by an earlier attempt: {', '.join(names)}.")
+    return [*found, "The time of earlier attempts is in none of these figures."] if found else []
+
+
+def repeatable(report: Report) -> str:
+    """Whether the same spec gives the same weights again."""
+    if report.bound is not None and report.bound.name == "decode_time":
+        return "How narrow the blocks are follows from measured times: submitted again, it may give other widths."
+    return "Submitted again, it gives the same weights on the same machine."
+
+
+def short(value: Any) -> str:
+    """A varied value as people say it: a method by its name, a number plainly."""
+    if isinstance(value, dict) and "method" in value:
+        rest = {key: inner for key, inner in value.items() if key != "method"}
+        return f"{value['method']} {short(rest)}" if rest else str(value["method"])
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def bounded(bound: Bound) -> str:
+    """What was asked for, foreseen and measured, and what the tries before it came to."""
+    *broken, held = bound.tries
+    what, foreseen = {
+        "perplexity_ratio": ("The perplexity", "the trial pruning"),
+        "decode_time": ("A decode step's time", "the times of single blocks"),
+    }[bound.name]
+    text = (
+        f"{what} may be ×{bound.asked:g} of the dense model's"
+        + (f", or {percent(bound.tolerance)} above that" if bound.tolerance else "")
+        + f": ×{held.measured:.4f} was measured on the result, ×{held.predicted:.4f} foreseen by "
+        f"{foreseen}."
+    )
+    for tried in broken:
+        text += f" {percent(tried.target_sparsity)} was tried before and gave ×{tried.measured:.4f}."
+    return text
+
+
+def tuned(tune: TuneReport, params: Mapping[str, Any]) -> str:
+    """How the model was trained after pruning, in two sentences."""
+    bits = params.get("bits", 16)
+    quantised = f" of weights in {bits} bits, stored dense," if bits < 16 else ""
+    shipped = "the last step ships" if tune.best_step == tune.steps else f"step {tune.best_step} ships, the best"
+    return (
+        f"Then {tune.method} trained {tune.trained_parameters:,} parameters{quantised} for {tune.steps} steps of "
+        f"{params['batch']} x {params['sequence_length']} tokens of {params['dataset']}"
+        + _distilled(params["distill"])
+        + f". The loss on held-out windows of that text went from {tune.holdout_loss_before:.4f} to "
+        f"{tune.holdout_loss_after:.4f} nats a token; {shipped}."
+    )
+
+
+def _distilled(distill: Mapping[str, Any] | None) -> str:
+    if distill is None:
+        return ""
+    if distill["weight"] == 1:
+        return ", on the dense model's predictions alone"
+    return f", {percent(distill['weight'])} of the loss on the dense model's predictions"
+
+
+def as_read(text: TextReport) -> str:
+    """How a text became tokens."""
+    opening = "".join(text.opening)
+    documents = f"{text.documents:,} documents joined by empty lines" if text.documents != 1 else "one document"
+    found = [
+        f"{documents}, {text.tokens:,} tokens read",
+        f"every window begins with {opening}" if opening else "windows begin with the text, without a token before it",
+    ]
+    if text.rows_skipped:
+        found.append(f"rows without text, left out: {text.rows_skipped:,}")
+    if text.characters_replaced:
+        found.append(f"lone surrogates, replaced by U+FFFD: {text.characters_replaced:,}")
+    return "; ".join(found)
+
+
+def intervals(report: Report) -> str:
+    """What the intervals are about, where there are any; else nothing."""
+    said = []
+    if any(metric.interval_over == "documents" for metric in report.metrics):
+        said.append("Errors are over documents, and hold for others like them.")
+    about_text = [m for m in report.metrics if m.interval_over == "text"]
+    if names := ", ".join(metric.name for metric in about_text if not one_sample(metric)):
+        said.append(
+            f"That of {names} is about this text alone: it is one document, or where its documents end is not known."
+        )
+    if names := ", ".join(metric.name for metric in about_text if one_sample(metric)):
+        said.append(f"Measured on one sample, of which nothing says how far off it is: {names}.")
+    return " ".join(said)
+
+
+def one_sample(metric: Metric) -> bool:
+    """Whether chance was at work and nothing says how much."""
+    return metric.interval_over is not None and metric.difference_stderr is None
+
+
+def percent(fraction: float) -> str:
+    """`0.5` -> `50 %`, with at most two decimals."""
+    return f"{100 * fraction:.2f}".rstrip("0").rstrip(".") + " %"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number as people write it: large amounts with a prefix, counts whole, the rest with four digits; its unit."""
+    if unit == "bytes":
+        return f"{value:,.0f} bytes" if abs(value) < 1000 else f"{_prefixed(value)}B"
+    if unit == "MACs":
+        return f"{value:,.0f} MACs" if abs(value) < 1000 else f"{_prefixed(value)} MACs"
+    if unit == "parameters":
+        return f"{value:,.0f}"
+    return _digits(value) + (f" {unit}" if unit in {"s", "tokens/s"} else "")
+
+
+def with_spread(value: float, spread: float | None, unit: str) -> str:
+    """`35.42 ± 0.61`, the spread to the same decimals."""
+    if spread is None:
+        return quantity(value, unit)
+    decimals = _decimals(value)
+    suffix = f" {unit}" if unit in {"s", "tokens/s"} else ""
+    return f"{value:,.{decimals}f} ± {spread:,.{decimals}f}{suffix}"
+
+
+def named(metric: Metric) -> str:
+    """Its name, and the unit where neither that nor the value says it."""
+    said = metric.unit in metric.name or metric.unit in {"s", "tokens/s", "bytes", "MACs"}
+    return metric.name if said else f"{metric.name}, {metric.unit}"
+
+
+def ratio(metric: Metric) -> str:
+    """`×1.104 [1.080, 1.128]`: with its interval where it has one; a dash where the dense value is zero."""
+    if metric.ratio is None:
+        return "–"
+    half = half_width(metric.ratio_stderr or 0, metric.degrees_of_freedom, CONFIDENCE)
+    interval = f" [{metric.ratio - half:.3f}, {metric.ratio + half:.3f}]" if half else ""
+    return f"×{metric.ratio:.3f}{interval}"
+
+
+def verdict(metric: Metric) -> Verdict:
+    """Whether pruning helped or hurt, as far as that is sure.
+
+    `same` where the ratio's interval (SURE) reaches into 1 ± the metric's margin; `within spread`, of a metric without
+    one, where the difference's (CONFIDENCE) holds 0. Empty where neither direction is a goal, and of one sample.
+    """
+    if metric.higher_is_better is None or one_sample(metric):
+        return ""
+    change, stderr, margin, confidence = metric.pruned - metric.dense, metric.difference_stderr, None, CONFIDENCE
+    if metric.margin is not None and metric.ratio is not None:
+        change, stderr, margin, confidence = metric.ratio - 1, metric.ratio_stderr, metric.margin, SURE
+    spread = half_width(stderr or 0, metric.degrees_of_freedom, confidence)
+    if change == 0 or (margin is not None and abs(change) - spread <= margin):
+        return "same"
+    if abs(change) <= spread:
+        return "within spread"
+    return "better" if (change > 0) == metric.higher_is_better else "worse"
+
+
+def confidences(report: Report) -> str:
+    """`95 %`, or the several confidences of the gates that were judged by an interval; empty if none was."""
+    found = {gate.confidence for gate in report.gates if gate.interval and gate.interval[0] < gate.interval[1]}
+    return ", ".join(percent(confidence) for confidence in sorted(found))
+
+
+def bounds(gate: GateResult) -> str:
+    """What a gate allows: `≤ 1.1`, `≥ 0.5` or `0.5 to 1.1`."""
+    if gate.min is None:
+        return f"≤ {gate.max:g}"
+    return f"≥ {gate.min:g}" if gate.max is None else f"{gate.min:g} to {gate.max:g}"
+
+
+def judged_value(gate: GateResult) -> str:
+    """`1.104 [1.080, 1.128]`: the value, and its interval where it has one; a dash for no value."""
+    if gate.value is None:
+        return "–"
+    low, high = gate.interval or (gate.value, gate.value)
+    if low == high:
+        return _digits(gate.value)
+    decimals = max(0, _decimals(high - low) - 2)  # two digits of what is not known
+    return f"{gate.value:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.{_decimals(value)}f}"
+
+
+def _decimals(value: float) -> int:
+    """Decimals that show four significant digits, none of them below 1e-6."""
+    if value == 0:
+        return 0
+    return min(6, max(0, 3 - math.floor(math.log10(abs(value)))))
+
+
+def _prefixed(value: float) -> str:
+    """`14.30 M`, of 1000 and more."""
+    prefix = min(4, int(math.log10(abs(value)) // 3))
+    return f"{_digits(value / 1000**prefix)} {('', 'k', 'M', 'G', 'T')[prefix]}"

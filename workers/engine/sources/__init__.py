@@ -1,0 +1,1 @@
+"""Sources: where models and texts come from, as files. Import-light."""

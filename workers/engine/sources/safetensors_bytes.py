@@ -1,0 +1,185 @@
+"""The safetensors file format, as bytes: read a header, write files made of other files' tensors.
+
+A safetensors file is an 8-byte little-endian header length, a JSON header `{name: {dtype, shape, data_offsets}}`, and
+the tensors' bytes without gaps (https://huggingface.co/docs/safetensors). Reading a header needs no tensor library,
+which is what lets the API plan a job; copying bytes needs no memory, which is what lets a shard of many blocks be
+written while none of them is resident. Import-light.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from workers.engine.sources.model_files import BadFile, parse_json, shown
+
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+HEADER_BYTES = 2**24
+"""Of some 100,000 tensors. The reference implementation allows 100 MB, which takes gigabytes of memory to read."""
+_AXES = 8
+
+
+class MalformedFile(BadFile):
+    """Not a whole safetensors file."""
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A stored tensor without its values."""
+
+    dtype: str
+    """As in the header: `BF16`, `F32`, …"""
+    shape: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.parameters * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a tensor's bytes lie."""
+
+    facts: TensorFacts
+    file: Path
+    begin: int
+    """First byte, counted from the start of the file."""
+
+
+def read_header(file: Path) -> dict[str, Slice]:
+    """The tensors of one safetensors file, without reading them. MalformedFile says what is wrong with it."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise MalformedFile(f"{file.name} is {size} bytes long, too short for a safetensors file")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(size - 8, HEADER_BYTES):
+            raise MalformedFile(f"{file.name} announces a header of {length} bytes but is {size} bytes long")
+        content = stream.read(length)
+    tensors, end = parse_header(content, file.name)
+    if 8 + length + end != size:
+        raise MalformedFile(f"{file.name} should be {8 + length + end} bytes long by its header but is {size}")
+    return {name: Slice(facts, file, 8 + length + begin) for name, (facts, begin) in tensors.items()}
+
+
+def parse_header(content: bytes, name: str) -> tuple[dict[str, tuple[TensorFacts, int]], int]:
+    """Tensor name -> (facts, where its bytes begin), and how many bytes all of them take. MalformedFile.
+
+    As in the reference implementation, the tensors' bytes follow one another without gap or overlap.
+    """
+    try:
+        header = parse_json(content, "it")
+        tensors = {key: _entry(key, entry) for key, entry in header.items() if key != "__metadata__"}
+        end = 0
+        for key, (facts, begin) in sorted(tensors.items(), key=lambda item: (item[1][1], item[1][0].bytes)):
+            if begin != end:
+                raise BadFile(f"the bytes of `{shown(key)}` begin at {begin}, those before it end at {end}")
+            end += facts.bytes
+    except BadFile as error:
+        raise MalformedFile(f"{shown(name)} has no readable safetensors header: {error}") from error
+    return tensors, end
+
+
+def _entry(key: str, entry: Any) -> tuple[TensorFacts, int]:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise BadFile(f"`{shown(key)}` has no dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise BadFile(f"`{shown(key)}` is of the unknown dtype {shown(dtype)}")
+    if not _sizes(shape) or len(shape) > _AXES or not _sizes(offsets) or len(offsets) != 2:
+        raise BadFile(f"`{shown(key)}` has the shape {shown(shape)} and data_offsets {shown(offsets)}")
+    facts = TensorFacts(dtype, tuple(shape))
+    if offsets[1] - offsets[0] != facts.bytes:
+        raise BadFile(f"`{shown(key)}`, {dtype}{list(shape)}, cannot take {offsets[1] - offsets[0]} bytes")
+    return facts, offsets[0]
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def merge(parts: Sequence[Path], out: BinaryIO) -> None:
+    """Write one safetensors file holding every tensor of `parts`, in order of their names: same parts, same bytes."""
+    slices = dict(sorted((name, piece) for part in parts for name, piece in read_header(part).items()))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers wants to see the format named
+    offset = 0
+    # Widest type first, as the reference writer does, so that every tensor starts aligned to its element size.
+    order = sorted(slices, key=lambda name: -DTYPE_BYTES[slices[name].facts.dtype])
+    for name in order:
+        facts = slices[name].facts
+        header[name] = {
+            "dtype": facts.dtype,
+            "shape": list(facts.shape),
+            "data_offsets": [offset, offset + facts.bytes],
+        }
+        offset += facts.bytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    out.write(struct.pack("<Q", len(encoded)) + encoded)
+    for name in order:
+        _copy(slices[name], out)
+
+
+def _copy(piece: Slice, out: BinaryIO) -> None:
+    with piece.file.open("rb") as stream:
+        stream.seek(piece.begin)
+        left = piece.facts.bytes
+        while left:
+            chunk = stream.read(min(left, 1 << 22))
+            out.write(chunk)
+            left -= len(chunk)
+
+
+def same_bytes(one: Slice, other: Slice) -> bool:
+    """Whether two tensors have the same type, shape and bytes."""
+    if one.facts != other.facts:
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.begin)
+        second.seek(other.begin)
+        left = one.facts.bytes
+        while left:
+            size = min(left, 1 << 22)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
+
+
+def fill(buffer: memoryview, file: BinaryIO, offset: int) -> None:
+    """Read bytes from `offset` on into all of `buffer`. Leaves the file's position alone, so threads may share it.
+
+    `file` must be unbuffered. Raises OSError if it ends before.
+    """
+    while buffer:
+        found = os.preadv(file.fileno(), [buffer], offset)
+        if not found:
+            raise OSError(f"{file.name}: ends at byte {offset}, before what should be in it")
+        buffer, offset = buffer[found:], offset + found
+
+
+def pack(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices of `sizes`, cut into runs whose sums are at most `limit`; a larger item is a run of its own."""
+    runs: list[list[int]] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if not runs or size > room:
+            runs.append([])
+            room = limit
+        runs[-1].append(index)
+        room -= size
+    return runs

@@ -1,0 +1,129 @@
+"""What a `DataRef` names, as documents: one .txt file is one, elsewhere a row is, unless a column says otherwise."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workers.engine.errors import InvalidSpec
+from workers.engine.sources.resolve import resolve_dataset
+from workers.engine.sources.texts.conversations import is_turns, rendered
+from workers.engine.sources.texts.files import characters, kind_of
+from workers.engine.sources.texts.rows import Row, hub_rows, jsonl_rows, parquet_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import PreTrainedTokenizerBase
+
+    from workers.engine.contracts.refs import DataRef
+    from workers.engine.sources.resolve import Sources
+
+DOCUMENT_BREAK = "\n\n"
+"""Between documents, as in the literature's WikiText protocol (GPTQ, SparseGPT, Wanda)."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, read once, in order: its pieces are gone when the next document is asked for."""
+
+    key: Hashable
+    """The same for all that belongs together."""
+    pieces: Iterable[str]
+
+
+@dataclass
+class Tally:
+    """What was left out or changed while documents were read."""
+
+    rows_skipped: int = 0
+    """Null, empty, or nothing but white space."""
+    characters_replaced: int = 0
+    """Lone surrogates, which no encoding has, became U+FFFD."""
+
+
+def documents(
+    ref: DataRef, tokenizer: PreTrainedTokenizerBase, sources: Sources, field: str, tally: Tally
+) -> Iterator[Document]:
+    """The documents of `ref`, line ends as line feeds. `field` is its JSON pointer in the spec, for errors.
+
+    Raises DatasetNotFound, HubUnavailable, or InvalidSpec where a file is not what its name says, a column is missing
+    or a conversation cannot be written out.
+    """
+    path = resolve_dataset(ref, sources, field)
+    if path is not None and kind_of(path) == ".txt":
+        yield Document(0, _clean(characters(path, f"{field}/dataset"), tally))
+        return
+    if path is None:
+        rows = hub_rows(ref, f"{field}/dataset")
+    elif kind_of(path) == ".jsonl":
+        rows = jsonl_rows(path, f"{field}/dataset")
+    else:
+        columns = (ref.text_field, *([ref.document_field] if ref.document_field else []))
+        rows = parquet_rows(path, columns, f"{field}/dataset")
+    yield from _of_rows(rows, ref, tokenizer, field, tally)
+
+
+def _of_rows(
+    rows: Iterable[Row], ref: DataRef, tokenizer: PreTrainedTokenizerBase, field: str, tally: Tally
+) -> Iterator[Document]:
+    for number, (where, row) in enumerate(rows):
+        if ref.text_field not in row or not _readable(row[ref.text_field]):
+            raise _no_text(where, row, ref, field, first=number == 0)
+        if ref.document_field is not None and not isinstance(row.get(ref.document_field), str | int):
+            raise InvalidSpec(
+                f"{where} has no name of a document in a column {ref.document_field!r}",
+                "give every row a text or a whole number there, or leave `document_field` out: each row is one then",
+                field=f"{field}/document_field",
+            )
+        text = _text(row[ref.text_field], tokenizer, where, f"{field}/text_field")
+        if not text.strip():
+            tally.rows_skipped += 1
+            continue
+        yield Document(row[ref.document_field] if ref.document_field else number, _clean([text], tally))
+
+
+def _readable(value: object) -> bool:
+    """A text, texts, or a conversation; or nothing, which is skipped."""
+    if value is None or isinstance(value, str) or is_turns(value):
+        return True
+    return isinstance(value, list) and all(item is None or isinstance(item, str) for item in value)
+
+
+def _text(value: Any, tokenizer: PreTrainedTokenizerBase, where: str, field: str) -> str:
+    """Several texts of one row are one document."""
+    if isinstance(value, list):
+        if is_turns(value):
+            return rendered(value, tokenizer, where, field)
+        return DOCUMENT_BREAK.join(text for text in value if text and text.strip())
+    return value or ""
+
+
+def _clean(pieces: Iterable[str], tally: Tally) -> Iterator[str]:
+    """With line feeds as line ends and without surrogates."""
+    ends = io.IncrementalNewlineDecoder(None, translate=True)
+    for piece in pieces:
+        text, replaced = _SURROGATES.subn("\ufffd", ends.decode(piece))
+        tally.characters_replaced += replaced
+        yield text
+    yield ends.decode("", final=True)
+
+
+def _no_text(where: str, row: Mapping[str, Any], ref: DataRef, field: str, *, first: bool) -> InvalidSpec:
+    """What to do depends on what is there, so that doing it leads on."""
+    column, others = ref.text_field, [name for name, value in row.items() if value is not None and _readable(value)]
+    if not first:
+        hint = f"give every row a text in {column!r}, or leave the row out"
+    elif others:
+        hint = f"set `text_field` to a column that holds text: {', '.join(others)}"
+    else:
+        hint = 'write the text as a column of its own, such as {"text": "…"} as a line of JSON'
+    return InvalidSpec(
+        f"{where} has no text in a column {column!r}; its columns are {', '.join(row) or 'none'}",
+        hint,
+        field=f"{field}/text_field",
+    )

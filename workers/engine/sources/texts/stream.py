@@ -1,0 +1,120 @@
+"""Documents to token ids, piece by piece: the ids of the whole text, never more of it in memory than a piece.
+
+A text is cut only where its tokens show that nothing reaches across: the tokens of what stands before the cut are the
+same with and without what follows. Where they were cut does not depend on how the text came in. Tokenizers that put
+something before every text (a space, in SentencePiece's manner) do so before the few characters that are given to them
+again, whose tokens are dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workers.engine.sources.texts.documents import DOCUMENT_BREAK, Document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PIECE = 2**16
+"""Characters that are tokenised at once. A longer run without a place to cut, of no language, is cut all the same."""
+CONTEXT = 64
+"""Characters on each side of a cut that are looked at."""
+TRIES = 8
+"""Places of each kind that are tried from the end of a piece."""
+_PLACES = (
+    re.compile(r"(?<=\S)(?= \S)"),
+    re.compile(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)"),
+    re.compile(r"(?<=\w)(?=[^\w\s])|(?<=[^\w\s])(?=\w)"),
+)
+"""Before the space before a word, around other white space, around punctuation (languages without spaces)."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next tokens of a text."""
+
+    ids: list[int]
+    """Without special tokens, but for those that the text spells out."""
+    characters: int
+    starts: list[tuple[Hashable, int]]
+    """(document, index in `ids` of its first token), of the documents that begin here."""
+
+
+def pieces(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
+    """The tokens of documents joined by DOCUMENT_BREAK."""
+    encode = _Encoder(tokenizer)
+    before, text = "", ""  # what was tokenised last, what is still to be
+    starts: list[tuple[Hashable, int]] = []  # document, index in `text` of its first character
+    for document, part in _joined(documents):
+        if document is not None:
+            starts.append((document.key, len(text)))
+        text += part
+        while len(text) >= PIECE + CONTEXT:
+            cut = _cut(text, encode)
+            yield encode.piece(before, text[:cut], [(key, at) for key, at in starts if at < cut])
+            starts = [(key, at - cut) for key, at in starts if at >= cut]
+            before, text = text[cut - CONTEXT : cut], text[cut:]
+    if text:
+        yield encode.piece(before, text, starts)
+
+
+def _joined(documents: Iterable[Document]) -> Iterator[tuple[Document | None, str]]:
+    """Parts of at most PIECE characters; with the document where it begins."""
+    anything = False
+    for document in documents:
+        begun = False
+        for text in document.pieces:
+            for start in range(0, len(text), PIECE):
+                if not begun and anything:
+                    yield None, DOCUMENT_BREAK
+                yield None if begun else document, text[start : start + PIECE]
+                begun = anything = True
+
+
+def _cut(text: str, encode: _Encoder) -> int:
+    """Where the first piece of `text` ends. More than PIECE + CONTEXT characters are not looked at."""
+    for place in _PLACES:
+        for found in reversed(deque(place.finditer(text, CONTEXT, PIECE + 1), maxlen=TRIES)):
+            cut = found.start()
+            left, right = text[cut - CONTEXT : cut], text[cut : cut + CONTEXT]
+            ids = encode.ids(left)
+            if encode.ids(left + right)[: len(ids)] == ids:
+                return cut
+    return PIECE
+
+
+class _Encoder:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def ids(self, text: str) -> list[int]:
+        # verbose=False: a text longer than the context is the point here, not a mistake to warn of.
+        found: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    def piece(self, before: str, text: str, starts: list[tuple[Hashable, int]]) -> Piece:
+        """The tokens of `text` as it stands after `before`."""
+        known = self.ids(before) if before else []
+        ids = self.ids(before + text)
+        if ids[: len(known)] != known:  # behind a cut without a place to cut
+            before, known, ids = "", [], self.ids(text)
+        return Piece(ids[len(known) :], len(text), self._first_tokens(before, text, len(known), len(ids), starts))
+
+    def _first_tokens(
+        self, before: str, text: str, known: int, total: int, starts: list[tuple[Hashable, int]]
+    ) -> list[tuple[Hashable, int]]:
+        """The token that holds each start; in proportion for the few tokenizers that do not say where tokens lie."""
+        if not starts:
+            return []
+        if not self._tokenizer.is_fast:
+            return [(key, at * (total - known) // len(text)) for key, at in starts]
+        offsets = self._tokenizer(before + text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        ends = [end for _, end in offsets]
+        return [(key, max(0, bisect_right(ends, len(before) + at) - known)) for key, at in starts]

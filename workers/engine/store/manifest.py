@@ -1,0 +1,50 @@
+"""The manifest: every file of a result with its size and sha256. Import-light.
+
+python -m workers.engine.store.manifest DIR     # checks a downloaded result; exit status 1 if anything differs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from workers.engine.report import FileEntry, Manifest
+
+MANIFEST = "manifest.json"
+
+
+def file_entries(directory: Path) -> list[FileEntry]:
+    """Every file below `directory` but the manifest itself, by path."""
+    files = [path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST]
+    return sorted(
+        (
+            FileEntry(path=path.relative_to(directory).as_posix(), bytes=path.stat().st_size, sha256=sha256_file(path))
+            for path in files
+        ),
+        key=lambda entry: entry.path,
+    )
+
+
+def verify(directory: Path) -> list[str]:
+    """What differs between `directory` and its manifest, one line per file; empty if all is as it was written."""
+    manifest = Manifest.model_validate_json((directory / MANIFEST).read_bytes())
+    expected = {entry.path: entry for entry in manifest.files}
+    found = {entry.path: entry for entry in file_entries(directory)}
+    return [
+        f"{path}: " + ("missing" if path not in found else "not in the manifest" if path not in expected else "changed")
+        for path in sorted(expected.keys() | found.keys())
+        if expected.get(path) != found.get(path)
+    ]
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    differences = verify(Path(sys.argv[1]))
+    sys.stdout.writelines(line + "\n" for line in differences or ["every file is as the manifest says"])
+    sys.exit(1 if differences else 0)

@@ -1,0 +1,150 @@
+"""Group-wise weights: codes and an offset per group of consecutive inputs, of which the offset is trained.
+
+A group of L inputs of one output has the weights `alpha q + beta`: q an integer below 2^bits, alpha its step, beta its
+least weight (round to nearest, asymmetric). An adapter on inputs averaged over groups, y = W x + s B A mean(x), adds
+the same number s (B A)[o, g] / L to all weights of a group. It is a change of beta, so merging it is exact (QA-LoRA,
+Xu et al. 2023, arXiv:2309.14717), and the forward pass here is that of the merged weights from the start. Zeros that
+pruning left belong to no group. O = outputs, I = inputs, G = groups, N = tokens, R = rank, P = bytes of a row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from workers.engine.training.trainable import mask_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNQUANTISED = 16
+_BYTE = 8
+
+
+def packed(codes_OI: Tensor, bits: int) -> Tensor:
+    """Integers below 2^bits (1, 2, 4 or 8) as bytes, as many in one as fit: uint8 [O, I * bits / 8]."""
+    codes_OPK = codes_OI.to(torch.uint8).view(len(codes_OI), -1, _BYTE // bits)
+    shifts_K = torch.arange(0, _BYTE, bits, device=codes_OI.device, dtype=torch.uint8)
+    return torch.sum(codes_OPK << shifts_K, dim=2, dtype=torch.uint8)
+
+
+def unpacked(bytes_OP: Tensor, bits: int) -> Tensor:
+    """What was `packed`, uint8 [O, I]."""
+    shifts_K = torch.arange(0, _BYTE, bits, device=bytes_OP.device, dtype=torch.uint8)
+    codes_OPK = torch.bitwise_and(bytes_OP.unsqueeze(2) >> shifts_K, 2**bits - 1)
+    return codes_OPK.flatten(1)
+
+
+class GroupLinear(nn.Module):
+    """A linear layer with frozen weights, quantised or not, and a trained offset per group, of rank R as a matrix."""
+
+    weight_OI: Tensor
+    codes_OP: Tensor
+    step_OG: Tensor
+    least_OG: Tensor
+    mask_OP: Tensor
+
+    def __init__(self, layer: nn.Linear, *, bits: int, group_size: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        weight_OI = layer.weight.detach()
+        kept_OI = mask_of(weight_OI)
+        self.bits, self.group_size, self.masked = bits, group_size, kept_OI is not None
+        self.bias = layer.bias
+        if bits == UNQUANTISED:
+            self.register_buffer("weight_OI", weight_OI)
+        else:
+            self._quantise(weight_OI.float(), kept_OI)
+        groups = layer.in_features // group_size
+        self.scale = alpha / rank / group_size
+        self.a_RG = nn.Parameter(torch.empty(rank, groups, device=weight_OI.device, dtype=torch.float32))
+        self.b_OR = nn.Parameter(torch.zeros(len(weight_OI), rank, device=weight_OI.device, dtype=torch.float32))
+        nn.init.xavier_uniform_(self.a_RG)
+
+    def _quantise(self, weight_OI: Tensor, kept_OI: Tensor | None) -> None:
+        weight_OGL = self._grouped(weight_OI)
+        high_OGL = low_OGL = weight_OGL
+        if kept_OI is not None:
+            kept_OGL = self._grouped(kept_OI)
+            high_OGL, low_OGL = weight_OGL.where(kept_OGL, -torch.inf), weight_OGL.where(kept_OGL, torch.inf)
+            self.register_buffer("mask_OP", packed(kept_OI, 1))
+        high_OG, low_OG = high_OGL.amax(dim=2), low_OGL.amin(dim=2)
+        some_OG = high_OG >= low_OG  # a group of zeros alone has neither
+        low_OG = low_OG.where(some_OG, 0)
+        step_OG = (high_OG - low_OG).where(some_OG, 0) / (2**self.bits - 1)
+        codes_OGL = (weight_OGL - low_OG.unsqueeze(2)) / step_OG.where(step_OG > 0, 1).unsqueeze(2)
+        self.register_buffer("codes_OP", packed(codes_OGL.round().clamp(0, 2**self.bits - 1).flatten(1), self.bits))
+        self.register_buffer("step_OG", step_OG)
+        self.register_buffer("least_OG", low_OG)
+
+    def offsets(self) -> Tensor:
+        """What the adapter adds to every kept weight of each group, float32 [O, G]."""
+        return self.scale * (self.b_OR @ self.a_RG)
+
+    def kept(self) -> Tensor | None:
+        """Which weights pruning left, boolean [O, I]; None where all of them."""
+        if not self.masked:
+            return None
+        return self.weight_OI != 0 if self.bits == UNQUANTISED else unpacked(self.mask_OP, 1).bool()
+
+    def dense(self, offset_OG: Tensor) -> Tensor:
+        """The weights with these offsets, float32 [O, I]."""
+        if self.bits == UNQUANTISED:
+            return self._moved(self.weight_OI.float(), offset_OG)
+        codes_OGL = self._grouped(unpacked(self.codes_OP, self.bits).float())
+        return self._moved(codes_OGL.mul_(self.step_OG.unsqueeze(2)).flatten(1), self.least_OG + offset_OG)
+
+    @torch.no_grad()
+    def merged(self, stored_OI: Tensor) -> Tensor:
+        """The weights as trained, float32: the values of the codes, or `stored_OI` moved where none were made."""
+        offset_OG = self.offsets()
+        return self._moved(stored_OI, offset_OG) if self.bits == UNQUANTISED else self.dense(offset_OG)
+
+    def sums(self, values_NI: Tensor) -> Tensor:
+        """Of each group, [N, G]."""
+        return self._grouped(values_NI).sum(dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = _GroupProduct.apply(x, self.offsets(), self)  # type: ignore[no-untyped-call]
+        return found if self.bias is None else found + self.bias
+
+    def _grouped(self, values_NI: Tensor) -> Tensor:
+        return values_NI.reshape(len(values_NI), -1, self.group_size)
+
+    def _moved(self, weight_OI: Tensor, offset_OG: Tensor) -> Tensor:
+        moved_OI = (self._grouped(weight_OI) + offset_OG.unsqueeze(2)).flatten(1)
+        kept_OI = self.kept()
+        return moved_OI if kept_OI is None else moved_OI.mul_(kept_OI)
+
+
+class _GroupProduct(torch.autograd.Function):
+    """y = x W^T, where W is made when it is needed, forward and backward, and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, offset_OG: Tensor, layer: GroupLinear) -> Tensor:
+        ctx.save_for_backward(x, offset_OG)
+        ctx.layer = layer
+        return linear(x, layer.dense(offset_OG).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        x, offset_OG = ctx.saved_tensors
+        layer: GroupLinear = ctx.layer
+        dx = dy @ layer.dense(offset_OG).to(dy.dtype)
+        dy_NO, x_NI = dy.flatten(0, -2), x.flatten(0, -2).to(dy.dtype)
+        kept_OI = layer.kept()
+        if kept_OI is None:  # sums of inputs are fewer than weights
+            return dx.to(x.dtype), (dy_NO.T @ layer.sums(x_NI)).float(), None
+        return dx.to(x.dtype), layer.sums((dy_NO.T @ x_NI).mul_(kept_OI)).float(), None
+
+
+def replaced(model: nn.Module, layers: dict[str, nn.Linear], **group: Any) -> dict[str, GroupLinear]:
+    """Put a group layer in place of each linear layer, whose weights are let go one by one: `layers` is emptied."""
+    found = {}
+    for name in list(layers):
+        found[name] = GroupLinear(layers.pop(name), **group)
+        model.set_submodule(name, found[name])
+    return found

@@ -1,0 +1,59 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) whose update leaves pruned weights at zero; peft's own layer otherwise.
+
+The update of a masked layer is M * (s B A), in the forward pass as in the merge, so what is trained is what ships. M is
+read off the frozen weight, and the update is made again in the backward pass instead of being kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear
+from torch import nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from workers.engine.training.trainable import mask_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER = "default"
+
+
+class MaskedLora(Linear):
+    """peft's LoRA layer, masked where its weight holds zeros."""
+
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
+        super().__init__(base_layer, adapter_name, config=config, **kwargs)
+        self._masked = mask_of(base_layer.weight) is not None
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        delta_OI = super().get_delta_weight(adapter)
+        return delta_OI * (self.get_base_layer().weight != 0) if self._masked else delta_OI
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._masked:
+            return super().forward(x)
+        base: Tensor = self.base_layer(x)
+        dropped = self.lora_dropout[ADAPTER](x.to(self.lora_A[ADAPTER].weight.dtype))
+        update: Tensor = checkpoint(
+            lambda inputs: linear(inputs, self.get_delta_weight(ADAPTER)),
+            dropped,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        return base + update.to(base.dtype)
+
+
+def injected(model: nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float) -> dict[str, MaskedLora]:
+    """Put an adapter on each named linear layer; everything else is frozen. Adapters are float32."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
+    config._register_custom_module({nn.Linear: MaskedLora})
+    inject_adapter_in_model(config, model, ADAPTER)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MaskedLora)}
+    for layer in layers.values():
+        layer.lora_A.float()
+        layer.lora_B.float()
+    return layers

@@ -1,0 +1,76 @@
+"""What a tuner makes of a model: the parameters that train, and the way back to plain weights. O, I = outputs, inputs.
+
+A zero in a linear layer of the blocks was put there by pruning and stays: tuners keep it out of the gradient and out of
+what they merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from workers.engine.architectures.llama import BLOCKS, STREAMS
+from workers.engine.contracts.facts import LinearFacts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model prepared for training, whose forward pass is that of the weights it will be merged into."""
+
+    parameters: Mapping[str, nn.Parameter]
+    """What is trained, by name; float32. The names are those of the resume point."""
+    merged: Callable[[str, Tensor], Tensor]
+    """`(tensor name, stored tensor in float32) -> tensor to store`, same shape, float32; what was not trained comes
+    back itself. The stored tensor is not written to."""
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of the blocks, those that pruning looks at, by name in the order of the forward pass."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name.startswith(f"{BLOCKS}.") and isinstance(module, nn.Linear)
+    }
+
+
+def facts_of(layers: Mapping[str, nn.Linear]) -> list[LinearFacts]:
+    """The layers as they are: a structured result's differ from its dense model's."""
+    found = []
+    for name, layer in layers.items():
+        block, _, projection = name.removeprefix(f"{BLOCKS}.").partition(".")
+        shape = (layer.out_features, layer.in_features)
+        found.append(LinearFacts(name, int(block), STREAMS.get(projection, projection), shape))
+    return found
+
+
+def mask_of(weight_OI: Tensor) -> Tensor | None:
+    """Which weights were left by pruning, boolean [O, I]; None where none is zero."""
+    kept_OI = weight_OI != 0
+    return None if bool(kept_OI.all()) else kept_OI
+
+
+def unfrozen(model: nn.Module, trained: Callable[[str], bool]) -> Trainable:
+    """Train the model's own parameters whose names `trained` picks; zeros of linear layers get no gradient."""
+    masks = {f"{name}.weight": mask_of(layer.weight) for name, layer in linears(model).items()}
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained(name))
+        if not parameter.requires_grad:
+            continue
+        parameters[name] = parameter
+        if (kept_OI := masks.get(name)) is not None:
+            # AdamW leaves a weight of zero alone whose gradient was always zero, decay included.
+            parameter.register_hook(lambda gradient, kept=kept_OI: gradient * kept)  # type: ignore[no-untyped-call]
+    # A tied head may be stored under its own name too.
+    values = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+
+    def merged(name: str, stored: Tensor) -> Tensor:
+        return values[name].detach() if name in values else stored
+
+    return Trainable(parameters, merged)

@@ -1,1 +1,0 @@
-"""What the methods that tune a pruned model share."""
