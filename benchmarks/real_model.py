@@ -29,7 +29,7 @@ DOC, RESULTS = ROOT / "docs/methods.md", ROOT / "docs/real_model.jsonl"
 CACHE = ROOT / ".espalier/real-model"
 MODEL = "smollm2-135m"
 CALIBRATION, LENGTH = 16, 1024
-WINDOWS = {"WikiText-2": 24, "books": 10}
+WINDOWS = {"WikiText-2": 16, "books": 10}
 """Windows of LENGTH tokens read of each text, evenly spaced over all of it: of many articles, and two of each book."""
 TUNE = {
     "method": "lora", "dataset": "calibration.txt", "steps": 60, "batch": 4, "sequence_length": 256,
