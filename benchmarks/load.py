@@ -33,7 +33,7 @@ from app.db import Database
 from app.jobs import repository
 from app.keys import service as keys
 from app.settings import Settings
-from tests.cluster import MAGNITUDE, ROOT, eventually, free_port
+from tests.helpers.cluster import MAGNITUDE, ROOT, eventually, free_port
 from workers.engine.spec import CompressionSpec
 
 CONNECTIONS = 16

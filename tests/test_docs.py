@@ -31,8 +31,8 @@ from app.sweeps.pareto import ROUNDING
 from app.sweeps.schemas import MAX_CHILDREN
 from benchmarks import methods as methods_benchmark
 from benchmarks import structured as structured_benchmark
-from tests.cluster import MAGNITUDE, ROOT
-from tests.engine.test_families import FAMILIES, WHOLE_BLOCKS
+from tests.helpers.cluster import MAGNITUDE, ROOT
+from tests.helpers.families import MORE_FAMILIES, WHOLE_BLOCKS
 from workers.engine import DISTRIBUTION
 from workers.engine.contracts.params import STAGES
 from workers.engine.errors import EngineError
@@ -181,7 +181,7 @@ def test_the_families_that_are_tested_are_in_the_documents() -> None:
     document = (ROOT / "docs/models.md").read_text()
     table = document[document.index("| families | weights |") :].split("\n\n")[0]
     named = re.sub(r"[^a-z0-9]", "", table.lower())
-    for family in [*FAMILIES, *WHOLE_BLOCKS]:
+    for family in [*MORE_FAMILIES, *WHOLE_BLOCKS]:
         plain = re.sub(r"[23]$", "", family.removesuffix("_text").removesuffix("_v1_dense")).replace("_", "")
         assert plain in named, family
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.jobs.schemas import ArtifactList
-from tests.app.conftest import FILES, WEIGHTS, Api
+from tests.helpers.api import FILES, WEIGHTS, Api
 
 SHA = hashlib.sha256(WEIGHTS).hexdigest()
 

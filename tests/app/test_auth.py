@@ -16,7 +16,7 @@ from app.keys import service as keys
 from app.keys import tokens
 from app.keys.models import ApiKey
 from app.logs import redact_api_keys
-from tests.app.conftest import SPEC, Api, eventually, make_key
+from tests.helpers.api import SPEC, Api, eventually, make_key
 
 
 class TestTokens:

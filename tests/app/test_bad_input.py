@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from app.http.problems import Problem
 from app.main import create_app
 from app.settings import Settings
-from tests.app.conformity import conforming
-from tests.app.conftest import ROOT, SPEC, WANDA, Api, make_key, tiny_model
+from tests.helpers.api import ROOT, SPEC, WANDA, Api, make_key, tiny_model
+from tests.helpers.conformity import conforming
 
 
 def spec(**changes: Any) -> dict[str, Any]:

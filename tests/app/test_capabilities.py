@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 from app.capabilities.endpoints import Capabilities
-from tests.app.conftest import ROOT, Api
+from tests.helpers.api import ROOT, Api
 from workers.engine.registry import discover
 from workers.engine.spec import CompressionSpec
 

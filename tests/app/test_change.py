@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 
 from app.jobs.models import Artifact, Attempt, Event, Job, JobLabel, Outbox, ReportRecord
 from app.storage import StorageError
-from tests.app.conftest import Api, pointers
+from tests.helpers.api import Api, pointers
 
 
 class TestLabels:

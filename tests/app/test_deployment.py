@@ -20,7 +20,7 @@ from app.deployment import Deployment, Refused
 from app.main import create_app
 from app.settings import Settings, get_settings
 from app.storage import MARKER, ArtifactStore
-from tests.app.conftest import Api
+from tests.helpers.api import Api
 
 
 @pytest.fixture

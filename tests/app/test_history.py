@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from app.jobs import history
 from app.jobs.schemas import AttemptList, EventPage
-from tests.app.conftest import CRASH, SPEC, Api, pointers
+from tests.helpers.api import CRASH, SPEC, Api, pointers
 
 
 def messages(text: str) -> list[dict[str, str]]:

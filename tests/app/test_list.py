@@ -15,7 +15,7 @@ from app.jobs import repository
 from app.jobs.models import Job
 from app.jobs.repository import Filters
 from app.jobs.schemas import JobPage
-from tests.app.conftest import GATED, SPEC, Api, judged
+from tests.helpers.api import GATED, SPEC, Api, judged
 from workers.engine.report import Verdict
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

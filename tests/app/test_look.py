@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from app.jobs import repository
 from app.jobs.schemas import JobRead
 from app.keys import service as keys
-from tests.app.conftest import CRASH, GATED, SPEC, Api, judged
+from tests.helpers.api import CRASH, GATED, SPEC, Api, judged
 from workers.engine.report import Verdict
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from app import migrate
 from app.db import Base
 from app.settings import Settings
-from tests.app.conftest import Api
+from tests.helpers.api import Api
 
 
 def differences(api: Api) -> list[Any]:

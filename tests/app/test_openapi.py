@@ -22,7 +22,7 @@ from app.jobs.schemas import JobRead, JobSubmit, LabelsPatch
 from app.main import create_app
 from app.settings import Settings
 from app.sweeps.schemas import SweepRead, SweepSubmit
-from tests.app.conftest import ROOT, SPEC, Api
+from tests.helpers.api import ROOT, SPEC, Api
 
 OPERATIONS = {
     "artifacts_download": "GET /v1/jobs/{job_id}/artifacts/{path}",

@@ -20,7 +20,7 @@ from app.jobs.models import Job, Outbox
 from app.main import create_app
 from app.settings import Settings
 from app.storage import StorageError
-from tests.app.conftest import SPEC, Api, make_key
+from tests.helpers.api import SPEC, Api, make_key
 
 
 def metrics(api: Api) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -20,7 +20,7 @@ from app.jobs.models import FileRemoval, Job
 from app.jobs.service import Claim
 from app.settings import Settings
 from app.storage import StorageError
-from tests.app.conftest import FILES, Api
+from tests.helpers.api import FILES, Api
 from workers import scratch
 from workers.reconciler import Reconciler
 

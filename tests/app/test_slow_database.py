@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from app.http import route
 from app.jobs import repository, status_reader
 from app.services import Services
-from tests.app.conftest import SPEC
+from tests.helpers.api import SPEC
 
 AT_ONCE = 60
 WITHIN_S = 5

@@ -14,7 +14,7 @@ from app.db import now_ms
 from app.jobs.models import Event, IdempotencyKey, Job, Outbox
 from app.jobs.schemas import JobRead
 from app.settings import Settings
-from tests.app.conftest import SPEC, WANDA, Api, pointers
+from tests.helpers.api import SPEC, WANDA, Api, pointers
 from workers.engine.report import Plan
 from workers.engine.spec import CompressionSpec
 

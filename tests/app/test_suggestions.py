@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from app.http.suggest import did_you_mean, field_names
-from tests.app.conftest import ROOT, SPEC, WANDA, Api
+from tests.helpers.api import ROOT, SPEC, WANDA, Api
 from workers.engine.registry import methods
 from workers.engine.spec import CompressionSpec
 

@@ -20,7 +20,7 @@ from app.sweeps.models import Sweep, SweepChild
 from app.sweeps.pareto import pareto as compare
 from app.sweeps.repository import ChildRow, Measured
 from app.sweeps.schemas import Pareto, SweepPage, SweepPlan, SweepRead
-from tests.app.conftest import GATED, REPORT, SPEC, WANDA, Api, judged, pointers
+from tests.helpers.api import GATED, REPORT, SPEC, WANDA, Api, judged, pointers
 from workers.engine.report import Metric, Report
 from workers.reconciler import Reconciler
 

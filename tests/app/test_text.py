@@ -14,7 +14,7 @@ from app.keys.models import Tenant
 from app.logs import configure_logging
 from app.sweeps.models import Sweep
 from app.text import json_text, readable
-from tests.app.conftest import CRASH, REPORT, Api, make_key
+from tests.helpers.api import CRASH, REPORT, Api, make_key
 from workers.engine.report import Metric
 from workers.logs import LogShipper
 

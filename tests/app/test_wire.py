@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from app.http import protocol
-from tests.app.conftest import eventually
+from tests.helpers.api import eventually
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
 LENGTH_AND_CHUNKS = b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from app.main import create_app
 from app.settings import Settings
-from tests.app.conftest import ROOT
+from tests.helpers.api import ROOT
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.main import create_app
 from app.settings import Settings
-from tests.app.conftest import make_key
-from tests.engine.conftest import EXAMPLES, SIZES
+from tests.helpers.api import make_key
+from tests.helpers.small_models import EXAMPLES, SIZES
 from workers.engine.errors import EngineError, UnsupportedModel
 from workers.engine.methods.evaluate.continuations import greedy
 from workers.engine.methods.evaluate.harness import known_tokens_only

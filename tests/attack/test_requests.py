@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from starlette.routing import Route
 
 from app.services import Services
-from tests.app.conftest import GATED, ROOT, SPEC, WANDA, make_key
 from tests.attack.client import JSON, Answer, Sent, running, send
+from tests.helpers.api import GATED, ROOT, SPEC, WANDA, make_key
 
 REQUESTS = 2000
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW", "get", "G\xcbT")

@@ -1,5 +1,5 @@
-"""The same clusters as the end-to-end tests use."""
+"""A running service on each backend."""
 
-from tests.e2e.conftest import cluster, redis
+from tests.helpers.clusters import cluster, redis
 
 __all__ = ["cluster", "redis"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import WANDA, Cluster, eventually
-from tests.e2e.test_life import job_digests, verify
+from tests.helpers.cluster import WANDA, Cluster, eventually
+from tests.helpers.results import job_digests, verify
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 TEXT: dict[str, Any] = {"dataset": "calibration.txt", "samples": 24, "sequence_length": 256}

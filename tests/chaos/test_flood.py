@@ -23,7 +23,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from app.http.protocol import BoundedProtocol
-from tests.cluster import MAGNITUDE, Cluster, eventually
+from tests.helpers.cluster import MAGNITUDE, Cluster, eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 

@@ -26,8 +26,8 @@ from app.jobs import service
 from app.jobs.service import Fenced
 from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
-from tests.app.conftest import REPORT
-from tests.cluster import MAGNITUDE, Cluster, Redis, eventually
+from tests.helpers.api import REPORT
+from tests.helpers.cluster import MAGNITUDE, Cluster, Redis, eventually
 from workers.engine.report import FileEntry
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]

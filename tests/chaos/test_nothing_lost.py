@@ -23,7 +23,7 @@ from sqlalchemy import select, text
 
 from app.jobs.models import Artifact, Attempt, Event, Job
 from app.storage import ArtifactStore
-from tests.cluster import MAGNITUDE, Cluster, Redis, eventually
+from tests.helpers.cluster import MAGNITUDE, Cluster, Redis, eventually
 
 JOBS, KILLS, RESTARTS = 60, 20, 2
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]

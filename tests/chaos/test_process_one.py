@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster import Cluster, eventually
-from tests.e2e.test_life import SLOW
+from tests.helpers.cluster import SLOW, Cluster, eventually
 
 OWN_PIDS = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import create_engine, select, text
 
 from app.jobs.models import Event
-from tests.cluster import MAGNITUDE, ROOT, Cluster, Redis, eventually, running
+from tests.helpers.cluster import MAGNITUDE, ROOT, Cluster, Redis, eventually, running
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 SPARSITY = "/prune/sparsity"

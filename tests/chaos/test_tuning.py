@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import MAGNITUDE, Cluster
-from tests.e2e.test_life import job_digests, verify
+from tests.helpers.cluster import MAGNITUDE, Cluster
+from tests.helpers.results import job_digests, verify
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 TUNED: dict[str, Any] = {

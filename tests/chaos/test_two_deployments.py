@@ -19,8 +19,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from app.storage import MARKER, ArtifactStore
-from tests.cluster import MAGNITUDE, Cluster, Redis, eventually
-from tests.e2e.test_life import SLOW
+from tests.helpers.cluster import MAGNITUDE, SLOW, Cluster, Redis, eventually
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 ROUNDS_S = 8

@@ -9,7 +9,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -18,6 +18,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.helpers.random_layers import (
+    INPUTS,
+    OUTPUTS,
+    TOKENS,
+    inputs_of,
+    poisons,
+    same,
+    seeded,
+    stats_of,
+    tensors_in,
+    weight,
+)
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LayerTask, LinearFacts, LinearStats
 from workers.engine.contracts.params import STAGES, Group, Stat, WeightPruneParams
@@ -27,8 +39,6 @@ from workers.engine.sources.resolve import ModelSource
 from workers.engine.sources.safetensors_bytes import TensorFacts
 from workers.engine.training.trainable import linears
 
-OUTPUTS, INPUTS = 24, 16
-TOKENS = 64
 GROUPS: tuple[Group, ...] = get_args(Group)
 PRUNE_EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "unstructured": [{"sparsity": s} for s in (0.0, 0.25, 0.3, 0.5, 0.77)],
@@ -52,50 +62,9 @@ def named(stage: Any) -> Any:
     return pytest.mark.parametrize("method", of_weights(stage), ids=lambda method: method.name)
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def weight(seed: int = 0, outputs: int = OUTPUTS, inputs: int = INPUTS) -> Tensor:
-    return torch.randn(outputs, inputs, generator=seeded(seed))
-
-
-def stats_of(x_NI: Tensor, needs: Stat, z_NI: Tensor | None = None) -> LinearStats:
-    """The statistics of inputs, as far as they are needed; `z_NI` is what they are in the dense block."""
-    count = len(x_NI)
-    moments, twins = Stat.INPUT_MOMENTS in needs, Stat.DENSE_INPUTS in needs and z_NI is not None
-    return LinearStats(
-        tokens=count,
-        window_tokens=count // 2,
-        input_sq_mean_I=x_NI.square().mean(dim=0) if needs else None,
-        input_mean_I=x_NI.mean(dim=0) if moments else None,
-        input_variance_I=x_NI.var(dim=0, correction=0) if moments else None,
-        gram_II=x_NI.T @ x_NI / count if Stat.GRAM in needs else None,
-        dense_gram_II=z_NI.T @ z_NI / count if twins and z_NI is not None else None,
-        cross_gram_II=z_NI.T @ x_NI / count if twins and z_NI is not None else None,
-    )
-
-
-def inputs_of(seed: int = 1, tokens: int = TOKENS, inputs: int = INPUTS) -> Tensor:
-    """Correlated, off zero, and of very different scales."""
-    generator = seeded(seed)
-    mixing_II = torch.randn(inputs, inputs, generator=generator) / inputs**0.5 + torch.eye(inputs)
-    scale_I = torch.rand(inputs, generator=generator) * 3 + 0.1
-    return (torch.randn(tokens, inputs, generator=generator) @ mixing_II + 0.3) * scale_I
-
-
 def stats_for(needs: Stat) -> LinearStats:
     z_NI = inputs_of()
     return stats_of(z_NI + 0.1 * torch.randn(z_NI.shape, generator=seeded(2)), needs, z_NI)
-
-
-def tensors_in(stats: LinearStats) -> dict[str, Tensor]:
-    values = {field.name: getattr(stats, field.name) for field in fields(stats)}
-    return {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("method", [m for stage in STAGES for m in methods(stage)], ids=lambda m: f"{m.stage}-{m.name}")
@@ -365,21 +334,6 @@ class TestPrune:
 
     def test_parameters_survive_json(self, method: Method, params: Any, group: Group, scored: bool) -> None:
         assert method.params.model_validate_json(params.model_dump_json()) == params
-
-
-def poisons() -> dict[str, Tensor]:
-    """Inputs that occur and are hard: [N, I]."""
-    dead_NI = inputs_of()
-    dead_NI[:, 3:9] = 0
-    return {
-        "all-zero": torch.zeros(TOKENS, INPUTS),
-        "one-dead-group": dead_NI,
-        "constant": torch.ones(TOKENS, INPUTS) * torch.linspace(0.1, 2, INPUTS),
-        "one-token": inputs_of(tokens=2)[:1].repeat(2, 1),
-        "tiny": inputs_of() * 1e-12,
-        "huge": inputs_of() * 1e12,
-        "very-unequal": inputs_of() * torch.logspace(-6, 6, INPUTS),
-    }
 
 
 def hard_cases() -> Iterator[Any]:

@@ -15,33 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.test_every_method import inputs_of, poisons, same, seeded, stats_of, tensors_in, weight
-from workers.engine.architectures.coupled import families, hidden_families
-from workers.engine.architectures.llama import Architecture
-from workers.engine.architectures.recognise import recognise
-from workers.engine.contracts.facts import AllocationFacts, DenseUnits, LayerTask, Units
+from tests.helpers.four_blocks import ALL_FAMILIES, ARCHITECTURE, BLOCKS, FAMILIES, SHAPES, UNITS, facts_of
+from tests.helpers.random_layers import inputs_of, poisons, same, seeded, stats_of, tensors_in, weight
+from workers.engine.contracts.facts import AllocationFacts, DenseUnits, LayerTask
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.errors import InvalidSpec, NumericalFailure
 from workers.engine.registry import Method, discover, methods
 from workers.engine.removals.widths import kept_units
-from workers.engine.sources.safetensors_bytes import TensorFacts
-
-BLOCKS = 4
-CONFIG = {
-    "model_type": "llama", "num_hidden_layers": BLOCKS, "hidden_size": 16, "num_attention_heads": 6,
-    "num_key_value_heads": 3, "head_dim": 4, "max_position_embeddings": 16,
-}  # fmt: skip
-SHAPES = {
-    "self_attn.q_proj.weight": (24, 16), "self_attn.q_proj.bias": (24,), "self_attn.k_proj.weight": (12, 16),
-    "self_attn.v_proj.weight": (12, 16), "self_attn.o_proj.weight": (16, 24), "mlp.gate_proj.weight": (20, 16),
-    "mlp.up_proj.weight": (20, 16), "mlp.down_proj.weight": (16, 20), "input_layernorm.weight": (16,),
-}  # fmt: skip
-FACTS = {f"model.layers.{b}.{name}": TensorFacts("F32", shape) for b in range(BLOCKS) for name, shape in SHAPES.items()}
-FACTS["model.embed_tokens.weight"] = TensorFacts("F32", (64, 16))
-ARCHITECTURE: Architecture = recognise(CONFIG, FACTS)
-FAMILIES = families(ARCHITECTURE, CONFIG, FACTS)
-ALL_FAMILIES = FAMILIES + hidden_families(ARCHITECTURE, CONFIG, FACTS)
-UNITS = {"head": 3, "channel": 20, "hidden": 16, "layer": 1}
 
 
 def unit_methods(stage: Any, *units: str) -> list[Method]:
@@ -330,20 +310,6 @@ def unit_allocators() -> Any:
     found = [method for method in methods("allocate") if Stat.UNIT_SCORES in method.needs]
     assert found
     return pytest.mark.parametrize("method", found, ids=lambda method: method.name)
-
-
-def facts_of(seed: int = 0, kinds: Sequence[str] = ("head", "channel"), factor: float = 1.0) -> AllocationFacts:
-    """Scores of kinds far apart, larger in later blocks."""
-    generator = seeded(seed)
-    scores = [
-        {
-            "head": (1000 * (1 + block) * torch.rand(3, generator=generator).double()).tolist(),
-            "channel": (factor * (1 + block) * torch.rand(20, generator=generator).double()).tolist(),
-        }
-        for block in range(BLOCKS)
-    ]
-    found = [family for family in FAMILIES if family.kind in kinds]
-    return AllocationFacts(ARCHITECTURE.layers, {}, units=Units(found, scores))
 
 
 def kept_of(facts: AllocationFacts, sparsity: Mapping[str, float], kinds: Sequence[str]) -> dict[tuple[int, str], int]:

@@ -20,8 +20,8 @@ from app.cli import cli, watch
 from app.cli.client import JobEvent
 from app.cli.exits import MEANINGS
 from app.cli.jobs import attempts_text
-from tests.cluster import MAGNITUDE, ROOT, WANDA, eventually
-from tests.e2e.embedded import ESPALIER, Embedded, embedded
+from tests.helpers.cluster import MAGNITUDE, ROOT, WANDA, eventually
+from tests.helpers.embedded import ESPALIER, Embedded, embedded
 
 pytestmark = pytest.mark.xdist_group("cli")  # one service for the module
 SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 256, "sequence_length": 512}}

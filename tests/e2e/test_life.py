@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import signal
 import subprocess
 import sys
@@ -13,11 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster import MAGNITUDE, WANDA, Cluster, eventually
+from tests.helpers.cluster import MAGNITUDE, SLOW, WANDA, Cluster, eventually
+from tests.helpers.results import job_digests, verify
 from workers.engine.store.checkpoint import Checkpoint
 
-SLOW = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 10, "sequence_length": 512}}
-"""Long enough a block to interfere."""
 EVALUATED = {
     **WANDA,
     "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 256, "samples": 8}],
@@ -27,19 +24,6 @@ EVALUATED = {
 def stored(cluster: Cluster, job_id: str, kind: str) -> list[Path]:
     """Files of a job in the artifact store: `kind` is files or logs."""
     return [p for p in (cluster.home / "artifacts").glob(f"*/{job_id}/*/{kind}/**/*") if p.is_file()]
-
-
-def verify(cluster: Cluster, job_id: str, folder: Path) -> None:
-    """Download every artifact over HTTP and check it against the manifest, which must list them all."""
-    entries = cluster.http.get(f"/v1/jobs/{job_id}/artifacts").json()["data"]
-    for entry in entries:
-        content = cluster.http.get(f"/v1/jobs/{job_id}/artifacts/{entry['path']}").content
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["bytes"], entry["sha256"])
-        (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
-        (folder / entry["path"]).write_bytes(content)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    listed = {f["path"]: f["sha256"] for f in manifest["files"]}
-    assert listed == {e["path"]: e["sha256"] for e in entries if e["path"] != "manifest.json"}
 
 
 LOAD = """
@@ -130,11 +114,6 @@ def test_a_killed_runner_is_resumed_and_redoes_at_most_one_block(cluster: Cluste
     assert len(before) + len(after) in (7, 8)  # one checkpoint may be durable and its event lost with the process
     verify(cluster, job_id, tmp_path)
     assert job_digests(tmp_path) == undisturbed_digests(cluster, tmp_path)
-
-
-def job_digests(folder: Path) -> dict[str, str]:
-    files = json.loads((folder / "manifest.json").read_text())["files"]
-    return {f["path"]: f["sha256"] for f in files if f["path"].endswith(".safetensors")}
 
 
 def undisturbed_digests(cluster: Cluster, tmp_path: Path) -> dict[str, str]:

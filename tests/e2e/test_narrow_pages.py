@@ -13,7 +13,7 @@ import pytest
 from app.sweeps.page import render as render_sweep
 from app.sweeps.pareto import pareto
 from app.sweeps.repository import ChildRow, Measured
-from tests.engine.test_package import report_of
+from tests.helpers.reports import report_of
 from workers.engine.report import GateResult, Sample
 from workers.engine.reporting.page import render as render_report
 

@@ -7,8 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.cluster import ROOT
-from tests.e2e.embedded import embedded
+from tests.helpers.cluster import ROOT
+from tests.helpers.embedded import embedded
 
 SESSION = re.compile(r"<!-- session:.*?-->\n```bash\n(.*?)```", re.DOTALL)
 

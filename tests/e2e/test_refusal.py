@@ -10,8 +10,8 @@ import pytest
 from app import migrate
 from app.settings import Settings
 from app.storage import ArtifactStore
-from tests.cluster import free_port
-from tests.e2e.embedded import ESPALIER, environment
+from tests.helpers.cluster import free_port
+from tests.helpers.embedded import ESPALIER, environment
 
 
 @pytest.mark.parametrize(("command", "exit_code"), [("serve", 2), ("api", 3), ("worker", 2)])

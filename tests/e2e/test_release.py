@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster import MAGNITUDE, ROOT
-from tests.e2e.embedded import ESPALIER, Embedded, embedded
+from tests.helpers.cluster import MAGNITUDE, ROOT
+from tests.helpers.embedded import ESPALIER, Embedded, embedded
 
 SPEC: dict[str, Any] = json.loads((ROOT / "examples/specs/release.json").read_text())
 DOCUMENT = (ROOT / "docs/release-pipeline.md").read_text()

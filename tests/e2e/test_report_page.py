@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tests.engine.test_package import report_of
+from tests.helpers.reports import report_of
 from workers.engine.reporting.page import render
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -17,8 +17,8 @@ from app.cli.serve import local_key
 from app.db import Database
 from app.keys import service as keys
 from app.settings import Settings
-from tests.cluster import eventually
-from tests.e2e.embedded import ESPALIER, embedded, environment
+from tests.helpers.cluster import eventually
+from tests.helpers.embedded import ESPALIER, embedded, environment
 
 
 def gone(processes: list[psutil.Process]) -> bool:

@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 from app.sweeps.schemas import SweepSubmit
-from tests.cluster import MAGNITUDE, ROOT, eventually
-from tests.e2e.embedded import Embedded, embedded
+from tests.helpers.cluster import MAGNITUDE, ROOT, eventually
+from tests.helpers.embedded import Embedded, embedded
 
 pytestmark = pytest.mark.xdist_group("sweep")
 SPARSITY = "/prune/sparsity"

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.helpers.reports import report_of
+from tests.helpers.small_models import spec_of
 from workers.engine.contracts.facts import Measurement
 from workers.engine.events import Silent
 from workers.engine.gates import Gate, judge, measured_names, overall
@@ -22,9 +24,6 @@ from workers.engine.reporting.wording import bounds, intervals, judged_value
 from workers.engine.reporting.wording import verdict as verdict_of
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import join
-
-from .conftest import spec_of
-from .test_package import report_of
 
 Z = 1.959963984540054  # two-sided 95 %
 

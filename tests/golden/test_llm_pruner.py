@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from tests.golden.test_parity import compressed, perplexity, windows
+from tests.helpers.golden import compressed, perplexity
 from workers.engine.sources.safetensors_bytes import read_header
-
-__all__ = ["windows"]  # the fixture
 
 REFERENCE: dict[str, Any] = json.loads((Path(__file__).parent / "llm_pruner.json").read_text())
 CASES = {

@@ -13,13 +13,11 @@ from app.db import Database
 from app.jobs.models import Attempt as AttemptRow
 from app.settings import Settings
 from app.storage import ArtifactStore
-from tests.workers.test_job_life import REPORT, claimed, status, submit, tenant
+from tests.helpers.job_life import REPORT, claimed, status, submit
 from workers.engine.report import Manifest
 from workers.engine.store.manifest import file_entries
 from workers.supervisor import Exit, Order
 from workers.tasks import Attempt
-
-__all__ = ["tenant"]
 
 
 def cut_short(stored: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster import MAGNITUDE, ROOT, WANDA, eventually
+from tests.helpers.cluster import MAGNITUDE, ROOT, WANDA, eventually
 from workers import runner, warm
 from workers.engine.report import Report
 from workers.supervisor import Exit, Order, supervise

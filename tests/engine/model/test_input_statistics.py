@@ -1,0 +1,144 @@
+"""What the walk knows of a block's inputs, against the same seen through hooks on a whole model.
+
+N = windows, T = tokens of a window, I = inputs of a linear layer; X and Z have one row per token.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.layer_inputs import inputs_of
+from tests.helpers.small_models import Scratch, entering, spec_of, text_of
+from workers.engine.architectures.llama import STREAMS
+from workers.engine.contracts.params import Stat
+from workers.engine.model.activations import Activations, Hidden
+from workers.engine.model.input_statistics import collect, staged
+from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.sources.resolve import Sources
+from workers.engine.stages.load import load
+
+EVERYTHING = Stat.INPUT_SQ_MEAN | Stat.INPUT_MOMENTS | Stat.GRAM | Stat.DENSE_INPUTS
+TOKENS = 8 * 32
+
+
+@dataclass
+class Entered:
+    """`tiny` at its first block, in batches of three windows."""
+
+    activations: Activations
+    hidden: Hidden
+    module: torch.nn.Module
+    windows_NT: Tensor
+
+
+@pytest.fixture
+def entered(tiny: Path, sources: Sources, scratch: Scratch) -> Iterator[Entered]:
+    spec = spec_of()
+    model = replace(load(spec, sources), batch_tokens=3 * 32)
+    text = text_of(spec, model, sources)
+    activations, hidden = entering(model, text, scratch)
+    with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
+        yield Entered(activations, hidden, module, text.windows_NT)
+
+
+def assert_close(found: Tensor | None, expected: Tensor) -> None:
+    assert found is not None
+    assert found.dtype == torch.float32
+    # Sums of 256 float32 products: 1e-5 of the largest entry is far above their rounding, far below any mistake.
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_collected_statistics_are_their_definitions(entered: Entered, tiny: Path) -> None:
+    found = collect(entered.activations, 0, entered.module, entered.hidden, EVERYTHING)
+    dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    for stream, x in inputs_of(dense, entered.windows_NT, 0).items():
+        stats = found[stream]
+        assert (stats.tokens, stats.window_tokens) == (TOKENS, 32)
+        assert_close(stats.gram_II, x.T @ x / TOKENS)
+        assert_close(stats.input_sq_mean_I, x.square().mean(dim=0))
+        assert_close(stats.input_mean_I, x.mean(dim=0))
+        assert_close(stats.input_variance_I, x.var(dim=0, correction=0))
+        assert stats.cross_gram_II is None, "the inputs are those of the dense block"
+        assert stats.dense_gram_II is None
+    assert set(found) == set(STREAMS.values())
+
+
+@pytest.mark.parametrize("needs", [Stat.INPUT_SQ_MEAN, Stat.GRAM, Stat.INPUT_SQ_MEAN | Stat.INPUT_MOMENTS])
+def test_only_what_is_needed_is_kept(needs: Stat, entered: Entered) -> None:
+    found = collect(entered.activations, 0, entered.module, entered.hidden, needs)
+    full = collect(entered.activations, 0, entered.module, entered.hidden, EVERYTHING)
+    for stream, stats in found.items():
+        assert (stats.gram_II is not None) == (Stat.GRAM in needs)
+        assert (stats.input_mean_I is not None) == (Stat.INPUT_MOMENTS in needs)
+        # By itself, or the diagonal of the Gram matrix.
+        assert stats.input_sq_mean_I is not None
+        torch.testing.assert_close(stats.input_sq_mean_I, full[stream].input_sq_mean_I)
+
+
+def test_outputs_are_written_on_the_way_if_wanted(entered: Entered, scratch: Scratch, tiny: Path) -> None:
+    into = entered.activations.hidden(scratch.scratch_file())
+    alone = collect(entered.activations, 0, entered.module, entered.hidden, Stat.GRAM)
+    together = collect(entered.activations, 0, entered.module, entered.hidden, Stat.GRAM, into)
+    assert all(torch.equal(alone[stream].gram_II, together[stream].gram_II) for stream in alone)  # type: ignore[arg-type]
+    dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    with torch.no_grad():
+        states = dense(entered.windows_NT, output_hidden_states=True, use_cache=False).hidden_states
+    torch.testing.assert_close(into.read(slice(0, 8)), states[1])
+
+
+@pytest.mark.parametrize("with_twin", [True, False])
+def test_staged_statistics_are_those_of_a_pruned_and_a_dense_model(
+    with_twin: bool, entered: Entered, scratch: Scratch, tiny: Path
+) -> None:
+    dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    pruned = copy.deepcopy(dense)
+    for name in STREAMS:
+        pruned.model.layers[0].get_submodule(name).weight.data[:, ::2] = 0
+    x_of, z_of = (inputs_of(model, entered.windows_NT, 0) for model in (pruned, dense))
+
+    twin = copy.deepcopy(entered.module) if with_twin else None
+    into = entered.activations.hidden(scratch.scratch_file())
+    needs = EVERYTHING if with_twin else Stat.GRAM | Stat.INPUT_MOMENTS
+    order = []
+    for stream, stats in staged(entered.activations, 0, entered.module, twin, entered.hidden, needs, into):
+        order.append(stream)
+        x, z = x_of[stream], z_of[stream]
+        assert stats.tokens == TOKENS
+        assert_close(stats.gram_II, x.T @ x / TOKENS)
+        assert_close(stats.input_mean_I, x.mean(dim=0))
+        if with_twin and stream != "attention_input":
+            assert_close(stats.dense_gram_II, z.T @ z / TOKENS)
+            assert_close(stats.cross_gram_II, z.T @ x / TOKENS)
+            assert stats.cross_gram_II is not None
+            assert not torch.allclose(stats.cross_gram_II, stats.cross_gram_II.T, rtol=1e-3), "rows are the dense ones"
+        else:
+            assert stats.dense_gram_II is None
+            assert stats.cross_gram_II is None
+        for name in (name for name, reads in STREAMS.items() if reads == stream):
+            entered.module.get_submodule(name).weight.data[:, ::2] = 0
+    assert order == list(dict.fromkeys(STREAMS.values()))
+
+    with torch.no_grad():
+        states = pruned(entered.windows_NT, output_hidden_states=True, use_cache=False).hidden_states
+    torch.testing.assert_close(into.read(slice(0, 8)), states[1])
+
+
+def test_staged_leaves_no_hooks_and_no_passes_behind(entered: Entered) -> None:
+    """However it ends: with no outputs wanted, or given up in the middle."""
+    before = collect(entered.activations, 0, entered.module, entered.hidden, Stat.GRAM)
+    for _ in staged(entered.activations, 0, entered.module, None, entered.hidden, Stat.GRAM, None):
+        pass
+    given_up = staged(entered.activations, 0, entered.module, None, entered.hidden, Stat.GRAM, None)
+    next(given_up)
+    given_up.close()  # type: ignore[attr-defined]
+    assert not any(module._forward_pre_hooks for module in entered.module.modules())
+    after = collect(entered.activations, 0, entered.module, entered.hidden, Stat.GRAM)
+    assert all(torch.equal(before[stream].gram_II, after[stream].gram_II) for stream in before)  # type: ignore[arg-type]

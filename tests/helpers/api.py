@@ -1,0 +1,181 @@
+"""The API in this process, with hands to play the worker, and the specs, reports and folders its tests send."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from starlette.testclient import TestClient
+
+from app.db import Database
+from app.failure import Failure
+from app.jobs import service
+from app.keys import service as keys
+from app.services import Services
+from workers.engine.report import FileEntry, GateResult, Report, Verdict
+
+ROOT = Path(__file__).parents[2]
+SPEC: dict[str, Any] = {
+    "model": {"id": "bookworm-7m"},
+    "score": {"method": "magnitude"},
+    "prune": {"method": "mask", "sparsity": 0.5},
+}
+WANDA: dict[str, Any] = {
+    **SPEC,
+    "score": {"method": "wanda"},
+    "calibrate": {"dataset": "calibration.txt", "samples": 4, "sequence_length": 64},
+}
+REPORT = Report.model_validate(
+    {
+        "spec": SPEC,
+        "provenance": {
+            "spec_digest": "sha256:0",
+            "model_id": "bookworm-7m",
+            "model_commit": "sha256:0",
+            "data_digests": {},
+            "seed": 0,
+            "versions": {},
+            "device": "cpu",
+            "threads": 1,
+            "compute_dtype": "float32",
+        },
+        "parameters": 4,
+        "prunable_parameters": 2,
+        "zeros": 1,
+        "sparsity": 0.5,
+        "layers": [],
+        "metrics": [
+            {
+                "name": "perplexity/a.txt",
+                "unit": "perplexity",
+                "higher_is_better": False,
+                "dense": 10.0,
+                "pruned": 11.0,
+                "ratio": 1.1,
+            }
+        ],
+        "stages": [],
+        "runtimes": [],
+        "warnings": [],
+    }
+)
+WEIGHTS = bytes(range(256)) * 20
+GATE: dict[str, Any] = {"metric": "size/weight_bytes", "max": 1.0}
+GATED: dict[str, Any] = {**SPEC, "evaluate": [{"method": "size"}], "gates": [GATE]}
+
+
+def judged(verdict: Verdict) -> Report:
+    """REPORT with one gate, which was judged so."""
+    gate = GateResult(
+        metric="perplexity/a.txt", of="ratio", min=None, max=1.1, confidence=0.95,
+        value=1.1, interval=(1.09, 1.11), verdict=verdict, reason="because",
+    )  # fmt: skip
+    return REPORT.model_copy(update={"gates": [gate], "verdict": verdict})
+
+
+FILES = {"model.safetensors": WEIGHTS, "README.md": b"# A card", "report.html": b"<h1>Report</h1>"}
+CRASH = Failure(code="runner_died", message="it died", hint="wait", retryable=False, stage="prune")
+
+
+@dataclass
+class Api:
+    """A client with a key of one tenant, and what lies behind the API."""
+
+    client: TestClient
+    services: Services
+    key: str
+    key_id: str
+    tenant_id: str
+
+    @property
+    def database(self) -> Database:
+        return self.services.database
+
+    def submit(self, spec: dict[str, Any] = SPEC, **fields: Any) -> dict[str, Any]:
+        response = self.client.post("/v1/jobs", json={"spec": spec, **fields})
+        assert response.status_code == 202, response.text
+        return response.json()
+
+    def get(self, job: dict[str, Any], path: str = "", **headers: str) -> httpx2.Response:
+        return self.client.get(
+            f"/v1/jobs/{job['id']}{path}", headers={k.replace("_", "-"): v for k, v in headers.items()}
+        )
+
+    def post(self, job: dict[str, Any], verb: str) -> httpx2.Response:
+        return self.client.post(f"/v1/jobs/{job['id']}/{verb}")
+
+    # -- the worker's part ---------------------------------------------------------------------------------------------
+
+    def claim(self) -> service.Claim:
+        end = time.monotonic() + 5
+        while True:  # a claim passes over a row that the relay is just marking as announced
+            with self.database.write() as session:
+                held = service.claim(session, worker="w1", queues=["any"], ttl_s=60)
+            if held is not None:
+                return held
+            assert time.monotonic() < end, "nothing is queued"
+            time.sleep(0.01)
+
+    def record(self, held: service.Claim, *events: tuple[str, dict[str, Any]]) -> None:
+        progress = {"stage": "prune", "done": 1, "total": 8, "unit": "block", "rate": 2.0, "eta_s": 3.5}
+        with self.database.write() as session:
+            service.record(session, held, list(events), progress)
+
+    def succeed(self, held: service.Claim, report: Report = REPORT) -> None:
+        entries = []
+        for path, content in FILES.items():
+            key = self.services.store.file_key(held.tenant_id, held.job_id, held.attempt, held.fence, path)
+            self.services.store.put_bytes(key, content)
+            entries.append((FileEntry(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()), key))
+        with self.database.write() as session:
+            service.succeed(session, held, report=report, manifest_sha256="0" * 64, files=entries)
+
+    def fail(self, held: service.Claim, failure: Failure = CRASH) -> None:
+        with self.database.write() as session:
+            service.fail(session, held, failure, backoff_s=0)
+
+    def log(self, held: service.Claim, n: int, text: str) -> None:
+        key = self.services.store.log_key(held.tenant_id, held.job_id, held.attempt, held.fence, n)
+        self.services.store.put_bytes(key, text.encode())
+
+    def succeeded(self) -> dict[str, Any]:
+        job = self.submit()
+        self.succeed(self.claim())
+        return self.get(job).json()
+
+
+def make_key(
+    services: Services, tenant: str, scopes: tuple[str, ...] = keys.SCOPES, expires_days: int | None = None
+) -> tuple[str, str, str]:
+    """(text, id, tenant id) of a new key."""
+    with services.database.write() as session:
+        key, text = keys.create_key(
+            session, secret=services.secret, tenant=tenant, name="test", scopes=scopes, expires_days=expires_days
+        )
+        return text, key.id, key.tenant_id
+
+
+def eventually(condition: Any, within_s: float = 10) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.01)
+
+
+def pointers(problem: dict[str, Any]) -> list[str]:
+    return [error["pointer"] for error in problem.get("errors", [])]
+
+
+def tiny_model(folder: Path, config: dict[str, Any] | None = None, files: tuple[str, ...] = ()) -> Path:
+    """A folder that looks like a model as far as the API looks."""
+    folder.mkdir(parents=True)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    for name in files:
+        (folder / name).write_bytes(b"")
+    return folder

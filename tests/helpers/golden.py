@@ -1,0 +1,59 @@
+"""The shipped model pruned on the windows that the authors' code was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from workers.engine.checks.tries import Tries
+from workers.engine.events import Silent
+from workers.engine.removals.assemble import assemble
+from workers.engine.removals.remove import remove
+from workers.engine.removals.unit_scores import score_units
+from workers.engine.sources.resolve import Sources
+from workers.engine.spec import CompressionSpec
+from workers.engine.stages.allocate import allocate
+from workers.engine.stages.calibrate import Calibration
+from workers.engine.stages.load import load
+from workers.engine.store.cache import Cache
+from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.clock import Clock
+
+HERE = Path(__file__).parents[1] / "golden"
+EXAMPLES = HERE.parents[1] / "examples"
+
+
+def perplexity(folder: Path, windows_NT: Tensor) -> float:
+    """exp of the mean cross-entropy of all predictions, in plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
+    total = 0.0
+    with torch.inference_mode():
+        for ids_BT in windows_NT.split(2):
+            logits_BTV = model(ids_BT, use_cache=False).logits[:, :-1]
+            total += cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum").item()
+    return float(np.exp(total / windows_NT[:, 1:].numel()))
+
+
+def compressed(folder: Path, windows_NT: Tensor, parts: dict[str, Any]) -> Checkpoint:
+    """Prune the shipped model on the given windows, through the stages, into `folder/model`."""
+    spec = CompressionSpec.model_validate(
+        {"model": {"id": "bookworm-7m"}, "calibrate": {"dataset": "calibration.txt"}} | parts
+    )
+    sources = Sources(EXAMPLES / "models", EXAMPLES / "data")
+    model, checkpoint = load(spec, sources), Checkpoint(folder / "checkpoint")
+    text = Calibration(windows_NT, "golden")
+    running: dict[str, Any] = {"checkpoint": checkpoint, "clock": Clock(Silent()), "events": Silent()}
+    units = None
+    if spec.removes != "weight":
+        units = score_units(spec, model, text, cache=Cache(None), checkpoint=checkpoint, events=Silent())
+    tries = Tries(spec, checkpoint, Silent())
+    allocation = allocate(spec, model, text, sources, units, tries=tries, cache=Cache(None), **running)
+    outcome, _ = remove(spec, model, text, units, allocation, **running)
+    assemble(spec, model, outcome, checkpoint, folder / "model")
+    return checkpoint

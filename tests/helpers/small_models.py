@@ -1,0 +1,178 @@
+"""Small models, and the way of one through the stages. Folders that use the fixtures import them in their conftest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+
+from workers.engine.architectures.recognise import recognise
+from workers.engine.checks.tries import Tries
+from workers.engine.events import Events, Silent
+from workers.engine.methods.evaluate.macs import macs
+from workers.engine.model.activations import Activations, Hidden, activations_of
+from workers.engine.model.loaded import LoadedModel
+from workers.engine.removals.assemble import assemble
+from workers.engine.removals.outcome import Outcome
+from workers.engine.removals.remove import remove
+from workers.engine.removals.unit_scores import score_units
+from workers.engine.report import LayerReport
+from workers.engine.sources.resolve import ModelSource, Sources
+from workers.engine.spec import CompressionSpec
+from workers.engine.stages.allocate import Allocation, allocate
+from workers.engine.stages.calibrate import Calibration, calibration
+from workers.engine.stages.load import load
+from workers.engine.stages.prune import layer_reports
+from workers.engine.store.cache import Cache
+from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.clock import Clock
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIZES: dict[str, Any] = {
+    "vocab_size": 4096,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def examples() -> Sources:
+    """The shipped model and texts."""
+    return Sources(EXAMPLES / "models", EXAMPLES / "data")
+
+
+SaveModel = Callable[[str, PretrainedConfig], Path]
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """Empty folders but for the beginnings of the shipped texts, some 10,000 tokens each."""
+    found = Sources(tmp_path / "models", tmp_path / "data")
+    found.models_dir.mkdir()
+    found.data_dir.mkdir()
+    for name in ("calibration.txt", "heldout.txt"):
+        (found.data_dir / name).write_text((EXAMPLES / "data" / name).read_text()[:40_000])
+    return found
+
+
+@pytest.fixture
+def save_model(sources: Sources) -> SaveModel:
+    """Save a random model of a config under a name, with the shipped tokenizer (4096 entries)."""
+
+    def save(name: str, config: PretrainedConfig, **kwargs: Any) -> Path:
+        torch.manual_seed(0)
+        folder = sources.models_dir / name
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder, **kwargs)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(EXAMPLES / "models/bookworm-7m" / file, folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def tiny(save_model: SaveModel) -> Path:
+    """A Llama of three blocks, hidden size 32, context 128, float32, under the name `tiny`."""
+    return save_model("tiny", LlamaConfig(**SIZES))
+
+
+def spec_of(**parts: Any) -> CompressionSpec:
+    """A spec for `tiny`: Wanda, half of the weights, eight windows of 32 tokens, unless said otherwise."""
+    parts = {
+        "model": {"id": "tiny"},
+        "calibrate": {"dataset": "calibration.txt", "samples": 8, "sequence_length": 32},
+        "score": {"method": "wanda"},
+        "prune": {"method": "mask", "sparsity": 0.5},
+    } | parts
+    return CompressionSpec.model_validate_json(json.dumps(parts))
+
+
+def text_of(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> Calibration:
+    """The calibration windows of a spec that needs them."""
+    text = calibration(spec, model, sources)
+    assert text is not None
+    return text
+
+
+class Scratch(Checkpoint):
+    """Closes its files when the test is over."""
+
+    def __init__(self, directory: Path, files: ExitStack) -> None:
+        super().__init__(directory)
+        self._files = files
+
+    def scratch_file(self) -> BinaryIO:
+        return self._files.enter_context(super().scratch_file())
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Scratch]:
+    with ExitStack() as files:
+        yield Scratch(tmp_path / "scratch", files)
+
+
+def entering(model: LoadedModel, text: Calibration, checkpoint: Checkpoint) -> tuple[Activations, Hidden]:
+    """The activations of a text, and what enters block 0."""
+    activations = activations_of(model, text)
+    hidden = activations.hidden(checkpoint.scratch_file())
+    activations.embed(hidden)
+    return activations, hidden
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A model whose blocks have been pruned into a checkpoint."""
+
+    spec: CompressionSpec
+    model: LoadedModel
+    allocation: Allocation
+    outcome: Outcome
+    checkpoint: Checkpoint
+
+    def reports(self, folder: Path) -> list[LayerReport]:
+        """What became of the layers, once they are assembled into `folder`."""
+        assemble(self.spec, self.model, self.outcome, self.checkpoint, folder)
+        return layer_reports(self.spec, self.model, self.allocation, self.outcome, folder)
+
+    def blocks(self) -> dict[str, bytes]:
+        """File name -> content of the pruned blocks."""
+        return {file.name: file.read_bytes() for file in sorted(self.checkpoint.directory.glob("block-*"))}
+
+
+def walk(
+    spec: CompressionSpec, sources: Sources, folder: Path, *, events: Events | None = None, cache: Path | None = None
+) -> Walked:
+    """`compress` up to the pruned blocks, with its resume points in `folder/checkpoint`."""
+    events = events or Silent()
+    model, checkpoint, clock = load(spec, sources), Checkpoint(folder / "checkpoint"), Clock(events)
+    text = calibration(spec, model, sources)
+    kept = {"cache": Cache(cache), "checkpoint": checkpoint, "events": events}
+    units = None if spec.removes == "weight" else score_units(spec, model, text, **kept)
+    tries = Tries(spec, checkpoint, events)
+    allocation = allocate(spec, model, text, sources, units, tries=tries, clock=clock, **kept)
+    outcome, _ = remove(spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events)
+    return Walked(spec, model, allocation, outcome, checkpoint)
+
+
+def size_of(source: ModelSource) -> dict[str, int]:
+    """Counted in a model's files."""
+    return {
+        "parameters": source.parameters,
+        "bytes": sum(facts.bytes for facts in source.tensors.values()),
+        "macs": macs(recognise(source.config, source.tensors), 64),
+    }
