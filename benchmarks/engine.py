@@ -296,7 +296,8 @@ def measure_alpha(repeats: int, threads: int) -> None:
     """AlphaPruning's metric on one block of the 350 M shape; the model has 24 alike, so it takes 24 times as long."""
     import torch
 
-    from workers.engine.contracts.facts import DenseBlock, LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.contracts.facts import DenseBlock
     from workers.engine.registry import discover
 
     torch.set_num_threads(threads)

@@ -30,13 +30,14 @@ from tests.helpers.random_layers import (
     tensors_in,
     weight,
 )
+from workers.engine.architectures.architecture import LinearFacts
 from workers.engine.architectures.recognise import recognise
-from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LayerTask, LinearFacts, LinearStats
+from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LayerTask, LinearStats
 from workers.engine.contracts.params import STAGES, Group, Stat, WeightPruneParams
 from workers.engine.errors import NumericalFailure
+from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.registry import Method, methods
 from workers.engine.sources.resolve import ModelSource
-from workers.engine.sources.safetensors_bytes import TensorFacts
 from workers.engine.training.trainable import linears
 
 GROUPS: tuple[Group, ...] = get_args(Group)

@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workers.engine.contracts.facts import AllocationFacts, LinearFacts
+from workers.engine.architectures.architecture import LinearFacts
+from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.maths.spectrum import alpha_mid, alpha_peak, eigenvalues
 from workers.engine.methods.allocate import alpha_pruning, owl
 from workers.engine.methods.allocate.alpha_pruning import AlphaPruningParams

@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 from tests.helpers.golden import compressed, perplexity
-from workers.engine.sources.safetensors_bytes import read_header
+from workers.engine.files.safetensors_bytes import read_header
 
 REFERENCE: dict[str, Any] = json.loads((Path(__file__).parent / "llm_pruner.json").read_text())
 CASES = {

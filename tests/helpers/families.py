@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from tests.helpers.small_models import SIZES
+from workers.engine.architectures.architecture import Family
 from workers.engine.architectures.coupled import families
 from workers.engine.architectures.recognise import recognise
-from workers.engine.contracts.facts import Family
 from workers.engine.contracts.refs import ModelRef
 from workers.engine.sources.resolve import ModelSource, Sources, resolve_model
 

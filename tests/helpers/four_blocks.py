@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from tests.helpers.random_layers import seeded
+from workers.engine.architectures.architecture import Architecture
 from workers.engine.architectures.coupled import families, hidden_families
-from workers.engine.architectures.llama import Architecture
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.facts import AllocationFacts, Units
-from workers.engine.sources.safetensors_bytes import TensorFacts
+from workers.engine.files.safetensors_bytes import TensorFacts
 
 BLOCKS = 4
 CONFIG = {

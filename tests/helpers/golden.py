@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from workers.engine.checks.tries import Tries
 from workers.engine.events import Silent
+from workers.engine.model.calibration import Calibration
 from workers.engine.removals.assemble import assemble
 from workers.engine.removals.remove import remove
 from workers.engine.removals.unit_scores import score_units
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.allocate import allocate
-from workers.engine.stages.calibrate import Calibration
 from workers.engine.stages.load import load
 from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint

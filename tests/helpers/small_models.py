@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from workers.engine.architectures.recognise import recognise
 from workers.engine.checks.tries import Tries
+from workers.engine.contracts.facts import Allocation
 from workers.engine.events import Events, Silent
 from workers.engine.methods.evaluate.macs import macs
 from workers.engine.model.activations import Activations, Hidden, activations_of
+from workers.engine.model.calibration import Calibration
 from workers.engine.model.loaded import LoadedModel
 from workers.engine.removals.assemble import assemble
 from workers.engine.removals.outcome import Outcome
@@ -27,8 +29,8 @@ from workers.engine.removals.unit_scores import score_units
 from workers.engine.report import LayerReport
 from workers.engine.sources.resolve import ModelSource, Sources
 from workers.engine.spec import CompressionSpec
-from workers.engine.stages.allocate import Allocation, allocate
-from workers.engine.stages.calibrate import Calibration, calibration
+from workers.engine.stages.allocate import allocate
+from workers.engine.stages.calibrate import calibration
 from workers.engine.stages.load import load
 from workers.engine.stages.prune import layer_reports
 from workers.engine.store.cache import Cache

@@ -14,8 +14,8 @@ from app.jobs.models import Attempt as AttemptRow
 from app.settings import Settings
 from app.storage import ArtifactStore
 from tests.helpers.job_life import REPORT, claimed, status, submit
+from workers.engine.files.manifest import file_entries
 from workers.engine.report import Manifest
-from workers.engine.store.manifest import file_entries
 from workers.supervisor import Exit, Order
 from workers.tasks import Attempt
 

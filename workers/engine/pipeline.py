@@ -17,6 +17,7 @@ from workers.engine.checks.tries import BoundExceeded, Tries
 from workers.engine.checks.verify import verify, verify_tuned, window
 from workers.engine.failures import translated
 from workers.engine.gates import judge, overall
+from workers.engine.model.provenance import fingerprint, provenance
 from workers.engine.planning.importance_lost import importance_lost
 from workers.engine.planning.plan import foresee, runtimes, warnings
 from workers.engine.planning.result_size import parameters_after
@@ -34,19 +35,17 @@ from workers.engine.stages.prune import layer_reports
 from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.clock import Clock
-from workers.engine.store.provenance import fingerprint, provenance
 from workers.engine.training.text import tuning_text
 
 if TYPE_CHECKING:
-    from workers.engine.contracts.facts import Units
+    from workers.engine.contracts.facts import Allocation, Units
     from workers.engine.events import Events
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.removals.outcome import Outcome
     from workers.engine.report import LayerReport, Origin, ResultCheck, TuneReport
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.allocate import Allocation
-    from workers.engine.stages.calibrate import Calibration
     from workers.engine.stages.evaluate import Evaluation
     from workers.engine.training.text import TuningText
 
@@ -76,7 +75,8 @@ def compress(
             refuse_unknown_tokens(spec, model, sources)
             text = calibration(spec, model, sources)
             lessons = tuning_text(spec, model, sources)
-            checkpoint.claim(fingerprint(spec, model, text, lessons))
+            digests = {"calibration": text.digest if text else None, "tuning": lessons.digest if lessons else None}
+            checkpoint.claim(fingerprint(spec, model, **digests))
         units = None
         if spec.removes != "weight":  # single weights are scored when it is their turn
             with clock.stage("score"):

@@ -15,7 +15,7 @@ from workers.engine.architectures.built import check_tensors, expected, family, 
 from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.generate import FILE, family_row, generate, written
 from workers.engine.errors import UnsupportedModel
-from workers.engine.sources.safetensors_bytes import TensorFacts
+from workers.engine.files.safetensors_bytes import TensorFacts
 
 FAMILIES = sorted(table()["families"])
 

@@ -18,15 +18,16 @@ from transformers import (
 
 from tests.helpers.families import FAMILIES, described, masked_by_hand
 from tests.helpers.small_models import SIZES, SaveModel, spec_of, walk
-from workers.engine.architectures.coupled import families, kept_only
+from workers.engine.architectures.coupled import families
 from workers.engine.architectures.recognise import recognise
 from workers.engine.errors import UnsupportedModel
+from workers.engine.files.safetensors_bytes import TensorFacts
+from workers.engine.maths.unit_slices import kept_only
 from workers.engine.model.loaded import load_model
 from workers.engine.planning.plan import foresee, plan
 from workers.engine.planning.result_size import parameters_after
 from workers.engine.removals.assemble import assemble
 from workers.engine.sources.resolve import ModelSource, Sources
-from workers.engine.sources.safetensors_bytes import TensorFacts
 from workers.engine.spec import CompressionSpec
 
 UNIFORM = {"method": "structured", "sparsity": 0.35}

@@ -17,12 +17,12 @@ from transformers import (
 )
 
 from tests.helpers.small_models import SIZES, SaveModel
-from workers.engine.architectures.llama import Architecture
+from workers.engine.architectures.architecture import Architecture
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import UnsupportedModel
+from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.sources.resolve import Sources, resolve_model
-from workers.engine.sources.safetensors_bytes import TensorFacts
 
 
 def recognised(sources: Sources) -> Architecture:

@@ -14,9 +14,9 @@ import torch
 
 from tests.helpers.families import FAMILIES
 from tests.helpers.small_models import SaveModel, spec_of, walk
+from workers.engine.architectures.per_layer import MODELING
 from workers.engine.model.loaded import load_model
 from workers.engine.removals.assemble import assemble
-from workers.engine.removals.outcome import MODELING
 from workers.engine.sources.resolve import Sources
 
 USER = """

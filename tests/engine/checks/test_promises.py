@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.helpers.small_models import size_of, spec_of
+from workers.engine.architectures.architecture import LinearFacts
 from workers.engine.checks.promises import check_zeros, memory_warnings
-from workers.engine.contracts.facts import LinearFacts
 from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import PromiseBroken
 from workers.engine.events import Silent

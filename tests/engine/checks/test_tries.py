@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers.small_models import spec_of
 from workers.engine.checks.tries import DECODE_TOLERANCE, MOST_TRIES, BoundExceeded, Tries
+from workers.engine.contracts.facts import Allocation
 from workers.engine.errors import PromiseBroken
 from workers.engine.events import Level, Silent, Unit
 from workers.engine.model.trial_losses import Trials
@@ -21,8 +22,7 @@ from workers.engine.report import Report
 from workers.engine.reporting.wording import conditions
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
-from workers.engine.stages.allocate import Allocation
-from workers.engine.stages.evaluate import EvaluationContext
+from workers.engine.stages.evaluate import EvaluatedModel
 from workers.engine.store.checkpoint import Checkpoint
 
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 2}
@@ -116,15 +116,15 @@ def test_a_ratio_that_holds_at_once_costs_no_further_evaluation(
     examples: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    window_nll = EvaluationContext.window_nll
+    window_nll = EvaluatedModel.window_nll
 
-    def counted(context: EvaluationContext, *args: Any) -> Any:
+    def counted(context: EvaluatedModel, *args: Any) -> Any:
         measured.append(context.model_dir.name)
         return window_nll(context, *args)
 
     blind(monkeypatch, 1.5)
     monkeypatch.setattr("workers.engine.stages.allocate.RATIO_STEP", 1 / 32)
-    monkeypatch.setattr(EvaluationContext, "window_nll", counted)
+    monkeypatch.setattr(EvaluatedModel, "window_nll", counted)
     report, _ = run(bounded(), examples, tmp_path, Heard(), tmp_path / "cache")
     assert report.bound is not None
     assert len(report.bound.tries) == 1

@@ -15,12 +15,12 @@ from transformers import AutoConfig
 from tests.helpers.families import FAMILIES
 from tests.helpers.small_models import SIZES, SaveModel, spec_of
 from workers.engine import pipeline
+from workers.engine.architectures.per_layer import MODELING
 from workers.engine.checks import verify
 from workers.engine.checks.trace import TOLERANCE
 from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.model.activations import Activations
-from workers.engine.removals.outcome import MODELING
 from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources
 

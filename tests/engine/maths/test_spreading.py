@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from workers.engine.contracts.facts import LinearFacts
+from workers.engine.architectures.architecture import LinearFacts
 from workers.engine.maths.spreading import MOST, by_block, in_unit_range, scaled, shifted, shifted_blocks
 
 Spread = Callable[[Sequence[float], Sequence[float], float], list[float]]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LinearFacts, LinearStats
+from workers.engine.architectures.architecture import LinearFacts
+from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.maths.spectrum import alpha_mid, alpha_peak, eigenvalues, window_eigenvalues
 from workers.engine.methods.allocate import alpha_pruning, atp, dlp, isc, owl

@@ -10,10 +10,10 @@ import torch
 
 from tests.helpers.small_models import spec_of
 from workers.engine.architectures.recognise import recognise
+from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.methods.evaluate.macs import macs
 from workers.engine.model.loaded import load_model
 from workers.engine.sources.resolve import Sources
-from workers.engine.sources.safetensors_bytes import TensorFacts
 from workers.engine.stages.load import load
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from tests.helpers.small_models import SIZES, SaveModel, Scratch, spec_of, text_of, walk
-from workers.engine.contracts.facts import DenseUnits, Family, Member
+from workers.engine.architectures.architecture import Family, Member
+from workers.engine.contracts.facts import DenseUnits
 from workers.engine.errors import NumericalFailure
 from workers.engine.events import Silent
 from workers.engine.maths.taylor import salience, unit_salience

@@ -15,8 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from tests.helpers import hub
 from tests.helpers.small_models import EXAMPLES
 from workers.engine.contracts.refs import DataRef
+from workers.engine.contracts.texts import Tokens
 from workers.engine.errors import DatasetNotFound, DatasetTooShort, HubUnavailable, InvalidSpec
-from workers.engine.model.windows import Tokens, consecutive_windows, load_tokens, random_windows
+from workers.engine.model.windows import consecutive_windows, load_tokens, random_windows
 from workers.engine.sources.resolve import Sources
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.small_models import spec_of
-from workers.engine.contracts.facts import AllocationFacts, Family, LinearFacts, Member, Units
+from workers.engine.architectures.architecture import Family, LinearFacts, Member
+from workers.engine.contracts.facts import AllocationFacts, Units
 from workers.engine.errors import InvalidSpec
 from workers.engine.planning.layer_sparsities import allocation
 from workers.engine.removals.widths import kept_units

@@ -21,11 +21,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from tests.helpers.reports import report_of
 from tests.helpers.small_models import EXAMPLES, SaveModel, spec_of
 from workers.engine.contracts.refs import DataRef
+from workers.engine.contracts.texts import Wanted
 from workers.engine.errors import EngineError, InvalidSpec, UnsupportedModel
 from workers.engine.methods.evaluate import harness
 from workers.engine.methods.evaluate.perplexity import PerplexityParams
 from workers.engine.model import windows as data
-from workers.engine.model.windows import Wanted, load_tokens, loss_windows, opening_ids, random_windows, wanted_of
+from workers.engine.model.windows import load_tokens, loss_windows, opening_ids, random_windows, wanted_of
 from workers.engine.reporting.model_card import render as render_card
 from workers.engine.reporting.page import render as render_page
 from workers.engine.sources.resolve import Sources

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.small_models import SIZES, SaveModel, spec_of
+from workers.engine.contracts.evaluation import EvaluationData
 from workers.engine.contracts.facts import Measurement
 from workers.engine.errors import BadRequest, DatasetTooShort, NumericalFailure, SequenceTooLong, UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.methods.evaluate import continuations, generation_speed, harness, perplexity, size
 from workers.engine.sources.harness_tasks import UnknownTask, load_tasks
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluationContext, EvaluationData, evaluate, join
+from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluatedModel, evaluate, join
 from workers.engine.stages.load import load
 from workers.engine.store.checkpoint import Checkpoint
 
@@ -44,10 +45,10 @@ class Uniform(nn.Module):
         return SimpleNamespace(logits=torch.full((*input_ids.shape, VOCABULARY), self.logit), past_key_values=None)
 
 
-def context(sources: Sources, model: Any, folder: Path, tokenizer: Any = None) -> EvaluationContext:
+def context(sources: Sources, model: Any, folder: Path, tokenizer: Any = None) -> EvaluatedModel:
     """Of a model as a whole; `folder` holds its files, if any. What looks at its structure sees the context length."""
     length = model.config.max_position_embeddings if model else 0
-    return EvaluationContext(
+    return EvaluatedModel(
         loaded=SimpleNamespace(  # type: ignore[arg-type]
             architecture=SimpleNamespace(context_length=length, vocabulary=VOCABULARY),
             tokenizer=tokenizer,

@@ -13,12 +13,12 @@ import yaml
 
 from tests.helpers.reports import report_of
 from tests.helpers.small_models import spec_of
+from workers.engine.files.manifest import file_entries, verify
 from workers.engine.methods.score.wanda import WandaParams
 from workers.engine.report import Report
 from workers.engine.reporting.model_card import render as render_card
 from workers.engine.reporting.page import render as render_page
 from workers.engine.stages.package import package
-from workers.engine.store.manifest import file_entries, verify
 
 HOSTILE = "<script>alert(1)</script> | `x` {{ 7 * 7 }}\n# heading"
 

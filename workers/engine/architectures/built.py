@@ -16,8 +16,8 @@ from typing import Any
 
 from workers.engine.architectures.llama import BLOCKS, FLOATS, HEAD
 from workers.engine.errors import UnsupportedModel
-from workers.engine.sources.model_files import shown
-from workers.engine.sources.safetensors_bytes import TensorFacts
+from workers.engine.files.model_files import shown
+from workers.engine.files.safetensors_bytes import TensorFacts
 
 Tensors = dict[str, tuple[int, ...]]
 

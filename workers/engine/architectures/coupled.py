@@ -1,4 +1,4 @@
-"""What in a decoder block stands or falls together, and the one place that cuts it. Import-light.
+"""What in a decoder block stands or falls together. Import-light.
 
 A family is a row of like units along one axis of several tensors:
 
@@ -9,30 +9,18 @@ A family is a row of like units along one axis of several tensors:
 
 Removing a unit from all of them leaves a valid block; a hidden dimension goes from all blocks, and from embedding, head
 and norms (`hidden_axis`). Norms of queries and keys are shared by all heads and stay.
-U = units of a family, W = width of a unit along a tensor's axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
+from workers.engine.architectures.architecture import Architecture, Family, Kind, Member
 from workers.engine.architectures.built import head_dim
-from workers.engine.architectures.llama import (
-    BLOCKS,
-    EMBEDDING,
-    HEAD,
-    NATIVE_MODEL_TYPES,
-    STREAMS,
-    WRITERS,
-    Architecture,
-)
-from workers.engine.contracts.facts import Family, Kind, Member
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, NATIVE_MODEL_TYPES, STREAMS, WRITERS
 from workers.engine.errors import UnsupportedModel
-from workers.engine.sources.safetensors_bytes import TensorFacts
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from workers.engine.files.safetensors_bytes import TensorFacts
 
 
 def families(
@@ -114,28 +102,6 @@ def check_alone(
                 "use an unstructured pruner, or one that drops whole layers",
                 field="/prune/units",
             )
-
-
-def kept_only(
-    tensors: Mapping[str, Tensor], cut: Iterable[Family], kept: Mapping[Kind, Sequence[int]]
-) -> dict[str, Tensor]:
-    """A block's tensors with only the `kept` units (ascending indices) of each family of `cut`."""
-    import torch
-
-    sliced = dict(tensors)
-    for family in cut:
-        for member in family.members:
-            tensor = sliced[member.tensor]
-            width = tensor.shape[member.axis] // family.units
-            index = [unit * width + offset for unit in kept[family.kind] for offset in range(width)]
-            sliced[member.tensor] = tensor.index_select(member.axis, torch.tensor(index, device=tensor.device))
-    return sliced
-
-
-def unit_rows(tensor: Tensor, family: Family, member: Member) -> Tensor:
-    """What each unit owns of a member, as [U, W, ...]: the vectors of width one along the axis, others flattened."""
-    moved = tensor.movedim(member.axis, 0)
-    return moved.reshape(family.units, moved.shape[0] // family.units, -1)
 
 
 def _family(

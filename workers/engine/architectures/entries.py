@@ -10,7 +10,7 @@ from typing import Any
 from workers.engine.architectures.built import PER_LAYER_LISTS, expected, family, head_dim, table, value
 from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import UnsupportedModel
-from workers.engine.sources.model_files import are_token_ids, infinite, shown
+from workers.engine.files.model_files import are_token_ids, infinite, shown
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 """Entries that every config must have."""

@@ -12,7 +12,7 @@ from typing import Any
 from workers.engine.architectures.built import family, table
 from workers.engine.architectures.llama import NATIVE_MODEL_TYPES
 from workers.engine.errors import UnsupportedModel
-from workers.engine.sources.model_files import shown
+from workers.engine.files.model_files import shown
 
 SUPPORTED = "use a dense decoder of the Llama layout: Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma, …"
 _ADAPTER = "adapter_config.json"

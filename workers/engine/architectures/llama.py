@@ -11,10 +11,6 @@ biases), Qwen3 (with query and key norms), SmolLM and others. D = hidden size, F
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from workers.engine.contracts.facts import LinearFacts
-
 BLOCKS = "model.layers"
 EMBEDDING = "model.embed_tokens"
 FINAL_NORM = "model.norm"
@@ -36,31 +32,3 @@ read."""
 NATIVE_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """Tried families, whose modelling code is transformers' own even where a repository also brings some."""
 FLOATS = ("F32", "BF16", "F16")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A decoder of the Llama layout."""
-
-    model_type: str
-    blocks: int
-    layers: tuple[LinearFacts, ...]
-    """All prunable layers, block by block in the order of the forward pass."""
-    hidden_size: int
-    vocabulary: int
-    context_length: int
-
-    @property
-    def prunable_parameters(self) -> int:
-        return sum(layer.parameters for layer in self.layers)
-
-    def block(self, index: int) -> list[LinearFacts]:
-        """The layers of one block."""
-        return list(self.layers[index * len(STREAMS) : (index + 1) * len(STREAMS)])
-
-    def streams(self, block: int) -> dict[str, list[LinearFacts]]:
-        """Stream -> the layers of one block that read it, in the order of the forward pass."""
-        found: dict[str, list[LinearFacts]] = {}
-        for layer in self.block(block):
-            found.setdefault(layer.stream, []).append(layer)
-        return found

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from workers.engine.architectures.architecture import Architecture, LinearFacts
 from workers.engine.architectures.kinds import SUPPORTED, other_blocks
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FLOATS, STREAMS, Architecture
-from workers.engine.contracts.facts import LinearFacts
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FLOATS, STREAMS
 from workers.engine.errors import UnsupportedModel
-from workers.engine.sources.model_files import shown
-from workers.engine.sources.safetensors_bytes import TensorFacts
+from workers.engine.files.model_files import shown
+from workers.engine.files.safetensors_bytes import TensorFacts
 
 _BLOCK = re.compile(re.escape(BLOCKS) + r"\.(\d{1,6})\.(.*)", re.ASCII | re.DOTALL)
 _MOST_BLOCKS = 1024

@@ -17,18 +17,18 @@ import torch
 from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, WRITERS
 from workers.engine.checks.trace import REMEDY
 from workers.engine.errors import ResultMismatch
+from workers.engine.files.safetensors_bytes import read_header
 from workers.engine.model.loaded import in_float32, read_tensor
 from workers.engine.removals.rewrite import kept_dimensions
 from workers.engine.removals.widths import best_units
-from workers.engine.sources.safetensors_bytes import read_header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.engine.contracts.facts import Units
+    from workers.engine.files.safetensors_bytes import Slice
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.removals.outcome import Outcome
-    from workers.engine.sources.safetensors_bytes import Slice
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.checkpoint import Checkpoint
 

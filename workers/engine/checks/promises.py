@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from workers.engine.contracts.facts import LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import StageReport
     from workers.engine.spec import CompressionSpec

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Literal
 from workers.engine.contracts.params import UnitPruneParams
 from workers.engine.contracts.sparsity import SparsityParams
 from workers.engine.errors import PromiseBroken
+from workers.engine.model.memory import memory_budget
 from workers.engine.planning.predictions import whole_models
 from workers.engine.removals.decode_times import decode_time
 from workers.engine.report import Bound, Try
-from workers.engine.stages.load import memory_budget
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from workers.engine.contracts.facts import Allocation
     from workers.engine.events import Events
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.allocate import Allocation
     from workers.engine.store.checkpoint import Checkpoint
 
 MOST_TRIES = 5

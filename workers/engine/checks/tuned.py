@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from workers.engine.contracts.facts import Trainable
+    from workers.engine.files.safetensors_bytes import Slice
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.sources.safetensors_bytes import Slice
-    from workers.engine.training.trainable import Trainable
 
 
 @dataclass(frozen=True)

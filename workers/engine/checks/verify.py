@@ -19,16 +19,16 @@ import torch
 
 from workers.engine import artifact
 from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD
+from workers.engine.architectures.per_layer import MODELING
 from workers.engine.checks.masked import masked_model
 from workers.engine.checks.trace import LOGITS, REMEDY, Trace, compare, difference, shown, streamed, trace
 from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
 from workers.engine.failures import translated
 from workers.engine.model.activations import Activations, capture
 from workers.engine.model.loaded import filled, head_tensors, in_float32, load_result, result_of, tensors_of
+from workers.engine.model.memory import memory_budget
 from workers.engine.planning.predictions import predicted_peak_memory_bytes, whole_float32_bytes
-from workers.engine.removals.outcome import MODELING
 from workers.engine.report import ResultCheck
-from workers.engine.stages.load import memory_budget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from workers.engine.checks.masked import MaskedModel
     from workers.engine.checks.tuned import TunedTraces
     from workers.engine.contracts.facts import Units
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.calibrate import Calibration
     from workers.engine.store.checkpoint import Checkpoint
 
 TOKENS = 128

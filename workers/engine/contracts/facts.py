@@ -6,33 +6,14 @@ Import-light. O = output features (rows of the weight), I = input features (colu
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-
-Kind = Literal["head", "channel", "hidden"]
-
-
-@dataclass(frozen=True)
-class LinearFacts:
-    """A prunable linear layer as known without its weights."""
-
-    name: str
-    """Module path in the model, e.g. `model.layers.0.self_attn.q_proj`."""
-    block: int
-    """Index of its decoder block, from 0."""
-    stream: str
-    """Inputs it reads; layers of a block with the same stream share statistics, e.g. `attention_input`."""
-    shape: tuple[int, int]
-    """(O, I)."""
-
-    @property
-    def parameters(self) -> int:
-        return self.shape[0] * self.shape[1]
+    from workers.engine.architectures.architecture import Family, LinearFacts
 
 
 @dataclass(frozen=True)
@@ -78,35 +59,6 @@ class LayerTask:
     """Fraction to remove, in [0, 1]; for N:M patterns a multiple of 1 / M."""
     score_OI: Tensor | None = None
     """Importance by the spec's scorer, float32, higher is kept; None where the spec has none."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """A tensor that units of a family own slices of."""
-
-    tensor: str
-    """Full name, e.g. `model.layers.0.self_attn.q_proj.weight`."""
-    axis: int
-    """Along which the units lie, one after the other."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Units of one kind in one block."""
-
-    block: int
-    kind: Kind
-    units: int
-    members: tuple[Member, ...]
-    """Those that write the units first, last the matrix that reads them (`reader`)."""
-    unit_parameters: int
-    """Of one unit, without biases: what counts towards a sparsity."""
-    unit_biases: int
-
-    @property
-    def reader(self) -> Member:
-        """The linear layer whose inputs the units are."""
-        return self.members[-1]
 
 
 @dataclass(frozen=True)
@@ -169,6 +121,31 @@ class AllocationFacts:
     statistics taken once. None unless `Stat.LOSS` is needed. Allocations that share their first blocks share work."""
     units: Units | None = None
     """What may go as a whole, and its scores. None unless heads and channels are removed."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Where the sparsity goes."""
+
+    target: float
+    """Of the whole, in [0, 1)."""
+    sparsity: Mapping[str, float]
+    """Layer name -> fraction to remove."""
+    metrics: Mapping[str, float]
+    """Layer name -> what the allocator measured; empty if it measures nothing."""
+    predicted: float | None = None
+    """Where the target was found for a bound: the perplexity ratio of the trial pruning at it, or the decode time."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model prepared for training, whose forward pass is that of the weights it will be merged into."""
+
+    parameters: Mapping[str, nn.Parameter]
+    """What is trained, by name; float32. The names are those of the resume point."""
+    merged: Callable[[str, Tensor], Tensor]
+    """`(tensor name, stored tensor in float32) -> tensor to store`, same shape, float32; what was not trained comes
+    back itself. The stored tensor is not written to."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from workers.engine.contracts.evaluation import EvaluationContext
     from workers.engine.contracts.facts import (
         AllocationFacts,
         DenseBlock,
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
         LinearStats,
         Measurement,
         Probe,
+        Trainable,
     )
     from workers.engine.contracts.params import Group
-    from workers.engine.stages.evaluate import EvaluationContext
-    from workers.engine.training.trainable import Trainable
 
 P_contra = TypeVar("P_contra", bound=MethodParams, contravariant=True)
 

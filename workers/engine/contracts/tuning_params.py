@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,17 +11,31 @@ from workers.engine.contracts.params import MethodParams
 from workers.engine.contracts.refs import DataRef, SpecModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from workers.engine.architectures.llama import Architecture
-    from workers.engine.contracts.facts import LinearFacts
-    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.architectures.architecture import Architecture, LinearFacts
+    from workers.engine.files.safetensors_bytes import TensorFacts
 
 LearningRate = Annotated[
     float, Field(gt=0, le=1, description="AdamW's, at the end of the warm-up; falls linearly to 0.")
 ]
 WARMUP_SHARE = 20
 EVALUATIONS = 20
+
+
+class DescribedModel(Protocol):
+    """A model as far as it is known without its weights."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorFacts]: ...
+
+    @property
+    def parameters(self) -> int:
+        """All of them; an output head that is the embedding is counted once."""
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether the output head is the embedding."""
 
 
 class Distill(SpecModel):
@@ -98,7 +112,7 @@ class TuneMethodParams(DataRef, MethodParams):
         """How often a linear layer's inputs are kept for the backward pass, beyond what the layers need anyway."""
         return 0
 
-    def blocks_back(self, source: ModelSource, architecture: Architecture) -> int:
+    def blocks_back(self, source: DescribedModel, architecture: Architecture) -> int:
         """How many blocks, from the last one back, the gradient goes through: those whose activations are kept."""
         return architecture.blocks
 
@@ -108,10 +122,10 @@ class TuneMethodParams(DataRef, MethodParams):
     def check_multiples(self, channels: int) -> None:
         """As `check`, where MLPs will be of widths that nobody knows yet but that they are multiples of `channels`."""
 
-    def warnings(self, source: ModelSource) -> list[str]:
+    def warnings(self, source: DescribedModel) -> list[str]:
         """What a user might not expect of this method on this model."""
         return []
 
-    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+    def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         """How many float32 parameters are trained on this model."""
         raise NotImplementedError

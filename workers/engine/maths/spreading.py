@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from workers.engine.contracts.facts import LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
 
 MOST = 0.99
 """No unit loses more, unless the target itself is higher: a layer of zeros is a hole, not a layer."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from workers.engine.architectures.coupled import unit_rows
+from workers.engine.maths.unit_slices import unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from workers.engine.contracts.facts import Family
+    from workers.engine.architectures.architecture import Family
 
 Order = Literal["first", "second", "mixed"]
 Form = Literal["element", "vector"]

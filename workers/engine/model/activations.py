@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from workers.engine.architectures.llama import BLOCKS, EMBEDDING
+from workers.engine.files.safetensors_bytes import fill
 from workers.engine.model.loaded import LoadedModel, bytes_of, filled, tensors_of
-from workers.engine.sources.safetensors_bytes import fill
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.engine.stages.calibrate import Calibration
+    from workers.engine.model.calibration import Calibration
 
 
 class Hidden:

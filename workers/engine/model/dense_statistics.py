@@ -18,16 +18,16 @@ from workers.engine.contracts.params import Stat
 from workers.engine.model.activations import activations_of
 from workers.engine.model.input_statistics import collect
 from workers.engine.model.loaded import filled, tensors_of
-from workers.engine.store.provenance import environment
+from workers.engine.model.provenance import environment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.events import Events
     from workers.engine.model.activations import Hidden
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.calibrate import Calibration
     from workers.engine.store.cache import Cache
     from workers.engine.store.checkpoint import Checkpoint
 

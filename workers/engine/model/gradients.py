@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from workers.engine.events import Events
     from workers.engine.model.activations import Activations, Hidden
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.stages.calibrate import Calibration
     from workers.engine.store.checkpoint import Checkpoint
 
 

@@ -23,7 +23,7 @@ from workers.engine.errors import NumericalFailure, UnsupportedModel
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.engine.contracts.facts import LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
     from workers.engine.model.activations import Activations, Hidden
 
 PANEL = 256

@@ -19,17 +19,18 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from workers.engine.architectures.architecture import Architecture
 from workers.engine.architectures.built import obeyed
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, Architecture
+from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD
+from workers.engine.architectures.per_layer import PER_LAYER, modeling_class
 from workers.engine.architectures.recognise import recognise
 from workers.engine.artifact import modeling_pruned
 from workers.engine.errors import EngineError, UnsupportedModel
+from workers.engine.files.companions import GENERATION, TOKENIZER_CONFIG
+from workers.engine.files.model_files import BadFile, find, read_json, shown
+from workers.engine.files.safetensors_bytes import Slice, fill, read_header
 from workers.engine.model.memory import trim
-from workers.engine.removals.outcome import PER_LAYER, modeling_class
-from workers.engine.sources.companions import GENERATION, TOKENIZER_CONFIG
-from workers.engine.sources.model_files import BadFile, find, read_json, shown
 from workers.engine.sources.resolve import INDEX, WEIGHTS, ModelSource
-from workers.engine.sources.safetensors_bytes import Slice, fill, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,10 +1,17 @@
-"""Memory that is no longer needed, given back to the system."""
+"""Memory: how much a job may take, and giving back what is no longer needed."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from workers.engine.spec import CompressionSpec
 
 
 def give_back() -> None:
@@ -19,3 +26,13 @@ def trim() -> None:
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
+
+
+def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
+    """Bytes the job may take: what the spec says, else what is free on the device."""
+    if spec.compute.memory_budget is not None:
+        return spec.compute.memory_budget
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(available.split()[1]) * 1024

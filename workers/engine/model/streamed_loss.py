@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.model.activations import Hidden
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.stages.calibrate import Calibration
     from workers.engine.store.checkpoint import Checkpoint
 
 LOGIT_TOKENS = 512

@@ -23,17 +23,17 @@ from workers.engine.errors import NumericalFailure
 from workers.engine.maths.second_order import hessian_of, solve_columns
 from workers.engine.maths.selection import dropped
 from workers.engine.model.loaded import tensors_of
+from workers.engine.model.provenance import environment
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.registry import method_of
-from workers.engine.store.provenance import environment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.events import Events
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.calibrate import Calibration
     from workers.engine.store.cache import Cache
     from workers.engine.store.checkpoint import Checkpoint
 

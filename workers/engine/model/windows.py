@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from workers.engine.contracts.params import LossMethodParams
+from workers.engine.contracts.texts import Tokens, Wanted
 from workers.engine.contracts.tuning_params import TuneMethodParams
 from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
 from workers.engine.report import TextReport
@@ -33,20 +34,6 @@ LEAST_CHARACTERS = 2**19
 """A text that is no longer is a choice as a whole, however few windows are drawn."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """How much of a text to read, in windows; the rest is not looked at."""
-
-    count: int | None
-    """None: all of the text."""
-    length: int
-    """Tokens of a window, the opening ones included."""
-    per_document: int | None = None
-    """Most windows of each document. With it windows do not reach over documents' ends."""
-    characters: int = 0
-    """Read at least so many, if they are there."""
-
-
 def wanted_of(ref: DataRef) -> Wanted:
     """What a text of a spec is read for."""
     match ref:
@@ -57,21 +44,6 @@ def wanted_of(ref: DataRef) -> Wanted:
         case LossMethodParams():
             return Wanted(ref.samples, ref.sequence_length, ref.per_document)
     raise TypeError(f"{type(ref).__name__} is no text of a spec")
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A text as the model reads it."""
-
-    ids_T: Tensor
-    """int64, without special tokens."""
-    opening: tuple[int, ...] = ()
-    """What every window begins with: the model's beginning-of-sequence token, or nothing."""
-    starts: tuple[int, ...] = (0,)
-    """Where each stretch of a document begins, ascending."""
-    documents: tuple[int, ...] = (0,)
-    """The number of each stretch's document."""
-    report: TextReport | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from workers.engine.removals.widths import kept_units
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workers.engine.architectures.llama import Architecture
+    from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.facts import AllocationFacts
     from workers.engine.removals.widths import Widths
     from workers.engine.sources.resolve import ModelSource

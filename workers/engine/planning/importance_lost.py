@@ -13,7 +13,7 @@ from workers.engine.registry import discover
 from workers.engine.removals.widths import kept_units
 
 if TYPE_CHECKING:
-    from workers.engine.architectures.llama import Architecture
+    from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.facts import Units
     from workers.engine.removals.outcome import Outcome
     from workers.engine.removals.widths import Widths

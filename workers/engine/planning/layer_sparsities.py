@@ -13,7 +13,8 @@ from workers.engine.maths.spreading import parameters
 from workers.engine.registry import method_of
 
 if TYPE_CHECKING:
-    from workers.engine.contracts.facts import AllocationFacts, LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.contracts.facts import AllocationFacts
     from workers.engine.spec import CompressionSpec
 
 

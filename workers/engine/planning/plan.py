@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from workers.engine.architectures.architecture import Architecture, LinearFacts
 from workers.engine.architectures.built import check_tensors, family
 from workers.engine.architectures.coupled import check_alone, families, hidden_families
 from workers.engine.architectures.entries import check_config
-from workers.engine.architectures.llama import Architecture
+from workers.engine.architectures.per_layer import PER_LAYER, modeling_class
 from workers.engine.architectures.recognise import recognise
-from workers.engine.contracts.facts import AllocationFacts, LinearFacts
+from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.params import (
     HiddenPruneParams,
     LayerPruneParams,
@@ -27,14 +28,14 @@ from workers.engine.planning.layer_sparsities import allocation
 from workers.engine.planning.predictions import predicted_elapsed_s, predicted_peak_memory_bytes
 from workers.engine.planning.result_size import parameters_after, stored_bytes
 from workers.engine.registry import method_of
-from workers.engine.removals.outcome import PER_LAYER, Outcome, config_after, modeling_class
+from workers.engine.removals.outcome import Outcome, config_after
 from workers.engine.removals.widths import kept_units
 from workers.engine.report import Plan, PlannedLayer, Runtime
 from workers.engine.sources.resolve import ModelSource, Sources, resolve_dataset, resolve_model
 
 if TYPE_CHECKING:
-    from workers.engine.contracts.facts import Family
-    from workers.engine.sources.safetensors_bytes import TensorFacts
+    from workers.engine.architectures.architecture import Family
+    from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.spec import CompressionSpec
 
 

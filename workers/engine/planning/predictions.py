@@ -10,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.engine.architectures.llama import BLOCKS, Architecture
+from workers.engine.architectures.architecture import Architecture
+from workers.engine.architectures.llama import BLOCKS
 from workers.engine.contracts.params import Stat, UnitPruneParams, UnitScoreParams
 from workers.engine.contracts.refs import DataRef
 from workers.engine.errors import MemoryBudgetTooSmall
+from workers.engine.files.safetensors_bytes import DTYPE_BYTES
 from workers.engine.maths.spreading import parameters
 from workers.engine.registry import method_of
-from workers.engine.sources.safetensors_bytes import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from workers.engine.contracts.params import MethodParams

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workers.engine.sources.safetensors_bytes import DTYPE_BYTES
+from workers.engine.files.safetensors_bytes import DTYPE_BYTES
 
 if TYPE_CHECKING:
-    from workers.engine.architectures.llama import Architecture
+    from workers.engine.architectures.architecture import Architecture
     from workers.engine.removals.outcome import Outcome
     from workers.engine.sources.resolve import ModelSource
     from workers.engine.spec import CompressionSpec

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from workers.engine import artifact
 from workers.engine.architectures.built import PER_LAYER_LISTS
-from workers.engine.removals.outcome import MODELING, config_after
+from workers.engine.architectures.per_layer import MODELING
+from workers.engine.files.safetensors_bytes import merge, pack, read_header
+from workers.engine.removals.outcome import config_after
 from workers.engine.sources.resolve import INDEX, WEIGHTS
-from workers.engine.sources.safetensors_bytes import merge, pack, read_header
 
 if TYPE_CHECKING:
     from workers.engine.model.loaded import LoadedModel

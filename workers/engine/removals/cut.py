@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.engine.architectures.coupled import kept_only
-from workers.engine.contracts.facts import Family, LayerTask
+from workers.engine.architectures.architecture import Family
+from workers.engine.contracts.facts import LayerTask
 from workers.engine.contracts.params import UnitPruneParams
+from workers.engine.maths.unit_slices import kept_only
 from workers.engine.registry import method_of
 from workers.engine.removals.weights import as_shipped
 from workers.engine.removals.widths import best_units, kept_units
@@ -20,7 +21,8 @@ from workers.engine.removals.widths import best_units, kept_units
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.contracts.facts import LinearFacts, LinearStats, Units
+    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.contracts.facts import LinearStats, Units
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.removals.widths import Widths
     from workers.engine.spec import CompressionSpec

@@ -11,17 +11,13 @@ from workers.engine.architectures.built import PER_LAYER_LISTS, head_dim, key_he
 from workers.engine.architectures.coupled import hidden_axis
 from workers.engine.architectures.entries import check_result
 from workers.engine.architectures.llama import BLOCKS
+from workers.engine.architectures.per_layer import MODELING, PER_LAYER, modeling_class
 from workers.engine.errors import UnsupportedModel
 
 if TYPE_CHECKING:
-    from workers.engine.contracts.facts import Family
+    from workers.engine.architectures.architecture import Family
+    from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.removals.widths import Widths
-    from workers.engine.sources.safetensors_bytes import TensorFacts
-
-MODELING = "modeling_pruned.py"
-"""File of the result, where its blocks differ."""
-PER_LAYER = "per_layer_config"
-"""Config entry of models whose blocks differ (transformers 5.14 and newer)."""
 
 
 @dataclass(frozen=True)
@@ -112,18 +108,6 @@ def config_after(
     if not outcome.uniform:
         changed |= _per_layer(changed, outcome)
     return changed
-
-
-def modeling_class(config: Mapping[str, Any]) -> str:
-    """The class in `MODELING` for blocks of different widths. Raises UnsupportedModel where the family has none."""
-    name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}.get(config["model_type"])
-    if name is None:
-        raise UnsupportedModel(
-            f"{config['model_type']}: there is no modelling file for blocks of different widths in this family",
-            "use a uniform allocation, without protected blocks",
-            field="/allocate",
-        )
-    return f"Pruned{name}ForCausalLM"
 
 
 def _per_layer(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:

@@ -11,12 +11,11 @@ from workers.engine.removals.weights import WeightSurgeon
 from workers.engine.stages.prune import prune
 
 if TYPE_CHECKING:
-    from workers.engine.contracts.facts import Units
+    from workers.engine.contracts.facts import Allocation, Units
     from workers.engine.events import Events
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.allocate import Allocation
-    from workers.engine.stages.calibrate import Calibration
     from workers.engine.store.checkpoint import Checkpoint
     from workers.engine.store.clock import Clock
 

@@ -14,29 +14,31 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cosine_similarity
 
-from workers.engine.architectures.coupled import families, hidden_families, unit_rows
+from workers.engine.architectures.architecture import Family
+from workers.engine.architectures.coupled import families, hidden_families
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.contracts.facts import DenseUnits, Family, LinearStats, Units
+from workers.engine.contracts.facts import DenseUnits, LinearStats, Units
 from workers.engine.contracts.params import Stat, UnitScoreParams
 from workers.engine.errors import NumericalFailure
 from workers.engine.maths.selection import finite
+from workers.engine.maths.unit_slices import unit_rows
 from workers.engine.model.activations import activations_of
 from workers.engine.model.dense_statistics import dense_statistics
 from workers.engine.model.gradients import gradients
 from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.model.provenance import environment
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.registry import method_of
 from workers.engine.stages.score import score
-from workers.engine.store.provenance import environment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.events import Events
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.registry import Method
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.calibrate import Calibration
     from workers.engine.store.cache import Cache
     from workers.engine.store.checkpoint import Checkpoint
 

@@ -16,7 +16,8 @@ from workers.engine.stages.score import score
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.contracts.facts import LinearFacts, LinearStats
+    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.contracts.facts import LinearStats
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.clock import Clock
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from workers.engine.errors import InvalidSpec
 
 if TYPE_CHECKING:
-    from workers.engine.contracts.facts import Family, LinearFacts
+    from workers.engine.architectures.architecture import Family, LinearFacts
     from workers.engine.contracts.params import MethodParams, UnitPruneParams
 
 Widths = Mapping[tuple[int, str], int]

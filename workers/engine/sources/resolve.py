@@ -41,9 +41,10 @@ from workers.engine.errors import (
     UnsafeWeights,
     UnsupportedModel,
 )
-from workers.engine.sources.companions import check_companions, companions, has_tokenizer, names_in
-from workers.engine.sources.model_files import CONFIG_BYTES, INDEX_BYTES, BadFile, find, read_json, shown
-from workers.engine.sources.safetensors_bytes import (
+from workers.engine.files.companions import check_companions, companions, has_tokenizer, names_in
+from workers.engine.files.manifest import sha256_file
+from workers.engine.files.model_files import CONFIG_BYTES, INDEX_BYTES, BadFile, find, read_json, shown
+from workers.engine.files.safetensors_bytes import (
     HEADER_BYTES,
     MalformedFile,
     Slice,
@@ -52,7 +53,6 @@ from workers.engine.sources.safetensors_bytes import (
     read_header,
     same_bytes,
 )
-from workers.engine.store.manifest import sha256_file
 
 if TYPE_CHECKING:
     from workers.engine.contracts.refs import DataRef, ModelRef

@@ -9,28 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.llama import BLOCKS
-from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LinearStats
+from workers.engine.contracts.facts import Allocation, AllocationFacts, DenseBlock, LinearStats
 from workers.engine.contracts.params import HiddenPruneParams, Stat, UnitPruneParams
+from workers.engine.contracts.texts import Wanted
 from workers.engine.errors import InvalidSpec, NumericalFailure
 from workers.engine.maths.selection import finite
+from workers.engine.model.calibration import Calibration
 from workers.engine.model.curvature import curvature
 from workers.engine.model.dense_statistics import dense_statistics
 from workers.engine.model.loaded import tensors_of
+from workers.engine.model.memory import memory_budget
+from workers.engine.model.provenance import environment
 from workers.engine.model.trial_losses import Trials
-from workers.engine.model.windows import Wanted, load_tokens, loss_windows
+from workers.engine.model.windows import load_tokens, loss_windows
 from workers.engine.planning.fit_to_size import fitting_sparsity
 from workers.engine.planning.layer_sparsities import allocation
 from workers.engine.planning.predictions import whole_models
 from workers.engine.registry import method_of
 from workers.engine.removals.decode_times import latency_table
 from workers.engine.removals.rewrite import dropping
-from workers.engine.stages.calibrate import Calibration
-from workers.engine.stages.load import memory_budget
-from workers.engine.store.provenance import environment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from workers.engine.checks.tries import Tries
     from workers.engine.contracts.facts import Units
     from workers.engine.contracts.refs import DataRef
+    from workers.engine.contracts.texts import Tokens
     from workers.engine.events import Events
     from workers.engine.model.dense_statistics import Statistics
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.model.windows import Tokens
     from workers.engine.registry import Method
     from workers.engine.removals.widths import Widths
     from workers.engine.sources.resolve import Sources
@@ -54,20 +54,6 @@ TRIAL_TOKENS = 8192
 """Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
 RATIO_STEP = 1 / 256
 """How finely a sparsity is searched for."""
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """Where the sparsity goes."""
-
-    target: float
-    """Of the whole, in [0, 1)."""
-    sparsity: Mapping[str, float]
-    """Layer name -> fraction to remove."""
-    metrics: Mapping[str, float]
-    """Layer name -> what the allocator measured; empty if it measures nothing."""
-    predicted: float | None = None
-    """Where the target was found for a bound: the perplexity ratio of the trial pruning at it, or the decode time."""
 
 
 def allocate(

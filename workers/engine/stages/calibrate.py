@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import DegenerateCalibration
-from workers.engine.model.windows import ids_digest, load_tokens, opening_ids, random_windows, refuse_unknown, wanted_of
+from workers.engine.model.calibration import Calibration
+from workers.engine.model.windows import load_tokens, opening_ids, random_windows, refuse_unknown, wanted_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.report import TextReport
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
 
 FEWEST_TOKENS = 16
 """Distinct tokens below which no text is a language's: padding, one repeated word. English reaches it in a sentence."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The text a model is calibrated on."""
-
-    windows_NT: Tensor
-    """Token ids, int64."""
-    label: str
-    """Of the text they come from."""
-    read: TextReport | None = None
-
-    @property
-    def digest(self) -> str:
-        return ids_digest(self.windows_NT)
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """`calibrate/<label>` -> `sha256:` digest of the windows."""
-        return {f"calibrate/{self.label}": self.digest}
-
-    def batches(self, batch_tokens: int) -> Iterator[slice]:
-        """Slices of windows that make one forward pass each, of at most `batch_tokens` tokens or one window."""
-        count, length = self.windows_NT.shape
-        step = max(1, batch_tokens // length)
-        return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def refuse_unknown_tokens(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> None:

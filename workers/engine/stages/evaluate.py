@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from workers.engine.architectures.llama import BLOCKS
+from workers.engine.contracts.evaluation import EvaluationData
 from workers.engine.contracts.facts import Measurement, Probe
-from workers.engine.errors import CheckpointMismatch, NumericalFailure, SequenceTooLong
+from workers.engine.errors import NumericalFailure, SequenceTooLong
 from workers.engine.maths.standard_errors import SURE, compared
+from workers.engine.model.calibration import Calibration
 from workers.engine.model.loaded import LoadedModel, load_model, load_result, result_of, tensors_of
+from workers.engine.model.memory import memory_budget
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.model.turns import in_turn
 from workers.engine.model.windows import load_tokens
@@ -31,8 +34,6 @@ from workers.engine.planning.predictions import whole_models
 from workers.engine.registry import method_of
 from workers.engine.report import Metric, Sample
 from workers.engine.reporting.wording import percent
-from workers.engine.stages.calibrate import Calibration
-from workers.engine.stages.load import memory_budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +41,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.refs import DataRef
+    from workers.engine.contracts.texts import Tokens, Wanted
     from workers.engine.events import Events
     from workers.engine.maths.paired import Comparison
-    from workers.engine.model.windows import Tokens, Wanted
     from workers.engine.report import TextReport
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
@@ -53,27 +55,9 @@ DENSE_MEASUREMENTS = "dense-measurements"
 """By evaluation; without times, which belong to an attempt."""
 
 
-@dataclass
-class EvaluationData:
-    """What both models are measured on: read once, so that they cannot differ."""
-
-    digests: dict[str, str] = field(default_factory=dict)
-    """Data label -> `sha256:` digest of what was read."""
-    tokens: dict[tuple[DataRef, Wanted], Tokens] = field(default_factory=dict)
-
-    def record(self, label: str, digest: str) -> None:
-        """Note what was read under `label`. Raises CheckpointMismatch if it was something else before."""
-        known = self.digests.setdefault(label, digest)
-        if known != digest:
-            raise CheckpointMismatch(
-                f"{label}: the data changed while the dense and the pruned model were measured",
-                "leave data files alone while a job runs, and submit the job again",
-            )
-
-
 @dataclass(frozen=True)
-class EvaluationContext:
-    """What an evaluator sees: one loaded model, and where things come from."""
+class EvaluatedModel:
+    """What an evaluator sees, as `EvaluationContext` says."""
 
     loaded: LoadedModel
     """The model's files and structure."""
@@ -85,7 +69,10 @@ class EvaluationContext:
     data: EvaluationData
     checkpoint: Checkpoint
     pointer: str
-    """JSON pointer of the evaluation in the spec, e.g. `/evaluate/0`, for errors."""
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.loaded.architecture
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -93,8 +80,11 @@ class EvaluationContext:
 
     @property
     def model_dir(self) -> Path:
-        """Folder the model was loaded from; its safetensors files are the weights as stored."""
         return self.loaded.path
+
+    @property
+    def data_dir(self) -> Path:
+        return self.sources.data_dir
 
     @property
     def device(self) -> torch.device:
@@ -102,12 +92,10 @@ class EvaluationContext:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The whole model, for evaluators that declare that they need it."""
         assert self.whole is not None  # `whole_models` saw to it
         return self.whole
 
     def window_nll(self, windows_NT: Tensor, batch_size: int) -> Tensor:
-        """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [N] on the CPU."""
         if self.whole is None:
             text = Calibration(windows_NT, self.pointer)
             blocks = range(self.loaded.architecture.blocks)
@@ -116,7 +104,6 @@ class EvaluationContext:
         return torch.cat([nll(self.whole, ids_BT.to(self.device)) for ids_BT in windows_NT.split(batch_size)])
 
     def check_fits(self, tokens: int, parameter: str) -> None:
-        """Raise SequenceTooLong, naming `parameter` of the evaluation, if the model cannot attend to so many tokens."""
         context_length = self.loaded.architecture.context_length
         if tokens > context_length:
             raise SequenceTooLong(
@@ -126,7 +113,6 @@ class EvaluationContext:
             )
 
     def load_tokens(self, ref: DataRef, wanted: Wanted) -> Tokens:
-        """The token ids of `ref`, as many as are wanted; tokenised once per run."""
         if (ref, wanted) not in self.data.tokens:
             self.data.tokens[ref, wanted] = load_tokens(
                 ref,
@@ -180,7 +166,7 @@ def evaluate(
         events.progress(done, total, "measurement")
 
     def run(loaded: LoadedModel, index: int) -> Any:
-        context = EvaluationContext(
+        context = EvaluatedModel(
             loaded=loaded,
             whole=held.model(loaded),
             seed=spec.seed,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from workers.engine.errors import InvalidSpec
 from workers.engine.model.loaded import LoadedModel, generation_settings, skeleton, tokenizer_of
+from workers.engine.model.memory import memory_budget
 from workers.engine.planning.plan import feasible
 from workers.engine.planning.predictions import batch_tokens
 from workers.engine.sources.resolve import Sources, download, resolve_model, slices
@@ -40,16 +40,6 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
         batch_tokens(spec, source, architecture, budget=memory_budget(spec, device)),
         slices(source),
     )
-
-
-def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
-    """Bytes the job may take: what the spec says, else what is free on the device."""
-    if spec.compute.memory_budget is not None:
-        return spec.compute.memory_budget
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(available.split()[1]) * 1024
 
 
 def _device(spec: CompressionSpec) -> torch.device:

@@ -10,12 +10,12 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
+from workers.engine.files.companions import TOKENIZER_CONFIG, companions, names_in
+from workers.engine.files.manifest import MANIFEST, file_entries
+from workers.engine.files.model_files import open_file, read_json
 from workers.engine.report import Manifest
 from workers.engine.reporting.model_card import render as render_card
 from workers.engine.reporting.page import render as render_page
-from workers.engine.sources.companions import TOKENIZER_CONFIG, companions, names_in
-from workers.engine.sources.model_files import open_file, read_json
-from workers.engine.store.manifest import MANIFEST, file_entries
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from workers.engine.contracts.facts import LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.contracts.facts import Allocation
     from workers.engine.events import Events
     from workers.engine.model.activations import Activations, Hidden
+    from workers.engine.model.calibration import Calibration
     from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.allocate import Allocation
-    from workers.engine.stages.calibrate import Calibration
     from workers.engine.store.checkpoint import Checkpoint
     from workers.engine.store.clock import Clock
 

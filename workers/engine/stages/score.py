@@ -11,7 +11,8 @@ from workers.engine.registry import method_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.contracts.facts import LinearFacts, LinearStats
+    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.contracts.facts import LinearStats
     from workers.engine.spec import CompressionSpec
 
 

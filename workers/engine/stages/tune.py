@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from workers.engine.contracts.facts import Trainable
     from workers.engine.events import Events
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.checkpoint import Checkpoint
     from workers.engine.training.text import TuningText
-    from workers.engine.training.trainable import Trainable
 
 CHECKPOINT_S = 60.0
 """Least time between resume points."""

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from workers.engine.errors import CheckpointMismatch
-from workers.engine.store.atomic_files import temporary_for
+from workers.engine.files.atomic_files import temporary_for
 from workers.engine.store.sealed import DAMAGED, Sealed
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 # can write into these folders can write digests too. What leaves the service has sha256 (`manifest.py`).
 from xxhash import xxh3_128
 
-from workers.engine.store.atomic_files import sync, temporary_for
+from workers.engine.files.atomic_files import sync, temporary_for
 
 if TYPE_CHECKING:
     from workers.engine.events import Events

@@ -7,27 +7,16 @@ what they merge.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from workers.engine.architectures.architecture import LinearFacts
 from workers.engine.architectures.llama import BLOCKS, STREAMS
-from workers.engine.contracts.facts import LinearFacts
+from workers.engine.contracts.facts import Trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """A model prepared for training, whose forward pass is that of the weights it will be merged into."""
-
-    parameters: Mapping[str, nn.Parameter]
-    """What is trained, by name; float32. The names are those of the resume point."""
-    merged: Callable[[str, Tensor], Tensor]
-    """`(tensor name, stored tensor in float32) -> tensor to store`, same shape, float32; what was not trained comes
-    back itself. The stored tensor is not written to."""
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.contracts.facts import AllocationFacts, DenseBlock
 
 
 class OwlParams(MethodParams):

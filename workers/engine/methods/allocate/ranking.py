@@ -19,7 +19,8 @@ from workers.engine.removals.widths import most_units
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.contracts.facts import AllocationFacts, Kind
+    from workers.engine.architectures.architecture import Kind
+    from workers.engine.contracts.facts import AllocationFacts
 
 
 class RankingParams(MethodParams):

@@ -23,7 +23,8 @@ from workers.engine.registry import allocator
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from workers.engine.contracts.facts import AllocationFacts, LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.contracts.facts import AllocationFacts
 
 WAYS = (1.0, 0.5, 0.25)
 """How far towards a linear program's solution is tried: the curves hold for one block at a time."""

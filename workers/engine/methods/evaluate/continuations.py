@@ -18,7 +18,7 @@ from workers.engine.registry import evaluator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from workers.engine.stages.evaluate import EvaluationContext
+    from workers.engine.contracts.evaluation import EvaluationContext
 
 GRAM = 4
 """Tokens that count as a repetition together; the paper's."""

@@ -19,7 +19,7 @@ from workers.engine.registry import paired_evaluator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.stages.evaluate import EvaluationContext
+    from workers.engine.contracts.evaluation import EvaluationContext
 
 MARGIN = 0.05
 """Two copies of one model differ by up to some percent, by where in memory they lie."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from workers.engine.stages.evaluate import EvaluationContext
+    from workers.engine.contracts.evaluation import EvaluationContext
 
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
@@ -62,7 +62,7 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
     with known_tokens_only(context.model.get_input_embeddings(), tokenizer):
         found = lm_eval.simple_evaluate(
             model=model,
-            tasks=load_tasks(params.tasks, context.sources.data_dir / "tasks", context.pointer),
+            tasks=load_tasks(params.tasks, context.data_dir / "tasks", context.pointer),
             num_fewshot=params.num_fewshot,
             limit=params.limit,
             random_seed=context.seed,

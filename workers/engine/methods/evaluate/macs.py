@@ -16,7 +16,7 @@ from workers.engine.planning.result_size import macs
 from workers.engine.registry import evaluator
 
 if TYPE_CHECKING:
-    from workers.engine.stages.evaluate import EvaluationContext
+    from workers.engine.contracts.evaluation import EvaluationContext
 
 
 class MacsParams(MethodParams):
@@ -29,5 +29,5 @@ class MacsParams(MethodParams):
 @evaluator(MacsParams, whole_model=False)
 def evaluate(context: EvaluationContext, params: MacsParams) -> list[Measurement]:
     """`macs/<tokens>`: of one sequence of so many tokens."""
-    count = macs(context.loaded.architecture, params.sequence_length)
+    count = macs(context.architecture, params.sequence_length)
     return [Measurement(f"macs/{params.sequence_length}", count, "MACs", higher_is_better=False)]

@@ -15,7 +15,7 @@ from workers.engine.contracts.params import LossMethodParams
 from workers.engine.registry import evaluator
 
 if TYPE_CHECKING:
-    from workers.engine.stages.evaluate import EvaluationContext
+    from workers.engine.contracts.evaluation import EvaluationContext
 
 
 class PerplexityParams(LossMethodParams):

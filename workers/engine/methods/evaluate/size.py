@@ -14,7 +14,7 @@ from workers.engine.registry import evaluator
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from workers.engine.stages.evaluate import EvaluationContext
+    from workers.engine.contracts.evaluation import EvaluationContext
 
 
 HEADER_MARGIN = 0.001

@@ -12,9 +12,9 @@ from workers.engine.registry import tuner
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from workers.engine.architectures.llama import Architecture
-    from workers.engine.sources.resolve import ModelSource
-    from workers.engine.training.trainable import Trainable
+    from workers.engine.architectures.architecture import Architecture
+    from workers.engine.contracts.facts import Trainable
+    from workers.engine.contracts.tuning_params import DescribedModel
 
 
 class FullParams(TuneMethodParams):
@@ -23,7 +23,7 @@ class FullParams(TuneMethodParams):
     method: Literal["full"] = Field("full", description="Train every weight: the most memory, and the most room.")
     learning_rate: LearningRate = 3e-4
 
-    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+    def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         return source.parameters
 
 

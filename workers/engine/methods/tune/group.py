@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from workers.engine.architectures.llama import Architecture
-    from workers.engine.contracts.facts import LinearFacts
-    from workers.engine.sources.resolve import ModelSource
-    from workers.engine.training.trainable import Trainable
+    from workers.engine.architectures.architecture import Architecture, LinearFacts
+    from workers.engine.contracts.facts import Trainable
+    from workers.engine.contracts.tuning_params import DescribedModel
 
 
 class GroupParams(TuneMethodParams):
@@ -75,7 +74,7 @@ class GroupParams(TuneMethodParams):
                 field="/prune/channel_multiple",
             )
 
-    def warnings(self, source: ModelSource) -> list[str]:
+    def warnings(self, source: DescribedModel) -> list[str]:
         if self.base_bits is None:
             return []
         return [
@@ -83,15 +82,16 @@ class GroupParams(TuneMethodParams):
             "the files are no smaller until they are packed"
         ]
 
-    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+    def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         return sum(self.rank * (x.shape[0] + x.shape[1] // self.group_size) for x in architecture.layers)
 
 
 @tuner(GroupParams, paper="arXiv:2309.14717")
 def prepare(model: Module, params: GroupParams) -> Trainable:
     """The offsets' two factors, of every linear layer of the blocks. Zeros belong to no group and stay."""
+    from workers.engine.contracts.facts import Trainable
     from workers.engine.training.groups import replaced
-    from workers.engine.training.trainable import Trainable, facts_of, linears
+    from workers.engine.training.trainable import facts_of, linears
 
     found = linears(model)
     params.check(facts_of(found))  # a structured result's widths are known only now

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
     from torch.nn import Module
 
-    from workers.engine.architectures.llama import Architecture
-    from workers.engine.contracts.facts import LinearFacts
-    from workers.engine.sources.resolve import ModelSource
-    from workers.engine.training.trainable import Trainable
+    from workers.engine.architectures.architecture import Architecture, LinearFacts
+    from workers.engine.contracts.facts import Trainable
+    from workers.engine.contracts.tuning_params import DescribedModel
 
 
 class LastLayersParams(TuneMethodParams):
@@ -43,16 +42,16 @@ class LastLayersParams(TuneMethodParams):
                 f"the model has {found} blocks, not {self.blocks} to train", "lower `blocks`", field="/tune/blocks"
             )
 
-    def warnings(self, source: ModelSource) -> list[str]:
+    def warnings(self, source: DescribedModel) -> list[str]:
         if self.tied_head == "joint" or not source.shares_head:
             return []
         return ["the output head is tied to the input embedding and is not tuned: `tied_head` says `frozen`"]
 
-    def blocks_back(self, source: ModelSource, architecture: Architecture) -> int:
+    def blocks_back(self, source: DescribedModel, architecture: Architecture) -> int:
         through = self.tied_head == "joint" and source.shares_head
         return architecture.blocks if through else self.blocks
 
-    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+    def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         tied = source.shares_head
         trained = _trained(range(architecture.blocks), self, tied=tied)
         return sum(facts.parameters for name, facts in source.tensors.items() if name.startswith(trained))

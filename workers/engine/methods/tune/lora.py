@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from workers.engine.architectures.llama import Architecture
-    from workers.engine.sources.resolve import ModelSource
-    from workers.engine.training.trainable import Trainable
+    from workers.engine.architectures.architecture import Architecture
+    from workers.engine.contracts.facts import Trainable
+    from workers.engine.contracts.tuning_params import DescribedModel
 
 
 class LoraParams(TuneMethodParams):
@@ -34,15 +34,16 @@ class LoraParams(TuneMethodParams):
     def input_copies(self) -> int:
         return 2 if self.dropout else 0  # what dropout left, and what it multiplied by
 
-    def trained_parameters(self, source: ModelSource, architecture: Architecture) -> int:
+    def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         return sum(self.rank * sum(layer.shape) for layer in architecture.layers)
 
 
 @tuner(LoraParams, paper="arXiv:2106.09685")
 def prepare(model: Module, params: LoraParams) -> Trainable:
     """The adapters' two factors. The update of a masked layer is masked."""
+    from workers.engine.contracts.facts import Trainable
     from workers.engine.training.masked_lora import ADAPTER, injected
-    from workers.engine.training.trainable import Trainable, linears
+    from workers.engine.training.trainable import linears
 
     layers = injected(model, list(linears(model)), rank=params.rank, alpha=params.alpha, dropout=params.dropout)
     parameters = {

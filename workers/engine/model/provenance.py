@@ -15,8 +15,6 @@ from workers.engine.report import Provenance
 if TYPE_CHECKING:
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.calibrate import Calibration
-    from workers.engine.training.text import TuningText
 
 PACKAGES = (
     DISTRIBUTION,
@@ -63,14 +61,15 @@ def environment(spec: CompressionSpec, model: LoadedModel) -> dict[str, str]:
 
 
 def fingerprint(
-    spec: CompressionSpec, model: LoadedModel, calibration: Calibration | None, lessons: TuningText | None
+    spec: CompressionSpec, model: LoadedModel, *, calibration: str | None, tuning: str | None
 ) -> dict[str, str]:
-    """What a resume point must share with the run that goes on from it."""
+    """What a resume point must share with the run that goes on from it. `calibration`, `tuning`: digests of the texts,
+    None where none is read."""
     return environment(spec, model) | {
         "resume_points": "2",  # of what is kept in them, and how
         "spec": spec.digest(),
-        "calibration": calibration.digest if calibration else "none",
-        "tuning": lessons.digest if lessons else "none",
+        "calibration": calibration or "none",
+        "tuning": tuning or "none",
         "peft": version("peft"),
         "batch_tokens": str(model.batch_tokens),  # decides in which order sums are rounded
     }

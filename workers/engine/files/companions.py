@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from workers.engine.sources.model_files import (
+from workers.engine.files.model_files import (
     CONFIG_BYTES,
     TOKENIZER_BYTES,
     BadFile,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from workers.engine.sources.safetensors_bytes import MalformedFile, TensorFacts, merge, pack, read_header
+from workers.engine.files.safetensors_bytes import MalformedFile, TensorFacts, merge, pack, read_header
 
 
 def test_merged_files_are_read_by_the_reference_reader(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The manifest: every file of a result with its size and sha256. Import-light.
 
-python -m workers.engine.store.manifest DIR     # checks a downloaded result; exit status 1 if anything differs
+python -m workers.engine.files.manifest DIR     # checks a downloaded result; exit status 1 if anything differs
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Files: a model's folder and the safetensors format as bytes, atomic writes, the manifest. Import-light."""
