@@ -25,19 +25,25 @@ STANDARD_DEVIATION = 0.02
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a Llama with as many key heads as query heads."""
+    """Of a Llama."""
 
     hidden: int
     mlp: int
     heads: int
     blocks: int
+    kv_heads: int | None = None
+    """None: as many as query heads."""
 
     @property
     def layers(self) -> dict[str, tuple[int, int]]:
         """Linear layer of a block -> (O, I)."""
         square = (self.hidden, self.hidden)
+        shared = (self.hidden * (self.kv_heads or self.heads) // self.heads, self.hidden)
         return {
-            **{f"self_attn.{name}_proj": square for name in "qkvo"},
+            "self_attn.q_proj": square,
+            "self_attn.k_proj": shared,
+            "self_attn.v_proj": shared,
+            "self_attn.o_proj": square,
             "mlp.gate_proj": (self.mlp, self.hidden),
             "mlp.up_proj": (self.mlp, self.hidden),
             "mlp.down_proj": (self.hidden, self.mlp),
@@ -49,6 +55,9 @@ SHAPES = {
     "350m": Shape(hidden=1024, mlp=3328, heads=16, blocks=24),
     # The blocks of Sheared-LLaMA-1.3B.
     "1.3b": Shape(hidden=2048, mlp=5504, heads=16, blocks=24),
+    "llama-7b": Shape(hidden=4096, mlp=11008, heads=32, blocks=32),
+    "qwen3-8b": Shape(hidden=4096, mlp=12288, heads=32, blocks=36, kv_heads=8),
+    "tiny": Shape(hidden=64, mlp=128, heads=4, blocks=2, kv_heads=2),
 }
 
 
@@ -61,8 +70,9 @@ def main() -> None:
     write(SHAPES[arguments.shape], arguments.folder, arguments.dtype)
 
 
-def write(shape: Shape, folder: Path, dtype: str) -> None:
-    """A model folder as `transformers` reads it. The same shape and dtype always make the same weights."""
+def write(shape: Shape, folder: Path, dtype: str, positions: int | None = None) -> None:
+    """A model folder as `transformers` reads it, of bookworm's context or so many positions. The same shape and dtype
+    always make the same weights."""
     import torch
     from safetensors.torch import save_file
 
@@ -85,9 +95,11 @@ def write(shape: Shape, folder: Path, dtype: str) -> None:
         "intermediate_size": shape.mlp,
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.blocks,
-        "num_key_value_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads or shape.heads,
         "vocab_size": VOCABULARY,
     }
+    if positions is not None:
+        config["max_position_embeddings"] = positions
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copy(BOOKWORM / name, folder)

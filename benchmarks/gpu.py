@@ -1,0 +1,361 @@
+"""The engine on a GPU: its methods on blocks of real shapes, beside llm-compressor and beside what the device could do.
+
+    python -m benchmarks.gpu [--peer PYTHON] [--shapes llama-7b qwen3-8b] [--blocks 8] [--windows 128] [--length 2048]
+                             [--only wanda] [--limit-s 150] [--device cuda]
+
+The parts come in the order of their worth, each a process with a time limit, and each finished one is a line of
+docs/gpu.jsonl: an interrupted run goes on there. `--peer` is the interpreter of an environment with llm-compressor
+(`benchmarks.engine` makes one); without it our parts run alone. Weights are random, in bfloat16, and so is the compute.
+`--device cpu --shapes tiny --blocks 2 --windows 4 --length 64` tries the script where there is no GPU.
+
+The floor of a part is the time that its arithmetic and its transfers take at rates measured on the same device by the
+first part. N = windows, T = tokens of a window, O = outputs, I = inputs of a linear layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import known
+from benchmarks.engine import DATA, ENVIRONMENT, ROOT
+from benchmarks.random_model import SHAPES, Shape, write
+
+RESULTS = ROOT / "docs/gpu.jsonl"
+CACHE = ROOT / ".espalier/gpu"
+TUNE_STEPS = 20
+SPARSITY = 0.5
+MASK = {"prune": {"method": "mask", "sparsity": SPARSITY}}
+SPECS: dict[str, dict[str, Any]] = {
+    "wanda": {"score": {"method": "wanda"}} | MASK,
+    "sparsegpt": {"prune": {"method": "sparsegpt", "sparsity": SPARSITY}},
+    "alpha_pruning": {"score": {"method": "magnitude"}, "allocate": {"method": "alpha_pruning"}} | MASK,
+    "taylor": {"score": {"method": "taylor"}, "prune": {"method": "structured", "sparsity": 0.2}},
+    "lora": {
+        "score": {"method": "magnitude"},
+        "tune": {
+            "method": "lora", "dataset": "calibration.txt", "steps": TUNE_STEPS, "batch": 4, "sequence_length": 512,
+            "evaluate_every": TUNE_STEPS, "distill": None,
+        },
+    } | MASK,
+    "mrp": {"prune": {"method": "mrp", "sparsity": SPARSITY}},
+    "fista": {"prune": {"method": "fista", "sparsity": SPARSITY}},
+}  # fmt: skip
+PEERS = ("wanda", "sparsegpt")
+"""What llm-compressor has too."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a part has to read and compute."""
+
+    shape: Shape
+    windows: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.windows * self.length
+
+
+def main() -> None:
+    arguments = _arguments()
+    os.environ.update(ENVIRONMENT | {"PYTHONUNBUFFERED": "1"})
+    for key, run in parts(arguments):
+        if arguments.only not in json.dumps(key) or any(key.items() <= row.items() for row in known(RESULTS)):
+            continue
+        started_s = time.monotonic()
+        try:
+            row = key | run()
+        except subprocess.TimeoutExpired as late:
+            row = key | {"unfinished_after_s": late.timeout, "last": _tail(late.stdout)}
+        except Exception as error:  # the next part may do
+            print(f"{_named(key)}: {type(error).__name__}: {error}"[:4000], flush=True)
+            continue
+        print(f"{_named(key)}: {json.dumps({k: v for k, v in row.items() if k not in key})[:600]}", flush=True)
+        print(f"    {time.monotonic() - started_s:.0f} s", flush=True)
+        with RESULTS.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+    print(table(known(RESULTS)))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, metavar="PYTHON")
+    parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=["llama-7b", "qwen3-8b"])
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=128)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--only", default="", help="parts whose key holds this text")
+    parser.add_argument("--limit-s", type=float, default=150, help="of each part")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    return parser.parse_args()
+
+
+def parts(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
+    """(key, what measures it), the most wanted first."""
+    device = device_name(arguments.device)
+    yield {"part": "rates", "device": device}, lambda: rates(arguments.device)
+    for name in arguments.shapes:
+        work = Work(replace(SHAPES[name], blocks=arguments.blocks), arguments.windows, arguments.length)
+        size = {"shape": name, "blocks": arguments.blocks, "windows": work.windows, "length": work.length}
+        for method in SPECS:
+            key = {"part": method, "device": device} | size
+
+            def ours(method: str = method, work: Work = work, name: str = name) -> dict[str, Any]:
+                return _ours(method, _model(name, work), work, arguments, device)
+
+            def theirs(method: str = method, work: Work = work, name: str = name) -> dict[str, Any]:
+                return _theirs(method, _model(name, work), work, arguments)
+
+            yield key | {"by": "espalier"}, ours
+            if arguments.peer and method in PEERS:
+                yield key | {"by": "llm-compressor"}, theirs
+
+
+def device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def rates(device: str) -> dict[str, Any]:
+    """Measured once: bfloat16 products (FLOP/s), memory of the device and both ways across the bus (bytes/s)."""
+    code = f"from benchmarks.gpu import measure_rates; measure_rates({device!r})"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def measure_rates(device: str) -> None:
+    import torch
+
+    size, host = (8192, 2**28) if device == "cuda" else (1024, 2**24)
+    square = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    square_f32 = square.float()
+    pinned = torch.empty(host, dtype=torch.uint8, pin_memory=device == "cuda")
+    there = torch.empty(host, dtype=torch.uint8, device=device)
+    again = torch.empty_like(there)
+
+    def rate(amount: float, run: Callable[[], Any]) -> float:
+        took_s = []
+        for _ in range(8):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started_s = time.perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            took_s.append(time.perf_counter() - started_s)
+        return amount / statistics.median(took_s[2:])
+
+    found = {
+        "matmul_bf16_flop_s": rate(2 * size**3, lambda: square @ square),
+        "matmul_f32_flop_s": rate(2 * size**3, lambda: square_f32 @ square_f32),
+        "device_bytes_s": rate(2 * host, lambda: again.copy_(there)),
+        "to_device_bytes_s": rate(host, lambda: there.copy_(pinned, non_blocking=True)),
+        "from_device_bytes_s": rate(host, lambda: pinned.copy_(there, non_blocking=True)),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(found))
+
+
+def floor_s(method: str, work: Work, found: dict[str, Any]) -> float | None:
+    """Seconds that forward passes, statistics and solvers take at the device's measured rates, weights crossing the bus
+    once each way; None for methods whose arithmetic depends on what they find."""
+    shape, tokens = work.shape, work.tokens
+    linear = sum(o * i for o, i in shape.layers.values())
+    attention = 2 * work.length * shape.hidden  # products of scores and of values, causal: half of 4 T D
+    forward = tokens * (2 * linear + attention)
+    flop, flop_f32 = 2.0 * forward, 0.0  # once while it is dense, once as it is pruned
+    streams = {i for _, i in shape.layers.values()}
+    gram = tokens * 2.0 * (3 * shape.hidden**2 + shape.mlp**2)  # attention and MLP inputs, attention output; MLP hidden
+    if method == "sparsegpt":
+        flop += gram
+        flop_f32 += sum(2.0 * o * i * i for o, i in shape.layers.values()) + sum(2.0 * i**3 for i in streams)
+    elif method == "taylor":
+        flop = 3.0 * forward
+    elif method != "wanda":
+        return None
+    weights = 2.0 * linear
+    return shape.blocks * (
+        flop / found["matmul_bf16_flop_s"]
+        + flop_f32 / found["matmul_f32_flop_s"]
+        + weights / found["to_device_bytes_s"]
+        + weights / found["from_device_bytes_s"]
+    )
+
+
+def _model(name: str, work: Work) -> Path:
+    """The model's folder, made at the first call."""
+    folder = CACHE / "models" / f"{name}-{work.shape.blocks}"
+    if not (folder / "tokenizer.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        write(work.shape, folder, "bfloat16", positions=max(4096, work.length))
+    return folder
+
+
+def _text(work: Work, tokenizer: Path) -> Path:
+    """A text of enough tokens: the example's, over and over."""
+    data = CACHE / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    text = (DATA / "calibration.txt").read_text(encoding="utf-8")
+    times = 1 + 4 * work.tokens // len(text)  # a token is four characters at most on average
+    file = data / "calibration.txt"
+    if not file.exists() or file.stat().st_size < len(text) * times:
+        file.write_text(text * times, encoding="utf-8")
+    return data
+
+
+def _ours(method: str, model: Path, work: Work, arguments: argparse.Namespace, device: str) -> dict[str, Any]:
+    spec = SPECS[method] | {
+        "model": {"id": model.name},
+        "calibrate": {"dataset": "calibration.txt", "samples": work.windows, "sequence_length": work.length},
+        "compute": {"dtype": "bfloat16", "device": arguments.device},
+    }
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        folder = Path(name)
+        (folder / "spec.json").write_text(json.dumps(spec))
+        command = [sys.executable, "-m", "workers.runner", str(folder), "--models", str(model.parent)]
+        command += ["--data", str(_text(work, model)), "--checkpoint", str(folder / "checkpoint")]
+        started_s = time.perf_counter()
+        with busy_share(arguments.device) as busy:
+            ran = _run(command, arguments.limit_s)
+        process_s = time.perf_counter() - started_s
+    report = json.loads(ran.splitlines()[-1])["report"]
+    stages = {stage["stage"]: round(stage["elapsed_s"], 2) for stage in report["stages"]}
+    peaks = [stage["device_peak_memory_bytes"] for stage in report["stages"] if stage["device_peak_memory_bytes"]]
+    found = next((row for row in known(RESULTS) if row["part"] == "rates" and row["device"] == device), None)
+    floor = floor_s(method, work, found) if found else None
+    row = {
+        "process_s": round(process_s, 2),
+        "stages_s": stages,
+        "device_peak_bytes": max(peaks, default=None),
+        "busy_share": busy(),
+        "floor_s": floor and round(floor, 2),
+        "sparsity": report["sparsity"],
+        "versions": report["provenance"]["versions"],
+    }
+    if method == "lora":
+        row["steps_per_s"] = round(TUNE_STEPS / stages["tune"], 3)
+    return row
+
+
+def _theirs(method: str, model: Path, work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        windows = Path(name) / "windows.safetensors"
+        _save_windows(windows, model, work)
+        script = Path(__file__).with_name("llmcompressor_run.py")
+        command = [str(arguments.peer), str(script), str(model), str(windows), f"{name}/out", "--method", method]
+        command += ["--dtype", "bfloat16", "--sparsity", str(SPARSITY), "--device", arguments.device]
+        started_s = time.perf_counter()
+        ran = _run(command, arguments.limit_s)
+        process_s = time.perf_counter() - started_s
+    return {"process_s": round(process_s, 2)} | json.loads(ran.splitlines()[-1])
+
+
+def _save_windows(path: Path, model: Path, work: Work) -> None:
+    """The windows that the engine draws, for the peer."""
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer
+
+    from workers.engine.model.windows import load_tokens, random_windows, wanted_of
+    from workers.engine.sources.resolve import Sources
+    from workers.engine.spec import Calibrate
+
+    ref = Calibrate(dataset="calibration.txt", samples=work.windows, sequence_length=work.length)
+    sources = Sources(model.parent, _text(work, model))
+    tokens = load_tokens(ref, AutoTokenizer.from_pretrained(model), sources, "", wanted_of(ref))
+    save_file({"windows": random_windows(tokens, work.length, count=work.windows, seed=ref.seed, field="")}, path)
+
+
+def _run(command: list[str], limit_s: float) -> str:
+    """Standard output of a process. Raises TimeoutExpired, and RuntimeError with its last words if it fails."""
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
+    if ran.returncode:
+        raise RuntimeError(f"exit code {ran.returncode}\n{ran.stdout[-1500:]}\n{ran.stderr[-2500:]}")
+    return ran.stdout
+
+
+@contextmanager
+def busy_share(device: str) -> Iterator[Callable[[], float | None]]:
+    """Share of the samples of NVML's utilisation, ten a second, that were above zero, weighted by it; None on a CPU."""
+    samples: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                samples.append(float(line.split()[0]) / 100)
+                if over.is_set():
+                    break
+            process.kill()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if device == "cuda" and shutil.which("nvidia-smi"):
+        thread.start()
+    try:
+        yield lambda: round(statistics.fmean(samples), 3) if samples else None
+    finally:
+        over.set()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: ours, the peer's, the floor."""
+    lines = [
+        "| device | shape | method | espalier s | prune stage s | llm-compressor s | ratio | floor s | GPU busy |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if row.get("by") != "espalier":
+            continue
+        same = {name: row[name] for name in ("part", "device", "shape", "blocks", "windows", "length")}
+        peer = next((r for r in rows if r.get("by") == "llm-compressor" and same.items() <= r.items()), {})
+        ours_s, theirs_s = row.get("process_s"), peer.get("process_s")
+        cells = [
+            row["device"],
+            f"{row['shape']}, {row['blocks']} blocks, {row['windows']} x {row['length']}",
+            row["part"],
+            _seconds(row, ours_s),
+            str(row.get("stages_s", {}).get("prune", "")),
+            _seconds(peer, theirs_s),
+            f"{ours_s / theirs_s:.2f}" if ours_s and theirs_s else "",
+            str(row.get("floor_s") or ""),
+            str(row.get("busy_share") or ""),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _seconds(row: dict[str, Any], process_s: float | None) -> str:
+    if process_s:
+        return f"{process_s:.1f}"
+    return f"> {row['unfinished_after_s']:.0f}" if "unfinished_after_s" in row else ""
+
+
+def _named(key: dict[str, Any]) -> str:
+    return " ".join(str(value) for value in key.values())
+
+
+def _tail(output: bytes | str | None) -> str:
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    return text[-600:]
+
+
+if __name__ == "__main__":
+    main()
