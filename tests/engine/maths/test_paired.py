@@ -75,7 +75,7 @@ def test_it_goes_on_until_the_interval_is_narrow_and_no_longer_than_allowed(meas
     def rounds(load: Load) -> int:
         return int(measured(load, 1.0, 0).note.split(", ")[1].split()[0])
 
-    # Narrow at once: as many as last three seconds, of two readings of 0.05 s each; as many as asked for, if they take longer.
+    # Narrow at once: as many as last three seconds (two readings of 0.05 s a round), or as are asked for.
     assert 30 <= rounds(noise(0.01)) <= 30 * turns.MORE
     assert rounds(times(noise(0.01), lambda now_s, rng: 10)) == 24
     assert 24 < rounds(noise(0.12)) < turns.MOST_ROUNDS
