@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import speed
 from benchmarks.random_model import BOOKWORM, SHAPES, write
-from workers.engine.architectures.llama import NATIVE_MODEL_TYPES
+from workers.engine.architectures.per_layer import MODELLED
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.sources.resolve import Sources
@@ -66,9 +66,7 @@ def same(python: str, folder: Path) -> None:
     print("| model | result | largest difference of a log-probability | same tokens |\n|---|---|---:|---|")
     prompt = torch.randint(4096, (24,), generator=torch.Generator().manual_seed(0)).tolist()
     request = {"prompt": prompt, "tokens": 16, "batch": 1, "repeats": 1}
-    for model, cut in [("bookworm-7m", cut) for cut in CUTS] + [
-        (f"random {f}", "different widths") for f in NATIVE_MODEL_TYPES
-    ]:
+    for model, cut in [("bookworm-7m", cut) for cut in CUTS] + [(f"random {f}", "different widths") for f in MODELLED]:
         shutil.rmtree(folder / "models", ignore_errors=True)
         if model == "bookworm-7m":
             shutil.copytree(BOOKWORM, folder / "models/model")

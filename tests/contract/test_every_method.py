@@ -30,7 +30,7 @@ from tests.helpers.random_layers import (
     tensors_in,
     weight,
 )
-from workers.engine.architectures.architecture import LinearFacts
+from workers.engine.architectures.architecture import Architecture, LinearFacts
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LayerTask, LinearStats
 from workers.engine.contracts.params import STAGES, Group, Stat, WeightPruneParams
@@ -422,9 +422,14 @@ def llama(*, masked: bool, tied: bool = False) -> nn.Module:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 50}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
-    for layer in linears(model).values() if masked else ():
+    for layer in linears(model, architecture_of(model)).values() if masked else ():
         layer.weight.data *= torch.rand(layer.weight.shape) < 0.5
     return model
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    tensors = {name: TensorFacts("F32", tuple(tensor.shape)) for name, tensor in model.named_parameters()}
+    return recognise(model.config.to_dict(), tensors)
 
 
 def loss_of(model: nn.Module) -> Tensor:
@@ -439,7 +444,7 @@ class TestTune:
         """A prepared model after three steps with weight decay, what its weights were, and its trainable."""
         model = llama(masked=masked)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        trainable = method.function(model, method.params(dataset="text.txt"))
+        trainable = method.function(model, architecture_of(model), method.params(dataset="text.txt"))
         optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=0.01, weight_decay=0.1)
         model.train()
         for _ in range(3):
@@ -450,7 +455,7 @@ class TestTune:
 
     def test_trains_float32_parameters_and_nothing_else(self, method: Method, masked: bool) -> None:
         model = llama(masked=masked)
-        trainable = method.function(model.bfloat16(), method.params(dataset="text.txt"))
+        trainable = method.function(model.bfloat16(), architecture_of(model), method.params(dataset="text.txt"))
         found = {id(parameter) for parameter in trainable.parameters.values()}
         assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == found
         added = set(trainable.parameters) - set(llama(masked=masked).state_dict())
@@ -473,9 +478,9 @@ class TestTune:
 
     def test_zeros_stay_and_no_other_comes(self, method: Method, masked: bool) -> None:
         _, before, trainable = self.trained(method, masked=masked)
-        for name in linears(llama(masked=masked)):
-            merged_OI = trainable.merged(f"{name}.weight", before[f"{name}.weight"])
-            assert torch.equal(merged_OI == 0, before[f"{name}.weight"] == 0), name
+        for layer in architecture_of(llama(masked=masked)).layers:
+            merged_OI = trainable.merged(layer.weight, before[layer.weight])
+            assert torch.equal(merged_OI == 0, before[layer.weight] == 0), layer.name
 
     def test_what_is_stored_is_left_alone_and_what_was_not_trained_comes_back(
         self, method: Method, masked: bool
@@ -500,8 +505,9 @@ class TestTune:
         tensors = {name: TensorFacts("F32", tuple(p.shape)) for name, p in model.named_parameters()}
         source = ModelSource("llama", model.config.to_dict(), tensors, {}, None)
         params = method.params(dataset="text.txt")
-        trainable = method.function(model, params)
-        promised = params.trained_parameters(source, recognise(source.config, tensors))
+        architecture = recognise(source.config, tensors)
+        trainable = method.function(model, architecture, params)
+        promised = params.trained_parameters(source, architecture)
         assert promised == sum(parameter.numel() for parameter in trainable.parameters.values())
 
     def test_parameters_survive_json(self, method: Method, masked: bool) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.engine.architectures.llama import STREAMS
+from workers.engine.architectures.layouts.llama import LAYOUT
+
+STREAMS = {layer.name: layer.stream for layer in LAYOUT.layers}
 
 
 def inputs_of(model: Any, windows_NT: Tensor, block: int) -> dict[str, Tensor]:

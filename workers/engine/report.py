@@ -62,6 +62,9 @@ class LayerReport(ReportModel):
 
     name: str
     block: int
+    reads: Literal["hidden", "head", "channel"] | None = Field(
+        None, description="What its inputs belong to: the hidden vector, heads, or channels of the MLP."
+    )
     shape: tuple[int, int] = Field(
         description="(outputs, inputs) of the weight after pruning; (0, 0) where its block was dropped."
     )

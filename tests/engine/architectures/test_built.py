@@ -14,6 +14,7 @@ from tests.helpers.small_models import SIZES
 from workers.engine.architectures.built import check_tensors, expected, family, obeyed, table, ties_head
 from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.generate import FILE, family_row, generate, written
+from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.safetensors_bytes import TensorFacts
 
@@ -59,12 +60,12 @@ def test_tensors_are_those_that_transformers_builds(family: str) -> None:
     for seed in range(3):
         config = sizes(family, seed)
         check_config(config)
-        assert expected(config) == really(config)
+        assert expected(LAYOUT, config) == really(config)
     row = table()["families"][family]
     left_out = {"num_key_value_heads", *({"head_dim"} - {*row["needs"]})}
     config = {name: entry for name, entry in config.items() if name not in left_out}
     if config["num_attention_heads"] % (row["fields"]["num_key_value_heads"][1] or 1) == 0:
-        assert expected(config) == really(config)  # what a config leaves out is the family's own default
+        assert expected(LAYOUT, config) == really(config)  # what a config leaves out is the family's own default
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -110,10 +111,12 @@ def test_a_head_may_be_tied_without_the_config_saying_so(model_type: str) -> Non
     config = sizes(model_type, 0)
     assert "tie_word_embeddings" not in config
     assert ties_head(config)
-    tensors = {name: TensorFacts("BF16", shape) for name, shape in expected(config).items() if name != "lm_head.weight"}
-    check_tensors(config, tensors)
+    tensors = {
+        name: TensorFacts("BF16", shape) for name, shape in expected(LAYOUT, config).items() if name != "lm_head.weight"
+    }
+    check_tensors(LAYOUT, config, tensors)
     with pytest.raises(UnsupportedModel, match=r"no `lm_head\.weight`"):
-        check_tensors(config | {"tie_word_embeddings": False}, tensors)
+        check_tensors(LAYOUT, config | {"tie_word_embeddings": False}, tensors)
 
 
 @pytest.mark.parametrize("family", ["cohere2", "gemma2", "gemma3_text", "olmo3", "ministral", "vaultgemma"])

@@ -17,13 +17,15 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.layer_inputs import inputs_of
 from tests.helpers.small_models import Scratch, entering, spec_of, text_of
-from workers.engine.architectures.llama import STREAMS
+from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.contracts.params import Stat
 from workers.engine.model.activations import Activations, Hidden
 from workers.engine.model.input_statistics import collect, staged
 from workers.engine.model.loaded import filled, tensors_of
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.load import load
+
+STREAMS = {layer.name: layer.stream for layer in LAYOUT.layers}
 
 EVERYTHING = Stat.INPUT_SQ_MEAN | Stat.INPUT_MOMENTS | Stat.GRAM | Stat.DENSE_INPUTS
 TOKENS = 8 * 32

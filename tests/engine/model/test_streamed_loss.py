@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.helpers.layer_inputs import inputs_of
 from tests.helpers.small_models import SIZES, SaveModel, Scratch, spec_of, text_of
-from workers.engine.architectures.llama import STREAMS
+from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.contracts.facts import LayerTask, LinearStats
 from workers.engine.errors import NumericalFailure
 from workers.engine.events import Silent
@@ -30,6 +30,8 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.load import load
 from workers.engine.store.cache import Cache
+
+STREAMS = {layer.name: layer.stream for layer in LAYOUT.layers}
 
 
 @pytest.fixture(params=[False, True], ids=["own-head", "tied-head"])

@@ -32,7 +32,9 @@ def price(scores: list[dict[str, list[float]]], **parts: Any) -> tuple[float, fl
     assert sparsity is not None
     spread = allocation(spec, AllocationFacts(ARCHITECTURE.layers, {}, units=Units(channels, scores)), sparsity)
     widths = kept_units(ARCHITECTURE.layers, FAMILIES, spread, spec.prune, spec.allocate)
-    return importance_lost(spec, ARCHITECTURE, units, Outcome(range(4), FAMILIES, widths), sparsity)
+    return importance_lost(
+        spec, ARCHITECTURE, units, Outcome(ARCHITECTURE.layout, range(4), FAMILIES, widths), sparsity
+    )
 
 
 def test_by_hand() -> None:

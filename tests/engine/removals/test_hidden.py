@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from tests.helpers.families import FAMILIES
 from tests.helpers.small_models import SIZES, SaveModel, Walked, spec_of, walk
-from workers.engine.architectures.coupled import hidden_axis
-from workers.engine.architectures.llama import WRITERS
+from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.contracts.facts import Units
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.events import Silent
@@ -56,7 +55,7 @@ def masked(folder: Path, kept: list[int]) -> Any:
     with torch.no_grad():
         model.get_input_embeddings().weight[:, gone_D] = 0
         for name, parameter in model.named_parameters():
-            if name.rpartition(".")[0].endswith(WRITERS):
+            if name.rpartition(".")[0].endswith(("o_proj", "down_proj")):
                 parameter[gone_D] = 0
     return model
 
@@ -119,7 +118,7 @@ def test_what_nobody_reads_or_writes_goes(score: str, tiny: Path, sources: Sourc
     tensors = load_file(tiny / "model.safetensors")
     gone = [3, 4, 17, 31]
     for name, tensor in tensors.items():
-        axis = hidden_axis(name)
+        axis = LAYOUT.hidden_axis(name)
         if axis is not None and tensor.dim() == 2:
             tensor.index_fill_(axis, torch.tensor(gone), 0)
     save_file(tensors, tiny / "model.safetensors", metadata={"format": "pt"})
@@ -136,10 +135,10 @@ def test_every_tensor_of_the_model_is_told_apart(tiny: Path) -> None:
     for name, tensor in load_file(tiny / "model.safetensors").items():
         sides = [axis for axis, size in enumerate(tensor.shape) if size == 32]
         if len(sides) == 1:
-            assert hidden_axis(name) == sides[0], name
-    assert hidden_axis("model.layers.0.self_attn.q_proj.bias") is None
-    assert hidden_axis("model.layers.0.self_attn.o_proj.bias") == 0
-    assert hidden_axis("model.layers.0.self_attn.q_norm.weight") is None
+            assert LAYOUT.hidden_axis(name) == sides[0], name
+    assert LAYOUT.hidden_axis("model.layers.0.self_attn.q_proj.bias") is None
+    assert LAYOUT.hidden_axis("model.layers.0.self_attn.o_proj.bias") == 0
+    assert LAYOUT.hidden_axis("model.layers.0.self_attn.q_norm.weight") is None
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "qwen2", "qwen3"])

@@ -14,12 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from workers.engine.architectures.llama import BLOCKS, FLOATS, HEAD
+from workers.engine.architectures.architecture import Layout
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 from workers.engine.files.safetensors_bytes import TensorFacts
 
 Tensors = dict[str, tuple[int, ...]]
+FLOATS = ("F32", "BF16", "F16")
+"""What weights may be stored as."""
 
 PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layer_rope_theta")
 """Config entries with one element per block."""
@@ -45,7 +47,7 @@ def table() -> Mapping[str, Any]:
 
 
 def family(model_type: str) -> Mapping[str, Any] | None:
-    """The row of a family with Llama's blocks; None for any other model type."""
+    """The row of a family with the blocks of a layout; None for any other model type."""
     found: Mapping[str, Any] | None = table()["families"].get(model_type)
     return found
 
@@ -96,7 +98,7 @@ def obeyed(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def expected(config: Mapping[str, Any]) -> Tensors:
+def expected(layout: Layout, config: Mapping[str, Any]) -> Tensors:
     """Tensor name -> shape of everything that transformers builds by a config that `check_config` has passed."""
     row = family(config["model_type"])
     assert row is not None  # `check_config` saw to it
@@ -120,28 +122,27 @@ def expected(config: Mapping[str, Any]) -> Tensors:
         if axes is None:
             continue
         shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in axes)
-        if name.startswith(f"{BLOCKS}.0."):
-            rest = name.removeprefix(f"{BLOCKS}.0.")
-            found |= {f"{BLOCKS}.{block}.{rest}": shape for block in range(config["num_hidden_layers"])}
+        if layout.split(name) is not None:  # block 0's, which stands for all
+            found |= {layout.in_block(name, block): shape for block in range(config["num_hidden_layers"])}
         else:
             found[name] = shape
     return found
 
 
-def check_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> None:
+def check_tensors(layout: Layout, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> None:
     """Refuse weights that are not those of their config: missing, of other shapes, of no use, not floats."""
-    model_type, wanted = config["model_type"], expected(config)
+    model_type, wanted = config["model_type"], expected(layout, config)
     row = family(model_type)
     assert row is not None  # `check_config` saw to it
     for name, shape in wanted.items():
         facts = tensors.get(name)
-        if facts is None and name == f"{HEAD}.weight":
+        if facts is None and name == layout.head_weight:
             if ties_head(config):
                 continue
             raise _misfit(
                 model_type,
-                "the weights hold no `lm_head.weight`, and config.json does not tie the head to the embedding: a base "
-                "model without its language-modelling head, or a config of another model",
+                f"the weights hold no `{name}`, and config.json does not tie the head to the embedding: a base model "
+                "without its language-modelling head, or a config of another model",
             )
         if facts is None:
             raise _misfit(model_type, f"the weights lack `{name}`, {list(shape)} by config.json")

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from workers.engine.architectures.architecture import Layout
 from workers.engine.architectures.built import PER_LAYER_LISTS, expected, family, head_dim, table, value
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import are_token_ids, infinite, shown
 
@@ -45,7 +45,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     row = family(model_type)
     if row is None:
         raise UnsupportedModel(
-            f"{shown(model_type)}: transformers {table()['transformers']} has it made of other blocks than Llama's",
+            f"{shown(model_type)}: transformers {table()['transformers']} has it made of other blocks than those known",
             "use a model of a family that is listed as supported",
             field="/model/id",
         )
@@ -57,12 +57,12 @@ def check_config(config: Mapping[str, Any]) -> None:
         )
 
 
-def check_result(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], field: str) -> None:
+def check_result(layout: Layout, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], field: str) -> None:
     """Refuse a result whose shapes its config cannot tell. `shapes`: tensor name -> shape. UnsupportedModel."""
     row = family(config["model_type"])
     assert row is not None  # of the dense model's family, or of another that is known
     why = next((f"the result's config would be refused: {wrong}" for wrong in _wrong(config, row)), None)
-    for name, wanted in expected(config).items() if why is None else ():
+    for name, wanted in expected(layout, config).items() if why is None else ():
         if name in shapes and tuple(shapes[name]) != wanted:
             why = (
                 f"transformers would build {name} as {list(wanted)} by the config of the result, which holds "
@@ -134,7 +134,7 @@ def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
         yield f"heads of {head_dim(config)} dimensions: rotary embeddings take them in pairs"
     if config["model_type"] in _PARTIAL and config.get("head_dim") not in (None, head_dim(config)):
         yield f"`head_dim` is {config['head_dim']}, where heads have {head_dim(config)} dimensions"
-    all_heads, normed = heads * head_dim(config), f"{BLOCKS}.0.self_attn.attn_sub_norm.weight" in row["tensors"]
+    all_heads, normed = heads * head_dim(config), any(n.endswith("attn_sub_norm.weight") for n in row["tensors"])
     if normed and all_heads != config["hidden_size"]:
         yield f"{heads} heads of {head_dim(config)} do not make up the hidden size of {config['hidden_size']}"
     pad = value(config, "pad_token_id")

@@ -2,8 +2,8 @@
 
 python -m workers.engine.architectures.generate
 
-Every family with Llama's blocks is built on the meta device in sizes that tell its axes apart, once for every switch
-of its config that changes which tensors there are. A test generates the file again and compares.
+Every family with the blocks of a layout is built on the meta device in sizes that tell its axes apart, once for every
+switch of its config that changes which tensors there are. A test generates the file again and compares.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto import modeling_auto as auto
 
+from workers.engine.architectures.architecture import Layout
 from workers.engine.architectures.built import PER_LAYER_LISTS
-from workers.engine.architectures.llama import BLOCKS, STREAMS
+from workers.engine.architectures.layouts import layouts
 
 FILE = Path(__file__).with_name("families.json")
 _SIZES: dict[str, Any] = {
@@ -80,7 +81,7 @@ def _auto(name: str) -> dict[str, Any]:
 
 
 def family_row(model_type: str) -> dict[str, Any] | None:
-    """One row, or None for a family whose blocks are not Llama's, all alike."""
+    """One row, or None for a family whose blocks are of no layout, or not all alike."""
     with warnings.catch_warnings():  # of sizes that nobody would train
         warnings.simplefilter("ignore")
         return _row(model_type)
@@ -89,12 +90,14 @@ def family_row(model_type: str) -> dict[str, Any] | None:
 def _row(model_type: str) -> dict[str, Any] | None:
     config_class = CONFIG_MAPPING[model_type]
     plain = _shapes(config_class)
-    if plain is None or not _of_llama(plain):
+    layout = next((layout for layout in layouts() if plain is not None and _is_of(layout, plain)), None)
+    if plain is None or layout is None:
         return None
-    derived = plain[f"{BLOCKS}.0.self_attn.q_proj.weight"][0] == _SIZES["hidden_size"]
+    queries = next(layer for layer in layout.layers if layer.writes == "head")
+    derived = plain[f"{layout.block(0)}.{queries.name}.weight"][0] == _SIZES["hidden_size"]
     axes = _AXES_DERIVED if derived else _AXES
     own = [field for field in fields(config_class) if field.name not in {f.name for f in fields(PreTrainedConfig)}]
-    tensors = _named(plain, axes)
+    tensors = _named(layout, plain, axes)
     switches: dict[str, Any] = {}
     for field in own:
         if not isinstance(field.default, bool):
@@ -103,14 +106,14 @@ def _row(model_type: str) -> dict[str, Any] | None:
         other, larger = _shapes(config_class, **change), _shapes(config_class, **change, num_attention_heads=16)
         if other is None or larger is None or {*other} != {*larger}:
             switches[field.name] = None
-        elif (named := _named(other, axes)) != tensors:
+        elif (named := _named(layout, other, axes)) != tensors:
             switches[field.name] = _difference(tensors, named)
     refused = {
         "heads_divide_hidden": {"num_attention_heads": 12, "num_key_value_heads": 4, "hidden_size": 44},
         "key_heads_even": {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36},
     }
     return {
-        "class": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type],
+        "class": type(_build(config_class)).__name__,
         "fields": {field.name: [_kinds_of(field.type), _default(field)] for field in own},
         "aliases": dict(config_class.attribute_map),
         "tensors": tensors,
@@ -118,7 +121,7 @@ def _row(model_type: str) -> dict[str, Any] | None:
         "head_from_hidden": derived,
         "needs": ["head_dim"] if _shapes(config_class, head_dim=...) is None else [],
         **{rule: _shapes(config_class, **changes) is None for rule, changes in refused.items()},
-        "counts_blocks": _counts_blocks(config_class),
+        "counts_blocks": _counts_blocks(layout, config_class),
         "ignored": _ignored(config_class),
     }
 
@@ -137,18 +140,18 @@ def _shapes(config_class: type[PreTrainedConfig], **changes: Any) -> Shapes | No
         return None
 
 
-def _of_llama(shapes: Shapes) -> bool:
-    blocks: list[Shapes] = []
-    for block in range(_SIZES["num_hidden_layers"]):
-        prefix = f"{BLOCKS}.{block}."
-        blocks.append({name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)})
+def _is_of(layout: Layout, shapes: Shapes) -> bool:
+    blocks: list[Shapes] = [{} for _ in range(_SIZES["num_hidden_layers"])]
+    for name, shape in shapes.items():
+        if (found := layout.split(name)) and found[0] < len(blocks):
+            blocks[found[0]][found[1]] = shape
     matrices = {name.removesuffix(".weight") for name, shape in blocks[0].items() if len(shape) > 1}
-    return matrices == set(STREAMS) and all(block == blocks[0] for block in blocks)
+    return matrices == {layer.name for layer in layout.layers} and all(block == blocks[0] for block in blocks)
 
 
-def _named(shapes: Shapes, axes: dict[int, str]) -> dict[str, list[str | int]]:
+def _named(layout: Layout, shapes: Shapes, axes: dict[int, str]) -> dict[str, list[str | int]]:
     """Tensor name (block 0's for all) -> its axes by name, or as numbers where no size of the config is theirs."""
-    first = {name: shape for name, shape in shapes.items() if ".layers." not in name or f"{BLOCKS}.0." in name}
+    first = {name: shape for name, shape in shapes.items() if layout.in_block(name, 0) == name}
     return {name: [axes.get(size, size) for size in shape] for name, shape in sorted(first.items())}
 
 
@@ -157,7 +160,7 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {name: other.get(name) for name in sorted({*one, *other}) if one.get(name) != other.get(name)}
 
 
-def _counts_blocks(config_class: type[PreTrainedConfig]) -> bool:
+def _counts_blocks(layout: Layout, config_class: type[PreTrainedConfig]) -> bool:
     """Whether a block computes with its number, beyond what lists in the config say of it."""
     lists: dict[str, Any] = {}
     config = config_class(**_SIZES)
@@ -169,7 +172,7 @@ def _counts_blocks(config_class: type[PreTrainedConfig]) -> bool:
     def constants(block: int) -> dict[str, Any]:
         return {
             f"{name}.{key}": value
-            for name, module in model.get_submodule(f"{BLOCKS}.{block}").named_modules()
+            for name, module in model.get_submodule(layout.block(block)).named_modules()
             for key, value in vars(module).items()
             if isinstance(value, int | float | str | None) and key not in ("layer_idx", "layer_id", "layer_index")
         }

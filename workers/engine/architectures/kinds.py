@@ -1,4 +1,4 @@
-"""What a model is that is not a decoder of Llama's layout, said by its config and the names of its files. Import-light.
+"""What a model is that is not a decoder of a known layout, said by its config and the names of its files. Import-light.
 
 Whoever is refused should know at once why: a model of images is told that it is one, not which tensor it lacks.
 """
@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from workers.engine.architectures.built import family, table
-from workers.engine.architectures.llama import NATIVE_MODEL_TYPES
+from workers.engine.architectures.layouts import layouts
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 
 SUPPORTED = "use a dense decoder of the Llama layout: Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma, …"
+_NATIVE = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose modelling code is transformers' own even where a repository also brings some."""
 _ADAPTER = "adapter_config.json"
 _TOWERS = (
     "vision_config", "audio_config", "text_config", "thinker_config", "vision_tower", "mm_vision_tower",
@@ -77,7 +79,7 @@ def refuse(config: Mapping[str, Any], names: Collection[str]) -> None:
         raise _is(model_type, "it is an encoder-decoder, and only decoders are pruned", SUPPORTED)
     if kind == "encoder" or config.get("use_bidirectional_attention") in (True, "all"):
         raise _is(model_type, "it is an encoder: it fills gaps or embeds text and does not write it", SUPPORTED)
-    if config.get("auto_map") and config["model_type"] not in NATIVE_MODEL_TYPES:
+    if config.get("auto_map") and config["model_type"] not in _NATIVE:
         raise _is(
             model_type,
             "its modelling code comes with the weights (auto_map), and such code is never run",
@@ -104,16 +106,21 @@ def refuse(config: Mapping[str, Any], names: Collection[str]) -> None:
 def other_blocks(config: Mapping[str, Any], first: str) -> UnsupportedModel:
     """The refusal of a decoder whose tensors are named otherwise; `first` is the name of one of them."""
     model_type = shown(config["model_type"])
-    if family(config["model_type"]) is not None and first.startswith(("layers.", "embed_tokens.", "norm.")):
-        return _is(
-            model_type,
-            "it is a base model without a language-modelling head: its tensors are named `layers.0.*`, not "
-            "`model.layers.0.*`",
-            "save it by AutoModelForCausalLM, with its head",
-        )
+    for layout in layouts():
+        parts = (layout.blocks, layout.embedding, layout.final_norm)
+        bare = [path.removeprefix(f"{layout.decoder}.") for path in parts]
+        if family(config["model_type"]) is not None and first.startswith(tuple(f"{path}." for path in bare)):
+            return _is(
+                model_type,
+                f"it is a base model without a language-modelling head: its tensors are named `{bare[0]}.0.*`, not "
+                f"`{layout.block(0)}.*`",
+                "save it by AutoModelForCausalLM, with its head",
+            )
+    whose = " or ".join(f"{layout.name}'s" for layout in layouts())
+    named = " or ".join(f"`{layout.block(0)}.*`" for layout in layouts())
     return _is(
         model_type,
-        f"its blocks are not Llama's: no tensors named `model.layers.0.*`, but such as `{shown(first)}`",
+        f"its blocks are not {whose}: no tensors named {named}, but such as `{shown(first)}`",
         SUPPORTED,
     )
 

@@ -11,11 +11,13 @@ MODELING = "modeling_pruned.py"
 """File of the result, where its blocks differ."""
 PER_LAYER = "per_layer_config"
 """Config entry of models whose blocks differ (transformers 5.14 and newer)."""
+MODELLED = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+"""Model types that `MODELING` has classes for, and what their names are made of."""
 
 
 def modeling_class(config: Mapping[str, Any]) -> str:
     """The class in `MODELING` for blocks of different widths. Raises UnsupportedModel where the family has none."""
-    name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}.get(config["model_type"])
+    name = MODELLED.get(config["model_type"])
     if name is None:
         raise UnsupportedModel(
             f"{config['model_type']}: there is no modelling file for blocks of different widths in this family",

@@ -6,41 +6,69 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from workers.engine.architectures.architecture import Architecture, LinearFacts
+from workers.engine.architectures.architecture import Architecture, Layout, LinearFacts
+from workers.engine.architectures.built import FLOATS
 from workers.engine.architectures.kinds import SUPPORTED, other_blocks
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FLOATS, STREAMS
+from workers.engine.architectures.layouts import layouts
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 from workers.engine.files.safetensors_bytes import TensorFacts
 
-_BLOCK = re.compile(re.escape(BLOCKS) + r"\.(\d{1,6})\.(.*)", re.ASCII | re.DOTALL)
 _MOST_BLOCKS = 1024
+_MOST_DIGITS = 6
+
+Blocks = Mapping[int, Mapping[str, TensorFacts]]
+"""Block -> tensor name below it -> facts."""
 
 
 def recognise(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Architecture:
     """The model's structure, or UnsupportedModel naming what is missing or too much."""
     model_type = config["model_type"]
-    by_block: dict[int, dict[str, TensorFacts]] = {}
-    for name, facts in tensors.items():
-        if match := _BLOCK.fullmatch(name):
-            by_block.setdefault(int(match[1]), {})[match[2]] = facts
-    if not by_block:
-        raise other_blocks(config, min(tensors, default="nothing"))
-    layers = _block_layers(model_type, min(by_block), by_block[min(by_block)])  # which layout it is, before its numbers
+    layout = layout_of(config, tensors)
+    by_block = _by_block(layout, tensors)
+    first = min(by_block)
+    layers = _block_layers(layout, model_type, first, by_block[first])  # which layout it is, before its numbers
     _check_numbers(model_type, config, by_block)
     for block in range(1, len(by_block)):
-        layers += _block_layers(model_type, block, by_block[block])
-    embedding = tensors.get(f"{EMBEDDING}.weight")
+        layers += _block_layers(layout, model_type, block, by_block[block])
+    embedding = tensors.get(layout.embedding_weight)
     if embedding is None or len(embedding.shape) != 2:
-        raise _unsupported(model_type, f"no matrix `{EMBEDDING}.weight`")
+        raise _unsupported(model_type, f"no matrix `{layout.embedding_weight}`")
     vocabulary, hidden_size = embedding.shape
     context_length = config.get("max_position_embeddings")
     if type(context_length) is not int:
         raise _unsupported(model_type, "config.json has no `max_position_embeddings`, the length of its context")
-    return Architecture(model_type, len(by_block), tuple(layers), hidden_size, vocabulary, context_length)
+    return Architecture(layout, model_type, len(by_block), tuple(layers), hidden_size, vocabulary, context_length)
 
 
-def _check_numbers(model_type: str, config: Mapping[str, Any], by_block: Mapping[int, Any]) -> None:
+def layout_of(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Layout:
+    """The layout whose linear layers the first block has, or else whose blocks there are, for a refusal that says what
+    is missing of it. Raises UnsupportedModel where no layout's are."""
+    near = None
+    for layout in layouts():
+        if by_block := _by_block(layout, tensors):
+            if _matrices(by_block[min(by_block)]) == {layer.name for layer in layout.layers}:
+                return layout
+            near = near or layout
+    if near is None:
+        raise other_blocks(config, min(tensors, default="nothing"))
+    return near
+
+
+def _by_block(layout: Layout, tensors: Mapping[str, TensorFacts]) -> Blocks:
+    found: dict[int, dict[str, TensorFacts]] = {}
+    pattern = re.compile(re.escape(layout.blocks) + rf"\.(\d{{1,{_MOST_DIGITS}}})\.(.*)", re.ASCII | re.DOTALL)
+    for name, facts in tensors.items():
+        if match := pattern.fullmatch(name):
+            found.setdefault(int(match[1]), {})[match[2]] = facts
+    return found
+
+
+def _matrices(inside: Mapping[str, TensorFacts]) -> set[str]:
+    return {name.removesuffix(".weight") for name, facts in inside.items() if len(facts.shape) > 1}
+
+
+def _check_numbers(model_type: str, config: Mapping[str, Any], by_block: Blocks) -> None:
     blocks, said = len(by_block), config.get("num_hidden_layers")
     if type(said) is not int:
         raise _unsupported(model_type, "config.json has no `num_hidden_layers`", "use a config saved by transformers")
@@ -54,32 +82,33 @@ def _check_numbers(model_type: str, config: Mapping[str, Any], by_block: Mapping
         raise _unsupported(model_type, f"{blocks} blocks are more than the {_MOST_BLOCKS} that are walked")
 
 
-def _block_layers(model_type: str, block: int, inside: Mapping[str, TensorFacts]) -> list[LinearFacts]:
-    matrices = {name.removesuffix(".weight") for name, facts in inside.items() if len(facts.shape) > 1}
-    others = sorted(matrices - set(STREAMS))
-    if missing := [name for name in STREAMS if name not in matrices]:
+def _block_layers(layout: Layout, model_type: str, block: int, inside: Mapping[str, TensorFacts]) -> list[LinearFacts]:
+    matrices, names = _matrices(inside), [layer.name for layer in layout.layers]
+    others = sorted(matrices - set(names))
+    if missing := [name for name in names if name not in matrices]:
         beside = f"; it has {', '.join(f'`{shown(name)}`' for name in others[:3])}" if others else ""
-        raise _unsupported(model_type, f"{_layout(others)}no `{missing[0]}` in block {block}{beside}")
+        raise _unsupported(model_type, f"{_kind(others)}no `{missing[0]}` in block {block}{beside}")
     if others:
         raise _unsupported(
             model_type,
-            f"{_layout(others)}block {block} also has the matrix `{shown(others[0])}`, whose use is not known",
+            f"{_kind(others)}block {block} also has the matrix `{shown(others[0])}`, whose use is not known",
         )
     layers = []
-    for name, stream in STREAMS.items():
-        facts = inside.get(f"{name}.weight")
+    for layer in layout.layers:
+        facts = inside.get(f"{layer.name}.weight")
         if facts is None or facts.dtype not in FLOATS or len(facts.shape) != 2:
             what = "missing" if facts is None else f"{facts.dtype} {shown(list(facts.shape))}"
-            raise _unsupported(model_type, f"`{BLOCKS}.{block}.{name}` is {what}, not a float matrix")
-        layers.append(LinearFacts(f"{BLOCKS}.{block}.{name}", block, stream, (facts.shape[0], facts.shape[1])))
-    for stream in STREAMS.values():
+            raise _unsupported(model_type, f"`{layout.block(block)}.{layer.name}` is {what}, not a float matrix")
+        shape = (facts.shape[0], facts.shape[1])
+        layers.append(LinearFacts(f"{layout.block(block)}.{layer.name}", block, layer.stream, shape))
+    for stream in {layer.stream: None for layer in layout.layers}:
         if len(widths := {layer.shape[1] for layer in layers if layer.stream == stream}) > 1:
             raise _unsupported(model_type, f"block {block}: layers that read one {stream} differ in width: {widths}")
     return layers
 
 
-def _layout(others: list[str]) -> str:
-    """What the matrices that Llama has not show the model to be, if anything."""
+def _kind(others: list[str]) -> str:
+    """What the matrices that the layout has not show the model to be, if anything."""
     names = " ".join(others)
     for pattern, what in (
         (r"expert|router|block_sparse_moe", "it is a mixture of experts: "),

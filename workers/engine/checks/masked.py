@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, WRITERS
 from workers.engine.checks.trace import REMEDY
 from workers.engine.errors import ResultMismatch
 from workers.engine.files.safetensors_bytes import read_header
@@ -57,15 +56,17 @@ class MaskedModel:
             for name in self.model.source.tensors
             if name.startswith(f"{module}.")
         }
-        if module == HEAD and not found:  # tied
-            return {name.replace(EMBEDDING, HEAD, 1): tensor for name, tensor in self.tensors(EMBEDDING).items()}
+        layout = self.model.architecture.layout
+        if module == layout.head and not found:  # tied
+            return {layout.as_head(name): tensor for name, tensor in self.tensors(layout.embedding).items()}
         return found
 
     @contextmanager
     def without_blocks(self) -> Iterator[None]:
         """The skeleton passes by the blocks that go."""
         with ExitStack() as undo:
-            for number, block in enumerate(self.model.skeleton.get_submodule(BLOCKS).children()):
+            blocks = self.model.skeleton.get_submodule(self.model.architecture.layout.blocks)
+            for number, block in enumerate(blocks.children()):
                 if number not in self.blocks:
                     block.forward = lambda hidden_BTD, *_, **__: hidden_BTD
                     undo.callback(delattr, block, "forward")
@@ -82,8 +83,9 @@ class MaskedModel:
                 def hook(_: nn.Module, __: Any, output_BTD: Tensor) -> Tensor:
                     return output_BTD * kept_D
 
-                into_hidden = [f"{BLOCKS}.{block}.{name}" for block in self.blocks for name in WRITERS]
-                for name in (EMBEDDING, *into_hidden):
+                architecture = self.model.architecture
+                into_hidden = [layer.name for b in self.blocks for layer in architecture.writing("hidden", b)]
+                for name in (architecture.layout.embedding, *into_hidden):
                     undo.callback(self.model.skeleton.get_submodule(name).register_forward_hook(hook).remove)
             yield
 
@@ -127,21 +129,17 @@ class MaskedModel:
         return rounded.index_copy(0, kept, gains)
 
     def _is_kept(self, name: str) -> bool:
-        return not name.startswith(f"{BLOCKS}.") or _block_of(name) in self.blocks
+        found = self.model.architecture.layout.split(name)
+        return found is None or found[0] in self.blocks
 
     def _piece(self, name: str) -> Slice:
         """Where the result has a tensor of the dense model."""
-        renamed = name
-        if name.startswith(f"{BLOCKS}."):
-            block = _block_of(name)
-            renamed = name.replace(f"{BLOCKS}.{block}.", f"{BLOCKS}.{self.blocks[block]}.", 1)
+        renamed, layout = name, self.model.architecture.layout
+        if (found := layout.split(name)) is not None:
+            renamed = layout.in_block(name, self.blocks[found[0]])
         if renamed not in self.stored:
             raise ResultMismatch(f"the result has no tensor {renamed}", REMEDY)
         return self.stored[renamed]
-
-
-def _block_of(name: str) -> int:
-    return int(name.removeprefix(f"{BLOCKS}.").partition(".")[0])
 
 
 def masked_model(
@@ -150,7 +148,7 @@ def masked_model(
     """That of a result made of the finished blocks in `checkpoint`."""
     written: dict[str, list[int] | None] = {}
     if spec.removes == "weight":
-        written = {f"{layer.name}.weight": None for layer in model.architecture.layers}
+        written = {layer.weight: None for layer in model.architecture.layers}
     elif spec.removes == "unit":
         assert units is not None
         assert outcome.widths is not None

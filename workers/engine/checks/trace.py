@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD, WRITERS
 from workers.engine.errors import NumericalFailure, ResultMismatch
 from workers.engine.model.loaded import filled
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from workers.engine.architectures.architecture import Architecture, Layout
     from workers.engine.model.loaded import LoadedModel
 
 Trace = dict[str, "Tensor"]
@@ -35,7 +35,7 @@ REMEDY = (
 )
 
 
-def trace(model: PreTrainedModel, ids_T: Tensor) -> Trace:
+def trace(model: PreTrainedModel, architecture: Architecture, ids_T: Tensor) -> Trace:
     """What the embedding, each block and what writes into its hidden vector, and the head put out."""
     found: Trace = {}
 
@@ -46,9 +46,11 @@ def trace(model: PreTrainedModel, ids_T: Tensor) -> Trace:
         return hook
 
     with ExitStack() as hooks:
-        for name in _recorded(model):
+        for name in _recorded(architecture):
             hooks.callback(model.get_submodule(name).register_forward_hook(record(name)).remove)
-        head = model.get_submodule(HEAD)  # of a few positions: logits of all can be larger than the model
+        head = model.get_submodule(
+            architecture.layout.head
+        )  # of a few positions: logits of all can be larger than the model
         hooks.callback(head.register_forward_pre_hook(lambda _, args: (args[0][:, _positions(args[0][0])],)).remove)
         with torch.no_grad():
             logits_1PV = model(input_ids=ids_T[None], use_cache=False).logits
@@ -60,8 +62,9 @@ def shown(output_TD: Tensor) -> Tensor:
     return output_TD[_positions(output_TD)].to("cpu", torch.float32, copy=True)
 
 
-def compare(found: Trace, expected: Trace, against: str) -> float:
-    """The largest relative difference at a position, of embedding, blocks and logits.
+def compare(found: Trace, expected: Trace, architecture: Architecture, against: str) -> float:
+    """The largest relative difference at a position, of embedding, blocks and logits. Both have the names of
+    `architecture`.
 
     Raises ResultMismatch where it is above TOLERANCE, naming the first module that differs; NumericalFailure where what
     is expected is not finite.
@@ -79,7 +82,8 @@ def compare(found: Trace, expected: Trace, against: str) -> float:
                 f"{name}: the result puts out {shape}, the {against} {list(expected_PD.shape)}", REMEDY
             )
         errors[name] = difference(found[name], expected_PD)
-    judged = {name: error for name, error in errors.items() if not name.endswith(WRITERS)}
+    within_blocks = {layer.name for layer in architecture.layers}
+    judged = {name: error for name, error in errors.items() if name not in within_blocks}
     worst = max(judged, key=lambda name: judged[name])
     if judged[worst] > TOLERANCE:
         first = next(name for name, error in errors.items() if error > TOLERANCE)
@@ -100,12 +104,12 @@ def difference(found_PD: Tensor, expected_PD: Tensor) -> float:
 
 @contextmanager
 def in_turn(
-    model: nn.Module, blocks: Iterable[int], opened: Callable[[str], AbstractContextManager[Any]]
+    model: nn.Module, layout: Layout, blocks: Iterable[int], opened: Callable[[str], AbstractContextManager[Any]]
 ) -> Iterator[None]:
     """Have `opened(name)` entered while a part of the model computes: one of these blocks, or what else has weights."""
-    parts = [f"{BLOCKS}.{block}" for block in blocks]
+    parts = [layout.block(block) for block in blocks]
     for name, module in model.named_modules():
-        if not name.startswith(f"{BLOCKS}.") and any(True for _ in module.parameters(recurse=False)):
+        if layout.split(name) is None and any(True for _ in module.parameters(recurse=False)):
             parts.append(name)
     turn = ExitStack()
 
@@ -131,7 +135,7 @@ def streamed(
     are the ones that compute, all if None.
     """
     blocks = range(model.architecture.blocks) if blocks is None else blocks
-    with in_turn(model.skeleton, blocks, lambda name: filled(model, name, tensors(name))):
+    with in_turn(model.skeleton, model.architecture.layout, blocks, lambda name: filled(model, name, tensors(name))):
         yield model.skeleton
 
 
@@ -140,6 +144,8 @@ def _positions(output_TD: Tensor) -> Tensor:
     return torch.linspace(0, tokens - 1, min(POSITIONS, tokens), device=output_TD.device).round().long()
 
 
-def _recorded(model: PreTrainedModel) -> list[str]:
-    blocks = len(list(model.get_submodule(BLOCKS).children()))
-    return [EMBEDDING, *(f"{BLOCKS}.{b}{part}" for b in range(blocks) for part in ("", *(f".{w}" for w in WRITERS)))]
+def _recorded(architecture: Architecture) -> list[str]:
+    names = [architecture.layout.embedding]
+    for block in range(architecture.blocks):
+        names += [architecture.layout.block(block), *(layer.name for layer in architecture.writing("hidden", block))]
+    return names

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from workers.engine.architectures.llama import EMBEDDING, HEAD
 from workers.engine.checks.trace import Trace, compare, in_turn, streamed, trace
 from workers.engine.checks.verify import stored_tensors
 from workers.engine.model.loaded import in_float32, read_tensor, result_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from workers.engine.architectures.architecture import Layout
     from workers.engine.contracts.facts import Trainable
     from workers.engine.files.safetensors_bytes import Slice
     from workers.engine.model.loaded import LoadedModel
@@ -53,25 +54,27 @@ def tuned_traces(
             found[name] = exact.to(stored.dtype).float() if rounded else exact
         return found
 
-    with in_turn(model, range(result.architecture.blocks), lambda name: _unrounded(model, name, result.slices)):
-        trained = trace(model, ids_T)
+    architecture = result.architecture
+    opened = partial(_unrounded, model, architecture.layout, result.slices)
+    with in_turn(model, architecture.layout, range(architecture.blocks), opened):
+        trained = trace(model, architecture, ids_T)
     with streamed(result, lambda module: merged(module, rounded=False)) as skeleton:
-        exact = trace(skeleton, ids_T)
+        exact = trace(skeleton, architecture, ids_T)
     with streamed(result, lambda module: merged(module, rounded=True)) as skeleton:
-        as_stored = trace(skeleton, ids_T)
-    return TunedTraces(compare(exact, trained, "tuned model"), exact, as_stored)
+        as_stored = trace(skeleton, architecture, ids_T)
+    return TunedTraces(compare(exact, trained, architecture, "tuned model"), exact, as_stored)
 
 
 @contextmanager
-def _unrounded(model: PreTrainedModel, part: str, slices: Mapping[str, Slice]) -> Iterator[None]:
+def _unrounded(model: PreTrainedModel, layout: Layout, slices: Mapping[str, Slice], part: str) -> Iterator[None]:
     """Frozen weights of a part as they are stored, in float32, in place of those rounded to the compute type."""
     rounded = []
     module = model.get_submodule(part)
     for own, tensor in (*module.named_parameters(), *module.named_buffers()):
         # Adapters hold the layer they adapt, and group layers its weight, under names of their own.
         name = f"{part}.{own}".replace(".base_layer.", ".").removesuffix("_OI")
-        if name.startswith(f"{HEAD}.") and name not in slices:
-            name = name.replace(HEAD, EMBEDDING, 1)
+        if part == layout.head and name not in slices:
+            name = layout.as_embedding(name)
         if name in slices and not tensor.requires_grad and tensor.dtype != torch.float32:
             rounded.append((tensor, tensor.data))
             tensor.data = read_tensor(slices[name]).to(tensor.device, torch.float32)

@@ -18,14 +18,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.engine import artifact
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD
 from workers.engine.architectures.per_layer import MODELING
 from workers.engine.checks.masked import masked_model
 from workers.engine.checks.trace import LOGITS, REMEDY, Trace, compare, difference, shown, streamed, trace
 from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
 from workers.engine.failures import translated
 from workers.engine.model.activations import Activations, capture
-from workers.engine.model.loaded import filled, head_tensors, in_float32, load_result, result_of, tensors_of
+from workers.engine.model.loaded import (
+    architecture_of,
+    filled,
+    head_tensors,
+    in_float32,
+    load_result,
+    result_of,
+    tensors_of,
+)
 from workers.engine.model.memory import memory_budget
 from workers.engine.planning.predictions import predicted_peak_memory_bytes, whole_float32_bytes
 from workers.engine.report import ResultCheck
@@ -71,8 +78,8 @@ def verify(
         exact = _masked_trace(replace(masked, unrounded=True), ids_T)
         rounding = difference(found[LOGITS], exact[LOGITS])
     return [
-        _check("masked dense model", found, expected, rounding, ids_T),
-        _check("walked model", found, walked, rounding, ids_T),
+        _check(model, "masked dense model", found, expected, rounding, ids_T),
+        _check(model, "walked model", found, walked, rounding, ids_T),
     ]
 
 
@@ -82,7 +89,7 @@ def verify_tuned(
     """Compare the tuned result in `folder` with the model as it was trained. Raises ResultMismatch."""
     gc.collect()  # the trained model must be gone before the result is loaded
     found = result_trace(spec, model, folder, ids_T)
-    check = _check("tuned model", found, tuned.as_stored, difference(found[LOGITS], tuned.merged[LOGITS]), ids_T)
+    check = _check(model, "tuned model", found, tuned.as_stored, difference(found[LOGITS], tuned.merged[LOGITS]), ids_T)
     return check.model_copy(update={"difference": max(check.difference, tuned.difference)})
 
 
@@ -111,7 +118,7 @@ def result_trace(spec: CompressionSpec, model: LoadedModel, folder: Path, ids_T:
             else:
                 result = in_float32(result_of(model, folder))
                 loaded = open_files.enter_context(streamed(result, lambda name: stored_tensors(result, name)))
-            return trace(loaded, ids_T)
+            return trace(loaded, architecture_of(folder), ids_T)
     except OSError:
         raise
     except Exception as error:
@@ -123,13 +130,14 @@ def result_trace(spec: CompressionSpec, model: LoadedModel, folder: Path, ids_T:
 def stored_tensors(model: LoadedModel, module: str) -> Mapping[str, Tensor]:
     """Those of a module; a tied head's are the embedding's."""
     tied = model.skeleton.config.get_text_config().tie_word_embeddings
-    return head_tensors(model) if module == HEAD and tied else tensors_of(model, module)
+    return head_tensors(model) if module == model.architecture.layout.head and tied else tensors_of(model, module)
 
 
-def _check(against: str, found: Trace, expected: Trace, rounding: float, ids_T: Tensor) -> ResultCheck:
-    return ResultCheck(
-        against=against, tokens=len(ids_T), difference=compare(found, expected, against), rounding=rounding
-    )
+def _check(
+    model: LoadedModel, against: str, found: Trace, expected: Trace, rounding: float, ids_T: Tensor
+) -> ResultCheck:
+    difference = compare(found, expected, model.architecture, against)
+    return ResultCheck(against=against, tokens=len(ids_T), difference=difference, rounding=rounding)
 
 
 def _fits_whole(spec: CompressionSpec, model: LoadedModel) -> bool:
@@ -140,18 +148,18 @@ def _fits_whole(spec: CompressionSpec, model: LoadedModel) -> bool:
 def _masked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
     filled_in_turn = streamed(masked.model, masked.tensors, masked.blocks)
     with masked.without_dimensions(), masked.without_blocks(), filled_in_turn as skeleton:
-        return trace(skeleton, ids_T)
+        return trace(skeleton, masked.model.architecture, ids_T)
 
 
 def _walked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
     """As the stages walk: block by block, each called as the model was seen to call it."""
-    model, found = masked.model, {}
+    model, layout, found = masked.model, masked.model.architecture.layout, {}
     with masked.without_dimensions(), torch.no_grad():
-        with filled(model, EMBEDDING, masked.tensors(EMBEDDING)):
+        with filled(model, layout.embedding, masked.tensors(layout.embedding)):
             hidden_1TD, calls = capture(model, ids_T[None])
         walk = Activations(model, ids_T[None], [slice(0, 1)], {1: calls})
         for block in masked.blocks:
-            name = f"{BLOCKS}.{block}"
+            name = layout.block(block)
             with filled(model, name, masked.tensors(name)) as module:
                 hidden_1TD = walk.run(block, module, hidden_1TD)
             found[name] = shown(hidden_1TD[0])
@@ -162,12 +170,11 @@ def _as_of_result(expected: Trace, masked: MaskedModel) -> Trace:
     """Under the result's names, in its hidden dimensions."""
     found = {}
     for name, output_PD in expected.items():
-        renamed = name
-        if name.startswith(f"{BLOCKS}."):
-            number, dot, rest = name.removeprefix(f"{BLOCKS}.").partition(".")
-            if int(number) not in masked.blocks:
+        renamed, layout = name, masked.model.architecture.layout
+        if (within := layout.split(name)) is not None:
+            if within[0] not in masked.blocks:
                 continue
-            renamed = f"{BLOCKS}.{masked.blocks[int(number)]}{dot}{rest}"
+            renamed = layout.in_block(name, masked.blocks[within[0]])
         whole = masked.dimensions is None or name == LOGITS
         found[renamed] = output_PD if whole else output_PD[:, masked.dimensions]
     return found

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.evaluation import EvaluationContext
     from workers.engine.contracts.facts import (
         AllocationFacts,
@@ -107,13 +108,13 @@ class Refiner(Protocol[P_contra]):
 
 
 class Tuner(Protocol[P_contra]):
-    """`(model, params) -> trainable`: the whole pruned model, in memory, made ready to train.
+    """`(model, architecture, params) -> trainable`: the whole pruned model, in memory, made ready to train.
 
     Chooses or adds float32 parameters and freezes the others. From then on the model's forward pass is that of the
     plain weights which `trainable.merged` gives. Zeros in linear layers of the blocks stay zeros, in both.
     """
 
-    def __call__(self, model: nn.Module, params: P_contra, /) -> Trainable: ...
+    def __call__(self, model: nn.Module, architecture: Architecture, params: P_contra, /) -> Trainable: ...
 
 
 class Evaluator(Protocol[P_contra]):

@@ -47,7 +47,7 @@ def unit_salience(saliences: Mapping[str, Tensor], family: Family, form: Form) -
     """
     rows = []
     for member in family.members:
-        if member.tensor.endswith(".bias"):
+        if member.is_bias:
             continue
         values_UWC = unit_rows(saliences[member.tensor], family, member).double()
         rows.append(values_UWC.abs().sum(dim=2) if form == "element" else values_UWC.sum(dim=2).abs())

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING
 from workers.engine.files.safetensors_bytes import fill
 from workers.engine.model.loaded import LoadedModel, bytes_of, filled, tensors_of
 
@@ -75,7 +74,8 @@ class Activations:
 
     def embed(self, into: Hidden | None) -> None:
         """Note how the model calls every block, and write the input of the first one, if wanted."""
-        with filled(self.model, EMBEDDING, tensors_of(self.model, EMBEDDING)):
+        embedding = self.model.architecture.layout.embedding
+        with filled(self.model, embedding, tensors_of(self.model, embedding)):
             for batch in self.batches:
                 ids_BT = self.windows_NT[batch]
                 if into is not None or len(ids_BT) not in self.calls:
@@ -111,7 +111,7 @@ def capture(model: LoadedModel, ids_BT: Tensor) -> tuple[Tensor, list[Call]]:
 
     The embedding is filled.
     """
-    blocks = list(model.skeleton.get_submodule(BLOCKS).children())
+    blocks = list(model.skeleton.get_submodule(model.architecture.layout.blocks).children())
     inputs: list[Tensor] = []
     calls: list[Call] = []
 

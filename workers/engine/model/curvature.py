@@ -51,7 +51,7 @@ def curvature(
     while agreement < AGREEMENT and len(found) < MOST_PROBES:
         if whole is None:
             whole = load_model(model.path, model.device, torch.float32).requires_grad_(False)
-            weights = {layer.name: whole.get_parameter(f"{layer.name}.weight").requires_grad_() for layer in layers}
+            weights = {layer.name: whole.get_parameter(layer.weight).requires_grad_() for layer in layers}
         windows_NT = calibration.windows_NT[:, :PROBE_TOKENS]
         ids_T = windows_NT[len(found) % len(windows_NT)].to(model.device)
         signs = {name: _signs(name, weight, seed=seed, probe=len(found)) for name, weight in weights.items()}

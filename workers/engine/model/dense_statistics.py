@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.model.activations import activations_of
 from workers.engine.model.input_statistics import collect
-from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.model.loaded import filled_block
 from workers.engine.model.provenance import environment
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def _collected(
         activations.embed(hidden)
         for block in range(blocks):
             into = new_hidden() if block + 1 < blocks else None
-            with filled(model, f"{BLOCKS}.{block}", tensors_of(model, f"{BLOCKS}.{block}")) as module:
+            with filled_block(model, block) as module:
                 streams = collect(activations, block, module, hidden, needs, into)
             yield block, streams
             hidden.file.close()

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.errors import NumericalFailure
 from workers.engine.maths.selection import finite
 from workers.engine.model.activations import activations_of
-from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.model.loaded import filled_block
 from workers.engine.model.output_head import head
 
 if TYPE_CHECKING:
@@ -76,15 +75,15 @@ def gradients(
         activations.embed(inputs[0])
         for block in range(blocks):
             inputs.append(new_hidden())
-            with filled(model, f"{BLOCKS}.{block}", tensors_of(model, f"{BLOCKS}.{block}")) as module:
+            with filled_block(model, block) as module:
                 activations.advance(block, module, inputs[-2], inputs[-1])
             events.progress(block + 1, 2 * blocks, "block for gradients")
         upstream = new_hidden()
         _head(activations, inputs[-1], upstream)
         for block in reversed(range(blocks)):
             found, into = BlockGradients(splits), new_hidden()
-            prefix = f"{BLOCKS}.{block}"
-            with filled(model, prefix, tensors_of(model, prefix)) as module:
+            prefix = model.architecture.layout.block(block)
+            with filled_block(model, block) as module:
                 for index, batch in enumerate(activations.batches):
                     split = split_of[index]
                     _backward(activations, block, module, batch, inputs[block], upstream, into)

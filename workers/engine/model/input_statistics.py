@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import greenlet
 import torch
 
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure, UnsupportedModel
@@ -23,7 +22,7 @@ from workers.engine.errors import NumericalFailure, UnsupportedModel
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.architectures.architecture import Layout, LinearFacts
     from workers.engine.model.activations import Activations, Hidden
 
 PANEL = 256
@@ -49,7 +48,8 @@ def collect(
     `into` takes the block's outputs; without it the pass stops at the last stream's inputs. Raises NumericalFailure on
     inputs that are not finite.
     """
-    layers = activations.model.architecture.block(block)
+    architecture = activations.model.architecture
+    layers, layout = architecture.block(block), architecture.layout
     sums = {layer.stream: _Sums(needs) for layer in layers}
     last = layers[-1].stream
 
@@ -58,7 +58,7 @@ def collect(
         if into is None and stream == last:
             raise _Seen
 
-    with _watched(module, layers, read):
+    with _watched(module, layers, layout, read):
         for batch in activations.batches:
             try:
                 output_BTD = activations.run(block, module, hidden.read(batch).to(activations.model.device))
@@ -85,7 +85,7 @@ def staged(
     block that stays as it is, for methods that compare with the inputs of a dense block. Raises NumericalFailure.
     """
     model = activations.model
-    layers = model.architecture.block(block)
+    layers, layout = model.architecture.block(block), model.architecture.layout
     streams = list(model.architecture.streams(block))
     own = greenlet.getcurrent()
 
@@ -97,7 +97,7 @@ def staged(
 
     passes = [paused(module, batch) for batch in activations.batches]
     twins = [paused(dense, batch) for batch in activations.batches] if dense is not None else None
-    with _watched(module, layers, pause), _watched(dense, layers, pause):
+    with _watched(module, layers, layout, pause), _watched(dense, layers, layout, pause):
         for stream in streams:
             total = _Sums(needs)
             for index, running in enumerate(passes):
@@ -222,7 +222,7 @@ def _finished(total: _Sums, activations: Activations, block: int, stream: str) -
 
 
 @contextmanager
-def _watched(module: nn.Module | None, layers: Sequence[LinearFacts], read: Reader) -> Iterator[None]:
+def _watched(module: nn.Module | None, layers: Sequence[LinearFacts], layout: Layout, read: Reader) -> Iterator[None]:
     """Call `read` at the first layer of every stream; the others must see the same tensor."""
     if module is None:
         yield
@@ -250,7 +250,7 @@ def _watched(module: nn.Module | None, layers: Sequence[LinearFacts], read: Read
         return hook
 
     for layer in layers:
-        linear = module.get_submodule(layer.name.removeprefix(f"{BLOCKS}.{layer.block}."))
+        linear = module.get_submodule(layout.below(layer.name))
         handles.append(linear.register_forward_pre_hook(watch(layer)))
     try:
         yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from workers.engine.architectures.architecture import Architecture
 from workers.engine.architectures.built import obeyed
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, HEAD
 from workers.engine.architectures.per_layer import PER_LAYER, modeling_class
 from workers.engine.architectures.recognise import recognise
 from workers.engine.artifact import modeling_pruned
@@ -204,16 +203,22 @@ def tensors_of(model: LoadedModel, module: str) -> dict[str, Tensor]:
     return _read(model, [name for name in model.source.tensors if name.startswith(f"{module}.")])
 
 
+def block_tensors(model: LoadedModel, block: int) -> dict[str, Tensor]:
+    """Those of a block."""
+    return tensors_of(model, model.architecture.layout.block(block))
+
+
 def head_tensors(model: LoadedModel) -> dict[str, Tensor]:
     """Those of the output head: its own, or the embedding's where they are tied."""
-    return tensors_of(model, HEAD) or {
-        name.replace(EMBEDDING, HEAD): tensor for name, tensor in tensors_of(model, EMBEDDING).items()
+    layout = model.architecture.layout
+    return tensors_of(model, layout.head) or {
+        layout.as_head(name): tensor for name, tensor in tensors_of(model, layout.embedding).items()
     }
 
 
 def outside_tensors(model: LoadedModel) -> dict[str, Tensor]:
     """Every stored tensor that belongs to no block: embeddings, final norm, output head if it is stored."""
-    return _read(model, [name for name in model.source.tensors if not name.startswith(f"{BLOCKS}.")])
+    return _read(model, [name for name in model.source.tensors if model.architecture.layout.split(name) is None])
 
 
 @contextmanager
@@ -245,6 +250,11 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
             trim()
 
 
+def filled_block(model: LoadedModel, block: int) -> AbstractContextManager[nn.Module]:
+    """The skeleton's block, holding its stored tensors."""
+    return filled(model, model.architecture.layout.block(block), block_tensors(model, block))
+
+
 def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
     """Read, not mapped: a mapped file counts as memory in use, and one larger than the address space cannot be."""
     return {name: read_tensor(model.slices[name]).to(model.device) for name in names}
@@ -261,6 +271,12 @@ def read_tensor(piece: Slice) -> Tensor:
 def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, to be read or written."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def architecture_of(folder: Path) -> Architecture:
+    """Of the model in a folder of ours."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return recognise(config, {name: piece.facts for name, piece in slices_of(folder).items()})
 
 
 def slices_of(folder: Path) -> dict[str, Slice]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from workers.engine.architectures.llama import BLOCKS, FINAL_NORM, HEAD
 from workers.engine.model.loaded import filled, head_tensors, tensors_of
 
 if TYPE_CHECKING:
@@ -23,15 +22,16 @@ if TYPE_CHECKING:
 @contextmanager
 def head(model: LoadedModel) -> Iterator[Callable[[Tensor], Tensor]]:
     """A function from the last block's outputs [T, D] to logits [T, V], float32."""
+    layout = model.architecture.layout
     with (
-        filled(model, FINAL_NORM, tensors_of(model, FINAL_NORM)) as norm,
-        filled(model, HEAD, head_tensors(model)),
+        filled(model, layout.final_norm, tensors_of(model, layout.final_norm)) as norm,
+        filled(model, layout.head, head_tensors(model)),
     ):
 
         def decoded(*_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPast:
             return BaseModelOutputWithPast(last_hidden_state=norm(inputs_embeds))
 
-        decoder = model.skeleton.get_submodule(BLOCKS.rpartition(".")[0])
+        decoder = model.skeleton.get_submodule(layout.decoder)
         decoder.forward = decoded  # on the instance: the model around it stays what it is
         try:
             yield lambda hidden_TD: model.skeleton(inputs_embeds=hidden_TD[None], use_cache=False).logits[0].float()

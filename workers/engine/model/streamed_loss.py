@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.model.activations import activations_of
 from workers.engine.model.loaded import filled
 from workers.engine.model.output_head import head
@@ -67,7 +66,7 @@ class StreamedLoss:
                 self._path.append(None)
                 continue
             into = self._activations.hidden(self._checkpoint.scratch_file())
-            with filled(self._model, f"{BLOCKS}.{block}", tensors(block)) as module:
+            with filled(self._model, self._model.architecture.layout.block(block), tensors(block)) as module:
                 self._activations.advance(block, module, self._inputs[-1], into)
             if not self._keep_path:
                 self._inputs[-1].file.close()

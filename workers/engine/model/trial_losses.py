@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from safetensors.torch import load, save
 
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.contracts.facts import LayerTask, LinearStats
 from workers.engine.errors import NumericalFailure
 from workers.engine.maths.second_order import hessian_of, solve_columns
 from workers.engine.maths.selection import dropped
-from workers.engine.model.loaded import tensors_of
+from workers.engine.model.loaded import block_tensors
 from workers.engine.model.provenance import environment
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.registry import method_of
@@ -97,12 +96,12 @@ class Trials:
 
     def _pruned(self, block: int, sparsity: Mapping[str, float]) -> dict[str, Tensor]:
         """A block's tensors with its layers pruned."""
-        tensors = tensors_of(self._model, f"{BLOCKS}.{block}")
+        tensors = block_tensors(self._model, block)
         for stream, layers in self._model.architecture.streams(block).items():
             wanted = [layer for layer in layers if sparsity[layer.name]]
-            tasks = [LayerTask(layer.name, tensors[f"{layer.name}.weight"], sparsity[layer.name]) for layer in wanted]
-            for task, weight_OI in zip(tasks, self._weights(f"{block}/{stream}", tasks), strict=True):
-                tensors[f"{task.name}.weight"] = weight_OI
+            tasks = [LayerTask(layer.name, tensors[layer.weight], sparsity[layer.name]) for layer in wanted]
+            for layer, weight_OI in zip(wanted, self._weights(f"{block}/{stream}", tasks), strict=True):
+                tensors[layer.weight] = weight_OI
         return tensors
 
     def _weights(self, stream: str, tasks: list[LayerTask]) -> list[Tensor]:

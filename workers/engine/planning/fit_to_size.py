@@ -56,7 +56,7 @@ def fitting_sparsity(
         except (InvalidSpec, NumericalFailure):
             high = middle
             continue
-        outcome = Outcome(range(architecture.blocks), cut, widths)
+        outcome = Outcome(architecture.layout, range(architecture.blocks), cut, widths)
         smallest = {
             "parameters": parameters_after(source, outcome),
             "bytes": stored_bytes(spec, source, outcome),

@@ -105,7 +105,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
             field="/model/id",
         )
     check_config(source.config)
-    check_tensors(source.config, source.tensors)
+    check_tensors(architecture.layout, source.config, source.tensors)
     if isinstance(spec.prune, WeightPruneParams):
         for layer in architecture.layers:
             if misfit := spec.prune.misfit(layer.shape):
@@ -149,7 +149,7 @@ def _layers_of(architecture: Architecture, outcome: Outcome, tensors: Mapping[st
     found = []
     for layer in architecture.layers:
         if layer.block in outcome.blocks:
-            outputs, inputs = shapes[f"{layer.name}.weight"]
+            outputs, inputs = shapes[layer.weight]
             found.append(replace(layer, shape=(outputs, inputs)))
     return found
 
@@ -173,7 +173,7 @@ def _sparsity(spec: CompressionSpec, source: ModelSource, architecture: Architec
 def _outcome(
     spec: CompressionSpec, source: ModelSource, architecture: Architecture, sparsity: Mapping[str, float] | None
 ) -> Outcome | None:
-    blocks = range(architecture.blocks)
+    blocks, layout = range(architecture.blocks), architecture.layout
     if isinstance(spec.prune, LayerPruneParams):
         assert isinstance(spec.score, UnitScoreParams)
         row = family(architecture.model_type)
@@ -191,10 +191,10 @@ def _outcome(
                 "drop fewer blocks, or lower protect_first and protect_last of the score",
                 field="/prune",
             )
-        return Outcome(blocks[:left])
+        return Outcome(layout, blocks[:left])
     if isinstance(spec.prune, HiddenPruneParams):
         hidden_families(architecture, source.config, source.tensors)  # refuses families it is not known of
-        outcome = Outcome(blocks, hidden=(spec.prune.kept(architecture.hidden_size), architecture.hidden_size))
+        outcome = Outcome(layout, blocks, hidden=(spec.prune.kept(architecture.hidden_size), architecture.hidden_size))
         config_after(source.config, outcome, source.tensors)  # refuses what no config can say
         return outcome
     if isinstance(spec.prune, UnitPruneParams):
@@ -206,10 +206,12 @@ def _outcome(
             elif "head" in spec.prune.units:
                 _check_heads(source, blocks, found)
             return None
-        outcome = Outcome(blocks, found, kept_units(architecture.layers, found, sparsity, spec.prune, spec.allocate))
+        outcome = Outcome(
+            layout, blocks, found, kept_units(architecture.layers, found, sparsity, spec.prune, spec.allocate)
+        )
         config_after(source.config, outcome, source.tensors)  # refuses what no config can say
         return outcome
-    return Outcome(blocks)
+    return Outcome(layout, blocks)
 
 
 def _check_heads(source: ModelSource, blocks: Sequence[int], found: Sequence[Family]) -> None:
@@ -217,7 +219,7 @@ def _check_heads(source: ModelSource, blocks: Sequence[int], found: Sequence[Fam
     half: dict[tuple[int, str], int] = {
         (part.block, part.kind): part.units // (2 if part.kind == "head" else 1) or 1 for part in found
     }
-    config_after(source.config, Outcome(blocks, found, half), source.tensors)
+    config_after(source.config, Outcome(source.layout, blocks, found, half), source.tensors)
 
 
 def _zeros(spec: CompressionSpec, prospect: Prospect) -> int | None:
@@ -321,7 +323,7 @@ def _structure_warnings(spec: CompressionSpec, source: ModelSource, prospect: Pr
         )
     elif spec.prune.target:
         left = outcome.parameters(source.tensors)
-        kept = sum(left.get(f"{layer.name}.weight", 0) for layer in architecture.layers)
+        kept = sum(left.get(layer.weight, 0) for layer in architecture.layers)
         removed = 1 - kept / architecture.prunable_parameters
         if abs(removed - spec.prune.target) > 0.005:
             found.append(
@@ -343,7 +345,7 @@ def _gain_warnings(spec: CompressionSpec, source: ModelSource, hidden: tuple[int
     kept, of = hidden
     stored: set[str] = {spec.package.dtype}
     if spec.package.dtype == "source":
-        stored = {f.dtype for name, f in source.tensors.items() if len(f.shape) == 1 and name.endswith("norm.weight")}
+        stored = {facts.dtype for name, facts in source.tensors.items() if source.layout.is_hidden_norm(name)}
     digits = [bits for dtype, bits in _SIGNIFICAND_BITS.items() if dtype in stored]
     if not digits or math.log2(of / kept) % 2 == 0:  # raised by a power of two, they have the digits they had
         return []

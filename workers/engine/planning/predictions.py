@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Architecture
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.contracts.params import Stat, UnitPruneParams, UnitScoreParams
 from workers.engine.contracts.refs import DataRef
 from workers.engine.errors import MemoryBudgetTooSmall
@@ -42,7 +41,6 @@ _BACKWARD_PASSES = 4
 """Forward passes that a gradient costs: one before, one again for each block, and twice that backwards."""
 _PROBES, _PROBE_PASSES, _PROBE_TOKENS = 96, 11, 512
 """Of the curvature: as many as bookworm-7m takes (88 to 112), forward passes that one costs there, and its text."""
-_KEPT_WHILE_DECODING = (".k_proj", ".v_proj")
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -194,7 +192,7 @@ def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archit
     stored_bytes = max(DTYPE_BYTES[facts.dtype] for facts in source.tensors.values())
     block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
     largest = max(layer.parameters for layer in architecture.layers)
-    others = [facts for name, facts in source.tensors.items() if not name.startswith(f"{BLOCKS}.")]
+    others = [facts for name, facts in source.tensors.items() if source.layout.split(name) is None]
     # All as they ship, or one in float32, when the result is verified.
     outside = max(sum(facts.bytes for facts in others), max(4 * facts.parameters + facts.bytes for facts in others))
     # The block at hand as read and as pruned, the next one being read, and the previous one on its way to the disk.
@@ -247,7 +245,7 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
     stored = sum(facts.bytes for facts in source.tensors.values())
     read = [_tokens_at_once(params) for params in spec.evaluate if not method_of("evaluate", params).paired]
     batches = [tokens * architecture.vocabulary * 4 * 3 for tokens in read]
-    kept = sum(layer.shape[0] for layer in architecture.layers if layer.name.endswith(_KEPT_WHILE_DECODING))
+    kept = sum(layer.shape[0] for layer in architecture.cached())
     passing = _token_numbers(architecture)
     batches += [compute_bytes * (prompt * passing + models * all_ * kept) for prompt, all_ in _timed_tokens(spec)]
     weights = models * source.parameters * compute_bytes

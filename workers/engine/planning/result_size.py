@@ -17,8 +17,8 @@ _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 def parameters_after(source: ModelSource, outcome: Outcome) -> int:
     """Parameters of the result; a head tied to the embedding is not counted twice."""
-    left = outcome.parameters(source.tensors)
-    return sum(count for name, count in left.items() if not (source.shares_head and name == "lm_head.weight"))
+    left, head = outcome.parameters(source.tensors), source.layout.head_weight
+    return sum(count for name, count in left.items() if not (source.shares_head and name == head))
 
 
 def stored_bytes(spec: CompressionSpec, source: ModelSource, outcome: Outcome) -> int:
@@ -31,21 +31,22 @@ def stored_bytes(spec: CompressionSpec, source: ModelSource, outcome: Outcome) -
 def macs_after(source: ModelSource, architecture: Architecture, outcome: Outcome, tokens: int) -> int:
     """`forward_macs` of the result."""
     left = outcome.parameters(source.tensors)
-    linear = {layer: left.get(f"{layer.name}.weight", 0) for layer in architecture.layers}
-    read = sum(count // layer.shape[0] for layer, count in linear.items() if layer.stream == "attention_output")
-    return forward_macs(sum(linear.values()) + architecture.vocabulary * architecture.hidden_size, read, tokens)
+    linear = sum(left.get(layer.weight, 0) for layer in architecture.layers)
+    read = sum(left.get(layer.weight, 0) // layer.shape[0] for layer in architecture.reading("head"))
+    return forward_macs(linear + architecture.vocabulary * architecture.hidden_size, read, tokens)
 
 
 def macs(architecture: Architecture, tokens: int) -> int:
     """Of one sequence of so many tokens through a model as it is."""
     linear = architecture.prunable_parameters + architecture.vocabulary * architecture.hidden_size
-    read = sum(layer.shape[1] for layer in architecture.layers if layer.stream == "attention_output")
+    read = sum(layer.shape[1] for layer in architecture.reading("head"))
     return forward_macs(linear, read, tokens)
 
 
 def forward_macs(linear_parameters: int, attention_width: int, tokens: int) -> int:
     """Multiply-accumulate operations of one sequence through linear layers of so many weights, output head included.
 
-    Scores and weighted values take `tokens`^2 for each of o_proj's inputs, `attention_width` of them in all blocks.
+    Scores and weighted values take `tokens`^2 for each number that attention puts out, `attention_width`
+    of them in all blocks.
     """
     return tokens * linear_parameters + 2 * tokens * tokens * attention_width

@@ -42,7 +42,7 @@ class UnitSurgeon:
         readers = {family.reader.tensor: family for family in self.units.families}
         found = {}
         for layer in layers:
-            name = f"{layer.name}.weight"
+            name = layer.weight
             found[name] = dense[name]
             if name in readers:
                 task = LayerTask(layer.name, dense[name], 0.0)

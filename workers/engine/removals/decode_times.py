@@ -71,7 +71,7 @@ def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> Latenc
     Every shape is timed in turn with the full one, so that a slow moment of the machine is not one shape's.
     `resident`: two such models fit in memory.
     """
-    blocks = range(min(_BLOCKS, model.architecture.blocks))
+    blocks, layout = range(min(_BLOCKS, model.architecture.blocks)), model.architecture.layout
     cut = families(model.architecture, model.source.config, model.source.tensors)[: 2 * len(blocks)]
     kinds = {family.kind: family.units for family in cut}  # all blocks are alike
     wanted = {kind: sorted({max(1, round(level * units)) for level in LEVELS}) for kind, units in kinds.items()}
@@ -79,13 +79,13 @@ def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> Latenc
     def probes(outcome: Outcome) -> list[Probe]:
         return [_decode_probe(_of_one_value(model, outcome), at_most)]
 
-    full = partial(probes, Outcome(blocks, cut, {(f.block, f.kind): f.units for f in cut}))
+    full = partial(probes, Outcome(layout, blocks, cut, {(f.block, f.kind): f.units for f in cut}))
 
     def against_full(outcome: Outcome) -> Comparison:
         ((_, found),) = in_turn(full, partial(probes, outcome), resident=resident)
         return found
 
-    outside = against_full(Outcome([]))
+    outside = against_full(Outcome(layout, []))
     full_s, outside_s = outside.dense, min(outside.pruned, outside.dense)
     block_s = (full_s - outside_s) / len(blocks)
     table: dict[str, Sequence[tuple[int, float]]] = {}
@@ -93,7 +93,9 @@ def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> Latenc
         seconds = []
         for units in counts[:-1]:
             widths: Widths = {(f.block, f.kind): units if f.kind == kind else f.units for f in cut}
-            seconds.append((full_s * against_full(Outcome(blocks, cut, widths)).ratio - outside_s) / len(blocks))
+            seconds.append(
+                (full_s * against_full(Outcome(layout, blocks, cut, widths)).ratio - outside_s) / len(blocks)
+            )
         # More units never take less time, but for noise.
         rising = np.maximum.accumulate([min(max(0.0, found_s), block_s) for found_s in seconds]).tolist()
         table[kind] = list(zip(counts, [*rising, block_s], strict=True))

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workers.engine.architectures.built import PER_LAYER_LISTS, head_dim, key_heads, obeyed, value
-from workers.engine.architectures.coupled import hidden_axis
 from workers.engine.architectures.entries import check_result
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.architectures.per_layer import MODELING, PER_LAYER, modeling_class
 from workers.engine.errors import UnsupportedModel
 
 if TYPE_CHECKING:
-    from workers.engine.architectures.architecture import Family
+    from workers.engine.architectures.architecture import Family, Layout
     from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.removals.widths import Widths
 
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
 class Outcome:
     """Structure of the result."""
 
+    layout: Layout
+    """Of the dense model."""
     blocks: Sequence[int]
     """Decoder blocks that stay, by their index in the dense model, ascending."""
     families: Sequence[Family] = ()
@@ -51,11 +51,11 @@ class Outcome:
 
     def tensor_shapes(self, tensors: Mapping[str, TensorFacts]) -> dict[str, tuple[int, ...]]:
         """Tensor name in the dense model -> its shape in the result; what is dropped is left out."""
-        kept = {f"{BLOCKS}.{block}." for block in self.blocks}
+        kept = set(self.blocks)
         left = {
             name: list(facts.shape)
             for name, facts in tensors.items()
-            if not name.startswith(f"{BLOCKS}.") or name[: name.index(".", len(BLOCKS) + 1) + 1] in kept
+            if (found := self.layout.split(name)) is None or found[0] in kept
         }
         if self.widths is not None:
             for family in self.families:
@@ -65,7 +65,7 @@ class Outcome:
                         left[member.tensor][member.axis] = unit * self.widths[family.block, family.kind]
         if self.hidden is not None:
             for name, shape in left.items():
-                if (axis := hidden_axis(name)) is not None:
+                if (axis := self.layout.hidden_axis(name)) is not None:
                     shape[axis] = self.hidden[0]
         return {name: tuple(shape) for name, shape in left.items()}
 
@@ -104,7 +104,7 @@ def config_after(
     if outcome.cut and config["model_type"] == "llama" and changed["hidden_size"] % changed["num_attention_heads"]:
         changed |= _as_mistral(changed, field)
     if outcome.cut and outcome.uniform and tensors is not None:
-        check_result(changed, outcome.tensor_shapes(tensors), field)
+        check_result(outcome.layout, changed, outcome.tensor_shapes(tensors), field)
     if not outcome.uniform:
         changed |= _per_layer(changed, outcome)
     return changed

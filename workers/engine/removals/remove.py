@@ -35,22 +35,24 @@ def remove(
 
     Raises NumericalFailure, and InvalidSpec or UnsupportedModel where the structure is not to be had.
     """
-    blocks = range(model.architecture.blocks)
+    blocks, layout = range(model.architecture.blocks), model.architecture.layout
     if spec.removes == "layer":
         kept = [block for block in blocks if not allocation.sparsity[model.architecture.block(block)[0].name]]
-        return Outcome(kept), rewrite(spec, model, kept, lambda tensors: tensors, checkpoint=checkpoint, events=events)
+        return Outcome(layout, kept), rewrite(
+            spec, model, kept, lambda tensors: tensors, checkpoint=checkpoint, events=events
+        )
     if spec.removes == "hidden":
         assert units is not None  # they are scored
         dimensions, of = kept_dimensions(spec, units), model.architecture.hidden_size
-        outcome = Outcome(blocks, hidden=(len(dimensions), of))
-        change = without_dimensions(spec, dimensions, of)
+        outcome = Outcome(layout, blocks, hidden=(len(dimensions), of))
+        change = without_dimensions(spec, model.architecture.layout, dimensions, of)
         return outcome, rewrite(spec, model, blocks, change, checkpoint=checkpoint, events=events)
     if spec.removes == "unit":
         assert units is not None  # they are scored
         surgeon = unit_surgeon(spec, model, units, allocation.sparsity)
-        outcome = Outcome(blocks, units.families, surgeon.widths)
+        outcome = Outcome(layout, blocks, units.families, surgeon.widths)
         config_after(model.source.config, outcome)  # refuses what no config can say, before the work
         return outcome, prune(spec, model, calibration, surgeon, checkpoint=checkpoint, clock=clock, events=events)
     weights = WeightSurgeon(spec, allocation.sparsity, clock)
     resumed = prune(spec, model, calibration, weights, checkpoint=checkpoint, clock=clock, events=events)
-    return Outcome(blocks), resumed
+    return Outcome(layout, blocks), resumed

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workers.engine.architectures.coupled import hidden_axis
-from workers.engine.architectures.llama import BLOCKS
-from workers.engine.model.loaded import outside_tensors, tensors_of
+from workers.engine.model.loaded import block_tensors, outside_tensors
 from workers.engine.registry import method_of
 from workers.engine.removals.stored import as_stored
 
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from workers.engine.architectures.architecture import Layout
     from workers.engine.contracts.facts import Units
     from workers.engine.events import Events
     from workers.engine.model.loaded import LoadedModel
@@ -41,7 +40,7 @@ def kept_dimensions(spec: CompressionSpec, units: Units) -> list[int]:
     return kept
 
 
-def without_dimensions(spec: CompressionSpec, kept: Sequence[int], of: int) -> Change:
+def without_dimensions(spec: CompressionSpec, layout: Layout, kept: Sequence[int], of: int) -> Change:
     """Cuts all but the `kept` of `of` hidden dimensions out of tensors, and raises the gains of their norms.
 
     K of D dimensions have sqrt(D / K) times the root mean square that D with zeros in the others have; the config's
@@ -51,12 +50,11 @@ def without_dimensions(spec: CompressionSpec, kept: Sequence[int], of: int) -> C
     gain = math.sqrt(of / len(kept))
 
     def cut(name: str, tensor: Tensor) -> Tensor:
-        axis = hidden_axis(name)
+        axis = layout.hidden_axis(name)
         if axis is None:
             return tensor
         left = tensor.index_select(axis, index.to(tensor.device))
-        is_norm = tensor.dim() == 1 and name.endswith("norm.weight")
-        if not is_norm:
+        if not layout.is_hidden_norm(name):
             return left
         raised = left.float() * gain
         return raised if spec.package.dtype != "source" else raised.to(left.dtype)
@@ -76,13 +74,13 @@ def rewrite(
     """Write the blocks that stay into the checkpoint. Returns how many were found done. Raises NumericalFailure."""
     if not checkpoint.outside().exists():
         checkpoint.save_outside(as_stored(spec, change(outside_tensors(model))))
-    start = checkpoint.finished_blocks()
+    start, layout = checkpoint.finished_blocks(), model.architecture.layout
     if start:
         events.resume(start)
     for index in range(start, len(kept)):
-        old, new = f"{BLOCKS}.{kept[index]}.", f"{BLOCKS}.{index}."
-        tensors = change(tensors_of(model, old.rstrip(".")))
-        checkpoint.save_block(index, as_stored(spec, {name.replace(old, new, 1): t for name, t in tensors.items()}))
+        tensors = change(block_tensors(model, kept[index]))
+        renumbered = {layout.in_block(name, index): tensor for name, tensor in tensors.items()}
+        checkpoint.save_block(index, as_stored(spec, renumbered))
         events.checkpoint(index)
         events.progress(index + 1, len(kept), "block")
     return start

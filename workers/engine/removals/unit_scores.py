@@ -16,7 +16,6 @@ from torch.nn.functional import cosine_similarity
 
 from workers.engine.architectures.architecture import Family
 from workers.engine.architectures.coupled import families, hidden_families
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.contracts.facts import DenseUnits, LinearStats, Units
 from workers.engine.contracts.params import Stat, UnitScoreParams
 from workers.engine.errors import NumericalFailure
@@ -25,7 +24,7 @@ from workers.engine.maths.unit_slices import unit_rows
 from workers.engine.model.activations import activations_of
 from workers.engine.model.dense_statistics import dense_statistics
 from workers.engine.model.gradients import gradients
-from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.model.loaded import block_tensors, filled_block
 from workers.engine.model.provenance import environment
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.registry import method_of
@@ -94,11 +93,9 @@ def _sums_over_weights(
     stats = dense_statistics(spec, model, calibration, cache, checkpoint, events, needs=spec.unit_needs)
     scores: list[dict[str, list[float]]] = [{} for _ in range(model.architecture.blocks)]
     for block in range(model.architecture.blocks):
-        tensors = tensors_of(model, f"{BLOCKS}.{block}")
+        tensors = block_tensors(model, block)
         by_weight = {
-            f"{layer.name}.weight": score(
-                spec, layer, tensors[f"{layer.name}.weight"], stats.get(f"{block}/{layer.stream}", LinearStats())
-            )
+            layer.weight: score(spec, layer, tensors[layer.weight], stats.get(f"{block}/{layer.stream}", LinearStats()))
             for layer in model.architecture.block(block)
         }
         for family in found:
@@ -163,7 +160,7 @@ def _facts(
 
     def facts(block: int, **known: object) -> DenseUnits:
         of_block = [family for family in found if family.block == block]
-        tensors = tensors_of(model, f"{BLOCKS}.{block}")
+        tensors = block_tensors(model, block)
         for name, tensor in tensors.items():
             if not finite(tensor):
                 raise NumericalFailure(f"{name}: its weights are infinite or NaN", "check the dense model")
@@ -207,7 +204,7 @@ def _changes(model: LoadedModel, calibration: Calibration, checkpoint: Checkpoin
         for block in range(model.architecture.blocks):
             into = activations.hidden(files.enter_context(checkpoint.scratch_file()))
             total = 0.0
-            with filled(model, f"{BLOCKS}.{block}", tensors_of(model, f"{BLOCKS}.{block}")) as module:
+            with filled_block(model, block) as module:
                 for batch in activations.batches:
                     input_BTD = hidden.read(batch).to(model.device)
                     output_BTD = activations.run(block, module, input_BTD)
@@ -226,7 +223,7 @@ def _losses_without(
     blocks = model.architecture.blocks
 
     def tensors(block: int) -> Mapping[str, Tensor]:
-        return tensors_of(model, f"{BLOCKS}.{block}")
+        return block_tensors(model, block)
 
     with closing(StreamedLoss(model, calibration, checkpoint, keep_path=True)) as streamed:
         streamed.nll(range(blocks), tensors)

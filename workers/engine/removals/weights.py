@@ -36,7 +36,7 @@ class WeightSurgeon:
         spec, pruner = self.spec, method_of("prune", self.spec.prune)
         tasks = []
         for layer in layers:
-            weight_OI = dense[f"{layer.name}.weight"]
+            weight_OI = dense[layer.weight]
             with self.clock.measure("score") if spec.score else nullcontext():
                 score_OI = score(spec, layer, weight_OI, stats) if spec.score else None
             tasks.append(LayerTask(layer.name, weight_OI, self.sparsity[layer.name], score_OI))
@@ -50,8 +50,8 @@ class WeightSurgeon:
                     for task, weight_OI in zip(tasks, pruned, strict=True)
                 ]
         return {
-            f"{task.name}.weight": as_shipped(spec, task, weight_OI)
-            for task, weight_OI in zip(tasks, pruned, strict=True)
+            layer.weight: as_shipped(spec, task, weight_OI)
+            for layer, task, weight_OI in zip(layers, tasks, pruned, strict=True)
         }
 
     def close_up(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

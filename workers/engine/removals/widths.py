@@ -37,6 +37,7 @@ def kept_units(
     kept: dict[tuple[int, str], int] = {(family.block, family.kind): family.units for family in found}
     wanted: dict[int, float] = {}
     blocks: dict[int, _Block] = {}
+    by_weight = {layer.weight: sparsity[layer.name] for layer in layers}
     last = max(family.block for family in found) - params.protect_last
     for block in range(params.protect_first, last + 1):
         heads, channels = (family for family in found if family.block == block)
@@ -45,7 +46,7 @@ def kept_units(
     budgets = _within(wanted, blocks, params, allocate)
     for block, bounded in blocks.items():
         if budgets[block]:
-            attention = sparsity[bounded.heads.reader.tensor.removesuffix(".weight")]
+            attention = by_weight[bounded.heads.reader.tensor]
             share = attention * budgets[block] / wanted[block] if wanted[block] else budgets[block] / bounded.total
             kept[block, "head"], kept[block, "channel"] = bounded.kept(budgets[block], share)
     return kept

@@ -83,21 +83,22 @@ def sparsity_figure(layers: Sequence[LayerReport]) -> str:
 
 
 def widths_figure(layers: Sequence[LayerReport]) -> str:
-    """Inputs of o_proj and of down_proj over blocks, as they were and as they are; empty where no layer was cut."""
+    """Inputs of the layers that read heads and channels over blocks, as they were and as they are; empty where no layer
+    was cut."""
     if all(math.prod(layer.shape) == layer.parameters for layer in layers):
         return ""
-    panels = {"self_attn.o_proj": "attention: inputs of o_proj", "mlp.down_proj": "MLP: inputs of down_proj"}
+    panels = {"head": "attention", "channel": "MLP"}
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 3.0), layout="constrained")
         axes = figure.subplots(1, len(panels))
-        for axis, (projection, title) in zip(axes, panels.items(), strict=True):
-            members = [layer for layer in layers if layer.name.endswith(projection)]
+        for axis, (kind, part) in zip(axes, panels.items(), strict=True):
+            members = [layer for layer in layers if layer.reads == kind]
             hidden = max(layer.shape[0] for layer in members)  # outputs stay, but for blocks that were dropped
             blocks = [layer.block for layer in members]
             dense = [layer.parameters // hidden for layer in members]
             axis.bar(blocks, dense, width=0.8, color=DENSE, label="dense")
             axis.bar(blocks, [layer.shape[1] for layer in members], width=0.6, color=PRUNED, label="pruned")
-            axis.set_title(title)
+            axis.set_title(f"{part}: inputs of {members[0].name.rpartition('.')[2]}")
             axis.grid(axis="y")
             axis.xaxis.get_major_locator().set_params(integer=True)
         figure.supxlabel("decoder block", fontsize=10)

@@ -31,7 +31,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
 from workers.engine.architectures import built, kinds
-from workers.engine.architectures.llama import EMBEDDING, HEAD
+from workers.engine.architectures.recognise import layout_of
 from workers.engine.errors import (
     BadRequest,
     DatasetNotFound,
@@ -55,6 +55,7 @@ from workers.engine.files.safetensors_bytes import (
 )
 
 if TYPE_CHECKING:
+    from workers.engine.architectures.architecture import Layout
     from workers.engine.contracts.refs import DataRef, ModelRef
 
 WEIGHTS = "model.safetensors"
@@ -111,13 +112,18 @@ class ModelSource:
         return f"sha256:{digest.hexdigest()}"
 
     @cached_property
+    def layout(self) -> Layout:
+        """How its tensors are named. Raises UnsupportedModel."""
+        return layout_of(self.config, self.tensors)
+
+    @cached_property
     def shares_head(self) -> bool:
         """Whether the output head is the embedding: the config ties them, and no head of other values is stored.
 
         transformers leaves a stored head that differs as it is, whatever the config says. A hub model that is not
         downloaded is taken at its config's word.
         """
-        head, embedding = f"{HEAD}.weight", f"{EMBEDDING}.weight"
+        head, embedding = self.layout.head_weight, self.layout.embedding_weight
         if not built.ties_head(self.config):
             return False
         if self.path is None or head not in self.tensors or embedding not in self.files or head not in self.files:
@@ -129,7 +135,9 @@ class ModelSource:
     def parameters(self) -> int:
         """All parameters; a stored output head that is the embedding once more is not counted twice."""
         return sum(
-            f.parameters for name, f in self.tensors.items() if not (self.shares_head and name == f"{HEAD}.weight")
+            facts.parameters
+            for name, facts in self.tensors.items()
+            if not (self.shares_head and name == self.layout.head_weight)
         )
 
 

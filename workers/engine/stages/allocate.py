@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.contracts.facts import Allocation, AllocationFacts, DenseBlock, LinearStats
 from workers.engine.contracts.params import HiddenPruneParams, Stat, UnitPruneParams
 from workers.engine.contracts.texts import Wanted
@@ -20,7 +19,7 @@ from workers.engine.maths.selection import finite
 from workers.engine.model.calibration import Calibration
 from workers.engine.model.curvature import curvature
 from workers.engine.model.dense_statistics import dense_statistics
-from workers.engine.model.loaded import tensors_of
+from workers.engine.model.loaded import block_tensors
 from workers.engine.model.memory import memory_budget
 from workers.engine.model.provenance import environment
 from workers.engine.model.trial_losses import Trials
@@ -169,10 +168,10 @@ def _metrics(
             traces = curvature(model, calibration, seed=spec.seed, checkpoint=checkpoint, events=events)
         for block in range(model.architecture.blocks):
             layers = model.architecture.block(block)
-            tensors = tensors_of(model, f"{BLOCKS}.{block}")
+            tensors = block_tensors(model, block)
             dense = DenseBlock(
                 layers,
-                {layer.name: tensors[f"{layer.name}.weight"] for layer in layers},
+                {layer.name: tensors[layer.weight] for layer in layers},
                 {layer.stream: stats.get(f"{block}/{layer.stream}", LinearStats()) for layer in layers},
                 {layer.name: traces[layer.name] for layer in layers if traces},
             )

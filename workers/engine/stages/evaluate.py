@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.contracts.evaluation import EvaluationData
 from workers.engine.contracts.facts import Measurement, Probe
 from workers.engine.errors import NumericalFailure, SequenceTooLong
 from workers.engine.maths.standard_errors import SURE, compared
 from workers.engine.model.calibration import Calibration
-from workers.engine.model.loaded import LoadedModel, load_model, load_result, result_of, tensors_of
+from workers.engine.model.loaded import LoadedModel, block_tensors, load_model, load_result, result_of
 from workers.engine.model.memory import memory_budget
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.model.turns import in_turn
@@ -100,7 +99,7 @@ class EvaluatedModel:
             text = Calibration(windows_NT, self.pointer)
             blocks = range(self.loaded.architecture.blocks)
             with closing(StreamedLoss(self.loaded, text, self.checkpoint, keep_path=False)) as streamed:
-                return streamed.nll(blocks, lambda block: tensors_of(self.loaded, f"{BLOCKS}.{block}"))
+                return streamed.nll(blocks, lambda block: block_tensors(self.loaded, block))
         return torch.cat([nll(self.whole, ids_BT.to(self.device)) for ids_BT in windows_NT.split(batch_size)])
 
     def check_fits(self, tokens: int, parameter: str) -> None:

@@ -16,13 +16,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from workers.engine.architectures.llama import BLOCKS
 from workers.engine.checks.promises import check_zeros
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.model.activations import activations_of
 from workers.engine.model.input_statistics import collect, staged
-from workers.engine.model.loaded import LoadedModel, filled, outside_tensors, read_tensor, slices_of, tensors_of
+from workers.engine.model.loaded import LoadedModel, block_tensors, filled, outside_tensors, read_tensor, slices_of
 from workers.engine.removals.stored import as_stored
 from workers.engine.report import LayerReport
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from workers.engine.architectures.architecture import LinearFacts
+    from workers.engine.architectures.architecture import Kind, LinearFacts
     from workers.engine.contracts.facts import Allocation
     from workers.engine.events import Events
     from workers.engine.model.activations import Activations, Hidden
@@ -67,24 +66,29 @@ def layer_reports(
 
     Raises PromiseBroken where that is not what the allocation asked for.
     """
-    reports, slices = [], slices_of(folder)
+    reports, slices, layout = [], slices_of(folder), model.architecture.layout
     for index, block in enumerate(outcome.blocks):
-        for layer in model.architecture.block(block):
-            renamed = layer.name.replace(f"{BLOCKS}.{block}.", f"{BLOCKS}.{index}.", 1)
-            piece = slices[f"{renamed}.weight"]
+        for layer, projection in model.architecture.projections(block):
+            piece = slices[layout.in_block(layer.weight, index)]
             weight_OI = read_tensor(piece)
             zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
             check_zeros(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
-            reports.append(_layer_report(layer, allocation, piece.facts.shape, zeros))
+            reports.append(_layer_report(layer, projection.reads, allocation, piece.facts.shape, zeros))
     for block in sorted({*range(model.architecture.blocks)} - {*outcome.blocks}):
-        reports += [_layer_report(layer, allocation, (0, 0), 0) for layer in model.architecture.block(block)]
+        reports += [
+            _layer_report(layer, projection.reads, allocation, (0, 0), 0)
+            for layer, projection in model.architecture.projections(block)
+        ]
     return sorted(reports, key=lambda report: report.block)
 
 
-def _layer_report(layer: LinearFacts, allocation: Allocation, shape: Sequence[int], zeros: int) -> LayerReport:
+def _layer_report(
+    layer: LinearFacts, reads: Kind, allocation: Allocation, shape: Sequence[int], zeros: int
+) -> LayerReport:
     return LayerReport(
         name=layer.name,
         block=layer.block,
+        reads=reads,
         shape=(shape[0], shape[1]),
         parameters=layer.parameters,
         zeros=zeros,
@@ -160,7 +164,7 @@ class _Walk:
     def _read(self, block: int) -> Future[dict[str, Tensor]]:
         if block >= self.model.architecture.blocks:
             return Future()
-        return self.reader.submit(tensors_of, self.model, f"{BLOCKS}.{block}")
+        return self.reader.submit(block_tensors, self.model, block)
 
     def _next_hidden(self, activations: Activations | None, block: int) -> Hidden | None:
         """Where this block's outputs go; the last one's are of no use."""
@@ -190,13 +194,14 @@ class _Walk:
             for layers in streams.values():
                 tensors |= self.surgeon.operate(layers, dense, LinearStats())
             return as_stored(self.spec, self.surgeon.close_up(block, tensors))
-        weights = {f"{layer.name}.weight" for layers in streams.values() for layer in layers}
+        weights = {layer.weight for layers in streams.values() for layer in layers}
         stored = as_stored(self.spec, {name: tensor for name, tensor in dense.items() if name not in weights})
-        with filled(self.model, f"{BLOCKS}.{block}", dense) as module:
+        layout = self.model.architecture.layout
+        with filled(self.model, layout.block(block), dense) as module:
             for stream, stats in self._streams(activations, block, module, hidden, into):
                 pruned = as_stored(self.spec, self.surgeon.operate(streams[stream], dense, stats))
                 for name, weight_OI in pruned.items():
-                    module.get_parameter(name.removeprefix(f"{BLOCKS}.{block}.")).data.copy_(weight_OI)
+                    module.get_parameter(layout.below(name)).data.copy_(weight_OI)
                 stored |= pruned
             if into is not None and self.spec.refresh == "block":
                 with self.clock.measure("calibrate"):

@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from workers.engine.checks.tuned import TunedTraces, tuned_traces
 from workers.engine.errors import NumericalFailure
 from workers.engine.maths.selection import finite
-from workers.engine.model.loaded import bytes_of, load_model, read_tensor, slices_of
+from workers.engine.model.loaded import architecture_of, bytes_of, load_model, read_tensor, slices_of
 from workers.engine.model.memory import give_back
 from workers.engine.planning.predictions import tuned_at_once
 from workers.engine.registry import method_of
@@ -90,6 +90,7 @@ class _Run:
         self.checkpoint, self.events = checkpoint, events
         self.at_once = tuned_at_once(spec, dense.source, dense.architecture)
         self.slices = slices_of(folder)
+        self.architecture = architecture_of(folder)
         self.model: PreTrainedModel = load_model(folder, dense.device, dense.dtype)
         self.teacher: PreTrainedModel | None = None
         self.best: dict[str, Tensor] = {}
@@ -188,7 +189,7 @@ class _Run:
     def _prepared(self) -> Trainable:
         """The model, made ready by the method; what trains is float32, with the bits that are stored."""
         torch.manual_seed(self.params.seed)
-        trainable: Trainable = method_of("tune", self.params).function(self.model, self.params)
+        trainable: Trainable = method_of("tune", self.params).function(self.model, self.architecture, self.params)
         for name, parameter in trainable.parameters.items():
             if parameter.dtype != torch.float32:  # the model's own, rounded to the compute type when it was loaded
                 parameter.data = read_tensor(self.slices[name]).to(self.dense.device, torch.float32)

@@ -6,35 +6,22 @@ what they merge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from workers.engine.architectures.architecture import LinearFacts
-from workers.engine.architectures.llama import BLOCKS, STREAMS
 from workers.engine.contracts.facts import Trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engine.architectures.architecture import Architecture
 
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
+
+def linears(model: nn.Module, architecture: Architecture) -> dict[str, nn.Linear]:
     """The linear layers of the blocks, those that pruning looks at, by name in the order of the forward pass."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if name.startswith(f"{BLOCKS}.") and isinstance(module, nn.Linear)
-    }
-
-
-def facts_of(layers: Mapping[str, nn.Linear]) -> list[LinearFacts]:
-    """The layers as they are: a structured result's differ from its dense model's."""
-    found = []
-    for name, layer in layers.items():
-        block, _, projection = name.removeprefix(f"{BLOCKS}.").partition(".")
-        shape = (layer.out_features, layer.in_features)
-        found.append(LinearFacts(name, int(block), STREAMS.get(projection, projection), shape))
+    found: dict[str, nn.Linear] = {layer.name: model.get_submodule(layer.name) for layer in architecture.layers}  # type: ignore[misc]
     return found
 
 
@@ -44,9 +31,9 @@ def mask_of(weight_OI: Tensor) -> Tensor | None:
     return None if bool(kept_OI.all()) else kept_OI
 
 
-def unfrozen(model: nn.Module, trained: Callable[[str], bool]) -> Trainable:
+def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[str], bool]) -> Trainable:
     """Train the model's own parameters whose names `trained` picks; zeros of linear layers get no gradient."""
-    masks = {f"{name}.weight": mask_of(layer.weight) for name, layer in linears(model).items()}
+    masks = {layer.weight: mask_of(model.get_parameter(layer.weight)) for layer in architecture.layers}
     parameters = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained(name))

@@ -19,7 +19,6 @@ from workers.engine.removals.widths import most_units
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.architectures.architecture import Kind
     from workers.engine.contracts.facts import AllocationFacts
 
 
@@ -81,9 +80,9 @@ def allocate(facts: AllocationFacts, sparsity: float, params: RankingParams) -> 
             "raise `most`, lower the sparsity, let heads and channels go, or protect fewer blocks",
             field="/allocate/most",
         )
-    share = {(f.block, f.kind): count / f.units for f, count in zip(families, removed, strict=True)}
-    return {layer.name: share.get((layer.block, _kind(layer.name)), 0.0) for layer in facts.layers}
-
-
-def _kind(layer: str) -> Kind:
-    return "head" if ".self_attn." in layer else "channel"
+    share = {
+        member.tensor: count / family.units
+        for family, count in zip(families, removed, strict=True)
+        for member in family.members
+    }
+    return {layer.name: share.get(layer.weight, 0.0) for layer in facts.layers}

@@ -54,7 +54,8 @@ class StructuredParams(UnitPruneParams):
     )
     compensate: bool = Field(
         True,
-        description="Have o_proj and down_proj make up for their lost inputs, by least squares on calibration text.",
+        description="Have the layers that read heads and channels make up for lost inputs, by least squares on "
+        "calibration text.",
     )
     dampening: float = Field(
         0.01, gt=0, le=1, description="Added to the diagonal of the inputs' Gram matrix, as a fraction of its mean."

@@ -35,8 +35,9 @@ class TaylorParams(UnitScoreParams):
     )
     aggregate: Literal["sum", "mean", "max", "prod", "first", "last"] = Field(
         "sum",
-        description="How the matrices of a unit are combined: `first` takes q_proj or gate_proj alone, `last` o_proj "
-        "or down_proj alone; of a hidden dimension o_proj and up_proj.",
+        description="How the matrices of a unit are combined: `first` and `last` take that one alone. The first "
+        "writes queries or the gate, the last reads the heads or channels; of a hidden dimension the attention output "
+        "and the second matrix of the MLP.",
     )
 
     @property

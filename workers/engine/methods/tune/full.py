@@ -28,8 +28,8 @@ class FullParams(TuneMethodParams):
 
 
 @tuner(FullParams, paper="arXiv:1711.05101")
-def prepare(model: Module, params: FullParams) -> Trainable:
+def prepare(model: Module, architecture: Architecture, params: FullParams) -> Trainable:
     """All parameters, embeddings and norms included; a tied head trains with its embedding. Zeros stay."""
     from workers.engine.training.trainable import unfrozen
 
-    return unfrozen(model, lambda _: True)
+    return unfrozen(model, architecture, lambda _: True)

@@ -87,22 +87,24 @@ class GroupParams(TuneMethodParams):
 
 
 @tuner(GroupParams, paper="arXiv:2309.14717")
-def prepare(model: Module, params: GroupParams) -> Trainable:
+def prepare(model: Module, architecture: Architecture, params: GroupParams) -> Trainable:
     """The offsets' two factors, of every linear layer of the blocks. Zeros belong to no group and stay."""
     from workers.engine.contracts.facts import Trainable
     from workers.engine.training.groups import replaced
-    from workers.engine.training.trainable import facts_of, linears
+    from workers.engine.training.trainable import linears
 
-    found = linears(model)
-    params.check(facts_of(found))  # a structured result's widths are known only now
+    found = linears(model, architecture)
+    params.check(architecture.layers)  # a structured result's widths are known only now
     model.requires_grad_(False)
     layers = replaced(
         model, found, bits=params.bits, group_size=params.group_size, rank=params.rank, alpha=params.alpha
     )
     parameters = {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("a_RG", "b_OR")}
 
+    by_weight = {facts.weight: layers[facts.name] for facts in architecture.layers}
+
     def merged(name: str, stored: Tensor) -> Tensor:
-        layer = layers.get(name.removesuffix(".weight"))
+        layer = by_weight.get(name)
         return stored if layer is None else layer.merged(stored)
 
     return Trainable(parameters, merged)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.architectures.llama import BLOCKS, EMBEDDING, FINAL_NORM, HEAD
 from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParams
 from workers.engine.errors import InvalidSpec
 from workers.engine.registry import tuner
@@ -53,28 +52,29 @@ class LastLayersParams(TuneMethodParams):
 
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         tied = source.shares_head
-        trained = _trained(range(architecture.blocks), self, tied=tied)
+        trained = _trained(architecture, self, tied=tied)
         return sum(facts.parameters for name, facts in source.tensors.items() if name.startswith(trained))
 
 
 @tuner(LastLayersParams, paper="arXiv:2411.15558")
-def prepare(model: Module, params: LastLayersParams) -> Trainable:
+def prepare(model: Module, architecture: Architecture, params: LastLayersParams) -> Trainable:
     """Everything of the last blocks, the final norm, and the head. Zeros stay.
 
     The norm as in the paper's code; its text does not mention it.
     """
-    from workers.engine.training.trainable import facts_of, linears, unfrozen
+    from workers.engine.training.trainable import unfrozen
 
-    layers = facts_of(linears(model))
-    params.check(layers)  # a depth-pruned result has fewer blocks
-    tied = f"{HEAD}.weight" not in dict(model.named_parameters())
-    trained = _trained(sorted({layer.block for layer in layers}), params, tied=tied)
-    return unfrozen(model, lambda name: name.startswith(trained))
+    params.check(architecture.layers)  # a depth-pruned result has fewer blocks
+    tied = architecture.layout.head_weight not in dict(model.named_parameters())
+    trained = _trained(architecture, params, tied=tied)
+    return unfrozen(model, architecture, lambda name: name.startswith(trained))
 
 
-def _trained(blocks: Sequence[int], params: LastLayersParams, *, tied: bool) -> tuple[str, ...]:
+def _trained(architecture: Architecture, params: LastLayersParams, *, tied: bool) -> tuple[str, ...]:
     """How the names of what is trained begin. A tied head goes by the name of the embedding."""
-    last = tuple(f"{BLOCKS}.{block}." for block in blocks[len(blocks) - params.blocks :])
+    layout, blocks = architecture.layout, range(architecture.blocks)
+    last = tuple(f"{layout.block(block)}." for block in blocks[len(blocks) - params.blocks :])
     if not tied:
-        return (*last, FINAL_NORM, HEAD)
-    return (*last, FINAL_NORM, EMBEDDING) if params.tied_head == "joint" else (*last, FINAL_NORM)
+        return (*last, layout.final_norm, layout.head)
+    joint = params.tied_head == "joint"
+    return (*last, layout.final_norm, layout.embedding) if joint else (*last, layout.final_norm)

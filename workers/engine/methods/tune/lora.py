@@ -39,13 +39,19 @@ class LoraParams(TuneMethodParams):
 
 
 @tuner(LoraParams, paper="arXiv:2106.09685")
-def prepare(model: Module, params: LoraParams) -> Trainable:
+def prepare(model: Module, architecture: Architecture, params: LoraParams) -> Trainable:
     """The adapters' two factors. The update of a masked layer is masked."""
     from workers.engine.contracts.facts import Trainable
     from workers.engine.training.masked_lora import ADAPTER, injected
-    from workers.engine.training.trainable import linears
 
-    layers = injected(model, list(linears(model)), rank=params.rank, alpha=params.alpha, dropout=params.dropout)
+    layers = injected(
+        model,
+        [facts.name for facts in architecture.layers],
+        rank=params.rank,
+        alpha=params.alpha,
+        dropout=params.dropout,
+    )
+    by_weight = {facts.weight: layers[facts.name] for facts in architecture.layers}
     parameters = {
         f"{name}.{part}": getattr(layer, part)[ADAPTER].weight
         for name, layer in layers.items()
@@ -53,7 +59,7 @@ def prepare(model: Module, params: LoraParams) -> Trainable:
     }
 
     def merged(name: str, stored: Tensor) -> Tensor:
-        layer = layers.get(name.removesuffix(".weight"))
+        layer = by_weight.get(name)
         return stored if layer is None else stored + layer.get_delta_weight(ADAPTER).detach()
 
     return Trainable(parameters, merged)
