@@ -21,7 +21,8 @@ def known(results: Path) -> list[Row]:
 def measured(
     wanted: Sequence[tuple[Row, Any]], measure: Callable[[Any], Row], results: Path, *, only: str, processes: int
 ) -> Iterator[Row]:
-    """Each new row (key and what `measure` found) as it comes, appended to `results`.
+    """Each new row (key and what `measure` found) as it comes, appended to `results`. A cell that fails is printed, and
+    the others go on.
 
     `wanted`: (key, what `measure` takes). Cells whose key lacks the text `only`, or that are known, are left out. A
     process a cell, one thread each: what one leaves in memory is no burden to the next.
@@ -37,6 +38,9 @@ def measured(
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         runs = {pool.submit(measure, given): key for key, given in todo}
         for run in as_completed(runs):
+            if error := run.exception():
+                print(f"{runs[run]}: {type(error).__name__}: {error}", flush=True)
+                continue
             row = runs[run] | run.result()
             with results.open("a") as out:
                 out.write(json.dumps(row) + "\n")

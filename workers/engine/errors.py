@@ -18,6 +18,9 @@ the runner leaves behind, so that the supervisor can tell the classes apart even
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 
 class EngineError(Exception):
     """Base of all errors the engine raises on purpose."""
@@ -32,6 +35,10 @@ class EngineError(Exception):
         self.hint = hint
         self.field = field
         """Where in the spec the cause lies, as a JSON pointer below the spec (`/calibrate/dataset`), if anywhere."""
+
+    def __reduce__(self) -> tuple[Callable[..., EngineError], tuple[str, str]]:
+        """To another process whole."""
+        return partial(type(self), field=self.field), (self.message, self.hint)
 
 
 class BadRequest(EngineError):

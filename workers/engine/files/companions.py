@@ -12,6 +12,7 @@ from pathlib import Path
 from workers.engine.files.model_files import (
     CONFIG_BYTES,
     TOKENIZER_BYTES,
+    TOKENIZER_DIGITS,
     BadFile,
     are_token_ids,
     find,
@@ -35,7 +36,7 @@ _PATTERNS = re.compile(
     r"|[\w\-]+\.tiktoken"
     r"|(?i:licen[cs]e|notice|use_policy|copying)[\w.\-]*(?<!\.py)"
 )
-_PARSED = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.json", GENERATION)
+_PARSED = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.json")
 """Small JSON objects, checked before transformers reads them."""
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Of `generation_config.json`."""
@@ -76,7 +77,8 @@ def check_companions(folder: Path, names: Iterable[str]) -> None:
         limit = TOKENIZER_BYTES if name in _VOCABULARIES or name.endswith(".tiktoken") else CONFIG_BYTES
         if (size := path.stat().st_size) > limit:
             raise BadFile(f"{shown(name)} has {size:,} bytes, where at most {limit:,} are read")
-        found = read_json(folder, name) if name in _PARSED else {}
-        for entry in _TOKEN_IDS if name == GENERATION else ():
-            if not are_token_ids(found.get(entry)):
-                raise BadFile(f"{name}: `{entry}` is {shown(found[entry])}, not a token id")
+        if name in _PARSED:
+            read_json(folder, name, digits=TOKENIZER_DIGITS)
+        for entry, found in read_json(folder, name).items() if name == GENERATION else ():
+            if entry in _TOKEN_IDS and not are_token_ids(found):
+                raise BadFile(f"{name}: `{entry}` is {shown(found)}, not a token id")

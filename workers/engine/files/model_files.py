@@ -11,6 +11,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,8 @@ TOKENIZER_BYTES = 2**27
 _DEPTH = 64
 _DIGITS = 18
 """Of an integer: whatever has no more fits 63 bits."""
+TOKENIZER_DIGITS = 31
+"""The same in a tokenizer's files: for one that knows no limit transformers writes int(1e30) as `model_max_length`."""
 _SHOWN = 80
 
 
@@ -84,18 +87,19 @@ def read_bytes(folder: Path, name: str, limit: int) -> bytes:
         return content
 
 
-def read_json(folder: Path, name: str, limit: int = CONFIG_BYTES) -> dict[str, Any]:
+def read_json(folder: Path, name: str, limit: int = CONFIG_BYTES, digits: int = _DIGITS) -> dict[str, Any]:
     """The JSON object in `name`. Raises BadFile."""
-    return parse_json(read_bytes(folder, name, limit), name)
+    return parse_json(read_bytes(folder, name, limit), name, digits)
 
 
-def parse_json(content: bytes, name: str) -> dict[str, Any]:
-    """The JSON object that `content` is. BadFile says what is wrong with it by its `name`.
+def parse_json(content: bytes, name: str, digits: int = _DIGITS) -> dict[str, Any]:
+    """The JSON object that `content` is, its integers of at most so many digits. BadFile says what is wrong with it by
+    its `name`.
 
     NaN and Infinity pass, as some files of state-space models hold them: whoever uses a number checks it.
     """
     try:
-        value = json.loads(content.decode("utf-8"), parse_int=_integer)
+        value = json.loads(content.decode("utf-8"), parse_int=partial(_integer, most=digits))
     except RecursionError:
         raise BadFile(f"{name} is nested more than {_DEPTH} deep") from None
     except ValueError as error:
@@ -121,8 +125,8 @@ def are_token_ids(entry: Any) -> bool:
     return all(type(part) is int for part in entry) if isinstance(entry, list) else entry is None or type(entry) is int
 
 
-def _integer(digits: str) -> int:
-    if len(digits.lstrip("-")) > _DIGITS:
+def _integer(digits: str, *, most: int) -> int:
+    if len(digits.lstrip("-")) > most:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
 

@@ -26,7 +26,7 @@ from workers.engine.architectures.recognise import recognise
 from workers.engine.artifact import modeling_pruned
 from workers.engine.errors import EngineError, UnsupportedModel
 from workers.engine.files.companions import GENERATION, TOKENIZER_CONFIG
-from workers.engine.files.model_files import BadFile, find, read_json, shown
+from workers.engine.files.model_files import TOKENIZER_DIGITS, BadFile, find, read_json, shown
 from workers.engine.files.safetensors_bytes import Slice, fill, read_header
 from workers.engine.model.memory import trim
 from workers.engine.sources.resolve import INDEX, WEIGHTS, ModelSource
@@ -300,7 +300,7 @@ def tokenizer_of(source: ModelSource) -> PreTrainedTokenizerBase:
             (view / name).parent.mkdir(exist_ok=True)
             (view / name).symlink_to(found)
         if (view / TOKENIZER_CONFIG).exists():
-            settings = read_json(source.path, TOKENIZER_CONFIG)
+            settings = read_json(source.path, TOKENIZER_CONFIG, digits=TOKENIZER_DIGITS)
             (view / TOKENIZER_CONFIG).unlink()
             kept = {name: entry for name, entry in settings.items() if name not in _FILES_NAMED}
             (view / TOKENIZER_CONFIG).write_text(json.dumps(kept), encoding="utf-8")

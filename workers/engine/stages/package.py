@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from workers.engine.files.companions import TOKENIZER_CONFIG, companions, names_in
 from workers.engine.files.manifest import MANIFEST, file_entries
-from workers.engine.files.model_files import open_file, read_json
+from workers.engine.files.model_files import TOKENIZER_DIGITS, open_file, read_json
 from workers.engine.report import Manifest
 from workers.engine.reporting.model_card import render as render_card
 from workers.engine.reporting.page import render as render_page
@@ -43,7 +43,7 @@ def package(source_dir: Path, model_dir: Path, report: Report) -> Manifest:
 def _copy(source_dir: Path, model_dir: Path, name: str) -> None:
     """A companion as it is, but for an `auto_map`: the code that it names is not passed on."""
     (model_dir / name).parent.mkdir(exist_ok=True)
-    if name == TOKENIZER_CONFIG and "auto_map" in (settings := read_json(source_dir, name)):
+    if name == TOKENIZER_CONFIG and "auto_map" in (settings := read_json(source_dir, name, digits=TOKENIZER_DIGITS)):
         del settings["auto_map"]
         (model_dir / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return
