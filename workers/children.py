@@ -50,7 +50,7 @@ class Spawned:
         return self._process.pid
 
     def poll(self) -> int | None:
-        return self._process.poll()
+        return exit_code(self._process)
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -61,6 +61,19 @@ class Spawned:
         code = self._process.wait()
         os.close(self.events)
         return code
+
+
+def exit_code(process: subprocess.Popen[bytes]) -> int | None:
+    """As Popen.poll, but what has ended stays a zombie, and its number its own."""
+    if process.returncode is not None or not hasattr(os, "waitid"):  # macOS has none before Python 3.13
+        return process.poll()
+    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return None if ended is None else code_of(ended)
+
+
+def code_of(ended: os.waitid_result) -> int:
+    """Exit code of a process that has ended, negative for a signal."""
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def start(command: Sequence[str], events: int, log: IO[bytes] | int) -> subprocess.Popen[bytes]:

@@ -20,7 +20,7 @@ from typing import IO
 
 import structlog
 
-from workers.children import Child, Spawned, runner_command, start
+from workers.children import Child, Spawned, exit_code, runner_command, start
 from workers.warm_parent import MESSAGE_BYTES
 
 log = structlog.get_logger(__name__)
@@ -106,7 +106,7 @@ class Forked:
 
     def poll(self) -> int | None:
         if self._plain is not None:
-            return self._plain.poll()
+            return exit_code(self._plain)
         while self._code is None:
             try:
                 data = self._warm.channel.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)

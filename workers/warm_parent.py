@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from workers import runner
+from workers.children import code_of
 
 PRELOADED = (
     "workers.engine.pipeline",
@@ -92,8 +93,7 @@ def _attend(channel: socket.socket, pid: int) -> bool:
     if open_still:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         assert ended is not None
-        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-        open_still = _send(channel, {"returncode": code}) and _receive(channel)[0] is not None
+        open_still = _send(channel, {"returncode": code_of(ended)}) and _receive(channel)[0] is not None
     if not open_still:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from app.db import Database
 from app.failure import Failure
-from app.jobs import service
+from app.jobs import repository, service
+from app.jobs.models import Job
 from app.keys import service as keys
 from app.services import Services
 from workers.engine.report import FileEntry, GateResult, Report, Verdict
@@ -112,14 +114,14 @@ class Api:
     # -- the worker's part ---------------------------------------------------------------------------------------------
 
     def claim(self) -> service.Claim:
-        end = time.monotonic() + 5
-        while True:  # a claim passes over a row that the relay is just marking as announced
-            with self.database.write() as session:
-                held = service.claim(session, worker="w1", queues=["any"], ttl_s=60)
-            if held is not None:
-                return held
-            assert time.monotonic() < end, "nothing is queued"
-            time.sleep(0.01)
+        """The first in the queue. A claim passes over rows that the relay is marking as announced, and would take a job
+        from further back: so their locks are waited for."""
+        with self.database.write() as session:
+            queued = session.scalars(select(Job.id).where(Job.status == "queued")).all()
+            repository.lock_in_order(session, queued)
+            held = service.claim(session, worker="w1", queues=["any"], ttl_s=60)
+        assert held is not None, "nothing is queued"
+        return held
 
     def record(self, held: service.Claim, *events: tuple[str, dict[str, Any]]) -> None:
         progress = {"stage": "prune", "done": 1, "total": 8, "unit": "block", "rate": 2.0, "eta_s": 3.5}

@@ -52,7 +52,10 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_cancel_ends_a_polite_child_at_once(tmp_path: Path) -> None:
-    polite = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n" + EVENT % 1 + "time.sleep(60)"
+    # Waits for the signal itself. A handler in Python runs between two instructions: of a signal that comes after the
+    # last of them and before a sleep begins, it hears when the sleep is over.
+    block, wait = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n", "signal.sigwait([signal.SIGTERM])\n"
+    polite = block + EVENT % 1 + wait + "sys.exit(75)"
     began = time.monotonic()
     end, _ = run(tmp_path, polite, {1: Order.CANCEL}, grace_s=30)
     assert (end.order, end.returncode) == (Order.CANCEL, 75)
@@ -63,6 +66,17 @@ def test_a_deaf_child_is_killed_after_the_grace(tmp_path: Path) -> None:
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + EVENT % 1 + "time.sleep(60)"
     end, _ = run(tmp_path, deaf, {1: Order.CANCEL}, grace_s=0.2)
     assert (end.order, end.returncode) == (Order.CANCEL, -signal.SIGKILL)
+
+
+def test_a_child_that_has_ended_keeps_its_number_until_the_end(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("ab") as log:
+        child = Spawned([sys.executable, "-c", "import sys; sys.exit(7)"], log)
+    while child.poll() is None:
+        time.sleep(0.02)
+    assert child.poll() == 7
+    assert Path(f"/proc/{child.pid}/stat").read_text().split()[2] == "Z"
+    assert child.end() == 7
+    assert not Path(f"/proc/{child.pid}").exists()
 
 
 def test_grandchildren_die_with_the_group(tmp_path: Path) -> None:
