@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from app.files import write_once
 from app.ids import new_id
 from app.jobs import repository
 from app.storage import MARKER, AlreadyStored, ArtifactStore, StorageError
+from app.text import legible
 
 log = structlog.get_logger(__name__)
 
@@ -73,10 +75,10 @@ def check(database: Database, store: ArtifactStore) -> str:
         )
     if found != mine:
         raise Refused(
-            f"The artifact store {store.url} belongs to deployment {found}, this database to {mine}. Correct "
+            f"The artifact store {store.url} {_belongs_to(found)}, this database to {mine}. Correct "
             "ESPALIER_ARTIFACTS_URL or ESPALIER_DATABASE_URL, or give this deployment a store or prefix of its own. If "
-            f"the other one is gone for good, `espalier adopt-store --from {found}` takes the store over; no file is "
-            "deleted by that."
+            f"the other one is gone for good, `espalier adopt-store --from {shlex.quote(found)}` takes the store over; "
+            "no file is deleted by that."
         )
     if not marked:
         _note_marked(database)
@@ -132,10 +134,11 @@ def _end_if_refused(task: asyncio.Task[str]) -> None:
 def check_work_dir(work_dir: Path, deployment_id: str) -> None:
     """Give the folder the id if it has none. Raises Refused if it has another."""
     marker = work_dir / MARKER
-    found = write_once(marker, deployment_id).strip()
+    write_once(marker, deployment_id)
+    found = legible(marker.read_bytes())
     if found != deployment_id:
         raise Refused(
-            f"The work folder {work_dir} belongs to deployment {found}, this database to {deployment_id}: set "
+            f"The work folder {work_dir} {_belongs_to(found)}, this database to {deployment_id}: set "
             f"ESPALIER_WORK_DIR to a folder of its own. If no other deployment uses this one, delete {marker}."
         )
 
@@ -149,16 +152,22 @@ def adopt(database: Database, store: ArtifactStore, work_dir: Path, *, taken_fro
     found = store.deployment()
     if found is not None and found != mine and found != taken_from:
         raise Refused(
-            f"The artifact store {store.url} belongs to deployment {found}. Is that one gone for good, and this the "
-            f"store you mean? Then run `espalier adopt-store --from {found}`."
+            f"The artifact store {store.url} {_belongs_to(found)}. Is that one gone for good, and this the "
+            f"store you mean? Then run `espalier adopt-store --from {shlex.quote(found)}`."
         )
     if found != mine:
         store.mark(mine, replace=True)
     marker = work_dir / MARKER
-    if taken_from is not None and marker.exists() and marker.read_text().strip() == taken_from:
+    if taken_from is not None and marker.exists() and legible(marker.read_bytes()) == taken_from:
         marker.unlink()
     _note_marked(database)
     return mine
+
+
+def _belongs_to(found: str) -> str:
+    if found.isidentifier():
+        return f"belongs to deployment {found}"
+    return f"belongs to nobody who can be named ({MARKER} holds {shlex.quote(found)}, no deployment's id)"
 
 
 def _of_database(database: Database) -> tuple[str, bool]:

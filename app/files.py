@@ -25,4 +25,4 @@ def write_once(path: Path, text: str, *, mode: int = 0o644) -> str:
             fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
-    return path.read_text()
+    return path.read_text(errors="backslashreplace")

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
+from app.text import legible
+
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
@@ -76,7 +78,7 @@ class ArtifactStore:
     def deployment(self) -> str | None:
         """The id of the deployment that the store belongs to; None while it carries none."""
         try:
-            return self.read(MARKER).decode().strip()
+            return legible(self.read(MARKER))
         except FileNotFoundError:
             return None
 

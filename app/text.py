@@ -32,6 +32,11 @@ def readable(value: Any) -> Any:
     return value
 
 
+def legible(data: bytes) -> str:
+    """What should be a short name in ASCII, stripped; what is not is escaped, on one line, and cut."""
+    return data[:200].strip().decode("latin-1").encode("unicode_escape").decode()
+
+
 def json_text(value: Any) -> str:
     """The value as JSON that both databases store and every parser reads."""
     return json.dumps(readable(value), allow_nan=False)

@@ -306,6 +306,11 @@ def test_the_containers_start_commands_that_exist() -> None:
     assert {s["build"]["target"] for s in COMPOSE["services"].values() if "build" in s} <= targets
 
 
+def test_a_worker_is_not_process_1_of_its_container() -> None:
+    for name in ("worker", "worker-gpu"):
+        assert COMPOSE["services"][name]["init"] is True
+
+
 def test_the_containers_set_variables_that_exist() -> None:
     known = {f"ESPALIER_{name.upper()}" for name in Settings.model_fields}
     used = set(re.findall(r"\bESPALIER_[A-Z_]+\b", DOCKERFILE + (ROOT / "docker-compose.yml").read_text()))

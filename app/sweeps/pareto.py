@@ -25,6 +25,8 @@ DECIDING = ("score", "allocate", "prune", "refine", "tune")
 class Value:
     pruned: float
     stderr: float | None
+    exact: bool
+    """Not sampled. One window of a text has no standard error either, and is not exact."""
     dense: float | None
     unit: str
     higher_is_better: bool | None
@@ -97,11 +99,18 @@ def pareto(
 def _values(report: Measured) -> dict[str, Value]:
     found = {
         metric["name"]: Value(
-            metric["pruned"], metric["pruned_stderr"], metric["dense"], metric["unit"], metric["higher_is_better"]
+            pruned=metric["pruned"],
+            stderr=metric["pruned_stderr"],
+            exact=metric["pruned_stderr"] is None and metric.get("interval_over") is None,
+            dense=metric["dense"],
+            unit=metric["unit"],
+            higher_is_better=metric["higher_is_better"],
         )
         for metric in report.metrics
     }
-    return found | {SPARSITY: Value(report.sparsity, None, None, "fraction", True)}
+    return found | {
+        SPARSITY: Value(report.sparsity, None, exact=True, dense=None, unit="fraction", higher_is_better=True)
+    }
 
 
 def _methods(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -119,7 +128,7 @@ def _default_cost(
     directed = [name for name in common if _direction(measured, name) is not None]
     others = [name for name in directed if name != quality] or directed
     differing = [name for name in others if len({found[name].pruned for found in measured.values()}) > 1]
-    exact = [name for name in differing if all(found[name].stderr is None for found in measured.values())]
+    exact = [name for name in differing if all(found[name].exact for found in measured.values())]
     return next(iter([*exact, *differing, *others]), None)
 
 
@@ -132,7 +141,7 @@ def _axis(measured: Mapping[int, Mapping[str, Value]], name: str | None, *, othe
     if name is None or known is None:
         return None
     higher = otherwise if known.higher_is_better is None else known.higher_is_better
-    exact = all(found[name].stderr is None for found in measured.values() if name in found)
+    exact = all(found[name].exact for found in measured.values() if name in found)
     return Axis(
         metric=name,
         unit=known.unit,

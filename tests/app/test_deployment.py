@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import threading
 from pathlib import Path
@@ -98,6 +100,21 @@ def test_a_strangers_store_is_refused_with_both_ids(database: Database, store: A
         deployment.check(database, store)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"\x1b[31m" + b"x" * 10_000, "dép".encode()])
+def test_a_damaged_marker_is_refused_and_can_be_adopted(
+    content: bytes, database: Database, store: ArtifactStore, tmp_path: Path
+) -> None:
+    store.put_bytes(MARKER, content)
+    with pytest.raises(Refused, match="no deployment's id") as refused:
+        deployment.check(database, store)
+    assert len(str(refused.value)) < 1500
+    assert str(refused.value).isprintable()
+    (said,) = re.findall(r"`espalier adopt-store --from (.*)`", str(refused.value))
+    (taken_from,) = shlex.split(said)
+    mine = deployment.adopt(database, store, tmp_path / "work", taken_from=taken_from)
+    assert store.deployment() == deployment.check(database, store) == mine
+
+
 def test_an_established_database_with_another_empty_store_is_refused(
     database: Database, store: ArtifactStore, tmp_path: Path
 ) -> None:
@@ -127,6 +144,11 @@ class TestWorkFolder:
         deployment.check_work_dir(tmp_path / "work", "dep_1")
         with pytest.raises(Refused, match="ESPALIER_WORK_DIR"):
             deployment.check_work_dir(tmp_path / "work", "dep_2")
+
+    def test_a_damaged_marker_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / MARKER).write_bytes(b"\xff\xfe")
+        with pytest.raises(Refused, match="no deployment's id"):
+            deployment.check_work_dir(tmp_path, "dep_1")
 
 
 class TestAdoption:

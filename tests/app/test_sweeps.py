@@ -376,6 +376,19 @@ class TestPareto:
         assert (found["quality"]["tolerance"], found["cost"]["tolerance"]) == (0, 0.005)
         assert (found["quality"]["dense"], found["cost"]["dense"]) == (1.0, None)
 
+    def test_one_window_is_no_exact_count(self) -> None:
+        """It has no standard error, and that says nothing of how far off it is."""
+        reports = {}
+        for n, (loss, size) in enumerate(((10.0, 1000), (9.99, 1002))):
+            found = [metric(f"perplexity/{text}", loss).model_copy(update={"interval_over": "text"}) for text in "ab"]
+            reports[n] = Measured([m.model_dump() for m in [*found, metric("size", size)]], 0.5, SPEC)
+        children = [ChildRow(n, {}, None, f"job_{n}", "succeeded", None, None, None, 1) for n in range(2)]
+        chosen = compare("swp", children, reports, None, None)
+        assert chosen.quality is not None
+        assert chosen.cost is not None
+        assert (chosen.quality.metric, chosen.quality.tolerance) == ("perplexity/a", 0)
+        assert (chosen.cost.metric, chosen.cost.tolerance) == ("size", 0.005)
+
     def test_of_what_the_children_measured(self, api: Api) -> None:
         sweep = submit(api, {**GRID, "grid": {SPARSITY: [0.1, 0.2, 0.3, 0.4]}})
         speed = [metric("speed/decode", 100 + n, True, stderr=5.0) for n in range(3)]

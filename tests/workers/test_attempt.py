@@ -235,6 +235,15 @@ class TestBugs:
         assert "Traceback (most recent call last)" in worker.log(attempt)
         assert "nobody thought of" in worker.log(attempt)
 
+    def test_are_told_at_bounded_length(self, worker: Worker) -> None:
+        def engine(folder: Path, on_tick: OnTick) -> Exit:
+            raise ValueError("x" * 10**6)
+
+        worker.attempt(engine)
+        assert worker.job.error is not None
+        assert len(worker.job.error["message"]) < 2100
+        assert worker.job.error["message"].endswith("x… (998,012 characters more)")
+
     def test_in_what_the_engine_says_too(self, worker: Worker) -> None:
         """A line of progress with a field missing."""
 

@@ -8,7 +8,7 @@ model's folder itself: it is given a config, tensors and a tokenizer's files tha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,12 +114,7 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     weights = {name: read_tensor(piece).to(device, dtype) for name, piece in pieces.items()}
     missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
-    if missing:
-        raise UnsupportedModel(
-            f"{model_dir.name}: {len(missing)} weights of the architecture are not in its files, first {min(missing)}",
-            "use a complete checkpoint whose config.json describes its weights",
-            field="/model/id",
-        )
+    _refuse_incomplete(model_dir, missing, "use a complete checkpoint whose config.json describes its weights")
     model.generation_config = generation_settings(model_dir, model_dir.name) or model.generation_config
     return model.eval().requires_grad_(True)
 
@@ -136,13 +131,17 @@ def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pr
     model, loading = kind.from_pretrained(
         model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
     )
-    if missing := sorted(loading["missing_keys"]):
+    _refuse_incomplete(model_dir, loading["missing_keys"], "report this: what was written is not whole")
+    return model.to(device).eval()
+
+
+def _refuse_incomplete(model_dir: Path, missing: Collection[str], remedy: str) -> None:
+    if missing:
         raise UnsupportedModel(
-            f"{model_dir.name}: {len(missing)} weights of the architecture are not in its files, first {missing[0]}",
-            "report this: what was written is not whole",
+            f"{model_dir.name}: {len(missing)} weights of the architecture are not in its files, first {min(missing)}",
+            remedy,
             field="/model/id",
         )
-    return model.to(device).eval()
 
 
 def generation_settings(folder: Path, model_id: str) -> GenerationConfig | None:
