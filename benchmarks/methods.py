@@ -1,9 +1,9 @@
 """Every pruner with every allocator on the shipped model: held-out perplexity and processor time, for docs/methods.md.
 
-    python -m benchmarks.methods [--targets "70 %"] [--pruners wanda sparsegpt] [--allocators …]      or: make methods
+    python -m benchmarks.methods [--only '"pruner": "wanda"'] [--processes 2]      or: make methods
 
 Results are kept in docs/methods.jsonl as they come: an interrupted run goes on where it was, and what is there is not
-measured again. Without choices everything is measured, which takes hours on two cores. Lower is better.
+measured again. All of it takes hours on two cores. Lower is better.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import os
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import known, measured
 from workers.engine.contracts.params import Stat
 from workers.engine.registry import methods
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]
-DOC = ROOT / "docs/methods.md"
+DOC, RESULTS = ROOT / "docs/methods.md", ROOT / "docs/methods.jsonl"
+CACHE = ROOT / ".espalier/methods-cache"
+WINDOWS = 16
+"""Of calibration, LENGTH tokens each."""
 LENGTH = 512
 HELD_OUT = {"method": "perplexity", "dataset": "heldout.jsonl", "sequence_length": LENGTH, "per_document": 8}
 """The first eight windows of each of five books. A result of another text is measured again: `text` is in its key."""
@@ -67,33 +69,29 @@ def pruners() -> dict[str, dict[str, Any]]:
     return found
 
 
-def runs(windows: int) -> Iterator[dict[str, Any]]:
+def runs() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """(key, spec) of every cell."""
     for target, kept in TARGETS.items():
         for name, parts in pruners().items():
             for allocator in ALLOCATORS:
                 several = allocator in DRAWING and name in SEEDED[0] and target in SEEDED[1]
                 for seed in SEEDS if several else SEEDS[:1]:
-                    key = {"target": target, "pruner": name, "allocator": allocator, "windows": windows, "seed": seed}
-                    yield {
-                        "key": key | {"text": TEXT},
-                        "spec": {
+                    key = {"target": target, "pruner": name, "allocator": allocator, "windows": WINDOWS, "seed": seed}
+                    yield (
+                        key | {"text": TEXT},
+                        {
                             "model": {"id": "bookworm-7m"},
-                            "calibrate": {"dataset": "calibration.txt", "samples": windows, "sequence_length": LENGTH},
+                            "calibrate": {"dataset": "calibration.txt", "samples": WINDOWS, "sequence_length": LENGTH},
                             "allocate": {"method": allocator},
                             **parts,
                             "prune": parts["prune"] | kept,
                             "evaluate": [HELD_OUT],
                             "seed": seed,
                         },
-                    }
+                    )
 
 
-def is_of(run: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Whether a result is this run's. Those of before have no seed, and were the first."""
-    return bool(run["key"].items() <= ({"seed": 0} | result).items())
-
-
-def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
+def measure(parts: dict[str, Any]) -> dict[str, Any]:
     """Prune once and read the held-out text once."""
     import torch
 
@@ -104,21 +102,21 @@ def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
     from workers.engine.store.checkpoint import Checkpoint
 
     torch.set_num_threads(1)  # one run a core
-    spec = CompressionSpec.model_validate(run["spec"])
+    spec = CompressionSpec.model_validate(parts)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Checkpoint(Path(folder) / "checkpoint")
-        dense = Path(cache) / f"{TEXT}.json"
+        dense = CACHE / f"{TEXT}.json"
         if dense.exists():  # the same model on the same text, every time
             checkpoint.save_json(DENSE_MEASUREMENTS, json.loads(dense.read_text()))
         sources = Sources(ROOT / "examples/models", ROOT / "examples/data")
-        report = compress(spec, Path(folder), sources, Silent(), checkpoint.directory, Path(cache))
+        report = compress(spec, Path(folder), sources, Silent(), checkpoint.directory, CACHE)
         if not dense.exists():
             kept = dense.with_suffix(f".{os.getpid()}")
             kept.write_text(json.dumps(checkpoint.load_json(DENSE_MEASUREMENTS)))
             kept.replace(dense)
     cpu_s = {stage.stage: stage.cpu_s or 0.0 for stage in report.stages}
     metric = report.metrics[0]
-    return run["key"] | {
+    return {
         "perplexity": metric.pruned,
         "dense": metric.dense,
         "sparsity": report.sparsity,
@@ -129,65 +127,40 @@ def measure(run: dict[str, Any], cache: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=16, help=f"calibration windows of {LENGTH} tokens")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs/methods.jsonl", help="results so far")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--pruners", nargs="+", choices=pruners(), default=list(pruners()))
-    parser.add_argument("--allocators", nargs="+", choices=ALLOCATORS, default=ALLOCATORS)
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument("--only", default="", help="cells whose key holds this text")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="cells at a time, one thread each")
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    known = [json.loads(line) for line in _lines(arguments.results)]
-    wanted = [
-        run
-        for run in runs(arguments.windows)
-        if run["key"]["target"] in arguments.targets
-        and run["key"]["pruner"] in arguments.pruners
-        and run["key"]["allocator"] in arguments.allocators
-    ]
-    todo = [run for run in wanted if not any(is_of(run, result) for result in known)]
-    print(f"{len(wanted)} runs, {len(todo)} to do")
-    started = time.monotonic()
-    cache = ROOT / ".espalier/methods-cache"
-    cache.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(arguments.processes) as pool, arguments.results.open("a") as out:
-        for number, result in enumerate(pool.map(measure, todo, [str(cache)] * len(todo)), start=1):
-            out.write(json.dumps(result) + "\n")
-            out.flush()
-            known.append(result)
-            left = (time.monotonic() - started) / number * (len(todo) - number)
-            print(f"{number}/{len(todo)}, {left / 60:.0f} min left: {result}", flush=True)
-    every = list(runs(arguments.windows))
-    write([result for result in known if any(is_of(run, result) for run in every)], arguments.windows)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    cells = list(runs())
+    for row in measured(cells, measure, RESULTS, only=arguments.only, processes=arguments.processes):
+        print(row, flush=True)
+    if found := [row for row in known(RESULTS) if any(key.items() <= row.items() for key, _ in cells)]:
+        write(found)
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def write(results: list[dict[str, Any]], windows: int) -> None:
+def write(results: list[dict[str, Any]]) -> None:
     """Put the tables between the markers of docs/methods.md."""
     text = DOC.read_text()
     begin, end = "<!-- table: make methods -->\n", "<!-- /table -->"
     head, rest = text.split(begin, 1)
     _, tail = rest.split(end, 1)
-    DOC.write_text(head + begin + tables(results, windows) + end + tail)
+    DOC.write_text(head + begin + tables(results) + end + tail)
 
 
-def tables(results: list[dict[str, Any]], windows: int) -> str:
+def tables(results: list[dict[str, Any]]) -> str:
     import torch
 
-    measured: dict[tuple[str, str, str], list[float]] = {}
+    of_key: dict[tuple[str, str, str], list[float]] = {}
     for r in results:
-        measured.setdefault((r["target"], r["pruner"], r["allocator"]), []).append(r["perplexity"])
-    by_key = {key: statistics.mean(found) for key, found in measured.items()}
+        of_key.setdefault((r["target"], r["pruner"], r["allocator"]), []).append(r["perplexity"])
+    by_key = {key: statistics.mean(found) for key, found in of_key.items()}
     lines = [
-        f"bookworm-7m, {windows} x {LENGTH} calibration tokens, eight windows of each of five held-out books,",
+        f"bookworm-7m, {WINDOWS} x {LENGTH} calibration tokens, eight windows of each of five held-out books,",
         f"torch {torch.__version__}, {platform.machine()} CPU, one thread a run.",
         f"Dense perplexity {results[0]['dense']:.2f}. Bold: best of a row;",
         "underlined: best of a table; a dot: not run yet.\n",
     ]
-    for (target, pruner, allocator), found in measured.items():
+    for (target, pruner, allocator), found in of_key.items():
         if len(found) > 1:
             lines.append(
                 f"- {pruner}, `{allocator}`, {target}: mean of {len(found)} seeds, {min(found):.2f} to {max(found):.2f}"
@@ -216,7 +189,10 @@ def tables(results: list[dict[str, Any]], windows: int) -> str:
     lines += ["\n| allocator | allocate, first time | again, with what was measured kept |", "|---|---:|---:|"]
     for allocator in ALLOCATORS:
         if of := [r["allocate_s"] for r in results if r["allocator"] == allocator]:
-            lines.append(f"| `{allocator}` | {max(of):.1f} | {min(of):.1f} |")
+            first = (
+                f"{max(of):.1f}" if allocator not in DRAWING or max(of) > 1 else "·"
+            )  # its probes were there already
+            lines.append(f"| `{allocator}` | {first} | {min(of):.1f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,6 @@
 """Smaller shapes on the shipped model, before and after tuning: perplexity, parameters, speed, for docs/methods.md.
 
-    python -m benchmarks.structured [--sparsities 0.35] [--measured none lora]      or: make methods
+    python -m benchmarks.structured [--only '"measured": "lora"'] [--processes 2]      or: make methods
 
 Results are kept in docs/structured.jsonl as they come, as those of `benchmarks.methods` are.
 """
@@ -8,7 +8,6 @@ Results are kept in docs/structured.jsonl as they come, as those of `benchmarks.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -17,10 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from workers.engine.events import Silent
-from workers.engine.pipeline import compress
-from workers.engine.sources.resolve import Sources
-from workers.engine.spec import CompressionSpec
+from benchmarks.cells import known, measured
 
 ROOT = Path(__file__).parents[1]
 DOC, RESULTS = ROOT / "docs/methods.md", ROOT / "docs/structured.jsonl"
@@ -37,6 +33,7 @@ TUNES: dict[str, dict[str, Any] | None] = {
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.jsonl", "sequence_length": 512, "per_document": 8}
 """The first eight windows of each of five books. A result of another text is measured again: `text` is in its key."""
 BOOKS = "heldout.jsonl, 8 of each"
+CACHE = ROOT / ".espalier/methods-cache"
 SPEED = {"method": "generation_speed", "prompt_tokens": 64, "new_tokens": 64}
 SHAPED_AS = {name: name for name in ("saap, ranking", "wanda, hidden", "block_influence")}
 """Rows whose shapes, and so speed, are their own; all others have taylor's. Measured last: the machine must be idle."""
@@ -83,8 +80,16 @@ def runs() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
             yield {"sparsity": sparsity, "row": name, "measured": "speed"}, spec
 
 
-def measure(parts: dict[str, Any], cache: Path) -> dict[str, Any]:
+def measure(parts: dict[str, Any]) -> dict[str, Any]:
     """Remove, tune and measure once."""
+    import torch
+
+    from workers.engine.events import Silent
+    from workers.engine.pipeline import compress
+    from workers.engine.sources.resolve import Sources
+    from workers.engine.spec import CompressionSpec
+
+    torch.set_num_threads(1)
     spec = CompressionSpec.model_validate(
         {
             "model": {"id": "bookworm-7m"},
@@ -94,34 +99,24 @@ def measure(parts: dict[str, Any], cache: Path) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         sources = Sources(ROOT / "examples/models", ROOT / "examples/data")
-        report = compress(spec, Path(folder), sources, Silent(), Path(folder) / "checkpoint", cache)
+        report = compress(spec, Path(folder), sources, Silent(), Path(folder) / "checkpoint", CACHE)
     found = {metric.name: {"dense": metric.dense, "pruned": metric.pruned} for metric in report.metrics}
     return {"removed": report.sparsity, "parameters": report.parameters_after, **found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sparsities", nargs="+", type=float, choices=SPARSITIES, default=list(SPARSITIES))
-    parser.add_argument("--rows", nargs="+", choices=rows(), default=list(rows()))
-    parser.add_argument("--measured", nargs="+", choices=[*TUNES, "speed"], default=[*TUNES, "speed"])
+    parser.add_argument("--only", default="", help="cells whose key holds this text")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="cells at a time, one thread each")
     arguments = parser.parse_args()
-    known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    wanted = [
-        (key, parts)
-        for key, parts in runs()
-        if key["sparsity"] in arguments.sparsities
-        and key["row"] in arguments.rows
-        and key["measured"] in arguments.measured
-    ]
-    todo = [(key, parts) for key, parts in wanted if not any(key.items() <= found.items() for found in known)]
-    cache = ROOT / ".espalier/methods-cache"
-    with RESULTS.open("a") as out:
-        for number, (key, parts) in enumerate(todo, start=1):
-            known.append(key | measure(parts, cache))
-            out.write(json.dumps(known[-1]) + "\n")
-            out.flush()
-            print(f"{number}/{len(todo)}: {known[-1]}", flush=True)
-    write(known)
+    cells = list(runs())
+    timed = [cell for cell in cells if cell[0]["measured"] == "speed"]
+    others = [cell for cell in cells if cell not in timed]
+    for wanted, processes in ((others, arguments.processes), (timed, 1)):  # what is timed has the machine to itself
+        for row in measured(wanted, measure, RESULTS, only=arguments.only, processes=processes):
+            print(row, flush=True)
+    if any(PPL in row for row in known(RESULTS)):
+        write(known(RESULTS))
 
 
 def write(results: list[dict[str, Any]]) -> None:
@@ -140,7 +135,7 @@ def table(results: list[dict[str, Any]]) -> str:
     dense = next(r[PPL]["dense"] for r in results if PPL in r)
     lines = [
         "bookworm-7m, 16 x 512 calibration tokens, 8 windows of each of five books, decoding 64 tokens after 64;",
-        f"torch {torch.__version__}, {platform.machine()} CPU, {os.environ.get('OMP_NUM_THREADS', 'all')} threads.",
+        f"torch {torch.__version__}, {platform.machine()} CPU, one thread.",
         f"Dense perplexity {dense:.2f}. Tuned: 200 steps of 4 x 128 tokens. A dot: not run yet.\n",
         "| asked | removed | score | parameters | decode | before | "
         + " | ".join(f"`{t}`" for t in list(TUNES)[1:])

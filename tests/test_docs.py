@@ -224,7 +224,7 @@ def test_the_tables_of_methods_are_those_of_the_measurements() -> None:
         [json.loads(line) for line in (ROOT / f"docs/{name}.jsonl").read_text().splitlines()]
         for name in ("methods", "structured")
     )
-    tables = [methods_benchmark.tables(methods_rows, 16)]
+    tables = [methods_benchmark.tables(methods_rows)]
     if any(structured_benchmark.PPL in row for row in structured_rows):  # measured on the text of today's command
         tables.append(structured_benchmark.table(structured_rows))
     for table in tables:
