@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import html
 import json
+import random
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +34,7 @@ from workers.engine.reporting.page import render as render_page
 from workers.engine.sources.resolve import Sources
 from workers.engine.sources.texts import stream
 from workers.engine.sources.texts.documents import Document
+from workers.engine.sources.texts.rows import parquet_rows
 from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.load import load
 
@@ -313,6 +316,72 @@ def test_damaged_files_are_told(
     (sources.data_dir / name).write_bytes(content)
     with pytest.raises(InvalidSpec, match=message):
         load_tokens(DataRef(dataset=name), bookworm, sources, "/calibrate")
+
+
+def test_columns_that_cannot_be_read_are_told(bookworm: PreTrainedTokenizerBase, sources: Sources) -> None:
+    raw = pyarrow.array([b"\xff\xfe"])
+    no_text = pyarrow.StringArray.from_buffers(1, *raw.buffers()[1:])
+    late = pyarrow.array([2**62], pyarrow.timestamp("s"))
+    tables = {
+        "utf-8": pyarrow.table({"text": no_text}),
+        "several columns 'text'": pyarrow.Table.from_arrays([no_text, no_text], names=["text", "text"]),
+        "overflow": pyarrow.table({"text": late}),
+        "has no text in a column 'text'; its columns are when, raw, raw": pyarrow.Table.from_arrays(
+            [late, no_text, pyarrow.array(["x"])], names=["when", "raw", "raw"]
+        ),
+        "days=": pyarrow.table({"text": pyarrow.array([2**30], pyarrow.date32())}),
+    }
+    for words, table in tables.items():
+        parquet.write_table(table, sources.data_dir / "a.parquet")
+        assert words in refused("a.parquet", bookworm, sources).message
+
+
+def test_bits_turned_in_a_parquet_file_are_told(bookworm: PreTrainedTokenizerBase, sources: Sources) -> None:
+    table = pyarrow.table({"text": pyarrow.array(["a text", "another", "a text"]).dictionary_encode()})
+    path, rng = sources.data_dir / "a.parquet", random.Random(0)
+    parquet.write_table(table, path)
+    sound = path.read_bytes()
+    for _ in range(600):
+        turned = bytearray(sound)
+        for _ in range(rng.choice([1, 2, 5])):
+            turned[rng.randrange(len(turned))] ^= 1 << rng.randrange(8)
+        path.write_bytes(turned)
+        with contextlib.suppress(InvalidSpec):
+            list(parquet_rows(path, ("text",), "/calibrate/dataset"))
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": ["user"], "content": "Who?"},
+        {"role": {"a": 1}, "content": "Who?"},
+        {"from": 5, "value": "Who?"},
+        {"role": "user", "content": 5},
+        {"role": "user", "content": {"text": "Who?"}},
+        {"role": "user", "content": [{"type": "image"}]},
+        {"role": "user", "content": [["Who?"]]},
+    ],
+)
+def test_turns_that_are_no_text_are_told(
+    turn: dict[str, Any], chatty: PreTrainedTokenizerBase, sources: Sources
+) -> None:
+    (sources.data_dir / "a.jsonl").write_text(json.dumps({"messages": [turn]}))
+    assert "something else than text" in refused("a.jsonl", chatty, sources, text_field="messages").message
+
+
+def test_a_file_that_cannot_be_opened_is_told(
+    bookworm: PreTrainedTokenizerBase, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another user's: root reads those too."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("a.txt", "a.jsonl.gz"):
+        (sources.data_dir / name).touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    for name in ("a.txt", "a.jsonl.gz"):
+        assert refused(name, bookworm, sources).message == f"{name} cannot be read: Permission denied"
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------------

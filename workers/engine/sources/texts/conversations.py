@@ -51,10 +51,12 @@ def _message(turn: Mapping[str, Any], where: str, field: str) -> dict[str, Any]:
         role, content = known.pop("role", ""), known.pop("content", "")
     else:
         role, content = known.pop("from", ""), known.pop("value", "")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise InvalidSpec(
-                f"{where} has a turn of something else than text", "leave the row out, or keep its texts", field=field
-            )
-        content = "".join(part["text"] for part in content)
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        content = [part.get("text") for part in content]
+    texts = content if isinstance(content, list) else [content]
+    if not all(isinstance(text, str) for text in (role, *texts)):
+        raise InvalidSpec(
+            f"{where} has a turn of something else than text", "leave the row out, or keep its texts", field=field
+        )
+    content = "".join(texts)
     return {**known, "role": ROLES.get(role, role), "content": content}

@@ -80,11 +80,18 @@ def _chunks(path: Path, field: str) -> Iterator[bytes]:
 
 @contextmanager
 def opened(path: Path, field: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed as they are read. Raises InvalidSpec for what is not so compressed."""
+    """The bytes of a file, decompressed as they are read. Raises InvalidSpec for what is not so compressed, and where
+    the file cannot be opened."""
     import pyarrow
 
     name = COMPRESSIONS.get(path.suffix)
-    with path.open("rb") as raw:
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise InvalidSpec(
+            f"{path.name} cannot be read: {error.strerror}", "let the worker's user read the file", field=field
+        ) from error
+    with raw:
         if name is None:
             yield raw
             return

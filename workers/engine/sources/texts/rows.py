@@ -32,12 +32,16 @@ def jsonl_rows(path: Path, field: str) -> Iterator[Row]:
 
 def parquet_rows(path: Path, columns: tuple[str, ...], field: str) -> Iterator[Row]:
     """Of `columns` only, and of all where none is named or one of them is not there. Raises InvalidSpec for what is
-    damaged."""
+    damaged, and for values of `columns` that cannot be read."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         schema = parquet.read_schema(path)
+        if twice := next((name for name in columns if schema.names.count(name) > 1), None):
+            raise InvalidSpec(
+                f"{path.name} has several columns {twice!r}", "give each column a name of its own", field=field
+            )
         wanted = list(columns) if columns and set(columns) <= set(schema.names) else None
         # Texts that the file holds once are not repeated in memory. pre_buffer would hold a whole row group.
         types = pyarrow.types
@@ -58,12 +62,22 @@ def parquet_rows(path: Path, columns: tuple[str, ...], field: str) -> Iterator[R
                 for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
                     for index in range(batch.num_rows):
                         number += 1
-                        row = {name: batch[name][index].as_py() for name in batch.schema.names}
-                        yield f"{path.name} row {number}", row
-    except (pyarrow.ArrowInvalid, OSError) as error:
+                        values = [_value(column[index], wanted is not None) for column in batch.columns]
+                        yield f"{path.name} row {number}", dict(zip(batch.schema.names, values, strict=True))
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InvalidSpec(
             f"{path.name} is not a parquet file that can be read: {error}", "write the file again", field=field
         ) from error
+
+
+def _value(scalar: Any, needed: bool) -> Any:
+    """As Python has it; None for what it cannot hold (a date past its years, text that is not UTF-8), unless needed."""
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, LookupError, NotImplementedError):
+        if needed:
+            raise
+        return None
 
 
 def hub_rows(ref: DataRef, field: str) -> Iterator[Row]:
