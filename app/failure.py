@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MESSAGE_CHARACTERS = 2000
-"""An error may quote a model's or a library's text of any length."""
+LONGEST = 2000
+"""Characters: an error may quote a model's, a table's or a library's text of any length."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Failure:
     """JSON pointer into the spec, where the cause lies there."""
 
     def __post_init__(self) -> None:
-        more = len(self.message) - MESSAGE_CHARACTERS
-        if more > 0:
-            cut = f"{self.message[:MESSAGE_CHARACTERS]}… ({more:,} characters more)"
-            object.__setattr__(self, "message", cut)
+        for name in ("message", "hint"):
+            text = getattr(self, name)
+            if (more := len(text) - LONGEST) > 0:
+                object.__setattr__(self, name, f"{text[:LONGEST]}… ({more:,} characters more)")
 
     def as_json(self, attempt: int) -> dict[str, Any]:
         return {**asdict(self), "attempt": attempt}

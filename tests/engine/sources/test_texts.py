@@ -558,3 +558,14 @@ def test_rows_shorter_than_windows_are_documents_only_by_name(
     assert documents_of(128) is None
     assert len(set(documents_of(128, document_field="book"))) > 1
     assert len(set(documents_of(16))) > 1, "windows shorter than rows are each of one"
+
+
+def test_a_data_directory_that_cannot_be_looked_into_is_told(
+    bookworm: PreTrainedTokenizerBase, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    error = refused("a.txt", bookworm, sources)
+    assert (error.code, error.field) == ("dataset_not_found", "/calibrate/dataset")

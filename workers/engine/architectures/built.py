@@ -104,7 +104,7 @@ def expected(layout: Layout, config: Mapping[str, Any]) -> Tensors:
     assert row is not None  # `check_config` saw to it
     tensors = dict(row["tensors"])
     for switch, changes in row["switches"].items():
-        if value(config, switch) != row["fields"][switch][1]:
+        if bool(value(config, switch)) != bool(row["fields"][switch][1]):  # null is false
             tensors |= changes
     heads, keys, width = config["num_attention_heads"], key_heads(config), head_dim(config)
     sizes = {

@@ -36,6 +36,8 @@ _MAY_BE_NULL = {"default": {*_ABOVE_0, *_LISTS} - {"rope_theta"}, "yarn": {"fact
 """By kind: what it does without."""
 _PARTIAL = {"stablelm": 0.25}
 """Families of which a part of each head is rotated and the rest goes by, and how much by default."""
+_NUMBERS = ("layer_norm_eps", "logit_scale")
+"""What transformers takes null for, and cannot compute with."""
 _LARGEST = 2**31
 
 
@@ -97,11 +99,13 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     yield from _wrong_rope(config)
     for name in ("hidden_act", "hidden_activation"):
         if name in row["fields"] and name in config and config[name] not in table()["activations"]:
-            yield f"`{name}` is {shown(json.dumps(config[name]))}, which transformers does not know"
+            yield f"`{name}` is {shown(json.dumps(config[name]))}, which transformers does not know or gives weights"
     for name in ("dtype", "torch_dtype"):
         if config.get(name) is not None and config[name] not in DTYPES:
             yield f"`{name}` is {shown(json.dumps(config[name]))}, not one of {', '.join(DTYPES)}"
     for name, entry in config.items():
+        if name in _NUMBERS and entry is None:
+            yield f"`{name}` is null"
         if name == "lambda_std_dev" and not _number(entry, lambda x: x >= 0):
             yield f"`{name}` is {shown(json.dumps(entry))}, not a number from 0"
         if name == "attention_dropout" and config["model_type"] == "diffllama" and entry != 0:
@@ -110,7 +114,7 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
         if of_unit and entry is not None and not _number(entry, lambda x: 0 <= x <= 1):
             yield f"`{shown(name)}` is {shown(json.dumps(entry))}, not between 0 and 1"
     for switch, changes in row["switches"].items():
-        if changes is None and value(config, switch) != row["fields"][switch][1]:
+        if changes is None and bool(value(config, switch)) != bool(row["fields"][switch][1]):
             yield f"`{switch}` is {json.dumps(value(config, switch))}, a variant that is not supported"
 
 

@@ -199,11 +199,14 @@ def resolve_dataset(ref: DataRef, sources: Sources, field: str) -> Path | None:
             "name a text file in the data directory, with its suffix",
             field=field,
         )
-    # Names are checked in the spec; this also refuses a link that leads out of the folder.
-    if not path.is_file() or path.resolve().parent != sources.data_dir.resolve():
+    try:  # names are checked in the spec; this also refuses a link that leads out of the folder
+        found = path.is_file() and path.resolve().parent == sources.data_dir.resolve()
+    except OSError:
+        found = False
+    if not found:
         raise DatasetNotFound(
             f"there is no file {ref.dataset} in the data directory",
-            "put it there, or check the spelling",
+            "put it there, or check the spelling, and that the service may read the folder",
             field=field,
         )
     return path
