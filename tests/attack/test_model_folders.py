@@ -27,10 +27,11 @@ from app.main import create_app
 from app.settings import Settings
 from tests.helpers.api import make_key
 from tests.helpers.small_models import EXAMPLES, SIZES
-from workers.engine.errors import EngineError, UnsupportedModel
+from workers.engine.errors import DatasetTooShort, EngineError, InvalidSpec, UnsupportedModel
 from workers.engine.methods.evaluate.continuations import greedy
 from workers.engine.methods.evaluate.harness import known_tokens_only
 from workers.engine.model.loaded import load_model
+from workers.engine.model.windows import consecutive_windows, load_tokens, wanted_of
 from workers.engine.sources.resolve import INDEX, Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.calibrate import refuse_unknown_tokens
@@ -352,6 +353,7 @@ MISFITS: dict[str, tuple[Break, str]] = {
     "context-huge": (config(max_position_embeddings=10**17), "`max_position_embeddings` is"),
     "context-text": (config(max_position_embeddings="long"), "max_position_embeddings"),
     "activation": (config(hidden_act="os.system"), "transformers does not know"),
+    "activation-with-weights": (config(hidden_act="prelu"), "which transformers does not know or gives weights"),
     "activation-list": (config(hidden_act=["silu"]), "not of type str"),
     "epsilon-infinite": (raw("config.json", '{"model_type": "llama", "rms_norm_eps": 1e999}'), ""),
     "number-infinite": (config(anything=float("inf")), "not finite"),
@@ -578,6 +580,44 @@ def test_tokens_beyond_the_embedding_are_refused_before_work(
     spec = CompressionSpec.model_validate(spec_of("beyond", evaluate=[evaluation]))
     with pytest.raises(UnsupportedModel, match=words):
         refuse_unknown_tokens(spec, load(spec, bench.sources), bench.sources)
+
+
+WORDS = tokenizer(
+    {"type": "WordLevel", "vocab": {word: n for n, word in enumerate(["A", "few", "words", "."])}, "unk_token": "?"},
+    pre_tokenizer={"type": "Whitespace"},
+    added_tokens=[],
+)
+"""It has no word for what it does not know."""
+SILENT = tokenizer({"type": "BPE", "vocab": {"A": 0, "f": 1}, "merges": []}, added_tokens=[])
+"""Of most texts it makes nothing."""
+
+
+def read_all(spec: CompressionSpec, sources: Sources) -> None:
+    """As the worker does before it works."""
+    model = load(spec, sources)
+    refuse_unknown_tokens(spec, model, sources)
+    for field, ref in spec.texts().items():
+        tokens = load_tokens(ref, model.tokenizer, sources, field, wanted_of(ref))
+        consecutive_windows(tokens, 16, count=None, field=field)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "evaluation", "error", "words"),
+    [
+        (WORDS, {"method": "continuations", "prompts": ["A house."]}, UnsupportedModel, "tokenizer fails on a text"),
+        (WORDS, TEXT, UnsupportedModel, "tokenizer fails on a text"),
+        (SILENT, {"method": "continuations", "prompts": ["a house"]}, InvalidSpec, "no token of the prompt 'a house'"),
+        (SILENT, TEXT, DatasetTooShort, "words.txt"),
+    ],
+)
+def test_texts_that_a_tokenizer_cannot_read_are_told(
+    spoil: Break, evaluation: dict[str, Any], error: type[EngineError], words: str, bench: Bench
+) -> None:
+    spoil(bench.folder("speechless"))
+    (bench.sources.data_dir / "words.txt").write_text("Some more here. " * 50)
+    spec = CompressionSpec.model_validate(spec_of("speechless", evaluate=[evaluation]))
+    with pytest.raises(error, match=words):
+        read_all(spec, bench.sources)
 
 
 def test_tokens_beyond_the_embedding_in_a_task_are_the_models_fault(bench: Bench) -> None:

@@ -321,12 +321,12 @@ def test_damaged_files_are_told(
 def test_columns_that_cannot_be_read_are_told(bookworm: PreTrainedTokenizerBase, sources: Sources) -> None:
     raw = pyarrow.array([b"\xff\xfe"])
     no_text = pyarrow.StringArray.from_buffers(1, *raw.buffers()[1:])
-    late = pyarrow.array([2**62], pyarrow.timestamp("s"))
+    late = pyarrow.array([2**62], pyarrow.timestamp("us"))
     tables = {
         "utf-8": pyarrow.table({"text": no_text}),
         "several columns 'text'": pyarrow.Table.from_arrays([no_text, no_text], names=["text", "text"]),
-        "overflow": pyarrow.table({"text": late}),
-        "has no text in a column 'text'; its columns are when, raw, raw": pyarrow.Table.from_arrays(
+        "date value out of range": pyarrow.table({"text": late}),
+        "has no text in a column 'text'; its columns are when, raw": pyarrow.Table.from_arrays(
             [late, no_text, pyarrow.array(["x"])], names=["when", "raw", "raw"]
         ),
         "days=": pyarrow.table({"text": pyarrow.array([2**30], pyarrow.date32())}),

@@ -18,6 +18,7 @@ from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
 from workers.engine.report import TextReport
 from workers.engine.sources.texts.documents import Tally, documents
 from workers.engine.sources.texts.stream import Piece, pieces
+from workers.engine.sources.texts.token_ids import token_ids
 from workers.engine.spec import Calibrate
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def opening_ids(
     if bos == "never":
         return ()
     if bos == "auto":
-        bare, text = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        bare, text = (token_ids(tokenizer, "a", special=special) for special in (False, True))
         ahead = next((n for n in range(len(text) - len(bare) + 1) if text[n : n + len(bare)] == bare), 0)
         return tuple(text[:ahead])
     if tokenizer.bos_token_id is None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.engine.contracts.params import Stat
-from workers.engine.errors import DegenerateCalibration
+from workers.engine.errors import DegenerateCalibration, InvalidSpec
 from workers.engine.model.calibration import Calibration
 from workers.engine.model.windows import load_tokens, opening_ids, random_windows, refuse_unknown, wanted_of
+from workers.engine.sources.texts.token_ids import token_ids
 
 if TYPE_CHECKING:
     from workers.engine.model.loaded import LoadedModel
@@ -21,22 +22,28 @@ FEWEST_TOKENS = 16
 
 
 def refuse_unknown_tokens(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> None:
-    """Read every text and prompt of the spec, where the tokenizer has more tokens than the model, before any work is
-    done on it.
+    """Read the prompts of the spec and, where the tokenizer has more tokens than the model, every text, before any work
+    is done on them.
 
-    Raises UnsupportedModel, and what reading data raises.
+    Raises UnsupportedModel, InvalidSpec for a prompt of no tokens, and what reading data raises.
     """
     vocabulary, tokenizer = model.architecture.vocabulary, model.tokenizer
     opening_T = torch.tensor(opening_ids(tokenizer, "auto", ""), dtype=torch.int64)  # need not be in the vocabulary
     refuse_unknown(opening_T, vocabulary, tokenizer, "that the tokenizer puts before a text")
+    for index, params in enumerate(spec.evaluate):
+        for prompt in getattr(params, "prompts", ()):
+            ids_T = torch.tensor(token_ids(tokenizer, prompt), dtype=torch.int64)
+            refuse_unknown(ids_T, vocabulary, tokenizer, "of a prompt")
+            if not len(ids_T) + len(opening_T):
+                raise InvalidSpec(
+                    f"the model's tokenizer makes no token of the prompt {prompt[:40]!r}",
+                    "give a prompt of words",
+                    field=f"/evaluate/{index}/prompts",
+                )
     if max(tokenizer.get_vocab().values(), default=0) < vocabulary:
         return
     for field, ref in spec.texts().items():
         load_tokens(ref, tokenizer, sources, field, wanted_of(ref), vocabulary=vocabulary)
-    for params in spec.evaluate:
-        for prompt in getattr(params, "prompts", ()):
-            ids_T = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.int64)
-            refuse_unknown(ids_T, vocabulary, tokenizer, "of a prompt")
 
 
 def calibration(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> Calibration | None:

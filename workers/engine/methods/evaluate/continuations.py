@@ -80,8 +80,9 @@ def greedy(context: EvaluationContext, prompt: str, new_tokens: int) -> list[int
     from transformers import GenerationConfig
 
     from workers.engine.model.windows import opening_ids
+    from workers.engine.sources.texts.token_ids import token_ids
 
-    own = context.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    own = token_ids(context.tokenizer, prompt)
     ids_BT = torch.tensor([[*opening_ids(context.tokenizer, "auto", context.pointer), *own]], device=context.device)
     read = ids_BT.shape[1]
     context.check_fits(read + new_tokens, "new_tokens")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.engine.sources.texts.documents import DOCUMENT_BREAK, Document
+from workers.engine.sources.texts.token_ids import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,9 +94,7 @@ class _Encoder:
         self._tokenizer = tokenizer
 
     def ids(self, text: str) -> list[int]:
-        # verbose=False: a text longer than the context is the point here, not a mistake to warn of.
-        found: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return found
+        return token_ids(self._tokenizer, text)
 
     def piece(self, before: str, text: str, starts: list[tuple[Hashable, int]]) -> Piece:
         """The tokens of `text` as it stands after `before`."""
