@@ -607,7 +607,7 @@ def read_all(spec: CompressionSpec, sources: Sources) -> None:
         (WORDS, {"method": "continuations", "prompts": ["A house."]}, UnsupportedModel, "tokenizer fails on a text"),
         (WORDS, TEXT, UnsupportedModel, "tokenizer fails on a text"),
         (SILENT, {"method": "continuations", "prompts": ["a house"]}, InvalidSpec, "no token of the prompt 'a house'"),
-        (SILENT, TEXT, DatasetTooShort, "words.txt"),
+        (SILENT, TEXT, DatasetTooShort, "the text has 0"),
     ],
 )
 def test_texts_that_a_tokenizer_cannot_read_are_told(
