@@ -154,8 +154,12 @@ def _digest_of(spec: dict[str, Any], models: Path) -> str:
     from workers.engine.errors import EngineError
     from workers.engine.events import Silent
     from workers.engine.pipeline import compress
-    from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
+
+    try:
+        from workers.engine.sources.resolve import Sources
+    except ModuleNotFoundError:  # of a base from before the engine had rooms
+        from workers.engine.sources import Sources  # type: ignore[attr-defined, no-redef]
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -22,17 +22,19 @@ from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.sources.resolve import Sources
 
-TUNING = {"dataset": "calibration.txt", "steps": 2, "batch": 2, "sequence_length": 16, "holdout": 2}
+TUNING = {"dataset": "calibration.txt", "steps": 2, "batch": 2, "sequence_length": 16, "holdout": 2, "distill": None}
 JOBS: dict[str, dict[str, Any]] = {
-    "wanda": {"evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "samples": 2, "sequence_length": 32}]},
-    "structured": {
+    "wanda, tuned": {
+        "tune": {"method": "last_layers", "blocks": 1} | TUNING,
+        "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "samples": 2, "sequence_length": 32}],
+    },
+    "structured, tuned": {
         "score": {"method": "taylor"},
         "prune": {"method": "structured", "sparsity": 0.4},
+        "tune": {"method": "lora"} | TUNING,
     },
     "depth": {"score": {"method": "block_influence"}, "prune": {"method": "depth", "layers": 1}},
     "hidden": {"prune": {"method": "hidden", "sparsity": 0.25}},
-    "lora": {"tune": {"method": "lora"} | TUNING},
-    "last_layers": {"tune": {"method": "last_layers", "blocks": 1} | TUNING},
 }
 """Each a spec's parts beside the model."""
 
