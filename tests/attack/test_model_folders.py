@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from app.main import create_app
 from app.settings import Settings
 from tests.helpers.api import make_key
-from tests.helpers.small_models import EXAMPLES, SIZES
+from tests.helpers.small_models import EXAMPLES, SIZES, load
 from workers.engine.errors import DatasetTooShort, EngineError, InvalidSpec, UnsupportedModel
 from workers.engine.methods.evaluate.continuations import greedy
 from workers.engine.methods.evaluate.harness import known_tokens_only
@@ -35,7 +35,6 @@ from workers.engine.model.windows import consecutive_windows, load_tokens, wante
 from workers.engine.sources.resolve import INDEX, Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.calibrate import refuse_unknown_tokens
-from workers.engine.stages.load import load
 
 REFUSALS = {"unsupported_model", "model_not_found", "unsafe_weights", "sequence_too_long"}
 WEIGHTS = "model.safetensors"

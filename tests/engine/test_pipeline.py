@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.small_models import spec_of, walk
+from tests.helpers.small_models import load, spec_of, walk
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import DegenerateCalibration, EngineError, MemoryBudgetTooSmall, NumericalFailure
 from workers.engine.events import Silent
@@ -19,7 +19,6 @@ from workers.engine.planning.predictions import BATCH_TOKENS, whole_models
 from workers.engine.registry import methods
 from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources, resolve_model
-from workers.engine.stages.load import load
 
 TEXT = {"dataset": "calibration.txt", "samples": 128, "sequence_length": 32}  # BATCH_TOKENS altogether
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 128, "samples": 20}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.small_models import load
 from workers.engine.contracts.facts import LayerTask, LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.maths.second_order import output_error
@@ -19,7 +20,6 @@ from workers.engine.registry import method_of
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.calibrate import calibration
-from workers.engine.stages.load import load
 from workers.engine.store.checkpoint import Checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.small_models import load
 from workers.engine.checks.tries import Tries
 from workers.engine.events import Silent
 from workers.engine.model.calibration import Calibration
 from workers.engine.removals.assemble import assemble
-from workers.engine.removals.remove import remove
 from workers.engine.removals.unit_scores import score_units
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.allocate import allocate
-from workers.engine.stages.load import load
+from workers.engine.stages.prune import prune
 from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.clock import Clock
@@ -50,10 +50,10 @@ def compressed(folder: Path, windows_NT: Tensor, parts: dict[str, Any]) -> Check
     text = Calibration(windows_NT, "golden")
     running: dict[str, Any] = {"checkpoint": checkpoint, "clock": Clock(Silent()), "events": Silent()}
     units = None
-    if spec.removes != "weight":
+    if spec.scores_first:
         units = score_units(spec, model, text, cache=Cache(None), checkpoint=checkpoint, events=Silent())
     tries = Tries(spec, checkpoint, Silent())
     allocation = allocate(spec, model, text, sources, units, tries=tries, cache=Cache(None), **running)
-    outcome, _ = remove(spec, model, text, units, allocation, **running)
+    outcome, _ = prune(spec, model, text, units, allocation, **running)
     assemble(spec, model, outcome, checkpoint, folder / "model")
     return checkpoint

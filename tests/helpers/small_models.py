@@ -22,17 +22,17 @@ from workers.engine.methods.evaluate.macs import macs
 from workers.engine.model.activations import Activations, Hidden, activations_of
 from workers.engine.model.calibration import Calibration
 from workers.engine.model.loaded import LoadedModel
+from workers.engine.planning.plan import feasible
 from workers.engine.removals.assemble import assemble
 from workers.engine.removals.outcome import Outcome
-from workers.engine.removals.remove import remove
 from workers.engine.removals.unit_scores import score_units
 from workers.engine.report import LayerReport
-from workers.engine.sources.resolve import ModelSource, Sources
+from workers.engine.sources.resolve import ModelSource, Sources, resolve_model
 from workers.engine.spec import CompressionSpec
+from workers.engine.stages import load as loading
 from workers.engine.stages.allocate import allocate
 from workers.engine.stages.calibrate import calibration
-from workers.engine.stages.load import load
-from workers.engine.stages.prune import layer_reports
+from workers.engine.stages.prune import layer_reports, prune
 from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.clock import Clock
@@ -156,6 +156,11 @@ class Walked:
         return {file.name: file.read_bytes() for file in sorted(self.checkpoint.directory.glob("block-*"))}
 
 
+def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
+    """The model of a spec, as a job loads it."""
+    return loading.load(spec, feasible(spec, resolve_model(spec.model, sources), sources))
+
+
 def walk(
     spec: CompressionSpec, sources: Sources, folder: Path, *, events: Events | None = None, cache: Path | None = None
 ) -> Walked:
@@ -164,10 +169,10 @@ def walk(
     model, checkpoint, clock = load(spec, sources), Checkpoint(folder / "checkpoint"), Clock(events)
     text = calibration(spec, model, sources)
     kept = {"cache": Cache(cache), "checkpoint": checkpoint, "events": events}
-    units = None if spec.removes == "weight" else score_units(spec, model, text, **kept)
+    units = score_units(spec, model, text, **kept) if spec.scores_first else None
     tries = Tries(spec, checkpoint, events)
     allocation = allocate(spec, model, text, sources, units, tries=tries, clock=clock, **kept)
-    outcome, _ = remove(spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events)
+    outcome, _ = prune(spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events)
     return Walked(spec, model, allocation, outcome, checkpoint)
 
 

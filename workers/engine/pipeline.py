@@ -18,20 +18,20 @@ from workers.engine.checks.verify import verify, verify_tuned, window
 from workers.engine.failures import translated
 from workers.engine.gates import judge, overall
 from workers.engine.model.provenance import fingerprint, provenance
-from workers.engine.planning.importance_lost import importance_lost
-from workers.engine.planning.plan import foresee, runtimes, warnings
+from workers.engine.planning.plan import feasible, warnings
 from workers.engine.planning.result_size import parameters_after
 from workers.engine.removals.assemble import assemble
-from workers.engine.removals.remove import remove
+from workers.engine.removals.base import removal_of
 from workers.engine.removals.unit_scores import score_units
 from workers.engine.report import Report
 from workers.engine.reporting.wording import as_read
+from workers.engine.sources.resolve import resolve_model
 from workers.engine.stages.allocate import allocate
 from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.stages.package import package
-from workers.engine.stages.prune import layer_reports
+from workers.engine.stages.prune import layer_reports, prune
 from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.clock import Clock
@@ -69,7 +69,8 @@ def compress(
     cache = Cache(cache_dir, events)
     with translated(), blaming() as suspect:
         with clock.stage("load"):
-            model = suspect.model = load(spec, sources)
+            prospect = feasible(spec, resolve_model(spec.model, sources), sources)
+            model = suspect.model = load(spec, prospect)
             check_vectors(model)
         with clock.stage("calibrate"):
             refuse_unknown_tokens(spec, model, sources)
@@ -78,7 +79,7 @@ def compress(
             digests = {"calibration": text.digest if text else None, "tuning": lessons.digest if lessons else None}
             checkpoint.claim(fingerprint(spec, model, **digests))
         units = None
-        if spec.removes != "weight":  # single weights are scored when it is their turn
+        if spec.scores_first:
             with clock.stage("score"):
                 units = score_units(spec, model, text, cache=cache, checkpoint=checkpoint, events=events)
         job = _Job(spec, model, sources, text, lessons, units, model_dir, cache, checkpoint, clock, events)
@@ -92,7 +93,8 @@ def compress(
         for found in texts:
             if found.rows_skipped or found.characters_replaced:
                 events.log(f"{found.label}: {as_read(found)}")
-        price = importance_lost(spec, model.architecture, units, made.outcome, made.allocation.target)
+        removal = removal_of(spec)
+        lost = removal.importance_lost(spec, model.architecture, units, made.outcome, made.allocation.target)
         gates = judge(spec.gates, made.evaluation.metrics)
         report = Report(
             origin=origin,
@@ -111,8 +113,8 @@ def compress(
             / model.architecture.prunable_parameters,
             target_sparsity=made.allocation.target,
             bound=tries.report(),
-            importance_lost=price and price[0],
-            importance_lost_by_ranking=price and price[1],
+            importance_lost=lost and lost[0],
+            importance_lost_by_ranking=lost and lost[1],
             refresh=spec.refresh if spec.walk_needs else None,
             layers=made.layers,
             tune=made.tuned,
@@ -123,9 +125,8 @@ def compress(
             gates=gates,
             verdict=overall(gates),
             stages=clock.report(),
-            runtimes=runtimes(spec, made.outcome.uniform),
-            warnings=warnings(spec, model.source, foresee(spec, model.source, model.architecture))
-            + memory_warnings(spec, clock.report()),
+            runtimes=removal.runtimes(spec, made.outcome),
+            warnings=warnings(spec, prospect) + memory_warnings(spec, clock.report()),
             resumed_blocks=made.resumed,
             resumed_allocation=made.resumed_allocation,
         )
@@ -184,7 +185,7 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
             events=events,
         )
     with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
-        outcome, resumed = remove(
+        outcome, resumed = prune(
             spec, model, job.text, job.units, allocation, checkpoint=resume, clock=clock, events=events
         )
         assemble(spec, model, outcome, resume, job.model_dir)

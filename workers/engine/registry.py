@@ -11,26 +11,25 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from workers.engine.contracts.params import STAGES, Group, MethodParams, Scores, Stage, Stat, Unit
 from workers.engine.contracts.protocols import (
     Allocator,
     Evaluator,
-    HiddenPruner,
-    LayerPruner,
     Measure,
     PairedEvaluator,
-    Pruner,
     Refiner,
     Scorer,
     Tuner,
     UnitMeasure,
-    UnitPruner,
     UnitScorer,
 )
+
+if TYPE_CHECKING:
+    from workers.engine.contracts.removes import Removes
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,10 @@ class Method:
     group: Group = "row"
     units: tuple[Unit, ...] = ()
     """Scorers: what they score. Pruners: what they remove."""
+    removes: Removes | None = None
+    """Pruners: the kind of unit."""
+    even: bool = False
+    """Allocators: whether every layer gets the same sparsity, whatever the model. One does; it is the default."""
     patterns: tuple[str, ...] = ()
     scores: Scores = "required"
     """Pruners: whether a score must be given, may be, or would not be looked at."""
@@ -64,8 +67,10 @@ class RegistryError(RuntimeError):
     """A method file that cannot be used: import error, duplicate tag, or a tag that is not the file's name."""
 
 
+WEIGHT: tuple[Unit, ...] = ("weight",)
 _methods: dict[tuple[Stage, str], Method] = {}
 P = TypeVar("P", bound=MethodParams)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _register(stage: Stage, params: type[MethodParams], function: Callable[..., Any], **declared: Any) -> None:
@@ -85,8 +90,7 @@ def scorer(params: type[P], *, paper: str, group: Group, needs: Stat = Stat.NONE
     """Register an importance score for the weights of one linear layer. A unit's is the sum over its weights."""
 
     def register(function: Scorer[P]) -> Scorer[P]:
-        units = ("weight", "head", "channel", "hidden")
-        _register("score", params, function, paper=paper, group=group, needs=needs, units=units)
+        _register("score", params, function, paper=paper, group=group, needs=needs, units=WEIGHT)
         return function
 
     return register
@@ -105,75 +109,54 @@ def unit_scorer(
 
 
 def allocator(
-    params: type[P], *, paper: str, needs: Stat = Stat.NONE, measure: Measure[P] | None = None
+    params: type[P],
+    *,
+    paper: str,
+    needs: Stat = Stat.NONE,
+    measure: Measure[P] | None = None,
+    even: bool = False,
 ) -> Callable[[Allocator[P]], Allocator[P]]:
     """Register a rule that spreads the global sparsity over layers, on what `measure` finds in every dense block."""
 
     def register(function: Allocator[P]) -> Allocator[P]:
-        _register("allocate", params, function, paper=paper, needs=needs, measure=measure)
+        _register("allocate", params, function, paper=paper, needs=needs, measure=measure, even=even)
         return function
 
     return register
 
 
 def pruner(
-    params: type[P],
+    params: type[MethodParams],
     *,
+    removes: Removes,
     paper: str,
-    patterns: tuple[str, ...],
-    scores: Scores,
+    patterns: tuple[str, ...] = (),
+    scores: Scores = "required",
     group: Group = "row",
     needs: Stat = Stat.NONE,
     updates_weights: bool = False,
-) -> Callable[[Pruner[P]], Pruner[P]]:
-    """Register what removes single weights. `patterns` uses "N:M" for any N kept of M.
+) -> Callable[[F], F]:
+    """Register what removes a kind of unit. Pruners use the decorator of their kind's file in `removals/`, which knows
+    the signature of the function.
 
-    `group` is where it counts zeros when it chooses them itself; with a score the score's group counts.
+    `patterns` uses "N:M" for any N kept of M. `group` is where it counts zeros when it chooses them itself; with a
+    score the score's group counts. `needs` is about the inputs of the layers it is given.
     """
 
-    def register(function: Pruner[P]) -> Pruner[P]:
+    def register(function: F) -> F:
         _register(
             "prune",
             params,
             function,
+            removes=removes,
+            units=removes.units,
             paper=paper,
             patterns=patterns,
             scores=scores,
             group=group,
             needs=needs,
             updates_weights=updates_weights,
-            units=("weight",),
         )
-        return function
-
-    return register
-
-
-def unit_pruner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable[[UnitPruner[P]], UnitPruner[P]]:
-    """Register what removes heads and channels. `needs` is about the inputs of the layers that read them."""
-
-    def register(function: UnitPruner[P]) -> UnitPruner[P]:
-        _register("prune", params, function, paper=paper, units=("head", "channel"), needs=needs, updates_weights=True)
-        return function
-
-    return register
-
-
-def layer_pruner(params: type[P], *, paper: str) -> Callable[[LayerPruner[P]], LayerPruner[P]]:
-    """Register what drops whole decoder blocks."""
-
-    def register(function: LayerPruner[P]) -> LayerPruner[P]:
-        _register("prune", params, function, paper=paper, units=("layer",))
-        return function
-
-    return register
-
-
-def hidden_pruner(params: type[P], *, paper: str) -> Callable[[HiddenPruner[P]], HiddenPruner[P]]:
-    """Register what removes hidden dimensions."""
-
-    def register(function: HiddenPruner[P]) -> HiddenPruner[P]:
-        _register("prune", params, function, paper=paper, units=("hidden",))
         return function
 
     return register
@@ -241,7 +224,15 @@ def discover() -> dict[tuple[Stage, str], Method]:
                 raise RegistryError(f"{module}: cannot be imported: {error!r}") from error
             if (stage, found.name) not in _methods:
                 raise RegistryError(f"{module}: registers no {stage} method named {found.name!r}")
-    return dict(_methods)
+    return {key: _of_summed_units(method) for key, method in _methods.items()}
+
+
+def _of_summed_units(method: Method) -> Method:
+    """A score of weights is one of all units that are worth the sum over their weights."""
+    if method.stage != "score" or method.units != WEIGHT:
+        return method
+    kinds = {m.removes.name: m.removes for m in _methods.values() if m.removes is not None and m.removes.sums_weights}
+    return replace(method, units=WEIGHT + tuple(unit for name in sorted(kinds) for unit in kinds[name].units))
 
 
 def methods(stage: Stage) -> list[Method]:

@@ -23,12 +23,14 @@ from workers.engine.contracts.params import (
     Stage,
     Stat,
     Unit,
-    UnitScoreParams,
 )
 from workers.engine.contracts.refs import DataRef, ModelRef, SpecModel
 from workers.engine.contracts.tuning_params import TuneMethodParams
 from workers.engine.gates import Gate, measured_names
-from workers.engine.registry import discover, method_of, methods
+from workers.engine.registry import Method, method_of, methods
+
+if TYPE_CHECKING:
+    from workers.engine.contracts.removes import Removes
 
 
 class Calibrate(DataRef):
@@ -46,6 +48,10 @@ class Calibrate(DataRef):
         "one pass instead of two, holding more activations. null takes `projection` for methods that make up for what "
         "was pruned before (`fista`), `block` for the others.",
     )
+
+    @property
+    def window_tokens(self) -> int:
+        return self.sequence_length
 
 
 class Compute(SpecModel):
@@ -86,6 +92,8 @@ def _union(stage: Stage) -> Any:
         return params[0]
     return Annotated[reduce(or_, params), Field(discriminator="method")]
 
+
+_EVEN = next(method for method in methods("allocate") if method.even)
 
 if TYPE_CHECKING:
     ScoreParams = MethodParams
@@ -128,9 +136,9 @@ class CompressionSpec(SpecModel):
         "itself.",
     )
     allocate: AllocateParams = Field(
-        default_factory=lambda: _default("allocate", "uniform"),
+        default_factory=lambda: _EVEN.params(),  # type: ignore[call-arg]
         description="How sparsity is spread over layers.",
-        json_schema_extra={"default": {"method": "uniform"}},
+        json_schema_extra={"default": {"method": _EVEN.name}},
     )
     prune: PruneParams = Field(description="What is removed, and how much.")
     refine: RefineParams | None = Field(
@@ -186,16 +194,22 @@ class CompressionSpec(SpecModel):
         return {pointer: part for pointer, part in parts.items() if isinstance(part, DataRef)}
 
     @property
-    def removes(self) -> Literal["weight", "unit", "hidden", "layer"]:
-        """Single weights, which become zeros; heads and channels; hidden dimensions; or whole decoder blocks."""
-        first = method_of("prune", self.prune).units[0]
-        return first if first in ("weight", "hidden", "layer") else "unit"
+    def removes(self) -> Removes:
+        """The kind of unit that goes."""
+        removes = method_of("prune", self.prune).removes
+        assert removes is not None  # pruners remove something
+        return removes
+
+    @property
+    def scores_first(self) -> bool:
+        """Whether units are scored on the dense model before anything goes."""
+        return self.score is not None and self.removes.scored_first
 
     @property
     def walk_needs(self) -> Stat:
         """What must be known of the inputs of the layers when it is their turn."""
         needs = method_of("prune", self.prune).needs & ~self.prune.waives
-        if self.score is not None and self.removes == "weight":
+        if self.score is not None and not self.removes.scored_first:
             needs |= method_of("score", self.score).needs
         if self.refine is not None:
             needs |= method_of("refine", self.refine).needs
@@ -209,7 +223,7 @@ class CompressionSpec(SpecModel):
     @property
     def unit_needs(self) -> Stat:
         """What must be known of the dense model before units are scored."""
-        if self.score is None or self.removes == "weight":
+        if self.score is None or not self.removes.scored_first:
             return Stat.NONE
         return method_of("score", self.score).needs & ~self.score.waives
 
@@ -217,7 +231,7 @@ class CompressionSpec(SpecModel):
     def allocate_needs(self) -> Stat:
         """What must be known of the dense model before sparsity is spread."""
         needs = method_of("allocate", self.allocate).needs & ~self.allocate.waives
-        if self.removes == "weight" and (Stat.LOSS in needs or self.prune.target is None):
+        if self.removes.tried and (Stat.LOSS in needs or self._bounds_a_ratio):
             needs |= self._trial_needs
         return needs
 
@@ -243,7 +257,7 @@ class CompressionSpec(SpecModel):
     @model_validator(mode="after")
     def _a_score_where_needed(self) -> CompressionSpec:
         pruner = method_of("prune", self.prune)
-        if self.score is not None and not {*pruner.units} & {*method_of("score", self.score).units}:
+        if self.score is not None and not _fits(method_of("score", self.score), pruner):
             raise PydanticCustomError(
                 "score_of_other_units",
                 "prune `{method}` removes {removed}, and score `{score}` is about {scored}: {fitting} would fit",
@@ -252,7 +266,7 @@ class CompressionSpec(SpecModel):
                     "removed": _plural(pruner.units),
                     "score": self.score.method,
                     "scored": _plural(method_of("score", self.score).units),
-                    "fitting": ", ".join(m.name for m in methods("score") if {*m.units} & {*pruner.units}),
+                    "fitting": ", ".join(m.name for m in methods("score") if _fits(m, pruner)),
                 },
             )
         if self.score is None and pruner.scores == "required":
@@ -268,20 +282,20 @@ class CompressionSpec(SpecModel):
     @model_validator(mode="after")
     def _an_allocation_that_fits(self) -> CompressionSpec:
         allocator = method_of("allocate", self.allocate)
-        if self.removes in ("layer", "hidden") and allocator.name != "uniform":
+        if not self.removes.spread and not allocator.even:
             raise PydanticCustomError(
                 "nothing_to_allocate",
                 "prune `{method}` has nothing to spread over blocks: leave `allocate` out",
                 {"method": self.prune.method},
             )
-        if self.removes == "unit" and Stat.LOSS in allocator.needs:
+        if not self.removes.tried and Stat.LOSS in allocator.needs:
             raise PydanticCustomError(
                 "trials_of_weights",
                 "allocate `{method}` tries out prunings of single weights: use `uniform`, `ranking`, or one that "
                 "measures blocks, such as `owl`",
                 {"method": allocator.name},
             )
-        if self.removes == "weight" and Stat.UNIT_SCORES in allocator.needs:
+        if not self.removes.scored_first and Stat.UNIT_SCORES in allocator.needs:
             raise PydanticCustomError(
                 "no_units",
                 "allocate `{method}` ranks heads and channels: use prune `structured`",
@@ -292,7 +306,7 @@ class CompressionSpec(SpecModel):
     @model_validator(mode="after")
     def _refine_moves_only_zeros(self) -> CompressionSpec:
         pruner = method_of("prune", self.prune)
-        if self.refine is not None and self.removes != "weight":
+        if self.refine is not None and not self.removes.leaves_zeros:
             raise PydanticCustomError(
                 "nothing_to_refine",
                 "prune `{method}` leaves no zeros to move: leave `refine` out",
@@ -326,7 +340,7 @@ class CompressionSpec(SpecModel):
 
     @model_validator(mode="after")
     def _windows_for_every_part(self) -> CompressionSpec:
-        if not isinstance(self.score, UnitScoreParams) or self.calibrate is None:
+        if self.score is None or self.calibrate is None:
             return self
         if self.calibrate.samples < self.score.splits:
             raise PydanticCustomError(
@@ -355,7 +369,7 @@ class CompressionSpec(SpecModel):
 
     @property
     def _bounds_a_ratio(self) -> bool:
-        return self.removes == "weight" and self.prune.target is None
+        return self.prune.bound is not None and self.prune.bound.name == "perplexity_ratio"
 
     @model_validator(mode="after")
     def _measurements_are_distinct(self) -> CompressionSpec:
@@ -380,10 +394,17 @@ class CompressionSpec(SpecModel):
         return "sha256:" + hashlib.sha256(self.canonical()).hexdigest()
 
 
+def _fits(scorer: Method, pruner: Method) -> bool:
+    """Whether a score is about anything that a pruner removes."""
+    return bool({*scorer.units} & {*pruner.units})
+
+
 def _plural(units: tuple[Unit, ...]) -> str:
-    names = ["hidden dimensions" if unit == "hidden" else f"{unit}s" for unit in units]
+    said = {
+        unit: plural
+        for method in methods("prune")
+        if method.removes is not None
+        for unit, plural in zip(method.removes.units, method.removes.plurals, strict=True)
+    }
+    names = [said.get(unit, f"{unit}s") for unit in units]
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def _default(stage: Stage, name: str) -> MethodParams:
-    return discover()[stage, name].params()  # type: ignore[call-arg]

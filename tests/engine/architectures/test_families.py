@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from tests.helpers.families import HEAD_DIM, MORE_FAMILIES, WHOLE_BLOCKS, described, masked_by_hand
-from tests.helpers.small_models import SIZES, SaveModel, Scratch, spec_of, text_of
+from tests.helpers.small_models import SIZES, SaveModel, Scratch, load, spec_of, text_of
 from workers.engine.errors import UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.model.gradients import gradients
@@ -22,7 +22,6 @@ from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.load import load
 
 DETAILS = MORE_FAMILIES | {"helium": HEAD_DIM}
 

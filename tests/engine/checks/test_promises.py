@@ -12,12 +12,13 @@ from torch import Tensor
 
 from tests.helpers.small_models import size_of, spec_of
 from workers.engine.architectures.architecture import LinearFacts
-from workers.engine.checks.promises import check_zeros, memory_warnings
+from workers.engine.checks.promises import memory_warnings
 from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import PromiseBroken
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.removals import assemble as assembling
+from workers.engine.removals.base import removal_of
 from workers.engine.report import StageReport
 from workers.engine.sources.resolve import Sources, resolve_model
 
@@ -75,7 +76,7 @@ def test_more_zeros_than_asked_for_are_no_breach(prune: dict[str, Any], weight_O
     spec = spec_of(prune={"method": "mask"} | prune)
     sparsity = spec.prune.target
     assert sparsity is not None
-    check_zeros(spec, LinearFacts("q", 0, "x", (2, 8)), sparsity, weight_OI, zeros)
+    removal_of(spec).check_layer(spec, LinearFacts("q", 0, "x", (2, 8)), sparsity, weight_OI, zeros)
 
 
 def test_a_job_that_took_more_memory_than_its_budget_says_so() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.helpers.small_models import spec_of
-from workers.engine.checks.tries import DECODE_TOLERANCE, MOST_TRIES, BoundExceeded, Tries
+from workers.engine.checks.tries import MOST_TRIES, BoundExceeded, Tries
 from workers.engine.contracts.facts import Allocation
+from workers.engine.contracts.params import DECODE_TOLERANCE
 from workers.engine.errors import PromiseBroken
 from workers.engine.events import Level, Silent, Unit
 from workers.engine.model.trial_losses import Trials
@@ -192,7 +193,7 @@ class TestTheNextTry:
         prune = {"method": "structured", "at_most": {"decode_time": 0.5, "tokens": 8}, "compensate": False}
         spec = spec_of(score={"method": "magnitude"}, prune=prune, calibrate=None)
         table = LatencyTable(0.4, {kind: ((0, 0.0), (units, 0.2)) for kind, units in (("head", 2), ("channel", 48))})
-        monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: table)
+        monkeypatch.setattr("workers.engine.removals.decode_times.latency_table", lambda *_: table)
         monkeypatch.setattr("workers.engine.checks.tries.decode_time", lambda *_: SimpleNamespace(ratio=0.9))
         with pytest.raises(
             PromiseBroken, match=r"decode_time 0\.5 was asked for, .* has 0\.9000, 80\.0% more"

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.small_models import spec_of
+from tests.helpers.small_models import load, spec_of
 from workers.engine.architectures.recognise import recognise
 from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.methods.evaluate.macs import macs
 from workers.engine.model.loaded import load_model
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.load import load
 
 
 def test_llama_7b_is_llm_pruners_424_g_less_its_norms() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
-from tests.helpers.small_models import SIZES, SaveModel, Scratch, spec_of, text_of, walk
+from tests.helpers.small_models import SIZES, SaveModel, Scratch, load, spec_of, text_of, walk
 from workers.engine.architectures.architecture import Family, Member
 from workers.engine.contracts.facts import DenseUnits
 from workers.engine.errors import NumericalFailure
@@ -29,7 +29,6 @@ from workers.engine.methods.score.saap import SaapParams
 from workers.engine.methods.score.taylor import TaylorParams
 from workers.engine.model.gradients import BlockGradients, gradients
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.load import load
 
 MODELS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES),

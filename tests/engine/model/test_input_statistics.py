@@ -16,14 +16,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.layer_inputs import inputs_of
-from tests.helpers.small_models import Scratch, entering, spec_of, text_of
+from tests.helpers.small_models import Scratch, entering, load, spec_of, text_of
 from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.contracts.params import Stat
 from workers.engine.model.activations import Activations, Hidden
 from workers.engine.model.input_statistics import collect, staged
 from workers.engine.model.loaded import filled, tensors_of
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.load import load
 
 STREAMS = {layer.name: layer.stream for layer in LAYOUT.layers}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.helpers.layer_inputs import inputs_of
-from tests.helpers.small_models import SIZES, SaveModel, Scratch, spec_of, text_of
+from tests.helpers.small_models import SIZES, SaveModel, Scratch, load, spec_of, text_of
 from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.contracts.facts import LayerTask, LinearStats
 from workers.engine.errors import NumericalFailure
@@ -28,7 +28,6 @@ from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.model.trial_losses import Trials
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
-from workers.engine.stages.load import load
 from workers.engine.store.cache import Cache
 
 STREAMS = {layer.name: layer.stream for layer in LAYOUT.layers}

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 from tests.helpers.machine import LOADS, Load, Machine
 from tests.helpers.small_models import SIZES, SaveModel, size_of, spec_of
+from tests.helpers.small_models import load as load_model
 from workers.engine.contracts.facts import Probe
 from workers.engine.contracts.params import AtMost
 from workers.engine.contracts.refs import ModelRef
@@ -23,10 +24,10 @@ from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.removals.decode_times import LatencyTable, decode_time, latency_table
+from workers.engine.removals.narrow_blocks import NarrowBlocks
 from workers.engine.removals.outcome import Outcome
 from workers.engine.sources.resolve import Sources, resolve_model
 from workers.engine.spec import CompressionSpec
-from workers.engine.stages.load import load as load_model
 
 CHANNELS = {"parameters": 3 * 32, "bytes": 3 * 32 * 4, "macs": 64 * 3 * 32}
 """What one channel takes: a row of gate_proj and up_proj, a column of down_proj."""
@@ -112,7 +113,7 @@ def test_times_between_those_measured_are_a_straight_line() -> None:
 def test_a_decode_step_takes_no_longer_than_asked(
     allocate: str, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: TABLE)
+    monkeypatch.setattr("workers.engine.removals.decode_times.latency_table", lambda *_: TABLE)
     monkeypatch.setattr("workers.engine.checks.tries.decode_time", lambda *_: SimpleNamespace(ratio=0.8))
     spec = fitted({"decode_time": 0.8}, allocate={"method": allocate})
     planned = plan(spec, sources)
@@ -159,7 +160,9 @@ def test_a_slow_moment_is_not_one_shapes(
     machine = Machine(load, random.Random(0), work_s=0.002)
 
     def seconds_probe(outcome: Outcome, at_most: AtMost) -> Probe:
-        units = [(kind, left) for (_, kind), left in (outcome.widths or {}).items()]
+        units = [
+            (kind, left) for (_, kind), left in (outcome.widths if isinstance(outcome, NarrowBlocks) else {}).items()
+        ]
         work_s = 2 + sum(left if kind == "head" else left / 16 for kind, left in units)
         probe = machine.probe(1 / work_s)
         return replace(probe, read=lambda: 1 / probe.read())
@@ -186,7 +189,7 @@ def test_a_result_that_takes_longer_than_foreseen_is_cut_further(
     tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table foresees a tenth less than what the result takes."""
-    monkeypatch.setattr("workers.engine.stages.allocate.latency_table", lambda *_: TABLE)
+    monkeypatch.setattr("workers.engine.removals.decode_times.latency_table", lambda *_: TABLE)
     widths: list[dict[tuple[int, str], int]] = []
 
     def measured(_: Any, folder: Path, __: AtMost, ___: bool) -> Any:

@@ -12,9 +12,8 @@ from tests.helpers.small_models import spec_of
 from workers.engine.contracts.facts import AllocationFacts, Units
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
-from workers.engine.planning.importance_lost import importance_lost
-from workers.engine.planning.layer_sparsities import allocation
-from workers.engine.removals.outcome import Outcome
+from workers.engine.removals.base import removal_of
+from workers.engine.removals.narrow_blocks import NarrowBlocks
 from workers.engine.removals.widths import kept_units
 from workers.engine.report import Report
 from workers.engine.reporting.wording import conditions
@@ -30,10 +29,12 @@ def price(scores: list[dict[str, list[float]]], **parts: Any) -> tuple[float, fl
     channels = [family for family in FAMILIES if family.kind == "channel"]
     units, sparsity = Units(FAMILIES, scores), spec.prune.target
     assert sparsity is not None
-    spread = allocation(spec, AllocationFacts(ARCHITECTURE.layers, {}, units=Units(channels, scores)), sparsity)
+    spread = removal_of(spec).spread(
+        spec, AllocationFacts(ARCHITECTURE.layers, {}, units=Units(channels, scores)), sparsity
+    )
     widths = kept_units(ARCHITECTURE.layers, FAMILIES, spread, spec.prune, spec.allocate)
-    return importance_lost(
-        spec, ARCHITECTURE, units, Outcome(ARCHITECTURE.layout, range(4), FAMILIES, widths), sparsity
+    return removal_of(spec).importance_lost(
+        spec, ARCHITECTURE, units, NarrowBlocks(ARCHITECTURE.layout, range(4), FAMILIES, widths), sparsity
     )
 
 

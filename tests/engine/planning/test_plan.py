@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from tests.helpers.small_models import SIZES, SaveModel, spec_of
+from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
 from workers.engine.errors import DatasetNotFound, EngineError, InvalidSpec, SequenceTooLong
 from workers.engine.planning.plan import plan
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.load import load
 
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32}
 

@@ -27,14 +27,13 @@ from transformers import (
     SmolLM3Config,
 )
 
-from tests.helpers.small_models import SIZES, SaveModel, Scratch, Walked, spec_of, text_of, walk
+from tests.helpers.small_models import SIZES, SaveModel, Scratch, Walked, load, spec_of, text_of, walk
 from workers.engine.errors import InvalidSpec
 from workers.engine.model.loaded import load_model, tensors_of
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.planning.plan import plan
 from workers.engine.removals.assemble import assemble
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.load import load
 
 
 def depth(layers: int = 1, score: str = "block_influence", **params: Any) -> Any:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, LlamaConfig, Olmo2C
 
 from tests.helpers.families import FAMILIES, WIDE
 from tests.helpers.four_blocks import facts_of
-from tests.helpers.small_models import SIZES, SaveModel, Walked, spec_of, walk
+from tests.helpers.small_models import SIZES, SaveModel, Walked, load, spec_of, walk
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.files.safetensors_bytes import read_header
@@ -25,7 +25,6 @@ from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.removals.assemble import assemble
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.load import load
 
 STRUCTURED = {"method": "structured", "sparsity": 0.35}
 PLAIN = STRUCTURED | {"compensate": False}

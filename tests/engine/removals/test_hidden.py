@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from tests.helpers.families import FAMILIES
-from tests.helpers.small_models import SIZES, SaveModel, Walked, spec_of, walk
+from tests.helpers.small_models import SIZES, SaveModel, Walked, load, spec_of, walk
 from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.contracts.facts import Units
 from workers.engine.errors import InvalidSpec, UnsupportedModel
@@ -25,9 +25,8 @@ from workers.engine.model.loaded import load_model
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.removals.assemble import assemble
-from workers.engine.removals.rewrite import kept_dimensions
+from workers.engine.removals.hidden import kept_dimensions
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.load import load
 
 IDS_BT = torch.arange(100, 124).reshape(2, 12)
 

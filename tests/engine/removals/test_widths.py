@@ -13,7 +13,7 @@ from tests.helpers.small_models import spec_of
 from workers.engine.architectures.architecture import Family, LinearFacts, Member
 from workers.engine.contracts.facts import AllocationFacts, Units
 from workers.engine.errors import InvalidSpec
-from workers.engine.planning.layer_sparsities import allocation
+from workers.engine.removals.base import removal_of
 from workers.engine.removals.widths import kept_units
 
 HEAD_PARTS, CHANNEL_PARTS = ("self_attn.q_proj", "self_attn.o_proj"), ("mlp.up_proj", "mlp.down_proj")
@@ -79,7 +79,7 @@ def test_widths_are_within_every_bound_or_refused(case: Any) -> None:
     total = sum(layer.parameters for layer in layers)
     room = sum(max(0, f.units - least[f.block, f.kind]) * f.unit_parameters for f in found)
     try:
-        kept = kept_units(layers, found, allocation(spec, facts, params.sparsity), params, spec.allocate)
+        kept = kept_units(layers, found, removal_of(spec).spread(spec, facts, params.sparsity), params, spec.allocate)
     except InvalidSpec as refused:
         error = refused
     else:

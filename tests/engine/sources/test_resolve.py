@@ -14,12 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.hub import BOOKWORM, COMMIT, client, serving, sharded
-from tests.helpers.small_models import spec_of
+from tests.helpers.small_models import load, spec_of
 from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import ModelNotFound, UnsafeWeights, UnsupportedModel
 from workers.engine.model.loaded import load_model, outside_tensors
 from workers.engine.sources.resolve import INDEX, ModelSource, Sources, resolve_model, slices
-from workers.engine.stages.load import load
 
 
 def resolve(sources: Sources, name: str = "some") -> ModelSource:

@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tests.helpers.reports import report_of
-from tests.helpers.small_models import EXAMPLES, SaveModel, spec_of
+from tests.helpers.small_models import EXAMPLES, SaveModel, load, spec_of
 from workers.engine.contracts.refs import DataRef
 from workers.engine.contracts.texts import Wanted
 from workers.engine.errors import EngineError, InvalidSpec, UnsupportedModel
@@ -36,7 +36,6 @@ from workers.engine.sources.texts import stream
 from workers.engine.sources.texts.documents import Document
 from workers.engine.sources.texts.rows import parquet_rows
 from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
-from workers.engine.stages.load import load
 
 DOCUMENTS = [
     "The first of them.\nTwo lines.",

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.helpers.layer_inputs import inputs_of
-from tests.helpers.small_models import SIZES, SaveModel, Scratch, spec_of, text_of, walk
+from tests.helpers.small_models import SIZES, SaveModel, Scratch, load, spec_of, text_of, walk
 from workers.engine.architectures.architecture import LinearFacts
 from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.texts import Wanted
@@ -33,10 +33,9 @@ from workers.engine.model import curvature as probing
 from workers.engine.model.calibration import Calibration
 from workers.engine.model.curvature import curvature
 from workers.engine.model.windows import consecutive_windows, load_tokens
-from workers.engine.planning.layer_sparsities import whole_groups
+from workers.engine.removals.spread import whole_groups
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.calibrate import calibration
-from workers.engine.stages.load import load
 from workers.engine.store.checkpoint import Checkpoint
 
 

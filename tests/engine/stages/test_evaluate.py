@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.helpers.small_models import SIZES, SaveModel, spec_of
+from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
 from workers.engine.contracts.evaluation import EvaluationData
 from workers.engine.contracts.facts import Measurement
 from workers.engine.errors import BadRequest, DatasetTooShort, NumericalFailure, SequenceTooLong, UnsupportedModel
@@ -26,7 +26,6 @@ from workers.engine.methods.evaluate import continuations, generation_speed, har
 from workers.engine.sources.harness_tasks import UnknownTask, load_tasks
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluatedModel, evaluate, join
-from workers.engine.stages.load import load
 from workers.engine.store.checkpoint import Checkpoint
 
 VOCABULARY = 4096

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from tests.helpers.small_models import SIZES, SaveModel, Scratch, entering, spec_of, text_of, walk
+from tests.helpers.small_models import SIZES, SaveModel, Scratch, entering, load, spec_of, text_of, walk
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure, UnsupportedModel
@@ -32,7 +32,6 @@ from workers.engine.model.loaded import filled, tensors_of
 from workers.engine.registry import method_of
 from workers.engine.removals.assemble import assemble
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages.load import load
 
 FAMILIES = {
     "llama": LlamaConfig(**SIZES),
@@ -167,7 +166,7 @@ def test_pruners_see_what_they_need_and_whole_streams(
     def found(stage: Any, params: Any) -> Any:
         return replace(fista, function=prune) if stage == "prune" else method_of(stage, params)
 
-    monkeypatch.setattr("workers.engine.removals.weights.method_of", found)
+    monkeypatch.setattr("workers.engine.removals.set_to_zero.method_of", found)
     spec = spec_of(prune={"method": "fista", "sparsity": 0.5}, score=None, **calibrate(refresh=refresh))
     walk(spec, sources, tmp_path)
     twins = refresh == "projection"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from tests.helpers.small_models import SIZES, SaveModel, spec_of
+from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
 from workers.engine.checks.trace import TOLERANCE
 from workers.engine.checks.verify import verify_tuned
 from workers.engine.errors import (
@@ -36,7 +36,6 @@ from workers.engine.registry import methods
 from workers.engine.report import Report, TuneReport
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages import tune as tune_stage
-from workers.engine.stages.load import load
 from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.training.losses import distillation

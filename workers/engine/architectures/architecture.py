@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
-from typing import Literal
 
-Kind = Literal["head", "channel", "hidden"]
-"""Of a unit: a key/value head with the query heads that share it, a channel of the MLP, a dimension of the vector that
-blocks read and add to."""
+Kind = str
+"""Of a unit: `head`, a key/value head with the query heads that share it, `channel`, one of the MLP, `hidden`, a
+dimension of the vector that blocks read and add to, or another that a file of `removals/` names."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from workers.engine.checks.trace import REMEDY
 from workers.engine.errors import ResultMismatch
 from workers.engine.files.safetensors_bytes import read_header
 from workers.engine.model.loaded import in_float32, read_tensor
-from workers.engine.removals.rewrite import kept_dimensions
-from workers.engine.removals.widths import best_units
+from workers.engine.removals.base import removal_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import Units
     from workers.engine.files.safetensors_bytes import Slice
     from workers.engine.model.loaded import LoadedModel
+    from workers.engine.removals.base import Mask
     from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.checkpoint import Checkpoint
@@ -42,10 +42,8 @@ class MaskedModel:
     """Tensors of the finished blocks, and of what is outside of them, by their names in the result."""
     blocks: Mapping[int, int]
     """Dense block that stays -> its number in the result."""
-    written: Mapping[str, list[int] | None]
-    """Weight that a pruner wrote -> the inputs that stay of it; None where all do."""
-    dimensions: list[int] | None
-    """Hidden dimensions that stay; None where all do."""
+    mask: Mask
+    """What is left out beside blocks."""
     unrounded: bool = False
     """Values that storing only rounded are those before rounding."""
 
@@ -76,9 +74,9 @@ class MaskedModel:
     def without_dimensions(self) -> Iterator[None]:
         """Nothing in the skeleton writes into the hidden dimensions that go."""
         with ExitStack() as undo:
-            if self.dimensions is not None:
+            if self.mask.dimensions is not None:
                 kept_D = torch.zeros(self.model.architecture.hidden_size, device=self.model.device)
-                kept_D[self.dimensions] = 1
+                kept_D[self.mask.dimensions] = 1
 
                 def hook(_: nn.Module, __: Any, output_BTD: Tensor) -> Tensor:
                     return output_BTD * kept_D
@@ -93,7 +91,7 @@ class MaskedModel:
     def rounds(self) -> bool:
         """Whether storing may have rounded values that were only copied."""
         dense = {name: facts for name, facts in self.model.source.tensors.items() if self._is_kept(name)}
-        return bool(self.dimensions) or any(
+        return bool(self.mask.dimensions) or any(
             self._piece(name).facts.dtype != facts.dtype for name, facts in dense.items()
         )
 
@@ -101,15 +99,15 @@ class MaskedModel:
         source = read_tensor(self.model.slices[name])
         stored = read_tensor(self._piece(name))
         rounded = source.to(stored.dtype).float()
-        if name in self.written:
-            kept_I = self.written[name]
+        if name in self.mask.written:
+            kept_I = self.mask.written[name]
             whole = stored.float()
             if kept_I is not None:
                 whole = torch.zeros_like(rounded).index_copy_(1, torch.tensor(kept_I), whole)
             return whole.where(whole != rounded, source.float()) if self.unrounded else whole
         if self.unrounded:
             return source.float()
-        return self._with_stored_gains(name, stored, source.float()) if self.dimensions else rounded
+        return self._with_stored_gains(name, stored, source.float()) if self.mask.dimensions else rounded
 
     def _with_stored_gains(self, name: str, stored: Tensor, source: Tensor) -> Tensor:
         """Norms of fewer dimensions have gains raised by sqrt(D / K), and rounded after: here, those with that undone.
@@ -118,10 +116,10 @@ class MaskedModel:
         """
         rounded = source.to(stored.dtype).float()
         module = self.model.skeleton.get_submodule(name.rpartition(".")[0])
-        assert self.dimensions is not None
-        if "norm" not in type(module).__name__.lower() or stored.shape != (len(self.dimensions),):
+        assert self.mask.dimensions is not None
+        if "norm" not in type(module).__name__.lower() or stored.shape != (len(self.mask.dimensions),):
             return rounded
-        kept = torch.tensor(self.dimensions)
+        kept = torch.tensor(self.mask.dimensions)
         gains = stored.float() / math.sqrt(len(source) / len(kept))
         tolerance = 2 * torch.finfo(stored.dtype).eps
         if not torch.allclose(gains, source[kept], rtol=tolerance, atol=0):
@@ -146,21 +144,8 @@ def masked_model(
     spec: CompressionSpec, model: LoadedModel, outcome: Outcome, units: Units | None, checkpoint: Checkpoint
 ) -> MaskedModel:
     """That of a result made of the finished blocks in `checkpoint`."""
-    written: dict[str, list[int] | None] = {}
-    if spec.removes == "weight":
-        written = {layer.weight: None for layer in model.architecture.layers}
-    elif spec.removes == "unit":
-        assert units is not None
-        assert outcome.widths is not None
-        for family in units.families:
-            width = model.source.tensors[family.reader.tensor].shape[1] // family.units
-            kept = best_units(units.of(family), outcome.widths[family.block, family.kind])
-            written[family.reader.tensor] = [unit * width + offset for unit in kept for offset in range(width)]
-    dimensions = None
-    if spec.removes == "hidden":
-        assert units is not None
-        dimensions = kept_dimensions(spec, units)
     blocks = {block: number for number, block in enumerate(outcome.blocks)}
     files = [checkpoint.outside(), *(checkpoint.block(number) for number in blocks.values())]
     stored = {name: piece for file in files for name, piece in read_header(file).items()}
-    return MaskedModel(in_float32(model), stored, blocks, written, dimensions)
+    mask = removal_of(spec).mask(spec, model, units, outcome)
+    return MaskedModel(in_float32(model), stored, blocks, mask)

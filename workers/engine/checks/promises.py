@@ -1,10 +1,9 @@
-"""Promises: what a spec says of the result's size and zeros, counted in its files. O = outputs, I = inputs."""
+"""Promises: what a spec says of the result's size, counted in its files, and of the job's memory."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workers.engine.contracts.params import UnitPruneParams, WeightPruneParams
 from workers.engine.errors import PromiseBroken
 from workers.engine.model.loaded import result_of
 from workers.engine.planning.result_size import macs
@@ -13,9 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import Tensor
-
-    from workers.engine.architectures.architecture import LinearFacts
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import StageReport
     from workers.engine.spec import CompressionSpec
@@ -25,9 +21,9 @@ _BUG = "this is a bug in the engine; the numbers in this message are what to rep
 
 def check_sizes(spec: CompressionSpec, dense: LoadedModel, folder: Path) -> None:
     """Raise PromiseBroken where the files in `folder`, the result, hold more than `at_most` allows."""
-    if not isinstance(spec.prune, UnitPruneParams) or spec.prune.at_most is None:
+    if spec.prune.size_limit is None:
         return
-    at_most, result = spec.prune.at_most, result_of(dense, folder)
+    at_most, result = spec.prune.size_limit, result_of(dense, folder)
     counted: dict[str, int] = {
         "parameters": result.source.parameters,
         "bytes": sum(facts.bytes for facts in result.source.tensors.values()),
@@ -57,25 +53,3 @@ def memory_warnings(spec: CompressionSpec, stages: Sequence[StageReport]) -> lis
         return []
     over = f"the job took {max(peaks.values()) / 2**20:.0f} MiB, and its budget is {budget / 2**20:.0f} MiB"
     return [f"{over}: the first stage above it was `{name}`"]
-
-
-def check_zeros(spec: CompressionSpec, layer: LinearFacts, sparsity: float, weight_OI: Tensor, zeros: int) -> None:
-    """Raise PromiseBroken where a layer holds fewer zeros than its sparsity takes, or a group of an N:M pattern more
-    weights than its N."""
-    if not isinstance(spec.prune, WeightPruneParams):
-        return
-    promised = spec.prune.removed(layer.shape, sparsity, spec.group)
-    if zeros < promised:
-        raise PromiseBroken(
-            f"{layer.name}: {promised:,} weights were to go, and the result has {zeros:,} zeros", _BUG, field="/prune"
-        )
-    if spec.prune.kept_of is not None:
-        m = spec.prune.kept_of[1]
-        kept = m - round(m * sparsity)
-        most = int((weight_OI != 0).unflatten(1, (-1, m)).sum(dim=2).max())
-        if most > kept:
-            raise PromiseBroken(
-                f"{layer.name}: {kept} of every {m} weights were to stay, and the result has {most} in one group",
-                _BUG,
-                field="/prune/pattern",
-            )

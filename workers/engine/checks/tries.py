@@ -8,10 +8,8 @@ and tunes again.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from workers.engine.contracts.params import UnitPruneParams
-from workers.engine.contracts.sparsity import SparsityParams
 from workers.engine.errors import PromiseBroken
 from workers.engine.model.memory import memory_budget
 from workers.engine.planning.predictions import whole_models
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from workers.engine.store.checkpoint import Checkpoint
 
 MOST_TRIES = 5
-DECODE_TOLERANCE = 0.05
-"""How far the decode time of the result may lie above what is asked: about as far as one lies from the next."""
 _MARGIN = 0.05
 """Of the logarithm of the ratio asked for is left over in a further try."""
 
@@ -43,7 +39,7 @@ class Tries:
 
     def __init__(self, spec: CompressionSpec, checkpoint: Checkpoint, events: Events) -> None:
         self._spec, self._checkpoint, self._events = spec, checkpoint, events
-        self._name, self._asked, self._tolerance = _bound_of(spec)
+        self._bound = spec.prune.bound
         self._broken = [Try(**tried) for tried in checkpoint.load_json("tries") or []]
         self._held: Try | None = None
         self.resume_points = self._next()
@@ -57,14 +53,17 @@ class Tries:
     @property
     def bound(self) -> float | None:
         """What the trial, or the table of times, is held to in this try; None where the spec has no such bound."""
-        if not self._broken or self._asked is None:
-            return self._asked
+        if self._bound is None:
+            return None
+        asked = self._bound.asked
+        if not self._broken:
+            return asked
         last = self._broken[-1]
-        if self._name == "decode_time":
-            return last.predicted * self._asked / last.measured
+        if self._bound.name == "decode_time":
+            return last.predicted * asked / last.measured
         if last.predicted <= 1:  # the trial did not foresee any loss: `below` alone makes a difference
-            return self._asked
-        return math.exp((1 - _MARGIN) * math.log(last.predicted) * math.log(self._asked) / math.log(last.measured))
+            return asked
+        return math.exp((1 - _MARGIN) * math.log(last.predicted) * math.log(asked) / math.log(last.measured))
 
     @property
     def below(self) -> float:
@@ -77,21 +76,22 @@ class Tries:
     def check(self, allocation: Allocation, measured: float) -> None:
         """Note what was measured of the result. Raises BoundExceeded where it is too much and another try may hold,
         PromiseBroken where none will."""
-        assert self._asked is not None  # nobody measures it otherwise
+        bound = self._bound
+        assert bound is not None  # nobody measures it otherwise
         assert allocation.predicted is not None  # it was found for the bound
         tried = Try(target_sparsity=allocation.target, predicted=allocation.predicted, measured=measured)
         number = self.number
-        holds = measured <= self._asked * (1 + self._tolerance)
+        holds = measured <= bound.asked * (1 + bound.tolerance)
         self._events.log(
-            f"try {number}: {self._name} {measured:.4f} of the result at a sparsity of {tried.target_sparsity:.4f}, "
-            f"{tried.predicted:.4f} foreseen, {self._asked:g} asked for: " + ("kept" if holds else "broken"),
+            f"try {number}: {bound.name} {measured:.4f} of the result at a sparsity of {tried.target_sparsity:.4f}, "
+            f"{tried.predicted:.4f} foreseen, {bound.asked:g} asked for: " + ("kept" if holds else "broken"),
             "info" if holds else "warning",
         )
         if holds:
             self._held = tried
             return
         self._broken.append(tried)
-        if number == MOST_TRIES or (self._name == "perplexity_ratio" and not tried.target_sparsity):
+        if number == MOST_TRIES or (bound.name == "perplexity_ratio" and not tried.target_sparsity):
             raise self.given_up()
         self._checkpoint.save_json("tries", [tried.model_dump() for tried in self._broken])
         self.resume_points = self._next()
@@ -100,18 +100,18 @@ class Tries:
 
     def check_decode_time(self, allocation: Allocation, dense: LoadedModel, folder: Path) -> None:
         """Time the model in `folder` beside the dense one where the spec bounds that, and `check` it."""
-        if self._asked is not None and isinstance(self._spec.prune, UnitPruneParams):
-            at_most = self._spec.prune.at_most
-            assert at_most is not None  # where the bound is from
+        limit = self._spec.prune.size_limit
+        if limit is not None and limit.decode_time is not None:
             budget = memory_budget(self._spec, dense.device)
             resident = whole_models(self._spec, dense.source, dense.architecture, budget) > 1
-            self.check(allocation, decode_time(dense, folder, at_most, resident).ratio)
+            self.check(allocation, decode_time(dense, folder, limit, resident).ratio)
 
     def report(self) -> Bound | None:
         """What was asked for, foreseen and measured; None where the spec has no such bound."""
-        if self._held is None or self._asked is None:
+        if self._held is None or self._bound is None:
             return None
-        return Bound(name=self._name, asked=self._asked, tolerance=self._tolerance, tries=[*self._broken, self._held])
+        bound, tries = self._bound, [*self._broken, self._held]
+        return Bound(name=bound.name, asked=bound.asked, tolerance=bound.tolerance, tries=tries)
 
     def _next(self) -> Checkpoint:
         """The resume points of the try after those that broke the bound, whose own are of no more use."""
@@ -123,29 +123,20 @@ class Tries:
 
     def given_up(self) -> PromiseBroken:
         """What to raise after a try that broke the bound, where no other may hold."""
-        tries, asked = self._broken, self._asked
+        tries, bound = self._broken, self._bound
+        assert bound is not None  # it was broken
         nearest = min(tries, key=lambda tried: tried.measured)
-        field = "/prune/perplexity_ratio" if self._name == "perplexity_ratio" else "/prune/at_most/decode_time"
         if not nearest.target_sparsity:
             return PromiseBroken(
-                f"the perplexity is {nearest.measured:.4f} times the dense model's with nothing removed, {asked:g} was "
-                "asked for",
+                f"the perplexity is {nearest.measured:.4f} times the dense model's with nothing removed, "
+                f"{bound.asked:g} was asked for",
                 "package in a type of more digits, leave `tune` out or tune more gently, or allow a larger ratio",
-                field=field,
+                field=bound.field,
             )
         return PromiseBroken(
-            f"{self._name} {asked:g} was asked for, and the nearest of {len(tries)} tries has {nearest.measured:.4f}, "
-            f"{nearest.measured / (asked or 1) - 1:.1%} more, at a sparsity of {nearest.target_sparsity:.4f}",
+            f"{bound.name} {bound.asked:g} was asked for, and the nearest of {len(tries)} tries has "
+            f"{nearest.measured:.4f}, {nearest.measured / bound.asked - 1:.1%} more, at a sparsity of "
+            f"{nearest.target_sparsity:.4f}",
             f"allow {nearest.measured:.4f}, or give a sparsity in its place and look at the report",
-            field=field,
+            field=bound.field,
         )
-
-
-def _bound_of(spec: CompressionSpec) -> tuple[Literal["perplexity_ratio", "decode_time"], float | None, float]:
-    """Name, what is asked, and the tolerance."""
-    params = spec.prune
-    if isinstance(params, SparsityParams):
-        return "perplexity_ratio", params.perplexity_ratio, 0.0
-    if isinstance(params, UnitPruneParams) and params.at_most is not None:
-        return "decode_time", params.at_most.decode_time, DECODE_TOLERANCE
-    return "perplexity_ratio", None, 0.0

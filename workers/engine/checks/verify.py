@@ -175,6 +175,6 @@ def _as_of_result(expected: Trace, masked: MaskedModel) -> Trace:
             if within[0] not in masked.blocks:
                 continue
             renamed = layout.in_block(name, masked.blocks[within[0]])
-        whole = masked.dimensions is None or name == LOGITS
-        found[renamed] = output_PD if whole else output_PD[:, masked.dimensions]
+        whole = masked.mask.dimensions is None or name == LOGITS
+        found[renamed] = output_PD if whole else output_PD[:, masked.mask.dimensions]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Flag, auto
 from typing import ClassVar, Literal, get_args
 
@@ -11,9 +12,9 @@ from pydantic_core import PydanticCustomError
 from workers.engine.contracts.refs import DataRef, SpecModel
 
 Stage = Literal["score", "allocate", "prune", "refine", "tune", "evaluate"]
-Unit = Literal["weight", "head", "channel", "hidden", "layer"]
-"""What a score is about and a pruner removes. Heads come with their key/value group, a hidden dimension is an entry of
-the vector that all blocks read and add to, a layer is a decoder block."""
+Unit = str
+"""What a score is about and a pruner removes, as the files of `removals/` name it: `weight`, `head` with its key/value
+group, `channel`, `hidden`, an entry of the vector that all blocks read and add to, `layer`, a decoder block."""
 Group = Literal["row", "matrix"]
 """Where scores may be compared with one another: within a row of the weight, or over the whole matrix."""
 Scores = Literal["required", "optional", "unused"]
@@ -65,9 +66,45 @@ class MethodParams(BaseModel):
         return (f"{self.method}/",)
 
     @property
+    def window_tokens(self) -> int:
+        """Evaluators: tokens of a window that the model attends over; 0 where it reads no windows."""
+        return 0
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Evaluators: about how many tokens the largest forward pass has; 0 where there is none."""
+        return 512
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Evaluators: how many tokens of their text are read; None: all."""
+        return None
+
+    @property
+    def timed_tokens(self) -> tuple[int, int]:
+        """Paired evaluators: tokens of the prompts, and of these and what is written after them, of all sequences that
+        go through together."""
+        return 0, 0
+
+    @property
+    def own_texts(self) -> dict[str, tuple[str, ...]]:
+        """Evaluators: field -> texts in the parameters themselves, prompts, that the model reads."""
+        return {}
+
+    @property
     def waives(self) -> Stat:
         """What of its method's `needs` these parameters do without."""
         return Stat.NONE
+
+    @property
+    def splits(self) -> int:
+        """Scores of units: into how many parts the windows are divided whose gradients are kept apart."""
+        return 1
+
+    @property
+    def protected(self) -> tuple[int, int]:
+        """Scores of blocks: how many at the front and at the back are never dropped."""
+        return 0, 0
 
     @property
     def most_of_units(self) -> float:
@@ -80,20 +117,6 @@ class MethodParams(BaseModel):
         return 0.0
 
 
-class UnitScoreParams(MethodParams):
-    """Base of the parameters of scores of whole units."""
-
-    @property
-    def splits(self) -> int:
-        """Into how many parts the windows are divided whose gradients are kept apart."""
-        return 1
-
-    @property
-    def protected(self) -> tuple[int, int]:
-        """How many decoder blocks at the front and at the back are never dropped, where blocks are scored."""
-        return 0, 0
-
-
 class LossMethodParams(DataRef, MethodParams):
     """Base of evaluators that measure the loss on a text: what a target that bounds it needs to know."""
 
@@ -101,31 +124,29 @@ class LossMethodParams(DataRef, MethodParams):
     samples: int | None
     per_document: int | None
 
-
-class PruneMethodParams(MethodParams):
-    """Base of the pruners' parameters: what the stages around them need to know of the target."""
+    @property
+    def window_tokens(self) -> int:
+        return self.sequence_length
 
     @property
-    def target(self) -> float | None:
-        """Global fraction of the prunable weights to remove, in [0, 1); None where it is still to be found."""
-        raise NotImplementedError
-
-    @property
-    def kept_of(self) -> tuple[int, int] | None:
-        """(N, M) where N of every M consecutive inputs are kept on average over the layers, else None."""
-        return None
+    def most_tokens(self) -> int | None:
+        return None if self.samples is None else self.samples * self.sequence_length
 
 
-class WeightPruneParams(PruneMethodParams):
-    """Base of pruners that set single weights to zero."""
+DECODE_TOLERANCE = 0.05
+"""How far the decode time of the result may lie above what is asked: about as far as one lies from the next."""
 
-    def removed(self, shape: tuple[int, int], sparsity: float, group: Group) -> int:
-        """How many weights of an (O, I) layer go at `sparsity`: exact, and known without the weights."""
-        raise NotImplementedError
 
-    def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Why an (O, I) layer cannot be pruned like this, or None if it can."""
-        raise NotImplementedError
+@dataclass(frozen=True)
+class Bounds:
+    """What a spec bounds beside sizes, as a multiple of the dense model's."""
+
+    name: Literal["perplexity_ratio", "decode_time"]
+    asked: float
+    tolerance: float
+    """The measured value may lie above `asked` by this fraction of it."""
+    field: str
+    """JSON pointer of the spec's field."""
 
 
 class AtMost(SpecModel):
@@ -163,36 +184,45 @@ class AtMost(SpecModel):
         names = ("parameters", "bytes", "macs", "decode_time")
         return {name: limit for name in names if (limit := getattr(self, name)) is not None}
 
-
-class UnitPruneParams(PruneMethodParams):
-    """Base of pruners that remove heads and channels."""
-
-    at_most: AtMost | None
-    """What the result must fit into, where no target is given."""
-    units: tuple[Unit, ...]
-    """Which kinds go."""
-    protect_first: int
-    protect_last: int
-    """Blocks at either end that lose nothing."""
-    channel_multiple: int
-    """Channels kept are a multiple of this."""
+    @property
+    def bound(self) -> Bounds | None:
+        """The decode time: it is foreseen, and only the result can show it."""
+        if self.decode_time is None:
+            return None
+        return Bounds("decode_time", self.decode_time, DECODE_TOLERANCE, "/prune/at_most/decode_time")
 
 
-class LayerPruneParams(PruneMethodParams):
-    """Base of pruners that drop decoder blocks."""
+class PruneMethodParams(MethodParams):
+    """Base of the pruners' parameters: what the stages around them need to know of the target."""
 
-    def dropped(self, blocks: int) -> int:
-        """How many of a model's blocks go."""
+    @property
+    def target(self) -> float | None:
+        """Global fraction of the prunable weights to remove, in [0, 1); None where it is still to be found."""
         raise NotImplementedError
 
+    @property
+    def kept_of(self) -> tuple[int, int] | None:
+        """(N, M) where N of every M consecutive inputs are kept on average over the layers, else None."""
+        return None
 
-class HiddenPruneParams(PruneMethodParams):
-    """Base of pruners that remove hidden dimensions."""
+    @property
+    def size_limit(self) -> AtMost | None:
+        """What the result must fit into, where no target is given."""
+        return None
 
-    def kept(self, hidden_size: int) -> int:
-        """How many of a model's hidden dimensions stay. Raises InvalidSpec if that cannot be."""
+    @property
+    def bound(self) -> Bounds | None:
+        """What is bounded and only the result can show to be kept; the target is then found for it."""
+        return None
+
+
+class WeightPruneParams(PruneMethodParams):
+    """Base of pruners that set single weights to zero."""
+
+    def removed(self, shape: tuple[int, int], sparsity: float, group: Group) -> int:
+        """How many weights of an (O, I) layer go at `sparsity`: exact, and known without the weights."""
         raise NotImplementedError
 
-    def share_removed(self, hidden_size: int) -> float:
-        """The fraction that goes, which is that of every linear layer's parameters too."""
-        return 1 - self.kept(hidden_size) / hidden_size
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Why an (O, I) layer cannot be pruned like this, or None if it can."""
+        raise NotImplementedError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from workers.engine.contracts.params import UnitScoreParams
+from workers.engine.contracts.params import MethodParams
 
 
-class ProtectedEndsParams(UnitScoreParams):
+class ProtectedEndsParams(MethodParams):
     """A score that is unreliable at the ends, where magnitudes and gradients are small and blocks matter most."""
 
     protect_first: int = Field(4, ge=0, le=1024, description="Blocks at the front that are never dropped.")

@@ -1,4 +1,7 @@
-"""Protocols: the signature of every kind of method. Import-light."""
+"""Protocols: the signature of every kind of method but pruners: theirs is of their kind of unit (`removals/`).
+
+Import-light.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
         Probe,
         Trainable,
     )
-    from workers.engine.contracts.params import Group
 
 P_contra = TypeVar("P_contra", bound=MethodParams, contravariant=True)
 
@@ -58,38 +60,6 @@ class Measure(Protocol[P_contra]):
     """`(block, params) -> {layer name: metric}` of one dense block; called once per job, and cached between jobs."""
 
     def __call__(self, block: DenseBlock, params: P_contra, /) -> Mapping[str, float]: ...
-
-
-class Pruner(Protocol[P_contra]):
-    """`(layers, stats, group, params) -> weights`: for layers of one input stream, in their order, new tensors of the
-    same shapes, with exactly `params.removed(shape, sparsity, group)` zeros each where dense weights hold none.
-
-    Compute in float32 and return that; the stage rounds to the type that ships. `group` is the scorer's, `row` if none.
-    """
-
-    def __call__(
-        self, layers: Sequence[LayerTask], stats: LinearStats, group: Group, params: P_contra, /
-    ) -> list[Tensor]: ...
-
-
-class UnitPruner(Protocol[P_contra]):
-    """`(reader, kept_I, stats, params) -> weight_OI`: the weight of the layer that reads a family's units, zero in the
-    inputs that are not in the boolean `kept_I`, where the others may make up for them. Float32, of unchanged shape:
-    the stage cuts the zeros out."""
-
-    def __call__(self, reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: P_contra, /) -> Tensor: ...
-
-
-class LayerPruner(Protocol[P_contra]):
-    """`(scores, params) -> kept`: indices of the decoder blocks that stay, ascending, from a score for each."""
-
-    def __call__(self, scores: Sequence[float], params: P_contra, /) -> list[int]: ...
-
-
-class HiddenPruner(Protocol[P_contra]):
-    """`(scores, params) -> kept`: the hidden dimensions that stay, ascending, from a score for each."""
-
-    def __call__(self, scores: Sequence[float], params: P_contra, /) -> list[int]: ...
 
 
 class Refiner(Protocol[P_contra]):

@@ -85,6 +85,11 @@ class DataRef(SpecModel):
     def local(self) -> bool:
         return "/" not in self.dataset
 
+    @property
+    def window_tokens(self) -> int:
+        """Tokens of a window that the model attends over; 0 where it reads no windows."""
+        return 0
+
     @model_validator(mode="after")
     def _files_have_no_splits(self) -> DataRef:
         if self.local and (self.subset, self.split, self.revision) != (None, "train", "main"):

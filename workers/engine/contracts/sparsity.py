@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.engine.contracts.params import Group, WeightPruneParams
+from workers.engine.contracts.params import Bounds, Group, WeightPruneParams
 from workers.engine.contracts.patterns import parse_pattern
 
 
@@ -85,6 +85,12 @@ class SparsityParams(WeightPruneParams):
         if self.kept_of is not None:
             return 1 - self.kept_of[0] / self.kept_of[1]
         return self.sparsity
+
+    @property
+    def bound(self) -> Bounds | None:
+        if self.perplexity_ratio is None:
+            return None
+        return Bounds("perplexity_ratio", self.perplexity_ratio, 0.0, "/prune/perplexity_ratio")
 
     def removed(self, shape: tuple[int, int], sparsity: float, group: Group) -> int:
         return removed(shape, sparsity, group, self.kept_of)

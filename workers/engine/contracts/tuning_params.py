@@ -93,6 +93,10 @@ class TuneMethodParams(DataRef, MethodParams):
         return self
 
     @property
+    def window_tokens(self) -> int:
+        return self.sequence_length
+
+    @property
     def warmup(self) -> int:
         """Steps of the warm-up."""
         return self.steps // WARMUP_SHARE if self.warmup_steps is None else self.warmup_steps

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Architecture
-from workers.engine.contracts.params import Stat, UnitPruneParams, UnitScoreParams
+from workers.engine.contracts.params import Stat
 from workers.engine.contracts.refs import DataRef
 from workers.engine.errors import MemoryBudgetTooSmall
 from workers.engine.files.safetensors_bytes import DTYPE_BYTES
@@ -114,8 +114,7 @@ def _in_turn(spec: CompressionSpec) -> bool:
 
 def _decode_time(spec: CompressionSpec) -> bool:
     """Whether the time of a decode step is bounded."""
-    at_most = spec.prune.at_most if isinstance(spec.prune, UnitPruneParams) else None
-    return at_most is not None and at_most.decode_time is not None
+    return spec.prune.size_limit is not None and spec.prune.size_limit.decode_time is not None
 
 
 def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
@@ -229,7 +228,7 @@ def _gradient_bytes(spec: CompressionSpec, block: int, tokens: int, token: int) 
     if not spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
         return 0
     assert spec.calibrate is not None  # the spec's validator saw to it
-    assert isinstance(spec.score, UnitScoreParams)  # scores of weights ask for none
+    assert spec.score is not None  # whose needs they are
     squared = Stat.SQUARED_GRADIENT in spec.unit_needs
     copies = spec.score.splits * (2 + 2 * squared) + _SALIENCE_COPIES
     return 4 * block * copies + (spec.calibrate.sequence_length if squared else tokens) * token
@@ -243,7 +242,7 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
     """
     compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
     stored = sum(facts.bytes for facts in source.tensors.values())
-    read = [_tokens_at_once(params) for params in spec.evaluate if not method_of("evaluate", params).paired]
+    read = [params.tokens_at_once for params in spec.evaluate if not method_of("evaluate", params).paired]
     batches = [tokens * architecture.vocabulary * 4 * 3 for tokens in read]
     kept = sum(layer.shape[0] for layer in architecture.cached())
     passing = _token_numbers(architecture)
@@ -259,13 +258,9 @@ def _token_numbers(architecture: Architecture) -> int:
 
 def _timed_tokens(spec: CompressionSpec) -> list[tuple[int, int]]:
     """(tokens of the prompts, these and the ones written after them) of every timing, all its sequences together."""
-    found = []
-    for params in spec.evaluate:
-        if method_of("evaluate", params).paired:
-            batch, prompt, new = (getattr(params, name) for name in ("batch_size", "prompt_tokens", "new_tokens"))
-            found.append((batch * prompt, batch * (prompt + new)))
-    if isinstance(spec.prune, UnitPruneParams) and spec.prune.at_most is not None and spec.prune.at_most.decode_time:
-        tokens = spec.prune.at_most.batch_size * spec.prune.at_most.tokens
+    found = [params.timed_tokens for params in spec.evaluate if method_of("evaluate", params).paired]
+    if spec.prune.size_limit is not None and spec.prune.size_limit.decode_time is not None:
+        tokens = spec.prune.size_limit.batch_size * spec.prune.size_limit.tokens
         found.append((tokens, tokens))
     return found
 
@@ -286,7 +281,7 @@ def predicted_elapsed_s(
         assert spec.calibrate is not None  # the spec's validator saw to it
         length = spec.calibrate.sequence_length
         per_token = 2 * architecture.prunable_parameters + _attention_flops(architecture, length)
-        passes = 2.0 if spec.removes == "weight" or spec.walk_needs else 0.0
+        passes = 2.0 if not spec.removes.scored_first or spec.walk_needs else 0.0
         passes += bool((spec.allocate_needs | spec.unit_needs) & (Stat.INPUT_SQ_MEAN | Stat.GRAM | Stat.CHANGE))
         passes += _BACKWARD_PASSES * bool(spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT))
         if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
@@ -301,7 +296,7 @@ def predicted_elapsed_s(
         trained = spec.tune.steps * spec.tune.batch * (4 if spec.tune.distill else 3)  # backward costs two forward
         work += length * per_token * (trained + looks * spec.tune.holdout)
     for params in spec.evaluate:
-        per_token = 2 * source.parameters + _attention_flops(architecture, getattr(params, "sequence_length", 0))
+        per_token = 2 * source.parameters + _attention_flops(architecture, params.window_tokens)
         work += 2 * _tokens_read(params, data_dir) * per_token
     written = 2 * source.parameters * DTYPE_BYTES["BF16"]
     return _START_S + work / _CPU_FLOPS + written / _DISK_BYTES_PER_S
@@ -312,15 +307,11 @@ def _attention_flops(architecture: Architecture, length: int) -> int:
     return 2 * length * architecture.hidden_size * architecture.blocks
 
 
-def _tokens_at_once(params: MethodParams) -> int:
-    return int(getattr(params, "batch_size", 1)) * int(getattr(params, "sequence_length", 512))
-
-
-def _tokens_read(params: object, data_dir: Path) -> int:
-    if not isinstance(params, DataRef):
+def _tokens_read(params: MethodParams, data_dir: Path) -> int:
+    text: object = params  # those that read a text are one
+    if not isinstance(text, DataRef):
         return _TOKENS_UNKNOWN
     there = _TOKENS_OF_HUB_DATASET
-    if params.local:
-        there = (data_dir / params.dataset).stat().st_size // _CHARACTERS_PER_TOKEN
-    samples = getattr(params, "samples", None)
-    return min(there, samples * getattr(params, "sequence_length", 512)) if samples else there
+    if text.local:
+        there = (data_dir / text.dataset).stat().st_size // _CHARACTERS_PER_TOKEN
+    return there if params.most_tokens is None else min(there, params.most_tokens)

@@ -6,40 +6,39 @@ the same outputs as a cut block. It is cut when it is done. I = inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Family
 from workers.engine.contracts.facts import LayerTask
-from workers.engine.contracts.params import UnitPruneParams
 from workers.engine.maths.unit_slices import kept_only
-from workers.engine.registry import method_of
-from workers.engine.removals.weights import as_shipped
-from workers.engine.removals.widths import best_units, kept_units
+from workers.engine.removals.base import Edit
+from workers.engine.removals.stored import as_shipped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.architectures.architecture import LinearFacts
-    from workers.engine.contracts.facts import LinearStats, Units
-    from workers.engine.model.loaded import LoadedModel
-    from workers.engine.removals.widths import Widths
+    from workers.engine.contracts.facts import LinearStats
     from workers.engine.spec import CompressionSpec
 
 
 @dataclass(frozen=True)
-class UnitSurgeon:
-    """Cuts the lowest-scored units out of every family."""
+class CutUnits(Edit):
+    """Cuts all but the units that stay out of every family."""
 
+    families: Sequence[Family]
     spec: CompressionSpec
-    units: Units
-    widths: Widths
-    """Units that stay in every family."""
+    kept: Mapping[tuple[int, str], Sequence[int]]
+    """(block, kind) -> units that stay, ascending."""
+    solve: Callable[[LayerTask, Tensor, LinearStats], Tensor]
+    """(reader, kept_I, stats) -> its weight, zero in the inputs that go: see `UnitPruner`."""
 
-    def operate(self, layers: list[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats) -> dict[str, Tensor]:
-        """Weight name -> weight of the layers that read one stream, zero in the inputs that go. NumericalFailure."""
-        readers = {family.reader.tensor: family for family in self.units.families}
+    def prune_stream(
+        self, layers: Sequence[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats
+    ) -> dict[str, Tensor]:
+        readers = {family.reader.tensor: family for family in self.families}
         found = {}
         for layer in layers:
             name = layer.weight
@@ -47,28 +46,16 @@ class UnitSurgeon:
             if name in readers:
                 task = LayerTask(layer.name, dense[name], 0.0)
                 kept_I = self._kept_inputs(readers[name], dense[name])
-                prune = method_of("prune", self.spec.prune).function
-                found[name] = as_shipped(self.spec, task, prune(task, kept_I, stats, self.spec.prune))
+                found[name] = as_shipped(self.spec, task, self.solve(task, kept_I, stats))
         return found
 
-    def close_up(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The block's tensors without what goes."""
-        families = [family for family in self.units.families if family.block == block]
-        return kept_only(tensors, families, {family.kind: self._kept(family) for family in families})
-
-    def _kept(self, family: Family) -> Sequence[int]:
-        return best_units(self.units.of(family), self.widths[family.block, family.kind])
+    def finish_block(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        families = [family for family in self.families if family.block == block]
+        return kept_only(tensors, families, {family.kind: self.kept[block, family.kind] for family in families})
 
     def _kept_inputs(self, family: Family, weight_OI: Tensor) -> Tensor:
         width = weight_OI.shape[1] // family.units
         kept_U = weight_OI.new_zeros(family.units, dtype=bool)  # type: ignore[call-overload]
-        kept_U[list(self._kept(family))] = True
+        kept_U[list(self.kept[family.block, family.kind])] = True
         kept_I: Tensor = kept_U.repeat_interleave(width)
         return kept_I
-
-
-def unit_surgeon(spec: CompressionSpec, model: LoadedModel, units: Units, sparsity: Mapping[str, float]) -> UnitSurgeon:
-    """The cut that an allocation asks for. Raises InvalidSpec where a block cannot lose as much."""
-    assert isinstance(spec.prune, UnitPruneParams)
-    widths = kept_units(model.architecture.layers, units.families, sparsity, spec.prune, spec.allocate)
-    return UnitSurgeon(spec, units, widths)

@@ -20,6 +20,7 @@ from workers.engine.contracts.facts import Probe
 from workers.engine.maths.paired import Comparison
 from workers.engine.model.loaded import empty_model, load_model, load_result, stock_config
 from workers.engine.model.turns import in_turn
+from workers.engine.removals.narrow_blocks import NarrowBlocks
 from workers.engine.removals.outcome import Outcome, config_after
 from workers.engine.store.clock import device_time_s
 
@@ -79,7 +80,7 @@ def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> Latenc
     def probes(outcome: Outcome) -> list[Probe]:
         return [_decode_probe(_of_one_value(model, outcome), at_most)]
 
-    full = partial(probes, Outcome(layout, blocks, cut, {(f.block, f.kind): f.units for f in cut}))
+    full = partial(probes, NarrowBlocks(layout, blocks, cut, {(f.block, f.kind): f.units for f in cut}))
 
     def against_full(outcome: Outcome) -> Comparison:
         ((_, found),) = in_turn(full, partial(probes, outcome), resident=resident)
@@ -94,7 +95,7 @@ def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> Latenc
         for units in counts[:-1]:
             widths: Widths = {(f.block, f.kind): units if f.kind == kind else f.units for f in cut}
             seconds.append(
-                (full_s * against_full(Outcome(layout, blocks, cut, widths)).ratio - outside_s) / len(blocks)
+                (full_s * against_full(NarrowBlocks(layout, blocks, cut, widths)).ratio - outside_s) / len(blocks)
             )
         # More units never take less time, but for noise.
         rising = np.maximum.accumulate([min(max(0.0, found_s), block_s) for found_s in seconds]).tolist()

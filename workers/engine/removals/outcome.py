@@ -5,49 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.engine.architectures.built import PER_LAYER_LISTS, head_dim, key_heads, obeyed, value
+from workers.engine.architectures.built import PER_LAYER_LISTS, head_dim, obeyed
 from workers.engine.architectures.entries import check_result
-from workers.engine.architectures.per_layer import MODELING, PER_LAYER, modeling_class
 from workers.engine.errors import UnsupportedModel
 
 if TYPE_CHECKING:
-    from workers.engine.architectures.architecture import Family, Layout
+    from workers.engine.architectures.architecture import Layout
     from workers.engine.files.safetensors_bytes import TensorFacts
-    from workers.engine.removals.widths import Widths
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Structure of the result."""
+    """Structure of the result: blocks that stay, as wide as they were. Removals that make them narrower extend it."""
 
     layout: Layout
     """Of the dense model."""
     blocks: Sequence[int]
     """Decoder blocks that stay, by their index in the dense model, ascending."""
-    families: Sequence[Family] = ()
-    widths: Widths | None = None
-    """Units that stay in each family; None where none goes."""
-    hidden: tuple[int, int] | None = None
-    """(K, D) where K of D hidden dimensions stay; None where none goes."""
 
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(key/value heads, channels) of every block that stays; empty where none is cut."""
-        if self.widths is None:
-            return []
-        return [(self.widths[block, "head"], self.widths[block, "channel"]) for block in self.blocks]
+    cut: ClassVar[bool] = False
+    """Whether tensors of the blocks that stay are narrower than they were."""
+    field: ClassVar[str] = "/prune/sparsity"
+    """Of the spec, that is to blame where no config can say the structure."""
 
     @property
     def uniform(self) -> bool:
         """Whether all blocks have one shape, which one config can tell."""
-        return len(set(self.shapes)) <= 1
+        return True
 
-    @property
-    def cut(self) -> bool:
-        """Whether tensors of the blocks that stay are narrower than they were."""
-        return self.widths is not None or self.hidden is not None
+    def narrow(self, shapes: dict[str, list[int]]) -> None:
+        """Change the shapes of the dense model's tensors, of the blocks that stay, into those of the result."""
+
+    def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the config of a result says in other words than the dense model's."""
+        return {}
+
+    def block_entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the config of a result says of blocks of different shapes, given what else it says."""
+        return {}
 
     def tensor_shapes(self, tensors: Mapping[str, TensorFacts]) -> dict[str, tuple[int, ...]]:
         """Tensor name in the dense model -> its shape in the result; what is dropped is left out."""
@@ -57,16 +54,7 @@ class Outcome:
             for name, facts in tensors.items()
             if (found := self.layout.split(name)) is None or found[0] in kept
         }
-        if self.widths is not None:
-            for family in self.families:
-                for member in family.members:
-                    if member.tensor in left:
-                        unit = left[member.tensor][member.axis] // family.units
-                        left[member.tensor][member.axis] = unit * self.widths[family.block, family.kind]
-        if self.hidden is not None:
-            for name, shape in left.items():
-                if (axis := self.layout.hidden_axis(name)) is not None:
-                    shape[axis] = self.hidden[0]
+        self.narrow(left)
         return {name: tuple(shape) for name, shape in left.items()}
 
     def parameters(self, tensors: Mapping[str, TensorFacts]) -> dict[str, int]:
@@ -88,50 +76,14 @@ def config_after(
         _fewer_blocks(changed, outcome.blocks)
     if outcome.cut:
         changed["head_dim"] = head_dim(config)
-    if outcome.hidden is not None:
-        kept, of = outcome.hidden
-        changed["hidden_size"] = kept
-        changed["rms_norm_eps"] = value(config, "rms_norm_eps") * of / kept
-    if outcome.widths is not None:
-        shared_by = config["num_attention_heads"] // key_heads(config)
-        heads, channels = max(outcome.shapes, key=lambda shape: shape[0])[0], max(c for _, c in outcome.shapes)
-        changed |= {
-            "num_key_value_heads": heads,
-            "num_attention_heads": heads * shared_by,
-            "intermediate_size": channels,
-        }
-    field = "/prune/sparsity" if outcome.widths is None else "/prune/units"
+    changed |= outcome.entries(config)
     if outcome.cut and config["model_type"] == "llama" and changed["hidden_size"] % changed["num_attention_heads"]:
-        changed |= _as_mistral(changed, field)
+        changed |= _as_mistral(changed, outcome.field)
     if outcome.cut and outcome.uniform and tensors is not None:
-        check_result(outcome.layout, changed, outcome.tensor_shapes(tensors), field)
+        check_result(outcome.layout, changed, outcome.tensor_shapes(tensors), outcome.field)
     if not outcome.uniform:
-        changed |= _per_layer(changed, outcome)
+        changed |= outcome.block_entries(changed)
     return changed
-
-
-def _per_layer(config: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """What says that blocks differ, in transformers' own words, and which classes in `MODELING` build them so: the
-    stock ones make all alike. vLLM reads the same entries and builds on the base class."""
-    architecture, module = modeling_class(config), MODELING.removesuffix(".py")
-    shared_by = config["num_attention_heads"] // config["num_key_value_heads"]
-    return {
-        PER_LAYER: {
-            str(block): {
-                "num_attention_heads": heads * shared_by,
-                "num_key_value_heads": heads,
-                "intermediate_size": channels,
-            }
-            for block, (heads, channels) in enumerate(outcome.shapes)
-        },
-        # Whoever asks for the number of heads, as many tools do, gets the widest block's instead of an exception.
-        "allow_global_per_layer_attribute_access": True,
-        "architectures": [architecture],
-        "auto_map": {
-            "AutoModel": f"{module}.{architecture.replace('ForCausalLM', 'Model')}",
-            "AutoModelForCausalLM": f"{module}.{architecture}",
-        },
-    }
 
 
 def _as_mistral(config: Mapping[str, Any], field: str) -> dict[str, Any]:

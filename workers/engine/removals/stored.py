@@ -13,6 +13,7 @@ from workers.engine.maths.selection import finite
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engine.contracts.facts import LayerTask
     from workers.engine.spec import CompressionSpec
 
 
@@ -30,3 +31,14 @@ def as_stored(spec: CompressionSpec, tensors: Mapping[str, Tensor]) -> dict[str,
                 field="/package/dtype",
             )
     return found
+
+
+def as_shipped(spec: CompressionSpec, task: LayerTask, weight_OI: Tensor) -> Tensor:
+    """Float32 weights straight in the type that ships, so that they are rounded once. Raises NumericalFailure."""
+    if not finite(weight_OI):
+        raise NumericalFailure(
+            f"{task.name}: {spec.prune.method} made infinite or NaN weights",
+            "raise its dampening, calibrate on more text, or use another pruner",
+            field="/prune",
+        )
+    return weight_OI if spec.package.dtype != "source" else weight_OI.to(task.weight_OI.dtype)

@@ -15,9 +15,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from workers.engine.architectures.architecture import Family
-from workers.engine.architectures.coupled import families, hidden_families
 from workers.engine.contracts.facts import DenseUnits, LinearStats, Units
-from workers.engine.contracts.params import Stat, UnitScoreParams
+from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure
 from workers.engine.maths.selection import finite
 from workers.engine.maths.unit_slices import unit_rows
@@ -28,7 +27,8 @@ from workers.engine.model.loaded import block_tensors, filled_block
 from workers.engine.model.provenance import environment
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.registry import method_of
-from workers.engine.stages.score import score
+from workers.engine.removals.base import Scores, removal_of
+from workers.engine.removals.weight_scores import score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,14 +59,11 @@ def score_units(
     Raises NumericalFailure where a score is not a number.
     """
     assert spec.score is not None  # the spec's validator saw to it
-    found: tuple[Family, ...] = ()
-    if spec.removes != "layer":
-        of = hidden_families if spec.removes == "hidden" else families
-        found = of(model.architecture, model.source.config, model.source.tensors)
+    found = removal_of(spec).families(spec, model.architecture, model.source.config, model.source.tensors)
     if saved := checkpoint.load_json("unit-scores"):
         return Units(found, saved)
     method = method_of("score", spec.score)
-    if method.units[0] == "weight":
+    if method.measure is None:
         scores = _sums_over_weights(spec, model, found, calibration, cache, checkpoint, events)
     else:
         scores = _of_measured(spec, method, model, found, calibration, cache, checkpoint, events)
@@ -88,10 +85,10 @@ def _sums_over_weights(
     cache: Cache,
     checkpoint: Checkpoint,
     events: Events,
-) -> list[dict[str, list[float]]]:
+) -> Scores:
     """A score of weights, added up over the weights of each unit."""
     stats = dense_statistics(spec, model, calibration, cache, checkpoint, events, needs=spec.unit_needs)
-    scores: list[dict[str, list[float]]] = [{} for _ in range(model.architecture.blocks)]
+    scores: Scores = [{} for _ in range(model.architecture.blocks)]
     for block in range(model.architecture.blocks):
         tensors = block_tensors(model, block)
         by_weight = {
@@ -118,14 +115,14 @@ def _of_measured(
     cache: Cache,
     checkpoint: Checkpoint,
     events: Events,
-) -> list[dict[str, list[float]]]:
+) -> Scores:
     """A score of units, from what its method measures of every block."""
-    assert isinstance(spec.score, UnitScoreParams)
+    assert spec.score is not None  # whose method it is
     assert method.measure is not None  # unit scorers have one
     key = environment(spec, model) | {
         "score": spec.score.model_dump(mode="json", exclude=set(spec.score.unmeasured)),
         "calibration": calibration.digest if calibration and spec.unit_needs else "",
-        "of": spec.removes,
+        "of": spec.removes.name,
     }
     kept = cache.tensors("unit-measures", key)
     if kept is None:
@@ -140,10 +137,7 @@ def _of_measured(
     scores = [
         {kind: values.tolist() for kind, values in block.items()} for block in method.function(measured, spec.score)
     ]
-    if spec.removes == "layer":
-        first, last = spec.score.protected
-        for block in (*range(first), *range(len(scores) - last, len(scores))):
-            scores[block]["layer"] = [math.inf]
+    removal_of(spec).protect(spec.score, scores)
     return scores
 
 
@@ -168,7 +162,7 @@ def _facts(
 
     if needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
         assert calibration is not None
-        assert isinstance(spec.score, UnitScoreParams)
+        assert spec.score is not None
         walk = gradients(
             model,
             calibration,

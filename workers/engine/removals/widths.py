@@ -7,16 +7,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from workers.engine.contracts.params import AtMost, Bounds, PruneMethodParams, Unit
 from workers.engine.errors import InvalidSpec
 
 if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Family, LinearFacts
-    from workers.engine.contracts.params import MethodParams, UnitPruneParams
+    from workers.engine.contracts.params import MethodParams
 
 Widths = Mapping[tuple[int, str], int]
 """(block, kind) -> units that stay."""
 _ROUNDED = 0.5001
 """Of a step, a channel or `channel_multiple` of them, is what rounding to whole steps may leave in a block."""
+
+
+class UnitPruneParams(PruneMethodParams):
+    """Base of the parameters of pruners that remove heads and channels."""
+
+    at_most: AtMost | None
+    """What the result must fit into, where no target is given."""
+    units: tuple[Unit, ...]
+    """Which kinds go."""
+    protect_first: int
+    protect_last: int
+    """Blocks at either end that lose nothing."""
+    channel_multiple: int
+    """Channels kept are a multiple of this."""
+
+    @property
+    def size_limit(self) -> AtMost | None:
+        return self.at_most
+
+    @property
+    def bound(self) -> Bounds | None:
+        return None if self.at_most is None else self.at_most.bound
 
 
 def kept_units(

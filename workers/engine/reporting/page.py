@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from workers.engine.removals.base import removal
 from workers.engine.reporting import wording
 from workers.engine.reporting.figures import loss_figure, metrics_figure, sparsity_figure, stages_figure, widths_figure
 
@@ -22,7 +23,7 @@ def render(report: Report) -> str:
     # Markup only around the figures, which escape their own texts; the template escapes everything else.
     directed = [metric for metric in report.metrics if metric.higher_is_better is not None]
     methods = wording.compressing_methods(report)
-    same_inside = any(method.units == ("hidden",) for method in methods)  # heads and MLPs are as wide as they were
+    draws_widths = all(removal(method.removes).draws_widths for method in methods if method.removes is not None)
     environment = Environment(
         loader=PackageLoader("workers.engine.reporting", "templates"),
         autoescape=True,
@@ -38,7 +39,7 @@ def render(report: Report) -> str:
         headlines=directed[:_HEADLINES],
         spec_json=json.dumps(report.spec, indent=2),
         sparsity_figure=Markup(sparsity_figure(report.layers)),
-        widths_figure=Markup("" if same_inside else widths_figure(report.layers)),
+        widths_figure=Markup(widths_figure(report.layers) if draws_widths else ""),
         metrics_figure=Markup(metrics_figure(directed)) if directed else None,
         loss_figure=Markup(loss_figure(report.tune)) if report.tune else None,
         stages_figure=Markup(stages_figure(report.stages)),

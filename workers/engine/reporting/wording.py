@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from workers.engine.contracts.params import Stage
 from workers.engine.maths.standard_errors import CONFIDENCE, SURE, half_width
 from workers.engine.registry import Method, discover
+from workers.engine.removals.base import removal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,29 +31,13 @@ def compressing_methods(report: Report) -> list[Method]:
 def sentence(report: Report) -> str:
     """What was done, in one sentence."""
     spec, pattern = report.spec, report.spec["prune"].get("pattern")
-    scored = f"scored by {spec['score']['method']}, " if spec.get("score") else ""
-    refined = f", moved by {spec['refine']['method']}" if spec.get("refine") else ""
     method = discover()["prune", spec["prune"]["method"]]
-    whole = f"{percent(report.sparsity)} of the weights of {len(report.layers)} linear layers "
-    if method.units == ("layer",):
-        dropped = len({layer.block for layer in report.layers if layer.shape == (0, 0)})
-        blocks = len({layer.block for layer in report.layers})
-        return f"{dropped} of {blocks} decoder blocks were dropped: {scored}removed by {method.name}."
-    if method.units == ("hidden",):
-        removed = f"{percent(report.sparsity)} of the hidden dimensions were cut off, "
-        return (
-            f"{removed}{report.parameters:,} parameters became {report.parameters_after or 0:,}: {scored}removed by "
-            f"{method.name}."
-        )
-    if "head" in method.units:
-        whole += f"were cut off, {report.parameters:,} parameters became {report.parameters_after or 0:,}: "
-    else:
-        whole += f"({report.zeros:,} of {report.prunable_parameters:,}) were set to zero: "
-    return (
-        f"{whole}{scored}spread over the layers by {spec['allocate']['method']}, removed by {spec['prune']['method']}"
-        + (f" ({pattern})" if pattern else "")
-        + f"{refined}."
-    )
+    assert method.removes is not None  # pruners remove something
+    scored = f"scored by {spec['score']['method']}, " if spec.get("score") else ""
+    spread = f"spread over the layers by {spec['allocate']['method']}, " if method.removes.spread else ""
+    refined = f", moved by {spec['refine']['method']}" if spec.get("refine") else ""
+    went = removal(method.removes).went(report, percent(report.sparsity))
+    return f"{went}: {scored}{spread}removed by {method.name}" + (f" ({pattern})" if pattern else "") + f"{refined}."
 
 
 def brings_code(report: Report) -> bool:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from workers.engine.contracts.facts import Allocation, AllocationFacts, DenseBlock, LinearStats
-from workers.engine.contracts.params import HiddenPruneParams, Stat, UnitPruneParams
+from workers.engine.contracts.params import Stat
 from workers.engine.contracts.texts import Wanted
 from workers.engine.errors import InvalidSpec, NumericalFailure
 from workers.engine.maths.selection import finite
@@ -25,11 +25,9 @@ from workers.engine.model.provenance import environment
 from workers.engine.model.trial_losses import Trials
 from workers.engine.model.windows import load_tokens, loss_windows
 from workers.engine.planning.fit_to_size import fitting_sparsity
-from workers.engine.planning.layer_sparsities import allocation
 from workers.engine.planning.predictions import whole_models
 from workers.engine.registry import method_of
-from workers.engine.removals.decode_times import latency_table
-from workers.engine.removals.rewrite import dropping
+from workers.engine.removals.base import removal_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from workers.engine.model.dense_statistics import Statistics
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.registry import Method
-    from workers.engine.removals.widths import Widths
+    from workers.engine.removals.outcome import Outcome
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.cache import Cache
@@ -71,13 +69,10 @@ def allocate(
     """The allocation of this try; kept in its resume points, so that a retry prunes to the same. NumericalFailure."""
     if saved := tries.resume_points.load_json("allocation"):
         return Allocation(**saved)
-    if spec.removes in ("layer", "hidden"):
-        assert units is not None  # they are scored
-        if isinstance(spec.prune, HiddenPruneParams):
-            gone = spec.prune.share_removed(model.architecture.hidden_size)
-            sparsity: Mapping[str, float] = dict.fromkeys((layer.name for layer in model.architecture.layers), gone)
-        else:
-            sparsity = dropping(spec, model, units)
+    removal, limit = removal_of(spec), spec.prune.size_limit
+    if not spec.removes.spread:
+        sparsity = removal.sparsity(spec, model.architecture, units)
+        assert sparsity is not None  # scores are known by now
         found = Allocation(_mean(model, sparsity), sparsity, {})
         tries.resume_points.save_json("allocation", vars(found))
         return found
@@ -94,17 +89,14 @@ def allocate(
                 closing(Trials(spec, model, text, stats, digest, cache, checkpoint, events))
             )
 
-        open_units = None
-        if units is not None and isinstance(spec.prune, UnitPruneParams):
-            open_units = units.of_kinds(spec.prune.units)
-        facts = AllocationFacts(layers, metrics, units=open_units)
+        facts = AllocationFacts(layers, metrics, units=removal.allocated(spec, units))
         if Stat.LOSS in needs:
             assert calibration is not None  # LOSS is a need
             sample = Calibration(_first_tokens(calibration, TRIAL_TOKENS), calibration.label)
             facts = AllocationFacts(layers, metrics, trials(sample).loss)
         target, foreseen = spec.prune.target, None
-        if isinstance(spec.prune, UnitPruneParams) and target is None:
-            decode_time = _decode_time(spec, model, events)
+        if target is None and limit is not None:
+            decode_time = _decode_time(spec, model, events) if limit.decode_time is not None else None
             try:
                 target, foreseen = fitting_sparsity(
                     spec, model.source, model.architecture, facts, decode_time, within=tries.bound
@@ -114,25 +106,18 @@ def allocate(
                     raise
                 raise tries.given_up() from error  # nobody asked for the bound that this try is held to
         if target is not None:
-            found = Allocation(target, allocation(spec, facts, target), metrics, foreseen)
+            found = Allocation(target, removal.spread(spec, facts, target), metrics, foreseen)
         else:
             found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)), tries)
     tries.resume_points.save_json("allocation", vars(found))
     return found
 
 
-def _decode_time(spec: CompressionSpec, model: LoadedModel, events: Events) -> Callable[[Widths], float] | None:
-    """What tells the time of a decode step by the widths, where the spec bounds it."""
-    assert isinstance(spec.prune, UnitPruneParams)
-    at_most = spec.prune.at_most
-    if at_most is None or at_most.decode_time is None:
-        return None
+def _decode_time(spec: CompressionSpec, model: LoadedModel, events: Events) -> Callable[[Outcome], float]:
+    """What foretells the time of a decode step, as a fraction of the dense model's."""
     budget = memory_budget(spec, model.device)
-    table = latency_table(model, at_most, whole_models(spec, model.source, model.architecture, budget) > 1)
-    for kind, points in table.by_units.items():
-        shown = ", ".join(f"{units}: {1000 * seconds:.3g} ms" for units, seconds in points)
-        events.log(f"decode step of a block by {kind}s that stay: {shown}")
-    return table.decode_time
+    resident = whole_models(spec, model.source, model.architecture, budget) > 1
+    return removal_of(spec).decode_time(spec, model, resident, events)
 
 
 def _mean(model: LoadedModel, sparsity: Mapping[str, float]) -> float:
@@ -219,7 +204,7 @@ def _within_ratio(spec: CompressionSpec, facts: AllocationFacts, trials: Trials,
     low, high = 0, math.ceil(tries.below / RATIO_STEP)  # in steps: low keeps the ratio, high does not
     while high - low > 1:
         middle = (low + high) // 2
-        sparsity = allocation(spec, facts, middle * RATIO_STEP)
+        sparsity = removal_of(spec).spread(spec, facts, middle * RATIO_STEP)
         ratio = math.exp(min(trials.loss(sparsity) - dense, 100.0))
         if ratio <= tries.bound:
             low, best = middle, Allocation(middle * RATIO_STEP, sparsity, facts.metrics, ratio)

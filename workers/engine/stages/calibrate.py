@@ -31,14 +31,14 @@ def refuse_unknown_tokens(spec: CompressionSpec, model: LoadedModel, sources: So
     opening_T = torch.tensor(opening_ids(tokenizer, "auto", ""), dtype=torch.int64)  # need not be in the vocabulary
     refuse_unknown(opening_T, vocabulary, tokenizer, "that the tokenizer puts before a text")
     for index, params in enumerate(spec.evaluate):
-        for prompt in getattr(params, "prompts", ()):
+        for name, prompt in ((name, text) for name, texts in params.own_texts.items() for text in texts):
             ids_T = torch.tensor(token_ids(tokenizer, prompt), dtype=torch.int64)
             refuse_unknown(ids_T, vocabulary, tokenizer, "of a prompt")
             if not len(ids_T) + len(opening_T):
                 raise InvalidSpec(
                     f"the model's tokenizer makes no token of the prompt {prompt[:40]!r}",
                     "give a prompt of words",
-                    field=f"/evaluate/{index}/prompts",
+                    field=f"/evaluate/{index}/{name}",
                 )
     if max(tokenizer.get_vocab().values(), default=0) < vocabulary:
         return

@@ -1,4 +1,4 @@
-"""Load: the model of a spec, found, checked and downloaded; no weights are read yet."""
+"""Load: the model of a spec, which has been found and checked, downloaded; no weights are read yet."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ import torch
 from workers.engine.errors import InvalidSpec
 from workers.engine.model.loaded import LoadedModel, generation_settings, skeleton, tokenizer_of
 from workers.engine.model.memory import memory_budget
-from workers.engine.planning.plan import feasible
 from workers.engine.planning.predictions import batch_tokens
-from workers.engine.sources.resolve import Sources, download, resolve_model, slices
+from workers.engine.sources.resolve import download, slices
 
 if TYPE_CHECKING:
+    from workers.engine.removals.base import Prospect
     from workers.engine.spec import CompressionSpec
 
 
-def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
-    """Resolve, check and download the model; read no weights yet. Raises what a plan of the spec raises, and
+def load(spec: CompressionSpec, prospect: Prospect) -> LoadedModel:
+    """Download the model, as far as it is not there; read no weights yet.
 
-    UnsupportedModel where transformers cannot read the tokenizer or build the config.
+    Raises UnsupportedModel where transformers cannot read the tokenizer or build the config.
     """
-    source = resolve_model(spec.model, sources)
-    architecture = feasible(spec, source, sources).architecture
-    source = replace(source, path=download(source))
+    architecture, source = prospect.architecture, replace(prospect.source, path=download(prospect.source))
     assert source.path is not None  # downloaded if it was not there
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
     generation_settings(source.path, source.id)  # refused now rather than when it is evaluated

@@ -1,4 +1,4 @@
-"""Prune: the walk over the blocks. A surgeon decides what is written.
+"""Prune: what the allocation asks for goes, block by block, into the checkpoint. An `Edit` says what is written.
 
 Each block is loaded, its inputs are looked at, its layers are scored and pruned, and the pruned block, rounded to the
 type it will be stored in, makes the inputs of the next: what later layers are calibrated on is what they will see in
@@ -14,14 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from workers.engine.checks.promises import check_zeros
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.model.activations import activations_of
 from workers.engine.model.input_statistics import collect, staged
 from workers.engine.model.loaded import LoadedModel, block_tensors, filled, outside_tensors, read_tensor, slices_of
+from workers.engine.removals.base import removal_of
+from workers.engine.removals.outcome import config_after
 from workers.engine.removals.stored import as_stored
 from workers.engine.report import LayerReport
 
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.engine.architectures.architecture import Kind, LinearFacts
-    from workers.engine.contracts.facts import Allocation
+    from workers.engine.contracts.facts import Allocation, Units
     from workers.engine.events import Events
     from workers.engine.model.activations import Activations, Hidden
     from workers.engine.model.calibration import Calibration
+    from workers.engine.removals.base import Edit
     from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.checkpoint import Checkpoint
@@ -45,18 +47,24 @@ def prune(
     spec: CompressionSpec,
     model: LoadedModel,
     calibration: Calibration | None,
-    surgeon: Surgeon,
+    units: Units | None,
+    allocation: Allocation,
     *,
     checkpoint: Checkpoint,
     clock: Clock,
     events: Events,
-) -> int:
-    """Prune every block into the checkpoint. Returns how many were found done. Raises NumericalFailure."""
+) -> tuple[Outcome, int]:
+    """The structure of the result, and how many of its blocks were found done.
+
+    Raises NumericalFailure, and InvalidSpec or UnsupportedModel where the structure is not to be had.
+    """
+    edit = removal_of(spec).edit(spec, model, units, allocation.sparsity, clock)
+    config_after(model.source.config, edit.outcome)  # refuses what no config can say, before the work
     if not checkpoint.outside().exists():
-        checkpoint.save_outside(as_stored(spec, outside_tensors(model)))
+        checkpoint.save_outside(as_stored(spec, edit.outside(outside_tensors(model))))
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, ExitStack() as files:
-        walk = _Walk(spec, model, surgeon, checkpoint, clock, events, reader, writer, files)
-        return walk.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
+        walk = _Walk(spec, model, edit, checkpoint, clock, events, reader, writer, files)
+        return edit.outcome, walk.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
 
 def layer_reports(
@@ -72,7 +80,7 @@ def layer_reports(
             piece = slices[layout.in_block(layer.weight, index)]
             weight_OI = read_tensor(piece)
             zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
-            check_zeros(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
+            removal_of(spec).check_layer(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
             reports.append(_layer_report(layer, projection.reads, allocation, piece.facts.shape, zeros))
     for block in sorted({*range(model.architecture.blocks)} - {*outcome.blocks}):
         reports += [
@@ -98,21 +106,11 @@ def _layer_report(
     )
 
 
-class Surgeon(Protocol):
-    """Decides what is written."""
-
-    def operate(self, layers: list[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats) -> dict[str, Tensor]:
-        """Weight name -> new weight of the dense one's shape, of the layers that read one stream."""
-
-    def close_up(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The tensors of a block as they ship, once all its layers have been operated on."""
-
-
 @dataclass
 class _Walk:
     spec: CompressionSpec
     model: LoadedModel
-    surgeon: Surgeon
+    edit: Edit
     checkpoint: Checkpoint
     clock: Clock
     events: Events
@@ -124,23 +122,23 @@ class _Walk:
     """Closes hidden states however the walk ends."""
 
     def blocks(self, calibration: Calibration | None) -> int:
-        """Prune all that are still to do; returns the first of them."""
-        total = self.model.architecture.blocks
+        """Prune all that are still to do; returns the first of them, by its number in the result."""
+        kept = self.edit.outcome.blocks
         start, activations, hidden = self._resume(calibration)
         if start:
             self.events.resume(start)
-        self.events.progress(start, total, "block")
+        self.events.progress(start, len(kept), "block")
         reading = self._read(start)
         durable: Future[None] | None = None
-        for block in range(start, total):
-            dense, reading = reading.result(), self._read(block + 1)
-            into = self._next_hidden(activations, block)
+        for index, block in enumerate(kept[start:], start):
+            dense, reading = reading.result(), self._read(index + 1)
+            into = self._next_hidden(activations, index)
             stored = self._pruned(block, dense, activations, hidden, into)
             if durable is not None:
                 durable.result()  # at most one block waits for the disk; an error there ends the walk
             if hidden is not None:
                 hidden.file.close()
-            durable = self.writer.submit(self._keep, block, stored, into)
+            durable = self.writer.submit(self._keep, index, stored, into)
             hidden = into
         if durable is not None:
             durable.result()
@@ -149,7 +147,7 @@ class _Walk:
     def _resume(self, calibration: Calibration | None) -> tuple[int, Activations | None, Hidden | None]:
         """First block still to do, and the activations that enter it."""
         finished = self.checkpoint.finished_blocks()
-        if calibration is None or finished == self.model.architecture.blocks:
+        if calibration is None or finished == len(self.edit.outcome.blocks):
             return finished, None, None
         with self.clock.measure("calibrate"):
             activations = activations_of(self.model, calibration)
@@ -161,23 +159,25 @@ class _Walk:
             activations.embed(hidden)
             return 0, activations, hidden
 
-    def _read(self, block: int) -> Future[dict[str, Tensor]]:
-        if block >= self.model.architecture.blocks:
+    def _read(self, index: int) -> Future[dict[str, Tensor]]:
+        kept = self.edit.outcome.blocks
+        if index >= len(kept):
             return Future()
-        return self.reader.submit(block_tensors, self.model, block)
+        return self.reader.submit(block_tensors, self.model, kept[index])
 
-    def _next_hidden(self, activations: Activations | None, block: int) -> Hidden | None:
+    def _next_hidden(self, activations: Activations | None, index: int) -> Hidden | None:
         """Where this block's outputs go; the last one's are of no use."""
-        if activations is None or block + 1 == self.model.architecture.blocks:
+        if activations is None or index + 1 == len(self.edit.outcome.blocks):
             return None
         return activations.hidden(self.files.enter_context(self.checkpoint.new_hidden()))
 
-    def _keep(self, block: int, stored: Mapping[str, Tensor], into: Hidden | None) -> None:
-        self.checkpoint.save_block(block, stored)
+    def _keep(self, index: int, stored: Mapping[str, Tensor], into: Hidden | None) -> None:
+        layout = self.model.architecture.layout
+        self.checkpoint.save_block(index, {layout.in_block(name, index): tensor for name, tensor in stored.items()})
         if into is not None:
-            self.checkpoint.keep_hidden(block + 1, into.file)
-        self.events.checkpoint(block)
-        self.events.progress(block + 1, self.model.architecture.blocks, "block")
+            self.checkpoint.keep_hidden(index + 1, into.file)
+        self.events.checkpoint(index)
+        self.events.progress(index + 1, len(self.edit.outcome.blocks), "block")
 
     def _pruned(
         self,
@@ -192,21 +192,21 @@ class _Walk:
         if activations is None or hidden is None:
             tensors = dict(dense)
             for layers in streams.values():
-                tensors |= self.surgeon.operate(layers, dense, LinearStats())
-            return as_stored(self.spec, self.surgeon.close_up(block, tensors))
+                tensors |= self.edit.prune_stream(layers, dense, LinearStats())
+            return as_stored(self.spec, self.edit.finish_block(block, tensors))
         weights = {layer.weight for layers in streams.values() for layer in layers}
         stored = as_stored(self.spec, {name: tensor for name, tensor in dense.items() if name not in weights})
         layout = self.model.architecture.layout
         with filled(self.model, layout.block(block), dense) as module:
             for stream, stats in self._streams(activations, block, module, hidden, into):
-                pruned = as_stored(self.spec, self.surgeon.operate(streams[stream], dense, stats))
+                pruned = as_stored(self.spec, self.edit.prune_stream(streams[stream], dense, stats))
                 for name, weight_OI in pruned.items():
                     module.get_parameter(layout.below(name)).data.copy_(weight_OI)
                 stored |= pruned
             if into is not None and self.spec.refresh == "block":
                 with self.clock.measure("calibrate"):
                     activations.advance(block, module, hidden, into)
-        return as_stored(self.spec, self.surgeon.close_up(block, stored))
+        return as_stored(self.spec, self.edit.finish_block(block, stored))
 
     def _streams(
         self, activations: Activations, block: int, module: nn.Module, hidden: Hidden, into: Hidden | None

@@ -40,6 +40,10 @@ class ContinuationsParams(MethodParams):
     new_tokens: int = Field(48, ge=GRAM + 1, le=1024, description="Tokens to write; fewer where the model ends first.")
 
     @property
+    def own_texts(self) -> dict[str, tuple[str, ...]]:
+        return {"prompts": self.prompts}
+
+    @property
     def measures(self) -> tuple[str, ...]:
         return ("continuations/repetition",)
 

@@ -47,6 +47,10 @@ class GenerationSpeedParams(MethodParams):
     warmup: int = Field(1, ge=0, le=100, description="Times before the clock starts.")
 
     @property
+    def timed_tokens(self) -> tuple[int, int]:
+        return self.batch_size * self.prompt_tokens, self.batch_size * (self.prompt_tokens + self.new_tokens)
+
+    @property
     def measures(self) -> tuple[str, ...]:
         return "generation_speed/prefill", "generation_speed/decode"
 

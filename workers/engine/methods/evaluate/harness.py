@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 
+_REQUEST_TOKENS = 512
+"""Of a request, about: tasks differ."""
+
+
 class HarnessParams(MethodParams):
     """Tasks of the lm-evaluation-harness."""
 
@@ -44,6 +48,10 @@ class HarnessParams(MethodParams):
     bos: Literal["auto", "always", "never"] = Field(
         "auto", description="Whether prompts begin with the model's beginning-of-sequence token; as for texts."
     )
+
+    @property
+    def tokens_at_once(self) -> int:
+        return self.batch_size * _REQUEST_TOKENS
 
 
 @evaluator(HarnessParams, paper="doi:10.5281/zenodo.5371628")

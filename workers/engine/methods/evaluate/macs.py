@@ -25,6 +25,10 @@ class MacsParams(MethodParams):
     method: Literal["macs"] = Field("macs", description="Multiply-accumulate operations, from the shapes.")
     sequence_length: int = Field(64, ge=1, le=1_048_576, description="Tokens of the pass; the literature's 64.")
 
+    @property
+    def tokens_at_once(self) -> int:
+        return 0  # nothing is run: shapes are read
+
 
 @evaluator(MacsParams, whole_model=False)
 def evaluate(context: EvaluationContext, params: MacsParams) -> list[Measurement]:

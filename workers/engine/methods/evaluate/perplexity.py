@@ -37,6 +37,10 @@ class PerplexityParams(LossMethodParams):
     )
 
     @property
+    def tokens_at_once(self) -> int:
+        return self.batch_size * self.sequence_length
+
+    @property
     def measures(self) -> tuple[str, ...]:
         return (f"perplexity/{self.label}",)
 

@@ -27,6 +27,10 @@ class SizeParams(MethodParams):
     method: Literal["size"] = Field("size", description="Parameters, zeros and bytes on disk.")
 
     @property
+    def tokens_at_once(self) -> int:
+        return 0  # nothing is run: files are counted
+
+    @property
     def measures(self) -> tuple[str, ...]:
         return "size/parameters", "size/zeros", "size/weight_bytes"
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.engine.contracts.params import LayerPruneParams
-from workers.engine.registry import layer_pruner
+from workers.engine.removals.blocks import BlockPruneParams, block_pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class DepthParams(LayerPruneParams):
+class DepthParams(BlockPruneParams):
     """Drop the lowest-scored decoder blocks."""
 
     method: Literal["depth"] = Field("depth", description="Drop whole decoder blocks.")
@@ -41,7 +40,7 @@ class DepthParams(LayerPruneParams):
         return self.layers if self.layers is not None else round((self.sparsity or 0.0) * blocks)
 
 
-@layer_pruner(DepthParams, paper="arXiv:2403.03853")
+@block_pruner(DepthParams, paper="arXiv:2403.03853")
 def prune(scores: Sequence[float], params: DepthParams) -> list[int]:
     """The blocks that stay. On ties the lower index goes."""
     order = sorted(range(len(scores)), key=lambda block: (scores[block], block))

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from workers.engine.contracts.params import Group, Stat
 from workers.engine.contracts.sparsity import SparsityParams
-from workers.engine.registry import pruner
+from workers.engine.removals.weights import weight_pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ class FISTAParams(SparsityParams):
     )
 
 
-@pruner(
+@weight_pruner(
     FISTAParams,
     paper="arXiv:2408.03728",
     patterns=("unstructured", "N:M"),

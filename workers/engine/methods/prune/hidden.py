@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.contracts.params import HiddenPruneParams
 from workers.engine.errors import InvalidSpec
-from workers.engine.registry import hidden_pruner
+from workers.engine.removals.hidden import HiddenPruneParams, hidden_pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

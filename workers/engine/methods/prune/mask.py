@@ -13,7 +13,7 @@ from pydantic import Field
 
 from workers.engine.contracts.params import Group
 from workers.engine.contracts.sparsity import SparsityParams
-from workers.engine.registry import pruner
+from workers.engine.removals.weights import weight_pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ class MaskParams(SparsityParams):
     method: Literal["mask"] = Field("mask", description="Zero the lowest-scored weights; the others stay as they are.")
 
 
-@pruner(MaskParams, paper="arXiv:2306.11695", patterns=("unstructured", "N:M"), scores="required")
+@weight_pruner(MaskParams, paper="arXiv:2306.11695", patterns=("unstructured", "N:M"), scores="required")
 def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params: MaskParams) -> list[Tensor]:
     """The weights [O, I] with exactly the lowest-scored entries zero.
 

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from workers.engine.contracts.params import Group, Stat
 from workers.engine.contracts.sparsity import SparsityParams
-from workers.engine.registry import pruner
+from workers.engine.removals.weights import weight_pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ class MRPParams(SparsityParams):
         return self
 
 
-@pruner(
+@weight_pruner(
     MRPParams,
     paper="arXiv:2410.15567",
     patterns=("unstructured", "N:M"),

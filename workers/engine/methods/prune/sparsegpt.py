@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from workers.engine.contracts.params import Group, Stat
 from workers.engine.contracts.sparsity import SparsityParams
-from workers.engine.registry import pruner
+from workers.engine.removals.weights import weight_pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ class SparseGPTParams(SparsityParams):
         return self
 
 
-@pruner(
+@weight_pruner(
     SparseGPTParams,
     paper="arXiv:2301.00774",
     patterns=("unstructured", "N:M"),

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.engine.contracts.params import AtMost, Stat, UnitPruneParams
-from workers.engine.registry import unit_pruner
+from workers.engine.contracts.params import AtMost, Stat
+from workers.engine.removals.heads_channels import unit_pruner
+from workers.engine.removals.widths import UnitPruneParams
 
 if TYPE_CHECKING:
     from torch import Tensor

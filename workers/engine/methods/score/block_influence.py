@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.contracts.params import Stat, UnitScoreParams
+from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import DenseUnits
 
 
-class BlockInfluenceParams(UnitScoreParams):
+class BlockInfluenceParams(MethodParams):
     """How far each decoder block turns the hidden states."""
 
     method: Literal["block_influence"] = Field(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.contracts.params import UnitScoreParams
+from workers.engine.contracts.params import MethodParams
 from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import DenseUnits
 
 
-class RandomParams(UnitScoreParams):
+class RandomParams(MethodParams):
     """Importance is drawn at random."""
 
     method: Literal["random"] = Field("random", description="Random importance: a floor to compare with.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.contracts.params import UnitScoreParams
+from workers.engine.contracts.params import MethodParams
 from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import DenseUnits
 
 
-class ReverseOrderParams(UnitScoreParams):
+class ReverseOrderParams(MethodParams):
     """The deeper a decoder block, the less it is worth; needs no data."""
 
     method: Literal["reverse_order"] = Field("reverse_order", description="Drop the deepest blocks.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.contracts.params import Stat, UnitScoreParams
+from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ LEAST = 1e-12
 """Below this a mean importance counts as this: a kind without any importance."""
 
 
-class SaapParams(UnitScoreParams):
+class SaapParams(MethodParams):
     """Fused importance times a power of its stability."""
 
     method: Literal["saap"] = Field("saap", description="SAAP-style fused and steadied importance.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.contracts.params import Stat, UnitScoreParams
+from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.registry import unit_scorer
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import DenseUnits
 
 
-class TaylorParams(UnitScoreParams):
+class TaylorParams(MethodParams):
     """How much the loss depends on a unit, by gradients on the calibration text."""
 
     method: Literal["taylor"] = Field("taylor", description="First or second order Taylor series of the loss.")

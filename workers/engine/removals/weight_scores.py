@@ -1,4 +1,4 @@
-"""Score: the importance of every weight of one layer. O = outputs, I = inputs."""
+"""Scores of weights: the importance of every weight of one layer. O = outputs, I = inputs."""
 
 from __future__ import annotations
 

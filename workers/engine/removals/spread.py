@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from workers.engine.contracts.params import UnitPruneParams
-from workers.engine.errors import InvalidSpec, NumericalFailure
+from workers.engine.errors import NumericalFailure
 from workers.engine.maths.spreading import parameters
 from workers.engine.registry import method_of
 
@@ -18,40 +16,11 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
 
 
-def allocation(spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
-    """Layer name -> fraction to remove, in [0, 1), by the spec's allocator; multiples of 1 / M for N:M patterns.
+def checked(spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
+    """Layer name -> fraction to remove, in [0, 1), by the spec's allocator; its mean is `target`, to 1e-4.
 
-    The mean weighted by parameters is `target`, to 1e-4, or for N:M to half a unit's share.
-    Raises NumericalFailure if the method broke one of these promises.
+    The mean is weighted by parameters. Raises NumericalFailure if the method broke one of these promises.
     """
-    if isinstance(spec.prune, UnitPruneParams):
-        return _of_open_blocks(spec, spec.prune, facts, target)
-    sparsity = _checked(spec, facts, target)
-    kept_of = spec.prune.kept_of
-    return sparsity if kept_of is None else whole_groups(facts.layers, sparsity, kept_of, spec.allocate.least_sparsity)
-
-
-def _of_open_blocks(
-    spec: CompressionSpec, params: UnitPruneParams, facts: AllocationFacts, target: float
-) -> Mapping[str, float]:
-    """Protected blocks lose nothing, the others as much more. Raises InvalidSpec where they cannot."""
-    last = max(layer.block for layer in facts.layers) - params.protect_last
-    layers = [layer for layer in facts.layers if params.protect_first <= layer.block <= last]
-    if not target:
-        return {layer.name: 0.0 for layer in facts.layers}
-    share = target * parameters(facts.layers) / max(1, parameters(layers))
-    if not layers or share >= 1:
-        raise InvalidSpec(
-            f"{len({layer.block for layer in layers})} blocks are not protected: too few to lose {target:.0%} of all "
-            "parameters",
-            "protect fewer blocks, or lower the sparsity",
-            field="/prune/sparsity",
-        )
-    found = _checked(spec, replace(facts, layers=layers), share)
-    return {layer.name: found.get(layer.name, 0.0) for layer in facts.layers}
-
-
-def _checked(spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
     method = method_of("allocate", spec.allocate)
     sparsity: Mapping[str, float] = method.function(facts, target, spec.allocate)
     for layer in facts.layers:

@@ -6,38 +6,42 @@ import math
 from typing import TYPE_CHECKING
 
 from workers.engine.contracts.facts import AllocationFacts
-from workers.engine.contracts.params import UnitPruneParams
+from workers.engine.contracts.params import Stat
 from workers.engine.errors import InvalidSpec, NumericalFailure
-from workers.engine.planning.layer_sparsities import allocation
-from workers.engine.registry import discover
-from workers.engine.removals.widths import kept_units
+from workers.engine.registry import methods
+from workers.engine.removals.widths import UnitPruneParams, kept_units
 
 if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.facts import Units
-    from workers.engine.removals.outcome import Outcome
+    from workers.engine.removals.base import Removal
+    from workers.engine.removals.narrow_blocks import NarrowBlocks
     from workers.engine.removals.widths import Widths
     from workers.engine.spec import CompressionSpec
 
 
 def importance_lost(
-    spec: CompressionSpec, architecture: Architecture, units: Units | None, outcome: Outcome, sparsity: float | None
+    removal: Removal,
+    spec: CompressionSpec,
+    params: UnitPruneParams,
+    architecture: Architecture,
+    units: Units,
+    outcome: NarrowBlocks,
+    sparsity: float,
 ) -> tuple[float, float] | None:
     """Share of all importance that the units held which went, and that they would have held under `ranking`.
 
     In [0, 1]. Scores count in multiples of their kind's mean, as `ranking` compares them, for each parameter that a
-    unit has: then to take the lowest first, as it does, loses least for a number of parameters. None where nothing was
-    cut, where blocks differ anyway, or where the scores, or the blocks, do not allow another spread of `sparsity`.
+    unit has: then to take the lowest first, as it does, loses least for a number of parameters. None where the scores,
+    or the blocks, do not allow another spread of `sparsity`.
     """
-    params = spec.prune
-    if not isinstance(params, UnitPruneParams) or units is None or outcome.widths is None or sparsity is None:
+    if not _all_positive(units):
         return None
-    if not outcome.uniform or not _all_positive(units):
-        return None
-    ranking = discover()["allocate", "ranking"].params()  # type: ignore[call-arg]
+    ranks = next(method for method in methods("allocate") if Stat.UNIT_SCORES in method.needs)
+    ranking = ranks.params()  # type: ignore[call-arg]
     facts = AllocationFacts(architecture.layers, {}, units=units.of_kinds(params.units))
     try:
-        other = allocation(spec.model_copy(update={"allocate": ranking}), facts, sparsity)
+        other = removal.spread(spec.model_copy(update={"allocate": ranking}), facts, sparsity)
         widths = kept_units(architecture.layers, units.families, other, params, ranking)
     except (InvalidSpec, NumericalFailure):
         return None

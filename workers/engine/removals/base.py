@@ -1,0 +1,226 @@
+"""What a kind of unit that can be removed has to know, and how the others find it. Import-light.
+
+One kind, one file in this folder: a `Removes` (what the rules of a spec ask), a `Removal` (below) by the name of
+`REMOVAL`, and a decorator for its pruners. Planning, stages, checks and reports ask the object, and never which it is.
+O = outputs, I = inputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
+
+from workers.engine.removals.outcome import Outcome
+from workers.engine.removals.runtimes import stock_checkpoint
+from workers.engine.removals.spread import checked
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from torch import Tensor
+
+    from workers.engine.architectures.architecture import Architecture, Family, LinearFacts
+    from workers.engine.contracts.facts import AllocationFacts, LinearStats, Units
+    from workers.engine.contracts.params import MethodParams
+    from workers.engine.contracts.removes import Removes
+    from workers.engine.events import Events
+    from workers.engine.files.safetensors_bytes import TensorFacts
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.report import Report, Runtime
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.store.clock import Clock
+
+Scores = list[dict[str, list[float]]]
+"""Block -> kind of unit -> importance of each."""
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What is known of a job before it begins."""
+
+    source: ModelSource
+    architecture: Architecture
+    sparsity: Mapping[str, float] | None
+    """Layer name -> sparsity; None where the job has to measure something first."""
+    outcome: Outcome | None
+    """Structure of the result; None where widths follow from what the job measures. Which blocks are dropped is not
+    known, and does not matter to their number and size: the last stand for them."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to the tensors of a model, part by part, in the order of the forward pass."""
+
+    outcome: Outcome
+    """Structure of the result. Blocks that it has not are not read."""
+
+    def outside(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors outside of blocks, as they ship."""
+        return tensors
+
+    def prune_stream(
+        self, layers: Sequence[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats
+    ) -> dict[str, Tensor]:
+        """Weight name -> new weight, of the layers of a block that read one stream; of the dense shapes, as the next
+        layers are calibrated on what they put out. `dense`: the block's tensors. Raises NumericalFailure."""
+        return {layer.weight: dense[layer.weight] for layer in layers}
+
+    def finish_block(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors of a block as they ship, once its streams are pruned."""
+        return tensors
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What the dense model must leave out to compute what the result does, beside blocks."""
+
+    written: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
+    """Weight that the edit wrote -> the inputs that stay of it; None where all do."""
+    dimensions: Sequence[int] | None = None
+    """Hidden dimensions that stay; None where all do."""
+
+
+class Removal:
+    """A kind of unit: what its removal asks of a model, makes of it, and is called. Without state."""
+
+    removes: ClassVar[Removes]
+    smaller: ClassVar[str] = "narrower layers"
+    """What the config of a result says, whose blocks are alike."""
+    draws_widths: ClassVar[bool] = True
+    """Whether the page of a report draws how wide heads and MLPs are."""
+
+    # Before the job
+
+    def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
+        """Refuse a model that nothing can be removed from as the spec says: UnsupportedModel, InvalidSpec."""
+
+    def outcome(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Outcome | None:
+        """The structure that follows from a sparsity of every layer; None where that has to be known first and is not.
+
+        Raises InvalidSpec and UnsupportedModel where it cannot be had.
+        """
+        return Outcome(architecture.layout, range(architecture.blocks))
+
+    def zeros(self, spec: CompressionSpec, prospect: Prospect) -> int | None:
+        """Zeros the result's layers will hold where the dense ones hold none; None while that is not known."""
+        return 0
+
+    def width_multiple(self, spec: CompressionSpec) -> int:
+        """What widths of MLPs are multiples of, where no more is known of them."""
+        return 1
+
+    def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
+        """What a user might not expect of this removal from this model: whole units make it larger, or smaller."""
+        target, outcome = spec.prune.target, prospect.outcome
+        if not target or outcome is None:
+            return []
+        left = outcome.parameters(prospect.source.tensors)
+        kept = sum(left.get(layer.weight, 0) for layer in prospect.architecture.layers)
+        removed = 1 - kept / prospect.architecture.prunable_parameters
+        if abs(removed - target) <= 0.005:
+            return []
+        return [f"{removed:.1%} of the blocks' parameters will be removed, not {target:.1%}: whole units go"]
+
+    def of_whole(self, spec: CompressionSpec, prospect: Prospect, share: float) -> str | None:
+        """What to say where blocks hold less than four fifths of the model, `share`; None where nothing is."""
+        return f"only {share:.0%} of the parameters are in the blocks; the rest stays"
+
+    def runtimes(self, spec: CompressionSpec, outcome: Outcome | None) -> list[Runtime]:
+        """What can load the result, and whether it is faster there. `outcome`: if it is known."""
+        return stock_checkpoint(self.smaller)
+
+    # Scores
+
+    def families(
+        self,
+        spec: CompressionSpec,
+        architecture: Architecture,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, TensorFacts],
+    ) -> Sequence[Family]:
+        """The units of every block that slices of tensors belong to; empty where units are whole blocks."""
+        return ()
+
+    def protect(self, params: MethodParams, scores: Scores) -> None:
+        """Raise the scores of what must stay to infinity."""
+
+    # Allocation
+
+    def sparsity(
+        self, spec: CompressionSpec, architecture: Architecture, units: Units | None
+    ) -> Mapping[str, float] | None:
+        """Layer name -> fraction to remove, where no allocator spreads it; None while `units`, which decides it, is."""
+        raise NotImplementedError
+
+    def spread(self, spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
+        """Layer name -> fraction to remove, in [0, 1), by the spec's allocator. The mean weighted by parameters is
+        `target`, to 1e-4. Raises NumericalFailure where the allocator breaks that, InvalidSpec where it cannot be."""
+        return checked(spec, facts, target)
+
+    def allocated(self, spec: CompressionSpec, units: Units | None) -> Units | None:
+        """What of the scored units the allocator is shown."""
+        return units
+
+    def decode_time(
+        self, spec: CompressionSpec, model: LoadedModel, resident: bool, events: Events
+    ) -> Callable[[Outcome], float]:
+        """What foretells the time of a decode step of an outcome, as a fraction of the dense model's. Asked where the
+        spec bounds that. `resident`: two models fit in memory."""
+        raise NotImplementedError
+
+    # The job
+
+    def edit(
+        self,
+        spec: CompressionSpec,
+        model: LoadedModel,
+        units: Units | None,
+        sparsity: Mapping[str, float],
+        clock: Clock,
+    ) -> Edit:
+        """What is done to the model. Raises InvalidSpec where a block cannot lose as much."""
+        raise NotImplementedError
+
+    def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
+        """What the result is compared with, from the decision alone: nothing of how tensors are cut."""
+        return Mask()
+
+    def check_layer(
+        self, spec: CompressionSpec, layer: LinearFacts, sparsity: float, weight_OI: Tensor, zeros: int
+    ) -> None:
+        """Raise PromiseBroken where a layer of the result does not hold what the spec promises of it."""
+
+    # The report
+
+    def went(self, report: Report, share: str) -> str:
+        """What was removed, as the first clause of a sentence. `share`: the report's sparsity, as `50 %`."""
+        raise NotImplementedError
+
+    def importance_lost(
+        self, spec: CompressionSpec, architecture: Architecture, units: Units | None, outcome: Outcome, target: float
+    ) -> tuple[float, float] | None:
+        """Share of all importance that what went held, and that it would have held with blocks of different widths;
+        None where that is not to be told."""
+        return None
+
+
+@cache
+def removal(removes: Removes) -> Removal:
+    """The removal of a kind of unit, from its file."""
+    found: Removal = importlib.import_module(f"{__package__}.{removes.name}").REMOVAL
+    return found
+
+
+def removal_of(spec: CompressionSpec) -> Removal:
+    """The removal that a spec asks for."""
+    return removal(spec.removes)

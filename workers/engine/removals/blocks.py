@@ -1,0 +1,121 @@
+"""Blocks: decoder blocks are dropped whole; the others keep their shapes and move up. Import-light."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from workers.engine.architectures.built import family
+from workers.engine.contracts.params import PruneMethodParams
+from workers.engine.contracts.protocols import P_contra
+from workers.engine.contracts.removes import Removes
+from workers.engine.errors import InvalidSpec, UnsupportedModel
+from workers.engine.registry import method_of, pruner
+from workers.engine.removals.base import Edit, Removal, Scores
+from workers.engine.removals.outcome import Outcome
+
+if TYPE_CHECKING:
+    from workers.engine.architectures.architecture import Architecture
+    from workers.engine.contracts.facts import Units
+    from workers.engine.contracts.params import MethodParams
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.report import Report
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.store.clock import Clock
+
+DECODER_BLOCKS = Removes("blocks", units=("layer",), plurals=("layers",))
+
+
+class BlockPruneParams(PruneMethodParams):
+    """Base of the parameters of pruners that drop decoder blocks."""
+
+    def dropped(self, blocks: int) -> int:
+        """How many of a model's blocks go."""
+        raise NotImplementedError
+
+
+P = TypeVar("P", bound=BlockPruneParams)
+
+
+class BlockPruner(Protocol[P_contra]):
+    """`(scores, params) -> kept`: indices of the decoder blocks that stay, ascending, from a score for each."""
+
+    def __call__(self, scores: Sequence[float], params: P_contra, /) -> list[int]: ...
+
+
+def block_pruner(params: type[P], *, paper: str) -> Callable[[BlockPruner[P]], BlockPruner[P]]:
+    """Register what drops whole decoder blocks."""
+    return pruner(params, removes=DECODER_BLOCKS, paper=paper)
+
+
+class Blocks(Removal):
+    removes = DECODER_BLOCKS
+    smaller = "fewer layers"
+
+    def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
+        row = family(architecture.model_type)
+        if row is not None and row["counts_blocks"]:
+            raise UnsupportedModel(
+                f"{architecture.model_type}: its blocks compute with their own number, which changes when others go",
+                "remove channels with `structured`, or weights",
+                field="/prune",
+            )
+
+    def outcome(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Outcome:
+        dropped = _params(spec).dropped(architecture.blocks)
+        left = architecture.blocks - dropped
+        must_stay = max(1, sum(spec.score.protected) if spec.score else 0)
+        if left < must_stay:
+            raise InvalidSpec(
+                f"{dropped} of {architecture.blocks} blocks are to go, and {must_stay} must stay",
+                "drop fewer blocks, or lower protect_first and protect_last of the score",
+                field="/prune",
+            )
+        return Outcome(architecture.layout, range(left))
+
+    def protect(self, params: MethodParams, scores: Scores) -> None:
+        first, last = params.protected
+        for block in (*range(first), *range(len(scores) - last, len(scores))):
+            scores[block]["layer"] = [math.inf]
+
+    def sparsity(
+        self, spec: CompressionSpec, architecture: Architecture, units: Units | None
+    ) -> Mapping[str, float] | None:
+        """1 in the blocks that go by their scores, else 0."""
+        if units is None:
+            return None
+        scores = [block["layer"][0] for block in units.scores]
+        kept = method_of("prune", spec.prune).function(scores, spec.prune)
+        return {layer.name: float(layer.block not in kept) for layer in architecture.layers}
+
+    def edit(
+        self,
+        spec: CompressionSpec,
+        model: LoadedModel,
+        units: Units | None,
+        sparsity: Mapping[str, float],
+        clock: Clock,
+    ) -> Edit:
+        architecture = model.architecture
+        kept = [block for block in range(architecture.blocks) if not sparsity[architecture.block(block)[0].name]]
+        return Edit(Outcome(architecture.layout, kept))
+
+    def went(self, report: Report, share: str) -> str:
+        dropped = len({layer.block for layer in report.layers if layer.shape == (0, 0)})
+        return f"{dropped} of {len({layer.block for layer in report.layers})} decoder blocks were dropped"
+
+
+REMOVAL = Blocks()
+
+
+def _params(spec: CompressionSpec) -> BlockPruneParams:
+    assert isinstance(spec.prune, BlockPruneParams)  # its pruner says so
+    return spec.prune

@@ -1,0 +1,219 @@
+"""Heads and channels: cut out of the blocks, which get narrower, alike or not. Import-light.
+
+The allocation says which fraction of a block goes (`widths.py`), scores say which units (`cut.py`). I = inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from workers.engine.architectures.coupled import check_alone, families
+from workers.engine.architectures.per_layer import modeling_class
+from workers.engine.contracts.params import Stat
+from workers.engine.contracts.protocols import P_contra
+from workers.engine.contracts.removes import Removes
+from workers.engine.errors import InvalidSpec, SequenceTooLong
+from workers.engine.maths.spreading import parameters
+from workers.engine.registry import method_of, pruner
+from workers.engine.removals.base import Edit, Mask, Prospect, Removal
+from workers.engine.removals.importance_lost import importance_lost
+from workers.engine.removals.narrow_blocks import NarrowBlocks
+from workers.engine.removals.outcome import Outcome, config_after
+from workers.engine.removals.runtimes import own_code, stock_checkpoint
+from workers.engine.removals.spread import checked
+from workers.engine.removals.widths import UnitPruneParams, best_units, kept_units
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.architectures.architecture import Architecture, Family
+    from workers.engine.contracts.facts import AllocationFacts, LayerTask, LinearStats, Units
+    from workers.engine.events import Events
+    from workers.engine.files.safetensors_bytes import TensorFacts
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.report import Report, Runtime
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.store.clock import Clock
+
+HEADS_CHANNELS = Removes(
+    "heads_channels",
+    units=("head", "channel"),
+    plurals=("heads", "channels"),
+    sums_weights=True,
+    spread=True,
+)
+P = TypeVar("P", bound=UnitPruneParams)
+
+
+class UnitPruner(Protocol[P_contra]):
+    """`(reader, kept_I, stats, params) -> weight_OI`: the weight of the layer that reads a family's units, zero in the
+    inputs that are not in the boolean `kept_I`, where the others may make up for them. Float32, of unchanged shape:
+    the zeros are cut out afterwards."""
+
+    def __call__(self, reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: P_contra, /) -> Tensor: ...
+
+
+def unit_pruner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable[[UnitPruner[P]], UnitPruner[P]]:
+    """Register what removes heads and channels. `needs` is about the inputs of the layers that read them."""
+    return pruner(params, removes=HEADS_CHANNELS, paper=paper, needs=needs, updates_weights=True)
+
+
+class HeadsChannels(Removal):
+    removes = HEADS_CHANNELS
+
+    def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
+        params, at_most = _params(spec), spec.prune.size_limit
+        check_alone(architecture, source.config, source.tensors, params.units)
+        if at_most is not None and at_most.decode_time is not None and at_most.tokens >= architecture.context_length:
+            raise SequenceTooLong(
+                f"no token can follow {at_most.tokens} in a context of {architecture.context_length}",
+                f"use fewer than {architecture.context_length} tokens",
+                field="/prune/at_most/tokens",
+            )
+
+    def outcome(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Outcome | None:
+        found = families(architecture, source.config, source.tensors)
+        if sparsity is not None:
+            widths = kept_units(architecture.layers, found, sparsity, _params(spec), spec.allocate)
+            return NarrowBlocks(architecture.layout, range(architecture.blocks), found, widths)
+        if not _alike(spec):
+            modeling_class(source.config)  # refuses families that have none
+        elif "head" in _params(spec).units:
+            # Refuses a family whose config cannot say fewer heads, where it is not known yet how many stay.
+            half = {(f.block, f.kind): f.units // (2 if f.kind == "head" else 1) or 1 for f in found}
+            outcome = NarrowBlocks(architecture.layout, range(architecture.blocks), found, half)
+            config_after(source.config, outcome, source.tensors)
+        return None
+
+    def width_multiple(self, spec: CompressionSpec) -> int:
+        return _params(spec).channel_multiple
+
+    def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
+        if prospect.outcome is not None:
+            return super().warnings(spec, prospect)
+        if _alike(spec):
+            return ["how narrow the blocks become follows from times that the job measures: another run may differ"]
+        return ["widths follow from what the job measures: blocks will differ, and need the shipped modelling file"]
+
+    def runtimes(self, spec: CompressionSpec, outcome: Outcome | None) -> list[Runtime]:
+        alike = _alike(spec) if outcome is None else outcome.uniform
+        return stock_checkpoint(self.smaller) if alike else own_code()
+
+    def families(
+        self,
+        spec: CompressionSpec,
+        architecture: Architecture,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, TensorFacts],
+    ) -> Sequence[Family]:
+        return families(architecture, config, tensors)
+
+    def spread(self, spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
+        """Protected blocks lose nothing, the others as much more. Raises InvalidSpec where they cannot."""
+        params = _params(spec)
+        last = max(layer.block for layer in facts.layers) - params.protect_last
+        layers = [layer for layer in facts.layers if params.protect_first <= layer.block <= last]
+        if not target:
+            return {layer.name: 0.0 for layer in facts.layers}
+        share = target * parameters(facts.layers) / max(1, parameters(layers))
+        if not layers or share >= 1:
+            raise InvalidSpec(
+                f"{len({layer.block for layer in layers})} blocks are not protected: too few to lose {target:.0%} of "
+                "all parameters",
+                "protect fewer blocks, or lower the sparsity",
+                field="/prune/sparsity",
+            )
+        found = checked(spec, replace(facts, layers=layers), share)
+        return {layer.name: found.get(layer.name, 0.0) for layer in facts.layers}
+
+    def allocated(self, spec: CompressionSpec, units: Units | None) -> Units | None:
+        return units and units.of_kinds(_params(spec).units)
+
+    def decode_time(
+        self, spec: CompressionSpec, model: LoadedModel, resident: bool, events: Events
+    ) -> Callable[[Outcome], float]:
+        from workers.engine.removals.decode_times import latency_table
+
+        assert spec.prune.size_limit is not None  # where the bound is from
+        table = latency_table(model, spec.prune.size_limit, resident)
+        for kind, points in table.by_units.items():
+            shown = ", ".join(f"{units}: {1000 * seconds:.3g} ms" for units, seconds in points)
+            events.log(f"decode step of a block by {kind}s that stay: {shown}")
+        return lambda outcome: table.decode_time(_narrow(outcome).widths)
+
+    def edit(
+        self,
+        spec: CompressionSpec,
+        model: LoadedModel,
+        units: Units | None,
+        sparsity: Mapping[str, float],
+        clock: Clock,
+    ) -> Edit:
+        from workers.engine.removals.cut import CutUnits
+
+        assert units is not None  # they are scored first
+        outcome = _narrow(self.outcome(spec, model.source, model.architecture, sparsity))
+        kept = _kept(units, outcome)
+        solve = method_of("prune", spec.prune).function
+        return CutUnits(
+            outcome, outcome.families, spec, kept, lambda task, kept_I, stats: solve(task, kept_I, stats, spec.prune)
+        )
+
+    def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
+        assert units is not None  # they are scored first
+        written: dict[str, Sequence[int] | None] = {}
+        kept = _kept(units, _narrow(outcome))
+        for family in units.families:
+            width = model.source.tensors[family.reader.tensor].shape[1] // family.units
+            units_left = kept[family.block, family.kind]
+            written[family.reader.tensor] = [unit * width + offset for unit in units_left for offset in range(width)]
+        return Mask(written)
+
+    def went(self, report: Report, share: str) -> str:
+        return (
+            f"{share} of the weights of {len(report.layers)} linear layers were cut off, {report.parameters:,} "
+            f"parameters became {report.parameters_after or 0:,}"
+        )
+
+    def importance_lost(
+        self, spec: CompressionSpec, architecture: Architecture, units: Units | None, outcome: Outcome, target: float
+    ) -> tuple[float, float] | None:
+        if units is None or not outcome.uniform:
+            return None
+        return importance_lost(self, spec, _params(spec), architecture, units, _narrow(outcome), target)
+
+
+REMOVAL = HeadsChannels()
+
+
+def _params(spec: CompressionSpec) -> UnitPruneParams:
+    assert isinstance(spec.prune, UnitPruneParams)  # its pruner says so
+    return spec.prune
+
+
+def _narrow(outcome: Outcome | None) -> NarrowBlocks:
+    assert isinstance(outcome, NarrowBlocks)  # made here, of a known sparsity
+    return outcome
+
+
+def _alike(spec: CompressionSpec) -> bool:
+    """Whether all blocks will lose as much as one another, however much that is."""
+    params = _params(spec)
+    return method_of("allocate", spec.allocate).even and not (params.protect_first or params.protect_last)
+
+
+def _kept(units: Units, outcome: NarrowBlocks) -> dict[tuple[int, str], list[int]]:
+    """(block, kind) -> units that stay, ascending."""
+    return {
+        (family.block, family.kind): best_units(units.of(family), outcome.widths[family.block, family.kind])
+        for family in units.families
+    }

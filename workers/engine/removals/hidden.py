@@ -1,0 +1,204 @@
+"""Hidden dimensions: cut out of the whole model, which gets narrower throughout. Import-light.
+
+Every tensor is cut on its way from file to file; no text is read. K of D dimensions are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from workers.engine.architectures.built import value
+from workers.engine.architectures.coupled import hidden_families
+from workers.engine.contracts.params import PruneMethodParams
+from workers.engine.contracts.protocols import P_contra
+from workers.engine.contracts.removes import Removes
+from workers.engine.registry import method_of, pruner
+from workers.engine.removals.base import Edit, Mask, Prospect, Removal
+from workers.engine.removals.outcome import Outcome
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.architectures.architecture import Architecture, Family
+    from workers.engine.contracts.facts import Units
+    from workers.engine.files.safetensors_bytes import TensorFacts
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.report import Report
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.store.clock import Clock
+
+HIDDEN = Removes("hidden", units=("hidden",), plurals=("hidden dimensions",), sums_weights=True)
+_SIGNIFICAND_BITS = {"BF16": 8, "bfloat16": 8, "F16": 11, "float16": 11}
+"""Of types that round a gain noticeably."""
+
+
+class HiddenPruneParams(PruneMethodParams):
+    """Base of the parameters of pruners that remove hidden dimensions."""
+
+    def kept(self, hidden_size: int) -> int:
+        """How many of a model's hidden dimensions stay. Raises InvalidSpec if that cannot be."""
+        raise NotImplementedError
+
+    def share_removed(self, hidden_size: int) -> float:
+        """The fraction that goes, which is that of every linear layer's parameters too."""
+        return 1 - self.kept(hidden_size) / hidden_size
+
+
+P = TypeVar("P", bound=HiddenPruneParams)
+
+
+class HiddenPruner(Protocol[P_contra]):
+    """`(scores, params) -> kept`: the hidden dimensions that stay, ascending, from a score for each."""
+
+    def __call__(self, scores: Sequence[float], params: P_contra, /) -> list[int]: ...
+
+
+def hidden_pruner(params: type[P], *, paper: str) -> Callable[[HiddenPruner[P]], HiddenPruner[P]]:
+    """Register what removes hidden dimensions."""
+    return pruner(params, removes=HIDDEN, paper=paper)
+
+
+@dataclass(frozen=True)
+class NarrowModel(Outcome):
+    """Structure of a result with fewer hidden dimensions."""
+
+    kept: int
+    of: int
+
+    cut: ClassVar[bool] = True
+
+    def narrow(self, shapes: dict[str, list[int]]) -> None:
+        for name, shape in shapes.items():
+            if (axis := self.layout.hidden_axis(name)) is not None:
+                shape[axis] = self.kept
+
+    def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """K of D dimensions have D / K times the mean square that D with zeros in the others have: so the epsilon goes
+        up by as much, which makes the raised gains exact."""
+        return {
+            "hidden_size": self.kept,
+            "rms_norm_eps": value(config, "rms_norm_eps") * self.of / self.kept,
+        }
+
+
+@dataclass(frozen=True)
+class CutDimensions(Edit):
+    """All but some hidden dimensions are cut out of every tensor."""
+
+    outcome: NarrowModel
+    kept: Sequence[int]
+    """Ascending."""
+    rounded_once: bool
+    """Whether tensors are packaged in another type than the source's: then raised gains are rounded to that alone."""
+
+    def outside(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: self._cut(name, tensor) for name, tensor in tensors.items()}
+
+    def finish_block(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: self._cut(name, tensor) for name, tensor in tensors.items()}
+
+    def _cut(self, name: str, tensor: Tensor) -> Tensor:
+        """K of D dimensions have sqrt(D / K) times the root mean square that D with zeros in the others have: the gains
+        of norms are raised by that, and rounded once, to the type that ships."""
+        import torch
+
+        axis = self.outcome.layout.hidden_axis(name)
+        if axis is None:
+            return tensor
+        left = tensor.index_select(axis, torch.tensor(self.kept, device=tensor.device))
+        if not self.outcome.layout.is_hidden_norm(name):
+            return left
+        raised = left.float() * math.sqrt(self.outcome.of / self.outcome.kept)
+        return raised if self.rounded_once else raised.to(left.dtype)
+
+
+class Hidden(Removal):
+    removes = HIDDEN
+    draws_widths = False  # heads and MLPs are as wide as they were
+
+    def outcome(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Outcome:
+        hidden_families(architecture, source.config, source.tensors)  # refuses families it is not known of
+        size = architecture.hidden_size
+        return NarrowModel(architecture.layout, range(architecture.blocks), _params(spec).kept(size), size)
+
+    def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
+        assert isinstance(prospect.outcome, NarrowModel)  # it is always known
+        return super().warnings(spec, prospect) + _gain_warnings(spec, prospect.source, prospect.outcome)
+
+    def of_whole(self, spec: CompressionSpec, prospect: Prospect, share: float) -> str | None:
+        return None  # embeddings lose as much
+
+    def families(
+        self,
+        spec: CompressionSpec,
+        architecture: Architecture,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, TensorFacts],
+    ) -> Sequence[Family]:
+        return hidden_families(architecture, config, tensors)
+
+    def sparsity(self, spec: CompressionSpec, architecture: Architecture, units: Units | None) -> Mapping[str, float]:
+        gone = _params(spec).share_removed(architecture.hidden_size)
+        return dict.fromkeys((layer.name for layer in architecture.layers), gone)
+
+    def edit(
+        self,
+        spec: CompressionSpec,
+        model: LoadedModel,
+        units: Units | None,
+        sparsity: Mapping[str, float],
+        clock: Clock,
+    ) -> Edit:
+        kept, of = kept_dimensions(spec, units), model.architecture.hidden_size
+        outcome = NarrowModel(model.architecture.layout, range(model.architecture.blocks), len(kept), of)
+        return CutDimensions(outcome, kept, spec.package.dtype != "source")
+
+    def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
+        return Mask(dimensions=kept_dimensions(spec, units))
+
+    def went(self, report: Report, share: str) -> str:
+        return (
+            f"{share} of the hidden dimensions were cut off, {report.parameters:,} parameters became "
+            f"{report.parameters_after or 0:,}"
+        )
+
+
+REMOVAL = Hidden()
+
+
+def kept_dimensions(spec: CompressionSpec, units: Units | None) -> list[int]:
+    """The hidden dimensions that stay: each is worth what it is to all blocks together."""
+    assert units is not None  # they are scored first
+    scores = [math.fsum(values) for values in zip(*(block["hidden"] for block in units.scores), strict=True)]
+    kept: list[int] = method_of("prune", spec.prune).function(scores, spec.prune)
+    return kept
+
+
+def _params(spec: CompressionSpec) -> HiddenPruneParams:
+    assert isinstance(spec.prune, HiddenPruneParams)  # its pruner says so
+    return spec.prune
+
+
+def _gain_warnings(spec: CompressionSpec, source: ModelSource, outcome: NarrowModel) -> list[str]:
+    """What rounding costs the gains of norms, which go up by sqrt(D / K)."""
+    kept, of = outcome.kept, outcome.of
+    stored: set[str] = {spec.package.dtype}
+    if spec.package.dtype == "source":
+        stored = {facts.dtype for name, facts in source.tensors.items() if source.layout.is_hidden_norm(name)}
+    digits = [bits for dtype, bits in _SIGNIFICAND_BITS.items() if dtype in stored]
+    if not digits or math.log2(of / kept) % 2 == 0:  # raised by a power of two, they have the digits they had
+        return []
+    return [
+        f"the gains of the norms go up by {math.sqrt(of / kept):.4f} and are rounded to a type of {min(digits)} bits, "
+        f"by up to {2.0 ** -min(digits):.2%} each: `package.dtype` float32 keeps them exact"
+    ]

@@ -1,0 +1,75 @@
+"""Narrow blocks: a result whose blocks have fewer heads or channels, alike or not. Import-light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from workers.engine.architectures.built import key_heads
+from workers.engine.architectures.per_layer import MODELING, PER_LAYER, modeling_class
+from workers.engine.removals.outcome import Outcome
+
+if TYPE_CHECKING:
+    from workers.engine.architectures.architecture import Family
+    from workers.engine.removals.widths import Widths
+
+
+@dataclass(frozen=True)
+class NarrowBlocks(Outcome):
+    """Structure of a result that has lost heads or channels."""
+
+    families: Sequence[Family]
+    widths: Widths
+    """Units that stay in each family."""
+
+    cut: ClassVar[bool] = True
+    field: ClassVar[str] = "/prune/units"
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(key/value heads, channels) of every block that stays."""
+        return [(self.widths[block, "head"], self.widths[block, "channel"]) for block in self.blocks]
+
+    @property
+    def uniform(self) -> bool:
+        return len(set(self.shapes)) <= 1
+
+    def narrow(self, shapes: dict[str, list[int]]) -> None:
+        for family in self.families:
+            for member in family.members:
+                if member.tensor in shapes:
+                    unit = shapes[member.tensor][member.axis] // family.units
+                    shapes[member.tensor][member.axis] = unit * self.widths[family.block, family.kind]
+
+    def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        shared_by = config["num_attention_heads"] // key_heads(config)
+        heads = max(heads for heads, _ in self.shapes)
+        return {
+            "num_key_value_heads": heads,
+            "num_attention_heads": heads * shared_by,
+            "intermediate_size": max(channels for _, channels in self.shapes),
+        }
+
+    def block_entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """In transformers' own words, and which classes in `MODELING` build blocks so: the stock ones make all alike.
+        vLLM reads the same entries and builds on the base class."""
+        architecture, module = modeling_class(config), MODELING.removesuffix(".py")
+        shared_by = config["num_attention_heads"] // config["num_key_value_heads"]
+        return {
+            PER_LAYER: {
+                str(block): {
+                    "num_attention_heads": heads * shared_by,
+                    "num_key_value_heads": heads,
+                    "intermediate_size": channels,
+                }
+                for block, (heads, channels) in enumerate(self.shapes)
+            },
+            # Whoever asks for the number of heads, as many tools do, gets the widest block's instead of an exception.
+            "allow_global_per_layer_attribute_access": True,
+            "architectures": [architecture],
+            "auto_map": {
+                "AutoModel": f"{module}.{architecture.replace('ForCausalLM', 'Model')}",
+                "AutoModelForCausalLM": f"{module}.{architecture}",
+            },
+        }

@@ -1,0 +1,47 @@
+"""Runtimes: what can load a result, and whether it is faster there. Import-light."""
+
+from __future__ import annotations
+
+from workers.engine.report import Runtime
+
+
+def dense_checkpoint() -> list[Runtime]:
+    """Of a result in the dense model's shapes, with zeros."""
+    return [
+        Runtime(
+            runtime="transformers",
+            loads=True,
+            faster=False,
+            note="an ordinary checkpoint; zeros are stored and multiplied like other weights",
+        ),
+        Runtime(
+            runtime="vLLM",
+            loads=True,
+            faster=False,
+            note="loads as a dense checkpoint; vLLM has removed its 2:4 sparse kernels",
+        ),
+    ]
+
+
+def stock_checkpoint(smaller: str) -> list[Runtime]:
+    """Of a result whose blocks are alike: one config can say its shapes."""
+    note = f"an ordinary checkpoint whose config says {smaller}"
+    return [Runtime(runtime=name, loads=True, faster=True, note=note) for name in ("transformers", "vLLM")]
+
+
+def own_code() -> list[Runtime]:
+    """Of a result whose blocks differ in width, which brings a modelling file."""
+    return [
+        Runtime(
+            runtime="transformers",
+            loads=True,
+            faster=True,
+            note="blocks of different widths: 5.14 or newer, with trust_remote_code=True and the file in the folder",
+        ),
+        Runtime(
+            runtime="vLLM",
+            loads=True,
+            faster=True,
+            note="blocks of different widths: with --trust-remote-code, through its transformers backend (tried: 0.32)",
+        ),
+    ]
