@@ -1,1 +1,1 @@
-"""Where the blocks of a model are and what is coupled, per family: data, no algorithm. Import-light."""
+"""Architectures: where the blocks of a model are, what is coupled, and what transformers builds, as data. Import-light."""

@@ -1,1 +1,1 @@
-"""Store: what is kept on disk between attempts and jobs, and where a result comes from."""
+"""Store: what is kept on disk between attempts and jobs."""
