@@ -58,6 +58,12 @@ class Settings(BaseSettings):
         1, gt=0, le=60, description="How often a worker renews its lease and checks for a cancel."
     )
     cancel_grace_s: float = Field(2, ge=0, le=60, description="Time a job has to stop by itself before it is killed.")
+    resume_point_s: float = Field(
+        60,
+        ge=0,
+        le=3600,
+        description="Finished work that a kill may cost a job, or one block if that takes longer. 0 keeps every block.",
+    )
     retry_backoff_s: float = Field(5, ge=0, le=3600, description="Wait before the second attempt; doubles each time.")
     reconcile_s: float = Field(5, gt=0, le=600, description="How often expired leases and lost messages are sought.")
     redispatch_s: float = Field(30, gt=0, le=3600, description="A queued job unannounced this long is announced again.")

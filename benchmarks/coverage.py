@@ -39,11 +39,11 @@ def measure(books: Path, windows: int, length: int) -> dict[str, NDArray[np.floa
     from workers.engine.events import Silent
     from workers.engine.methods.evaluate.perplexity import PerplexityParams
     from workers.engine.model.loaded import load_model
+    from workers.engine.model.loss import nll
     from workers.engine.model.windows import load_tokens, loss_windows
     from workers.engine.pipeline import compress
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.evaluate import nll
 
     dense = ROOT / "examples/models/bookworm-7m"
     tokenizer = AutoTokenizer.from_pretrained(dense)

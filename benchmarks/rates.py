@@ -63,10 +63,10 @@ def measure(key: dict[str, Any]) -> dict[str, Any]:
 
     from workers.engine.events import Silent
     from workers.engine.model.loaded import load_model
+    from workers.engine.model.loss import nll
     from workers.engine.pipeline import compress
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.evaluate import nll
 
     torch.set_num_threads(1)
     tune = None

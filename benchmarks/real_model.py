@@ -164,7 +164,7 @@ def losses(folder: Path) -> dict[str, list[float]]:
     import torch
 
     from workers.engine.model.loaded import load_model
-    from workers.engine.stages.evaluate import nll
+    from workers.engine.model.loss import nll
 
     texts = json.loads((CACHE / "windows.json").read_text())
     model = load_model(folder, torch.device("cpu"), torch.float32)

@@ -133,11 +133,11 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from workers.engine.methods.evaluate.perplexity import PerplexityParams
     from workers.engine.model.loaded import load_model
+    from workers.engine.model.loss import nll
     from workers.engine.model.windows import load_tokens, loss_windows
     from workers.engine.pipeline import compress
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages.evaluate import nll
     from workers.engine.stages.load import load
     from workers.engine.stages.tune import tune
     from workers.engine.store.checkpoint import Checkpoint

@@ -3,7 +3,8 @@
 `WORKDIR/spec.json` in, and `origin.json` from a service; `WORKDIR/model/` out; JSON-lines events on standard output,
 everything else on standard error.
 Exit code 0 after a `result` event, that of the error's class (`workers/engine/errors.py`) after an `error` event, 75
-on SIGTERM. Works with no service around it. Dies with its parent.
+on SIGTERM, and on SIGUSR1, which first makes durable what is finished. Works with no service around it. Dies with its
+parent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from workers.engine.registry import untagged
 from workers.engine.report import Origin
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
+from workers.engine.store.points import EVERY_S, Points
 
 TERMINATED = 75
 ENVIRONMENT = {
@@ -45,8 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     die_with_parent(arguments.parent)
     _call_it(NAME)
-    # At once: finished blocks are durable, and nothing else is worth the wait.
+    points = Points(arguments.points_every)
+    # At once: most of what is finished is durable, and the job is cancelled or over time.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
+    # The job goes on elsewhere. Not in the handler itself: what it interrupts may hold a lock that it needs.
+    signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=_drain, args=[points], daemon=True).start())
     events = _events_on_stdout()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -60,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         spec = _read_spec(arguments.workdir / "spec.json")
         sources = Sources(arguments.models, arguments.data)
         origin = _read_origin(arguments.workdir / "origin.json")
-        report = compress(spec, arguments.workdir, sources, events, arguments.checkpoint, arguments.cache, origin)
+        folders = {"checkpoint_dir": arguments.checkpoint, "cache_dir": arguments.cache}
+        report = compress(spec, arguments.workdir, sources, events, origin=origin, points=points, **folders)
     except EngineError as error:
         events.emit(
             "error",
@@ -95,9 +102,21 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="measurements of dense models, shared between jobs")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; torch's choice if left out")
     parser.add_argument(
+        "--points-every",
+        type=float,
+        default=EVERY_S,
+        metavar="S",
+        help="seconds of finished work that a kill may cost; 0 makes every block a resume point",
+    )
+    parser.add_argument(
         "--parent", type=int, default=os.getppid(), metavar="PID", help="process to die with; the caller if left out"
     )
     return parser.parse_args(argv)
+
+
+def _drain(points: Points) -> None:
+    points.drain()
+    os._exit(TERMINATED)
 
 
 def die_with_parent(parent: int) -> None:

@@ -61,8 +61,8 @@ def supervise(
 ) -> Exit:
     """Watch the child that `start` makes until it ends, calling `on_tick(new events)` every `tick_s` seconds.
 
-    Any order but CONTINUE sends SIGTERM to the group, and SIGKILL after `grace_s` (ABANDON: SIGKILL at once). The
-    group is dead when this returns or raises.
+    Any order but CONTINUE sends SIGTERM to the group, DRAIN SIGUSR1, by which the child keeps what it has finished, and
+    SIGKILL follows after `grace_s` (ABANDON: at once). The group is dead when this returns or raises.
     """
     killed_before = _oom_kills()
     with log.open("ab") as log_file:
@@ -86,7 +86,7 @@ def supervise(
                 pending, next_tick = [], now + tick_s
                 if order is not Order.CONTINUE:
                     kill_at = now + (0 if order is Order.ABANDON else grace_s)
-                    child.signal(signal.SIGTERM)
+                    child.signal(signal.SIGUSR1 if order is Order.DRAIN else signal.SIGTERM)
             if now >= kill_at:
                 child.signal(signal.SIGKILL)
     finally:
@@ -128,7 +128,7 @@ def explain(end: Exit, *, deadline_s: int) -> Failure:
     return Failure(
         code="runner_died",
         message=f"the job's process ended with {how} in stage {end.stage}",
-        hint="Tried again while attempts are left, from the last finished block. The job's log has its last words.",
+        hint="Tried again while attempts are left, from its last resume point. The job's log has its last words.",
         retryable=True,
         stage=end.stage,
     )

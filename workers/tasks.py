@@ -154,6 +154,7 @@ class Attempt:
         arguments = [str(self.folder), "--checkpoint", str(self.checkpoint)]
         arguments += ["--models", str(self.settings.models_dir), "--data", str(self.settings.data_dir)]
         arguments += ["--cache", str(self.settings.cache_dir)]
+        arguments += ["--points-every", str(self.settings.resume_point_s)]
         arguments += ["--threads", str(self.settings.worker_threads)] if self.settings.worker_threads else []
         return supervise(
             lambda log_file: _start_runner(arguments, log_file),

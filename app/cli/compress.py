@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,9 +105,9 @@ def _run(command: list[str], log: Path) -> None:
 
 
 def _stop(runner: subprocess.Popen[str]) -> None:
-    """Nothing if it has ended; otherwise we were interrupted. What it has finished is on disk already."""
+    """Nothing if it has ended; otherwise we were interrupted, and it is to keep what it has finished."""
     if runner.poll() is None:
-        runner.terminate()
+        runner.send_signal(signal.SIGUSR1)
         try:
             runner.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:

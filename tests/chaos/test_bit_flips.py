@@ -37,7 +37,7 @@ TUNED: dict[str, Any] = {
 }
 OWL = WANDA | {"allocate": {"method": "owl"}}
 FLIPPED: list[tuple[str, dict[str, Any]]] = [
-    *((stem, BOUNDED) for stem in ("grams-00003", "fingerprint", "allocation", "outside", "block-00001")),
+    *((stem, BOUNDED) for stem in ("grams-00003", "fingerprint", "allocation", "outside", "blocks-00001")),
     *((stem, BOUNDED) for stem in ("hidden-00003", "dense-measurements")),
     *((stem, TUNED) for stem in ("unit-scores", "tuning")),
 ]

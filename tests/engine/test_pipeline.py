@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.small_models import load, spec_of, walk
+from tests.helpers.small_models import block_tensors, load, spec_of, walk
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import DegenerateCalibration, EngineError, MemoryBudgetTooSmall, NumericalFailure
 from workers.engine.events import Silent
@@ -19,6 +19,7 @@ from workers.engine.planning.predictions import BATCH_TOKENS, whole_models
 from workers.engine.registry import methods
 from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources, resolve_model
+from workers.engine.store.checkpoint import Checkpoint
 
 TEXT = {"dataset": "calibration.txt", "samples": 128, "sequence_length": 32}  # BATCH_TOKENS altogether
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 128, "samples": 20}
@@ -245,8 +246,9 @@ def test_a_broken_model_is_a_named_failure_and_no_file(
         walk(spec_of(**parts), sources, tmp_path)
     assert isinstance(failure.value, NumericalFailure)
     assert failure.value.hint
-    for file in (tmp_path / "checkpoint").glob("block-*"):
-        assert all(stored.isfinite().all() for stored in load_file(file).values())
+    checkpoint = Checkpoint(tmp_path / "checkpoint")
+    for block in range(checkpoint.finished_blocks()):
+        assert all(stored.isfinite().all() for stored in block_tensors(checkpoint, block).values())
 
 
 @pytest.mark.parametrize(

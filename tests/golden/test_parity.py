@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.helpers.golden import compressed, perplexity
+from workers.engine.files.tensors import read_tensor
 from workers.engine.store.checkpoint import Checkpoint
 
 HERE = Path(__file__).parent
@@ -120,7 +120,7 @@ def masks_agree(checkpoint: Checkpoint) -> None:
         differing, entries = np.zeros(8, dtype=int), 0
         for name in packed:
             block = int(name.split(".")[2])
-            pruned_OI = (load_file(checkpoint.block(block))[f"{name}.weight"] == 0).numpy()
+            pruned_OI = (read_tensor(checkpoint.block(block)[f"{name}.weight"]) == 0).numpy()
             expected_OI = np.unpackbits(packed[name], count=pruned_OI.size).reshape(pruned_OI.shape).astype(bool)
             differing[block] += (pruned_OI != expected_OI).sum()
             entries += pruned_OI.size

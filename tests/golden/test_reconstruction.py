@@ -13,9 +13,8 @@ from workers.engine.contracts.facts import LayerTask, LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.maths.second_order import output_error
 from workers.engine.maths.selection import dropped
-from workers.engine.model.activations import activations_of
 from workers.engine.model.input_statistics import collect
-from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.model.walk import walk
 from workers.engine.registry import method_of
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
@@ -39,7 +38,7 @@ def spec_of(prune: dict[str, Any]) -> CompressionSpec:
 def streams(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[tuple[str, Any]], LinearStats]]:
     """(layer name and weight of each layer that reads it, statistics) of the 32 input streams of the dense model."""
 
-    def walk() -> Iterator[tuple[list[tuple[str, Any]], LinearStats]]:
+    def found() -> Iterator[tuple[list[tuple[str, Any]], LinearStats]]:
         spec, sources = (
             spec_of({"method": "sparsegpt", "sparsity": 0.5}),
             Sources(EXAMPLES / "models", EXAMPLES / "data"),
@@ -47,22 +46,16 @@ def streams(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[tuple[s
         model, checkpoint = load(spec, sources), Checkpoint(tmp_path_factory.mktemp("streams"))
         text = calibration(spec, model, sources)
         assert text is not None
-        activations = activations_of(model, text)
-        hidden = activations.hidden(checkpoint.scratch_file())
-        activations.embed(hidden)
-        for block in range(model.architecture.blocks):
-            into = activations.hidden(checkpoint.scratch_file())
-            tensors = tensors_of(model, f"model.layers.{block}")
-            with filled(model, f"model.layers.{block}", tensors) as module:
-                found = collect(activations, block, module, hidden, Stat.GRAM, into)
-            for stream, stats in found.items():
-                layers = model.architecture.streams(block)[stream]
-                yield [(layer.name, tensors[f"{layer.name}.weight"].float()) for layer in layers], stats
-            hidden.file.close()
-            hidden = into
-        hidden.file.close()
+        with walk(model, text, checkpoint.scratch_file) as way:
+            for block, _, stats_of in way.blocks(
+                way.enter(), lambda at: (collect(at, Stat.GRAM, advance=at.wanted), at.dense)
+            ):
+                statistics, tensors = stats_of
+                for stream, stats in statistics.items():
+                    layers = model.architecture.streams(block)[stream]
+                    yield [(layer.name, tensors[f"{layer.name}.weight"].float()) for layer in layers], stats
 
-    return list(walk())
+    return list(found())
 
 
 def errors(prune: dict[str, Any], layers: list[tuple[str, Any]], stats: LinearStats) -> list[tuple[float, Any]]:

@@ -106,6 +106,7 @@ class Cluster:
             "redispatch_s": 3,
             "retry_backoff_s": 0.2,
             "worker_threads": 1,
+            "resume_point_s": 0,
             "max_attempts": 10,
             **settings,
         }

@@ -6,22 +6,27 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from workers.engine.architectures.recognise import recognise
 from workers.engine.checks.tries import Tries
 from workers.engine.contracts.facts import Allocation
 from workers.engine.events import Events, Silent
+from workers.engine.files.tensors import bytes_of, read_tensor
 from workers.engine.methods.evaluate.macs import macs
-from workers.engine.model.activations import Activations, Hidden, activations_of
 from workers.engine.model.calibration import Calibration
 from workers.engine.model.loaded import LoadedModel
+from workers.engine.model.memory import Room
+from workers.engine.model.placement import States
+from workers.engine.model.walk import Walk
+from workers.engine.model.walk import walk as walk_of
 from workers.engine.planning.plan import feasible
 from workers.engine.removals.assemble import assemble
 from workers.engine.removals.outcome import Outcome
@@ -128,12 +133,15 @@ def scratch(tmp_path: Path) -> Iterator[Scratch]:
         yield Scratch(tmp_path / "scratch", files)
 
 
-def entering(model: LoadedModel, text: Calibration, checkpoint: Checkpoint) -> tuple[Activations, Hidden]:
-    """The activations of a text, and what enters block 0."""
-    activations = activations_of(model, text)
-    hidden = activations.hidden(checkpoint.scratch_file())
-    activations.embed(hidden)
-    return activations, hidden
+def entering(model: LoadedModel, text: Calibration, checkpoint: Checkpoint) -> tuple[Walk, States]:
+    """The walk of a text, and what enters block 0."""
+    way = walk_of(model, text, checkpoint.scratch_file)
+    return way, way.enter()
+
+
+def block_tensors(checkpoint: Checkpoint, block: int) -> dict[str, Tensor]:
+    """The tensors of a finished block."""
+    return {name: read_tensor(piece) for name, piece in checkpoint.block(block).items()}
 
 
 @dataclass(frozen=True)
@@ -151,9 +159,12 @@ class Walked:
         assemble(self.spec, self.model, self.outcome, self.checkpoint, folder)
         return layer_reports(self.spec, self.model, self.allocation, self.outcome, folder)
 
-    def blocks(self) -> dict[str, bytes]:
-        """File name -> content of the pruned blocks."""
-        return {file.name: file.read_bytes() for file in sorted(self.checkpoint.directory.glob("block-*"))}
+    def blocks(self) -> dict[int, dict[str, tuple[torch.dtype, bytes]]]:
+        """Pruned block -> tensor name -> its type and bytes."""
+        return {
+            block: {name: (t.dtype, bytes(bytes_of(t))) for name, t in block_tensors(self.checkpoint, block).items()}
+            for block in range(self.checkpoint.finished_blocks())
+        }
 
 
 def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
@@ -162,11 +173,23 @@ def load(spec: CompressionSpec, sources: Sources) -> LoadedModel:
 
 
 def walk(
-    spec: CompressionSpec, sources: Sources, folder: Path, *, events: Events | None = None, cache: Path | None = None
+    spec: CompressionSpec,
+    sources: Sources,
+    folder: Path,
+    *,
+    events: Events | None = None,
+    cache: Path | None = None,
+    checkpoint: Checkpoint | None = None,
+    room: Room | None = None,
 ) -> Walked:
-    """`compress` up to the pruned blocks, with its resume points in `folder/checkpoint`."""
+    """`compress` up to the pruned blocks, each a resume point in `folder/checkpoint` unless said otherwise.
+
+    `room`: for hidden states, if not what the spec leaves.
+    """
     events = events or Silent()
-    model, checkpoint, clock = load(spec, sources), Checkpoint(folder / "checkpoint"), Clock(events)
+    model, clock = load(spec, sources), Clock(events)
+    model = replace(model, room=room or model.room)
+    checkpoint = checkpoint or Checkpoint(folder / "checkpoint")
     text = calibration(spec, model, sources)
     kept = {"cache": Cache(cache), "checkpoint": checkpoint, "events": events}
     units = score_units(spec, model, text, **kept) if spec.scores_first else None

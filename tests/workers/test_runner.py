@@ -37,7 +37,8 @@ def write_spec(workdir: Path, spec: Any) -> Path:
 def command(workdir: Path) -> list[str]:
     root = workdir.parent
     folders = ["--models", root / "models", "--data", root / "data", "--checkpoint", root / "checkpoint"]
-    return [str(part) for part in (sys.executable, "-m", "workers.runner", workdir, *folders, "--threads", "1")]
+    options = ["--threads", "1", "--points-every", "0"]
+    return [str(part) for part in (sys.executable, "-m", "workers.runner", workdir, *folders, *options)]
 
 
 def start(workdir: Path) -> subprocess.Popen[str]:
@@ -116,7 +117,7 @@ def test_a_zombie_and_its_successor_share_a_checkpoint(job: Path, tmp_path: Path
     zombie.send_signal(signal.SIGCONT)
     zombie.communicate(timeout=120)
     checkpoint = tmp_path / "checkpoint"
-    assert len(list(checkpoint.glob("block-*"))) == BLOCKS
+    assert len(list(checkpoint.glob("blocks-*"))) == BLOCKS
     again = write_spec(tmp_path / "again", json.loads((job / "spec.json").read_text()))
     events, _ = finish(start(again))
     assert [event["block"] for event in events if event["event"] == "resume"] == [BLOCKS]

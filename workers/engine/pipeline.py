@@ -35,6 +35,7 @@ from workers.engine.stages.prune import layer_reports, prune
 from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.clock import Clock
+from workers.engine.store.points import Points
 from workers.engine.training.text import tuning_text
 
 if TYPE_CHECKING:
@@ -58,15 +59,16 @@ def compress(
     checkpoint_dir: Path,
     cache_dir: Path | None = None,
     origin: Origin | None = None,
+    points: Points | None = None,
 ) -> Report:
     """Write the compressed model to `workdir/model` and return its report. Raises EngineError.
 
     `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success. `cache_dir` is
     shared between jobs: what was measured of a dense model is not measured again.
-    `origin`: whose job the report says it is of.
+    `origin`: whose job the report says it is of. `points`: when finished blocks become resume points.
     """
-    clock, checkpoint, model_dir = Clock(events), Checkpoint(checkpoint_dir, events), workdir / "model"
-    cache = Cache(cache_dir, events)
+    clock, cache, model_dir = Clock(events), Cache(cache_dir, events), workdir / "model"
+    checkpoint = Checkpoint(checkpoint_dir, events, points or Points())
     with translated(), blaming() as suspect:
         with clock.stage("load"):
             prospect = feasible(spec, resolve_model(spec.model, sources), sources)

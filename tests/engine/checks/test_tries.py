@@ -97,7 +97,7 @@ def test_a_ratio_that_breaks_on_the_result_is_tried_again_and_kept(
     assert said == ["warning"] * len(broken) + ["info"]
     (sentence,) = [line for line in conditions(report) if "×1.15" in line]
     assert f"gave ×{broken[0].measured:.4f}" in sentence
-    assert not list((tmp_path / "first/checkpoint").glob("block-*")), "what a broken try needed is gone"
+    assert not list((tmp_path / "first/checkpoint").glob("blocks-*")), "what a broken try needed is gone"
 
     # Killed in the first try, then in the second: it goes on there, to the same bytes.
     folder = tmp_path / "killed"

@@ -20,7 +20,7 @@ from workers.engine.checks import verify
 from workers.engine.checks.trace import TOLERANCE
 from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
 from workers.engine.events import Silent
-from workers.engine.model.activations import Activations
+from workers.engine.model.walk import Call
 from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources
 
@@ -186,8 +186,8 @@ def test_a_wrong_result_fails_and_says_where(
 def test_a_walk_that_is_not_the_models_own_forward_pass_is_found(
     tiny: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = Activations.run
-    monkeypatch.setattr(Activations, "run", lambda *args: own(*args) * 1.001)
+    own = Call.of
+    monkeypatch.setattr(Call, "of", lambda *args: own(*args) * 1.001)
     with pytest.raises(ResultMismatch, match=r"walked model.*layers\.0 "):
         run(MASK)
 

@@ -19,12 +19,12 @@ def test_merged_files_are_read_by_the_reference_reader(tmp_path: Path) -> None:
     save_file(first, tmp_path / "1")
     save_file(second, tmp_path / "2")
     with (tmp_path / "out").open("wb") as out:
-        merge([tmp_path / "1", tmp_path / "2"], out)
+        merge([read_header(tmp_path / "1"), read_header(tmp_path / "2")], out)
     loaded = load_file(tmp_path / "out")
     assert loaded.keys() == first.keys() | second.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in {**first, **second}.items())
     with (tmp_path / "swapped").open("wb") as out:
-        merge([tmp_path / "2", tmp_path / "1"], out)
+        merge([read_header(tmp_path / "2"), read_header(tmp_path / "1")], out)
     assert (tmp_path / "swapped").read_bytes() == (tmp_path / "out").read_bytes()
 
 

@@ -19,9 +19,9 @@ from tests.helpers.layer_inputs import inputs_of
 from tests.helpers.small_models import Scratch, entering, load, spec_of, text_of
 from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.contracts.params import Stat
-from workers.engine.model.activations import Activations, Hidden
 from workers.engine.model.input_statistics import collect, staged
-from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.model.loaded import tensors_of
+from workers.engine.model.walk import At
 from workers.engine.sources.resolve import Sources
 
 STREAMS = {layer.name: layer.stream for layer in LAYOUT.layers}
@@ -34,9 +34,7 @@ TOKENS = 8 * 32
 class Entered:
     """`tiny` at its first block, in batches of three windows."""
 
-    activations: Activations
-    hidden: Hidden
-    module: torch.nn.Module
+    at: At
     windows_NT: Tensor
 
 
@@ -45,9 +43,9 @@ def entered(tiny: Path, sources: Sources, scratch: Scratch) -> Iterator[Entered]
     spec = spec_of()
     model = replace(load(spec, sources), batch_tokens=3 * 32)
     text = text_of(spec, model, sources)
-    activations, hidden = entering(model, text, scratch)
-    with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
-        yield Entered(activations, hidden, module, text.windows_NT)
+    way, inputs = entering(model, text, scratch)
+    with way, way.at(0, inputs, tensors_of(model, "model.layers.0")) as at:
+        yield Entered(at, text.windows_NT)
 
 
 def assert_close(found: Tensor | None, expected: Tensor) -> None:
@@ -58,7 +56,7 @@ def assert_close(found: Tensor | None, expected: Tensor) -> None:
 
 
 def test_collected_statistics_are_their_definitions(entered: Entered, tiny: Path) -> None:
-    found = collect(entered.activations, 0, entered.module, entered.hidden, EVERYTHING)
+    found = collect(entered.at, EVERYTHING)
     dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     for stream, x in inputs_of(dense, entered.windows_NT, 0).items():
         stats = found[stream]
@@ -74,8 +72,8 @@ def test_collected_statistics_are_their_definitions(entered: Entered, tiny: Path
 
 @pytest.mark.parametrize("needs", [Stat.INPUT_SQ_MEAN, Stat.GRAM, Stat.INPUT_SQ_MEAN | Stat.INPUT_MOMENTS])
 def test_only_what_is_needed_is_kept(needs: Stat, entered: Entered) -> None:
-    found = collect(entered.activations, 0, entered.module, entered.hidden, needs)
-    full = collect(entered.activations, 0, entered.module, entered.hidden, EVERYTHING)
+    found = collect(entered.at, needs)
+    full = collect(entered.at, EVERYTHING)
     for stream, stats in found.items():
         assert (stats.gram_II is not None) == (Stat.GRAM in needs)
         assert (stats.input_mean_I is not None) == (Stat.INPUT_MOMENTS in needs)
@@ -85,14 +83,13 @@ def test_only_what_is_needed_is_kept(needs: Stat, entered: Entered) -> None:
 
 
 def test_outputs_are_written_on_the_way_if_wanted(entered: Entered, scratch: Scratch, tiny: Path) -> None:
-    into = entered.activations.hidden(scratch.scratch_file())
-    alone = collect(entered.activations, 0, entered.module, entered.hidden, Stat.GRAM)
-    together = collect(entered.activations, 0, entered.module, entered.hidden, Stat.GRAM, into)
+    alone = collect(entered.at, Stat.GRAM)
+    together = collect(entered.at, Stat.GRAM, advance=True)
     assert all(torch.equal(alone[stream].gram_II, together[stream].gram_II) for stream in alone)  # type: ignore[arg-type]
     dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     with torch.no_grad():
         states = dense(entered.windows_NT, output_hidden_states=True, use_cache=False).hidden_states
-    torch.testing.assert_close(into.read(slice(0, 8)), states[1])
+    torch.testing.assert_close(entered.at.outputs.read(slice(0, 8)), states[1])
 
 
 @pytest.mark.parametrize("with_twin", [True, False])
@@ -105,11 +102,10 @@ def test_staged_statistics_are_those_of_a_pruned_and_a_dense_model(
         pruned.model.layers[0].get_submodule(name).weight.data[:, ::2] = 0
     x_of, z_of = (inputs_of(model, entered.windows_NT, 0) for model in (pruned, dense))
 
-    twin = copy.deepcopy(entered.module) if with_twin else None
-    into = entered.activations.hidden(scratch.scratch_file())
+    twin = copy.deepcopy(entered.at.module) if with_twin else None
     needs = EVERYTHING if with_twin else Stat.GRAM | Stat.INPUT_MOMENTS
     order = []
-    for stream, stats in staged(entered.activations, 0, entered.module, twin, entered.hidden, needs, into):
+    for stream, stats in staged(entered.at, twin, needs):
         order.append(stream)
         x, z = x_of[stream], z_of[stream]
         assert stats.tokens == TOKENS
@@ -124,22 +120,22 @@ def test_staged_statistics_are_those_of_a_pruned_and_a_dense_model(
             assert stats.dense_gram_II is None
             assert stats.cross_gram_II is None
         for name in (name for name, reads in STREAMS.items() if reads == stream):
-            entered.module.get_submodule(name).weight.data[:, ::2] = 0
+            entered.at.module.get_submodule(name).weight.data[:, ::2] = 0
     assert order == list(dict.fromkeys(STREAMS.values()))
 
     with torch.no_grad():
         states = pruned(entered.windows_NT, output_hidden_states=True, use_cache=False).hidden_states
-    torch.testing.assert_close(into.read(slice(0, 8)), states[1])
+    torch.testing.assert_close(entered.at.outputs.read(slice(0, 8)), states[1])
 
 
 def test_staged_leaves_no_hooks_and_no_passes_behind(entered: Entered) -> None:
     """However it ends: with no outputs wanted, or given up in the middle."""
-    before = collect(entered.activations, 0, entered.module, entered.hidden, Stat.GRAM)
-    for _ in staged(entered.activations, 0, entered.module, None, entered.hidden, Stat.GRAM, None):
+    before = collect(entered.at, Stat.GRAM)
+    for _ in staged(replace(entered.at, wanted=False), None, Stat.GRAM):
         pass
-    given_up = staged(entered.activations, 0, entered.module, None, entered.hidden, Stat.GRAM, None)
+    given_up = staged(replace(entered.at, wanted=False), None, Stat.GRAM)
     next(given_up)
     given_up.close()  # type: ignore[attr-defined]
-    assert not any(module._forward_pre_hooks for module in entered.module.modules())
-    after = collect(entered.activations, 0, entered.module, entered.hidden, Stat.GRAM)
+    assert not any(module._forward_pre_hooks for module in entered.at.module.modules())
+    after = collect(entered.at, Stat.GRAM)
     assert all(torch.equal(before[stream].gram_II, after[stream].gram_II) for stream in before)  # type: ignore[arg-type]

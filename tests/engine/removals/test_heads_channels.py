@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, LlamaConfig, Olmo2C
 
 from tests.helpers.families import FAMILIES, WIDE
 from tests.helpers.four_blocks import facts_of
-from tests.helpers.small_models import SIZES, SaveModel, Walked, load, spec_of, walk
+from tests.helpers.small_models import SIZES, SaveModel, Walked, block_tensors, load, spec_of, walk
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.files.safetensors_bytes import read_header
@@ -61,7 +61,7 @@ class TestScores:
         dense = load_file(folder / "model.safetensors")
         for block in range(3):
             scores = done.checkpoint.load_json("unit-scores")[block]
-            cut = load_file(done.checkpoint.block(block))
+            cut = block_tensors(done.checkpoint, block)
             for kind, tensor, width in (("head", "self_attn.k_proj", 8), ("channel", "mlp.up_proj", 1)):
                 name = f"model.layers.{block}.{tensor}.weight"
                 kept = sorted(
@@ -105,7 +105,7 @@ class TestScores:
         spec = spec_of(score=score, prune=prune)
         first = walk(spec, sources, tmp_path)
         expected = first.blocks()
-        for file in first.checkpoint.directory.glob("block-*"):
+        for file in first.checkpoint.directory.glob("blocks-*"):
             file.unlink()
 
         def fail(*_: Any, **__: Any) -> None:
@@ -384,7 +384,7 @@ class TestRefused:
         plan(spec, sources)
         with pytest.raises(UnsupportedModel, match="5 query heads do not divide the hidden size of 48"):
             walk(spec, sources, tmp_path)
-        assert not list((tmp_path / "checkpoint").glob("block-*"))
+        assert not list((tmp_path / "checkpoint").glob("blocks-*"))
 
     def test_a_result_of_different_widths_is_not_pruned_again(
         self, save_model: SaveModel, sources: Sources, tmp_path: Path

@@ -23,12 +23,22 @@ from transformers import (
     Qwen3Config,
 )
 
-from tests.helpers.small_models import SIZES, SaveModel, Scratch, entering, load, spec_of, text_of, walk
+from tests.helpers.small_models import (
+    SIZES,
+    SaveModel,
+    Scratch,
+    block_tensors,
+    entering,
+    load,
+    spec_of,
+    text_of,
+    walk,
+)
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure, UnsupportedModel
 from workers.engine.model.input_statistics import collect
-from workers.engine.model.loaded import filled, tensors_of
+from workers.engine.model.loaded import tensors_of
 from workers.engine.registry import method_of
 from workers.engine.removals.assemble import assemble
 from workers.engine.sources.resolve import Sources
@@ -100,17 +110,16 @@ def test_last_smaller_batch_is_walked_too(tiny: Path, sources: Sources, scratch:
     spec = spec_of()
     model = replace(load(spec, sources), batch_tokens=3 * 32)
     text = text_of(spec, model, sources)
-    activations, hidden = entering(model, text, scratch)
-    assert [(batch.start, batch.stop) for batch in activations.batches] == [(0, 3), (3, 6), (6, 8)]
+    way, inputs = entering(model, text, scratch)
+    assert [(batch.start, batch.stop) for batch in way.batches] == [(0, 3), (3, 6), (6, 8)]
     dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     with torch.no_grad():
         states = dense(text.windows_NT, output_hidden_states=True, use_cache=False).hidden_states
-    torch.testing.assert_close(hidden.read(slice(0, 8)), states[0])
-    into = activations.hidden(scratch.scratch_file())
-    with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
-        activations.advance(0, module, hidden, into)
-    torch.testing.assert_close(into.read(slice(0, 8)), states[1])
-    torch.testing.assert_close(into.read(slice(5, 7)), states[1][5:7])
+    with way:
+        torch.testing.assert_close(inputs.read(slice(0, 8)), states[0])
+        outputs = way.through(0, inputs, tensors_of(model, "model.layers.0"))
+        torch.testing.assert_close(outputs.read(slice(0, 8)), states[1])
+        torch.testing.assert_close(outputs.read(slice(5, 7)), states[1][5:7])
     assert all(parameter.is_meta for parameter in model.skeleton.parameters()), "a block must leave memory after use"
 
 
@@ -119,7 +128,7 @@ def test_a_score_without_needs_reads_no_text(tiny: Path, sources: Sources, tmp_p
     spec = spec_of(score={"method": "magnitude"}, calibrate=None)
     checkpoint = walk(spec, sources, tmp_path).checkpoint
     assert not list(checkpoint.directory.glob("hidden-*"))
-    weight_OI = load_file(checkpoint.block(1))["model.layers.1.mlp.up_proj.weight"]
+    weight_OI = block_tensors(checkpoint, 1)["model.layers.1.mlp.up_proj.weight"]
     dense_OI = load_file(tiny / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
     assert int((weight_OI == 0).sum()) == weight_OI.numel() // 2
     assert torch.equal(weight_OI[weight_OI != 0], dense_OI[weight_OI != 0])
@@ -140,9 +149,10 @@ def test_reported_zeros_are_the_files_zeros(kept: dict[str, Any], tiny: Path, so
 
 def test_refined_zeros_move_within_their_groups(tiny: Path, sources: Sources, tmp_path: Path) -> None:
     parts = {"prune": {"method": "mask", "pattern": "2:4"}}
-    plain = walk(spec_of(**parts), sources, tmp_path / "plain").checkpoint.block(0)
-    moved = walk(spec_of(**parts, refine={"method": "dsnot"}), sources, tmp_path / "moved").checkpoint.block(0)
-    before, after, dense = load_file(plain), load_file(moved), load_file(tiny / "model.safetensors")
+    plain = walk(spec_of(**parts), sources, tmp_path / "plain").checkpoint
+    moved = walk(spec_of(**parts, refine={"method": "dsnot"}), sources, tmp_path / "moved").checkpoint
+    before, after = block_tensors(plain, 0), block_tensors(moved, 0)
+    dense = load_file(tiny / "model.safetensors")
     names = [name for name in before if before[name].dim() == 2]
     assert all(((after[name] != 0).reshape(-1, 4).sum(dim=1) == 2).all() for name in names)
     assert all(torch.equal(after[name], dense[name] * (after[name] != 0)) for name in names)
@@ -196,12 +206,12 @@ def test_broken_weights_are_named(
 def test_layers_must_read_what_their_names_say(tiny: Path, sources: Sources, scratch: Scratch) -> None:
     spec = spec_of()
     model = load(spec, sources)
-    activations, hidden = entering(model, text_of(spec, model, sources), scratch)
-    with filled(model, "model.layers.0", tensors_of(model, "model.layers.0")) as module:
-        up_proj = module.get_submodule("mlp.up_proj")
+    way, inputs = entering(model, text_of(spec, model, sources), scratch)
+    with way, way.at(0, inputs, tensors_of(model, "model.layers.0")) as at:
+        up_proj = at.module.get_submodule("mlp.up_proj")
         hook = up_proj.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
         with pytest.raises(UnsupportedModel, match=r"up_proj does not read the same mlp_input as .*gate_proj"):
-            collect(activations, 0, module, hidden, Stat.INPUT_SQ_MEAN)
+            collect(at, Stat.INPUT_SQ_MEAN)
         hook.remove()
 
 

@@ -160,7 +160,7 @@ class TestText:
         with pytest.raises(DatasetTooShort, match="20 windows of 32 tokens") as found:
             compress(spec, tmp_path, sources, Silent(), tmp_path / "checkpoint")
         assert found.value.field == "/tune"
-        assert not list((tmp_path / "checkpoint").glob("block-*"))
+        assert not list((tmp_path / "checkpoint").glob("blocks-*"))
 
 
 class TestWhatShips:
@@ -438,7 +438,7 @@ class TestRefusals:
         assert plan(spec_of(), sources).elapsed_s < elapsed() < elapsed(steps=600) < elapsed(steps=600, distill={})
 
     def test_a_loss_that_is_no_number_names_the_rate(self, pruned: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tune_stage, "surprise", lambda logits, ids: logits.sum() * math.nan)
+        monkeypatch.setattr(tune_stage, "next_token_loss", lambda logits, ids: logits.sum() * math.nan)
         with pytest.raises(NumericalFailure, match="step 1 of tuning: the loss is nan") as found:
             pruned.tune("run", tune=tuning("full"))
         assert found.value.field == "/tune/learning_rate"

@@ -15,7 +15,7 @@ from workers.engine.contracts.params import Stat
 from workers.engine.errors import CheckpointMismatch, DeviceOutOfMemory, DiskFull, HostOutOfMemory, NumericalFailure
 from workers.engine.events import Silent
 from workers.engine.failures import translated
-from workers.engine.model.activations import Hidden
+from workers.engine.model.placement import InFile
 from workers.engine.registry import methods
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
@@ -70,7 +70,7 @@ def test_a_stale_writer_does_not_set_its_successor_back(tmp_path: Path) -> None:
 def test_hidden_states_are_readable_while_they_are_made_a_resume_point(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     with checkpoint.new_hidden() as file:
-        hidden = Hidden(file, (2, 3), torch.bfloat16)
+        hidden = InFile(file, (2, 3), torch.bfloat16, torch.device("cpu"))
         first, second = torch.randn(2, 2, 3).bfloat16(), torch.randn(1, 2, 3).bfloat16()
         hidden.append(first)
         hidden.append(second)
@@ -82,7 +82,7 @@ def test_hidden_states_are_readable_while_they_are_made_a_resume_point(tmp_path:
 
 
 def test_half_written_files_do_not_count_and_go(tmp_path: Path) -> None:
-    (tmp_path / "block-00000.safetensors.1-abc.tmp").write_bytes(b"half")
+    (tmp_path / "blocks.1-abc.tmp").write_bytes(b"half")
     checkpoint = Checkpoint(tmp_path)
     assert checkpoint.finished_blocks() == 0
     assert not list(tmp_path.iterdir())
@@ -149,7 +149,7 @@ def test_killed_and_resumed_to_the_same_bytes(
     assert len(expected) == (2 if spec.removes.name == "blocks" else 3)
     replace = Path.replace
     # Blocks 1 and 2 are pruned behind a kill: from the second one's own weights and from its inputs in a file.
-    for last in ("hidden-00001", "block-00001"):
+    for last in ("hidden-00001", "blocks-00001"):
         if last.startswith("hidden") and spec.walk_needs is Stat.NONE:
             continue
 
@@ -195,7 +195,7 @@ def test_kill_around_every_write(
             patch.setattr(Path, "replace", dying)
             with pytest.raises(Killed):
                 walk(spec, sources, folder)
-        on_disk = len(list(folder.glob("checkpoint/block-*")))
+        on_disk = len(list(folder.glob("checkpoint/blocks-*")))
         events = Recorder()
         assert walk(spec, sources, folder, events=events).blocks() == expected
         start = events.resumed[0] if events.resumed else 0

@@ -17,6 +17,7 @@ from workers.engine.pipeline import compress
 from workers.engine.sources.resolve import Sources
 from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.points import Points
 from workers.engine.store.sealed import DAMAGED
 
 TENSORS = {"a": torch.arange(64.0), "b": torch.ones(3, 5, dtype=torch.bfloat16)}
@@ -55,6 +56,13 @@ def save_hidden(checkpoint: Checkpoint) -> None:
         checkpoint.keep_hidden(2, file)
 
 
+def save_blocks(checkpoint: Checkpoint, first: int = 0, count: int = 2) -> None:
+    with checkpoint.adding_blocks():
+        for index in range(first, first + count):
+            checkpoint.add_block(index, TENSORS)
+        checkpoint.offer_point(first + count, None, lambda: None)
+
+
 def load_hidden(checkpoint: Checkpoint) -> Any:
     if (found := checkpoint.latest_hidden()) is None:
         return None
@@ -70,7 +78,7 @@ Write, Read = Callable[[Any], object], Callable[[Any], Any]
 KINDS: dict[str, tuple[Write, Read]] = {
     "allocation": (lambda c: c.save_json("allocation", {"target": 0.5}), lambda c: c.load_json("allocation")),
     "outside": (lambda c: c.save_outside(TENSORS), lambda c: present(c.outside())),
-    "block-00000": (lambda c: c.save_block(0, TENSORS), lambda c: present(c.block(0))),
+    "blocks-00000-00001": (save_blocks, lambda c: c.finished_blocks() and c.block(1)),
     "hidden-00002": (save_hidden, load_hidden),
     "grams-00001": (lambda c: c.save_grams(1, TENSORS), lambda c: present(c.grams(1))),
     "tuning": (lambda c: c.save_tuning(TENSORS, {"step": 3}), lambda c: str(c.load_tuning() or "")),
@@ -107,8 +115,9 @@ def test_a_damaged_file_counts_as_absent_and_is_said_to_be(kind: str, how: str, 
 def test_blocks_behind_a_damaged_one_are_not_counted(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     for index in range(4):
-        checkpoint.save_block(index, TENSORS)
-    damage(checkpoint.block(2), "flipped")
+        save_blocks(checkpoint, index, 1)
+    assert Checkpoint(tmp_path).finished_blocks() == 4
+    damage(next(tmp_path.glob("blocks-00002-*")), "flipped")
     assert Checkpoint(tmp_path).finished_blocks() == 2
 
 
@@ -176,14 +185,14 @@ EVERYTHING: dict[str, Any] = {
     "tune": {"method": "last_layers", "dataset": "calibration.txt", "steps": 2, "batch": 2, "sequence_length": 32},
     "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32, "samples": 4}],
 }
-RESUME_POINTS = {"block-00001": "flipped", "hidden-00002": "truncated", "unit-scores": "garbage", "tuning": "flipped"}
+RESUME_POINTS = {"blocks-00001": "flipped", "hidden-00002": "truncated", "unit-scores": "garbage", "tuning": "flipped"}
 """Of a job like EVERYTHING, and how each is spoilt. Every kind has its turn in `tests/chaos/test_bit_flips.py`."""
 
 
 def test_a_job_with_a_damaged_resume_point_ends_in_the_same_bytes(tiny: Path, sources: Sources, tmp_path: Path) -> None:
     def run(name: str, said: Said) -> tuple[dict[str, bytes], Any]:
         work = tmp_path / name
-        report = compress(spec_of(**EVERYTHING), work, sources, said, work / "checkpoint")
+        report = compress(spec_of(**EVERYTHING), work, sources, said, work / "checkpoint", points=Points(0))
         files = {file.name: file.read_bytes() for file in (work / "model").glob("*.safetensors")}
         metrics = [metric.model_copy(update={"resumed": False}) for metric in report.metrics]
         return files, (report.parameters_after, report.zeros, metrics)
@@ -192,10 +201,10 @@ def test_a_job_with_a_damaged_resume_point_ends_in_the_same_bytes(tiny: Path, so
     for stem, how in RESUME_POINTS.items():
         points = tmp_path / stem / "checkpoint"
         shutil.copytree(tmp_path / "undisturbed/checkpoint", points)
-        (path,) = points.glob(f"{stem}.*")
+        (path,) = points.glob(f"{stem}[.-]*")
         damage(path, how)
         if stem.startswith("hidden"):
-            damage(next(points.glob("block-00002.*")), how)  # else nothing is left to be done with them
+            damage(next(points.glob("blocks-00002-*")), how)  # else nothing is left to be done with them
         said = Said()
         assert run(stem, said) == expected, stem
         assert any(path.name in warning for warning in said.warnings), stem

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.engine.errors import NumericalFailure
+from workers.engine.files.tensors import read_tensor
 from workers.engine.maths.selection import finite
-from workers.engine.model.loaded import read_tensor
 
 if TYPE_CHECKING:
     from workers.engine.model.loaded import LoadedModel

@@ -17,7 +17,8 @@ import torch
 from workers.engine.checks.trace import REMEDY
 from workers.engine.errors import ResultMismatch
 from workers.engine.files.safetensors_bytes import read_header
-from workers.engine.model.loaded import in_float32, read_tensor
+from workers.engine.files.tensors import read_tensor
+from workers.engine.model.loaded import in_float32
 from workers.engine.removals.base import removal_of
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def masked_model(
 ) -> MaskedModel:
     """That of a result made of the finished blocks in `checkpoint`."""
     blocks = {block: number for number, block in enumerate(outcome.blocks)}
-    files = [checkpoint.outside(), *(checkpoint.block(number) for number in blocks.values())]
-    stored = {name: piece for file in files for name, piece in read_header(file).items()}
+    parts = [read_header(checkpoint.outside()), *(checkpoint.block(number) for number in blocks.values())]
+    stored = {name: piece for part in parts for name, piece in part.items()}
     mask = removal_of(spec).mask(spec, model, units, outcome)
     return MaskedModel(in_float32(model), stored, blocks, mask)

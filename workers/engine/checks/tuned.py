@@ -12,7 +12,8 @@ import torch
 
 from workers.engine.checks.trace import Trace, compare, in_turn, streamed, trace
 from workers.engine.checks.verify import stored_tensors
-from workers.engine.model.loaded import in_float32, read_tensor, result_of
+from workers.engine.files.tensors import read_tensor
+from workers.engine.model.loaded import in_float32, result_of
 
 if TYPE_CHECKING:
     from pathlib import Path

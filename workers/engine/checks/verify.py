@@ -23,7 +23,6 @@ from workers.engine.checks.masked import masked_model
 from workers.engine.checks.trace import LOGITS, REMEDY, Trace, compare, difference, shown, streamed, trace
 from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
 from workers.engine.failures import translated
-from workers.engine.model.activations import Activations, capture
 from workers.engine.model.loaded import (
     architecture_of,
     filled,
@@ -34,6 +33,7 @@ from workers.engine.model.loaded import (
     tensors_of,
 )
 from workers.engine.model.memory import memory_budget
+from workers.engine.model.walk import capture
 from workers.engine.planning.predictions import predicted_peak_memory_bytes, whole_float32_bytes
 from workers.engine.report import ResultCheck
 
@@ -157,11 +157,10 @@ def _walked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
     with masked.without_dimensions(), torch.no_grad():
         with filled(model, layout.embedding, masked.tensors(layout.embedding)):
             hidden_1TD, calls = capture(model, ids_T[None])
-        walk = Activations(model, ids_T[None], [slice(0, 1)], {1: calls})
         for block in masked.blocks:
             name = layout.block(block)
             with filled(model, name, masked.tensors(name)) as module:
-                hidden_1TD = walk.run(block, module, hidden_1TD)
+                hidden_1TD = calls[block].of(module, hidden_1TD)
             found[name] = shown(hidden_1TD[0])
     return found
 

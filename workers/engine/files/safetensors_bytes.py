@@ -12,7 +12,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,17 +63,36 @@ def read_header(file: Path) -> dict[str, Slice]:
     """The tensors of one safetensors file, without reading them. MalformedFile says what is wrong with it."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            raise MalformedFile(f"{file.name} is {size} bytes long, too short for a safetensors file")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(size - 8, HEADER_BYTES):
-            raise MalformedFile(f"{file.name} announces a header of {length} bytes but is {size} bytes long")
-        content = stream.read(length)
-    tensors, end = parse_header(content, file.name)
-    if 8 + length + end != size:
-        raise MalformedFile(f"{file.name} should be {8 + length + end} bytes long by its header but is {size}")
-    return {name: Slice(facts, file, 8 + length + begin) for name, (facts, begin) in tensors.items()}
+        found, end = _header_at(stream, 0, size, file)
+    if end != size:
+        raise MalformedFile(f"{file.name} should be {end} bytes long by its header but is {size}")
+    return found
+
+
+def read_headers(file: Path) -> list[dict[str, Slice]]:
+    """The tensors of each of the safetensors files that were written one after another into one. MalformedFile."""
+    size, end, found = file.stat().st_size, 0, []
+    with file.open("rb") as stream:
+        while end < size:
+            tensors, end = _header_at(stream, end, size, file)
+            found.append(tensors)
+    return found
+
+
+def _header_at(stream: BinaryIO, start: int, size: int, file: Path) -> tuple[dict[str, Slice], int]:
+    """The tensors of the safetensors file that begins at byte `start` of `size`, and where it ends."""
+    stream.seek(start)
+    prefix = stream.read(8)
+    if len(prefix) < 8:
+        raise MalformedFile(f"{file.name} is {size} bytes long, too short for a safetensors file")
+    (length,) = struct.unpack("<Q", prefix)
+    begin = start + 8 + length
+    if length > HEADER_BYTES or begin > size:
+        raise MalformedFile(f"{file.name} announces a header of {length} bytes but is {size} bytes long")
+    tensors, taken = parse_header(stream.read(length), file.name)
+    if begin + taken > size:
+        raise MalformedFile(f"{file.name} should be {begin + taken} bytes long by its header but is {size}")
+    return {name: Slice(facts, file, begin + offset) for name, (facts, offset) in tensors.items()}, begin + taken
 
 
 def parse_header(content: bytes, name: str) -> tuple[dict[str, tuple[TensorFacts, int]], int]:
@@ -112,26 +131,32 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def merge(parts: Sequence[Path], out: BinaryIO) -> None:
+def merge(parts: Sequence[Mapping[str, Slice]], out: BinaryIO) -> None:
     """Write one safetensors file holding every tensor of `parts`, in order of their names: same parts, same bytes."""
-    slices = dict(sorted((name, piece) for part in parts for name, piece in read_header(part).items()))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers wants to see the format named
+    slices = {name: piece for part in parts for name, piece in part.items()}
+    start, order = header({name: piece.facts for name, piece in slices.items()})
+    out.write(start)
+    for name in order:
+        _copy(slices[name], out)
+
+
+def header(tensors: Mapping[str, TensorFacts]) -> tuple[bytes, list[str]]:
+    """What stands before the tensors' bytes in a safetensors file, and the order in which they follow."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers wants to see the format named
     offset = 0
     # Widest type first, as the reference writer does, so that every tensor starts aligned to its element size.
-    order = sorted(slices, key=lambda name: -DTYPE_BYTES[slices[name].facts.dtype])
+    order = sorted(sorted(tensors), key=lambda name: -DTYPE_BYTES[tensors[name].dtype])
     for name in order:
-        facts = slices[name].facts
-        header[name] = {
+        facts = tensors[name]
+        entries[name] = {
             "dtype": facts.dtype,
             "shape": list(facts.shape),
             "data_offsets": [offset, offset + facts.bytes],
         }
         offset += facts.bytes
-    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded = json.dumps(entries, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    out.write(struct.pack("<Q", len(encoded)) + encoded)
-    for name in order:
-        _copy(slices[name], out)
+    return struct.pack("<Q", len(encoded)) + encoded, order
 
 
 def _copy(piece: Slice, out: BinaryIO) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 
 from workers.engine.errors import NumericalFailure
 from workers.engine.model.loaded import load_model
+from workers.engine.model.loss import next_token_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,7 +93,8 @@ def _along(whole: nn.Module, weights: dict[str, Tensor], signs: dict[str, Tensor
     # The fused attention kernels have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
         logits_TV = whole(input_ids=ids_T[None], use_cache=False).logits[0, :-1]
-        gradients = torch.autograd.grad(cross_entropy(logits_TV, ids_T[1:]), list(weights.values()), create_graph=True)
+        loss = next_token_loss(logits_TV, ids_T[1:])
+        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         along = torch.stack([(g * sign).sum() for g, sign in zip(gradients, signs.values(), strict=True)]).sum()
         products = torch.autograd.grad(along, list(weights.values()))
     return [

@@ -7,23 +7,20 @@ the checkpoint, block by block, and are collected when the first of them is aske
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
-from workers.engine.model.activations import activations_of
 from workers.engine.model.input_statistics import collect
-from workers.engine.model.loaded import filled_block
 from workers.engine.model.provenance import environment
+from workers.engine.model.walk import walk
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.events import Events
-    from workers.engine.model.activations import Hidden
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
@@ -101,23 +98,11 @@ def _collected(
     model: LoadedModel, calibration: Calibration, needs: Stat, checkpoint: Checkpoint, events: Events
 ) -> Iterator[tuple[int, dict[str, LinearStats]]]:
     """The streams of each block in turn, in one pass through the dense model."""
-    activations = activations_of(model, calibration)
-    blocks = model.architecture.blocks
-    with ExitStack() as files:
-
-        def new_hidden() -> Hidden:
-            return activations.hidden(files.enter_context(checkpoint.scratch_file()))
-
-        hidden = new_hidden()
-        activations.embed(hidden)
-        for block in range(blocks):
-            into = new_hidden() if block + 1 < blocks else None
-            with filled_block(model, block) as module:
-                streams = collect(activations, block, module, hidden, needs, into)
+    with walk(model, calibration, checkpoint.scratch_file) as way:
+        found = way.blocks(way.enter(), lambda at: collect(at, needs, advance=at.wanted))
+        for block, _, streams in found:
             yield block, streams
-            hidden.file.close()
-            hidden = into or hidden
-            events.progress(block + 1, blocks, "dense block")
+            events.progress(block + 1, model.architecture.blocks, "dense block")
 
 
 def _known(tensor: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Gradient: of the mean loss over calibration windows, for one block's tensors at a time, from the last block to the
 first.
 
-A forward pass keeps the inputs of every block on disk. Then each block is loaded again, run again from its inputs, and
+A forward pass keeps the inputs of every block. Then each block is loaded again, run again from its inputs, and
 the gradient of its outputs becomes the gradients of its weights and of its inputs: back-propagation in which only one
 block, its gradients and one batch of activations are in memory.
 N = windows, B = windows of a batch, T = tokens of a window, D = hidden size.
@@ -10,26 +10,26 @@ N = windows, B = windows of a batch, T = tokens of a window, D = hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from workers.engine.errors import NumericalFailure
 from workers.engine.maths.selection import finite
-from workers.engine.model.activations import activations_of
-from workers.engine.model.loaded import filled_block
+from workers.engine.model.loaded import block_tensors
+from workers.engine.model.loss import next_token_loss
 from workers.engine.model.output_head import head
+from workers.engine.model.walk import At, walk
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from workers.engine.events import Events
-    from workers.engine.model.activations import Activations, Hidden
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
+    from workers.engine.model.placement import States
+    from workers.engine.model.walk import Walk
     from workers.engine.store.checkpoint import Checkpoint
 
 
@@ -39,6 +39,28 @@ class BlockGradients:
     def __init__(self, splits: int) -> None:
         self.mean: list[dict[str, Tensor]] = [{} for _ in range(splits)]
         self.squared: list[dict[str, Tensor]] = [{} for _ in range(splits)]
+
+    def add(self, split: int, at: At, share: float, *, squared: bool) -> None:
+        """Add `share` of a batch's gradients, and of their squares, and forget them."""
+        prefix = at.model.architecture.layout.block(at.block)
+        for name, parameter in at.module.named_parameters():
+            assert parameter.grad is not None
+            gradient, parameter.grad = parameter.grad.float(), None
+            full = f"{prefix}.{name}"
+            for sums, addend in ((self.mean, gradient), (self.squared, gradient.square() if squared else None)):
+                if addend is None:
+                    continue
+                if full in sums[split]:
+                    sums[split][full].add_(addend, alpha=share)
+                else:
+                    sums[split][full] = addend.mul_(share) if addend is not gradient else addend * share
+        at.module.requires_grad_(False)
+
+    def merge(self, other: BlockGradients) -> None:
+        """Add what was found on other windows of the same text: shares of one mean."""
+        for mine, others in zip((*self.mean, *self.squared), (*other.mean, *other.squared), strict=True):
+            for name, found in others.items():
+                mine[name] = mine[name].add_(found) if name in mine else found
 
 
 def gradients(
@@ -55,94 +77,62 @@ def gradients(
     The windows are cut into `splits` runs of nearly equal length. `squared` also takes the square of every window's
     gradient, which needs them one by one. Raises NumericalFailure where a gradient is not finite.
     """
-    activations = activations_of(model, calibration)
     count = len(calibration.windows_NT)
     bounds = [round(count * index / splits) for index in range(splits + 1)]
-    step = 1 if squared else max(len(range(*batch.indices(count))) for batch in activations.batches)
+    step = 1 if squared else max(len(range(*batch.indices(count))) for batch in calibration.batches(model.batch_tokens))
     # Batches that keep to one split each.
-    activations.batches = [
+    batches = [
         slice(begin, min(begin + step, end)) for start, end in pairwise(bounds) for begin in range(start, end, step)
     ]
-    split_of = [next(s for s in range(splits) if batch.start < bounds[s + 1]) for batch in activations.batches]
+    split_of = [next(s for s in range(splits) if batch.start < bounds[s + 1]) for batch in batches]
     sizes = [end - start for start, end in pairwise(bounds)]
     blocks = model.architecture.blocks
-    with ExitStack() as files:
-
-        def new_hidden() -> Hidden:
-            return activations.hidden(files.enter_context(checkpoint.scratch_file()))
-
-        inputs = [new_hidden()]
-        activations.embed(inputs[0])
-        for block in range(blocks):
-            inputs.append(new_hidden())
-            with filled_block(model, block) as module:
-                activations.advance(block, module, inputs[-2], inputs[-1])
+    with walk(model, calibration, checkpoint.scratch_file, batches) as way:
+        inputs = [way.enter()]
+        for block, outputs, _ in way.blocks(inputs[0], At.advance, last_wanted=True, keep=True):
+            assert outputs is not None  # they are wanted
+            inputs.append(outputs)
             events.progress(block + 1, 2 * blocks, "block for gradients")
-        upstream = new_hidden()
-        _head(activations, inputs[-1], upstream)
+        upstream = _of_outputs(way, inputs[-1])
         for block in reversed(range(blocks)):
-            found, into = BlockGradients(splits), new_hidden()
-            prefix = model.architecture.layout.block(block)
-            with filled_block(model, block) as module:
-                for index, batch in enumerate(activations.batches):
+            found = BlockGradients(splits)
+            with way.at(block, inputs[block], block_tensors(model, block)) as at:
+                for index, batch in enumerate(batches):
                     split = split_of[index]
-                    _backward(activations, block, module, batch, inputs[block], upstream, into)
-                    _add(found, split, prefix, module, 1 / sizes[split], squared=squared)
-            inputs[block + 1].file.close()
-            upstream.file.close()
-            upstream = into
+                    _backward(at, batch, upstream)
+                    found.add(split, at, 1 / sizes[split], squared=squared)
+                before = at.outputs
+            del at  # with the tensors it was given
+            assert before is not None  # of some windows
+            way.drop(inputs[block + 1])
+            way.drop(upstream)
+            upstream = before
             _refuse_infinite(found)
             yield block, found
             events.progress(2 * blocks - block, 2 * blocks, "block for gradients")
 
 
-def _head(activations: Activations, hidden: Hidden, into: Hidden) -> None:
+def _of_outputs(way: Walk, outputs: States) -> States:
     """Gradient of every window's loss with respect to the last block's outputs, window by window."""
-    model = activations.model
-    with head(model) as logits, torch.enable_grad():
-        for batch in activations.batches:
-            ids_BT = activations.windows_NT[batch].to(model.device)
-            for hidden_TD, ids_T in zip(hidden.read(batch).to(model.device), ids_BT, strict=True):
+    found = way.states()
+    with head(way.model) as logits, torch.enable_grad():
+        for batch in way.batches:
+            for hidden_TD, ids_T in zip(outputs.read(batch), way.ids(batch), strict=True):
                 hidden_TD.requires_grad_()
-                loss = cross_entropy(logits(hidden_TD[:-1]), ids_T[1:])
+                loss = next_token_loss(logits(hidden_TD[:-1]), ids_T[1:])
                 (gradient_TD,) = torch.autograd.grad(loss, hidden_TD)
-                into.append(gradient_TD[None])
+                found.append(gradient_TD[None])
+    return found
 
 
-def _backward(
-    activations: Activations,
-    block: int,
-    module: nn.Module,
-    batch: slice,
-    inputs: Hidden,
-    upstream: Hidden,
-    into: Hidden,
-) -> None:
-    """Fill the gradients of the module's parameters with the sum over a batch's windows; write that of its inputs."""
-    device = activations.model.device
-    module.requires_grad_(True)
-    hidden_BTD = inputs.read(batch).to(device).requires_grad_()
+def _backward(at: At, batch: slice, upstream: States) -> None:
+    """Fill the gradients of the module's parameters with the sum over a batch's windows; keep that of its inputs."""
+    at.module.requires_grad_(True)
+    hidden_BTD = at.inputs.read(batch).requires_grad_()
     with torch.enable_grad():
-        output_BTD = activations.run(block, module, hidden_BTD)
-        output_BTD.backward(upstream.read(batch).to(device))
+        at.run(hidden_BTD).backward(upstream.read(batch))
     assert hidden_BTD.grad is not None
-    into.append(hidden_BTD.grad)
-
-
-def _add(found: BlockGradients, split: int, prefix: str, module: nn.Module, share: float, *, squared: bool) -> None:
-    """Add `share` of a batch's gradients, and of their squares, and forget them."""
-    for name, parameter in module.named_parameters():
-        assert parameter.grad is not None
-        gradient, parameter.grad = parameter.grad.float(), None
-        full = f"{prefix}.{name}"
-        for sums, addend in ((found.mean, gradient), (found.squared, gradient.square() if squared else None)):
-            if addend is None:
-                continue
-            if full in sums[split]:
-                sums[split][full].add_(addend, alpha=share)
-            else:
-                sums[split][full] = addend.mul_(share) if addend is not gradient else addend * share
-    module.requires_grad_(False)
+    at.keep(hidden_BTD.grad)
 
 
 def _refuse_infinite(found: BlockGradients) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.engine.architectures.architecture import Layout, LinearFacts
-    from workers.engine.model.activations import Activations, Hidden
+    from workers.engine.model.walk import At
 
 PANEL = 256
 """Columns of a Gram matrix that are added to at once: wide enough for a fast product."""
@@ -35,71 +35,55 @@ class _Seen(Exception):
     """The last stream was read: what the block makes of it is of no interest."""
 
 
-def collect(
-    activations: Activations,
-    block: int,
-    module: nn.Module,
-    hidden: Hidden,
-    needs: Stat,
-    into: Hidden | None = None,
-) -> dict[str, LinearStats]:
+def collect(at: At, needs: Stat, *, advance: bool = False) -> dict[str, LinearStats]:
     """Stream name -> statistics over all windows, in one pass through the (still dense) block.
 
-    `into` takes the block's outputs; without it the pass stops at the last stream's inputs. Raises NumericalFailure on
+    `advance` lets the windows pass; without it the pass stops at the last stream's inputs. Raises NumericalFailure on
     inputs that are not finite.
     """
-    architecture = activations.model.architecture
-    layers, layout = architecture.block(block), architecture.layout
-    sums = {layer.stream: _Sums(needs) for layer in layers}
+    architecture = at.model.architecture
+    layers, layout = architecture.block(at.block), architecture.layout
+    sums = {layer.stream: InputSums(needs) for layer in layers}
     last = layers[-1].stream
 
     def read(stream: str, x_BTI: Tensor) -> None:
         sums[stream].add(x_BTI)
-        if into is None and stream == last:
+        if not advance and stream == last:
             raise _Seen
 
-    with _watched(module, layers, layout, read):
-        for batch in activations.batches:
+    with _watched(at.module, layers, layout, read):
+        for batch in at.batches:
             try:
-                output_BTD = activations.run(block, module, hidden.read(batch).to(activations.model.device))
+                output_BTD = at.run(at.inputs.read(batch))
             except _Seen:
                 continue
-            if into is not None:
-                into.append(output_BTD)
-    return {stream: _finished(total, activations, block, stream) for stream, total in sums.items()}
+            at.keep(output_BTD)
+    return {stream: _finished(total, at, stream) for stream, total in sums.items()}
 
 
-def staged(
-    activations: Activations,
-    block: int,
-    module: nn.Module,
-    dense: nn.Module | None,
-    hidden: Hidden,
-    needs: Stat,
-    into: Hidden | None,
-) -> Iterator[tuple[str, LinearStats]]:
+def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, LinearStats]]:
     """Each stream with its statistics, in the order of the forward pass.
 
-    The caller prunes the layers of the stream in `module` before asking for the next one. `into` takes the outputs of
-    the block so pruned. `dense` is a twin of the
-    block that stays as it is, for methods that compare with the inputs of a dense block. Raises NumericalFailure.
+    The caller prunes the layers of the stream in the block before asking for the next one; the outputs are those of the
+    block so pruned. `dense` is a twin of the block that stays as it is, for methods that compare with the inputs of a
+    dense block. Raises NumericalFailure.
     """
-    model = activations.model
-    layers, layout = model.architecture.block(block), model.architecture.layout
-    streams = list(model.architecture.streams(block))
+    architecture = at.model.architecture
+    layers, layout = architecture.block(at.block), architecture.layout
+    streams = list(architecture.streams(at.block))
     own = greenlet.getcurrent()
 
     def pause(stream: str, x_BTI: Tensor) -> None:
         own.switch((stream, x_BTI))
 
     def paused(runs: nn.Module, batch: slice) -> greenlet.greenlet:
-        return greenlet.greenlet(lambda: activations.run(block, runs, hidden.read(batch).to(model.device)))
+        return greenlet.greenlet(lambda: at.run(at.inputs.read(batch), runs))
 
-    passes = [paused(module, batch) for batch in activations.batches]
-    twins = [paused(dense, batch) for batch in activations.batches] if dense is not None else None
-    with _watched(module, layers, layout, pause), _watched(dense, layers, layout, pause):
+    passes = [paused(at.module, batch) for batch in at.batches]
+    twins = [paused(dense, batch) for batch in at.batches] if dense is not None else None
+    with _watched(at.module, layers, layout, pause), _watched(dense, layers, layout, pause):
         for stream in streams:
-            total = _Sums(needs)
+            total = InputSums(needs)
             for index, running in enumerate(passes):
                 found, x_BTI = running.switch()
                 assert found == stream
@@ -108,16 +92,16 @@ def staged(
             if stream == streams[0] and twins is not None:
                 for twin in twins:  # the first stream is the same in both: no need to look
                     twin.switch()
-            yield stream, _finished(total, activations, block, stream)
+            yield stream, _finished(total, at, stream)
         for running in passes:
-            if into is not None:
-                into.append(running.switch())
+            if at.wanted:
+                at.keep(running.switch())
         # At rest before a layer whose output nobody asks for.
         for running in [*passes, *(twins or ())]:
             running.throw()
 
 
-class _Sums:
+class InputSums:
     """Running sums over the tokens of one stream."""
 
     def __init__(self, needs: Stat) -> None:
@@ -147,6 +131,15 @@ class _Sums:
         if Stat.INPUT_MOMENTS in self.needs:
             sum_I = x_NI.sum(dim=0).double()
             self.sum_I = sum_I if self.sum_I is None else self.sum_I + sum_I
+
+    def merge(self, other: InputSums) -> None:
+        """Add the sums over other windows of the same stream; they are used up."""
+        self.windows += other.windows
+        self.tokens += other.tokens
+        for name in ("squares_I", "sum_I", "gram_II", "dense_gram_II", "cross_gram_II"):
+            mine, others = getattr(self, name), getattr(other, name)
+            if others is not None:
+                setattr(self, name, others if mine is None else mine.add_(others))
 
     def finish(self) -> LinearStats:
         """The means. The sums are used up."""
@@ -209,12 +202,12 @@ def _tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _finished(total: _Sums, activations: Activations, block: int, stream: str) -> LinearStats:
+def _finished(total: InputSums, at: At, stream: str) -> LinearStats:
     stats = total.finish()
     assert stats.input_sq_mean_I is not None
     if not stats.input_sq_mean_I.isfinite().all():
         raise NumericalFailure(
-            f"block {block}: the {stream} of the linear layers is infinite or NaN in {activations.model.dtype}",
+            f"block {at.block}: the {stream} of the linear layers is infinite or NaN in {at.model.dtype}",
             "set /compute/dtype to float32; if it is, the model's weights are broken",
             field="/compute/dtype",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,22 +27,15 @@ from workers.engine.artifact import modeling_pruned
 from workers.engine.errors import EngineError, UnsupportedModel
 from workers.engine.files.companions import GENERATION, TOKENIZER_CONFIG
 from workers.engine.files.model_files import TOKENIZER_DIGITS, BadFile, find, read_json, shown
-from workers.engine.files.safetensors_bytes import Slice, fill, read_header
-from workers.engine.model.memory import trim
+from workers.engine.files.safetensors_bytes import Slice, read_header
+from workers.engine.files.tensors import read_tensor
+from workers.engine.model.memory import Room, trim
 from workers.engine.sources.resolve import INDEX, WEIGHTS, ModelSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-"""As safetensors headers name them."""
 
 TRIMMED_BYTES = 2**24
 """Weights that are worth the time to have the allocator return them: without, memory grows by every block."""
@@ -73,6 +66,8 @@ class LoadedModel:
     """Of forward passes."""
     batch_tokens: int
     """Tokens per forward pass, so many that memory suffices."""
+    room: Room
+    """For hidden states."""
     slices: Mapping[str, Slice]
     """Tensor name -> where its bytes lie."""
 
@@ -249,27 +244,9 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
             trim()
 
 
-def filled_block(model: LoadedModel, block: int) -> AbstractContextManager[nn.Module]:
-    """The skeleton's block, holding its stored tensors."""
-    return filled(model, model.architecture.layout.block(block), block_tensors(model, block))
-
-
 def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
     """Read, not mapped: a mapped file counts as memory in use, and one larger than the address space cannot be."""
     return {name: read_tensor(model.slices[name]).to(model.device) for name in names}
-
-
-def read_tensor(piece: Slice) -> Tensor:
-    """A stored tensor, on the CPU, in the type it is stored in."""
-    tensor = torch.empty(piece.facts.shape, dtype=DTYPES[piece.facts.dtype])
-    with piece.file.open("rb", buffering=0) as file:
-        fill(bytes_of(tensor), file, piece.begin)
-    return tensor
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU, to be read or written."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def architecture_of(folder: Path) -> Architecture:

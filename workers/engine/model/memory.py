@@ -4,14 +4,48 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
+
+Place = Literal["device", "host", "file"]
+"""Where hidden states may lie."""
+CPU_SHARE = 1 / 16
+"""Of what else a walk takes: hidden states may add so much to its peak. More buys next to nothing on a CPU, where the
+page cache is memory as fast, and is the system's to take back."""
+PINNED_SHARE = 1 / 4
+"""Of the host's memory: pinned pages are taken from everybody else."""
+
+
+class Room:
+    """Bytes that hidden states may take in memory, shared by all walks of a job."""
+
+    def __init__(self, *, device: int = 0, host: int = 0) -> None:
+        """`device` is 0 where that is the CPU, whose memory is the host's."""
+        self._left: dict[Place, int] = {"device": device, "host": host}
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> Place:
+        """The nearest place that has room for `size` bytes, which are taken until they are given back."""
+        with self._lock:
+            for place, left in self._left.items():
+                if size <= left:
+                    self._left[place] = left - size
+                    return place
+        return "file"
+
+    def give_back(self, place: Place, size: int) -> None:
+        with self._lock:
+            if place in self._left:
+                self._left[place] += size
 
 
 def give_back() -> None:
@@ -28,8 +62,36 @@ def trim() -> None:
         library.malloc_trim(0)
 
 
+def total_memory() -> int:
+    """Bytes of the host's memory, or of what our control group (version 2) may take of it."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError):
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+        for folder in (Path("/sys/fs/cgroup") / group, Path("/sys/fs/cgroup")):
+            with suppress(OSError, ValueError):  # of version 1, or `max`
+                limits.append(int((folder / "memory.max").read_text()))
+    return min(limits)
+
+
+def planned_memory(spec: CompressionSpec, device: torch.device) -> int:
+    """Bytes that the walk plans with: what the spec says, else all that the device has.
+
+    Not what is free just now: batches, and with them the last digits of sums, are to follow from the spec alone.
+    """
+    if spec.compute.memory_budget is not None:
+        return spec.compute.memory_budget
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else total_memory()
+
+
+def room_for_states(device: torch.device, *, walk: int, budget: int) -> Room:
+    """What hidden states may take where the rest of a walk takes `walk` of `budget` bytes."""
+    if device.type == "cuda":
+        return Room(device=max(0, budget - walk), host=int(total_memory() * PINNED_SHARE))
+    return Room(host=max(0, min(budget - walk, int(walk * CPU_SHARE))))
+
+
 def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
-    """Bytes the job may take: what the spec says, else what is free on the device."""
+    """Bytes that whole models may take: what the spec says, else what is free on the device."""
     if spec.compute.memory_budget is not None:
         return spec.compute.memory_budget
     if device.type == "cuda":

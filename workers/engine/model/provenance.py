@@ -66,7 +66,7 @@ def fingerprint(
     """What a resume point must share with the run that goes on from it. `calibration`, `tuning`: digests of the texts,
     None where none is read."""
     return environment(spec, model) | {
-        "resume_points": "2",  # of what is kept in them, and how
+        "resume_points": "3",  # of what is kept in them, and how
         "spec": spec.digest(),
         "calibration": calibration or "none",
         "tuning": tuning or "none",

@@ -69,7 +69,7 @@ def batch_tokens(spec: CompressionSpec, source: ModelSource, architecture: Archi
     """
     least = spec.calibrate.sequence_length if spec.calibrate else 1
     tokens = max(BATCH_TOKENS, least)
-    while budget is not None and (peak := _walk_bytes(spec, source, architecture, tokens)) > budget:
+    while budget is not None and (peak := walk_bytes(spec, source, architecture, tokens)) > budget:
         if tokens <= least:
             raise MemoryBudgetTooSmall(
                 f"pruning block by block takes {peak / 2**20:.0f} MiB, the budget is {budget / 2**20:.0f} MiB",
@@ -120,7 +120,7 @@ def _decode_time(spec: CompressionSpec) -> bool:
 def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
     """Peak resident memory: the greatest of the dense model's curvature, the walk over the blocks, and evaluation."""
     budget = spec.compute.memory_budget
-    peak = _walk_bytes(spec, source, architecture, batch_tokens(spec, source, architecture, budget=budget))
+    peak = walk_bytes(spec, source, architecture, batch_tokens(spec, source, architecture, budget=budget))
     if Stat.CURVATURE in spec.allocate_needs:
         # Weights, their gradients, signs and products, and a graph of about as much again; all float32.
         whole = _PROCESS_BYTES + 8 * 4 * source.parameters
@@ -185,7 +185,7 @@ def _tuning_bytes(
     return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, weights + activations + teacher)
 
 
-def _walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, tokens: int) -> int:
+def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, tokens: int) -> int:
     """The process while a block is pruned, with forward passes of so many tokens."""
     compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
     stored_bytes = max(DTYPE_BYTES[facts.dtype] for facts in source.tensors.values())

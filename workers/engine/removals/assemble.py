@@ -19,6 +19,7 @@ from workers.engine.removals.outcome import config_after
 from workers.engine.sources.resolve import INDEX, WEIGHTS
 
 if TYPE_CHECKING:
+    from workers.engine.files.safetensors_bytes import Slice
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
@@ -35,7 +36,7 @@ def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkp
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    parts = [checkpoint.outside(), *(checkpoint.block(index) for index in range(len(outcome.blocks)))]
+    parts = [read_header(checkpoint.outside()), *(checkpoint.block(index) for index in range(len(outcome.blocks)))]
     _write_shards(parts, spec.package.shard_bytes, folder)
     dense = model.source.config
     if len(outcome.blocks) < model.architecture.blocks:
@@ -55,18 +56,17 @@ def _lists(model: LoadedModel) -> dict[str, Any]:
     return {name: getattr(built, name) for name in PER_LAYER_LISTS if getattr(built, name, None) is not None}
 
 
-def _write_shards(parts: list[Path], shard_bytes: int, folder: Path) -> None:
-    headers = [read_header(part) for part in parts]
-    sizes = [sum(piece.facts.bytes + _HEADER_ENTRY_BYTES for piece in header.values()) for header in headers]
+def _write_shards(parts: list[dict[str, Slice]], shard_bytes: int, folder: Path) -> None:
+    sizes = [sum(piece.facts.bytes + _HEADER_ENTRY_BYTES for piece in part.values()) for part in parts]
     shards = pack(sizes, shard_bytes)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with (folder / file).open("wb") as out:
             merge([parts[index] for index in shard], out)
-        weight_map |= {name: file for index in shard for name in headers[index]}
+        weight_map |= {name: file for index in shard for name in parts[index]}
     if len(shards) > 1:
-        total = sum(piece.facts.bytes for header in headers for piece in header.values())
+        total = sum(piece.facts.bytes for part in parts for piece in part.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(folder / INDEX, index)
 

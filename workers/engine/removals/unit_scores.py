@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,12 +20,12 @@ from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure
 from workers.engine.maths.selection import finite
 from workers.engine.maths.unit_slices import unit_rows
-from workers.engine.model.activations import activations_of
 from workers.engine.model.dense_statistics import dense_statistics
 from workers.engine.model.gradients import gradients
-from workers.engine.model.loaded import block_tensors, filled_block
+from workers.engine.model.loaded import block_tensors
 from workers.engine.model.provenance import environment
 from workers.engine.model.streamed_loss import StreamedLoss
+from workers.engine.model.walk import At, walk
 from workers.engine.registry import method_of
 from workers.engine.removals.base import Scores, removal_of
 from workers.engine.removals.weight_scores import score
@@ -190,24 +190,21 @@ def _facts(
 
 def _changes(model: LoadedModel, calibration: Calibration, checkpoint: Checkpoint) -> Iterator[tuple[int, float]]:
     """1 - the mean over all tokens of the cosine between each block's input and output, in float32."""
-    activations = activations_of(model, calibration)
     tokens = calibration.windows_NT.numel()
-    with ExitStack() as files:
-        hidden = activations.hidden(files.enter_context(checkpoint.scratch_file()))
-        activations.embed(hidden)
-        for block in range(model.architecture.blocks):
-            into = activations.hidden(files.enter_context(checkpoint.scratch_file()))
-            total = 0.0
-            with filled_block(model, block) as module:
-                for batch in activations.batches:
-                    input_BTD = hidden.read(batch).to(model.device)
-                    output_BTD = activations.run(block, module, input_BTD)
-                    cosine_BT = cosine_similarity(input_BTD.float(), output_BTD.float(), dim=-1)
-                    total += cosine_BT.double().sum().item()
-                    into.append(output_BTD)
-            yield block, 1 - total / tokens
-            hidden.file.close()
-            hidden = into
+
+    def cosines(at: At) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=model.device)
+        for batch in at.batches:
+            input_BTD = at.inputs.read(batch)
+            output_BTD = at.run(input_BTD)
+            total += cosine_similarity(input_BTD.float(), output_BTD.float(), dim=-1).double().sum()
+            if at.wanted:
+                at.keep(output_BTD)
+        return total
+
+    with walk(model, calibration, checkpoint.scratch_file) as way:
+        for block, _, total in way.blocks(way.enter(), cosines):
+            yield block, 1 - total.item() / tokens
 
 
 def _losses_without(

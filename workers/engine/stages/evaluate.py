@@ -17,7 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from workers.engine.contracts.evaluation import EvaluationData
 from workers.engine.contracts.facts import Measurement, Probe
@@ -25,6 +24,7 @@ from workers.engine.errors import NumericalFailure, SequenceTooLong
 from workers.engine.maths.standard_errors import SURE, compared
 from workers.engine.model.calibration import Calibration
 from workers.engine.model.loaded import LoadedModel, block_tensors, load_model, load_result, result_of
+from workers.engine.model.loss import nll
 from workers.engine.model.memory import memory_budget
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.model.turns import in_turn
@@ -232,13 +232,6 @@ class _Held:
             load = load_model if loaded is self.dense else load_result
             self._models[loaded.path] = load(loaded.path, loaded.device, loaded.dtype)
         return self._models.get(loaded.path)
-
-
-def nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each window's predictions, float64 [B] on the CPU. V = vocabulary."""
-    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
-    nll_BT = cross_entropy(logits_BTV.transpose(1, 2), ids_BT[:, 1:], reduction="none")
-    return nll_BT.double().mean(dim=1).cpu()
 
 
 def join(dense: list[Measurement], pruned: list[Measurement], *, resumed: bool = False) -> list[Metric]:

@@ -9,8 +9,8 @@ import torch
 
 from workers.engine.errors import InvalidSpec
 from workers.engine.model.loaded import LoadedModel, generation_settings, skeleton, tokenizer_of
-from workers.engine.model.memory import memory_budget
-from workers.engine.planning.predictions import batch_tokens
+from workers.engine.model.memory import planned_memory, room_for_states
+from workers.engine.planning.predictions import batch_tokens, walk_bytes
 from workers.engine.sources.resolve import download, slices
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def load(spec: CompressionSpec, prospect: Prospect) -> LoadedModel:
     assert source.path is not None  # downloaded if it was not there
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
     generation_settings(source.path, source.id)  # refused now rather than when it is evaluated
+    budget = planned_memory(spec, device)
+    tokens = batch_tokens(spec, source, architecture, budget=budget)
     return LoadedModel(
         source,
         architecture,
@@ -35,7 +37,8 @@ def load(spec: CompressionSpec, prospect: Prospect) -> LoadedModel:
         skeleton(source.config, device, dtype),
         device,
         dtype,
-        batch_tokens(spec, source, architecture, budget=memory_budget(spec, device)),
+        tokens,
+        room_for_states(device, walk=walk_bytes(spec, source, architecture, tokens), budget=budget),
         slices(source),
     )
 

@@ -12,15 +12,15 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
-from workers.engine.model.activations import activations_of
+from workers.engine.files.tensors import read_tensor
 from workers.engine.model.input_statistics import collect, staged
-from workers.engine.model.loaded import LoadedModel, block_tensors, filled, outside_tensors, read_tensor, slices_of
+from workers.engine.model.loaded import LoadedModel, outside_tensors, slices_of
+from workers.engine.model.walk import At, dense_blocks, walk
 from workers.engine.removals.base import removal_of
 from workers.engine.removals.outcome import config_after
 from workers.engine.removals.stored import as_stored
@@ -29,13 +29,14 @@ from workers.engine.report import LayerReport
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from workers.engine.architectures.architecture import Kind, LinearFacts
     from workers.engine.contracts.facts import Allocation, Units
     from workers.engine.events import Events
-    from workers.engine.model.activations import Activations, Hidden
     from workers.engine.model.calibration import Calibration
+    from workers.engine.model.placement import States
+    from workers.engine.model.walk import Walk
     from workers.engine.removals.base import Edit
     from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
@@ -62,9 +63,8 @@ def prune(
     config_after(model.source.config, edit.outcome)  # refuses what no config can say, before the work
     if not checkpoint.outside().exists():
         checkpoint.save_outside(as_stored(spec, edit.outside(outside_tensors(model))))
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, ExitStack() as files:
-        walk = _Walk(spec, model, edit, checkpoint, clock, events, reader, writer, files)
-        return edit.outcome, walk.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
+    pruning = _Pruning(spec, model, edit, checkpoint, clock, events)
+    return edit.outcome, pruning.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
 
 def layer_reports(
@@ -107,125 +107,124 @@ def _layer_report(
 
 
 @dataclass
-class _Walk:
+class _Pruning:
     spec: CompressionSpec
     model: LoadedModel
     edit: Edit
     checkpoint: Checkpoint
     clock: Clock
     events: Events
-    reader: ThreadPoolExecutor
-    """Reads the next block's weights."""
-    writer: ThreadPoolExecutor
-    """Makes finished blocks durable."""
-    files: ExitStack
-    """Closes hidden states however the walk ends."""
 
     def blocks(self, calibration: Calibration | None) -> int:
         """Prune all that are still to do; returns the first of them, by its number in the result."""
-        kept = self.edit.outcome.blocks
-        start, activations, hidden = self._resume(calibration)
-        if start:
-            self.events.resume(start)
-        self.events.progress(start, len(kept), "block")
-        reading = self._read(start)
-        durable: Future[None] | None = None
-        for index, block in enumerate(kept[start:], start):
-            dense, reading = reading.result(), self._read(index + 1)
-            into = self._next_hidden(activations, index)
-            stored = self._pruned(block, dense, activations, hidden, into)
-            if durable is not None:
-                durable.result()  # at most one block waits for the disk; an error there ends the walk
-            if hidden is not None:
-                hidden.file.close()
-            durable = self.writer.submit(self._keep, index, stored, into)
-            hidden = into
-        if durable is not None:
-            durable.result()
+        kept, finished = self.edit.outcome.blocks, self.checkpoint.finished_blocks()
+        if calibration is None or finished == len(kept):
+            self._begin(finished)
+            with self.checkpoint.adding_blocks(), ThreadPoolExecutor(1) as writer:
+                keeper = _Keeper(self, writer, finished)
+                for block, dense in dense_blocks(self.model, kept[finished:], ahead=True):
+                    keeper.keep(self._closed(block, self._unseen(block, dense)), None)
+                keeper.settle()
+            return finished
+        with (
+            walk(self.model, calibration, self.checkpoint.new_hidden) as way,
+            self.checkpoint.adding_blocks(),
+            ThreadPoolExecutor(1) as writer,
+        ):
+            with self.clock.measure("calibrate"):
+                start, inputs = self._resume(way, finished)
+            self._begin(start)
+            keeper = _Keeper(self, writer, start)
+            for block, outputs, stored in way.blocks(inputs, self._pruned, kept[start:], ahead=True):
+                keeper.keep(self._closed(block, stored), outputs)
+            keeper.settle()
         return start
 
-    def _resume(self, calibration: Calibration | None) -> tuple[int, Activations | None, Hidden | None]:
-        """First block still to do, and the activations that enter it."""
-        finished = self.checkpoint.finished_blocks()
-        if calibration is None or finished == len(self.edit.outcome.blocks):
-            return finished, None, None
-        with self.clock.measure("calibrate"):
-            activations = activations_of(self.model, calibration)
-            if found := self.checkpoint.latest_hidden(finished):  # not behind a block that is missing or damaged
-                start, file = found
-                activations.embed(None)
-                return start, activations, activations.hidden(self.files.enter_context(file))
-            hidden = activations.hidden(self.files.enter_context(self.checkpoint.scratch_file()))
-            activations.embed(hidden)
-            return 0, activations, hidden
+    def _begin(self, start: int) -> None:
+        if start:
+            self.events.resume(start)
+        self.events.progress(start, len(self.edit.outcome.blocks), "block")
 
-    def _read(self, index: int) -> Future[dict[str, Tensor]]:
-        kept = self.edit.outcome.blocks
-        if index >= len(kept):
-            return Future()
-        return self.reader.submit(block_tensors, self.model, kept[index])
+    def _resume(self, way: Walk, finished: int) -> tuple[int, States]:
+        """First block still to do, and what enters it."""
+        # Not behind a block that is missing or damaged.
+        if found := self.checkpoint.latest_hidden(finished):
+            start, file = found
+            return start, way.resume(file)
+        return 0, way.enter()
 
-    def _next_hidden(self, activations: Activations | None, index: int) -> Hidden | None:
-        """Where this block's outputs go; the last one's are of no use."""
-        if activations is None or index + 1 == len(self.edit.outcome.blocks):
-            return None
-        return activations.hidden(self.files.enter_context(self.checkpoint.new_hidden()))
+    def _unseen(self, block: int, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The block's tensors, its linear layers pruned without a look at what they read."""
+        tensors = dict(dense)
+        for layers in self.model.architecture.streams(block).values():
+            tensors |= self.edit.prune_stream(layers, dense, LinearStats())
+        return tensors
 
-    def _keep(self, index: int, stored: Mapping[str, Tensor], into: Hidden | None) -> None:
-        layout = self.model.architecture.layout
-        self.checkpoint.save_block(index, {layout.in_block(name, index): tensor for name, tensor in stored.items()})
-        if into is not None:
-            self.checkpoint.keep_hidden(index + 1, into.file)
-        self.events.checkpoint(index)
-        self.events.progress(index + 1, len(self.edit.outcome.blocks), "block")
-
-    def _pruned(
-        self,
-        block: int,
-        dense: Mapping[str, Tensor],
-        activations: Activations | None,
-        hidden: Hidden | None,
-        into: Hidden | None,
-    ) -> dict[str, Tensor]:
-        """The block's tensors as they ship, its linear layers pruned; its outputs are written into `into`."""
-        streams = self.model.architecture.streams(block)
-        if activations is None or hidden is None:
-            tensors = dict(dense)
-            for layers in streams.values():
-                tensors |= self.edit.prune_stream(layers, dense, LinearStats())
-            return as_stored(self.spec, self.edit.finish_block(block, tensors))
+    def _pruned(self, at: At) -> dict[str, Tensor]:
+        """The block's tensors, its linear layers pruned; its outputs are those of the block so pruned."""
+        streams = self.model.architecture.streams(at.block)
         weights = {layer.weight for layers in streams.values() for layer in layers}
-        stored = as_stored(self.spec, {name: tensor for name, tensor in dense.items() if name not in weights})
-        layout = self.model.architecture.layout
-        with filled(self.model, layout.block(block), dense) as module:
-            for stream, stats in self._streams(activations, block, module, hidden, into):
-                pruned = as_stored(self.spec, self.edit.prune_stream(streams[stream], dense, stats))
-                for name, weight_OI in pruned.items():
-                    module.get_parameter(layout.below(name)).data.copy_(weight_OI)
-                stored |= pruned
-            if into is not None and self.spec.refresh == "block":
-                with self.clock.measure("calibrate"):
-                    activations.advance(block, module, hidden, into)
-        return as_stored(self.spec, self.edit.finish_block(block, stored))
+        stored = as_stored(self.spec, {name: tensor for name, tensor in at.dense.items() if name not in weights})
+        for stream, stats in self._streams(at):
+            pruned = as_stored(self.spec, self.edit.prune_stream(streams[stream], at.dense, stats))
+            for name, weight_OI in pruned.items():
+                at.module.get_parameter(self.model.architecture.layout.below(name)).data.copy_(weight_OI)
+            stored |= pruned
+        if self.spec.refresh == "block":
+            with self.clock.measure("calibrate"):
+                at.advance()
+        return stored
 
-    def _streams(
-        self, activations: Activations, block: int, module: nn.Module, hidden: Hidden, into: Hidden | None
-    ) -> Iterator[tuple[str, LinearStats]]:
+    def _streams(self, at: At) -> Iterator[tuple[str, LinearStats]]:
         """Statistics of each stream, when it is the turn of the layers that read it."""
         needs = self.spec.walk_needs
         if self.spec.refresh == "block":
             with self.clock.measure("calibrate"):
-                stats = collect(activations, block, module, hidden, needs)
+                stats = collect(at, needs)
             # Handed over one by one, and dropped when used: a Gram matrix can be as large as a layer.
             while stats:
                 stream = next(iter(stats))
                 yield stream, stats.pop(stream)
             return
-        dense = copy.deepcopy(module) if Stat.DENSE_INPUTS in needs else None
-        passes = staged(activations, block, module, dense, hidden, needs, into)
+        passes = staged(at, copy.deepcopy(at.module) if Stat.DENSE_INPUTS in needs else None, needs)
         while True:
             with self.clock.measure("calibrate"):
                 found = next(passes, None)
             if found is None:
                 return
             yield found
+
+    def _closed(self, block: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The block's tensors as they ship."""
+        return as_stored(self.spec, self.edit.finish_block(block, tensors))
+
+
+class _Keeper:
+    """Writes finished blocks, under their numbers in the result, while the next one is at work."""
+
+    def __init__(self, pruning: _Pruning, writer: ThreadPoolExecutor, start: int) -> None:
+        self._pruning, self._writer, self._next = pruning, writer, start
+        self._writing: Future[None] | None = None
+
+    def keep(self, stored: Mapping[str, Tensor], outputs: States | None) -> None:
+        self.settle()  # at most one block waits for the disk; an error there ends the walk
+        if outputs is not None:
+            outputs.share()
+        self._writing = self._writer.submit(self._write, self._next, stored, outputs)
+        self._next += 1
+
+    def settle(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def _write(self, index: int, stored: Mapping[str, Tensor], outputs: States | None) -> None:
+        checkpoint, events = self._pruning.checkpoint, self._pruning.events
+        layout = self._pruning.model.architecture.layout
+        try:
+            checkpoint.add_block(index, {layout.in_block(name, index): tensor for name, tensor in stored.items()})
+        except BaseException:
+            if outputs is not None:
+                outputs.close()
+            raise
+        checkpoint.offer_point(index + 1, outputs, lambda: events.checkpoint(index))
+        events.progress(index + 1, len(self._pruning.edit.outcome.blocks), "block")

@@ -19,15 +19,16 @@ from transformers import get_scheduler
 
 from workers.engine.checks.tuned import TunedTraces, tuned_traces
 from workers.engine.errors import NumericalFailure
+from workers.engine.files.tensors import bytes_of, read_tensor
 from workers.engine.maths.selection import finite
-from workers.engine.model.loaded import architecture_of, bytes_of, load_model, read_tensor, slices_of
+from workers.engine.model.loaded import architecture_of, load_model, slices_of
+from workers.engine.model.loss import next_token_loss, nll
 from workers.engine.model.memory import give_back
 from workers.engine.planning.predictions import tuned_at_once
 from workers.engine.registry import method_of
 from workers.engine.report import TunePoint, TuneReport
-from workers.engine.stages.evaluate import nll
 from workers.engine.store.clock import peak_resident_bytes
-from workers.engine.training.losses import distillation, surprise
+from workers.engine.training.losses import distillation
 from workers.engine.training.state import TuningState, captured, restored
 
 if TYPE_CHECKING:
@@ -228,13 +229,14 @@ class _Run:
 
     def _loss(self, ids_BT: Tensor) -> Tensor:
         logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
+        loss = next_token_loss(logits_BTV[:, :-1], ids_BT[:, 1:])
         distill = self.params.distill
         if self.teacher is None or distill is None:
-            return surprise(logits_BTV, ids_BT)
+            return loss
         with torch.no_grad():
             dense_BTV = self.teacher(input_ids=ids_BT, use_cache=False).logits
         from_dense = distillation(logits_BTV, dense_BTV, distill.temperature)
-        return (1 - distill.weight) * surprise(logits_BTV, ids_BT) + distill.weight * from_dense
+        return (1 - distill.weight) * loss + distill.weight * from_dense
 
     def _look(self) -> None:
         """Measure the held-out loss, and keep what trains if it is the lowest so far."""

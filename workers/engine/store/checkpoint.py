@@ -2,8 +2,8 @@
 
     fingerprint.<digest>.json           what decided the numbers; another fingerprint is refused
     outside.<digest>.safetensors        tensors that belong to no block, in the type they ship in
-    block-00003.<digest>.safetensors    a finished block, as it ships
-    hidden-00004.<digest>.bin           input of the first block still to do (all calibration windows)
+    blocks-00003-00007.<digest>.bin     finished blocks, as they ship (`blocks.py`)
+    hidden-00008.<digest>.bin           input of the first block still to do (all calibration windows)
     grams-00003.<digest>.safetensors    second moments of a dense block's inputs, where trial prunings need them
     tuning.<digest>.safetensors         how far the training is: what trains, the optimiser's moments, the best state
     <name>.<digest>.json                results of whole stages
@@ -13,7 +13,10 @@ Every file appears whole or not at all (temporary name, fsync, rename). The dige
 does not have it is set aside and counts as absent (`sealed.py`), and its work is done again. The fingerprint alone
 decides what a file holds. So two processes may share the folder (a worker thought dead, and its successor): whatever
 one of them writes is what the other would have written. `tuning` is one of many points of the same course: an older one
-costs time, no more.
+costs time, no more. What is cheap to have again (`grams`) is not flushed to the disk: its digest says if it is whole.
+
+While blocks are done, points are written in the background and not after every block (`points.py`). A point is a file
+of blocks and, after it, the hidden states behind them; a kill between the two leaves the older states and more blocks.
 """
 
 from __future__ import annotations
@@ -21,35 +24,51 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from workers.engine.errors import CheckpointMismatch
 from workers.engine.files.atomic_files import temporary_for
+from workers.engine.store.blocks import Blocks
+from workers.engine.store.points import Points
 from workers.engine.store.sealed import DAMAGED, Sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.events import Events
+    from workers.engine.files.safetensors_bytes import Slice
 
 _TENSORS = ".safetensors"
+
+
+class Held(Protocol):
+    """Hidden states that somebody holds until they are closed."""
+
+    def as_file(self, new_file: Callable[[], BinaryIO]) -> AbstractContextManager[BinaryIO]:
+        """A file of what they are; made by `new_file`, if they are in none."""
+
+    def close(self) -> None: ...
 
 
 class Checkpoint:
     """The resume points of one job, in `directory`."""
 
-    def __init__(self, directory: Path, events: Events | None = None) -> None:
-        """`events` are told of damaged files."""
+    def __init__(self, directory: Path, events: Events | None = None, points: Points | None = None) -> None:
+        """`events` are told of damaged files. `points` decides when finished blocks become durable; each at once, if
+        left out.
+        """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._events = events
+        self._points = points or Points(0)
         self._sealed = Sealed(directory, events)
+        self._blocks = Blocks(directory, self._sealed)
         # Half-written files of an attempt that died. If it lives after all, its rename fails and it ends: it is stale.
         for leftover in directory.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -70,11 +89,11 @@ class Checkpoint:
 
     def of_try(self, number: int) -> Checkpoint:
         """The resume points of a further try, in a folder of their own: what a former one wrote stays apart."""
-        return Checkpoint(self.directory / f"try-{number}", self._events)
+        return Checkpoint(self.directory / f"try-{number}", self._events, self._points)
 
     def forget_result(self) -> None:
         """Remove what one try alone needed: its allocation, blocks, their inputs, and its training."""
-        for pattern in ("allocation.*", "outside.*", "block-*", "hidden-*", "tuning.*"):
+        for pattern in ("allocation.*", "outside.*", "blocks-*", "hidden-*", "tuning.*"):
             for path in self.directory.glob(pattern):
                 path.unlink(missing_ok=True)
 
@@ -97,19 +116,46 @@ class Checkpoint:
     def save_outside(self, tensors: Mapping[str, Tensor]) -> None:
         self._save("outside", tensors)
 
-    def block(self, index: int) -> Path:
-        """File of a finished block; it exists once `save_block` has returned."""
-        return self._tensors(f"block-{index:05d}")
+    def block(self, index: int) -> dict[str, Slice]:
+        """Where the tensors of a finished, durable block lie. Raises KeyError."""
+        return self._blocks.find(index)
 
-    def save_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        self._save(f"block-{index:05d}", tensors)
+    @contextmanager
+    def adding_blocks(self) -> Iterator[None]:
+        """For as long as blocks are added: at its end all of them are durable, or what writing raised is raised."""
+        try:
+            yield
+            self._points.settle()
+        finally:
+            self._points.give_up()
+            self._blocks.discard()
+
+    def add_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the next finished block. It is durable with a point that is written after it."""
+        self._blocks.add(index, tensors)
+
+    def offer_point(self, done: int, states: Held | None, written: Callable[[], None]) -> None:
+        """So many blocks are added, and `states` enter the next: a point, to be written when it is due.
+
+        `states` are closed when they are not needed for it any more; `written` is called once it is durable. Raises
+        what writing an earlier one raised.
+        """
+
+        def write() -> None:
+            self._blocks.seal(named=states is None)
+            if states is not None:
+                with states.as_file(self.new_hidden) as file:
+                    self.keep_hidden(done, file)
+            written()
+
+        self._points.offer(write, states.close if states is not None else lambda: None)
 
     def grams(self, block: int) -> Path:
         """File of the Gram matrices of a dense block's inputs; it exists once `save_grams` has returned."""
         return self._tensors(f"grams-{block:05d}")
 
     def save_grams(self, block: int, tensors: Mapping[str, Tensor]) -> None:
-        self._save(f"grams-{block:05d}", tensors)
+        self._save(f"grams-{block:05d}", tensors, durable=False)
 
     def new_hidden(self) -> BinaryIO:
         """An empty file for hidden states; `keep_hidden` makes it a resume point. Readable while it is written."""
@@ -153,10 +199,7 @@ class Checkpoint:
 
     def finished_blocks(self) -> int:
         """How many blocks, counted from the first, are durable and whole."""
-        index = 0
-        while self.block(index).exists():
-            index += 1
-        return index
+        return self._blocks.count()
 
     def _forget(self) -> None:
         """Remove every resume point, also those of further tries."""
@@ -173,5 +216,7 @@ class Checkpoint:
         """The file of a stem, or a path where none is."""
         return self._sealed.find(stem, _TENSORS) or self.directory / f"{stem}{_TENSORS}"
 
-    def _save(self, stem: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-        self._sealed.write(stem, _TENSORS, lambda path: save_file(dict(tensors), path, metadata), durable=True)
+    def _save(
+        self, stem: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, *, durable: bool = True
+    ) -> None:
+        self._sealed.write(stem, _TENSORS, lambda path: save_file(dict(tensors), path, metadata), durable=durable)

@@ -1,6 +1,6 @@
 """Files whose name holds the digest of their content, so that a damaged one is known and never used.
 
-    <stem>.<digest><suffix>      block-00003.99aa06d3014798d86001c324468d497f.safetensors
+    <stem>.<digest><suffix>      outside.99aa06d3014798d86001c324468d497f.safetensors
 
 Content and digest appear in one rename: a kill at any moment leaves the older file, the newer one, or both.
 """
@@ -44,13 +44,16 @@ class Sealed:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def adopt(self, stem: str, suffix: str, temporary: Path, *, durable: bool) -> None:
-        """Give a file its name; older ones of the same stem go."""
+    def adopt(self, stem: str, suffix: str, temporary: Path, *, durable: bool, named: bool = True) -> None:
+        """Give a file its name; older ones of the same stem go.
+
+        `named`: its name, and all that were given before, outlive a power cut too.
+        """
         name = f"{stem}.{digest(temporary)}{suffix}"
         if durable:
             sync(temporary)
         temporary.replace(self._folder / name)
-        if durable:
+        if durable and named:
             sync(self._folder)
         self._whole.add(name)
         for path in self._of(stem, suffix):

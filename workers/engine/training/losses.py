@@ -1,18 +1,13 @@
-"""What is made small: the surprise at a text, and the distance from the dense model. B = windows, T = tokens."""
+"""Distance of the tuned model from the dense one. The loss on text is `model/loss.py`'s. B = windows, T = tokens."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import kl_div
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def surprise(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each window's T - 1 next tokens, in nats a token."""
-    return cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), ids_BT[:, 1:].flatten())
 
 
 def distillation(logits_BTV: Tensor, dense_BTV: Tensor, temperature: float) -> Tensor:

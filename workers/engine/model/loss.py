@@ -1,0 +1,29 @@
+"""Loss: how well a model predicts the next token. The only place where that is computed.
+
+B = windows, T = tokens of a window, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+def next_token_loss(logits_V: Tensor, next_: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+    """Negative log-likelihood in nats of tokens `next_` [...] under logits [..., V], in float32.
+
+    `mean` is over all tokens; `none` gives each token's, [...].
+    """
+    found = cross_entropy(logits_V.flatten(0, -2).float(), next_.flatten(), reduction=reduction)
+    return found if reduction == "mean" else found.view(next_.shape)
+
+
+def nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [B] on the CPU."""
+    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+    return next_token_loss(logits_BTV[:, :-1], ids_BT[:, 1:], "none").double().mean(dim=1).cpu()

@@ -1,0 +1,238 @@
+"""The walk: a text goes through a model's blocks, one block and one batch at a time.
+
+Everything that looks at activations goes through here: pruning, statistics, gradients, losses. The windows enter block
+0 as the model's own forward pass would feed it; batches, the calls of the blocks and the hidden states between them are
+the walk's business alone. Who walks says what is to be done at a block.
+N = windows, B = windows of a batch, T = tokens of a window, D = hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
+
+from workers.engine.model.loaded import LoadedModel, block_tensors, filled, tensors_of
+from workers.engine.model.placement import InFile, NewFile, States, placed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workers.engine.model.calibration import Calibration
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the model hands to a block beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def of(self, block: nn.Module, hidden_BTD: Tensor) -> Tensor:
+        """The block's output [B, T, D]."""
+        output = block(hidden_BTD, *self.args, **self.kwargs)
+        # A tensor in newer transformers, a tuple in older ones.
+        return output[0] if isinstance(output, tuple) else output
+
+
+class _Captured(Exception):
+    """The last block was reached: nothing after it is of interest."""
+
+
+@dataclass
+class Walk:
+    """A text on its way through a model. A context: hidden states that are left at its end are given up."""
+
+    model: LoadedModel
+    windows_NT: Tensor
+    batches: list[slice]
+    new_file: NewFile
+    """For hidden states that memory has no room for."""
+    calls: dict[int, list[Call]] = field(default_factory=dict, repr=False)
+    """Batch size -> call of each block. Windows have no padding, so nothing else about a batch matters."""
+    _open: list[States] = field(default_factory=list, repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up all hidden states."""
+        while self._open:
+            self._open.pop().close()
+
+    def enter(self) -> States:
+        """What enters block 0. Notes how the model calls its blocks."""
+        return self._embed(self.states())
+
+    def resume(self, file: BinaryIO) -> States:
+        """What enters a further block, from a file of `States.as_file`. Notes how the model calls its blocks."""
+        self._embed(None)
+        window_shape_TD = (self.windows_NT.shape[1], self.model.architecture.hidden_size)
+        self._open.append(InFile(file, window_shape_TD, self.model.dtype, self.model.device))
+        return self._open[-1]
+
+    def states(self) -> States:
+        """Hidden states of all windows, to be written."""
+        model = self.model
+        shape_NTD = (*self.windows_NT.shape, model.architecture.hidden_size)
+        self._open.append(placed(shape_NTD, model.dtype, model.device, model.room, self.new_file))
+        return self._open[-1]
+
+    def drop(self, states: States) -> None:
+        """Give up hidden states of this walk."""
+        self._open.remove(states)
+        states.close()
+
+    def ids(self, batch: slice) -> Tensor:
+        """Token ids [B, T] on the device."""
+        return self.windows_NT[batch].to(self.model.device)
+
+    @contextmanager
+    def at(self, block: int, inputs: States, tensors: Mapping[str, Tensor], *, wanted: bool = True) -> Iterator[At]:
+        """A block, holding `tensors` (full names) for as long. `wanted`: its outputs are asked for."""
+        with filled(self.model, self.model.architecture.layout.block(block), tensors) as module:
+            yield At(self, block, module, tensors, inputs, wanted)
+
+    def through(self, block: int, inputs: States, tensors: Mapping[str, Tensor]) -> States:
+        """The outputs of a block that holds `tensors`."""
+        with self.at(block, inputs, tensors) as at:
+            at.advance()
+        assert at.outputs is not None  # they are wanted
+        return at.outputs
+
+    def blocks(
+        self,
+        inputs: States,
+        visit: Callable[[At], R],
+        blocks: Sequence[int] | None = None,
+        *,
+        last_wanted: bool = False,
+        keep: bool = False,
+        ahead: bool = False,
+    ) -> Iterator[tuple[int, States | None, R]]:
+        """(block, its outputs, what `visit` made of it) of these `blocks`, all if None; `inputs` enter the first.
+
+        The outputs are the inputs of the next block, whatever `visit` did to the block before it let them pass; of the
+        last block there are some only if they are `last_wanted`. Inputs are given up after their block, unless `keep`.
+        `ahead` reads the next block's weights meanwhile: one more block in memory.
+        """
+        blocks = range(self.model.architecture.blocks) if blocks is None else blocks
+        current: States | None = inputs
+        for block, tensors in dense_blocks(self.model, blocks, ahead=ahead):
+            assert current is not None  # of every block but the last one
+            with self.at(block, current, tensors, wanted=last_wanted or block != blocks[-1]) as at:
+                found = visit(at)
+            outputs = at.outputs
+            del tensors, at  # in memory for no longer than its turn
+            yield block, outputs, found
+            if not keep:
+                self.drop(current)
+            current = outputs
+
+    def _embed(self, into: States | None) -> Any:
+        embedding = self.model.architecture.layout.embedding
+        with filled(self.model, embedding, tensors_of(self.model, embedding)):
+            for batch in self.batches:
+                size = len(self.windows_NT[batch])
+                if into is not None or size not in self.calls:
+                    first_BTD, self.calls[size] = capture(self.model, self.ids(batch))
+                    if into is not None:
+                        into.append(first_BTD)
+        return into
+
+
+@dataclass
+class At:
+    """A block in its turn: its weights are in place and may be changed, its inputs can be read."""
+
+    walk: Walk
+    block: int
+    module: nn.Module
+    dense: Mapping[str, Tensor]
+    """Full name -> tensor as it was given, on the device."""
+    inputs: States
+    wanted: bool
+    """Whether anybody asks for the outputs."""
+    outputs: States | None = None
+    """As far as they have been kept."""
+
+    @property
+    def model(self) -> LoadedModel:
+        return self.walk.model
+
+    @property
+    def batches(self) -> list[slice]:
+        return self.walk.batches
+
+    def run(self, hidden_BTD: Tensor, module: nn.Module | None = None) -> Tensor:
+        """Output [B, T, D] for one batch of inputs; of another `module` in the block's place, if one is given."""
+        return self.walk.calls[len(hidden_BTD)][self.block].of(module or self.module, hidden_BTD)
+
+    def keep(self, output_BTD: Tensor) -> None:
+        """Take the outputs of the next batch as inputs of the next block."""
+        if self.outputs is None:
+            self.outputs = self.walk.states()
+        self.outputs.append(output_BTD)
+
+    def advance(self) -> None:
+        """Let all windows pass the block as it is now, if anybody asks for what comes out."""
+        for batch in self.batches if self.wanted else ():
+            self.keep(self.run(self.inputs.read(batch)))
+
+
+def walk(model: LoadedModel, text: Calibration, new_file: NewFile, batches: list[slice] | None = None) -> Walk:
+    """The walk of a text; `enter` or `resume` comes first. `batches`: slices of windows, if not the model's usual."""
+    return Walk(model, text.windows_NT, batches or list(text.batches(model.batch_tokens)), new_file)
+
+
+def dense_blocks(
+    model: LoadedModel, blocks: Sequence[int], *, ahead: bool = False
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """(block, its stored tensors on the device) of these blocks. `ahead`: the next is read meanwhile."""
+    if not ahead:
+        for block in blocks:
+            yield block, block_tensors(model, block)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        reading = [reader.submit(block_tensors, model, block) for block in blocks[:1]]
+        for index, block in enumerate(blocks):
+            tensors = reading.pop().result()
+            reading += [reader.submit(block_tensors, model, after) for after in blocks[index + 1 : index + 2]]
+            yield block, tensors
+            del tensors
+
+
+def capture(model: LoadedModel, ids_BT: Tensor) -> tuple[Tensor, list[Call]]:
+    """Input of block 0, and every block's call, taken whole: what a block is given differs between families.
+
+    The embedding is filled.
+    """
+    blocks = list(model.skeleton.get_submodule(model.architecture.layout.blocks).children())
+    inputs: list[Tensor] = []
+    calls: list[Call] = []
+
+    def record(hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        inputs.append(hidden_BTD)
+        calls.append(Call(args, kwargs))
+        if len(calls) == len(blocks):
+            raise _Captured
+        return hidden_BTD
+
+    for block in blocks:
+        # On the instance, so that attributes of the block which the model looks at stay where they are.
+        block.forward = record
+    try:
+        model.skeleton(input_ids=ids_BT, use_cache=False)
+    except _Captured:
+        pass
+    finally:
+        for block in blocks:
+            del block.forward
+    return inputs[0], calls
