@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -86,6 +87,14 @@ class RenamedForCausalLM(under_other_names(MODEL), LlamaForCausalLM):  # type: i
         self.post_init()
 
 
+@cache
+def row() -> dict[str, Any]:
+    """What `generate` says of the family; it takes a second."""
+    found = family_row("renamed")
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def renamed_layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The family and its layout, as if transformers and the engine had them: a class, a table, and what `generate` says
@@ -95,7 +104,7 @@ def renamed_layout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(ROOT / "tests/helpers/more_layouts")])
     layouts.layouts.cache_clear()
     content = table()
-    monkeypatch.setitem(content["families"], "renamed", family_row("renamed"))
+    monkeypatch.setitem(content["families"], "renamed", row())
     monkeypatch.setitem(content["kinds"], "decoder", [*content["kinds"]["decoder"], "renamed"])
     yield
     layouts.layouts.cache_clear()

@@ -17,7 +17,10 @@ from tests.helpers.renamed_llama import RenamedConfig, RenamedForCausalLM, renam
 from tests.helpers.small_models import SIZES, SaveModel, spec_of
 from workers.engine.architectures.architecture import Layout
 from workers.engine.architectures.layouts import layouts
+from workers.engine.architectures.recognise import recognise
+from workers.engine.errors import UnsupportedModel
 from workers.engine.events import Silent
+from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.sources.resolve import Sources
@@ -64,6 +67,25 @@ def test_a_renamed_llama_becomes_what_the_llama_does(
     assert not loading["unexpected_keys"]
 
 
+@pytest.mark.usefixtures("renamed_layout")
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ("transformer.h.0.attn.query.weight", r"no `attn\.key` in block 0"),
+        ("model.layers.0.self_attn.q_proj.weight", r"no `self_attn\.k_proj` in block 0"),
+        (
+            "blocks.0.qkv.weight",
+            r"not Llama's or Renamed's: no tensors named `model\.layers\.0\.\*` or `transformer\.h\.0",
+        ),
+        ("h.0.attn.query.weight", r"base model .* named `h\.0\.\*`, not `transformer\.h\.0\.\*`"),
+    ],
+)
+def test_a_refusal_speaks_of_the_layout_that_is_nearest(tensor: str, message: str) -> None:
+    config = {"model_type": "renamed", "num_hidden_layers": 1, "max_position_embeddings": 16}
+    with pytest.raises(UnsupportedModel, match=message):
+        recognise(config, {tensor: TensorFacts("F32", (8, 8))})
+
+
 def test_no_other_room_knows_a_layout_by_its_names() -> None:
     """`artifact/` is code for results of Llama's own classes, and is read with them."""
     names = {part for layout in layouts() for part in _names(layout)}
@@ -72,9 +94,12 @@ def test_no_other_room_knows_a_layout_by_its_names() -> None:
     for path in sorted(engine.rglob("*.py")):
         if path.relative_to(engine).parts[0] in ("architectures", "artifact"):
             continue
-        tree = ast.parse(path.read_text())
-        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
+        text = path.read_text()
+        if not any(name in text for name in (*names, ".weight", ".bias")):
+            continue
+        nodes = list(ast.walk(ast.parse(text)))
+        docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
             word = node.attr if isinstance(node, ast.Attribute) else None
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
                 word = node.value
