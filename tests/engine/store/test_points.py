@@ -124,6 +124,14 @@ class TestInTheBackground:
         points.settle()
         assert (written, dropped) == ([0], [0, 1])
 
+    def test_what_waits_at_a_drain_is_not_superseded_before_it_is_written(self, clock: Clock) -> None:
+        points, written, dropped = Points(60), list[int](), list[int]()
+        points.offer(lambda: written.append(0), lambda: dropped.append(0))
+        points._draining = True  # a drain has begun on another thread, and has not got further
+        points.offer(lambda: written.append(1), lambda: dropped.append(1))
+        points.drain()
+        assert (written, dropped) == ([0], [1, 0])
+
 
 class Killed(BaseException):
     """Stands for kill -9: nothing in the engine catches it."""

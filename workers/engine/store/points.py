@@ -44,16 +44,17 @@ class Points:
         """
         now_s = time.monotonic()
         with self._lock:
-            before = self._waiting
-            offered = None if self._draining else _Offer(write, drop, now_s)
-            self._waiting = offered
+            refused = self._draining  # what waits is what the drain writes
+            if not refused:
+                before, self._waiting = self._waiting, _Offer(write, drop, now_s)
             due = now_s + (now_s - self._offered_s) - self._kept_s > self.every_s
             self._offered_s = now_s
+        if refused:
+            drop()
+            return
         if before is not None:
             before.drop()
-        if offered is None:
-            drop()
-        elif not self.every_s:
+        if not self.every_s:
             self._write()
         elif due and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._write, name="resume-points", daemon=True)
@@ -76,7 +77,8 @@ class Points:
 
     def drain(self) -> None:
         """The process is about to end: write what is waiting, and take nothing more. Never raises."""
-        self._draining = True
+        with self._lock:
+            self._draining = True
         self._write()
 
     def _write(self) -> None:
