@@ -49,7 +49,9 @@ class Method:
     removes: Removes | None = None
     """Pruners: the kind of unit."""
     even: bool = False
-    """Allocators: whether every layer gets the same sparsity, whatever the model. One does; it is the default."""
+    """Allocators: whether every layer gets the same sparsity, whatever the model."""
+    default: bool = False
+    """Allocators: whether a spec that names none takes it. One is."""
     patterns: tuple[str, ...] = ()
     scores: Scores = "required"
     """Pruners: whether a score must be given, may be, or would not be looked at."""
@@ -115,11 +117,12 @@ def allocator(
     needs: Stat = Stat.NONE,
     measure: Measure[P] | None = None,
     even: bool = False,
+    default: bool = False,
 ) -> Callable[[Allocator[P]], Allocator[P]]:
     """Register a rule that spreads the global sparsity over layers, on what `measure` finds in every dense block."""
 
     def register(function: Allocator[P]) -> Allocator[P]:
-        _register("allocate", params, function, paper=paper, needs=needs, measure=measure, even=even)
+        _register("allocate", params, function, paper=paper, needs=needs, measure=measure, even=even, default=default)
         return function
 
     return register

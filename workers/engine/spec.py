@@ -93,7 +93,7 @@ def _union(stage: Stage) -> Any:
     return Annotated[reduce(or_, params), Field(discriminator="method")]
 
 
-_EVEN = next(method for method in methods("allocate") if method.even)
+_DEFAULT = next(method for method in methods("allocate") if method.default)
 
 if TYPE_CHECKING:
     ScoreParams = MethodParams
@@ -136,9 +136,9 @@ class CompressionSpec(SpecModel):
         "itself.",
     )
     allocate: AllocateParams = Field(
-        default_factory=lambda: _EVEN.params(),  # type: ignore[call-arg]
+        default_factory=lambda: _DEFAULT.params(),  # type: ignore[call-arg]
         description="How sparsity is spread over layers.",
-        json_schema_extra={"default": {"method": _EVEN.name}},
+        json_schema_extra={"default": {"method": _DEFAULT.name}},
     )
     prune: PruneParams = Field(description="What is removed, and how much.")
     refine: RefineParams | None = Field(

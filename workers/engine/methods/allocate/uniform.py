@@ -21,6 +21,6 @@ class UniformParams(MethodParams):
     method: Literal["uniform"] = Field("uniform", description="Every layer gets the global sparsity.")
 
 
-@allocator(UniformParams, paper="arXiv:1506.02626", even=True)
+@allocator(UniformParams, paper="arXiv:1506.02626", even=True, default=True)
 def allocate(facts: AllocationFacts, sparsity: float, params: UniformParams) -> Mapping[str, float]:
     return {layer.name: sparsity for layer in facts.layers}
