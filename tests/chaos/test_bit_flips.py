@@ -81,12 +81,16 @@ def interrupted(cluster: Cluster, job_id: str, beginning: str) -> Path:
     """A resume point whose name begins so, in the moment it was made: runner and worker are dead."""
     folder = cluster.home / "work" / job_id / "checkpoint"
     (runner,) = eventually(cluster.runners, 60, "a runner starts")
-    (path, *_) = eventually(lambda: sorted(folder.glob(f"{beginning}*.*.*")), 300, f"{beginning} is made")
+
+    def made() -> list[Path]:
+        return [path for path in folder.glob(f"{beginning}*.*.*") if path.suffix != ".tmp"]
+
+    (path, *_) = eventually(made, 300, f"{beginning} is made")
     runner.suspend()  # so that it removes nothing more
     cluster.kill("worker0", signal.SIGKILL)
     cluster.processes["worker0"].wait()
     eventually(lambda: not cluster.runners(), 30, "its runner is gone")
-    return Path(path)
+    return path
 
 
 def undisturbed(cluster: Cluster, spec: dict[str, Any], folder: Path) -> dict[str, str]:

@@ -32,6 +32,13 @@ _OBEYED_BY_NOBODY = (
     "is_decoder", "add_cross_attention", "pruned_heads",
 )  # fmt: skip
 """Config entries that say how to run a model, by what code, or as what else; so do those that begin with `_`."""
+_OF_OTHER_FAMILIES = (
+    "sliding_window", "layer_types", "attention_chunk_size", "is_causal", "qk_head_dim", "kv_sharing_modes",
+    "number_of_conv_states", "num_mtp_layers", "mtp_layer_types", "mtp_mlp_layer_types", "mtp_per_layer_config",
+    "fusion_config", "distributed_config", "transformers_weights",
+)  # fmt: skip
+"""Config entries that transformers' caches and masks take from any model, and its blocks only where they know them: a
+Llama with a `sliding_window` would forget what it attends to."""
 _OBEYED = {"model_type", "rope_scaling", "torch_dtype", "per_layer_config", "allow_global_per_layer_attribute_access"}
 """Attributes of transformers' configs that entries of `config.json` are meant to set."""
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
@@ -82,19 +89,19 @@ def head_dim(config: Mapping[str, Any]) -> int:
 
 
 def obeyed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without entries that would choose code or kernels, shadow a method, or mean nothing."""
-    refused = {*_OBEYED_BY_NOBODY, *table()["attributes"]} - {
-        "model_type",
-        "rope_scaling",
-        "torch_dtype",
-        "per_layer_config",
-    }
-    refused -= {"allow_global_per_layer_attribute_access"}
+    """The config without entries that would choose code or kernels, shadow a method, or mean nothing to its family."""
+    row = family(config["model_type"])
+    known = () if row is None else row["fields"]
+    of_others = {name for name in (*_OF_OTHER_FAMILIES, *table()["generation"]) if name not in known}
+    strange = {name for name in of_others if config.get(name) is not None}
+    if "head_dim" not in known and config.get("head_dim", 0) is None:  # blocks take null for a number
+        strange.add("head_dim")
+    refused = {*_OBEYED_BY_NOBODY, *table()["attributes"]} - _OBEYED
     empty = {name for name in ("quantization_config", "compression_config") if not config.get(name)}
     return {
         name: entry
         for name, entry in config.items()
-        if not name.startswith("_") and name not in refused and name not in empty
+        if not name.startswith("_") and name not in refused and name not in empty and name not in strange
     }
 
 

@@ -38,6 +38,8 @@ _PARTIAL = {"stablelm": 0.25}
 """Families of which a part of each head is rotated and the rest goes by, and how much by default."""
 _NUMBERS = ("layer_norm_eps", "logit_scale")
 """What transformers takes null for, and cannot compute with."""
+_ROPE_BY_TYPE = ("gemma3_text", "olmo3")
+"""Families with a rotary embedding for each kind of attention."""
 _LARGEST = 2**31
 
 
@@ -186,6 +188,9 @@ def _wrong_rope(config: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in (found or {"rope_parameters": {}}).items():
         if not isinstance(entry, dict):
             yield f"`{name}` is {shown(json.dumps(entry))}, not an object"
+            continue
+        if config["model_type"] not in _ROPE_BY_TYPE and (nested := [key for key in LAYER_TYPES if key in entry]):
+            yield f"`{name}` holds `{nested[0]}`, where this family has one rotary embedding for all blocks"
             continue
         of_types = [part for key, part in entry.items() if key in LAYER_TYPES and isinstance(part, dict)]
         for part in of_types or [entry]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto import modeling_auto as auto
@@ -59,6 +59,13 @@ def generate() -> dict[str, Any]:
     return {
         "transformers": transformers.__version__,
         "activations": sorted(name for name in ACT2FN if not ACT2FN[name].state_dict()),
+        "generation": sorted(
+            name
+            for name in vars(GenerationConfig())
+            if name not in ("use_cache", "transformers_version")
+            and not name.startswith("_")
+            and not name.endswith("_token_id")
+        ),
         "rope_types": sorted({*ROPE_INIT_FUNCTIONS, "default"}),
         "attributes": sorted(
             name for name in dir(PreTrainedConfig) if not name.startswith("_") and name not in declared

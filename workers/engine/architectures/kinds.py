@@ -77,7 +77,8 @@ def refuse(config: Mapping[str, Any], names: Collection[str]) -> None:
         kind = "encoder"
     if kind == "encoder-decoder" or config.get("is_encoder_decoder") is True:
         raise _is(model_type, "it is an encoder-decoder, and only decoders are pruned", SUPPORTED)
-    if kind == "encoder" or config.get("use_bidirectional_attention") in (True, "all"):
+    backwards = config.get("use_bidirectional_attention") in (True, "all") or config.get("is_causal") is False
+    if kind == "encoder" or backwards:
         raise _is(model_type, "it is an encoder: it fills gaps or embeds text and does not write it", SUPPORTED)
     if config.get("auto_map") and config["model_type"] not in _NATIVE:
         raise _is(
