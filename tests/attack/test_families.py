@@ -15,14 +15,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.helpers.small_models import EXAMPLES, SIZES
+from tests.helpers.small_models import EXAMPLES, SIZES, load
 from workers.engine.architectures.built import table
 from workers.engine.errors import EngineError
 from workers.engine.model.loaded import load_model
 from workers.engine.planning.plan import feasible
 from workers.engine.sources.resolve import Sources, resolve_model
 from workers.engine.spec import CompressionSpec
-from workers.engine.stages.load import load
 
 CONFIGS = 24
 """Of each family."""
