@@ -1,7 +1,7 @@
 """From a spec to a smaller model and a report: the stages, top to bottom. Read this first.
 
 Works on folders alone; whoever wants progress passes `events`. Weights stream block by block, so the model may be
-larger than memory, and every finished block is a resume point: call it again after a kill and it goes on from there.
+larger than memory, and finished blocks become resume points once a minute: call it again after a kill and it goes on.
 """
 
 from __future__ import annotations
@@ -77,21 +77,21 @@ def compress(
         with clock.stage("calibrate"):
             refuse_unknown_tokens(spec, model, sources)
             text = calibration(spec, model, sources)
-            lessons = tuning_text(spec, model, sources)
-            digests = {"calibration": text.digest if text else None, "tuning": lessons.digest if lessons else None}
+            tuning = tuning_text(spec, model, sources)
+            digests = {"calibration": text.digest if text else None, "tuning": tuning.digest if tuning else None}
             checkpoint.claim(fingerprint(spec, model, **digests))
         units = None
         if spec.scores_first:
             with clock.stage("score"):
                 units = score_units(spec, model, text, cache=cache, checkpoint=checkpoint, events=events)
-        job = _Job(spec, model, sources, text, lessons, units, model_dir, cache, checkpoint, clock, events)
+        job = _Job(spec, model, sources, text, tuning, units, model_dir, cache, checkpoint, clock, events)
         tries, made = Tries(spec, checkpoint, events), None
         while made is None:  # once, unless the result breaks a bound that only it can show to be kept
             try:
                 made = _attempt(job, tries)
             except BoundExceeded:
                 continue
-        texts = [source.read for source in (text, lessons) if source and source.read] + made.evaluation.texts
+        texts = [source.read for source in (text, tuning) if source and source.read] + made.evaluation.texts
         for found in texts:
             if found.rows_skipped or found.characters_replaced:
                 events.log(f"{found.label}: {as_read(found)}")
@@ -105,7 +105,7 @@ def compress(
             provenance=provenance(
                 spec,
                 model,
-                made.evaluation.data_digests | (text.digests if text else {}) | (lessons.digests if lessons else {}),
+                made.evaluation.data_digests | (text.digests if text else {}) | (tuning.digests if tuning else {}),
             ),
             parameters=model.source.parameters,
             parameters_after=parameters_after(model.source, made.outcome),
@@ -145,7 +145,7 @@ class _Job:
     model: LoadedModel
     sources: Sources
     text: Calibration | None
-    lessons: TuningText | None
+    tuning: TuningText | None
     units: Units | None
     model_dir: Path
     cache: Cache
@@ -197,12 +197,12 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
         checks = verify(spec, model, outcome, job.units, resume, job.model_dir, ids_T)
         tries.check_decode_time(allocation, model, job.model_dir)
     tuned = None
-    if job.lessons is not None:
+    if job.tuning is not None:
         from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
 
         with clock.stage("tune"):
             tuned, traces = tune(
-                spec, model, job.model_dir, job.lessons, checkpoint=resume, events=events, window_T=ids_T
+                spec, model, job.model_dir, job.tuning, checkpoint=resume, events=events, window_T=ids_T
             )
         with clock.stage("verify"):
             checks.append(verify_tuned(spec, model, traces, job.model_dir, ids_T))

@@ -21,7 +21,7 @@ from workers.engine.architectures.architecture import Family, Member
 from workers.engine.contracts.facts import DenseUnits
 from workers.engine.errors import NumericalFailure
 from workers.engine.events import Silent
-from workers.engine.maths.taylor import salience, unit_salience
+from workers.engine.maths.taylor import unit_importance, weight_importance
 from workers.engine.methods.score import layer_taylor, random, saap, taylor
 from workers.engine.methods.score.layer_taylor import LayerTaylorParams
 from workers.engine.methods.score.random import RandomParams
@@ -145,7 +145,7 @@ def test_taylor_by_hand(case: str) -> None:
 def test_query_heads_count_towards_the_head_they_share() -> None:
     """Rows of a key/value head of width 2 and its two query heads: positions are added up, heads are not mixed."""
     family = Family(0, "head", 2, (Member("q.weight", 0), Member("k.weight", 0)), 6, 0)
-    found = unit_salience({"q.weight": torch.arange(8.0)[:, None], "k.weight": torch.zeros(4, 1)}, family, "element")
+    found = unit_importance({"q.weight": torch.arange(8.0)[:, None], "k.weight": torch.zeros(4, 1)}, family, "element")
     # Query rows 0-3 belong to the first head: positions 0 and 2, and 1 and 3.
     assert found[0].tolist() == [[0 + 2, 1 + 3], [4 + 6, 5 + 7]]
 
@@ -178,7 +178,7 @@ def test_salience_is_the_losss_change_of_a_parabola() -> None:
     weight, gradient_at_zero, curvature = torch.tensor(3.0), 2.0, 0.5
     gradient = gradient_at_zero + curvature * weight
     change = 0 - (gradient_at_zero * weight + curvature * weight.square() / 2)
-    assert -salience(weight, gradient, torch.tensor(curvature), "mixed") == change
+    assert -weight_importance(weight, gradient, torch.tensor(curvature), "mixed") == change
 
 
 class TestSaap:

@@ -24,7 +24,7 @@ Order = Literal["first", "second", "mixed"]
 Form = Literal["element", "vector"]
 
 
-def salience(weight: Tensor, gradient: Tensor | None, squared: Tensor | None, order: Order) -> Tensor:
+def weight_importance(weight: Tensor, gradient: Tensor | None, squared: Tensor | None, order: Order) -> Tensor:
     """Signed, float32, of the weight's shape: w g (`first`), w^2 A (`second`), w g - w^2 A / 2 (`mixed`)."""
     weight = weight.float()
     if order == "first":
@@ -38,9 +38,9 @@ def salience(weight: Tensor, gradient: Tensor | None, squared: Tensor | None, or
     return weight * gradient - curved / 2
 
 
-def unit_salience(saliences: Mapping[str, Tensor], family: Family, form: Form) -> Tensor:
+def unit_importance(importances: Mapping[str, Tensor], family: Family, form: Form) -> Tensor:
     """[M, U, W] float64 of the M weight matrices of a family: each row or column that a unit owns, as the sum of its
-    weights' absolute saliences (`element`) or the absolute value of their sum (`vector`).
+    weights' absolute importances (`element`) or the absolute value of their sum (`vector`).
 
     Matrices in which a unit owns more vectors (a group's query heads) are folded onto those of the one with the
     fewest, so that vectors of one head position are added up.
@@ -49,7 +49,7 @@ def unit_salience(saliences: Mapping[str, Tensor], family: Family, form: Form) -
     for member in family.members:
         if member.is_bias:
             continue
-        values_UWC = unit_rows(saliences[member.tensor], family, member).double()
+        values_UWC = unit_rows(importances[member.tensor], family, member).double()
         rows.append(values_UWC.abs().sum(dim=2) if form == "element" else values_UWC.sum(dim=2).abs())
     fewest = min(values_UW.shape[1] for values_UW in rows)
     return torch.stack([values_UW.reshape(family.units, -1, fewest).sum(dim=1) for values_UW in rows])

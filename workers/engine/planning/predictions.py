@@ -35,7 +35,7 @@ _SELECTION_BYTES = 24
 """Per weight of the layer at hand: its float32 copy and score, and the selection's values and int64 indices."""
 _SOLVE_BYTES = 24
 """Per weight of the layers that share a Hessian: their float32 copies, masks and errors while columns are solved."""
-_SALIENCE_COPIES = 10
+_IMPORTANCE_COPIES = 10
 """Of a block in float32, beside what is kept of each part of the text: gradients of a batch, and what a score makes."""
 _BACKWARD_PASSES = 4
 """Forward passes that a gradient costs: one before, one again for each block, and twice that backwards."""
@@ -230,7 +230,7 @@ def _gradient_bytes(spec: CompressionSpec, block: int, tokens: int, token: int) 
     assert spec.calibrate is not None  # the spec's validator saw to it
     assert spec.score is not None  # whose needs they are
     squared = Stat.SQUARED_GRADIENT in spec.unit_needs
-    copies = spec.score.splits * (2 + 2 * squared) + _SALIENCE_COPIES
+    copies = spec.score.splits * (2 + 2 * squared) + _IMPORTANCE_COPIES
     return 4 * block * copies + (spec.calibrate.sequence_length if squared else tokens) * token
 
 

@@ -1,4 +1,4 @@
-"""Price: what one shape for all blocks costs beside different ones, in the scores of what goes. Import-light."""
+"""What one shape for all blocks costs beside different ones, as a share of the scores of all units. Import-light."""
 
 from __future__ import annotations
 

@@ -69,23 +69,23 @@ def measure(block: DenseUnits, params: SaapParams) -> Mapping[str, Tensor]:
     """`kind/form` -> importance by all windows [U], `kind/form/parts` -> by each part of them [P, U]."""
     import torch
 
-    from workers.engine.maths.taylor import salience, unit_salience
+    from workers.engine.maths.taylor import unit_importance, weight_importance
 
-    def saliences(part: int, name: str) -> Tensor:
+    def importances(part: int, name: str) -> Tensor:
         gradient = block.gradients[part][name] if block.gradients else None
         squared = block.squared_gradients[part][name] if block.squared_gradients else None
-        return salience(block.tensors[name], gradient, squared, params.order)
+        return weight_importance(block.tensors[name], gradient, squared, params.order)
 
     found = {}
     for family in block.families:
         names = [member.tensor for member in family.members]
-        parts = [{name: saliences(part, name) for name in names} for part in range(params.splits)]
-        # Saliences are linear in gradients and their squares, and parts are of equal length but for one window.
+        parts = [{name: importances(part, name) for name in names} for part in range(params.splits)]
+        # Importances are linear in gradients and their squares, and parts are of equal length but for one window.
         whole = {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in names}
         for form in ("vector", "element"):
-            found[f"{family.kind}/{form}"] = unit_salience(whole, family, form).sum(dim=(0, 2))
+            found[f"{family.kind}/{form}"] = unit_importance(whole, family, form).sum(dim=(0, 2))
             found[f"{family.kind}/{form}/parts"] = torch.stack(
-                [unit_salience(part, family, form).sum(dim=(0, 2)) for part in parts]
+                [unit_importance(part, family, form).sum(dim=(0, 2)) for part in parts]
             )
     return found
 

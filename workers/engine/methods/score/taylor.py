@@ -49,13 +49,13 @@ class TaylorParams(MethodParams):
 
 def measure(block: DenseUnits, params: TaylorParams) -> Mapping[str, Tensor]:
     """Unit kind -> importance [U]."""
-    from workers.engine.maths.taylor import salience, unit_salience
+    from workers.engine.maths.taylor import unit_importance, weight_importance
 
     found: dict[str, Tensor] = {}
     for family in block.families:
         names = [member.tensor for member in family.members]
-        saliences = {
-            name: salience(
+        importances = {
+            name: weight_importance(
                 block.tensors[name],
                 block.gradients[0].get(name) if block.gradients else None,
                 block.squared_gradients[0].get(name) if block.squared_gradients else None,
@@ -63,7 +63,7 @@ def measure(block: DenseUnits, params: TaylorParams) -> Mapping[str, Tensor]:
             )
             for name in names
         }
-        values_MUW = unit_salience(saliences, family, params.form)
+        values_MUW = unit_importance(importances, family, params.form)
         values_UW = {
             "sum": lambda v: v.sum(dim=0),
             "mean": lambda v: v.mean(dim=0),
