@@ -16,11 +16,12 @@ def report_of(**changes: Any) -> Report:
             "shape": (4, 8),
             "parameters": 32,
             "zeros": 16,
+            "reads": reads,
             "target_sparsity": 0.5,
             "sparsity": 0.5,
         }
         for block in range(3)
-        for part in ("self_attn.o_proj", "mlp.down_proj")
+        for part, reads in (("self_attn.o_proj", "head"), ("mlp.down_proj", "channel"))
     ]
     metric = {
         "name": "perplexity/heldout.txt",

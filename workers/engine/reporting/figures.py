@@ -84,10 +84,11 @@ def sparsity_figure(layers: Sequence[LayerReport]) -> str:
 
 def widths_figure(layers: Sequence[LayerReport]) -> str:
     """Inputs of the layers that read heads and channels over blocks, as they were and as they are; empty where no layer
-    was cut."""
-    if all(math.prod(layer.shape) == layer.parameters for layer in layers):
-        return ""
+    was cut, or the report does not say which layers they are."""
     panels = {"head": "attention", "channel": "MLP"}
+    uncut = all(math.prod(layer.shape) == layer.parameters for layer in layers)
+    if uncut or not {*panels} <= {layer.reads for layer in layers}:
+        return ""
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 3.0), layout="constrained")
         axes = figure.subplots(1, len(panels))
