@@ -43,7 +43,7 @@ def api(app: FastAPI) -> Iterator[Api]:
     with TestClient(app) as client:
         text, key_id, tenant_id = make_key(app.state.services, "ours")
         client.headers["Authorization"] = f"Bearer {text}"
-        client.event_hooks["response"].append(conforming(app))
+        client.event_hooks["response"].append(conforming)
         yield Api(client, app.state.services, text, key_id, tenant_id)
 
 
@@ -68,7 +68,7 @@ def server(app: FastAPI) -> Iterator[httpx2.Client]:
         headers={"Authorization": f"Bearer {text}"},
         timeout=30,
         trust_env=False,
-        event_hooks={"response": [conforming(app)]},
+        event_hooks={"response": [conforming]},
     ) as client:
         yield client
     server.should_exit = True

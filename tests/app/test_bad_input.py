@@ -333,7 +333,7 @@ def api(settings: Settings, models: Path) -> Iterator[Api]:
     with TestClient(app) as client:
         text, key_id, tenant_id = make_key(app.state.services, "ours")
         client.headers["Authorization"] = f"Bearer {text}"
-        client.event_hooks["response"].append(conforming(app))
+        client.event_hooks["response"].append(conforming)
         yield Api(client, app.state.services, text, key_id, tenant_id)
 
 
