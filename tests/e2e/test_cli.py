@@ -21,6 +21,7 @@ from app.cli.client import JobEvent
 from app.cli.exits import MEANINGS
 from app.cli.jobs import attempts_text
 from tests.helpers.cluster import MAGNITUDE, ROOT, WANDA, eventually
+from tests.helpers.command import espalier
 from tests.helpers.embedded import ESPALIER, Embedded, embedded
 
 pytestmark = pytest.mark.xdist_group("cli")  # one service for the module
@@ -208,7 +209,7 @@ def test_methods_here_and_there_are_the_same(service: Embedded) -> None:
 
 def test_one_method_is_shown_with_its_parameters() -> None:
     def methods(*arguments: str) -> str:
-        done = subprocess.run([ESPALIER, "methods", *arguments], capture_output=True, text=True)
+        done = espalier("methods", *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -227,7 +228,7 @@ def test_the_version_is_the_distributions() -> None:
 
 
 def test_no_service_is_exit_code_7(tmp_path: Path) -> None:
-    done = subprocess.run([ESPALIER, "--url", "http://127.0.0.1:1", "list"], capture_output=True, text=True)
+    done = espalier("--url", "http://127.0.0.1:1", "list")
     assert done.returncode == 7
     assert "espalier serve" in done.stderr
 
@@ -236,7 +237,7 @@ def test_a_mistyped_spec_is_answered_the_same_without_a_service(tmp_path: Path) 
     path = spec_file(
         tmp_path, {**MAGNITUDE, "prune": {"method": "mask", "sparcity": 0.5}, "score": {"method": "wnada"}}
     )
-    done = subprocess.run([ESPALIER, "compress", path, "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    done = espalier("compress", path, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "/prune/sparcity: there is no such field (did you mean `sparsity`?)" in done.stderr
     assert "/score/method: there is no such method (did you mean `wanda`?)" in done.stderr
@@ -261,14 +262,14 @@ def test_a_job_that_is_handed_back_is_said_to_be_so() -> None:
     ],
 )
 def test_mistakes_are_exit_code_2(arguments: list[str], said: str) -> None:
-    done = subprocess.run([ESPALIER, *arguments], capture_output=True, text=True)
+    done = espalier(*arguments)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
 
 
 def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     wrong = {"ESPALIER_PORT": "99999", "PATH": "/usr/bin"}
-    done = subprocess.run([ESPALIER, "config"], env=wrong, capture_output=True, text=True, cwd=tmp_path)
+    done = espalier("config", env=wrong, cwd=tmp_path)
     assert (done.returncode, "ESPALIER_PORT" in done.stderr) == (2, True)
 
 
@@ -279,7 +280,7 @@ def test_config_masks_secrets(tmp_path: Path) -> None:
         "ESPALIER_BROKER_URL": "redis://:hush-3@redis/0",
     }
     for arguments in (["config"], ["config", "--json"]):
-        done = subprocess.run([ESPALIER, *arguments], env=secrets, capture_output=True, text=True, cwd=tmp_path)
+        done = espalier(*arguments, env=secrets, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "hush" not in done.stdout
         assert "@db/x" in done.stdout
@@ -297,7 +298,7 @@ def test_compress_works_alone_and_gives_the_bytes_the_service_gives(service: Emb
 
 
 def test_an_interrupted_compress_goes_on_where_it_stopped(service: Embedded, tmp_path: Path) -> None:
-    spec = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 96, "sequence_length": 512}}
+    spec = {**WANDA, "calibrate": {"dataset": "calibration.txt", "samples": 32, "sequence_length": 512}}
     command = ["compress", spec_file(tmp_path, spec), "--out", str(tmp_path / "out"), "--threads", "1"]
     with subprocess.Popen([ESPALIER, *command], env=service.environment, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
@@ -318,7 +319,7 @@ def test_compress_reports_the_engines_error(service: Embedded, tmp_path: Path) -
 
 
 def test_help_documents_the_exit_codes_and_every_command_speaks_json() -> None:
-    shown = subprocess.run([ESPALIER, "--help"], capture_output=True, text=True).stdout
+    shown = espalier("--help").stdout
     for code, meaning in MEANINGS.items():
         assert re.search(rf"{int(code)}  {re.escape(meaning)}", shown)
 

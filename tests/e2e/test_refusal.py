@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from app import migrate
 from app.settings import Settings
 from app.storage import ArtifactStore
 from tests.helpers.cluster import free_port
-from tests.helpers.embedded import ESPALIER, environment
+from tests.helpers.command import espalier
+from tests.helpers.embedded import environment
 
 
 @pytest.mark.parametrize(("command", "exit_code"), [("serve", 2), ("api", 3), ("worker", 2)])
@@ -20,7 +20,7 @@ def test_a_strangers_store_is_refused(tmp_path: Path, command: str, exit_code: i
     migrate.upgrade(settings.database_url)
     ArtifactStore(settings.artifacts_url).mark("dep_other")
     variables = environment(tmp_path) | {"ESPALIER_PORT": str(free_port())}
-    done = subprocess.run([ESPALIER, command], env=variables, capture_output=True, text=True, timeout=120)
+    done = espalier(command, env=variables)
     assert done.returncode == exit_code, done.stderr
     assert "belongs to deployment dep_other" in done.stderr
     assert "espalier adopt-store --from dep_other" in done.stderr

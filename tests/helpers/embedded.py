@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from tests.helpers.cluster import ROOT
+from tests.helpers.command import espalier
 from workers import runner
 
 ESPALIER = Path(sys.executable).with_name("espalier")
@@ -31,9 +32,7 @@ class Embedded:
 
     def run(self, *arguments: str, exit_code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
         """`espalier …` against this service; its exit code must be `exit_code`."""
-        done = subprocess.run(
-            [ESPALIER, *arguments], env={**self.environment, **variables}, capture_output=True, text=True, timeout=120
-        )
+        done = espalier(*arguments, env={**self.environment, **variables})
         assert done.returncode == exit_code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
