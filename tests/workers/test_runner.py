@@ -7,17 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import LlamaConfig
 
+from tests.helpers.cluster import eventually
 from tests.helpers.small_models import SIZES, SaveModel, spec_of
+from workers.children import Spawned, runner_command
 from workers.engine.sources.resolve import Sources
 from workers.engine.store.checkpoint import Checkpoint
+from workers.warm import Warm
 
+pytestmark = pytest.mark.xdist_group("runners")  # of one warm parent
 BLOCKS = 6
 
 
@@ -34,21 +38,43 @@ def write_spec(workdir: Path, spec: Any) -> Path:
     return workdir
 
 
-def command(workdir: Path) -> list[str]:
+def arguments(workdir: Path) -> list[str]:
     root = workdir.parent
     folders = ["--models", root / "models", "--data", root / "data", "--checkpoint", root / "checkpoint"]
-    options = ["--threads", "1", "--points-every", "0"]
-    return [str(part) for part in (sys.executable, "-m", "workers.runner", workdir, *folders, *options)]
+    return [str(part) for part in (workdir, *folders, "--threads", "1", "--points-every", "0")]
 
 
-def start(workdir: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(workdir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+class Running:
+    """A runner at work, forked by the warm parent or started plainly: its events, each line of standard output."""
 
+    def __init__(self, workdir: Path, parent: Warm | None) -> None:
+        self.log = workdir.with_suffix(".log")
+        with self.log.open("wb") as log:
+            given = arguments(workdir)
+            self.child = parent.start(given, log) if parent else Spawned(runner_command(given), log)
+        self._events = os.fdopen(os.dup(self.child.events), encoding="utf-8")
 
-def finish(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
-    """All events, each line of standard output being one, and standard error."""
-    out, err = process.communicate(timeout=120)
-    return [json.loads(line) for line in out.splitlines()], err
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for line in self._events:
+            self.child.poll()  # closes our own end of the pipe: what the runner says ends with it
+            yield json.loads(line)
+
+    def until(self, event: str, **data: Any) -> list[dict[str, Any]]:
+        """The events up to one that happens."""
+        seen = []
+        for found in self:
+            seen.append(found)
+            if found["event"] == event and data.items() <= found.items():
+                return seen
+        raise AssertionError(f"it ended without {event} {data}: {self.log.read_text()}")
+
+    def finish(self) -> tuple[int, list[dict[str, Any]], str]:
+        """Its exit code, the events from here on, and standard error."""
+        with self._events:
+            events = list(self)
+        code = eventually(lambda: (self.child.poll(),) if self.child.poll() is not None else None)[0]
+        self.child.end()
+        return code, events, self.log.read_text()
 
 
 def weights(workdir: Path) -> bytes:
@@ -56,9 +82,8 @@ def weights(workdir: Path) -> bytes:
 
 
 def test_a_whole_job(job: Path) -> None:
-    process = start(job)
-    events, err = finish(process)
-    assert process.returncode == 0, err
+    code, events, err = Running(job, None).finish()
+    assert code == 0, err
     stages = [event["stage"] for event in events if event["event"] == "stage"]
     assert stages == ["load", "calibrate", "allocate", "prune", "verify", "evaluate", "package"]
     progress = [
@@ -72,63 +97,52 @@ def test_a_whole_job(job: Path) -> None:
     assert {stage["stage"] for stage in report["stages"]} >= {"load", "calibrate", "score", "prune"}
 
 
-def test_kill_9_costs_at_most_one_block(job: Path, tmp_path: Path) -> None:
+def test_kill_9_costs_at_most_one_block(job: Path, tmp_path: Path, parent: Warm) -> None:
     spec = json.loads((job / "spec.json").read_text())
     done = -1
     for attempt, last in enumerate((0, 2, 4)):
-        process = start(write_spec(tmp_path / f"attempt-{attempt}", spec))
-        assert process.stdout is not None
-        events = []
-        for line in process.stdout:
-            events.append(json.loads(line))
-            if events[-1].get("block") == last and events[-1]["event"] == "checkpoint":
-                break
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        running = Running(write_spec(tmp_path / f"attempt-{attempt}", spec), parent)
+        events = running.until("checkpoint", block=last)
+        running.child.signal(signal.SIGKILL)
+        assert running.finish()[0] == -signal.SIGKILL
         resumed = [event["block"] for event in events if event["event"] == "resume"]
         # Durable blocks are never done again; the one after may have become durable unannounced.
         assert resumed in ([done + 1], [done + 2]) if attempt else resumed == []
         done = last
 
-    process = start(job)
-    events, err = finish(process)
-    assert process.returncode == 0, err
+    code, events, err = Running(job, parent).finish()
+    assert code == 0, err
     assert [event["block"] for event in events if event["event"] == "checkpoint"][-1] == BLOCKS - 1
     assert events[-1]["report"]["resumed_blocks"] in (done + 1, done + 2)
 
     (tmp_path / "checkpoint").rename(tmp_path / "old")
     fresh = write_spec(tmp_path / "fresh", spec)
-    assert finish(start(fresh))[0][-1]["event"] == "result"
+    assert Running(fresh, parent).finish()[1][-1]["event"] == "result"
     assert weights(job) == weights(fresh)
 
 
-def test_a_zombie_and_its_successor_share_a_checkpoint(job: Path, tmp_path: Path) -> None:
+def test_a_zombie_and_its_successor_share_a_checkpoint(job: Path, tmp_path: Path, parent: Warm) -> None:
     other = write_spec(tmp_path / "other", json.loads((job / "spec.json").read_text()))
-    zombie = start(job)
-    assert zombie.stdout is not None
-    while json.loads(zombie.stdout.readline())["event"] != "checkpoint":
-        pass
-    zombie.send_signal(signal.SIGSTOP)
-    successor = start(other)
-    events, err = finish(successor)
-    assert successor.returncode == 0, err
+    zombie = Running(job, parent)
+    zombie.until("checkpoint")
+    zombie.child.signal(signal.SIGSTOP)
+    code, events, err = Running(other, None).finish()
+    assert code == 0, err
     before = weights(other)
-    zombie.send_signal(signal.SIGCONT)
-    zombie.communicate(timeout=120)
+    zombie.child.signal(signal.SIGCONT)
+    zombie.finish()
     checkpoint = tmp_path / "checkpoint"
     assert len(list(checkpoint.glob("blocks-*"))) == BLOCKS
     again = write_spec(tmp_path / "again", json.loads((job / "spec.json").read_text()))
-    events, _ = finish(start(again))
+    _, events, _ = Running(again, parent).finish()
     assert [event["block"] for event in events if event["event"] == "resume"] == [BLOCKS]
     assert weights(again) == before
 
 
-def test_another_spec_does_not_resume(job: Path, tmp_path: Path) -> None:
+def test_another_spec_does_not_resume(job: Path, tmp_path: Path, parent: Warm) -> None:
     Checkpoint(tmp_path / "checkpoint").claim({"spec": "another"})
-    process = start(job)
-    events, _ = finish(process)
-    assert (process.returncode, events[-1]["code"]) == (64, "checkpoint_mismatch")
+    exit_code, events, _ = Running(job, parent).finish()
+    assert (exit_code, events[-1]["code"]) == (64, "checkpoint_mismatch")
     assert "calibration" in events[-1]["message"]
     assert "spec" in events[-1]["message"]
 
@@ -149,39 +163,32 @@ def test_another_spec_does_not_resume(job: Path, tmp_path: Path) -> None:
     ],
 )
 def test_errors_are_events_and_exit_codes(
-    spec: dict[str, Any], code: str, exit_code: int, field: str, job: Path, tmp_path: Path
+    spec: dict[str, Any], code: str, exit_code: int, field: str, job: Path, tmp_path: Path, parent: Warm
 ) -> None:
     (tmp_path / "data/short.txt").write_text("Too short.")
     parts = json.loads((job / "spec.json").read_text()) | spec
-    process = start(write_spec(tmp_path / "bad", parts))
-    events, _ = finish(process)
+    returned, events, _ = Running(write_spec(tmp_path / "bad", parts), parent).finish()
     error = events[-1]
     assert (error["event"], error["code"], error["field"]) == ("error", code, field)
     assert error["hint"]
     assert error["retryable"] == (code == "hub_unavailable")
-    assert process.returncode == exit_code
+    assert returned == exit_code
 
 
-def test_a_bug_is_an_event_with_a_traceback_in_the_log(job: Path) -> None:
+def test_a_bug_is_an_event_with_a_traceback_in_the_log(job: Path, parent: Warm) -> None:
     (job / "model").write_text("a file where the folder should go")
-    process = start(job)
-    events, err = finish(process)
-    assert process.returncode == 70
+    code, events, err = Running(job, parent).finish()
+    assert code == 70
     assert (events[-1]["event"], events[-1]["code"]) == ("error", "internal")
     assert "FileExistsError" in events[-1]["message"]
     assert "Traceback" in err
 
 
-def test_sigterm_ends_it_at_once(job: Path) -> None:
-    process = start(job)
-    assert process.stdout is not None
-    while json.loads(process.stdout.readline())["event"] != "checkpoint":
-        pass
-    begin = time.monotonic()
-    process.terminate()
-    assert process.wait(timeout=20) == 75
-    assert time.monotonic() - begin < 5
-    process.communicate()
+def test_sigterm_ends_it_at_once(job: Path, parent: Warm) -> None:
+    running = Running(job, parent)
+    running.until("checkpoint", block=0)
+    running.child.signal(signal.SIGTERM)
+    assert running.finish()[0] == 75
 
 
 def test_dies_with_its_parent(job: Path) -> None:
@@ -190,16 +197,14 @@ def test_dies_with_its_parent(job: Path) -> None:
         "import subprocess, sys; child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True);"
         "child.stdout.readline(); print(child.pid, flush=True); child.wait()"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, *command(job)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "workers.runner", *arguments(job)]
+    parent = subprocess.Popen([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     os.kill(child, signal.SIGSTOP)  # so that it cannot end by itself
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 10
-    while _alive(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _alive(child)
+    eventually(lambda: not _alive(child), 10)
 
 
 def _alive(pid: int) -> bool:
