@@ -49,6 +49,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_page_is_whole_alone_and_names_every_layer() -> None:
     page = Page(render_page(report_of()))
     assert page.open == []
@@ -59,6 +60,7 @@ def test_the_page_is_whole_alone_and_names_every_layer() -> None:
     assert "×1.100" in page.text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_page_shows_hostile_text_as_text() -> None:
     hostile = report_of(
         warnings=[HOSTILE], provenance={**report_of().provenance.model_dump(), "model_id": HOSTILE, "device": HOSTILE}
@@ -68,6 +70,7 @@ def test_the_page_shows_hostile_text_as_text() -> None:
     assert "alert(1)" in Page(html).text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_same_report_gives_the_same_page() -> None:
     assert render_page(report_of()) == render_page(report_of())
 
@@ -158,6 +161,7 @@ def test_every_tile_has_a_unit(metric: dict[str, Any], title: str, value: str) -
     assert value in tile
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_report_without_measurements_has_a_page() -> None:
     assert Page(render_page(report_of(metrics=[]))).open == []
 
@@ -184,6 +188,7 @@ TUNED = {
 }
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_tuned_model_says_how() -> None:
     params = {"method": "group", "dataset": "calibration.txt", "distill": {"weight": 0.5}}
     tuned = report_of(tune=TUNED, spec=spec_of(tune=params).model_dump(mode="json"))
@@ -204,6 +209,7 @@ def test_a_tuned_model_says_how() -> None:
     assert "Tuning" not in Page(render_page(report_of())).text
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(
     ("parts", "shapes", "said", "code"),
     [
@@ -263,6 +269,7 @@ def test_the_card_names_a_hub_model_and_stays_inert() -> None:
     assert "\n# heading" not in card
 
 
+@pytest.mark.usefixtures("drawn")
 def test_page_and_card_show_what_both_wrote() -> None:
     written = {"prompt": "Once upon", "dense": " a time.", "pruned": f" a ![time](http://x) {HOSTILE}"}
     report = report_of(samples=[written])

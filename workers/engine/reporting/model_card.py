@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from workers.engine.reporting import wording
 
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
 
 def render(report: Report) -> str:
     """Markdown with the YAML front matter that the Hugging Face hub reads. No text of the spec becomes markup."""
+    return _template().render(
+        report=report,
+        wording=wording,
+        methods=wording.compressing_methods(report),
+        # A local model's name means nothing to the hub.
+        base_model=report.provenance.model_id if "/" in report.provenance.model_id else None,
+        spec_json=json.dumps(report.spec, indent=2),
+    )
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("workers.engine.reporting", "templates"),
         autoescape=False,  # Markdown: `inert` is applied to every free text
@@ -24,14 +37,7 @@ def render(report: Report) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["inert"] = _inert
-    return environment.get_template("model_card.md").render(
-        report=report,
-        wording=wording,
-        methods=wording.compressing_methods(report),
-        # A local model's name means nothing to the hub.
-        base_model=report.provenance.model_id if "/" in report.provenance.model_id else None,
-        spec_json=json.dumps(report.spec, indent=2),
-    )
+    return environment.get_template("model_card.md")
 
 
 def _inert(text: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from workers.engine.removals.base import removal
@@ -24,14 +25,7 @@ def render(report: Report) -> str:
     directed = [metric for metric in report.metrics if metric.higher_is_better is not None]
     methods = wording.compressing_methods(report)
     draws_widths = all(removal(method.removes).draws_widths for method in methods if method.removes is not None)
-    environment = Environment(
-        loader=PackageLoader("workers.engine.reporting", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return _template().render(
         report=report,
         wording=wording,
         methods=methods,
@@ -44,3 +38,15 @@ def render(report: Report) -> str:
         loss_figure=Markup(loss_figure(report.tune)) if report.tune else None,
         stages_figure=Markup(stages_figure(report.stages)),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("workers.engine.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html")
