@@ -31,3 +31,15 @@ def test_the_engines_tests_lie_in_its_rooms() -> None:
     assert folders <= rooms
     modules = {path.stem for path in (ROOT / "workers/engine").glob("*.py")}
     assert {path.stem.removeprefix("test_") for path in (TESTS / "engine").glob("test_*.py")} <= modules
+
+
+def test_nothing_sleeps_for_long() -> None:
+    """A test waits for what it waits for. What runs for minutes on purpose lies in `tests/chaos`."""
+    for path in TESTS.rglob("*.py"):
+        if path.is_relative_to(TESTS / "chaos"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep":
+                (length,) = node.args
+                long = isinstance(length, ast.Constant) and isinstance(length.value, int | float) and length.value > 1
+                assert not long, f"{path}, line {node.lineno}: wait for a condition, see tests/helpers/cluster.py"
