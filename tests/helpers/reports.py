@@ -19,7 +19,6 @@ def report_of(**changes: Any) -> Report:
             "reads": reads,
             "target_sparsity": 0.5,
             "sparsity": 0.5,
-            "reads": reads,
         }
         for block in range(3)
         for part, reads in (("self_attn.o_proj", "head"), ("mlp.down_proj", "channel"))
