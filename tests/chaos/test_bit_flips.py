@@ -18,7 +18,7 @@ import pytest
 from tests.helpers.cluster import WANDA, Cluster, eventually
 from tests.helpers.results import job_digests, verify
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2400)]
 TEXT: dict[str, Any] = {"dataset": "calibration.txt", "samples": 8, "sequence_length": 128}
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 128, "samples": 8}
 BOUNDED: dict[str, Any] = {
