@@ -24,7 +24,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from app.db import Base, Database, clock, now_ms
 from app.files import write_once
 from app.ids import new_id
-from app.jobs import repository
+from app.jobs import upkeep_repository
 from app.storage import MARKER, AlreadyStored, ArtifactStore, StorageError
 from app.text import legible
 
@@ -54,7 +54,7 @@ def check(database: Database, store: ArtifactStore) -> str:
     found = store.deployment()
     if found is None:
         with database.read() as session:
-            has_results = repository.any_artifact(session)
+            has_results = upkeep_repository.any_artifact(session)
         if marked or has_results:
             raise Refused(
                 f"The artifact store {store.url} is not the one this database has its results in: it carries no "

@@ -24,6 +24,7 @@ from app.http.middleware import BodyLimit, RequestContext
 from app.http.route import SLOTS
 from app.jobs import endpoints as jobs
 from app.jobs import history
+from app.jobs.bodies import Bodies
 from app.jobs.status_reader import StatusReader
 from app.keys.usage import KeyUsage
 from app.logs import configure_logging
@@ -57,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             database=database,
             store=ArtifactStore(settings.artifacts_url),
             relay=Relay(database, settings),
+            bodies=Bodies(),
             reader=reader,
             key_usage=KeyUsage(database),
             readiness=Look(partial(readiness, probed), name="readiness", wait_s=1, recent_s=1),
@@ -104,6 +106,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(PlainRefusal)
     for feature in (jobs, history, artifacts, reports, sweeps, capabilities, health, metrics_endpoints, pages):
         app.include_router(feature.router)
-    # FastAPI's wrapping costs more than answering a poll does. Its own route stays behind this one, for OpenAPI.
-    app.router.routes.insert(0, jobs.poll_route)
+    app.router.routes[:0] = jobs.hot_routes
     return app

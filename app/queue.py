@@ -6,16 +6,19 @@ A message means "wake up and look": losing or doubling one is harmless, because 
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from app.db import Database
-from app.jobs import repository, service
+from app.jobs import upkeep, upkeep_repository
 from app.settings import Settings
 
 RUN_JOB = "espalier.run_job"
+GATHER_S = 0.1
+"""Between two rounds of the relay: what is submitted meanwhile is published together and forgotten in one commit."""
 log = structlog.get_logger(__name__)
 
 
@@ -70,7 +73,8 @@ class Publisher:
 
     def publish(self, job_id: str, queue: str) -> None:
         """Raises whatever the broker's client raises (OSError, kombu's OperationalError, …) when it cannot."""
-        self._celery.send_task(RUN_JOB, args=[job_id], queue=queue)
+        # The queue needs no declaring: on both brokers it is there as soon as something is in it.
+        self._celery.send_task(RUN_JOB, args=[job_id], queue=queue, declare=())
 
     def close(self) -> None:
         self._celery.close()
@@ -82,7 +86,7 @@ def relay(database: Database, publisher: Publisher, *, limit: int = 100) -> int:
     Publishes before it forgets, so a crash between the two doubles a message and never loses one.
     """
     with database.read() as session:
-        due = repository.due_messages(session, limit=limit)
+        due = upkeep_repository.due_messages(session, limit=limit)
     sent: list[tuple[int, str]] = []
     try:
         for outbox_id, job_id, queue in due:
@@ -90,7 +94,7 @@ def relay(database: Database, publisher: Publisher, *, limit: int = 100) -> int:
             sent.append((outbox_id, job_id))
     finally:
         if sent:
-            database.transact(lambda session: service.mark_sent(session, sent))
+            database.transact(lambda session: upkeep.mark_sent(session, sent))
     return len(sent)
 
 
@@ -123,7 +127,7 @@ class Relay:
             self._wake.clear()
             try:
                 while relay(self._database, publisher):
-                    pass
+                    time.sleep(GATHER_S)
             except Exception as error:  # a dead broker or database must not end the thread; it tries again in a second
                 log.warning("relay_failed", error=repr(error))
                 self._stop or threading.Event().wait(1)

@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 from app.db import Database
 from app.health.look import Look
 from app.health.readiness import Readiness
+from app.jobs.bodies import Bodies
 from app.jobs.status_reader import StatusReader
 from app.keys.usage import KeyUsage
 from app.queue import Relay
@@ -27,6 +28,7 @@ class Services:
     database: Database
     store: ArtifactStore
     relay: Relay
+    bodies: Bodies
     reader: StatusReader
     key_usage: KeyUsage
     readiness: Look[Readiness | None]

@@ -16,7 +16,7 @@ import structlog
 
 from app import deployment
 from app.db import Database
-from app.jobs import removals, service
+from app.jobs import removals, upkeep
 from app.logs import configure_logging
 from app.queue import Publisher, relay
 from app.settings import Settings, get_settings
@@ -46,25 +46,25 @@ class Reconciler:
 
     def reap(self) -> None:
         """Take jobs back from silent workers."""
-        lost = self.database.transact(lambda session: service.reap(session, backoff_s=self.settings.retry_backoff_s))
+        lost = self.database.transact(lambda session: upkeep.reap(session, backoff_s=self.settings.retry_backoff_s))
         for job_id, attempt in lost:
             log.warning("lease_expired", job_id=job_id, attempt=attempt)
 
     def announce_again(self) -> None:
         older_than_s = self.settings.redispatch_s
-        if count := self.database.transact(lambda session: service.announce_again(session, older_than_s=older_than_s)):
+        if count := self.database.transact(lambda session: upkeep.announce_again(session, older_than_s=older_than_s)):
             log.info("announced_again", jobs=count)
 
     def stop_sweeps(self) -> None:
         """Cancel what stop rules say and the worker that ended the decisive child did not live to cancel."""
         with self.database.read() as session:
-            sweep_ids = sweep_repository.to_enforce(session)
+            sweep_ids = sweep_repository.with_stop_rule_and_active_jobs(session)
         for sweep_id in sweep_ids:
             if stopped := self.database.transact(partial(sweeps.enforce_stop, sweep_id=sweep_id)):
                 log.info("sweep_stopped", sweep_id=sweep_id, jobs=len(stopped))
 
     def forget_keys(self) -> None:
-        self.database.transact(service.forget_idempotency_keys)
+        self.database.transact(upkeep.forget_idempotency_keys)
 
     def remove_files(self) -> None:
         """Delete the files of deleted jobs and of attempts without a result, as the database has recorded them."""

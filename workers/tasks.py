@@ -29,8 +29,8 @@ from sqlalchemy.orm import Session
 from app.db import Database, is_outage
 from app.errors import InvalidTransition
 from app.failure import Failure
-from app.jobs import repository, service
-from app.jobs.service import Claim, Fenced
+from app.jobs import attempts, worker_repository
+from app.jobs.attempts import Claim, Fenced
 from app.keys.repository import tenant_name
 from app.queue import RUN_JOB
 from app.settings import Settings, get_settings
@@ -98,8 +98,8 @@ def claim_next(settings: Settings, database: Database) -> Claim | None:
     worker = f"{socket.gethostname()}:{os.getpid()}"
 
     def look(session: Session) -> tuple[Claim | None, bool]:
-        held = service.claim(session, worker=worker, queues=queues, ttl_s=settings.lease_ttl_s)
-        return held, held is None and repository.any_due(session, queues)
+        held = attempts.claim(session, worker=worker, queues=queues, ttl_s=settings.lease_ttl_s)
+        return held, held is None and worker_repository.any_due(session, queues)
 
     for _ in range(LOOKS):
         held, again = database.transact(look)
@@ -174,10 +174,10 @@ class Attempt:
         """Renew the lease, record what happened, ship the log; learn what to do next."""
         rows, shown = self.progress.digest(events)
 
-        def beat(session: Session) -> service.Orders:
-            orders = service.renew(session, self.held, ttl_s=self.settings.lease_ttl_s)
+        def beat(session: Session) -> attempts.Orders:
+            orders = attempts.renew(session, self.held, ttl_s=self.settings.lease_ttl_s)
             if rows or shown:
-                service.record(session, self.held, rows, shown)
+                attempts.record(session, self.held, rows, shown)
             return orders
 
         try:
@@ -205,7 +205,7 @@ class Attempt:
             case Order.CANCEL:
                 self._cancelled()
             case Order.DRAIN:
-                self._finish(lambda session: service.release(session, self.held), keep_checkpoint=True)
+                self._finish(lambda session: attempts.release(session, self.held), keep_checkpoint=True)
             case Order.CONTINUE if end.returncode == 0:
                 self._publish()
             case _:
@@ -238,7 +238,7 @@ class Attempt:
             return self._cancelled()
         try:
             self._finish(
-                lambda session: service.succeed(
+                lambda session: attempts.succeed(
                     session, self.held, report=report, manifest_sha256=manifest_sha256, files=files
                 ),
                 keep_checkpoint=False,
@@ -271,7 +271,7 @@ class Attempt:
         return order
 
     def _cancelled(self) -> None:
-        self._finish(lambda session: service.cancelled(session, self.held), keep_checkpoint=False)
+        self._finish(lambda session: attempts.cancelled(session, self.held), keep_checkpoint=False)
         self._forget_files()
 
     def _fail(self, failure: Failure) -> None:
@@ -284,7 +284,7 @@ class Attempt:
         if disk_full:  # before the last write, which may need the room
             self._forget_scratch(keep_checkpoint=keep_checkpoint)
         self._finish(
-            lambda session: service.fail(session, self.held, failure, backoff_s=self.settings.retry_backoff_s),
+            lambda session: attempts.fail(session, self.held, failure, backoff_s=self.settings.retry_backoff_s),
             keep_checkpoint=keep_checkpoint,
         )
         self._forget_files()
@@ -314,7 +314,7 @@ class Attempt:
         """Before this worker takes another job: this one's end may be a reason not to begin it."""
 
         def enforce(session: Session) -> None:
-            if sweep_id := sweep_repository.sweep_of(session, self.held.job_id):
+            if sweep_id := sweep_repository.with_stop_rule_of_job(session, self.held.job_id):
                 sweeps.enforce_stop(session, sweep_id)
 
         try:
@@ -332,7 +332,7 @@ class Attempt:
     def _forget_files_if_ended(self) -> None:
         try:
             with self.database.read() as session:
-                ended = service.ended_without_result(session, self.held)
+                ended = attempts.ended_without_result(session, self.held)
         except DBAPIError as error:
             log.warning("files_left_behind", error=repr(error))
             return

@@ -8,24 +8,23 @@ from typing import Annotated
 from urllib.parse import quote
 
 import orjson
-from fastapi import APIRouter, Depends, Header, Path
+from fastapi import APIRouter, Header, Path
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from app.errors import ArtifactLost, NotFound
+from app.access import ArtifactReader
+from app.artifacts.stored import check_stored
+from app.errors import NotFound
 from app.http.conditional import PRIVATE, byte_range, matches
 from app.http.problems import responses
 from app.http.route import StrictRoute
 from app.jobs import repository
 from app.jobs.models import Artifact
 from app.jobs.schemas import ArtifactList
-from app.keys.auth import JobSeen, RequiresJob
 from app.services import ServicesDep
-from app.storage import ArtifactStore
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"], route_class=StrictRoute)
 
-ArtifactReader = Annotated[JobSeen, Depends(RequiresJob("artifacts:read"))]
 ArtifactPath = Annotated[str, Path(examples=["model.safetensors"], description="As the list gives it.")]
 BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
@@ -88,21 +87,6 @@ def download(
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=kind)
     return StreamingResponse(has.store.open_range(file.key, start, end), status, headers, kind)
-
-
-def check_stored(store: ArtifactStore, file: Artifact) -> None:
-    """Raises ArtifactLost: once an answer has begun it is too late to say so."""
-    size = store.size(file.key)
-    if size != file.bytes:
-        raise lost(file, "is gone from it" if size is None else f"has {size} bytes there instead of {file.bytes}")
-
-
-def lost(file: Artifact, how: str) -> ArtifactLost:
-    return ArtifactLost(
-        f"The artifact store was changed from outside: {file.path} {how}. Restore it from a backup, or submit the job "
-        "again: the same spec gives the same weights.",
-        headers={"Cache-Control": "no-store"},
-    )
 
 
 def described(file: Artifact) -> dict[str, str]:

@@ -10,11 +10,11 @@ import orjson
 from fastapi import APIRouter, Depends, Header
 from starlette.responses import Response
 
+from app.access import Principal, Requires
 from app.capabilities.schemas import Capabilities, capabilities
 from app.http.conditional import PRIVATE, matches
 from app.http.problems import responses
 from app.http.route import StrictRoute
-from app.keys.auth import Principal, Requires
 
 router = APIRouter(prefix="/v1/capabilities", tags=["capabilities"], route_class=StrictRoute)
 

@@ -21,6 +21,7 @@ from app.db import Database
 from app.errors import AppError
 from app.keys import service as keys
 from app.keys.models import ApiKey
+from app.keys.scopes import SCOPES
 from app.settings import Settings
 
 
@@ -41,9 +42,7 @@ def migrated(settings: Settings) -> Iterator[Database]:
 def keys_create(
     tenant: Annotated[str, typer.Option(help="Whose jobs the key sees; made if new.")],
     name: Annotated[str, typer.Option(help="What the key is for.")],
-    scope: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(keys.SCOPES)}; repeatable. Default: all.")
-    ] = None,
+    scope: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SCOPES)}; repeatable. Default: all.")] = None,
     expires_days: Annotated[int | None, typer.Option(min=1, max=3650, help="Default: never.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +55,7 @@ def keys_create(
             secret=settings.secret(),
             tenant=tenant,
             name=name,
-            scopes=scope or list(keys.SCOPES),
+            scopes=scope or list(SCOPES),
             expires_days=expires_days,
         )
         return {**_key_json(key), "tenant": tenant, "text": text}

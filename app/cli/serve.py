@@ -21,6 +21,7 @@ from app.cli.options import AsJson, is_loopback, load_settings, local_key_path, 
 from app.cli.processes import api_command, reconciler_command, worker_command
 from app.db import Database
 from app.keys import service as keys
+from app.keys.scopes import SCOPES
 from app.keys.tokens import hash_token
 from app.settings import Settings
 from app.storage import ArtifactStore
@@ -86,7 +87,7 @@ def _kept_or_new_key(session: Session, settings: Settings, path: Path) -> str:
         if any(key.hash == known and key.revoked_at is None for key, _ in keys.list_keys(session)):
             return text
     _, text = keys.create_key(
-        session, secret=settings.secret(), tenant="local", name="local", scopes=list(keys.SCOPES), expires_days=None
+        session, secret=settings.secret(), tenant="local", name="local", scopes=list(SCOPES), expires_days=None
     )
     _write_private(path, text)
     return text

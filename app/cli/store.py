@@ -15,7 +15,7 @@ from app.cli.exits import Usage
 from app.cli.options import AsJson, load_settings
 from app.db import Database
 from app.ids import is_id
-from app.jobs import removals, repository
+from app.jobs import removals, upkeep_repository
 from app.settings import Settings
 from app.storage import ArtifactStore
 from workers import scratch
@@ -84,8 +84,8 @@ def _found(settings: Settings, database: Database, store: ArtifactStore) -> dict
     stored = [(tenant, job) for tenant, job in store.list_jobs() if is_id("ten", tenant) and is_id("job", job)]
     idle = scratch.idle(settings.work_dir)
     with database.read() as session:
-        due = repository.due_removals(session, limit=None)
-        deleted = {job for _, job in stored} & repository.deleted(session)
+        due = upkeep_repository.due_removals(session, limit=None)
+        deleted = {job for _, job in stored} & upkeep_repository.deleted_job_ids(session)
         unknown = removals.nobodys(session, {job for _, job in stored})
         unknown_scratch = removals.nobodys(session, idle.keys())
     of_jobs = {f"{tenant}/{job}/" for tenant, job in stored if job in deleted}

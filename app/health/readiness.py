@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import Database
-from app.jobs import repository
+from app.jobs import counts
 
 
 class Readiness(NamedTuple):
@@ -28,6 +28,6 @@ def readiness(database: Database) -> Readiness | None:
         if current != needed:
             return Readiness(current, needed, 0)
         with database.read() as session:
-            return Readiness(current, needed, repository.outbox_oldest_s(session))
+            return Readiness(current, needed, counts.outbox_oldest_s(session))
     except SQLAlchemyError:
         return None

@@ -8,6 +8,14 @@ from app.errors import PreconditionFailed, RangeNotSatisfiable
 
 PRIVATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
 """Headers of what one tenant may see and keep, if it asks each time whether that still holds."""
+PAGE_HEADERS = {
+    "Cache-Control": "private, no-cache",
+    "Vary": "Authorization, Accept",
+    # A page brings its styles and plots along and needs nothing else.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Of what can be had as JSON and as a page for people."""
 LONGEST_WAIT_S = 60
 
 

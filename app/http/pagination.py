@@ -6,6 +6,9 @@ import base64
 import binascii
 import hashlib
 import hmac
+from urllib.parse import urlencode
+
+from starlette.requests import Request
 
 from app.errors import InvalidCursor
 
@@ -35,6 +38,14 @@ def decode_cursor(secret: bytes, filters: str, cursor: str) -> tuple[int, str]:
             code="cursor_mismatch",
         )
     return int(created_at), job_id
+
+
+def next_link(request: Request, cursor: str | None) -> dict[str, str]:
+    """The Link header to the next page, with the filters of this one; none where there is no cursor."""
+    if cursor is None:
+        return {}
+    kept = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
+    return {"Link": f'<{request.scope["path"]}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'}
 
 
 def _mac(secret: bytes, payload: bytes) -> bytes:

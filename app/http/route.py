@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from typing import Any, get_args, get_origin
 from urllib.parse import parse_qsl
 
@@ -14,8 +14,11 @@ from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from app.errors import InvalidRequest, MalformedRequest, NotReady
+from app.http import direct
 from app.http.payload import check_media_type, parse
 from app.http.problems import described, field_error
 from app.services import services
@@ -38,7 +41,12 @@ class StrictRoute(APIRoute):
         super().__init__(path, endpoint, **kwargs)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        return self.strictly(super().get_route_handler())
+
+    def strictly(
+        self, handle: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """`handle`, for requests that pass, when there is room for them."""
         dependants = list(_flattened(self.dependant))
         known = {
             field.alias: _is_list(field.field_info.annotation)
@@ -59,20 +67,43 @@ class StrictRoute(APIRoute):
             if not on_threads:
                 return await handle(request)
             slots = services(request).slots
-            try:
-                await asyncio.wait_for(slots.acquire(), SLOT_WAIT_S)
-            except TimeoutError:
-                raise NotReady(
-                    "The service has more to do than it can; try again shortly.",
-                    retryable=True,
-                    headers={"Retry-After": "5"},
-                ) from None
+            await _take(slots)
             try:
                 return await handle(request)
             finally:
                 slots.release()
 
         return strict
+
+
+class DirectRoute(Route):
+    """A short way to the endpoint of a StrictRoute, which stays behind this one, for OpenAPI. See direct.py."""
+
+    def __init__(self, of: StrictRoute) -> None:
+        super().__init__(of.path, of.strictly(direct.handler(of.dependant)), include_in_schema=False)
+        self.methods = of.methods  # Starlette would add HEAD
+        self._of = of
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        if match is not Match.FULL:  # whoever comes behind may take the method
+            return Match.NONE, {}
+        return match, {**found, "route": self._of}  # as FastAPI's routes do: metrics, logs and problems read it
+
+
+async def _take(slots: asyncio.Semaphore) -> None:
+    """Acquire one, waiting SLOT_WAIT_S at most."""
+    if not slots.locked():
+        await slots.acquire()  # at once
+        return
+    try:
+        await asyncio.wait_for(slots.acquire(), SLOT_WAIT_S)
+    except TimeoutError:
+        raise NotReady(
+            "The service has more to do than it can; try again shortly.",
+            retryable=True,
+            headers={"Retry-After": "5"},
+        ) from None
 
 
 def check_query(request: Request, known: Mapping[str, bool]) -> None:

@@ -6,38 +6,33 @@ import asyncio
 import re
 from collections.abc import Callable
 from typing import Annotated
-from urllib.parse import urlencode
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Query
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
+from app.access import Canceller, JobSeen, Principal, Reader, Writer, look_at_job, no_such_job
 from app.errors import InvalidRequest
 from app.http.conditional import PRIVATE, check_if_match, matches, wait_preference
-from app.http.pagination import decode_cursor, encode_cursor
+from app.http.pagination import decode_cursor, encode_cursor, next_link
 from app.http.problems import field_error, responses
 from app.http.queries import Flag
-from app.http.route import StrictRoute, check_query
-from app.jobs import idempotency, preflight, removals, repository, service
+from app.http.route import DirectRoute, StrictRoute, check_query
+from app.jobs import preflight, removals, repository, service
+from app.jobs.acceptance import accept_once
 from app.jobs.models import TERMINAL, Job
 from app.jobs.parameters import Cursor, JobId, Limit, filters
 from app.jobs.repository import Filters
 from app.jobs.schemas import MAX_LABELS, JobPage, JobRead, JobSubmit, LabelsPatch
-from app.jobs.views import JOB_ID, JobView, as_json, etag, render
-from app.keys.auth import JobSeen, Principal, Requires, look_at_job, no_such_job
+from app.jobs.views import JOB_ID, JobView, etag, render
 from app.services import Services, ServicesDep
 from workers.engine.report import Plan
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
-
-Reader = Annotated[Principal, Depends(Requires("jobs:read"))]
-Writer = Annotated[Principal, Depends(Requires("jobs:write"))]
-Canceller = Annotated[Principal, Depends(Requires("jobs:cancel"))]
 
 WAIT_STEP_S = 0.2
 POLL_AFTER_S = 1
@@ -82,12 +77,8 @@ def create(
     if dry_run:
         return Response(preflight.dry_run(submit.spec, has.settings).model_dump_json(), media_type="application/json")
     max_attempts, deadline_s = preflight.limits(submit, has.settings)
-    keyed = idempotency.keyed(idempotency_key, principal.tenant_id, "POST /v1/jobs", submit.model_dump(mode="json"))
-    if keyed and (replay := _replay(has, keyed)):
-        return replay
-    preflight.check(submit.spec, has.settings)
 
-    def insert(session: Session) -> tuple[str, bytes]:
+    def make(session: Session) -> tuple[str, bytes]:
         job = service.create(
             session,
             tenant_id=principal.tenant_id,
@@ -98,20 +89,19 @@ def create(
             deadline_s=deadline_s,
             request_id=request.state.request_id,
         )
-        body = render(*_view(session, principal, job.id))
-        if keyed:
-            idempotency.remember(session, keyed, job.id, body, hours=has.settings.idempotency_hours)
-        return job.id, body
+        positions = repository.queue_positions(session.connection(), [job])
+        return job.id, render(job, positions.get(job.id))
 
-    try:
-        job_id, body = has.database.transact(insert)
-    except IntegrityError:
-        # Somebody else committed the same key in between; anything else that is not unique is a bug.
-        if keyed and (replay := _replay(has, keyed)):
-            return replay
-        raise
-    has.relay.wake()
-    return _accepted(job_id, body)
+    return accept_once(
+        has,
+        router.prefix,
+        idempotency_key,
+        principal.tenant_id,
+        asked=lambda: submit.model_dump(mode="json"),
+        check=lambda: preflight.check(submit.spec, has.settings),
+        make=make,
+        poll_after_s=POLL_AFTER_S,
+    )
 
 
 @router.get("", operation_id="jobs_list", response_model=JobPage, responses=responses(400, 422))
@@ -126,21 +116,19 @@ def list_jobs(
     """The tenant's jobs, newest first."""
     binding = f"{principal.tenant_id} {narrowed}"
     older_than = None if cursor is None else decode_cursor(has.secret, binding, cursor)
-    with has.database.read() as session:
-        found = repository.page(session, principal.tenant_id, narrowed, older_than=older_than, limit=limit + 1)
-        jobs, has_more = found[:limit], len(found) > limit
-        queued = [job.id for job in jobs if job.status == "queued"]
-        positions = repository.queue_positions(session, queued) if queued else {}
+    with has.database.rows() as connection:
+        jobs, bodies = has.bodies.page(
+            connection, principal.tenant_id, narrowed, older_than=older_than, limit=limit + 1
+        )
+    has_more = len(jobs) > limit
+    jobs, bodies = jobs[:limit], bodies[:limit]
     next_cursor = encode_cursor(has.secret, binding, jobs[-1].created_at, jobs[-1].id) if has_more else None
     page = {
-        "data": [as_json(job, positions.get(job.id)) for job in jobs],
+        "data": [orjson.Fragment(body) for body in bodies],
         "next_cursor": next_cursor,
         "has_more": has_more,
     }
-    headers = dict(PRIVATE)
-    if next_cursor is not None:
-        kept = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
-        headers["Link"] = f'<{request.scope["path"]}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'
+    headers = {**PRIVATE, **next_link(request, next_cursor)}
     return Response(orjson.dumps(page), headers=headers, media_type="application/json")
 
 
@@ -174,7 +162,15 @@ class _PollRoute(Route):
         return match, {**found, "route": self}  # as FastAPI's routes do; metrics and logs name it
 
 
-poll_route = _PollRoute("/v1/jobs/{job_id}", get, methods=["GET"], include_in_schema=False)
+hot_routes: list[BaseRoute] = [
+    _PollRoute("/v1/jobs/{job_id}", get, methods=["GET"], include_in_schema=False),
+    *(
+        DirectRoute(route)
+        for route in router.routes
+        if isinstance(route, StrictRoute) and route.endpoint in (create, list_jobs)
+    ),
+]
+"""To stand before all others: what dashboards and pipelines ask most."""
 
 
 @router.patch(
@@ -247,7 +243,7 @@ def _changing(has: Services, principal: Principal, job_id: str, change: Callable
 
 
 def _owned(session: Session, principal: Principal, job_id: str) -> Job:
-    job = repository.owned(session, principal.tenant_id, job_id)
+    job = repository.lock_owned(session, principal.tenant_id, job_id)
     if job is None:
         raise no_such_job()
     return job
@@ -256,18 +252,4 @@ def _owned(session: Session, principal: Principal, job_id: str) -> Job:
 def _view(session: Session, principal: Principal, job_id: str) -> tuple[JobView, int | None]:
     view = repository.view(session, principal.tenant_id, job_id)
     assert view is not None  # written by this transaction
-    positions = repository.queue_positions(session, [job_id]) if view.status == "queued" else {}
-    return view, positions.get(job_id)
-
-
-def _replay(has: Services, keyed: idempotency.Keyed) -> Response | None:
-    with has.database.read() as session:
-        answer = idempotency.answered(session, keyed)
-    return None if answer is None else _accepted(*answer, replayed=True)
-
-
-def _accepted(job_id: str, body: bytes, *, replayed: bool = False) -> Response:
-    headers = {"Location": f"/v1/jobs/{job_id}", "Retry-After": str(POLL_AFTER_S)}
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return Response(body, 202, headers, "application/json")
+    return view, repository.queue_positions(session.connection(), [view]).get(job_id)

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Header, Query
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from app.access import JobReader, JobSeen, look_at_job
 from app.errors import AppError, InvalidRequest, NotFound
 from app.http.conditional import PRIVATE
 from app.http.negotiation import negotiate
@@ -24,12 +25,9 @@ from app.jobs import repository
 from app.jobs.models import TERMINAL, Attempt, Event
 from app.jobs.schemas import AttemptList, EventPage
 from app.jobs.views import iso
-from app.keys.auth import JobSeen, RequiresJob, look_at_job
 from app.services import Services, ServicesDep
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=StrictRoute)
-
-JobReader = Annotated[JobSeen, Depends(RequiresJob("jobs:read"))]
 
 EVENTS_AT_ONCE = 500
 LOOK_EVERY_S = 0.25

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +34,10 @@ class Keyed:
     fingerprint: str
 
 
-def keyed(header: str | None, tenant_id: str, route: str, submitted: Any) -> Keyed | None:
+def keyed(header: str | None, tenant_id: str, route: str, asked: Callable[[], Any]) -> Keyed | None:
     """The key in the header, quoted as the draft has it or bare as many clients send it. Raises InvalidRequest.
 
-    `submitted` is JSON: what must be the same for two requests to be one.
+    `asked` returns JSON: what must be the same for two requests to be one.
     """
     if header is None:
         return None
@@ -46,7 +47,7 @@ def keyed(header: str | None, tenant_id: str, route: str, submitted: Any) -> Key
         raise InvalidRequest(
             f"Idempotency-Key: {detail}.", errors=[field_error("#Idempotency-Key", "invalid_idempotency_key", detail)]
         )
-    body = orjson.dumps(submitted, option=orjson.OPT_SORT_KEYS)
+    body = orjson.dumps(asked(), option=orjson.OPT_SORT_KEYS)
     return Keyed(tenant_id, route, found[1] or found[2], hashlib.sha256(body).hexdigest())
 
 

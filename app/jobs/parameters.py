@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Path, Query
 from pydantic import AfterValidator, Field
 
+from app.access import no_such_job
 from app.errors import InvalidRequest
 from app.http.problems import field_error
 from app.http.queries import Instant, WholeNumber, milliseconds
@@ -14,7 +15,6 @@ from app.ids import is_id
 from app.jobs.models import STATUSES
 from app.jobs.repository import Filters
 from app.jobs.views import JOB_ID
-from app.keys.auth import no_such_job
 from workers.engine.contracts.refs import NAME_OR_HUB_ID
 from workers.engine.report import Verdict
 
@@ -31,7 +31,7 @@ Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` 
 Label = Annotated[str, Field(pattern=r"^[a-z0-9._/-]{1,40}:[^\x00-\x1f\x7f]{0,200}$")]
 
 
-def filters(
+async def filters(  # async, or FastAPI would run it on a thread
     status: Annotated[
         str | None,
         Query(max_length=100, description="One status or several, with commas.", examples=["queued,running"]),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from app.errors import AppError, InvalidRequest, NotReady
 from app.http.problems import field_error
+from app.jobs.local_models import local_model
 from app.jobs.schemas import Scheduling
 from app.settings import Settings
 from workers.engine.errors import EngineError
@@ -33,14 +34,13 @@ def check(spec: CompressionSpec, settings: Settings) -> None:
     So is any spec where the API does not share the workers' folders.
     """
     from workers.engine.planning.plan import feasible
-    from workers.engine.sources.resolve import resolve_model
 
     local = spec.model.local and all(ref.local for ref in spec.texts().values())
     if not (local and settings.models_dir.is_dir() and settings.data_dir.is_dir()):
         return
     sources = _sources(settings)
     try:
-        feasible(spec, resolve_model(spec.model, sources), sources)
+        feasible(spec, local_model(spec.model, sources), sources)
     except EngineError as error:
         raise _refusal(error) from error
 

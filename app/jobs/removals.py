@@ -15,8 +15,8 @@ from sqlalchemy import delete, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app.db import Database, now_ms
-from app.jobs import repository
+from app.db import Database, clock, now_ms
+from app.jobs import upkeep_repository as repository
 from app.jobs.models import ACTIVE, FileRemoval, Job
 from app.storage import ArtifactStore, StorageError
 
@@ -32,13 +32,13 @@ IDLE_S = 60.0
 
 def record_job(session: Session, job: Job) -> None:
     """All files of the job, which this transaction deletes."""
-    now = repository.clock(session)
+    now = clock(session)
     session.add(FileRemoval(tenant_id=job.tenant_id, job_id=job.id, recorded_at=now))
 
 
 def record_attempt(session: Session, job: Job) -> None:
     """What the job's present attempt has uploaded, which this transaction ends without a result. Its log stays."""
-    now = repository.clock(session)
+    now = clock(session)
     session.add(
         FileRemoval(tenant_id=job.tenant_id, job_id=job.id, attempt=job.attempt, fence=job.fence, recorded_at=now)
     )
@@ -93,7 +93,7 @@ def forget(session: Session) -> None:
 
 def nobodys(session: Session, job_ids: Collection[str]) -> set[str]:
     """Those of the ids that the database has neither as a job nor as one it has deleted: their files stay."""
-    return set(job_ids) - repository.job_ids(session) - repository.deleted(session)
+    return set(job_ids) - repository.job_ids(session) - repository.deleted_job_ids(session)
 
 
 def scratch_to_forget(session: Session, idle_s: Mapping[str, float]) -> list[str]:
@@ -102,7 +102,7 @@ def scratch_to_forget(session: Session, idle_s: Mapping[str, float]) -> list[str
     That is so for jobs that have ended or are deleted. Finished blocks of a failed one wait a day for a retry.
     """
     statuses = repository.statuses(session, idle_s)
-    deleted = repository.deleted(session, idle_s.keys())
+    deleted = repository.deleted_job_ids(session, idle_s.keys())
     kept_s = {job_id: FAILED_KEPT_S if status == "failed" else IDLE_S for job_id, status in statuses.items()}
     ended = deleted.union(job_id for job_id, status in statuses.items() if status not in ACTIVE)
     return [job_id for job_id in idle_s if job_id in ended and idle_s[job_id] > kept_s.get(job_id, IDLE_S)]

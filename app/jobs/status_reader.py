@@ -123,8 +123,7 @@ class StatusReader:
         keys, jobs = repository.keys_and_jobs(
             connection, _padded({q.key_hash for q in batch}), _padded({q.job_id for q in batch})
         )
-        queued = {job.id for job in jobs.values() if job.status == "queued"}
-        positions = repository.queue_positions(connection, _padded(queued)) if queued else {}
+        positions = repository.queue_positions(connection, jobs.values())
         connection.rollback()  # on SQLite this ends the snapshot; on PostgreSQL there is nothing to end
         return [_seen(question, keys, jobs, positions) for question in batch]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Text, case, cast, func, select
 from sqlalchemy.orm import Session
 
-from app.db import now_ms
+from app.db import now_ms, table
 from app.keys.models import ApiKey, Tenant
 
 TOUCH_MS = 60_000
@@ -29,14 +29,15 @@ class KeyView(NamedTuple):
     """`last_used_at` is older than TOUCH_MS."""
 
 
+_key = table(ApiKey).c
 KEY_COLUMNS = (
-    ApiKey.hash,
-    ApiKey.id,
-    ApiKey.tenant_id,
-    cast(ApiKey.scopes, Text),
-    case((ApiKey.revoked_at.is_not(None), 1), else_=0),
-    case((ApiKey.expires_at <= now_ms(), 1), else_=0),
-    case((func.coalesce(ApiKey.last_used_at, 0) < now_ms() - TOUCH_MS, 1), else_=0),
+    _key.hash,
+    _key.id,
+    _key.tenant_id,
+    cast(_key.scopes, Text),
+    case((_key.revoked_at.is_not(None), 1), else_=0),
+    case((_key.expires_at <= now_ms(), 1), else_=0),
+    case((func.coalesce(_key.last_used_at, 0) < now_ms() - TOUCH_MS, 1), else_=0),
 )
 
 

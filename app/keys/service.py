@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
 
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
@@ -14,11 +13,8 @@ from app.ids import new_id
 from app.keys import repository
 from app.keys.models import ApiKey, Tenant
 from app.keys.repository import TOUCH_MS
+from app.keys.scopes import SCOPES
 from app.keys.tokens import hash_token, new_token
-
-Scope = Literal["jobs:read", "jobs:write", "jobs:cancel", "artifacts:read"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""jobs:read looks, jobs:write submits, labels, retries and deletes, jobs:cancel stops, artifacts:read downloads."""
 
 DAY_MS = 86_400_000
 

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from app.db import Database
-from app.jobs import repository
+from app.jobs import counts
 from app.jobs.models import STATUSES
 
 
@@ -24,9 +24,9 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         with self._database.read() as session:
-            by_status = repository.count_by_status(session)
-            failures = repository.count_failures(session)
-            state = repository.backlog(session)
+            by_status = counts.count_by_status(session)
+            failures = counts.count_failures(session)
+            state = counts.backlog(session)
         jobs = GaugeMetricFamily("espalier_jobs", "Jobs by status.", labels=["status"])
         for status in STATUSES:
             jobs.add_metric([status], by_status.get(status, 0))

@@ -6,30 +6,24 @@ import hashlib
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Header
 from starlette.responses import Response
 
-from app.artifacts.endpoints import lost
+from app.access import JobReader
+from app.artifacts.stored import lost
 from app.errors import InvalidTransition, NotFound
+from app.http.conditional import PAGE_HEADERS
 from app.http.negotiation import negotiate
 from app.http.problems import responses
 from app.http.route import StrictRoute
 from app.jobs import repository
 from app.jobs.models import ACTIVE
-from app.keys.auth import JobSeen, RequiresJob
 from app.services import ServicesDep
 from workers.engine.report import Report
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/report", tags=["reports"], route_class=StrictRoute)
 
 PAGE = "report.html"
-HEADERS = {
-    "Cache-Control": "private, no-cache",
-    "Vary": "Authorization, Accept",
-    # The page brings its styles and plots along and needs nothing else.
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 @router.get(
@@ -39,7 +33,7 @@ HEADERS = {
     responses={**responses(404, 406, 409, 410), 200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
 )
 def report(
-    seen: Annotated[JobSeen, Depends(RequiresJob("jobs:read"))],
+    seen: JobReader,
     has: ServicesDep,
     accept: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -61,7 +55,7 @@ def report(
             code="no_report",
         )
     if kind == "application/json":
-        return Response(orjson.dumps(body), headers=HEADERS, media_type=kind)
+        return Response(orjson.dumps(body), headers=PAGE_HEADERS, media_type=kind)
     if page is None:
         raise NotFound("This job's report has no page: take it as JSON.", code="no_report")
     try:
@@ -70,4 +64,4 @@ def report(
         raise lost(page, "is gone from it") from None
     if hashlib.sha256(content).hexdigest() != page.sha256:
         raise lost(page, "is not what was stored")
-    return Response(content, headers=HEADERS, media_type=kind)
+    return Response(content, headers=PAGE_HEADERS, media_type=kind)

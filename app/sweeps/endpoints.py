@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import orjson
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import AfterValidator
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.access import Canceller, Principal, Reader, Writer
 from app.errors import NotFound
-from app.http.conditional import PRIVATE, matches
+from app.http.conditional import PAGE_HEADERS, PRIVATE, matches
 from app.http.negotiation import negotiate
-from app.http.pagination import decode_cursor, encode_cursor
+from app.http.pagination import decode_cursor, encode_cursor, next_link
 from app.http.problems import responses
 from app.http.queries import Flag
 from app.http.route import StrictRoute
 from app.ids import is_id
-from app.jobs import idempotency, preflight, removals
-from app.jobs.endpoints import Canceller, Reader, Writer
+from app.jobs import preflight, removals
+from app.jobs.acceptance import accept_once
 from app.jobs.models import ACTIVE
 from app.jobs.parameters import Cursor, Limit
 from app.jobs.views import iso
-from app.keys.auth import Principal
 from app.services import Services, ServicesDep
 from app.sweeps import expand, page, repository, service
 from app.sweeps.models import Sweep
@@ -79,14 +77,15 @@ def create(
     if dry_run:
         return Response(_plan(children, has).model_dump_json(), media_type="application/json")
     max_attempts, deadline_s = preflight.limits(submit, has.settings)
-    asked = submit.model_dump(mode="json", exclude={"spec", "grid", "list_"})
-    asked["children"] = [[child.values, child.spec.digest()] for child in children]
-    keyed = idempotency.keyed(idempotency_key, principal.tenant_id, "POST /v1/sweeps", asked)
-    if keyed and (replay := _replay(has, keyed)):
-        return replay
-    expand.checked(range(len(children)), lambda number: preflight.check(children[number].spec, has.settings))
 
-    def insert(session: Session) -> tuple[str, bytes]:
+    def asked() -> Any:
+        document = submit.model_dump(mode="json", exclude={"spec", "grid", "list_"})
+        return document | {"children": [[child.values, child.spec.digest()] for child in children]}
+
+    def check() -> None:
+        expand.checked(range(len(children)), lambda number: preflight.check(children[number].spec, has.settings))
+
+    def make(session: Session) -> tuple[str, bytes]:
         sweep = service.create(
             session,
             tenant_id=principal.tenant_id,
@@ -97,19 +96,18 @@ def create(
             request_id=request.state.request_id,
         )
         body, _ = _rendered(session, sweep)
-        if keyed:
-            idempotency.remember(session, keyed, sweep.id, body, hours=has.settings.idempotency_hours)
         return sweep.id, body
 
-    try:
-        sweep_id, body = has.database.transact(insert)
-    except IntegrityError:
-        # Somebody else committed the same key in between; anything else that is not unique is a bug.
-        if keyed and (replay := _replay(has, keyed)):
-            return replay
-        raise
-    has.relay.wake()
-    return _accepted(sweep_id, body)
+    return accept_once(
+        has,
+        router.prefix,
+        idempotency_key,
+        principal.tenant_id,
+        asked=asked,
+        check=check,
+        make=make,
+        poll_after_s=POLL_AFTER_S,
+    )
 
 
 @router.get("", operation_id="sweeps_list", response_model=SweepPage, responses=responses(400, 422))
@@ -122,13 +120,10 @@ def list_sweeps(
     with has.database.read() as session:
         found = repository.page(session, principal.tenant_id, older_than=older_than, limit=limit + 1)
         sweeps, has_more = found[:limit], len(found) > limit
-        counts = repository.counts(session, [sweep.id for sweep in sweeps])
+        counts = repository.count_children(session, [sweep.id for sweep in sweeps])
         data = [_summary(sweep, counts[sweep.id]) for sweep in sweeps]
     next_cursor = encode_cursor(has.secret, binding, sweeps[-1].created_at, sweeps[-1].id) if has_more else None
-    headers = dict(PRIVATE)
-    if next_cursor is not None:
-        kept = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
-        headers["Link"] = f'<{request.scope["path"]}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'
+    headers = {**PRIVATE, **next_link(request, next_cursor)}
     answer = {"data": data, "next_cursor": next_cursor, "has_more": has_more}
     return Response(orjson.dumps(answer), headers=headers, media_type="application/json")
 
@@ -190,7 +185,7 @@ def pareto(
         found = compare(sweep_id, children, repository.measurements(session, sweep_id), quality, cost)
         if kind == "text/html":
             html = page.render(_summary(sweep, _counts(children)), found)
-            return Response(html, headers=page.HEADERS, media_type=kind)
+            return Response(html, headers=PAGE_HEADERS, media_type=kind)
     headers = {**PRIVATE, "Vary": "Authorization, Accept"}
     return Response(found.model_dump_json(), headers=headers, media_type=kind)
 
@@ -217,7 +212,7 @@ def delete(sweep_id: SweepId, principal: Writer, has: ServicesDep) -> Response:
 
 
 def _owned(session: Session, principal: Principal, sweep_id: str) -> Sweep:
-    sweep = repository.sweep(session, principal.tenant_id, sweep_id)
+    sweep = repository.sweep_of_tenant(session, principal.tenant_id, sweep_id)
     if sweep is None:
         raise _no_such_sweep()
     return sweep
@@ -284,16 +279,3 @@ def _child(child: ChildRow) -> dict[str, Any]:
         "error": child.error,
         "stopped_by": child.stopped_by,
     }
-
-
-def _replay(has: Services, keyed: idempotency.Keyed) -> Response | None:
-    with has.database.read() as session:
-        answer = idempotency.answered(session, keyed)
-    return None if answer is None else _accepted(*answer, replayed=True)
-
-
-def _accepted(sweep_id: str, body: bytes, *, replayed: bool = False) -> Response:
-    headers = {"Location": f"/v1/sweeps/{sweep_id}", "Retry-After": str(POLL_AFTER_S)}
-    if replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return Response(body, 202, headers, "application/json")

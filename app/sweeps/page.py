@@ -7,7 +7,6 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from app.reports.endpoints import HEADERS as HEADERS
 from app.sweeps import figure as plot
 from app.sweeps.schemas import Pareto
 from workers.engine.reporting import wording

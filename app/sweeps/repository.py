@@ -41,11 +41,11 @@ _CHILD = (
 )
 
 
-def sweep(session: Session, tenant_id: str, sweep_id: str) -> Sweep | None:
+def sweep_of_tenant(session: Session, tenant_id: str, sweep_id: str) -> Sweep | None:
     return session.scalar(select(Sweep).where(Sweep.id == sweep_id, Sweep.tenant_id == tenant_id))
 
 
-def locked(session: Session, sweep_id: str) -> Sweep | None:
+def lock_sweep(session: Session, sweep_id: str) -> Sweep | None:
     """The sweep, its row locked until the transaction ends. Whoever changes several of its jobs locks it first, and
     then the jobs in the order of their ids, so that two of them cannot wait for each other."""
     return session.scalar(select(Sweep).where(Sweep.id == sweep_id).with_for_update())
@@ -61,7 +61,7 @@ def children(session: Session, sweep_id: str) -> list[ChildRow]:
     return [ChildRow(*row) for row in rows]
 
 
-def jobs(session: Session, sweep_id: str, statuses: Sequence[str]) -> Sequence[tuple[SweepChild, Job]]:
+def lock_jobs(session: Session, sweep_id: str, statuses: Sequence[str]) -> Sequence[tuple[SweepChild, Job]]:
     """The children whose job has one of the statuses, the jobs locked, in the order of their ids."""
     rows = session.execute(
         select(SweepChild, Job)
@@ -82,7 +82,7 @@ def page(session: Session, tenant_id: str, *, older_than: tuple[int, str] | None
     return session.scalars(query.order_by(Sweep.created_at.desc(), Sweep.id.desc()).limit(limit)).all()
 
 
-def counts(session: Session, sweep_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+def count_children(session: Session, sweep_ids: Sequence[str]) -> dict[str, dict[str, int]]:
     """Sweep -> children by status; `deleted` where the job is gone."""
     status = func.coalesce(Job.status, "deleted")
     rows = session.execute(
@@ -118,7 +118,7 @@ def measurements(session: Session, sweep_id: str) -> dict[int, Measured]:
     return {row[0]: Measured(row[1], float(row[2]), row[3]) for row in rows}
 
 
-def to_enforce(session: Session) -> Sequence[str]:
+def with_stop_rule_and_active_jobs(session: Session) -> Sequence[str]:
     """Sweeps with a stop rule and children that have not ended."""
     return session.scalars(
         select(Sweep.id)
@@ -133,7 +133,7 @@ def to_enforce(session: Session) -> Sequence[str]:
     ).all()
 
 
-def sweep_of(session: Session, job_id: str) -> str | None:
+def with_stop_rule_of_job(session: Session, job_id: str) -> str | None:
     """The sweep with a stop rule that the job belongs to."""
     return session.scalar(
         select(Sweep.id).join(SweepChild, SweepChild.sweep_id == Sweep.id).where(

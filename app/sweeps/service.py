@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from app.db import clock
 from app.errors import InvalidTransition
 from app.ids import new_id
-from app.jobs import repository as jobs
 from app.jobs import service
 from app.jobs.models import ACTIVE, STATUSES
 from app.sweeps import repository
@@ -34,7 +34,7 @@ def create(
     request_id: str | None,
 ) -> Sweep:
     """Insert the sweep and a job for each child; they run in their order."""
-    now = jobs.clock(session)
+    now = clock(session)
     sweep = Sweep(
         id=new_id("swp"),
         tenant_id=tenant_id,
@@ -66,15 +66,15 @@ def create(
 
 def cancel(session: Session, sweep: Sweep) -> None:
     """Stop every child that has not ended. Idempotent."""
-    repository.locked(session, sweep.id)
-    for _, job in repository.jobs(session, sweep.id, ACTIVE):
+    repository.lock_sweep(session, sweep.id)
+    for _, job in repository.lock_jobs(session, sweep.id, ACTIVE):
         service.cancel(session, job, {"reason": "sweep_cancelled"})
 
 
 def remove(session: Session, sweep: Sweep) -> list[str]:
     """Delete the sweep and its jobs, and record that their files may go. Returns the jobs' ids."""
-    repository.locked(session, sweep.id)
-    found = [job for _, job in repository.jobs(session, sweep.id, STATUSES)]
+    repository.lock_sweep(session, sweep.id)
+    found = [job for _, job in repository.lock_jobs(session, sweep.id, STATUSES)]
     if active := sum(job.status in ACTIVE for job in found):
         raise InvalidTransition(
             f"{active} of the sweep's jobs have not ended: cancel it first, then delete it.",
@@ -89,7 +89,7 @@ def remove(session: Session, sweep: Sweep) -> list[str]:
 
 def enforce_stop(session: Session, sweep_id: str) -> list[str]:
     """Cancel what the stop rule says. Returns the jobs' ids. Whoever ends a child calls this, and the reconciler."""
-    sweep = repository.locked(session, sweep_id)
+    sweep = repository.lock_sweep(session, sweep_id)
     if sweep is None or sweep.stop is None:
         return []
     found = repository.children(session, sweep_id)
@@ -97,7 +97,7 @@ def enforce_stop(session: Session, sweep_id: str) -> list[str]:
     if not doomed:
         return []
     stopped = []
-    for child, job in repository.jobs(session, sweep_id, ACTIVE):
+    for child, job in repository.lock_jobs(session, sweep_id, ACTIVE):
         if child.number in doomed:
             child.stopped_by = doomed[child.number]
             service.cancel(session, job, {"reason": "sweep_stopped", "stopped_by": child.stopped_by})

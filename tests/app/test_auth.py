@@ -14,6 +14,7 @@ from app.errors import InvalidRequest, NotFound
 from app.keys import service as keys
 from app.keys import tokens
 from app.keys.models import ApiKey
+from app.keys.scopes import SCOPES, Scope
 from app.logs import redact_api_keys
 from tests.helpers.api import SPEC, Api, eventually, make_key
 from tests.helpers.conformity import document
@@ -83,7 +84,7 @@ class TestKeys:
     def test_scopes_are_checked(self, database: Database, scopes: list[str]) -> None:
         with pytest.raises(InvalidRequest) as caught:
             self.create(database, scopes=scopes)
-        assert caught.value.extra["allowed"] == list(keys.SCOPES)
+        assert caught.value.extra["allowed"] == list(SCOPES)
 
     def test_revoking_twice_keeps_the_first_date(self, database: Database) -> None:
         key, _ = self.create(database)
@@ -142,11 +143,11 @@ class TestRequests:
     def test_each_endpoint_asks_for_its_scope(self, api: Api) -> None:
         job_id = api.submit()["id"]
 
-        def ask(method: str, path: str, body: Any, *scopes: keys.Scope) -> httpx2.Response:
+        def ask(method: str, path: str, body: Any, *scopes: Scope) -> httpx2.Response:
             headers = {"Authorization": f"Bearer {make_key(api.services, 'ours', scopes)[0]}"}
             return api.client.request(method, f"/v1/jobs{path.format(id=job_id)}", json=body, headers=headers)
 
-        needed: list[tuple[str, str, Any, keys.Scope]] = [
+        needed: list[tuple[str, str, Any, Scope]] = [
             ("POST", "", {"spec": SPEC}, "jobs:write"),
             ("GET", "", None, "jobs:read"),
             ("GET", "/{id}", None, "jobs:read"),
@@ -162,7 +163,7 @@ class TestRequests:
             ("DELETE", "/{id}", None, "jobs:write"),
         ]
         for method, path, body, scope in needed:
-            refused = ask(method, path, body, *(other for other in keys.SCOPES if other != scope))
+            refused = ask(method, path, body, *(other for other in SCOPES if other != scope))
             assert (refused.status_code, refused.json()["code"]) == (403, "missing_scope"), (method, path)
             assert refused.json()["allowed"] == [scope]
             assert ask(method, path, body, scope).status_code not in (401, 403), (method, path)

@@ -126,6 +126,7 @@ def test_the_api_serves_where_no_heavy_library_is_installed(tmp_path: Path) -> N
         from starlette.testclient import TestClient
         from app import migrate
         from app.keys import service as keys
+from app.keys.scopes import SCOPES
         from app.main import create_app
         from app.settings import Settings
 
@@ -137,7 +138,7 @@ def test_the_api_serves_where_no_heavy_library_is_installed(tmp_path: Path) -> N
         with TestClient(app) as client:
             with app.state.services.database.write() as session:
                 _, key = keys.create_key(session, secret=settings.secret(), tenant="t", name="n",
-                                         scopes=keys.SCOPES, expires_days=None)
+                                         scopes=SCOPES, expires_days=None)
             client.headers["Authorization"] = f"Bearer {key}"
             print(client.get("/v1/capabilities").status_code)
             print(client.post("/v1/jobs?dry_run=true", json={"spec": spec}).status_code)

@@ -12,6 +12,7 @@ from sqlalchemy import event, insert, select, text, update
 
 from app.http.pagination import encode_cursor
 from app.jobs import repository
+from app.jobs.bodies import Bodies
 from app.jobs.models import Job
 from app.jobs.repository import Filters
 from app.jobs.schemas import JobPage
@@ -196,10 +197,69 @@ def explained(api: Api, filters: Filters, older_than: tuple[int, str]) -> str:
 
     event.listen(engine, "before_cursor_execute", note)
     with api.database.read() as session:
-        repository.page(session, api.tenant_id, filters, older_than=older_than, limit=51)
+        repository.whole_page(session.connection(), api.tenant_id, filters, older_than=older_than, limit=51)
     event.remove(engine, "before_cursor_execute", note)
     # The relay's thread looks into its outbox meanwhile.
     [(sql, parameters)] = [s for s in statements if "ORDER BY" in s[0] and "outbox" not in s[0]]
     explain = "explain query plan" if engine.dialect.name == "sqlite" else "explain"
     with engine.connect() as connection:
         return "\n".join(str(line) for line in connection.exec_driver_sql(f"{explain} {sql}", parameters).all())
+
+
+class TestKeptBodies:
+    """A page is made of bodies rendered before, where nothing has changed since."""
+
+    def test_every_change_is_shown(self, api: Api) -> None:
+        job = api.submit()
+
+        def shown() -> None:
+            assert api.client.get("/v1/jobs").json()["data"] == [api.get(job).json()]
+
+        shown()
+        for change in (
+            lambda: api.client.patch(f"/v1/jobs/{job['id']}", json={"labels": {"a": "b"}}),
+            lambda: api.fail(api.claim()),
+            lambda: api.post(job, "retry"),
+            lambda: api.post(job, "cancel"),
+            lambda: api.post(job, "retry"),
+        ):
+            before = api.client.get("/v1/jobs").json()
+            change()
+            shown()
+            assert api.client.get("/v1/jobs").json() != before
+        held = api.claim()
+        shown()
+        api.record(held, ("stage", {"stage": "prune"}))
+        shown()
+        api.succeed(held)
+        shown()
+        api.client.delete(f"/v1/jobs/{job['id']}")
+        assert api.client.get("/v1/jobs").json()["data"] == []
+
+    def test_a_new_place_in_the_queue_is_shown(self, api: Api) -> None:
+        """It changes without the job."""
+        api.submit()
+        second = api.submit()
+        assert api.client.get("/v1/jobs").json()["data"][0]["queue"] == {"position": 2}
+        api.claim()
+        assert api.client.get("/v1/jobs").json()["data"][0] == api.get(second).json() | {"queue": {"position": 1}}
+
+    def test_what_has_not_changed_is_not_read_again(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        for _ in range(3):
+            api.submit()
+        first = api.client.get("/v1/jobs")
+        monkeypatch.setattr(repository, "whole_page", lambda *args, **kw: pytest.fail("all was read again"))
+        assert api.client.get("/v1/jobs").content == first.content
+        assert len(listed(api, status="queued")) == 3
+
+    def test_they_take_no_more_than_they_may(self, api: Api) -> None:
+        for _ in range(3):
+            api.submit()
+        size = len(api.client.get("/v1/jobs?limit=1").content)
+        bodies = Bodies(most_bytes=2 * size)
+        with api.database.rows() as connection:
+            for _ in range(2):
+                _, found = bodies.page(connection, api.tenant_id, Filters(), older_than=None, limit=10)
+                assert len(found) == 3
+        assert 0 < bodies._bytes <= 2 * size
+        assert bodies._bytes == sum(map(len, bodies._bodies.values()))

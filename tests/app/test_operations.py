@@ -13,7 +13,7 @@ from sqlalchemy import text, update
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
-from app.db import now_ms
+from app.db import clock, now_ms
 from app.http import middleware
 from app.jobs import preflight, repository
 from app.jobs.models import Job, Outbox
@@ -87,7 +87,7 @@ class TestMetrics:
         with api.database.write() as session:
             session.execute(update(Job).where(Job.id == held.job_id).values(lease_expires_at=now_ms() - 1000))
             session.execute(update(Job).where(Job.id != held.job_id).values(not_before=now_ms() - 90_000))
-            session.add(Outbox(job_id=held.job_id, queue="any", due_at=repository.clock(session) + 3_600_000))
+            session.add(Outbox(job_id=held.job_id, queue="any", due_at=clock(session) + 3_600_000))
         found = metrics(api)
         assert found["espalier_lease_expired", ()] == 1
         assert found["espalier_queue_oldest_seconds", ()] == pytest.approx(90, abs=5)

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from app.cli import cli
 from app.db import now_ms
 from app.ids import new_id
-from app.jobs import removals, service
+from app.jobs import attempts, removals
+from app.jobs.attempts import Claim
 from app.jobs.models import FileRemoval, Job
-from app.jobs.service import Claim
 from app.settings import Settings
 from app.storage import StorageError
 from tests.helpers.api import FILES, Api
@@ -178,14 +178,14 @@ class TestRecords:
         held = api.claim()
 
         def half_done(session: Session) -> None:
-            service.release(session, held)
+            attempts.release(session, held)
             raise RuntimeError
 
         with pytest.raises(RuntimeError):
             api.database.transact(half_done)
         assert pending(api) == 0
         with api.database.write() as session:
-            service.release(session, held)
+            attempts.release(session, held)
         assert pending(api) == 1
         api.succeed(api.claim())
         assert pending(api) == 1
@@ -194,15 +194,15 @@ class TestRecords:
         api.submit()
         held = api.claim()
         with api.database.read() as session:
-            assert not service.ended_without_result(session, held)
+            assert not attempts.ended_without_result(session, held)
         api.succeed(held)
         with api.database.read() as session:
-            assert not service.ended_without_result(session, held)
+            assert not attempts.ended_without_result(session, held)
         api.client.delete(f"/v1/jobs/{held.job_id}")
         with api.database.read() as session:
-            assert service.ended_without_result(session, held)
+            assert attempts.ended_without_result(session, held)
             unheard_of = Claim(new_id("job"), held.tenant_id, 1, 1, {}, 1)
-            assert not service.ended_without_result(session, unheard_of)
+            assert not attempts.ended_without_result(session, unheard_of)
 
 
 class TestScratch:

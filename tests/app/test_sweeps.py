@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from app.failure import Failure
 from app.jobs.models import Job, Outbox
-from app.jobs.repository import statuses
+from app.jobs.upkeep_repository import statuses
 from app.settings import Settings
 from app.sweeps import figure, repository, service
 from app.sweeps.labels import RADIUS, Box, place
@@ -324,12 +324,12 @@ class TestStopRule:
         api.succeed(api.claim(), judged("fail"))
         reconciler = Reconciler(settings)
         with api.database.read() as session:
-            assert repository.to_enforce(session) == [stops["id"]]
+            assert repository.with_stop_rule_and_active_jobs(session) == [stops["id"]]
         reconciler.stop_sweeps()
         assert statuses_of(api, stops) == ["succeeded", "cancelled", "cancelled"]
         assert statuses_of(api, plain) == ["queued"] * 3
         with api.database.read() as session:
-            assert repository.to_enforce(session) == []
+            assert repository.with_stop_rule_and_active_jobs(session) == []
             assert set(statuses(session, [plain["children"][0]["job_id"]]).values()) == {"queued"}
         reconciler.database.dispose()
 

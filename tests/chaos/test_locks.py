@@ -22,8 +22,8 @@ from sqlalchemy import create_engine, text
 from app.db import Database
 from app.errors import InvalidTransition
 from app.failure import Failure
-from app.jobs import service
-from app.jobs.service import Fenced
+from app.jobs import attempts
+from app.jobs.attempts import Fenced
 from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
 from tests.helpers.api import REPORT
@@ -138,7 +138,7 @@ class Load:
         """What workers/tasks.py writes, without the work between."""
         database = Database(self.cluster.config.database_url, pool_size=2)
         while time.monotonic() < self.end:
-            held = database.transact(lambda session: service.claim(session, worker="w", queues=["any"], ttl_s=0.3))
+            held = database.transact(lambda session: attempts.claim(session, worker="w", queues=["any"], ttl_s=0.3))
             if held is None:
                 time.sleep(0.005)
                 continue
@@ -153,27 +153,29 @@ class Load:
             database.transact(lambda session, held=held: self._stop_sweep(session, held))
         database.dispose()
 
-    def _beat(self, session: Any, held: service.Claim) -> None:
-        service.renew(session, held, ttl_s=0.3)
-        service.record(session, held, [("checkpoint", {"block": 1})], {"stage": "prune", "done": 1, "total": 8})
+    def _beat(self, session: Any, held: attempts.Claim) -> None:
+        attempts.renew(session, held, ttl_s=0.3)
+        attempts.record(session, held, [("checkpoint", {"block": 1})], {"stage": "prune", "done": 1, "total": 8})
 
-    def _end(self, database: Database, held: service.Claim, ending: str) -> None:
+    def _end(self, database: Database, held: attempts.Claim, ending: str) -> None:
         match ending:
             case "succeed":
                 files = [(FileEntry(path="a", bytes=1, sha256="0" * 64), f"{held.job_id}/{held.fence}")]
                 database.transact(
-                    lambda session: service.succeed(session, held, report=REPORT, manifest_sha256="0" * 64, files=files)
+                    lambda session: attempts.succeed(
+                        session, held, report=REPORT, manifest_sha256="0" * 64, files=files
+                    )
                 )
             case "fail":
-                database.transact(lambda session: service.fail(session, held, FAILURE, backoff_s=0.05))
+                database.transact(lambda session: attempts.fail(session, held, FAILURE, backoff_s=0.05))
             case "late":  # the reconcilers have taken the job back by then
                 time.sleep(1.5)
-                database.transact(lambda session: service.release(session, held))
+                database.transact(lambda session: attempts.release(session, held))
             case "release":
-                database.transact(lambda session: service.release(session, held))
+                database.transact(lambda session: attempts.release(session, held))
 
-    def _stop_sweep(self, session: Any, held: service.Claim) -> None:
-        if sweep_id := sweep_repository.sweep_of(session, held.job_id):
+    def _stop_sweep(self, session: Any, held: attempts.Claim) -> None:
+        if sweep_id := sweep_repository.with_stop_rule_of_job(session, held.job_id):
             sweeps.enforce_stop(session, sweep_id)
 
 

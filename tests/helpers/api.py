@@ -15,9 +15,10 @@ from starlette.testclient import TestClient
 
 from app.db import Database
 from app.failure import Failure
-from app.jobs import repository, service
+from app.jobs import attempts, upkeep_repository
 from app.jobs.models import Job
 from app.keys import service as keys
+from app.keys.scopes import SCOPES
 from app.services import Services
 from workers.engine.report import FileEntry, GateResult, Report, Verdict
 
@@ -113,35 +114,35 @@ class Api:
 
     # -- the worker's part ---------------------------------------------------------------------------------------------
 
-    def claim(self) -> service.Claim:
+    def claim(self) -> attempts.Claim:
         """The first in the queue. A claim passes over rows that the relay is marking as announced, and would take a job
         from further back: so their locks are waited for."""
         with self.database.write() as session:
             queued = session.scalars(select(Job.id).where(Job.status == "queued")).all()
-            repository.lock_in_order(session, queued)
-            held = service.claim(session, worker="w1", queues=["any"], ttl_s=60)
+            upkeep_repository.lock_jobs(session, queued)
+            held = attempts.claim(session, worker="w1", queues=["any"], ttl_s=60)
         assert held is not None, "nothing is queued"
         return held
 
-    def record(self, held: service.Claim, *events: tuple[str, dict[str, Any]]) -> None:
+    def record(self, held: attempts.Claim, *events: tuple[str, dict[str, Any]]) -> None:
         progress = {"stage": "prune", "done": 1, "total": 8, "unit": "block", "rate": 2.0, "eta_s": 3.5}
         with self.database.write() as session:
-            service.record(session, held, list(events), progress)
+            attempts.record(session, held, list(events), progress)
 
-    def succeed(self, held: service.Claim, report: Report = REPORT) -> None:
+    def succeed(self, held: attempts.Claim, report: Report = REPORT) -> None:
         entries = []
         for path, content in FILES.items():
             key = self.services.store.file_key(held.tenant_id, held.job_id, held.attempt, held.fence, path)
             self.services.store.put_bytes(key, content)
             entries.append((FileEntry(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()), key))
         with self.database.write() as session:
-            service.succeed(session, held, report=report, manifest_sha256="0" * 64, files=entries)
+            attempts.succeed(session, held, report=report, manifest_sha256="0" * 64, files=entries)
 
-    def fail(self, held: service.Claim, failure: Failure = CRASH) -> None:
+    def fail(self, held: attempts.Claim, failure: Failure = CRASH) -> None:
         with self.database.write() as session:
-            service.fail(session, held, failure, backoff_s=0)
+            attempts.fail(session, held, failure, backoff_s=0)
 
-    def log(self, held: service.Claim, n: int, text: str) -> None:
+    def log(self, held: attempts.Claim, n: int, text: str) -> None:
         key = self.services.store.log_key(held.tenant_id, held.job_id, held.attempt, held.fence, n)
         self.services.store.put_bytes(key, text.encode())
 
@@ -152,7 +153,7 @@ class Api:
 
 
 def make_key(
-    services: Services, tenant: str, scopes: tuple[str, ...] = keys.SCOPES, expires_days: int | None = None
+    services: Services, tenant: str, scopes: tuple[str, ...] = SCOPES, expires_days: int | None = None
 ) -> tuple[str, str, str]:
     """(text, id, tenant id) of a new key."""
     with services.database.write() as session:

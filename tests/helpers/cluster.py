@@ -23,6 +23,7 @@ from app import migrate
 from app.cli.processes import api_command, reconciler_command
 from app.db import Database
 from app.keys import service as keys
+from app.keys.scopes import SCOPES
 from app.settings import Settings
 from workers import runner
 
@@ -124,7 +125,7 @@ class Cluster:
                 secret=self.config.secret(),
                 tenant="tests",
                 name="tests",
-                scopes=list(keys.SCOPES),
+                scopes=list(SCOPES),
                 expires_days=None,
             )
         self.processes: dict[str, subprocess.Popen[bytes]] = {}

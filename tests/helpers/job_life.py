@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from app.db import Database
-from app.jobs import repository, service
+from app.db import Database, clock
+from app.jobs import attempts, service
 from app.jobs.models import Job
 from app.keys.models import Tenant
 from workers.engine.report import Report
@@ -47,7 +47,7 @@ REPORT = Report.model_validate(
 @pytest.fixture
 def tenant(database: Database) -> str:
     with database.write() as session:
-        session.add(Tenant(id="ten_1", name="one", created_at=repository.clock(session)))
+        session.add(Tenant(id="ten_1", name="one", created_at=clock(session)))
     return "ten_1"
 
 
@@ -65,12 +65,12 @@ def submit(database: Database, tenant: str, **changes: Any) -> str:
         return service.create(session, **{**arguments, **changes}).id
 
 
-def claim(database: Database, ttl_s: float = 60, queues: tuple[str, ...] = ("any",)) -> service.Claim | None:
+def claim(database: Database, ttl_s: float = 60, queues: tuple[str, ...] = ("any",)) -> attempts.Claim | None:
     with database.write() as session:
-        return service.claim(session, worker="w", queues=queues, ttl_s=ttl_s)
+        return attempts.claim(session, worker="w", queues=queues, ttl_s=ttl_s)
 
 
-def claimed(database: Database, ttl_s: float = 60) -> service.Claim:
+def claimed(database: Database, ttl_s: float = 60) -> attempts.Claim:
     held = claim(database, ttl_s)
     assert held is not None
     return held

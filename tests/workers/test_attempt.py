@@ -15,7 +15,7 @@ from sqlalchemy import event, select
 from sqlalchemy.exc import OperationalError
 
 from app.db import Database
-from app.jobs import models, repository, service
+from app.jobs import attempts, models, service, upkeep, worker_repository
 from app.keys.models import Tenant
 from app.settings import Settings
 from app.storage import ArtifactStore, StorageError
@@ -60,7 +60,7 @@ class Worker:
     def attempt(self, engine: Callable[[Path, OnTick], Exit]) -> Attempt:
         """Claim, and run with `engine(folder of the attempt, on_tick)` in place of the child process."""
         with self.database.write() as session:
-            held = service.claim(session, worker="w", queues=["any"], ttl_s=60)
+            held = attempts.claim(session, worker="w", queues=["any"], ttl_s=60)
         assert held is not None
         attempt = Attempt(self.settings, self.database, self.store, held)
         attempt.checkpoint.mkdir(parents=True)
@@ -136,7 +136,7 @@ def test_a_fenced_attempt_removes_what_it_uploaded_once_the_database_says_it_is_
     def engine(folder: Path, on_tick: OnTick) -> Exit:
         package(folder)
         with worker.database.write() as session:
-            job = repository.locked(session, worker.job.id)
+            job = worker_repository.lock_job(session, worker.job.id)
             assert job is not None
             job.lease_expires_at = 1
         return DONE
@@ -145,17 +145,17 @@ def test_a_fenced_attempt_removes_what_it_uploaded_once_the_database_says_it_is_
         put(key, path)
         if path.name == "manifest.json":  # frozen until the reconciler has been
             with worker.database.write() as session:
-                service.reap(session, backoff_s=60)
+                upkeep.reap(session, backoff_s=60)
 
     put = worker.store.put_file
     worker.store.put_file = put_file  # type: ignore[method-assign]
-    real_renew = service.renew
+    real_renew = attempts.renew
 
     def renew(session: Any, held: Any, *, ttl_s: float) -> Any:
         return real_renew(session, held, ttl_s=-1)  # a lease that is always over
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service, "renew", renew)
+        patch.setattr(attempts, "renew", renew)
         worker.attempt(engine)
     assert worker.job.status == "queued"
     assert worker.files() == []
@@ -200,13 +200,13 @@ class TestFullDisk:
     ) -> None:
         """The embedded database lies on the same disk."""
         worker = Worker(database, tmp_path, monkeypatch, max_attempts=1)
-        fail, scratch_at_write = service.fail, list[bool]()
+        fail, scratch_at_write = attempts.fail, list[bool]()
 
         def failing(session: Any, held: Any, *args: Any, **kw: Any) -> None:
             scratch_at_write.append(scratch.checkpoint_dir(worker.settings.work_dir, held.job_id).exists())
             fail(session, held, *args, **kw)
 
-        monkeypatch.setattr(service, "fail", failing)
+        monkeypatch.setattr(attempts, "fail", failing)
         worker.attempt(self.engine)
         assert scratch_at_write == [False]
 

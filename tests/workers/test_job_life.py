@@ -13,7 +13,7 @@ from app.db import Database, now_ms
 from app.errors import InvalidTransition
 from app.failure import Failure
 from app.ids import new_id
-from app.jobs import repository, service
+from app.jobs import attempts, service, upkeep, worker_repository
 from app.jobs.models import STATUSES, Artifact, Attempt, Event, Job, Outbox, ReportRecord
 from app.queue import relay
 from app.settings import Settings
@@ -36,15 +36,15 @@ def outbox(database: Database) -> list[str]:
         return list(session.scalars(select(Outbox.job_id).order_by(Outbox.id)))
 
 
-def succeed(database: Database, held: service.Claim) -> None:
+def succeed(database: Database, held: attempts.Claim) -> None:
     files = [(FileEntry(path="a", bytes=1, sha256="0" * 64), f"key/{held.fence}")]
     with database.write() as session:
-        service.succeed(session, held, report=REPORT, manifest_sha256="f" * 64, files=files)
+        attempts.succeed(session, held, report=REPORT, manifest_sha256="f" * 64, files=files)
 
 
 def act(database: Database, job_id: str, change: Any) -> None:
     with database.write() as session:
-        job = repository.locked(session, job_id)
+        job = worker_repository.lock_job(session, job_id)
         assert job is not None
         change(session, job)
 
@@ -56,7 +56,7 @@ def expire_lease(database: Database, job_id: str) -> None:
 
 def reap(database: Database) -> int:
     with database.write() as session:
-        return len(service.reap(session, backoff_s=0))
+        return len(upkeep.reap(session, backoff_s=0))
 
 
 def test_submit_writes_job_event_and_message_together(database: Database, tenant: str) -> None:
@@ -90,7 +90,7 @@ def test_a_job_from_queue_to_success(database: Database, tenant: str) -> None:
     held = claimed(database)
     assert (held.job_id, held.attempt, held.fence) == (job_id, 1, 1)
     with database.write() as session:
-        service.record(session, held, [("stage", {"stage": "prune"})], {"stage": "prune", "done": 1, "total": 4})
+        attempts.record(session, held, [("stage", {"stage": "prune"})], {"stage": "prune", "done": 1, "total": 4})
     succeed(database, held)
     assert events(database, job_id) == ["queued", "running", "stage", "succeeded"]
     with database.read() as session:
@@ -146,14 +146,14 @@ def test_an_expired_lease_queues_the_job_and_fences_the_old_worker(database: Dat
 
     before = _row(database, job_id)
     for write in (
-        lambda s: service.renew(s, zombie, ttl_s=60),
-        lambda s: service.record(s, zombie, [("stage", {"stage": "x"})], None),
-        lambda s: service.succeed(s, zombie, report=REPORT, manifest_sha256="0" * 64, files=[]),
-        lambda s: service.fail(s, zombie, FINAL, backoff_s=0),
-        lambda s: service.cancelled(s, zombie),
-        lambda s: service.release(s, zombie),
+        lambda s: attempts.renew(s, zombie, ttl_s=60),
+        lambda s: attempts.record(s, zombie, [("stage", {"stage": "x"})], None),
+        lambda s: attempts.succeed(s, zombie, report=REPORT, manifest_sha256="0" * 64, files=[]),
+        lambda s: attempts.fail(s, zombie, FINAL, backoff_s=0),
+        lambda s: attempts.cancelled(s, zombie),
+        lambda s: attempts.release(s, zombie),
     ):
-        with pytest.raises(service.Fenced), database.write() as session:
+        with pytest.raises(attempts.Fenced), database.write() as session:
             write(session)
     assert _row(database, job_id) == before
     succeed(database, successor)
@@ -186,7 +186,7 @@ def test_a_live_lease_is_not_reaped_and_renewal_extends_it(database: Database, t
     assert reap(database) == 0
     expire_lease(database, held.job_id)
     with database.write() as session:
-        service.renew(session, held, ttl_s=60)
+        attempts.renew(session, held, ttl_s=60)
     assert reap(database) == 0
 
 
@@ -196,7 +196,7 @@ def test_a_retryable_failure_waits_before_the_next_attempt_and_doubles(database:
     for _ in range(2):
         held = claimed(database)
         with database.write() as session:
-            service.fail(session, held, RETRYABLE, backoff_s=100)
+            attempts.fail(session, held, RETRYABLE, backoff_s=100)
         assert claim(database) is None  # not before its time
         with database.write() as session:
             waits.append(session.execute(select(Job.not_before - now_ms()).where(Job.id == job_id)).scalar_one())
@@ -204,14 +204,14 @@ def test_a_retryable_failure_waits_before_the_next_attempt_and_doubles(database:
     assert waits == [pytest.approx(100_000, abs=5_000), pytest.approx(200_000, abs=5_000)]
     held = claimed(database)
     with database.write() as session:
-        service.fail(session, held, RETRYABLE, backoff_s=100)
+        attempts.fail(session, held, RETRYABLE, backoff_s=100)
     assert status(database, job_id) == "failed"
 
 
 def test_a_final_failure_keeps_its_attempts(database: Database, tenant: str) -> None:
     job_id = submit(database, tenant)
     with database.write() as session:
-        service.fail(session, service.claim(session, worker="w", queues=["any"], ttl_s=9), FINAL, backoff_s=0)  # type: ignore[arg-type]
+        attempts.fail(session, attempts.claim(session, worker="w", queues=["any"], ttl_s=9), FINAL, backoff_s=0)  # type: ignore[arg-type]
     assert status(database, job_id) == "failed"
     act(database, job_id, service.retry)
     assert status(database, job_id) == "queued"
@@ -232,15 +232,15 @@ def test_cancel_while_running_is_an_order_to_the_worker(database: Database, tena
     held = claimed(database)
     act(database, job_id, service.cancel)
     with database.write() as session:
-        assert service.renew(session, held, ttl_s=60) == service.Orders(cancel=True, overdue=False)
+        assert attempts.renew(session, held, ttl_s=60) == attempts.Orders(cancel=True, overdue=False)
     with pytest.raises(InvalidTransition):
         succeed(database, held)  # the cancel came first
     with database.write() as session:
-        service.cancelled(session, held)
+        attempts.cancelled(session, held)
     assert status(database, job_id) == "cancelled"
 
 
-@pytest.mark.parametrize("last_write", [service.release, lambda s, h: service.fail(s, h, RETRYABLE, backoff_s=0)])
+@pytest.mark.parametrize("last_write", [attempts.release, lambda s, h: attempts.fail(s, h, RETRYABLE, backoff_s=0)])
 def test_a_cancel_is_honoured_whatever_the_attempt_ends_with(database: Database, tenant: str, last_write: Any) -> None:
     job_id = submit(database, tenant)
     held = claimed(database)
@@ -263,7 +263,7 @@ def test_a_worker_shutting_down_gives_the_job_back_for_free(database: Database, 
     job_id = submit(database, tenant, max_attempts=1)
     held = claimed(database)
     with database.write() as session:
-        service.release(session, held)
+        attempts.release(session, held)
     assert status(database, job_id) == "queued"
     succeed(database, claimed(database))
     assert status(database, job_id) == "succeeded"
@@ -275,7 +275,7 @@ def test_the_deadline_reaches_the_worker_and_outlives_it(database: Database, ten
     with database.write() as session:
         session.execute(text("update jobs set deadline_at = 1"))
     with database.write() as session:
-        assert service.renew(session, held, ttl_s=60).overdue
+        assert attempts.renew(session, held, ttl_s=60).overdue
     expire_lease(database, job_id)
     reap(database)
     with database.read() as session:
@@ -347,11 +347,11 @@ def test_a_lost_message_is_sent_again(database: Database, tenant: str) -> None:
     broker = Broker()
     relay(database, broker)  # type: ignore[arg-type]
     with database.write() as session:
-        assert service.announce_again(session, older_than_s=30) == 0  # too early to worry
+        assert upkeep.announce_again(session, older_than_s=30) == 0  # too early to worry
         session.execute(text("update jobs set dispatched_at = 1, not_before = 1"))
     for expected in (1, 0):  # once, not once per round: the new message is still in the outbox
         with database.write() as session:
-            assert service.announce_again(session, older_than_s=30) == expected
+            assert upkeep.announce_again(session, older_than_s=30) == expected
     relay(database, broker)  # type: ignore[arg-type]
     assert broker.sent == [job_id, job_id]
 
@@ -362,7 +362,7 @@ def test_every_visible_change_bumps_the_version_and_event_numbers_have_no_gaps(d
     held = claimed(database)
     versions.append(_version(database, job_id))
     with database.write() as session:
-        service.record(session, held, [("stage", {}), ("checkpoint", {})], {"stage": "s", "done": 0, "total": 1})
+        attempts.record(session, held, [("stage", {}), ("checkpoint", {})], {"stage": "s", "done": 0, "total": 1})
     versions.append(_version(database, job_id))
     act(database, job_id, lambda s, j: service.set_labels(s, j, {"k": "v"}))
     versions.append(_version(database, job_id))
@@ -394,7 +394,7 @@ def test_a_job_whose_row_is_locked_for_a_moment_is_claimed_all_the_same(
 
     def hold() -> None:
         with database.write() as session:
-            repository.locked(session, job_id)
+            worker_repository.lock_job(session, job_id)
             locked.set()
             release.wait(10)
 

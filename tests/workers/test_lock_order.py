@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.db import Database
 from app.errors import InvalidTransition
-from app.jobs import repository, service
+from app.jobs import service, upkeep, worker_repository
 from app.jobs.models import Job, Outbox
 from app.keys.models import Tenant
 from app.sweeps import service as sweeps
@@ -51,7 +51,9 @@ def jobs(database: Database, count: int) -> list[str]:
                 session, tenant_id="ten_1", spec=SPEC, labels={}, priority=0, max_attempts=1, deadline_s=60,
                 request_id=None,
             )  # fmt: skip
-            service.cancel(session, job)
+            locked = worker_repository.lock_job(session, job.id)
+            assert locked is not None
+            service.cancel(session, locked)
             session.add(SweepChild(sweep_id="swp_1", number=number, job_id=job.id, values={}))
             made.append(job.id)
     return sorted(made)
@@ -81,7 +83,7 @@ def meet(
 
     thread = threading.Thread(target=run_second)
     with database.write() as session:
-        repository.locked(session, first_locks)
+        worker_repository.lock_job(session, first_locks)
         thread.start()
         while not _somebody_waits(database):
             assert not errors, errors
@@ -102,11 +104,11 @@ def test_a_deletion_and_the_relay(database: Database) -> None:
     sent = messages(database)
 
     def delete(session: Session) -> None:
-        job = repository.locked(session, job_id)
+        job = worker_repository.lock_job(session, job_id)
         assert job is not None
         service.remove(session, job)
 
-    meet(database, job_id, delete, lambda session: service.mark_sent(session, sent))
+    meet(database, job_id, delete, lambda session: upkeep.mark_sent(session, sent))
     assert messages(database) == []
 
 
@@ -117,7 +119,7 @@ def test_the_relay_and_a_sweeps_deletion(database: Database, held: int) -> None:
     sent = sorted(messages(database), key=lambda message: message[1], reverse=True)
 
     def note_sent(session: Session) -> None:
-        service.mark_sent(session, [message for message in sent if message[1] >= ids[held]])
+        upkeep.mark_sent(session, [message for message in sent if message[1] >= ids[held]])
 
     meet(database, ids[held], note_sent, remove_sweep)
     with database.read() as session:
@@ -129,7 +131,7 @@ def test_a_job_that_is_retried_meanwhile_is_not_deleted_with_its_sweep(database:
     ids = jobs(database, 2)
 
     def retry(session: Session) -> None:
-        job = repository.locked(session, ids[1])
+        job = worker_repository.lock_job(session, ids[1])
         assert job is not None
         service.retry(session, job)
 
@@ -145,8 +147,8 @@ def test_a_job_that_is_retried_meanwhile_is_not_deleted_with_its_sweep(database:
 def test_chores_over_many_rows_wait_for_nobody(database: Database) -> None:
     [job_id] = jobs(database, 1)
     with database.write() as session:
-        repository.locked(session, job_id)
+        worker_repository.lock_job(session, job_id)
         with database.write() as other:
-            assert service.reap(other, backoff_s=0) == []
-            service.announce_again(other, older_than_s=0)
-            service.forget_idempotency_keys(other)
+            assert upkeep.reap(other, backoff_s=0) == []
+            upkeep.announce_again(other, older_than_s=0)
+            upkeep.forget_idempotency_keys(other)

@@ -1,4 +1,7 @@
-"""Who is asking: an API key in `Authorization: Bearer espk_…`, looked up on every request, and what it may do."""
+"""Who is asking, for which job, and whether the key may: looked up on every request, both in one query.
+
+The key stands in `Authorization: Bearer espk_…`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from functools import lru_cache
 from typing import Annotated
 
 import orjson
-from fastapi import Path
+from fastapi import Depends, Path
 from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
 from fastapi.security.base import SecurityBase
 from starlette.requests import Request
@@ -16,7 +19,7 @@ from app.errors import Forbidden, NotFound, Unauthenticated
 from app.ids import is_id
 from app.jobs.status_reader import Seen
 from app.jobs.views import JOB_ID, JobView
-from app.keys.service import Scope
+from app.keys.scopes import Scope
 from app.keys.tokens import hash_token, well_formed
 from app.services import services
 
@@ -61,6 +64,13 @@ class RequiresJob(_ApiKey):
 
     async def __call__(self, request: Request, job_id: Annotated[str, Path(examples=[JOB_ID])]) -> JobSeen:
         return await look_at_job(request, job_id, self.scope)
+
+
+Reader = Annotated[Principal, Depends(Requires("jobs:read"))]
+Writer = Annotated[Principal, Depends(Requires("jobs:write"))]
+Canceller = Annotated[Principal, Depends(Requires("jobs:cancel"))]
+JobReader = Annotated[JobSeen, Depends(RequiresJob("jobs:read"))]
+ArtifactReader = Annotated[JobSeen, Depends(RequiresJob("artifacts:read"))]
 
 
 async def look_at_job(request: Request, job_id: str, scope: Scope | None) -> JobSeen:

@@ -1,0 +1,197 @@
+"""What workers do to jobs: claim one, say how it goes, end the attempt. See lifecycle.py.
+
+Whoever acts for an attempt passes its `Claim`; if the job has since been claimed by another, `Fenced` is raised and
+nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import case, func, insert, update
+from sqlalchemy.orm import Session
+
+from app.db import clock, now_ms
+from app.failure import Failure
+from app.jobs import worker_repository as repository
+from app.jobs.lifecycle import HELD, announce, close_attempt, fail_or_retry, transition
+from app.jobs.models import Artifact, Attempt, Event, Job, ReportRecord
+from workers.engine.report import FileEntry, Report
+
+
+class Fenced(Exception):
+    """The attempt no longer owns the job: its lease expired and the job went on without it."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a job, as long as the fence stands."""
+
+    job_id: str
+    tenant_id: str
+    attempt: int
+    fence: int
+    spec: dict[str, Any]
+    deadline_s: int
+    last: bool = False
+    """No attempt is left after this one."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the database tells a worker when it renews its lease."""
+
+    cancel: bool
+    overdue: bool
+
+
+def claim(session: Session, *, worker: str, queues: Iterable[str], ttl_s: float) -> Claim | None:
+    """Take the next queued job, or None. One compare-and-set UPDATE: of many claimants one wins."""
+    row = session.execute(
+        update(Job)
+        .where(Job.id == repository.next_to_run(list(queues)), Job.status == "queued")
+        .values(
+            status="running",
+            attempt=Job.attempt + 1,
+            attempts_left=Job.attempts_left - 1,
+            fence=Job.fence + 1,
+            version=Job.version + 1,
+            event_seq=Job.event_seq + 1,
+            lease_owner=worker,
+            lease_expires_at=now_ms() + int(ttl_s * 1000),
+            started_at=func.coalesce(Job.started_at, now_ms()),
+            deadline_at=func.coalesce(Job.deadline_at, now_ms() + Job.deadline_s * 1000),
+            updated_at=now_ms(),
+            stage=None,
+            progress=None,
+            error=None,
+        )
+        .returning(
+            Job.id,
+            Job.tenant_id,
+            Job.attempt,
+            Job.fence,
+            Job.spec,
+            Job.deadline_s,
+            Job.attempts_left,
+            Job.event_seq,
+            Job.updated_at,
+        )
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if row is None:
+        return None
+    session.add(Attempt(job_id=row.id, number=row.attempt, fence=row.fence, worker=worker, started_at=row.updated_at))
+    session.add(
+        Event(
+            job_id=row.id,
+            seq=row.event_seq,
+            type="running",
+            attempt=row.attempt,
+            data={"worker": worker},
+            at=row.updated_at,
+        )
+    )
+    session.flush()
+    return Claim(row.id, row.tenant_id, row.attempt, row.fence, row.spec, row.deadline_s, row.attempts_left <= 0)
+
+
+def renew(session: Session, held: Claim, *, ttl_s: float) -> Orders:
+    """Extend the lease; learn whether to stop. Raises Fenced if the job is no longer ours."""
+    row = session.execute(
+        update(Job)
+        .where(Job.id == held.job_id, Job.fence == held.fence, Job.status.in_(HELD))
+        .values(lease_expires_at=now_ms() + int(ttl_s * 1000))
+        .returning(Job.status, case((Job.deadline_at < now_ms(), True), else_=False).label("overdue"))
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if row is None:
+        raise Fenced
+    return Orders(cancel=row.status == "cancelling", overdue=row.overdue)
+
+
+def record(
+    session: Session, held: Claim, events: list[tuple[str, dict[str, Any]]], progress: dict[str, Any] | None
+) -> None:
+    """Append what the runner reported. `progress` replaces the one shown; its `stage` becomes the job's."""
+    job = _held(session, held)
+    now = clock(session)
+    for kind, data in events:
+        job.event_seq += 1
+        session.add(Event(job_id=job.id, seq=job.event_seq, type=kind, attempt=held.attempt, data=data, at=now))
+    if progress is not None:
+        job.progress = progress
+        job.stage = progress["stage"]
+    job.version += 1
+    job.updated_at = now
+    session.flush()
+
+
+def succeed(
+    session: Session, held: Claim, *, report: Report, manifest_sha256: str, files: list[tuple[FileEntry, str]]
+) -> None:
+    """Make the attempt's files and report the job's. `files` are (entry, storage key), already uploaded.
+
+    Raises InvalidTransition if a cancel came first.
+    """
+    job = _held(session, held)
+    close_attempt(session, job, "succeeded")
+    transition(session, job, "succeeded")
+    job.manifest_sha256 = manifest_sha256
+    job.metrics = {
+        m.name: {"dense": m.dense, "pruned": m.pruned, "ratio": m.ratio, "unit": m.unit} for m in report.metrics
+    }
+    job.verdict = report.verdict
+    if job.progress is not None:
+        job.progress = {**job.progress, "done": job.progress["total"], "eta_s": 0}
+    session.add(ReportRecord(job_id=job.id, body=report.model_dump(mode="json")))
+    session.execute(
+        insert(Artifact),
+        [{"job_id": job.id, "path": f.path, "bytes": f.bytes, "sha256": f.sha256, "key": key} for f, key in files],
+    )
+
+
+def fail(session: Session, held: Claim, error: Failure, *, backoff_s: float) -> None:
+    """End the attempt. A retryable failure queues the job again while attempts are left."""
+    job = _held(session, held)
+    if job.status == "cancelling":
+        return cancelled(session, held)
+    fail_or_retry(session, job, error, outcome="failed", backoff_s=backoff_s)
+
+
+def cancelled(session: Session, held: Claim) -> None:
+    """The runner is gone, as `cancel` asked."""
+    job = _held(session, held)
+    close_attempt(session, job, "cancelled")
+    transition(session, job, "cancelled")
+
+
+def release(session: Session, held: Claim) -> None:
+    """Give the job back because this worker is shutting down; it does not count as an attempt."""
+    job = _held(session, held)
+    if job.status == "cancelling":
+        return cancelled(session, held)
+    close_attempt(session, job, "released")
+    transition(session, job, "queued", {"reason": "worker_shutdown"})
+    job.attempts_left += 1
+    announce(session, job, delay_ms=0)
+
+
+def ended_without_result(session: Session, held: Claim) -> bool:
+    """Whether the database has recorded that the attempt has failed, was lost or cancelled, or its job deleted.
+
+    Being fenced does not say so: the attempt may have succeeded by a commit whose answer was lost.
+    """
+    outcome = repository.attempt_outcome(session, held.job_id, held.attempt, held.fence)
+    if outcome is None:
+        return repository.is_deleted(session, held.job_id)
+    return outcome not in ("running", "succeeded")
+
+
+def _held(session: Session, held: Claim) -> Job:
+    job = repository.lock_job(session, held.job_id)
+    if job is None or job.fence != held.fence or job.status not in HELD:
+        raise Fenced
+    return job

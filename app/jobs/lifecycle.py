@@ -1,0 +1,105 @@
+"""The job's life: the only place a status changes, but for `create`, which begins it, and `claim`.
+
+    queued ──► running ──► succeeded | failed
+      ▲           │
+      └───────────┘  lease lost, retryable failure, worker shut down
+    queued | running ──► cancelling ──► cancelled
+    failed | cancelled ──► queued        by `retry`
+
+Every change goes through `transition`, which writes the job and its event together. Who changes what:
+
+    service.py     clients      submit, label, cancel, retry, delete
+    attempts.py    workers      claim, renew, record, succeed, fail, cancelled, release; fenced by a `Claim`
+    upkeep.py      reconciler   take back from silent workers, announce again; messages that were sent
+
+All functions there and here take a session inside a write transaction and never commit: the caller decides what
+belongs together.
+
+Locks are taken in one order, so that no two transactions wait for each other: the sweep, its jobs in the order of
+their ids, what hangs on a job (labels, attempts, events, artifacts, report, messages, sweep child), the
+Idempotency-Key. Whoever writes what hangs on a job has locked the job first, whether a foreign key would or not. Chores
+over many rows skip those that are locked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import clock
+from app.errors import InvalidTransition
+from app.failure import Failure
+from app.jobs import removals
+from app.jobs.models import TERMINAL, Attempt, Event, Job, Outbox
+
+ALLOWED: dict[str, frozenset[str]] = {
+    "queued": frozenset({"running", "cancelling"}),
+    "running": frozenset({"succeeded", "failed", "queued", "cancelling"}),
+    "cancelling": frozenset({"cancelled"}),
+    "failed": frozenset({"queued"}),
+    "cancelled": frozenset({"queued"}),
+    "succeeded": frozenset(),
+}
+VERBS: dict[str, list[str]] = {
+    "queued": ["cancel"],
+    "running": ["cancel"],
+    "cancelling": ["cancel"],
+    "succeeded": ["delete"],
+    "failed": ["retry", "delete"],
+    "cancelled": ["cancel", "retry", "delete"],
+}
+"""What a client may do in each status."""
+HELD = ("running", "cancelling")
+"""A worker holds the job's lease."""
+
+
+def transition(session: Session, job: Job, to: str, data: dict[str, Any] | None = None) -> None:
+    """Change the status of a locked job and write its event: the one place for it outside `create` and `claim`."""
+    if to not in ALLOWED[job.status]:
+        raise InvalidTransition(
+            f"The job is {job.status}, and a job that is {job.status} cannot become {to}.",
+            allowed=VERBS[job.status],
+            current=job.status,
+        )
+    now = clock(session)
+    job.status = to
+    job.version += 1
+    job.event_seq += 1
+    job.updated_at = now
+    if to not in HELD:
+        job.lease_owner = job.lease_expires_at = None
+    job.finished_at = now if to in TERMINAL else None
+    session.add(Event(job_id=job.id, seq=job.event_seq, type=to, attempt=job.attempt, data=data or {}, at=now))
+    session.flush()
+
+
+def fail_or_retry(session: Session, job: Job, error: Failure, *, outcome: str, backoff_s: float) -> None:
+    """End the attempt with `error`, and the job unless that is retryable and attempts are left."""
+    close_attempt(session, job, outcome, error)
+    job.error = error.as_json(job.attempt)
+    if error.retryable and job.attempts_left > 0:
+        transition(session, job, "queued", {"reason": error.code, "error": job.error})
+        tried = job.max_attempts - job.attempts_left
+        announce(session, job, delay_ms=int(backoff_s * 1000 * 2 ** max(tried - 1, 0)))
+    else:
+        transition(session, job, "failed", {"error": job.error})
+
+
+def close_attempt(session: Session, job: Job, outcome: str, error: Failure | None = None) -> None:
+    """End the job's present attempt; without a result its files may go."""
+    attempt = session.get(Attempt, (job.id, job.attempt))
+    if attempt is not None:
+        attempt.outcome = outcome
+        attempt.error = error.as_json(job.attempt) if error else None
+        attempt.finished_at = clock(session)
+        if outcome != "succeeded":
+            removals.record_attempt(session, job)
+
+
+def announce(session: Session, job: Job, *, delay_ms: int) -> None:
+    """Queue a message to the workers, due after the delay, before which nobody may claim the job."""
+    due = clock(session) + delay_ms
+    job.not_before = due
+    session.add(Outbox(job_id=job.id, queue=job.queue, due_at=due))
+    session.flush()

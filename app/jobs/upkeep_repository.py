@@ -1,0 +1,88 @@
+"""The SELECTs of the relay, the reconciler and the operator: over all tenants. Those named `lock_…` lock their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from app.db import now_ms
+from app.jobs.models import Artifact, FileRemoval, IdempotencyKey, Job, Outbox
+
+
+def due_messages(session: Session, *, limit: int) -> Sequence[tuple[int, str, str]]:
+    """(outbox id, job id, queue) of messages to publish now."""
+    rows = session.execute(
+        select(Outbox.id, Outbox.job_id, Outbox.queue).where(Outbox.due_at <= now_ms()).order_by(Outbox.id).limit(limit)
+    )
+    return [(row.id, row.job_id, row.queue) for row in rows]
+
+
+def lock_jobs(session: Session, job_ids: Iterable[str]) -> None:
+    """Lock the rows of those of the jobs that exist, in the order of their ids."""
+    session.execute(select(Job.id).where(Job.id.in_(list(job_ids))).order_by(Job.id).with_for_update()).all()
+
+
+def lock_silent(session: Session, *, limit: int) -> Sequence[Job]:
+    """Jobs whose worker has been silent past its lease, locked; rows somebody else holds are left to them."""
+    return session.scalars(
+        select(Job)
+        .where(Job.lease_expires_at < now_ms())
+        .order_by(Job.lease_expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def lock_unannounced(session: Session, *, older_than_ms: int, limit: int) -> Sequence[Job]:
+    """Queued jobs due now whose last message is old or was never sent: it may be lost."""
+    return session.scalars(
+        select(Job)
+        .where(
+            Job.status == "queued",
+            Job.not_before <= now_ms() - older_than_ms,
+            func.coalesce(Job.dispatched_at, 0) < now_ms() - older_than_ms,
+            ~select(Outbox.id).where(Outbox.job_id == Job.id).exists(),
+        )
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
+def statuses(session: Session, job_ids: Collection[str]) -> dict[str, str]:
+    """The status of each job that exists."""
+    rows = session.execute(select(Job.id, Job.status).where(Job.id.in_(list(job_ids))))
+    return {row.id: row.status for row in rows}
+
+
+def job_ids(session: Session) -> set[str]:
+    return set(session.scalars(select(Job.id)))
+
+
+def any_artifact(session: Session) -> bool:
+    return session.execute(select(Artifact.job_id).limit(1)).first() is not None
+
+
+def due_removals(session: Session, *, job_ids: Collection[str] = (), limit: int | None) -> Sequence[FileRemoval]:
+    """Removals of files that are to be done, of these jobs or of any, oldest first."""
+    query = select(FileRemoval).where(FileRemoval.done_at.is_(None))
+    if job_ids:
+        query = query.where(FileRemoval.job_id.in_(list(job_ids)))
+    return session.scalars(query.order_by(FileRemoval.id).limit(limit)).all()
+
+
+def deleted_job_ids(session: Session, among: Collection[str] | None = None) -> set[str]:
+    """The jobs, all or of these, that this database has deleted, as far back as it remembers."""
+    query = select(FileRemoval.job_id).where(FileRemoval.attempt.is_(None))
+    return set(session.scalars(query if among is None else query.where(FileRemoval.job_id.in_(list(among)))))
+
+
+def expired_idempotency_keys() -> Select[str, str, str]:
+    """The primary keys of answers past their time, as a subquery that skips rows others have locked."""
+    return (
+        select(IdempotencyKey.tenant_id, IdempotencyKey.route, IdempotencyKey.key)
+        .where(IdempotencyKey.expires_at < now_ms())
+        .with_for_update(skip_locked=True)
+    )
