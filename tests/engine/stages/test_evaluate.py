@@ -6,7 +6,6 @@ import gzip
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +22,7 @@ from workers.engine.contracts.facts import Measurement
 from workers.engine.errors import BadRequest, DatasetTooShort, NumericalFailure, SequenceTooLong, UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.methods.evaluate import continuations, generation_speed, harness, perplexity, size
+from workers.engine.model import loaded as whole
 from workers.engine.sources.harness_tasks import UnknownTask, load_tasks
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluatedModel, evaluate, join
@@ -283,9 +283,8 @@ def test_both_models_are_held_if_they_fit_and_loaded_in_turn_if_not(
 
     def load_model(folder: Path, *rest: Any) -> Any:
         loaded.append(folder.name)
-        return stage.load_model(folder, *rest)
+        return whole.load_model(folder, *rest)
 
-    stage = sys.modules[load.__module__]
     monkeypatch.setattr("workers.engine.model.turns.MOST_S", 0)
     monkeypatch.setattr("workers.engine.stages.evaluate.load_model", load_model)
     monkeypatch.setattr("workers.engine.stages.evaluate.load_result", load_model)
