@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 Place = Literal["device", "host", "file"]
 """Where hidden states may lie."""
 CPU_SHARE = 1 / 64
-"""Of what else a walk takes: hidden states may add so much to its peak. More buys little on a CPU, where the page cache
-is memory nearly as fast, and the system's to take back: a sixteenth added 54 MB to a peak of 684 (bookworm-7m,
-128 x 256 tokens).
+"""Of what else a walk takes: hidden states may add so much to its peak. On a CPU more would buy little: the page cache
+is memory nearly as fast, and the system's to take back.
 """
 PINNED_SHARE = 1 / 4
 """Of the host's memory: pinned pages are taken from everybody else."""
