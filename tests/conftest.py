@@ -30,6 +30,12 @@ Path(os.environ["XDG_RUNTIME_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=Tru
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Processes must find the same names: one made of bytes may hold the time, or sixteen megabytes."""
+    long = [item.nodeid[:200] for item in items if len(item.nodeid) > 400]
+    assert long == [], "give these parameters `ids`"
+
+
 def pytest_collection_finish() -> None:
     """All that was imported stays. A full collection that walks it is a tenth of a second, and there are thousands."""
     gc.collect()

@@ -100,7 +100,11 @@ def test_a_strangers_store_is_refused_with_both_ids(database: Database, store: A
         deployment.check(database, store)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"\x1b[31m" + b"x" * 10_000, "dép".encode()])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00", b"", b"\x1b[31m" + b"x" * 10_000, "dép".encode()],
+    ids=["bytes", "empty", "long", "accents"],
+)
 def test_a_damaged_marker_is_refused_and_can_be_adopted(
     content: bytes, database: Database, store: ArtifactStore, tmp_path: Path
 ) -> None:

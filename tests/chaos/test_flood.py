@@ -149,6 +149,7 @@ def test_150_mib(api: Cluster, what: str, start: bytes, piece: bytes) -> None:
         ("in a header", GET + b"X-A: " + b"x" * 15_000),
         ("in a body", b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + b"x" * 60_000),
     ],
+    ids=["silent", "header", "body"],
 )
 def test_500_slow_connections(api: Cluster, what: str, start: bytes) -> None:
     """Each sends a byte every half second. All are dropped in the time the service gives them."""

@@ -150,7 +150,9 @@ class TestMemoryBudget:
 
 
 class TestDegenerateCalibration:
-    @pytest.mark.parametrize("text", ["the the the the " * 3000, "\n" * 20_000, "yes no " * 5000])
+    @pytest.mark.parametrize(
+        "text", ["the the the the " * 3000, "\n" * 20_000, "yes no " * 5000], ids=["one", "none", "two"]
+    )
     def test_text_without_language_is_refused(self, text: str, tiny: Path, sources: Sources, tmp_path: Path) -> None:
         (sources.data_dir / "calibration.txt").write_text(text)
         with pytest.raises(DegenerateCalibration, match=r"calibration\.txt hold \d+ different tokens") as found:

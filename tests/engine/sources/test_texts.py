@@ -308,6 +308,7 @@ def test_a_hint_leads_to_another_state(
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1 is not JSON"),
         ("a.jsonl", b'{"text": "' + b"x" * 2**24 + b'"}', "longer than 16 MiB"),
     ],
+    ids=["gz", "zst", "cut", "latin-1", "utf-16", "deep", "digits", "long"],
 )  # fmt: skip
 def test_damaged_files_are_told(
     name: str, content: bytes, message: str, bookworm: PreTrainedTokenizerBase, sources: Sources
