@@ -126,7 +126,7 @@ def test_the_api_serves_where_no_heavy_library_is_installed(tmp_path: Path) -> N
         from starlette.testclient import TestClient
         from app import migrate
         from app.keys import service as keys
-from app.keys.scopes import SCOPES
+        from app.keys.scopes import SCOPES
         from app.main import create_app
         from app.settings import Settings
 

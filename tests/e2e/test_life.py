@@ -89,7 +89,9 @@ def test_cancel_in_a_stage_leaves_nothing_running_and_no_files(cluster: Cluster,
 
 
 def test_cancel_while_queued(cluster: Cluster) -> None:
-    running, waiting = cluster.submit(SLOW), cluster.submit(MAGNITUDE)
+    running = cluster.submit(SLOW)
+    eventually(lambda: cluster.job(running)["status"] == "running")  # a worker passes over a row that the relay holds
+    waiting = cluster.submit(MAGNITUDE)
     assert cluster.job(waiting)["queue"]["position"] >= 0
     assert cluster.http.post(f"/v1/jobs/{waiting}/cancel").json()["status"] == "cancelled"
     cluster.http.post(f"/v1/jobs/{running}/cancel")

@@ -25,6 +25,7 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.evaluate import EvaluatedModel
 from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.points import Points
 
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 2}
 
@@ -71,7 +72,7 @@ class Heard(Silent):
 
 
 def run(spec: CompressionSpec, sources: Sources, folder: Path, events: Silent, cache: Path) -> tuple[Report, str]:
-    report = compress(spec, folder, sources, events, folder / "checkpoint", cache)
+    report = compress(spec, folder, sources, events, folder / "checkpoint", cache, points=Points(0))
     return report, hashlib.sha256((folder / "model/model.safetensors").read_bytes()).hexdigest()
 
 
