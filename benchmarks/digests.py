@@ -173,23 +173,24 @@ def _digest_of(spec: dict[str, Any], models: Path) -> str:
             )
         except EngineError as error:
             return f"{error.code}: {error}"
-        return _digest(folder / "model")
+        return digest(folder / "model")
 
 
-def _digest(model: Path) -> str:
+def digest(model: Path) -> str:
+    """Of a result: its tensors (name, type, shape, bytes) and its config."""
     import torch
     from safetensors import safe_open
 
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     config = json.loads((model / "config.json").read_text())
-    digest.update(json.dumps(config, sort_keys=True).encode())
+    found.update(json.dumps(config, sort_keys=True).encode())
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             for name in sorted(stored.keys()):
                 tensor = stored.get_tensor(name)
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+                found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 if __name__ == "__main__":

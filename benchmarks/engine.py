@@ -159,7 +159,7 @@ class Case:
         else:
             write(SHAPES[model], self._source, dtype)
         self._windows = self._folder / "windows.safetensors"
-        self._digest = _save_windows(self._windows, self._calibrate)
+        self._digest = save_windows(self._windows, self._calibrate)
 
     def measure(self, method: str, repeats: int) -> None:
         sides: dict[str, Callable[[str, Path], Run]] = {"espalier": self._ours, "llm-compressor": self._theirs}
@@ -247,8 +247,9 @@ def _resident_peak_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
-def _save_windows(path: Path, calibrate: dict[str, Any]) -> str:
-    """Draw the windows as the engine does, save them for the peer, and return their digest."""
+def save_windows(path: Path, calibrate: dict[str, Any], data: Path = DATA) -> str:
+    """Draw the windows as the engine does, save them for the peer, return their digest. The tokenizer is bookworm's,
+    as that of every random model."""
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
@@ -258,7 +259,7 @@ def _save_windows(path: Path, calibrate: dict[str, Any]) -> str:
 
     ref = Calibrate(**calibrate)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "examples/models" / BOOKWORM)
-    tokens = load_tokens(ref, tokenizer, Sources(ROOT / "examples/models", DATA), "", wanted_of(ref))
+    tokens = load_tokens(ref, tokenizer, Sources(ROOT / "examples/models", data), "", wanted_of(ref))
     windows_NT = random_windows(tokens, ref.sequence_length, count=ref.samples, seed=ref.seed, field="")
     save_file({"windows": windows_NT}, path)
     return ids_digest(windows_NT)

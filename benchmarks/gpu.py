@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import known
-from benchmarks.engine import DATA, ENVIRONMENT, ROOT
+from benchmarks.engine import DATA, ENVIRONMENT, ROOT, save_windows
 from benchmarks.random_model import SHAPES, Shape, write
 
 RESULTS = ROOT / "docs/gpu.jsonl"
@@ -208,7 +208,11 @@ def _model(name: str, work: Work) -> Path:
     return folder
 
 
-def _text(work: Work, tokenizer: Path) -> Path:
+def _calibrate(work: Work) -> dict[str, Any]:
+    return {"dataset": "calibration.txt", "samples": work.windows, "sequence_length": work.length}
+
+
+def _text(work: Work) -> Path:
     """A text of enough tokens: the example's, over and over."""
     data = CACHE / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -223,14 +227,14 @@ def _text(work: Work, tokenizer: Path) -> Path:
 def _ours(method: str, model: Path, work: Work, arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     spec = SPECS[method] | {
         "model": {"id": model.name},
-        "calibrate": {"dataset": "calibration.txt", "samples": work.windows, "sequence_length": work.length},
+        "calibrate": _calibrate(work),
         "compute": {"dtype": "bfloat16", "device": arguments.device},
     }
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         folder = Path(name)
         (folder / "spec.json").write_text(json.dumps(spec))
         command = [sys.executable, "-m", "workers.runner", str(folder), "--models", str(model.parent)]
-        command += ["--data", str(_text(work, model)), "--checkpoint", str(folder / "checkpoint")]
+        command += ["--data", str(_text(work)), "--checkpoint", str(folder / "checkpoint")]
         started_s = time.perf_counter()
         with busy_share(arguments.device) as busy:
             ran = _run(command, arguments.limit_s)
@@ -257,7 +261,7 @@ def _ours(method: str, model: Path, work: Work, arguments: argparse.Namespace, d
 def _theirs(method: str, model: Path, work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         windows = Path(name) / "windows.safetensors"
-        _save_windows(windows, model, work)
+        save_windows(windows, _calibrate(work), _text(work))
         script = Path(__file__).with_name("llmcompressor_run.py")
         command = [str(arguments.peer), str(script), str(model), str(windows), f"{name}/out", "--method", method]
         command += ["--dtype", "bfloat16", "--sparsity", str(SPARSITY), "--device", arguments.device]
@@ -265,21 +269,6 @@ def _theirs(method: str, model: Path, work: Work, arguments: argparse.Namespace)
         ran = _run(command, arguments.limit_s)
         process_s = time.perf_counter() - started_s
     return {"process_s": round(process_s, 2)} | json.loads(ran.splitlines()[-1])
-
-
-def _save_windows(path: Path, model: Path, work: Work) -> None:
-    """The windows that the engine draws, for the peer."""
-    from safetensors.torch import save_file
-    from transformers import AutoTokenizer
-
-    from workers.engine.model.windows import load_tokens, random_windows, wanted_of
-    from workers.engine.sources.resolve import Sources
-    from workers.engine.spec import Calibrate
-
-    ref = Calibrate(dataset="calibration.txt", samples=work.windows, sequence_length=work.length)
-    sources = Sources(model.parent, _text(work, model))
-    tokens = load_tokens(ref, AutoTokenizer.from_pretrained(model), sources, "", wanted_of(ref))
-    save_file({"windows": random_windows(tokens, work.length, count=work.windows, seed=ref.seed, field="")}, path)
 
 
 def _run(command: list[str], limit_s: float) -> str:
