@@ -69,6 +69,14 @@ class Compute(SpecModel):
         "null asks the device.",
         examples=[4 * 2**30],
     )
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="How many GPUs of one host the job takes, or processes where there is none. Each reads its share of "
+        "the calibration and evaluation windows and solves its share of the layers; statistics are summed over all of "
+        "them, so numbers agree with those of one device up to rounding, not bit by bit.",
+    )
 
 
 class Package(SpecModel):
