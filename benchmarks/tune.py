@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.engine.events import Silent
+from workers.engine.store.run import Run
 
 ROOT = Path(__file__).parents[1]
 CALIBRATE = {"dataset": "calibration.txt", "samples": 16, "sequence_length": 512}
@@ -153,10 +154,8 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         assert spec.tune is not None
         text, meter = tuning_text(spec, dense, sources), _Meter()
         assert text is not None
-        checkpoint, window_T = Checkpoint(folder / "checkpoint"), text.holdout_NT[0]
-        report, _ = tune(
-            spec, dense, folder / "model", text, checkpoint=checkpoint, events=meter, window_T=window_T.to(dense.device)
-        )
+        running, window_T = Run.of(Checkpoint(folder / "checkpoint"), meter), text.holdout_NT[0].to(dense.device)
+        report, _ = tune(spec, dense, folder / "model", text, running, window_T)
         tokens = report.steps * spec.tune.batch * spec.tune.sequence_length
         losses = f"{report.curve[0].holdout_loss:.4f} to {report.holdout_loss_after:.4f}"
         found = {"trained": report.trained_parameters, "speed": tokens / meter.seconds, "peak": meter.peak}

@@ -37,6 +37,7 @@ from workers.engine.spec import CompressionSpec
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.run import Run
 
 ROOT = Path(__file__).parents[1]
 SOURCES = Sources(ROOT / "examples/models", ROOT / "examples/data")
@@ -78,8 +79,7 @@ def measured(dense: LoadedModel, folder: Path) -> dict[str, Metric]:
     """One comparison of the dense model with the one in `folder`."""
     spec = CompressionSpec.model_validate(QUARTER)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = Checkpoint(Path(scratch))
-        found = evaluate(spec, dense, folder, sources=SOURCES, events=Silent(), checkpoint=checkpoint)
+        found = evaluate(spec, dense, folder, SOURCES, Run.of(Checkpoint(Path(scratch)), Silent()))
     for metric in found.metrics:
         print(f"{metric.name}: {ratio(metric)}, {verdict(metric)}; {metric.note}", file=sys.stderr, flush=True)
     return {metric.name: metric for metric in found.metrics}

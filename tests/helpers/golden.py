@@ -21,9 +21,8 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.allocate import allocate
 from workers.engine.stages.prune import prune
-from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint
-from workers.engine.store.clock import Clock
+from workers.engine.store.run import Run
 
 HERE = Path(__file__).parents[1] / "golden"
 EXAMPLES = HERE.parents[1] / "examples"
@@ -48,12 +47,9 @@ def compressed(folder: Path, windows_NT: Tensor, parts: dict[str, Any]) -> Check
     sources = Sources(EXAMPLES / "models", EXAMPLES / "data")
     model, checkpoint = load(spec, sources), Checkpoint(folder / "checkpoint")
     text = Calibration(windows_NT, "golden")
-    running: dict[str, Any] = {"checkpoint": checkpoint, "clock": Clock(Silent()), "events": Silent()}
-    units = None
-    if spec.scores_first:
-        units = score_units(spec, model, text, cache=Cache(None), checkpoint=checkpoint, events=Silent())
-    tries = Tries(spec, checkpoint, Silent())
-    allocation = allocate(spec, model, text, sources, units, tries=tries, cache=Cache(None), **running)
-    outcome, _ = prune(spec, model, text, units, allocation, **running)
+    run = Run.of(checkpoint, Silent())
+    units = score_units(spec, model, text, run) if spec.scores_first else None
+    allocation = allocate(spec, model, text, sources, units, Tries(spec, run))
+    outcome, _ = prune(spec, model, text, units, allocation, run)
     assemble(spec, model, outcome, checkpoint, folder / "model")
     return checkpoint

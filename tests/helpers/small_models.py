@@ -38,9 +38,8 @@ from workers.engine.stages import load as loading
 from workers.engine.stages.allocate import allocate
 from workers.engine.stages.calibrate import calibration
 from workers.engine.stages.prune import layer_reports, prune
-from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint
-from workers.engine.store.clock import Clock
+from workers.engine.store.run import Run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES: dict[str, Any] = {
@@ -187,15 +186,14 @@ def walk(
     `room`: for hidden states, if not what the spec leaves.
     """
     events = events or Silent()
-    model, clock = load(spec, sources), Clock(events)
+    model = load(spec, sources)
     model = replace(model, room=room or model.room)
     checkpoint = checkpoint or Checkpoint(folder / "checkpoint")
     text = calibration(spec, model, sources)
-    kept = {"cache": Cache(cache), "checkpoint": checkpoint, "events": events}
-    units = score_units(spec, model, text, **kept) if spec.scores_first else None
-    tries = Tries(spec, checkpoint, events)
-    allocation = allocate(spec, model, text, sources, units, tries=tries, clock=clock, **kept)
-    outcome, _ = prune(spec, model, text, units, allocation, checkpoint=checkpoint, clock=clock, events=events)
+    run = Run.of(checkpoint, events, cache)
+    units = score_units(spec, model, text, run) if spec.scores_first else None
+    allocation = allocate(spec, model, text, sources, units, Tries(spec, run))
+    outcome, _ = prune(spec, model, text, units, allocation, run)
     return Walked(spec, model, allocation, outcome, checkpoint)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.engine.checks.dense_model import blaming, check_vectors
+from workers.engine.checks.masked import masked_model
 from workers.engine.checks.promises import check_sizes, memory_warnings
 from workers.engine.checks.tries import BoundExceeded, Tries
 from workers.engine.checks.verify import verify, verify_tuned, window
@@ -32,10 +33,9 @@ from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.stages.package import package
 from workers.engine.stages.prune import layer_reports, prune
-from workers.engine.store.cache import Cache
 from workers.engine.store.checkpoint import Checkpoint
-from workers.engine.store.clock import Clock
 from workers.engine.store.points import Points
+from workers.engine.store.run import Run
 from workers.engine.training.text import tuning_text
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def compress(
     shared between jobs: what was measured of a dense model is not measured again.
     `origin`: whose job the report says it is of. `points`: when finished blocks become resume points.
     """
-    clock, cache, model_dir = Clock(events), Cache(cache_dir, events), workdir / "model"
-    checkpoint = Checkpoint(checkpoint_dir, events, points or Points())
+    run = Run.of(Checkpoint(checkpoint_dir, events, points or Points()), events, cache_dir)
+    clock, model_dir = run.clock, workdir / "model"
     with translated(), blaming() as suspect:
         with clock.stage("load"):
             prospect = feasible(spec, resolve_model(spec.model, sources), sources)
@@ -79,13 +79,13 @@ def compress(
             text = calibration(spec, model, sources)
             tuning = tuning_text(spec, model, sources)
             digests = {"calibration": text.digest if text else None, "tuning": tuning.digest if tuning else None}
-            checkpoint.claim(fingerprint(spec, model, **digests))
+            run.checkpoint.claim(fingerprint(spec, model, **digests))
         units = None
         if spec.scores_first:
             with clock.stage("score"):
-                units = score_units(spec, model, text, cache=cache, checkpoint=checkpoint, events=events)
-        job = _Job(spec, model, sources, text, tuning, units, model_dir, cache, checkpoint, clock, events)
-        tries, made = Tries(spec, checkpoint, events), None
+                units = score_units(spec, model, text, run)
+        job = _Job(spec, model, sources, text, tuning, units, model_dir)
+        tries, made = Tries(spec, run), None
         while made is None:  # once, unless the result breaks a bound that only it can show to be kept
             try:
                 made = _attempt(job, tries)
@@ -148,10 +148,6 @@ class _Job:
     tuning: TuningText | None
     units: Units | None
     model_dir: Path
-    cache: Cache
-    checkpoint: Checkpoint
-    clock: Clock
-    events: Events
 
 
 @dataclass(frozen=True)
@@ -170,51 +166,31 @@ class _Made:
 
 def _attempt(job: _Job, tries: Tries) -> _Made:
     """Prune to one target, and measure what came of it. Raises BoundExceeded where that breaks the spec's bound."""
-    spec, model, clock, events = job.spec, job.model, job.clock, job.events
-    resume = tries.resume_points
-    resumed_allocation = resume.load_json("allocation") is not None
+    spec, model, run = job.spec, job.model, tries.present
+    clock = run.clock
+    resumed_allocation = run.checkpoint.load_json("allocation") is not None
     with clock.stage("allocate"):
-        allocation = allocate(
-            spec,
-            model,
-            job.text,
-            job.sources,
-            job.units,
-            tries=tries,
-            cache=job.cache,
-            checkpoint=job.checkpoint,
-            clock=clock,
-            events=events,
-        )
+        allocation = allocate(spec, model, job.text, job.sources, job.units, tries)
     with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
-        outcome, resumed = prune(
-            spec, model, job.text, job.units, allocation, checkpoint=resume, clock=clock, events=events
-        )
-        assemble(spec, model, outcome, resume, job.model_dir)
+        outcome, resumed = prune(spec, model, job.text, job.units, allocation, run)
+        assemble(spec, model, outcome, run.checkpoint, job.model_dir)
         check_sizes(spec, model, job.model_dir)
     with clock.stage("verify"):
         ids_T = window(spec, model, job.text)
-        checks = verify(spec, model, outcome, job.units, resume, job.model_dir, ids_T)
+        masked = masked_model(spec, model, outcome, job.units, run.checkpoint)
+        checks = verify(spec, model, masked, job.model_dir, ids_T)
         tries.check_decode_time(allocation, model, job.model_dir)
     tuned = None
     if job.tuning is not None:
         from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
 
         with clock.stage("tune"):
-            tuned, traces = tune(
-                spec, model, job.model_dir, job.tuning, checkpoint=resume, events=events, window_T=ids_T
-            )
+            tuned, traces = tune(spec, model, job.model_dir, job.tuning, run, ids_T)
         with clock.stage("verify"):
             checks.append(verify_tuned(spec, model, traces, job.model_dir, ids_T))
     layers = layer_reports(spec, model, allocation, outcome, job.model_dir)
     with clock.stage("evaluate"):
         evaluation = evaluate(
-            spec,
-            model,
-            job.model_dir,
-            sources=job.sources,
-            events=events,
-            checkpoint=job.checkpoint,
-            check_ratio=lambda ratio: tries.check(allocation, ratio),
+            spec, model, job.model_dir, job.sources, tries.shared, lambda ratio: tries.check(allocation, ratio)
         )
     return _Made(allocation, outcome, resumed, resumed_allocation, checks, tuned, layers, evaluation)

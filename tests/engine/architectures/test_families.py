@@ -22,6 +22,7 @@ from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.sources.resolve import Sources
+from workers.engine.store.run import Run
 
 DETAILS = MORE_FAMILIES | {"helium": HEAD_DIM}
 
@@ -40,7 +41,7 @@ def test_losses_and_gradients_are_the_whole_models(
     text = text_of(spec_of(), model, sources)
     with closing(StreamedLoss(model, text, scratch, keep_path=False)) as streamed, torch.no_grad():
         found_N = streamed.nll(range(3), lambda block: tensors_of(model, f"model.layers.{block}"))
-    found = dict(gradients(model, text, scratch, Silent(), splits=1, squared=False))
+    found = dict(gradients(model, text, Run.of(scratch, Silent()), splits=1, squared=False))
 
     whole: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     losses = [whole(ids_T[None], labels=ids_T[None], use_cache=False).loss for ids_T in text.windows_NT]

@@ -26,6 +26,7 @@ from workers.engine.spec import CompressionSpec
 from workers.engine.stages.evaluate import EvaluatedModel
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.points import Points
+from workers.engine.store.run import Run
 
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 2}
 
@@ -135,7 +136,7 @@ def test_a_ratio_that_holds_at_once_costs_no_further_evaluation(
 
 
 def tries(spec: CompressionSpec, folder: Path) -> Tries:
-    return Tries(spec, Checkpoint(folder), Silent())
+    return Tries(spec, Run.of(Checkpoint(folder), Silent()))
 
 
 def at(target: float, predicted: float) -> Allocation:
@@ -153,7 +154,7 @@ class TestTheNextTry:
         assert (found.below, found.number) == (0.5, 2)
         again = tries(bounded(1.21), tmp_path)  # a retry
         assert (again.bound, again.below, again.number) == (found.bound, found.below, 2)
-        assert again.resume_points.directory == found.resume_points.directory == tmp_path / "try-2"
+        assert again.present.checkpoint.directory == found.present.checkpoint.directory == tmp_path / "try-2"
 
     def test_after_a_trial_that_foresaw_nothing_has_half_the_sparsity(self, tmp_path: Path) -> None:
         found = tries(bounded(1.21), tmp_path)
@@ -204,4 +205,4 @@ class TestTheNextTry:
 
     def test_is_not_asked_for_without_a_bound(self, tmp_path: Path) -> None:
         found = tries(spec_of(), tmp_path)
-        assert (found.bound, found.report(), found.resume_points.directory) == (None, None, tmp_path)
+        assert (found.bound, found.report(), found.present.checkpoint.directory) == (None, None, tmp_path)

@@ -29,6 +29,7 @@ from workers.engine.methods.score.saap import SaapParams
 from workers.engine.methods.score.taylor import TaylorParams
 from workers.engine.model.gradients import BlockGradients, gradients
 from workers.engine.sources.resolve import Sources
+from workers.engine.store.run import Run
 
 MODELS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
@@ -57,7 +58,7 @@ def streamed(
     spec = spec_of(calibrate=TEXT)
     model = replace(load(spec, sources), batch_tokens=batch * 32)
     text = text_of(spec, model, sources)
-    found = list(gradients(model, text, scratch, Silent(), splits=splits, squared=squared))
+    found = list(gradients(model, text, Run.of(scratch, Silent()), splits=splits, squared=squared))
     assert [block for block, _ in found] == [2, 1, 0]
     assert all(parameter.is_meta for parameter in model.skeleton.parameters()), "a block must leave memory after use"
     return text.windows_NT, dict(found)

@@ -18,6 +18,7 @@ from workers.engine.model.memory import CPU_SHARE, Room, room_for_states
 from workers.engine.model.placement import InFile, InMemory, placed
 from workers.engine.planning.predictions import walk_bytes
 from workers.engine.sources.resolve import Sources
+from workers.engine.store.run import Run
 
 CPU = torch.device("cpu")
 WINDOWS_BYTES = 8 * 32 * 32 * 4
@@ -130,7 +131,7 @@ def test_bytes_moved_by_a_backward_pass_are_those_of_its_inputs_and_gradients(
     moved: Counter[str] = Counter()
     _count(monkeypatch, moved)
     model = replace(load(spec_of(), sources), room=Room(host=100 * WINDOWS_BYTES))
-    for _ in gradients(model, text_of(spec_of(), model, sources), scratch, Silent(), splits=1, squared=False):
+    for _ in gradients(model, text_of(spec_of(), model, sources), Run.of(scratch, Silent()), splits=1, squared=False):
         pass
     blocks = 3
     # Inputs of three blocks and the last outputs; the gradients of those four.

@@ -28,7 +28,7 @@ from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.model.trial_losses import Trials
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
-from workers.engine.store.cache import Cache
+from workers.engine.store.run import Run
 
 STREAMS = {layer.name: layer.stream for layer in LAYOUT.layers}
 
@@ -176,7 +176,7 @@ def test_a_trial_is_the_model_pruned_by_hand(
     text = text_of(spec_of(), model, sources)
     stats = dense_statistics(whole(folder), text.windows_NT)
     events = Lines()
-    trials = opened(spec, model, text, stats, "", Cache(None), scratch, events)
+    trials = opened(spec, model, text, stats, "", Run.of(scratch, events))
     # Blocks differ, then layers of a block, then nothing goes.
     spreads = [
         {name: 0.25 * (1 + int(name.split(".")[2])) for name in names(model)},
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_is_a_failure(
     model = load(spec, sources)
     text = text_of(spec, model, sources)
     stats = dense_statistics(whole(tiny), text.windows_NT)
-    trials = opened(spec, model, text, stats, "", Cache(None), scratch, Silent())
+    trials = opened(spec, model, text, stats, "", Run.of(scratch, Silent()))
     for block in model.skeleton.get_submodule("model.layers").children():
         block.register_forward_hook(lambda module, args, output: output * float("inf"))
     with pytest.raises(NumericalFailure, match="loss"):
@@ -215,6 +215,7 @@ def test_a_loss_once_found_is_not_measured_again(
     # The same text and statistics again; then statistics of another text.
     for digest in "aab":
         logs.append(Lines())
-        losses.append(opened(spec, model, text, stats, digest, Cache(tmp_path / "cache"), scratch, logs[-1]).loss(half))
+        run = Run.of(scratch, logs[-1], tmp_path / "cache")
+        losses.append(opened(spec, model, text, stats, digest, run).loss(half))
     assert len(set(losses)) == 1
     assert [len(events.lines) for events in logs] == [1, 0, 1]

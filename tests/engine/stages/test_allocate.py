@@ -37,6 +37,7 @@ from workers.engine.removals.spread import whole_groups
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.calibrate import calibration
 from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.run import Run
 
 
 def blocks_of(sizes: Sequence[int]) -> list[LinearFacts]:
@@ -313,7 +314,7 @@ def test_curvature_is_that_of_the_exact_hessian(
 
     monkeypatch.setattr(probing, "_signs", recorded)
     monkeypatch.setattr(probing, "MOST_PROBES", 3)
-    found = curvature(model, Calibration(windows_NT, "text"), seed=0, checkpoint=scratch, events=Silent())
+    found = curvature(model, Calibration(windows_NT, "text"), Run.of(scratch, Silent()), seed=0)
     signs = torch.cat([drawn_OI.flatten() for drawn_OI in drawn]).view(3, -1).double()
     assert signs.unique().tolist() == [-1, 1]
 
@@ -344,7 +345,7 @@ def traces(
     spec = spec_of(allocate={"method": "isc"})
     model = load(spec, sources)
     text = text or text_of(spec, model, sources)
-    return curvature(model, text, seed=seed, checkpoint=Checkpoint(folder), events=events or Silent())
+    return curvature(model, text, Run.of(Checkpoint(folder), events or Silent()), seed=seed)
 
 
 def test_probes_read_one_window_after_the_other(

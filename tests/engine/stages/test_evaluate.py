@@ -27,6 +27,7 @@ from workers.engine.sources.harness_tasks import UnknownTask, load_tasks
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluatedModel, evaluate, join
 from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.run import Run
 
 VOCABULARY = 4096
 
@@ -229,9 +230,8 @@ def run(sources: Sources, folder: Path, pruned: Path, **parts: Any) -> Any:
         spec,
         load(spec, sources),
         pruned,
-        sources=sources,
-        events=Silent(),
-        checkpoint=Checkpoint(folder / "checkpoint"),
+        sources,
+        Run.of(Checkpoint(folder / "checkpoint"), Silent()),
     )
 
 

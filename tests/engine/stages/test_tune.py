@@ -38,6 +38,7 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.stages import tune as tune_stage
 from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.run import Run
 from workers.engine.training.losses import distillation
 from workers.engine.training.text import TuningText, tuning_text
 
@@ -89,11 +90,9 @@ class Folder:
         text = self.text(spec, dense)
         written = self.scratch / name / "model"
         shutil.copytree(self.model, written, dirs_exist_ok=True)
-        checkpoint = Checkpoint(self.scratch / name / "checkpoint")
+        run = Run.of(Checkpoint(self.scratch / name / "checkpoint"), events or Silent())
         window_T = text.holdout_NT[0]
-        report, traces = tune(
-            spec, dense, written, text, checkpoint=checkpoint, events=events or Silent(), window_T=window_T
-        )
+        report, traces = tune(spec, dense, written, text, run, window_T)
         assert verify_tuned(spec, dense, traces, written, window_T).difference < TOLERANCE
         return report, written
 
@@ -316,7 +315,7 @@ def test_a_job_goes_on_behind_its_tuning_and_counts_what_is_written(
     def fail(*_: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(tune_stage._Run, "train", fail)
+    monkeypatch.setattr(tune_stage._Training, "train", fail)
     again = run()
     assert again.tune is not None
     assert again.tune.resumed_step == 6

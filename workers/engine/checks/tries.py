@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from workers.engine.contracts.facts import Allocation
-    from workers.engine.events import Events
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.run import Run
 
 MOST_TRIES = 5
 _MARGIN = 0.05
@@ -37,13 +37,13 @@ class BoundExceeded(Exception):
 class Tries:
     """The tries of one job. Those that broke the bound are kept in its checkpoint: a retry goes on at the next."""
 
-    def __init__(self, spec: CompressionSpec, checkpoint: Checkpoint, events: Events) -> None:
-        self._spec, self._checkpoint, self._events = spec, checkpoint, events
+    def __init__(self, spec: CompressionSpec, run: Run) -> None:
+        self._spec, self.shared = spec, run
         self._bound = spec.prune.bound
-        self._broken = [Try(**tried) for tried in checkpoint.load_json("tries") or []]
+        self._broken = [Try(**tried) for tried in run.checkpoint.load_json("tries") or []]
         self._held: Try | None = None
-        self.resume_points = self._next()
-        """Those of the present try; what the tries share is in the job's."""
+        self.present = run.with_checkpoint(self._next())
+        """With the resume points of the present try; those of what the tries share are in `shared`."""
 
     @property
     def number(self) -> int:
@@ -82,7 +82,7 @@ class Tries:
         tried = Try(target_sparsity=allocation.target, predicted=allocation.predicted, measured=measured)
         number = self.number
         holds = measured <= bound.asked * (1 + bound.tolerance)
-        self._events.log(
+        self.shared.events.log(
             f"try {number}: {bound.name} {measured:.4f} of the result at a sparsity of {tried.target_sparsity:.4f}, "
             f"{tried.predicted:.4f} foreseen, {bound.asked:g} asked for: " + ("kept" if holds else "broken"),
             "info" if holds else "warning",
@@ -93,9 +93,9 @@ class Tries:
         self._broken.append(tried)
         if number == MOST_TRIES or (bound.name == "perplexity_ratio" and not tried.target_sparsity):
             raise self.given_up()
-        self._checkpoint.save_json("tries", [tried.model_dump() for tried in self._broken])
-        self.resume_points = self._next()
-        self._events.log(f"try {self.number} of at most {MOST_TRIES}: foreseen must be {self.bound:.4f} at most")
+        self.shared.checkpoint.save_json("tries", [tried.model_dump() for tried in self._broken])
+        self.present = self.shared.with_checkpoint(self._next())
+        self.shared.events.log(f"try {self.number} of at most {MOST_TRIES}: foreseen must be {self.bound:.4f} at most")
         raise BoundExceeded
 
     def check_decode_time(self, allocation: Allocation, dense: LoadedModel, folder: Path) -> None:
@@ -115,10 +115,10 @@ class Tries:
 
     def _next(self) -> Checkpoint:
         """The resume points of the try after those that broke the bound, whose own are of no more use."""
-        found = self._checkpoint
+        found = self.shared.checkpoint
         for number in range(2, 2 + len(self._broken)):
             found.forget_result()
-            found = self._checkpoint.of_try(number)
+            found = self.shared.checkpoint.of_try(number)
         return found
 
     def given_up(self) -> PromiseBroken:

@@ -19,7 +19,6 @@ import torch
 
 from workers.engine import artifact
 from workers.engine.architectures.per_layer import MODELING
-from workers.engine.checks.masked import masked_model
 from workers.engine.checks.trace import LOGITS, REMEDY, Trace, compare, difference, shown, streamed, trace
 from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
 from workers.engine.failures import translated
@@ -42,12 +41,9 @@ if TYPE_CHECKING:
 
     from workers.engine.checks.masked import MaskedModel
     from workers.engine.checks.tuned import TunedTraces
-    from workers.engine.contracts.facts import Units
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
-    from workers.engine.store.checkpoint import Checkpoint
 
 TOKENS = 128
 MOST_TOKENS = 1056
@@ -58,19 +54,12 @@ WHOLE_ANYWAY_BYTES = 2**26
 
 
 def verify(
-    spec: CompressionSpec,
-    model: LoadedModel,
-    outcome: Outcome,
-    units: Units | None,
-    checkpoint: Checkpoint,
-    folder: Path,
-    ids_T: Tensor,
+    spec: CompressionSpec, model: LoadedModel, masked: MaskedModel, folder: Path, ids_T: Tensor
 ) -> list[ResultCheck]:
     """Compare the result in `folder` with the walked and with the masked dense model.
 
     Raises ResultMismatch, saying where they differ first, and NumericalFailure where outputs are not finite.
     """
-    masked = masked_model(spec, model, outcome, units, checkpoint)
     found = result_trace(spec, model, folder, ids_T)
     walked, expected = (_as_of_result(of(masked, ids_T), masked) for of in (_walked_trace, _masked_trace))
     rounding = 0.0

@@ -17,10 +17,9 @@ from workers.engine.model.loss import next_token_loss
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.engine.events import Events
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.run import Run
 
 AGREEMENT = 0.95
 """Rank correlation (Spearman) of the layers by either half of the probes at which no more are taken."""
@@ -31,9 +30,7 @@ PROBE_TOKENS = 512
 """Of a window are read: the graph of a second derivative keeps every activation several times."""
 
 
-def curvature(
-    model: LoadedModel, calibration: Calibration, *, seed: int, checkpoint: Checkpoint, events: Events
-) -> dict[str, float]:
+def curvature(model: LoadedModel, calibration: Calibration, run: Run, *, seed: int) -> dict[str, float]:
     """Layer name -> trace of the Hessian of the mean loss over the layer's weights (Hutchinson 1990, eq. 5 of
     arXiv:2310.09499): the mean of zᵀHz over random signs z, by differentiating the gradient's product with z.
 
@@ -45,7 +42,7 @@ def curvature(
     """
     layers = model.architecture.layers
     sizes_L = np.array([layer.parameters for layer in layers], dtype=float)
-    found: list[list[float]] = checkpoint.load_json("curvature") or []
+    found: list[list[float]] = run.checkpoint.load_json("curvature") or []
     whole: nn.Module | None = None
     agreement = _agreement(found, sizes_L)
     while agreement < AGREEMENT and len(found) < MOST_PROBES:
@@ -58,11 +55,11 @@ def curvature(
         found.append(_along(whole, weights, signs, ids_T))
         if not np.isfinite(found[-1]).all():
             raise NumericalFailure("the loss's curvature is infinite or NaN", "check the dense model")
-        events.progress(len(found), MOST_PROBES, "probe")
+        run.events.progress(len(found), MOST_PROBES, "probe")
         if len(found) % _LOOK_EVERY == 0:
             agreement = _agreement(found, sizes_L)
-            checkpoint.save_json("curvature", found)
-    events.log(
+            run.checkpoint.save_json("curvature", found)
+    run.events.log(
         f"curvature: {len(found)} probes, of which each half ranks the layers alike to {agreement:.3f}",
         "info" if agreement >= AGREEMENT else "warning",
     )

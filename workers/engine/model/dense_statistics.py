@@ -20,12 +20,10 @@ from workers.engine.model.walk import walk
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.events import Events
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
-    from workers.engine.store.cache import Cache
-    from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.run import Run
 
 Statistics = Mapping[str, LinearStats]
 """`block/stream` -> statistics of the dense model."""
@@ -35,9 +33,7 @@ def dense_statistics(
     spec: CompressionSpec,
     model: LoadedModel,
     calibration: Calibration | None,
-    cache: Cache,
-    checkpoint: Checkpoint,
-    events: Events,
+    run: Run,
     *,
     needs: Stat,
 ) -> Statistics:
@@ -46,16 +42,16 @@ def dense_statistics(
         return {}
     assert calibration is not None  # both are needs
     if Stat.GRAM in needs:
-        return _Grams(model, calibration, checkpoint, events)
+        return _Grams(model, calibration, run)
     key = environment(spec, model) | {"calibration": calibration.digest}
-    found = cache.tensors("dense-inputs", key)
+    found = run.cache.tensors("dense-inputs", key)
     if found is None:
         found = {
             f"{block}/{stream}": _known(stats.input_sq_mean_I).cpu()
-            for block, streams in _collected(model, calibration, Stat.INPUT_SQ_MEAN, checkpoint, events)
+            for block, streams in _collected(model, calibration, run, Stat.INPUT_SQ_MEAN)
             for stream, stats in streams.items()
         }
-        cache.keep_tensors("dense-inputs", key, found)
+        run.cache.keep_tensors("dense-inputs", key, found)
     tokens, window_tokens = calibration.windows_NT.numel(), calibration.windows_NT.shape[1]
     return {
         name: LinearStats(tokens, window_tokens, input_sq_mean_I=sq_mean_I.to(model.device))
@@ -66,16 +62,16 @@ def dense_statistics(
 class _Grams(Statistics):
     """Statistics with Gram matrices, read from the checkpoint one by one."""
 
-    def __init__(self, model: LoadedModel, calibration: Calibration, checkpoint: Checkpoint, events: Events) -> None:
-        self._model, self._calibration, self._checkpoint, self._events = model, calibration, checkpoint, events
+    def __init__(self, model: LoadedModel, calibration: Calibration, run: Run) -> None:
+        self._model, self._calibration, self._run = model, calibration, run
 
     def __getitem__(self, name: str) -> LinearStats:
         block, _, stream = name.partition("/")
         if stream not in self._model.architecture.streams(int(block)):
             raise KeyError(name)
-        if not self._checkpoint.grams(int(block)).exists():
+        if not self._run.checkpoint.grams(int(block)).exists():
             self._collect()
-        with safe_open(self._checkpoint.grams(int(block)), framework="pt") as file:
+        with safe_open(self._run.checkpoint.grams(int(block)), framework="pt") as file:
             gram_II = file.get_tensor(stream).to(self._model.device)
         count, length = self._calibration.windows_NT.shape
         return LinearStats(count * length, length, input_sq_mean_I=gram_II.diagonal(), gram_II=gram_II)
@@ -88,21 +84,20 @@ class _Grams(Statistics):
         return sum(1 for _ in self)
 
     def _collect(self) -> None:
-        collected = _collected(self._model, self._calibration, Stat.GRAM, self._checkpoint, self._events)
-        for block, streams in collected:
+        for block, streams in _collected(self._model, self._calibration, self._run, Stat.GRAM):
             grams = {stream: _known(stats.gram_II).cpu() for stream, stats in streams.items()}
-            self._checkpoint.save_grams(block, grams)
+            self._run.checkpoint.save_grams(block, grams)
 
 
 def _collected(
-    model: LoadedModel, calibration: Calibration, needs: Stat, checkpoint: Checkpoint, events: Events
+    model: LoadedModel, calibration: Calibration, run: Run, needs: Stat
 ) -> Iterator[tuple[int, dict[str, LinearStats]]]:
     """The streams of each block in turn, in one pass through the dense model."""
-    with walk(model, calibration, checkpoint.scratch_file) as way:
+    with walk(model, calibration, run.checkpoint.scratch_file) as way:
         found = way.blocks(way.enter(), lambda at: collect(at, needs, advance=at.wanted))
         for block, _, streams in found:
             yield block, streams
-            events.progress(block + 1, model.architecture.blocks, "dense block")
+            run.events.progress(block + 1, model.architecture.blocks, "dense block")
 
 
 def _known(tensor: Tensor | None) -> Tensor:

@@ -25,12 +25,11 @@ from workers.engine.model.walk import At, walk
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.events import Events
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.model.placement import States
     from workers.engine.model.walk import Walk
-    from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.run import Run
 
 
 class BlockGradients:
@@ -66,8 +65,7 @@ class BlockGradients:
 def gradients(
     model: LoadedModel,
     calibration: Calibration,
-    checkpoint: Checkpoint,
-    events: Events,
+    run: Run,
     *,
     splits: int,
     squared: bool,
@@ -87,12 +85,12 @@ def gradients(
     split_of = [next(s for s in range(splits) if batch.start < bounds[s + 1]) for batch in batches]
     sizes = [end - start for start, end in pairwise(bounds)]
     blocks = model.architecture.blocks
-    with walk(model, calibration, checkpoint.scratch_file, batches) as way:
+    with walk(model, calibration, run.checkpoint.scratch_file, batches) as way:
         inputs = [way.enter()]
         for block, outputs, _ in way.blocks(inputs[0], At.advance, last_wanted=True, keep=True):
             assert outputs is not None  # they are wanted
             inputs.append(outputs)
-            events.progress(block + 1, 2 * blocks, "block for gradients")
+            run.events.progress(block + 1, 2 * blocks, "block for gradients")
         upstream = _of_outputs(way, inputs[-1])
         for block in reversed(range(blocks)):
             found = BlockGradients(splits)
@@ -109,7 +107,7 @@ def gradients(
             upstream = before
             _refuse_infinite(found)
             yield block, found
-            events.progress(2 * blocks - block, 2 * blocks, "block for gradients")
+            run.events.progress(2 * blocks - block, 2 * blocks, "block for gradients")
 
 
 def _of_outputs(way: Walk, outputs: States) -> States:

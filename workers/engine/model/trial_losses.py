@@ -29,12 +29,11 @@ from workers.engine.registry import method_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.events import Events
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
-    from workers.engine.store.cache import Cache
     from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.run import Run
 
 
 LOSSES = "trial-losses"
@@ -52,25 +51,22 @@ class Trials:
         text: Calibration,
         stats: Mapping[str, LinearStats],
         calibration_digest: str,
-        cache: Cache,
-        checkpoint: Checkpoint,
-        events: Events,
+        run: Run,
     ) -> None:
         """`stats`: `block/stream` -> statistics of the dense model. Losses are cached, one by one as they are found."""
         self._spec = spec
         self._model = model
         self._blocks = [model.architecture.block(block) for block in range(model.architecture.blocks)]
         self._stats = stats
-        self._solved = _Solved(checkpoint) if method_of("prune", spec.prune).updates_weights else None
-        self._events = events
-        self._streamed = StreamedLoss(model, text, checkpoint, keep_path=True)
-        self._cache = cache
+        self._solved = _Solved(run.checkpoint) if method_of("prune", spec.prune).updates_weights else None
+        self._run = run
+        self._streamed = StreamedLoss(model, text, run.checkpoint, keep_path=True)
         self._key: dict[str, Any] = environment(spec, model) | {
             "text": text.digest,
             "calibration": calibration_digest,
             "choice": "solver" if self._solved else spec.score.model_dump(mode="json") if spec.score else "",
         }
-        self._known: dict[str, float] = cache.json(LOSSES, self._key) or {}
+        self._known: dict[str, float] = run.cache.json(LOSSES, self._key) or {}
 
     def close(self) -> None:
         self._streamed.close()
@@ -90,8 +86,8 @@ class Trials:
                     field="/allocate",
                 )
             self._known[name] = nll_N.mean().item()
-            self._cache.keep_json(LOSSES, self._key, self._known)
-            self._events.log(f"trial {len(self._known)}: loss {self._known[name]:.4f}")
+            self._run.cache.keep_json(LOSSES, self._key, self._known)
+            self._run.events.log(f"trial {len(self._known)}: loss {self._known[name]:.4f}")
         return self._known[name]
 
     def _pruned(self, block: int, sparsity: Mapping[str, float]) -> dict[str, Tensor]:

@@ -189,7 +189,7 @@ class HeadsChannels(Removal):
     ) -> tuple[float, float] | None:
         if units is None or not outcome.uniform:
             return None
-        return importance_lost(self, spec, _params(spec), architecture, units, _narrow(outcome), target)
+        return importance_lost(spec, _params(spec), architecture, units, _narrow(outcome), target)
 
 
 REMOVAL = HeadsChannels()

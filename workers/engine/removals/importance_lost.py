@@ -9,19 +9,18 @@ from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import InvalidSpec, NumericalFailure
 from workers.engine.registry import methods
+from workers.engine.removals.base import removal_of
 from workers.engine.removals.widths import UnitPruneParams, kept_units
 
 if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.facts import Units
-    from workers.engine.removals.base import Removal
     from workers.engine.removals.narrow_blocks import NarrowBlocks
     from workers.engine.removals.widths import Widths
     from workers.engine.spec import CompressionSpec
 
 
 def importance_lost(
-    removal: Removal,
     spec: CompressionSpec,
     params: UnitPruneParams,
     architecture: Architecture,
@@ -41,7 +40,7 @@ def importance_lost(
     ranking = ranks.params()  # type: ignore[call-arg]
     facts = AllocationFacts(architecture.layers, {}, units=units.of_kinds(params.units))
     try:
-        other = removal.spread(spec.model_copy(update={"allocate": ranking}), facts, sparsity)
+        other = removal_of(spec).spread(spec.model_copy(update={"allocate": ranking}), facts, sparsity)
         widths = kept_units(architecture.layers, units.families, other, params, ranking)
     except (InvalidSpec, NumericalFailure):
         return None

@@ -33,47 +33,38 @@ from workers.engine.removals.weight_scores import score
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.events import Events
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.registry import Method
     from workers.engine.spec import CompressionSpec
-    from workers.engine.store.cache import Cache
     from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.run import Run
 
 Measured = list[dict[str, "Tensor"]]
 """Per block: what the method found."""
 
 
-def score_units(
-    spec: CompressionSpec,
-    model: LoadedModel,
-    calibration: Calibration | None,
-    *,
-    cache: Cache,
-    checkpoint: Checkpoint,
-    events: Events,
-) -> Units:
+def score_units(spec: CompressionSpec, model: LoadedModel, calibration: Calibration | None, run: Run) -> Units:
     """The scores of all heads and channels, hidden dimensions or blocks. Kept in the checkpoint for a retry.
 
     Raises NumericalFailure where a score is not a number.
     """
     assert spec.score is not None  # the spec's validator saw to it
     found = removal_of(spec).families(spec, model.architecture, model.source.config, model.source.tensors)
-    if saved := checkpoint.load_json("unit-scores"):
+    if saved := run.checkpoint.load_json("unit-scores"):
         return Units(found, saved)
     method = method_of("score", spec.score)
     if method.measure is None:
-        scores = _sums_over_weights(spec, model, found, calibration, cache, checkpoint, events)
+        scores = _sums_over_weights(spec, model, found, calibration, run)
     else:
-        scores = _of_measured(spec, method, model, found, calibration, cache, checkpoint, events)
+        scores = _of_measured(spec, method, model, found, calibration, run)
     for block, of_block in enumerate(scores):
         for kind, values in of_block.items():
             if any(math.isnan(value) for value in values):
                 raise NumericalFailure(
                     f"block {block}: {method.name} gives {kind}s that are not a number", "check the dense model"
                 )
-    checkpoint.save_json("unit-scores", scores)
+    run.checkpoint.save_json("unit-scores", scores)
     return Units(found, scores)
 
 
@@ -82,12 +73,10 @@ def _sums_over_weights(
     model: LoadedModel,
     found: Sequence[Family],
     calibration: Calibration | None,
-    cache: Cache,
-    checkpoint: Checkpoint,
-    events: Events,
+    run: Run,
 ) -> Scores:
     """A score of weights, added up over the weights of each unit."""
-    stats = dense_statistics(spec, model, calibration, cache, checkpoint, events, needs=spec.unit_needs)
+    stats = dense_statistics(spec, model, calibration, run, needs=spec.unit_needs)
     scores: Scores = [{} for _ in range(model.architecture.blocks)]
     for block in range(model.architecture.blocks):
         tensors = block_tensors(model, block)
@@ -112,9 +101,7 @@ def _of_measured(
     model: LoadedModel,
     found: Sequence[Family],
     calibration: Calibration | None,
-    cache: Cache,
-    checkpoint: Checkpoint,
-    events: Events,
+    run: Run,
 ) -> Scores:
     """A score of units, from what its method measures of every block."""
     assert spec.score is not None  # whose method it is
@@ -124,12 +111,12 @@ def _of_measured(
         "calibration": calibration.digest if calibration and spec.unit_needs else "",
         "of": spec.removes.name,
     }
-    kept = cache.tensors("unit-measures", key)
+    kept = run.cache.tensors("unit-measures", key)
     if kept is None:
         kept = {}
-        for facts in _facts(spec, model, found, calibration, checkpoint, events):
+        for facts in _facts(spec, model, found, calibration, run):
             kept |= {f"{facts.block}/{name}": values for name, values in method.measure(facts, spec.score).items()}
-        cache.keep_tensors("unit-measures", key, {name: values.contiguous() for name, values in kept.items()})
+        run.cache.keep_tensors("unit-measures", key, {name: values.contiguous() for name, values in kept.items()})
     measured: Measured = [{} for _ in range(model.architecture.blocks)]
     for name, values in kept.items():
         block, _, own = name.partition("/")
@@ -146,8 +133,7 @@ def _facts(
     model: LoadedModel,
     found: Sequence[Family],
     calibration: Calibration | None,
-    checkpoint: Checkpoint,
-    events: Events,
+    run: Run,
 ) -> Iterator[DenseUnits]:
     """The blocks, in some order, with what the score needs to know of them. NumericalFailure where one is broken."""
     needs = spec.unit_needs
@@ -166,8 +152,7 @@ def _facts(
         walk = gradients(
             model,
             calibration,
-            checkpoint,
-            events,
+            run,
             splits=spec.score.splits,
             squared=Stat.SQUARED_GRADIENT in needs,
         )
@@ -176,14 +161,14 @@ def _facts(
             yield facts(block, gradients=sums.mean, squared_gradients=squares)
     elif Stat.CHANGE in needs:
         assert calibration is not None
-        for block, change in _changes(model, calibration, checkpoint):
+        for block, change in _changes(model, calibration, run.checkpoint):
             yield facts(block, change=change)
-            events.progress(block + 1, model.architecture.blocks, "measured block")
+            run.events.progress(block + 1, model.architecture.blocks, "measured block")
     elif Stat.REMOVAL in needs:
         assert calibration is not None
-        for block, loss in _losses_without(model, calibration, checkpoint):
+        for block, loss in _losses_without(model, calibration, run.checkpoint):
             yield facts(block, loss_without=loss)
-            events.progress(model.architecture.blocks - block, model.architecture.blocks, "left-out block")
+            run.events.progress(model.architecture.blocks - block, model.architecture.blocks, "left-out block")
     else:
         yield from map(facts, range(model.architecture.blocks))
 

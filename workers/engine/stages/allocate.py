@@ -43,9 +43,7 @@ if TYPE_CHECKING:
     from workers.engine.removals.outcome import Outcome
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
-    from workers.engine.store.cache import Cache
-    from workers.engine.store.checkpoint import Checkpoint
-    from workers.engine.store.clock import Clock
+    from workers.engine.store.run import Run
 
 TRIAL_TOKENS = 8192
 """Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
@@ -59,35 +57,29 @@ def allocate(
     calibration: Calibration | None,
     sources: Sources,
     units: Units | None,
-    *,
     tries: Tries,
-    cache: Cache,
-    checkpoint: Checkpoint,
-    clock: Clock,
-    events: Events,
 ) -> Allocation:
     """The allocation of this try; kept in its resume points, so that a retry prunes to the same. NumericalFailure."""
-    if saved := tries.resume_points.load_json("allocation"):
+    run, resume = tries.shared, tries.present.checkpoint
+    if saved := resume.load_json("allocation"):
         return Allocation(**saved)
     removal, limit = removal_of(spec), spec.prune.size_limit
     if not spec.removes.spread:
         sparsity = removal.sparsity(spec, model.architecture, units)
         assert sparsity is not None  # scores are known by now
         found = Allocation(_mean(model, sparsity), sparsity, {})
-        tries.resume_points.save_json("allocation", vars(found))
+        resume.save_json("allocation", vars(found))
         return found
-    with clock.measure("calibrate"):
-        stats = dense_statistics(spec, model, calibration, cache, checkpoint, events, needs=spec.allocate_needs)
-    metrics = _metrics(spec, model, calibration, stats, cache, checkpoint, events)
+    with run.clock.measure("calibrate"):
+        stats = dense_statistics(spec, model, calibration, run, needs=spec.allocate_needs)
+    metrics = _metrics(spec, model, calibration, stats, run)
     layers, needs = model.architecture.layers, spec.allocate_needs
 
     with ExitStack() as open_trials:
 
         def trials(text: Calibration) -> Trials:
             digest = calibration.digest if calibration else ""
-            return open_trials.enter_context(
-                closing(Trials(spec, model, text, stats, digest, cache, checkpoint, events))
-            )
+            return open_trials.enter_context(closing(Trials(spec, model, text, stats, digest, run)))
 
         facts = AllocationFacts(layers, metrics, units=removal.allocated(spec, units))
         if Stat.LOSS in needs:
@@ -96,7 +88,7 @@ def allocate(
             facts = AllocationFacts(layers, metrics, trials(sample).loss)
         target, foreseen = spec.prune.target, None
         if target is None and limit is not None:
-            decode_time = _decode_time(spec, model, events) if limit.decode_time is not None else None
+            decode_time = _decode_time(spec, model, run.events) if limit.decode_time is not None else None
             try:
                 target, foreseen = fitting_sparsity(
                     spec, model.source, model.architecture, facts, decode_time, within=tries.bound
@@ -109,7 +101,7 @@ def allocate(
             found = Allocation(target, removal.spread(spec, facts, target), metrics, foreseen)
         else:
             found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)), tries)
-    tries.resume_points.save_json("allocation", vars(found))
+    resume.save_json("allocation", vars(found))
     return found
 
 
@@ -130,9 +122,7 @@ def _metrics(
     model: LoadedModel,
     calibration: Calibration | None,
     stats: Statistics,
-    cache: Cache,
-    checkpoint: Checkpoint,
-    events: Events,
+    run: Run,
 ) -> Mapping[str, float]:
     """What the allocator measures of every dense block, if it measures anything."""
     method = method_of("allocate", spec.allocate)
@@ -144,13 +134,13 @@ def _metrics(
         "calibration": calibration.digest if calibration and looks_at_text else "",
         "seed": spec.seed,
     }
-    found: dict[str, float] | None = cache.json("allocator-metrics", key)
+    found: dict[str, float] | None = run.cache.json("allocator-metrics", key)
     if found is None:
         found = {}
         traces: Mapping[str, float] = {}
         if Stat.CURVATURE in method.needs:
             assert calibration is not None  # it is a need
-            traces = curvature(model, calibration, seed=spec.seed, checkpoint=checkpoint, events=events)
+            traces = curvature(model, calibration, run, seed=spec.seed)
         for block in range(model.architecture.blocks):
             layers = model.architecture.block(block)
             tensors = block_tensors(model, block)
@@ -161,8 +151,8 @@ def _metrics(
                 {layer.name: traces[layer.name] for layer in layers if traces},
             )
             found |= _measured(method, dense, spec)
-            events.progress(block + 1, model.architecture.blocks, "measured block")
-        cache.keep_json("allocator-metrics", key, found)
+            run.events.progress(block + 1, model.architecture.blocks, "measured block")
+        run.cache.keep_json("allocator-metrics", key, found)
     return found
 
 

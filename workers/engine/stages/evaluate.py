@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.run import Run
 
 DENSE_MEASUREMENTS = "dense-measurements"
 """By evaluation; without times, which belong to an attempt."""
@@ -139,10 +140,8 @@ def evaluate(
     spec: CompressionSpec,
     dense: LoadedModel,
     pruned_dir: Path,
-    *,
     sources: Sources,
-    events: Events,
-    checkpoint: Checkpoint,
+    run: Run,
     check_ratio: Callable[[float], None] = lambda ratio: None,
 ) -> Evaluation:
     """Measure both models. What does not drift is kept of the dense one: a retry does not measure it again.
@@ -154,7 +153,7 @@ def evaluate(
         return Evaluation([], [], {}, [])
     data = EvaluationData()
     budget = memory_budget(spec, dense.device)
-    held = _Held(dense, whole_models(spec, dense.source, dense.architecture, budget), events, budget)
+    held = _Held(dense, whole_models(spec, dense.source, dense.architecture, budget), run.events, budget)
     pruned = result_of(dense, pruned_dir)
     paired = {index for index, params in enumerate(spec.evaluate) if method_of("evaluate", params).paired}
     done, total = 0, 2 * len(spec.evaluate)
@@ -162,17 +161,17 @@ def evaluate(
     def advance(by: int) -> None:
         nonlocal done
         done += by
-        events.progress(done, total, "measurement")
+        run.events.progress(done, total, "measurement")
 
-    def run(loaded: LoadedModel, index: int) -> Any:
+    def measurements(loaded: LoadedModel, index: int) -> Any:
         context = EvaluatedModel(
             loaded=loaded,
             whole=held.model(loaded),
             seed=spec.seed,
             sources=sources,
-            events=events,
+            events=run.events,
             data=data,
-            checkpoint=checkpoint,
+            checkpoint=run.checkpoint,
             pointer=f"/evaluate/{index}",
         )
         params = spec.evaluate[index]
@@ -183,19 +182,19 @@ def evaluate(
         measured: dict[int, list[Measurement]] = {}
         for index, params in sorted(enumerate(spec.evaluate), key=lambda item: item[1] is not spec.ratio_text):
             if index not in paired:
-                measured[index] = run(loaded, index)
+                measured[index] = measurements(loaded, index)
                 _refuse_non_finite(measured[index])
                 advance(1)
                 if params is spec.ratio_text:
                     compare(index, measured[index][0].value)
         return measured
 
-    saved = checkpoint.load_json(DENSE_MEASUREMENTS)
+    saved = run.checkpoint.load_json(DENSE_MEASUREMENTS)
     with torch.inference_mode():
         if saved is None:
             before = measure(dense, lambda index, value: None)
             kept = {index: [asdict(one) for one in found] for index, found in before.items()}
-            checkpoint.save_json(DENSE_MEASUREMENTS, {"measurements": kept, "data_digests": data.digests})
+            run.checkpoint.save_json(DENSE_MEASUREMENTS, {"measurements": kept, "data_digests": data.digests})
         else:
             before = {int(k): [Measurement(**one) for one in found] for k, found in saved["measurements"].items()}
             data.digests.update(saved["data_digests"])
@@ -203,7 +202,9 @@ def evaluate(
         after = measure(pruned, lambda index, value: check_ratio(value / before[index][0].value))
         found = {index: join(before[index], after[index], resumed=saved is not None) for index in after}
         for index in sorted(paired):
-            turns = in_turn(partial(run, dense, index), partial(run, pruned, index), resident=held.most > 1)
+            turns = in_turn(
+                partial(measurements, dense, index), partial(measurements, pruned, index), resident=held.most > 1
+            )
             found[index] = [metric_of(probe, comparison) for probe, comparison in turns]
             advance(2)
     return Evaluation(

@@ -33,15 +33,13 @@ if TYPE_CHECKING:
 
     from workers.engine.architectures.architecture import Kind, LinearFacts
     from workers.engine.contracts.facts import Allocation, Units
-    from workers.engine.events import Events
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.placement import States
     from workers.engine.model.walk import Walk
     from workers.engine.removals.base import Edit
     from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
-    from workers.engine.store.checkpoint import Checkpoint
-    from workers.engine.store.clock import Clock
+    from workers.engine.store.run import Run
 
 
 def prune(
@@ -50,20 +48,17 @@ def prune(
     calibration: Calibration | None,
     units: Units | None,
     allocation: Allocation,
-    *,
-    checkpoint: Checkpoint,
-    clock: Clock,
-    events: Events,
+    run: Run,
 ) -> tuple[Outcome, int]:
     """The structure of the result, and how many of its blocks were found done.
 
     Raises NumericalFailure, and InvalidSpec or UnsupportedModel where the structure is not to be had.
     """
-    edit = removal_of(spec).edit(spec, model, units, allocation.sparsity, clock)
+    edit = removal_of(spec).edit(spec, model, units, allocation.sparsity, run.clock)
     config_after(model.source.config, edit.outcome)  # refuses what no config can say, before the work
-    if not checkpoint.outside().exists():
-        checkpoint.save_outside(as_stored(spec, edit.outside(outside_tensors(model))))
-    pruning = _Pruning(spec, model, edit, checkpoint, clock, events)
+    if not run.checkpoint.outside().exists():
+        run.checkpoint.save_outside(as_stored(spec, edit.outside(outside_tensors(model))))
+    pruning = _Pruning(spec, model, edit, run)
     return edit.outcome, pruning.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
 
@@ -111,27 +106,25 @@ class _Pruning:
     spec: CompressionSpec
     model: LoadedModel
     edit: Edit
-    checkpoint: Checkpoint
-    clock: Clock
-    events: Events
+    run: Run
 
     def blocks(self, calibration: Calibration | None) -> int:
         """Prune all that are still to do; returns the first of them, by its number in the result."""
-        kept, finished = self.edit.outcome.blocks, self.checkpoint.finished_blocks()
+        kept, finished = self.edit.outcome.blocks, self.run.checkpoint.finished_blocks()
         if calibration is None or finished == len(kept):
             self._begin(finished)
-            with self.checkpoint.adding_blocks(), ThreadPoolExecutor(1) as writer:
+            with self.run.checkpoint.adding_blocks(), ThreadPoolExecutor(1) as writer:
                 keeper = _Keeper(self, writer, finished)
                 for block, dense in dense_blocks(self.model, kept[finished:], ahead=True):
                     keeper.keep(self._closed(block, self._unseen(block, dense)), None)
                 keeper.settle()
             return finished
         with (
-            walk(self.model, calibration, self.checkpoint.new_hidden) as way,
-            self.checkpoint.adding_blocks(),
+            walk(self.model, calibration, self.run.checkpoint.new_hidden) as way,
+            self.run.checkpoint.adding_blocks(),
             ThreadPoolExecutor(1) as writer,
         ):
-            with self.clock.measure("calibrate"):
+            with self.run.clock.measure("calibrate"):
                 start, inputs = self._resume(way, finished)
             self._begin(start)
             keeper = _Keeper(self, writer, start)
@@ -142,13 +135,13 @@ class _Pruning:
 
     def _begin(self, start: int) -> None:
         if start:
-            self.events.resume(start)
-        self.events.progress(start, len(self.edit.outcome.blocks), "block")
+            self.run.events.resume(start)
+        self.run.events.progress(start, len(self.edit.outcome.blocks), "block")
 
     def _resume(self, way: Walk, finished: int) -> tuple[int, States]:
         """First block still to do, and what enters it."""
         # Not behind a block that is missing or damaged.
-        if found := self.checkpoint.latest_hidden(finished):
+        if found := self.run.checkpoint.latest_hidden(finished):
             start, file = found
             return start, way.resume(file)
         return 0, way.enter()
@@ -171,7 +164,7 @@ class _Pruning:
                 at.module.get_parameter(self.model.architecture.layout.below(name)).data.copy_(weight_OI)
             stored |= pruned
         if self.spec.refresh == "block":
-            with self.clock.measure("calibrate"):
+            with self.run.clock.measure("calibrate"):
                 at.advance()
         return stored
 
@@ -179,7 +172,7 @@ class _Pruning:
         """Statistics of each stream, when it is the turn of the layers that read it."""
         needs = self.spec.walk_needs
         if self.spec.refresh == "block":
-            with self.clock.measure("calibrate"):
+            with self.run.clock.measure("calibrate"):
                 stats = collect(at, needs)
             # Handed over one by one, and dropped when used: a Gram matrix can be as large as a layer.
             while stats:
@@ -188,7 +181,7 @@ class _Pruning:
             return
         passes = staged(at, copy.deepcopy(at.module) if Stat.DENSE_INPUTS in needs else None, needs)
         while True:
-            with self.clock.measure("calibrate"):
+            with self.run.clock.measure("calibrate"):
                 found = next(passes, None)
             if found is None:
                 return
@@ -218,7 +211,7 @@ class _Keeper:
             self._writing.result()
 
     def _write(self, index: int, stored: Mapping[str, Tensor], outputs: States | None) -> None:
-        checkpoint, events = self._pruning.checkpoint, self._pruning.events
+        checkpoint, events = self._pruning.run.checkpoint, self._pruning.run.events
         layout = self._pruning.model.architecture.layout
         try:
             checkpoint.add_block(index, {layout.in_block(name, index): tensor for name, tensor in stored.items()})

@@ -38,10 +38,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from workers.engine.contracts.facts import Trainable
-    from workers.engine.events import Events
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.spec import CompressionSpec
-    from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.run import Run
     from workers.engine.training.text import TuningText
 
 CHECKPOINT_S = 60.0
@@ -56,9 +55,7 @@ def tune(
     dense: LoadedModel,
     folder: Path,
     text: TuningText,
-    *,
-    checkpoint: Checkpoint,
-    events: Events,
+    run: Run,
     window_T: Tensor,
 ) -> tuple[TuneReport, TunedTraces]:
     """Train the model in `folder`, and store the state with the lowest held-out loss in it. `dense` is what it was.
@@ -66,29 +63,28 @@ def tune(
     Also returns what that state computes of a window of token ids [T]. Raises NumericalFailure where a loss is not
     finite, InvalidSpec where the pruned model does not fit the method.
     """
-    run = _Run(spec, dense, folder, text, checkpoint, events)
-    if not run.state.ended:
-        run.train()
-    run.take_best()
-    traces = tuned_traces(run.model, run.trainable, dense, folder, window_T)
-    run.write()
-    return run.report(), traces
+    training = _Training(spec, dense, folder, text, run)
+    if not training.state.ended:
+        training.train()
+    training.take_best()
+    traces = tuned_traces(training.model, training.trainable, dense, folder, window_T)
+    training.write()
+    return training.report(), traces
 
 
-class _Run:
+class _Training:
     def __init__(
         self,
         spec: CompressionSpec,
         dense: LoadedModel,
         folder: Path,
         text: TuningText,
-        checkpoint: Checkpoint,
-        events: Events,
+        run: Run,
     ) -> None:
         """Prepare the model, and go to where a former attempt was, if there was one."""
         assert spec.tune is not None  # there is text for it
         self.params, self.dense, self.text = spec.tune, dense, text
-        self.checkpoint, self.events = checkpoint, events
+        self.checkpoint, self.events = run.checkpoint, run.events
         self.at_once = tuned_at_once(spec, dense.source, dense.architecture)
         self.slices = slices_of(folder)
         self.architecture = architecture_of(folder)
@@ -97,7 +93,7 @@ class _Run:
         self.best: dict[str, Tensor] = {}
         self.resumed_step, self.seconds = 0, 0.0  # of steps done here: no time of another attempt is reported
 
-        found = checkpoint.load_tuning()
+        found = self.checkpoint.load_tuning()
         before = self._holdout_loss("/prune", "lower the sparsity") if found is None else math.nan
         self.trainable = self._prepared()
         self.optimizer = torch.optim.AdamW(
@@ -112,7 +108,7 @@ class _Run:
         else:
             self.state, self.best = restored(*found, self.trainable.parameters, self.optimizer, self.schedule)
             self.resumed_step = self.state.step
-            events.resume(self.resumed_step, "step")
+            self.events.resume(self.resumed_step, "step")
 
     def train(self) -> None:
         """Go on to the last step, or until the held-out loss has not fallen for long enough."""
