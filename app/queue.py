@@ -81,21 +81,22 @@ class Publisher:
 
 
 def relay(database: Database, publisher: Publisher, *, limit: int = 100) -> int:
-    """Publish the outbox's due messages and forget them; returns how many. Run by any number of processes.
+    """Publish the outbox's due messages and forget them; returns how many it forgot. Run by any number of processes.
 
     Publishes before it forgets, so a crash between the two doubles a message and never loses one.
     """
     with database.read() as session:
         due = upkeep_repository.due_messages(session, limit=limit)
-    sent: list[tuple[int, str]] = []
+    sent: list[int] = []
+    forgotten = 0
     try:
-        for outbox_id, job_id, queue in due:
+        for message_id, job_id, queue in due:
             publisher.publish(job_id, queue)
-            sent.append((outbox_id, job_id))
+            sent.append(message_id)
     finally:
         if sent:
-            database.transact(lambda session: upkeep.mark_sent(session, sent))
-    return len(sent)
+            forgotten = database.transact(lambda session: upkeep.forget_sent(session, sent))
+    return forgotten
 
 
 class Relay:

@@ -91,8 +91,8 @@ def run_job(job_id: str) -> None:
 def claim_next(settings: Settings, database: Database) -> Claim | None:
     """Claim the next job, or None if none is due.
 
-    A claim passes over rows that somebody has locked for a moment: the relay noting its message, a client changing
-    labels. The message that woke us may be that job's only one, so look again while a due job is there.
+    A claim passes over rows that somebody has locked for a moment: a client changing labels, another worker. The
+    message that woke us may be that job's only one, so look again while a due job is there.
     """
     queues = ("any", "gpu") if settings.worker_devices == "gpu" else ("any",)
     worker = f"{socket.gethostname()}:{os.getpid()}"

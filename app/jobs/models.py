@@ -62,7 +62,7 @@ class Job(Base):
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[int | None] = mapped_column(BigInteger)
     not_before: Mapped[int] = mapped_column(BigInteger)
-    dispatched_at: Mapped[int | None] = mapped_column(BigInteger)
+    """Nobody may claim the job earlier. Its last message to the workers is due then too."""
     deadline_at: Mapped[int | None] = mapped_column(BigInteger)
 
     stage: Mapped[str | None] = mapped_column(String(32))

@@ -5,14 +5,16 @@ See lifecycle.py.
 
 from __future__ import annotations
 
-from sqlalchemy import delete, tuple_, update
+from collections.abc import Sequence
+
+from sqlalchemy import delete, tuple_
 from sqlalchemy.orm import Session
 
-from app.db import clock, now_ms
+from app.db import clock
 from app.failure import Failure
 from app.jobs import upkeep_repository as repository
 from app.jobs.lifecycle import announce, close_attempt, fail_or_retry, transition
-from app.jobs.models import IdempotencyKey, Job, Outbox
+from app.jobs.models import IdempotencyKey, Outbox
 
 
 def reap(session: Session, *, backoff_s: float, limit: int = 100) -> list[tuple[str, int]]:
@@ -44,14 +46,16 @@ def announce_again(session: Session, *, older_than_s: float, limit: int = 16) ->
     return len(jobs)
 
 
-def mark_sent(session: Session, sent: list[tuple[int, str]]) -> None:
-    """Forget published messages, given as (outbox id, job id)."""
-    repository.lock_jobs(session, {job_id for _, job_id in sent})
-    session.execute(delete(Outbox).where(Outbox.id.in_([outbox_id for outbox_id, _ in sent])))
-    session.execute(
-        update(Job).where(Job.id.in_([job_id for _, job_id in sent])).values(dispatched_at=now_ms()),
+def forget_sent(session: Session, message_ids: Sequence[int]) -> int:
+    """Forget published messages; returns how many. Those that somebody else is just deleting are left to them.
+
+    The jobs are not touched: a claim passes over jobs that are locked, and would take a later one from the queue.
+    """
+    forgotten = session.execute(
+        delete(Outbox).where(Outbox.id.in_(repository.unlocked_messages(message_ids))).returning(Outbox.id),
         execution_options={"synchronize_session": False},
     )
+    return len(forgotten.all())
 
 
 def forget_idempotency_keys(session: Session) -> None:

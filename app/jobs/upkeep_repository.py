@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from app.db import now_ms
@@ -19,9 +19,9 @@ def due_messages(session: Session, *, limit: int) -> Sequence[tuple[int, str, st
     return [(row.id, row.job_id, row.queue) for row in rows]
 
 
-def lock_jobs(session: Session, job_ids: Iterable[str]) -> None:
-    """Lock the rows of those of the jobs that exist, in the order of their ids."""
-    session.execute(select(Job.id).where(Job.id.in_(list(job_ids))).order_by(Job.id).with_for_update()).all()
+def unlocked_messages(message_ids: Sequence[int]) -> Select[int]:
+    """The ids of those of the messages that nobody has locked, as a subquery that locks them."""
+    return select(Outbox.id).where(Outbox.id.in_(message_ids)).with_for_update(skip_locked=True)
 
 
 def lock_silent(session: Session, *, limit: int) -> Sequence[Job]:
@@ -36,13 +36,12 @@ def lock_silent(session: Session, *, limit: int) -> Sequence[Job]:
 
 
 def lock_unannounced(session: Session, *, older_than_ms: int, limit: int) -> Sequence[Job]:
-    """Queued jobs due now whose last message is old or was never sent: it may be lost."""
+    """Queued jobs whose last message was due so long ago, and is sent: it may be lost."""
     return session.scalars(
         select(Job)
         .where(
             Job.status == "queued",
             Job.not_before <= now_ms() - older_than_ms,
-            func.coalesce(Job.dispatched_at, 0) < now_ms() - older_than_ms,
             ~select(Outbox.id).where(Outbox.job_id == Job.id).exists(),
         )
         .order_by(Job.priority.desc(), Job.created_at, Job.id)

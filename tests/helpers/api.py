@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from app.db import Database
 from app.failure import Failure
-from app.jobs import attempts, upkeep_repository
-from app.jobs.models import Job
+from app.jobs import attempts
 from app.keys import service as keys
 from app.keys.scopes import SCOPES
 from app.services import Services
@@ -115,11 +113,8 @@ class Api:
     # -- the worker's part ---------------------------------------------------------------------------------------------
 
     def claim(self) -> attempts.Claim:
-        """The first in the queue. A claim passes over rows that the relay is marking as announced, and would take a job
-        from further back: so their locks are waited for."""
+        """The first in the queue."""
         with self.database.write() as session:
-            queued = session.scalars(select(Job.id).where(Job.status == "queued")).all()
-            upkeep_repository.lock_jobs(session, queued)
             held = attempts.claim(session, worker="w1", queues=["any"], ttl_s=60)
         assert held is not None, "nothing is queued"
         return held

@@ -13,13 +13,14 @@ from sqlalchemy.orm import Session
 
 from app.db import Database
 from app.errors import InvalidTransition
-from app.jobs import service, upkeep, worker_repository
+from app.jobs import attempts, service, upkeep, worker_repository
 from app.jobs.models import Job, Outbox
 from app.keys.models import Tenant
 from app.sweeps import service as sweeps
 from app.sweeps.models import Sweep, SweepChild
 from workers.engine.spec import CompressionSpec
 
+Change = Callable[[Session], Any]
 SPEC = CompressionSpec.model_validate(
     {"model": {"id": "m"}, "score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.5}}
 )
@@ -59,19 +60,21 @@ def jobs(database: Database, count: int) -> list[str]:
     return sorted(made)
 
 
-def messages(database: Database) -> list[tuple[int, str]]:
+def messages(database: Database) -> list[int]:
     with database.read() as session:
-        return [(row.id, row.job_id) for row in session.execute(select(Outbox.id, Outbox.job_id))]
+        return list(session.scalars(select(Outbox.id).order_by(Outbox.id)))
 
 
 def remove_sweep(session: Session) -> None:
     sweeps.remove(session, session.get_one(Sweep, "swp_1"))
 
 
-def meet(
-    database: Database, first_locks: str, first: Callable[[Session], Any], second: Callable[[Session], Any]
-) -> None:
-    """`first` holds one job's lock, `second` comes to wait, `first` goes on. Neither may be undone."""
+def lock(job_id: str) -> Change:
+    return lambda session: worker_repository.lock_job(session, job_id)
+
+
+def meet(database: Database, begin: Change, go_on: Change, second: Change) -> None:
+    """The first has begun, `second` comes to wait for it, the first goes on. Neither may be undone."""
     errors: list[Exception] = []
 
     def run_second() -> None:
@@ -83,12 +86,12 @@ def meet(
 
     thread = threading.Thread(target=run_second)
     with database.write() as session:
-        worker_repository.lock_job(session, first_locks)
+        begin(session)
         thread.start()
         while not _somebody_waits(database):
             assert not errors, errors
             time.sleep(0.01)
-        first(session)
+        go_on(session)
     thread.join(timeout=30)
     assert (errors, thread.is_alive()) == ([], False)
 
@@ -99,31 +102,35 @@ def _somebody_waits(database: Database) -> bool:
         return bool(session.execute(text(waiting)).scalar_one())
 
 
-def test_a_deletion_and_the_relay(database: Database) -> None:
-    [job_id] = jobs(database, 1)
-    sent = messages(database)
-
-    def delete(session: Session) -> None:
-        job = worker_repository.lock_job(session, job_id)
-        assert job is not None
-        service.remove(session, job)
-
-    meet(database, job_id, delete, lambda session: upkeep.mark_sent(session, sent))
-    assert messages(database) == []
-
-
 @pytest.mark.parametrize("held", [0, 1, 2])
 def test_the_relay_and_a_sweeps_deletion(database: Database, held: int) -> None:
-    """Several jobs each: the relay has one of them and goes on to the others, in whatever order it was given them."""
-    ids = jobs(database, 3)
-    sent = sorted(messages(database), key=lambda message: message[1], reverse=True)
-
-    def note_sent(session: Session) -> None:
-        upkeep.mark_sent(session, [message for message in sent if message[1] >= ids[held]])
-
-    meet(database, ids[held], note_sent, remove_sweep)
+    """The relay has forgotten one job's message and goes on to the others, some of which the deletion has by then."""
+    jobs(database, 3)
+    sent = messages(database)
+    meet(
+        database,
+        lambda session: upkeep.forget_sent(session, [sent[held]]),
+        lambda session: upkeep.forget_sent(session, sent),
+        remove_sweep,
+    )
     with database.read() as session:
         assert session.scalars(select(Job.id)).all() == []
+
+
+def test_the_relay_leaves_the_queue_in_its_order(database: Database) -> None:
+    """A worker that looks while messages are being forgotten takes the job that was submitted first."""
+    ids = jobs(database, 2)
+    with database.write() as session:
+        for job_id in ids:
+            job = worker_repository.lock_job(session, job_id)
+            assert job is not None
+            service.retry(session, job)
+    with database.write() as session:
+        assert upkeep.forget_sent(session, messages(database)) == 4
+        with database.write() as other:
+            held = attempts.claim(other, worker="w", queues=["any"], ttl_s=60)
+    assert held is not None
+    assert held.job_id == ids[0]
 
 
 def test_a_job_that_is_retried_meanwhile_is_not_deleted_with_its_sweep(database: Database) -> None:
@@ -139,7 +146,7 @@ def test_a_job_that_is_retried_meanwhile_is_not_deleted_with_its_sweep(database:
         with pytest.raises(InvalidTransition, match="1 of the sweep's jobs"):
             remove_sweep(session)
 
-    meet(database, ids[1], retry, remove)
+    meet(database, lock(ids[1]), retry, remove)
     with database.read() as session:
         assert sorted(session.scalars(select(Job.id))) == ids
 
