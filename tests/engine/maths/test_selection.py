@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.maths.selection import finite, lowest, lowest_of_groups
+from workers.engine.maths.selection import all_finite, finite, lowest, lowest_of_groups, lowest_unseen
 
 
 def by_sorting(score_RC: Tensor, count: int) -> Tensor:
@@ -35,6 +35,8 @@ def test_equals_a_stable_sort(levels: int, count: int) -> None:
     # Few levels: nearly all scores tie. Many: hardly any.
     score_RC = torch.randint(levels, (50, 16), generator=torch.Generator().manual_seed(count)).float()
     assert torch.equal(lowest(score_RC, count), by_sorting(score_RC, count))
+    if count:
+        assert torch.equal(lowest_unseen(score_RC, count), by_sorting(score_RC, count))
 
 
 @pytest.mark.parametrize(("n_kept", "of"), [(1, 2), (2, 4), (4, 8), (3, 4), (5, 8), (8, 32)])
@@ -65,3 +67,10 @@ def test_finite_means_every_entry(dtype: torch.dtype) -> None:
     assert finite(torch.zeros(0, dtype=dtype))
     for broken in ([1.0, float("nan")], [float("inf"), float("-inf")], [float("-inf"), 1.0]):
         assert not finite(torch.tensor(broken, dtype=dtype))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_several_are_finite_if_each_is(value: float) -> None:
+    tensors = [torch.ones(3), torch.full((2,), 3e38)]  # a sum that overflows is no proof
+    assert all_finite(tensors)
+    assert not all_finite([*tensors, torch.tensor([0.0, value])])

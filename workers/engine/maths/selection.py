@@ -13,6 +13,8 @@ import torch
 from workers.engine.contracts.sparsity import removed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from workers.engine.contracts.params import Group
@@ -28,21 +30,34 @@ def lowest(score_RC: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return score_RC.new_zeros(score_RC.shape, dtype=torch.bool)
+    if score_RC.device.type != "cpu":
+        return lowest_unseen(score_RC, count)
     kth_R1 = _kth(score_RC, count)
     lowest_RC = score_RC <= kth_R1
     # Rows where more entries equal the threshold than there is room for: rare, and dear to treat, so treated alone.
     tied_rows = (lowest_RC.sum(dim=1) > count).nonzero().flatten()
     if len(tied_rows):
-        below_TC = score_RC[tied_rows] < kth_R1[tied_rows]
-        equal_TC = lowest_RC[tied_rows] & ~below_TC
-        room_T1 = count - below_TC.sum(dim=1, keepdim=True)
-        lowest_RC[tied_rows] = below_TC | (equal_TC & (equal_TC.cumsum(dim=1, dtype=torch.int32) <= room_T1))
+        lowest_RC[tied_rows] = _first_of_equals(score_RC[tied_rows], kth_R1[tied_rows], count)
     return lowest_RC
+
+
+def lowest_unseen(score_RC: Tensor, count: int) -> Tensor:
+    """As `lowest`, for a GPU: reads no value back, so that the device is not waited for. `topk` shares a long row among
+    many processors, `kthvalue` does not."""
+    kth_R1 = score_RC.topk(count, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
+    return _first_of_equals(score_RC, kth_R1, count)
+
+
+def _first_of_equals(score_RC: Tensor, kth_R1: Tensor, count: int) -> Tensor:
+    """The `count` lowest of each row, given the last of them: of what equals it the first."""
+    below_RC, equal_RC = score_RC < kth_R1, score_RC == kth_R1
+    room_R1 = count - below_RC.sum(dim=1, keepdim=True)
+    return below_RC | (equal_RC & (equal_RC.cumsum(dim=1, dtype=torch.int32) <= room_R1))
 
 
 def _kth(score_RC: Tensor, count: int) -> Tensor:
     """The `count`-th lowest score of each row, [R, 1]. NumPy selects with vector instructions, torch's CPU does not."""
-    if score_RC.device.type != "cpu" or score_RC.dtype != torch.float32:
+    if score_RC.dtype != torch.float32:
         return score_RC.kthvalue(count, dim=1, keepdim=True).values
     selected_RC = np.partition(score_RC.numpy(), count - 1, axis=1)
     return torch.from_numpy(selected_RC[:, count - 1 : count].copy())
@@ -51,6 +66,12 @@ def _kth(score_RC: Tensor, count: int) -> Tensor:
 def finite(tensor: Tensor) -> bool:
     """Whether no entry is infinite or NaN. Their sum tells, unless it overflows, in far less time."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """The same of several, which are looked at once."""
+    tensors = list(tensors)
+    return bool(torch.stack([tensor.sum().float() for tensor in tensors]).isfinite().all()) or all(map(finite, tensors))
 
 
 def lowest_of_groups(score_GM: Tensor, count: int) -> Tensor:

@@ -94,6 +94,6 @@ def _along(whole: nn.Module, weights: dict[str, Tensor], signs: dict[str, Tensor
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         along = torch.stack([(g * sign).sum() for g, sign in zip(gradients, signs.values(), strict=True)]).sum()
         products = torch.autograd.grad(along, list(weights.values()))
-    return [
-        (product * sign).sum(dtype=torch.float64).item() for product, sign in zip(products, signs.values(), strict=True)
-    ]
+    traces_L = [(p * sign).sum(dtype=torch.float64) for p, sign in zip(products, signs.values(), strict=True)]
+    found: list[float] = torch.stack(traces_L).tolist()
+    return found

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.engine.errors import NumericalFailure
-from workers.engine.maths.selection import finite
+from workers.engine.maths.selection import all_finite, finite
 from workers.engine.model.loaded import block_tensors
 from workers.engine.model.loss import next_token_loss
 from workers.engine.model.output_head import head
@@ -134,7 +134,10 @@ def _backward(at: At, batch: slice, upstream: States) -> None:
 
 
 def _refuse_infinite(found: BlockGradients) -> None:
-    for part in (*found.mean, *found.squared):
+    parts = (*found.mean, *found.squared)
+    if all_finite([gradient for part in parts for gradient in part.values()]):
+        return
+    for part in parts:
         for name, gradient in part.items():
             if not finite(gradient):
                 raise NumericalFailure(

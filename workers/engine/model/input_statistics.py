@@ -8,7 +8,7 @@ B = windows of a batch, T = tokens of a window, I = inputs of a linear layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import torch
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure, UnsupportedModel
+from workers.engine.maths.selection import all_finite, finite
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +59,7 @@ def collect(at: At, needs: Stat, *, advance: bool = False) -> dict[str, LinearSt
             except _Seen:
                 continue
             at.keep(output_BTD)
-    return {stream: _finished(total, at, stream) for stream, total in sums.items()}
+    return _finished(sums, at)
 
 
 def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, LinearStats]]:
@@ -92,7 +93,7 @@ def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, 
             if stream == streams[0] and twins is not None:
                 for twin in twins:  # the first stream is the same in both: no need to look
                     twin.switch()
-            yield stream, _finished(total, at, stream)
+            yield stream, _finished({stream: total}, at)[stream]
         for running in passes:
             if at.wanted:
                 at.keep(running.switch())
@@ -202,16 +203,22 @@ def _tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _finished(total: InputSums, at: At, stream: str) -> LinearStats:
-    stats = total.finish()
-    assert stats.input_sq_mean_I is not None
-    if not stats.input_sq_mean_I.isfinite().all():
+def _finished(sums: Mapping[str, InputSums], at: At) -> dict[str, LinearStats]:
+    """The means. Looked at once for all streams, which is when the device is waited for. Raises NumericalFailure."""
+    found = {stream: total.finish() for stream, total in sums.items()}
+    if not all_finite(_squares(stats) for stats in found.values()):
+        stream = next(stream for stream, stats in found.items() if not finite(_squares(stats)))
         raise NumericalFailure(
             f"block {at.block}: the {stream} of the linear layers is infinite or NaN in {at.model.dtype}",
             "set /compute/dtype to float32; if it is, the model's weights are broken",
             field="/compute/dtype",
         )
-    return stats
+    return found
+
+
+def _squares(stats: LinearStats) -> Tensor:
+    assert stats.input_sq_mean_I is not None  # `finish` fills it
+    return stats.input_sq_mean_I
 
 
 @contextmanager

@@ -24,6 +24,6 @@ def next_token_loss(logits_V: Tensor, next_: Tensor, reduction: Literal["mean", 
 
 
 def nll(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [B] on the CPU."""
+    """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [B]."""
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-    return next_token_loss(logits_BTV[:, :-1], ids_BT[:, 1:], "none").double().mean(dim=1).cpu()
+    return next_token_loss(logits_BTV[:, :-1], ids_BT[:, 1:], "none").double().mean(dim=1)

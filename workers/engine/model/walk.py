@@ -49,6 +49,7 @@ class Walk:
 
     model: LoadedModel
     windows_NT: Tensor
+    """Token ids, on the device."""
     batches: list[slice]
     new_file: NewFile
     """For hidden states that memory has no room for."""
@@ -92,7 +93,7 @@ class Walk:
 
     def ids(self, batch: slice) -> Tensor:
         """Token ids [B, T] on the device."""
-        return self.windows_NT[batch].to(self.model.device)
+        return self.windows_NT[batch]
 
     @contextmanager
     def at(self, block: int, inputs: States, tensors: Mapping[str, Tensor], *, wanted: bool = True) -> Iterator[At]:
@@ -189,7 +190,7 @@ class At:
 
 def walk(model: LoadedModel, text: Calibration, new_file: NewFile, batches: list[slice] | None = None) -> Walk:
     """The walk of a text; `enter` or `resume` comes first. `batches`: slices of windows, if not the model's usual."""
-    return Walk(model, text.windows_NT, batches or list(text.batches(model.batch_tokens)), new_file)
+    return Walk(model, text.windows_NT.to(model.device), batches or list(text.batches(model.batch_tokens)), new_file)
 
 
 def dense_blocks(

@@ -101,7 +101,8 @@ class EvaluatedModel:
             blocks = range(self.loaded.architecture.blocks)
             with closing(StreamedLoss(self.loaded, text, self.checkpoint, keep_path=False)) as streamed:
                 return streamed.nll(blocks, lambda block: block_tensors(self.loaded, block))
-        return torch.cat([nll(self.whole, ids_BT.to(self.device)) for ids_BT in windows_NT.split(batch_size)])
+        batches = windows_NT.to(self.device).split(batch_size)
+        return torch.cat([nll(self.whole, ids_BT) for ids_BT in batches]).cpu()
 
     def check_fits(self, tokens: int, parameter: str) -> None:
         context_length = self.loaded.architecture.context_length

@@ -206,13 +206,16 @@ class _Training:
         torch.manual_seed((params.seed << 24) + self.state.step + 1)  # dropout's
         self.model.train()
         self.optimizer.zero_grad()
-        total = 0.0
+        losses = []
         for part_BT in ids_BT.split(self.at_once):
             with self._precision():
                 loss = self._loss(part_BT) * (len(part_BT) / len(ids_BT))
             loss.backward()
-            total += loss.item()
-        norm = clip_grad_norm_(list(self.trainable.parameters.values()), MAX_GRADIENT_NORM).item()
+            losses.append(loss.detach())
+        norm_ = clip_grad_norm_(list(self.trainable.parameters.values()), MAX_GRADIENT_NORM)
+        # The device is waited for once, when it has been given all of the step but the update.
+        *parts, norm = torch.stack([*losses, norm_]).tolist()
+        total = sum(parts)
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise NumericalFailure(
                 f"step {self.state.step + 1} of tuning: the loss is {total}, the length of its gradient {norm}",
@@ -252,7 +255,7 @@ class _Training:
         """Nats a token. Raises NumericalFailure, with that cause and remedy, where it is not finite."""
         self.model.eval()
         with torch.no_grad(), self._precision():
-            parts = [ids_BT.to(self.dense.device) for ids_BT in self.text.holdout_NT.split(self.at_once)]
+            parts = self.text.holdout_NT.to(self.dense.device).split(self.at_once)
             loss = torch.cat([nll(self.model, ids_BT) for ids_BT in parts]).mean().item()
         if not math.isfinite(loss):
             raise NumericalFailure(f"the held-out loss of tuning is {loss}", remedy, field=field)
