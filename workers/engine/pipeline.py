@@ -128,7 +128,7 @@ def compress(
             verdict=overall(gates),
             stages=clock.report(),
             runtimes=removal.runtimes(spec, made.outcome),
-            warnings=warnings(spec, prospect) + memory_warnings(spec, clock.report()),
+            warnings=warnings(spec, prospect) + memory_warnings(spec.compute.memory_budget, clock.report()),
             resumed_blocks=made.resumed,
             resumed_allocation=made.resumed_allocation,
         )
@@ -174,7 +174,7 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
     with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
         outcome, resumed = prune(spec, model, job.text, job.units, allocation, run)
         assemble(spec, model, outcome, run.checkpoint, job.model_dir)
-        check_sizes(spec, model, job.model_dir)
+        check_sizes(spec.prune.size_limit, model, job.model_dir)
     with clock.stage("verify"):
         ids_T = window(spec, model, job.text)
         masked = masked_model(spec, model, outcome, job.units, run.checkpoint)

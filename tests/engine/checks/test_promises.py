@@ -84,8 +84,8 @@ def test_a_job_that_took_more_memory_than_its_budget_says_so() -> None:
         StageReport(stage=name, elapsed_s=1, peak_memory_bytes=peak * 2**20)
         for name, peak in (("prune", 300), ("tune", 700), ("evaluate", 800))
     ]
-    spec = spec_of(compute={"memory_budget": 600 * 2**20})
-    assert memory_warnings(spec, stages) == [
+    budget = 600 * 2**20
+    assert memory_warnings(budget, stages) == [
         "the job took 800 MiB, and its budget is 600 MiB: the first stage above it was `tune`"
     ]
-    assert memory_warnings(spec, stages[:1]) == memory_warnings(spec_of(), stages) == []
+    assert memory_warnings(budget, stages[:1]) == memory_warnings(None, stages) == []

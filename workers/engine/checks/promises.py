@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from workers.engine.contracts.params import AtMost
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import StageReport
-    from workers.engine.spec import CompressionSpec
 
 _BUG = "this is a bug in the engine; the numbers in this message are what to report"
 
 
-def check_sizes(spec: CompressionSpec, dense: LoadedModel, folder: Path) -> None:
+def check_sizes(at_most: AtMost | None, dense: LoadedModel, folder: Path) -> None:
     """Raise PromiseBroken where the files in `folder`, the result, hold more than `at_most` allows."""
-    if spec.prune.size_limit is None:
+    if at_most is None:
         return
-    at_most, result = spec.prune.size_limit, result_of(dense, folder)
+    result = result_of(dense, folder)
     counted: dict[str, int] = {
         "parameters": result.source.parameters,
         "bytes": sum(facts.bytes for facts in result.source.tensors.values()),
@@ -39,9 +39,8 @@ def check_sizes(spec: CompressionSpec, dense: LoadedModel, folder: Path) -> None
             )
 
 
-def memory_warnings(spec: CompressionSpec, stages: Sequence[StageReport]) -> list[str]:
+def memory_warnings(budget: int | None, stages: Sequence[StageReport]) -> list[str]:
     """Where a stage took more memory than the spec's budget: it is planned with, and cannot be enforced."""
-    budget = spec.compute.memory_budget
     if budget is None:
         return []
     device = any(stage.device_peak_memory_bytes is not None for stage in stages)

@@ -102,7 +102,7 @@ class Tries:
         """Time the model in `folder` beside the dense one where the spec bounds that, and `check` it."""
         limit = self._spec.prune.size_limit
         if limit is not None and limit.decode_time is not None:
-            budget = memory_budget(self._spec, dense.device)
+            budget = memory_budget(self._spec.compute.memory_budget, dense.device)
             resident = whole_models(self._spec, dense.source, dense.architecture, budget) > 1
             self.check(allocation, decode_time(dense, folder, limit, resident).ratio)
 

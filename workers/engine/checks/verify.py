@@ -131,7 +131,7 @@ def _check(
 
 def _fits_whole(spec: CompressionSpec, model: LoadedModel) -> bool:
     rest = predicted_peak_memory_bytes(spec, model.source, model.architecture) + WHOLE_ANYWAY_BYTES
-    return whole_float32_bytes(model.source) <= min(rest, memory_budget(spec, model.device))
+    return whole_float32_bytes(model.source) <= min(rest, memory_budget(spec.compute.memory_budget, model.device))
 
 
 def _masked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:

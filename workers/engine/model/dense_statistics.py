@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.spec import CompressionSpec
     from workers.engine.store.run import Run
 
 Statistics = Mapping[str, LinearStats]
@@ -30,7 +29,6 @@ Statistics = Mapping[str, LinearStats]
 
 
 def dense_statistics(
-    spec: CompressionSpec,
     model: LoadedModel,
     calibration: Calibration | None,
     run: Run,
@@ -43,7 +41,7 @@ def dense_statistics(
     assert calibration is not None  # both are needs
     if Stat.GRAM in needs:
         return _Grams(model, calibration, run)
-    key = environment(spec, model) | {"calibration": calibration.digest}
+    key = environment(model) | {"calibration": calibration.digest}
     found = run.cache.tensors("dense-inputs", key)
     if found is None:
         found = {

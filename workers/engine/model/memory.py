@@ -9,12 +9,9 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-
-if TYPE_CHECKING:
-    from workers.engine.spec import CompressionSpec
 
 Place = Literal["device", "host", "file"]
 """Where hidden states may lie."""
@@ -74,13 +71,13 @@ def total_memory() -> int:
     return min(limits)
 
 
-def planned_memory(spec: CompressionSpec, device: torch.device) -> int:
-    """Bytes that the walk plans with: what the spec says, else all that the device has.
+def planned_memory(budget: int | None, device: torch.device) -> int:
+    """Bytes that the walk plans with: the spec's budget, or where it sets none, all that the device has.
 
     Not what is free just now: batches, and with them the last digits of sums, are to follow from the spec alone.
     """
-    if spec.compute.memory_budget is not None:
-        return spec.compute.memory_budget
+    if budget is not None:
+        return budget
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else total_memory()
 
 
@@ -91,10 +88,10 @@ def room_for_states(device: torch.device, *, walk: int, budget: int) -> Room:
     return Room(host=max(0, min(budget - walk, int(walk * CPU_SHARE))))
 
 
-def memory_budget(spec: CompressionSpec, device: torch.device) -> int:
-    """Bytes that whole models may take: what the spec says, else what is free on the device."""
-    if spec.compute.memory_budget is not None:
-        return spec.compute.memory_budget
+def memory_budget(budget: int | None, device: torch.device) -> int:
+    """Bytes that whole models may take: the spec's budget, or where it sets none, what is free on the device."""
+    if budget is not None:
+        return budget
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))

@@ -50,11 +50,11 @@ def provenance(spec: CompressionSpec, model: LoadedModel, data_digests: Mapping[
     )
 
 
-def environment(spec: CompressionSpec, model: LoadedModel) -> dict[str, str]:
+def environment(model: LoadedModel) -> dict[str, str]:
     """What decides numbers beside the data and the method: measurements are shared only where all of it is the same."""
     return {
         "model": model.source.commit,
-        "compute": spec.compute.dtype,
+        "compute": str(model.dtype).removeprefix("torch."),
         "device": device_name(model.device),
         **{package: version(package) for package in (DISTRIBUTION, "torch", "transformers")},
     }
@@ -65,7 +65,7 @@ def fingerprint(
 ) -> dict[str, str]:
     """What a resume point must share with the run that goes on from it. `calibration`, `tuning`: digests of the texts,
     None where none is read."""
-    return environment(spec, model) | {
+    return environment(model) | {
         "resume_points": "3",  # of what is kept in them, and how
         "spec": spec.digest(),
         "calibration": calibration or "none",

@@ -61,7 +61,7 @@ class Trials:
         self._solved = _Solved(run.checkpoint) if method_of("prune", spec.prune).updates_weights else None
         self._run = run
         self._streamed = StreamedLoss(model, text, run.checkpoint, keep_path=True)
-        self._key: dict[str, Any] = environment(spec, model) | {
+        self._key: dict[str, Any] = environment(model) | {
             "text": text.digest,
             "calibration": calibration_digest,
             "choice": "solver" if self._solved else spec.score.model_dump(mode="json") if spec.score else "",

@@ -55,7 +55,7 @@ def fitting_sparsity(
         assert outcome is not None  # of a known sparsity
         smallest = {
             "parameters": parameters_after(source, outcome),
-            "bytes": stored_bytes(spec, source, outcome),
+            "bytes": stored_bytes(spec.package.dtype, source, outcome),
             "macs": macs_after(source, architecture, outcome, limit.tokens),
         }
         if decode_time is not None:

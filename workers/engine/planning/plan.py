@@ -47,7 +47,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         prunable_parameters=architecture.prunable_parameters,
         zeros_after=removal_of(spec).zeros(spec, prospect),
         bytes_before=sum(facts.bytes for facts in source.tensors.values()),
-        bytes_after=None if outcome is None else stored_bytes(spec, source, outcome),
+        bytes_after=None if outcome is None else stored_bytes(spec.package.dtype, source, outcome),
         layers=[
             PlannedLayer(
                 name=layer.name,

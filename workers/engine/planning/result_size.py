@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture
     from workers.engine.removals.outcome import Outcome
     from workers.engine.sources.resolve import ModelSource
-    from workers.engine.spec import CompressionSpec
 
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -21,9 +20,9 @@ def parameters_after(source: ModelSource, outcome: Outcome) -> int:
     return sum(count for name, count in left.items() if not (source.shares_head and name == head))
 
 
-def stored_bytes(spec: CompressionSpec, source: ModelSource, outcome: Outcome) -> int:
-    """Weight bytes of the result. Zeros take as much room as other weights."""
-    dtype = None if spec.package.dtype == "source" else _STORED_DTYPES[spec.package.dtype]
+def stored_bytes(stored_dtype: str, source: ModelSource, outcome: Outcome) -> int:
+    """Weight bytes of the result, packaged as `stored_dtype` of a spec. Zeros take as much room as other weights."""
+    dtype = None if stored_dtype == "source" else _STORED_DTYPES[stored_dtype]
     left = outcome.parameters(source.tensors)
     return sum(count * DTYPE_BYTES[dtype or source.tensors[name].dtype] for name, count in left.items())
 

@@ -165,7 +165,7 @@ class Removal:
     def spread(self, spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
         """Layer name -> fraction to remove, in [0, 1), by the spec's allocator. The mean weighted by parameters is
         `target`, to 1e-4. Raises NumericalFailure where the allocator breaks that, InvalidSpec where it cannot be."""
-        return checked(spec, facts, target)
+        return checked(spec.allocate, facts, target)
 
     def allocated(self, spec: CompressionSpec, units: Units | None) -> Units | None:
         """What of the scored units the allocator is shown."""

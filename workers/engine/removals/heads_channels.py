@@ -132,7 +132,7 @@ class HeadsChannels(Removal):
                 "protect fewer blocks, or lower the sparsity",
                 field="/prune/sparsity",
             )
-        found = checked(spec, replace(facts, layers=layers), share)
+        found = checked(spec.allocate, replace(facts, layers=layers), share)
         return {layer.name: found.get(layer.name, 0.0) for layer in facts.layers}
 
     def allocated(self, spec: CompressionSpec, units: Units | None) -> Units | None:

@@ -39,7 +39,7 @@ class SetToZero(Edit):
         for layer in layers:
             weight_OI = dense[layer.weight]
             with self.clock.measure("score") if spec.score else nullcontext():
-                score_OI = score(spec, layer, weight_OI, stats) if spec.score else None
+                score_OI = score(spec.score, layer, weight_OI, stats) if spec.score else None
             tasks.append(LayerTask(layer.name, weight_OI, self.sparsity[layer.name], score_OI))
         pruned = pruner.function(tasks, stats, spec.group, spec.prune)
         if spec.refine is not None:

@@ -13,16 +13,16 @@ from workers.engine.registry import method_of
 if TYPE_CHECKING:
     from workers.engine.architectures.architecture import LinearFacts
     from workers.engine.contracts.facts import AllocationFacts
-    from workers.engine.spec import CompressionSpec
+    from workers.engine.contracts.params import MethodParams
 
 
-def checked(spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
-    """Layer name -> fraction to remove, in [0, 1), by the spec's allocator; its mean is `target`, to 1e-4.
+def checked(params: MethodParams, facts: AllocationFacts, target: float) -> Mapping[str, float]:
+    """Layer name -> fraction to remove, in [0, 1), by an allocator; its mean is `target`, to 1e-4.
 
     The mean is weighted by parameters. Raises NumericalFailure if the method broke one of these promises.
     """
-    method = method_of("allocate", spec.allocate)
-    sparsity: Mapping[str, float] = method.function(facts, target, spec.allocate)
+    method = method_of("allocate", params)
+    sparsity: Mapping[str, float] = method.function(facts, target, params)
     for layer in facts.layers:
         if not 0 <= sparsity[layer.name] < 1:
             raise NumericalFailure(

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
 
 
-def as_stored(spec: CompressionSpec, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_stored(stored_dtype: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in the type they are shipped in, in host memory. Raises NumericalFailure where that overflows."""
-    if spec.package.dtype == "source":
+    if stored_dtype == "source":
         return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
-    dtype = getattr(torch, spec.package.dtype)
+    dtype = getattr(torch, stored_dtype)
     found = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     for name, tensor in found.items():
         if not finite(tensor) and finite(tensors[name]):
             raise NumericalFailure(
-                f"{name} holds values beyond the range of {spec.package.dtype}",
+                f"{name} holds values beyond the range of {stored_dtype}",
                 "package as `source`, bfloat16 or float32",
                 field="/package/dtype",
             )

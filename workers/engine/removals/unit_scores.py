@@ -76,12 +76,15 @@ def _sums_over_weights(
     run: Run,
 ) -> Scores:
     """A score of weights, added up over the weights of each unit."""
-    stats = dense_statistics(spec, model, calibration, run, needs=spec.unit_needs)
+    assert spec.score is not None
+    stats = dense_statistics(model, calibration, run, needs=spec.unit_needs)
     scores: Scores = [{} for _ in range(model.architecture.blocks)]
     for block in range(model.architecture.blocks):
         tensors = block_tensors(model, block)
         by_weight = {
-            layer.weight: score(spec, layer, tensors[layer.weight], stats.get(f"{block}/{layer.stream}", LinearStats()))
+            layer.weight: score(
+                spec.score, layer, tensors[layer.weight], stats.get(f"{block}/{layer.stream}", LinearStats())
+            )
             for layer in model.architecture.block(block)
         }
         for family in found:
@@ -106,7 +109,7 @@ def _of_measured(
     """A score of units, from what its method measures of every block."""
     assert spec.score is not None  # whose method it is
     assert method.measure is not None  # unit scorers have one
-    key = environment(spec, model) | {
+    key = environment(model) | {
         "score": spec.score.model_dump(mode="json", exclude=set(spec.score.unmeasured)),
         "calibration": calibration.digest if calibration and spec.unit_needs else "",
         "of": spec.removes.name,

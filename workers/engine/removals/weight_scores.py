@@ -13,14 +13,13 @@ if TYPE_CHECKING:
 
     from workers.engine.architectures.architecture import LinearFacts
     from workers.engine.contracts.facts import LinearStats
-    from workers.engine.spec import CompressionSpec
+    from workers.engine.contracts.params import MethodParams
 
 
-def score(spec: CompressionSpec, layer: LinearFacts, weight_OI: Tensor, stats: LinearStats) -> Tensor:
+def score(params: MethodParams, layer: LinearFacts, weight_OI: Tensor, stats: LinearStats) -> Tensor:
     """Importance [O, I], finite, higher is kept. Raises NumericalFailure naming the layer."""
-    assert spec.score is not None  # the caller asks only for specs with one
-    method = method_of("score", spec.score)
-    score_OI: Tensor = method.function(weight_OI, stats, spec.score)
+    method = method_of("score", params)
+    score_OI: Tensor = method.function(weight_OI, stats, params)
     if not finite(score_OI):
         broken = "its weights are" if not finite(weight_OI) else f"its {method.name} scores are"
         raise NumericalFailure(

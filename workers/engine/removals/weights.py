@@ -120,7 +120,7 @@ class Weights(Removal):
 
     def spread(self, spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
         """Multiples of 1 / M for N:M patterns, whose mean is the target to half a unit's share."""
-        sparsity, kept_of = checked(spec, facts, target), spec.prune.kept_of
+        sparsity, kept_of = checked(spec.allocate, facts, target), spec.prune.kept_of
         if kept_of is None:
             return sparsity
         return whole_groups(facts.layers, sparsity, kept_of, spec.allocate.least_sparsity)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from workers.engine.checks.tries import Tries
     from workers.engine.contracts.facts import Units
+    from workers.engine.contracts.params import MethodParams
     from workers.engine.contracts.refs import DataRef
     from workers.engine.contracts.texts import Tokens
     from workers.engine.events import Events
@@ -71,7 +72,7 @@ def allocate(
         resume.save_json("allocation", vars(found))
         return found
     with run.clock.measure("calibrate"):
-        stats = dense_statistics(spec, model, calibration, run, needs=spec.allocate_needs)
+        stats = dense_statistics(model, calibration, run, needs=spec.allocate_needs)
     metrics = _metrics(spec, model, calibration, stats, run)
     layers, needs = model.architecture.layers, spec.allocate_needs
 
@@ -107,7 +108,7 @@ def allocate(
 
 def _decode_time(spec: CompressionSpec, model: LoadedModel, events: Events) -> Callable[[Outcome], float]:
     """What foretells the time of a decode step, as a fraction of the dense model's."""
-    budget = memory_budget(spec, model.device)
+    budget = memory_budget(spec.compute.memory_budget, model.device)
     resident = whole_models(spec, model.source, model.architecture, budget) > 1
     return removal_of(spec).decode_time(spec, model, resident, events)
 
@@ -129,7 +130,7 @@ def _metrics(
     if method.measure is None:
         return {}
     looks_at_text = bool(method.needs & ~spec.allocate.waives)
-    key = environment(spec, model) | {
+    key = environment(model) | {
         "allocate": spec.allocate.model_dump(mode="json", exclude=set(spec.allocate.unmeasured)),
         "calibration": calibration.digest if calibration and looks_at_text else "",
         "seed": spec.seed,
@@ -150,19 +151,19 @@ def _metrics(
                 {layer.stream: stats.get(f"{block}/{layer.stream}", LinearStats()) for layer in layers},
                 {layer.name: traces[layer.name] for layer in layers if traces},
             )
-            found |= _measured(method, dense, spec)
+            found |= _measured(method, dense, spec.allocate)
             run.events.progress(block + 1, model.architecture.blocks, "measured block")
         run.cache.keep_json("allocator-metrics", key, found)
     return found
 
 
-def _measured(method: Method, block: DenseBlock, spec: CompressionSpec) -> Mapping[str, float]:
+def _measured(method: Method, block: DenseBlock, params: MethodParams) -> Mapping[str, float]:
     """What the allocator finds in one block. Raises NumericalFailure if that, or a weight, is not a number."""
     for name, weight_OI in block.weights.items():
         if not finite(weight_OI):
             raise NumericalFailure(f"{name}: its weights are infinite or NaN", "check the dense model")
     assert method.measure is not None  # the caller saw to it
-    found: Mapping[str, float] = method.measure(block, spec.allocate)
+    found: Mapping[str, float] = method.measure(block, params)
     for name, metric in found.items():
         if not math.isfinite(metric):
             raise NumericalFailure(f"{name}: what {method.name} measures is {metric}", "check the dense model")

@@ -153,7 +153,7 @@ def evaluate(
     if not spec.evaluate:
         return Evaluation([], [], {}, [])
     data = EvaluationData()
-    budget = memory_budget(spec, dense.device)
+    budget = memory_budget(spec.compute.memory_budget, dense.device)
     held = _Held(dense, whole_models(spec, dense.source, dense.architecture, budget), run.events, budget)
     pruned = result_of(dense, pruned_dir)
     paired = {index for index, params in enumerate(spec.evaluate) if method_of("evaluate", params).paired}

@@ -27,7 +27,7 @@ def load(spec: CompressionSpec, prospect: Prospect) -> LoadedModel:
     assert source.path is not None  # downloaded if it was not there
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
     generation_settings(source.path, source.id)  # refused now rather than when it is evaluated
-    budget = planned_memory(spec, device)
+    budget = planned_memory(spec.compute.memory_budget, device)
     tokens = batch_tokens(spec, source, architecture, budget=budget)
     return LoadedModel(
         source,

@@ -57,7 +57,7 @@ def prune(
     edit = removal_of(spec).edit(spec, model, units, allocation.sparsity, run.clock)
     config_after(model.source.config, edit.outcome)  # refuses what no config can say, before the work
     if not run.checkpoint.outside().exists():
-        run.checkpoint.save_outside(as_stored(spec, edit.outside(outside_tensors(model))))
+        run.checkpoint.save_outside(as_stored(spec.package.dtype, edit.outside(outside_tensors(model))))
     pruning = _Pruning(spec, model, edit, run)
     return edit.outcome, pruning.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
@@ -157,9 +157,10 @@ class _Pruning:
         """The block's tensors, its linear layers pruned; its outputs are those of the block so pruned."""
         streams = self.model.architecture.streams(at.block)
         weights = {layer.weight for layers in streams.values() for layer in layers}
-        stored = as_stored(self.spec, {name: tensor for name, tensor in at.dense.items() if name not in weights})
+        dtype = self.spec.package.dtype
+        stored = as_stored(dtype, {name: tensor for name, tensor in at.dense.items() if name not in weights})
         for stream, stats in self._streams(at):
-            pruned = as_stored(self.spec, self.edit.prune_stream(streams[stream], at.dense, stats))
+            pruned = as_stored(dtype, self.edit.prune_stream(streams[stream], at.dense, stats))
             for name, weight_OI in pruned.items():
                 at.module.get_parameter(self.model.architecture.layout.below(name)).data.copy_(weight_OI)
             stored |= pruned
@@ -189,7 +190,7 @@ class _Pruning:
 
     def _closed(self, block: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The block's tensors as they ship."""
-        return as_stored(self.spec, self.edit.finish_block(block, tensors))
+        return as_stored(self.spec.package.dtype, self.edit.finish_block(block, tensors))
 
 
 class _Keeper:
