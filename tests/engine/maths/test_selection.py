@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.maths.selection import all_finite, finite, lowest, lowest_of_groups, lowest_unseen
+from workers.engine.maths.selection import (
+    all_finite,
+    finite,
+    lowest,
+    lowest_of_groups,
+    lowest_of_groups_at_once,
+    lowest_unseen,
+)
 
 
 def by_sorting(score_RC: Tensor, count: int) -> Tensor:
@@ -42,7 +49,8 @@ def test_equals_a_stable_sort(levels: int, count: int) -> None:
 @pytest.mark.parametrize(("n_kept", "of"), [(1, 2), (2, 4), (4, 8), (3, 4), (5, 8), (8, 32)])
 def test_groups_equal_a_stable_sort(n_kept: int, of: int) -> None:
     score_GM = torch.randint(4, (200, of), generator=torch.Generator().manual_seed(of)).float()
-    assert torch.equal(lowest_of_groups(score_GM, of - n_kept), by_sorting(score_GM, of - n_kept))
+    for select in (lowest_of_groups, lowest_of_groups_at_once):
+        assert torch.equal(select(score_GM, of - n_kept), by_sorting(score_GM, of - n_kept))
 
 
 def test_masks_nest_as_the_count_grows() -> None:

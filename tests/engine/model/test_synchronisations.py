@@ -1,4 +1,4 @@
-"""How often a GPU would be waited for: as often for six batches as for two. Counted on a CPU (`synchronisations.py`)."""
+"""How often a GPU would be waited for: as often for six batches as for two. Counted on a CPU."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.engine.errors import NumericalFailure
+from workers.engine.maths.recorded import recorded
 from workers.engine.maths.selection import lowest, lowest_of_groups
 
 if TYPE_CHECKING:
@@ -113,15 +114,17 @@ def solve_columns(
     """
     weight_IR = torch.cat([layer.weight_OI.float() for layer in layers]).T.contiguous()
     change_IR = torch.empty_like(weight_IR)
+    solver: _Stripe | None = None
     for begin in range(0, len(weight_IR), stripe):
         inputs = slice(begin, begin + stripe)
-        unit_BB = hessian.unit_II[inputs, inputs]
-        spread_BB = inverse_of_unit(unit_BB)
+        spread_BB = inverse_of_unit(hessian.unit_II[inputs, inputs])
         before_BR = hessian.unit_II[:begin, inputs].T @ change_IR[:begin]
-        now_BR = torch.addmm(weight_IR[inputs], spread_BB.T, before_BR)
-        _solve_stripe(now_BR, spread_BB, hessian, layers, kept_of, begin)
-        torch.sub(weight_IR[inputs], now_BR, out=change_IR[inputs])
-        weight_IR[inputs] = now_BR
+        if solver is None or solver.size != len(spread_BB):  # the last stripe may be a smaller one
+            solver = _Stripe(layers, kept_of, spread_BB, before_BR)
+        torch.addmm(weight_IR[inputs], spread_BB.T, before_BR, out=solver.now_BR)
+        solver.solve(spread_BB, hessian, begin)
+        torch.sub(weight_IR[inputs], solver.now_BR, out=change_IR[inputs])
+        weight_IR[inputs] = solver.now_BR
     return [part_IO.T.contiguous() for part_IO in _by_layer(weight_IR, layers)]
 
 
@@ -132,35 +135,52 @@ def inverse_of_unit(unit_BB: Tensor) -> Tensor:
     return inverse_BB
 
 
-def _solve_stripe(
-    now_BR: Tensor,
-    spread_BB: Tensor,
-    hessian: Hessian,
-    layers: Sequence[LayerTask],
-    kept_of: tuple[int, int] | None,
-    begin: int,
-) -> None:
-    """Turn the weights of a stripe into its pruned weights, in place. `begin` is its first input; a weight that goes
-    from input i changes that of a later input j by `-spread_BB[i, j]` of itself."""
-    inputs = slice(begin, begin + len(now_BR))
-    pivot_B1, dead_B1 = hessian.pivot_I[inputs, None], hessian.dead_I[inputs, None]
-    # Numbers, not booleans: multiplying by them is what the loop over single inputs does.
-    gone_BR = torch.empty_like(now_BR)
-    if kept_of is None:
-        gone_BR.copy_(_lowest_of_stripe(_saliency(now_BR, pivot_B1, dead_B1), layers, begin))
-    lost_BR = torch.empty_like(now_BR)
-    step = _SUB_STRIPE if kept_of is None else kept_of[1]
-    for first in range(0, len(now_BR), step):
-        last = min(first + step, len(now_BR))
-        part = slice(first, last)
-        now_BR[part].addmm_(spread_BB[:first, part].T, lost_BR[:first], alpha=-1)
-        if kept_of is not None:
-            saliency_MR = _saliency(now_BR[part], pivot_B1[part], dead_B1[part])
-            gone_BR[part] = _lowest_of_group(saliency_MR, layers)
-        for j in range(first, last):
-            now_BR[j].addmv_(lost_BR[first:j].T, spread_BB[first:j, j], alpha=-1)
-            torch.mul(now_BR[j], gone_BR[j], out=lost_BR[j])
-            now_BR[j] -= lost_BR[j]
+class _Stripe:
+    """What the stripes of a solve have in common: the tensors that one is solved in, and how that is done in them."""
+
+    def __init__(
+        self, layers: Sequence[LayerTask], kept_of: tuple[int, int] | None, spread_BB: Tensor, like_BR: Tensor
+    ) -> None:
+        """For stripes of the sizes of `spread_BB` and `like_BR`."""
+        self.size, self._layers, self._kept_of = len(spread_BB), layers, kept_of
+        self.now_BR = torch.empty_like(like_BR)
+        """The weights, to begin with; in the end the pruned ones."""
+        # Numbers, not booleans: multiplying by them is what the loop over single inputs does.
+        self._gone_BR, self._lost_BR = torch.zeros_like(like_BR), torch.zeros_like(like_BR)
+        self._spread_BB = torch.zeros_like(spread_BB)
+        self._pivot_B1 = spread_BB.new_zeros(self.size, 1)
+        self._dead_B1 = torch.zeros_like(self._pivot_B1, dtype=torch.bool)
+        self._loop = recorded(self._solve, like_BR.device)
+
+    def solve(self, spread_BB: Tensor, hessian: Hessian, begin: int) -> None:
+        """Turn the weights of a stripe into its pruned weights. `begin` is its first input; a weight that goes from
+        input i changes that of a later input j by `-spread_BB[i, j]` of itself."""
+        inputs = slice(begin, begin + self.size)
+        self._spread_BB.copy_(spread_BB)
+        self._pivot_B1.copy_(hessian.pivot_I[inputs, None])
+        self._dead_B1.copy_(hessian.dead_I[inputs, None])
+        if self._kept_of is None:
+            saliency_BR = _saliency(self.now_BR, self._pivot_B1, self._dead_B1)
+            self._gone_BR.copy_(_lowest_of_stripe(saliency_BR, self._layers, begin))
+        self._loop()
+
+    def _solve(self) -> None:
+        """The loop over the inputs, and groups of them, of any stripe."""
+        now_BR, lost_BR, gone_BR, spread_BB = self.now_BR, self._lost_BR, self._gone_BR, self._spread_BB
+        step = _SUB_STRIPE if self._kept_of is None else self._kept_of[1]
+        for first in range(0, self.size, step):
+            last = min(first + step, self.size)
+            part = slice(first, last)
+            if first:
+                now_BR[part].addmm_(spread_BB[:first, part].T, lost_BR[:first], alpha=-1)
+            if self._kept_of is not None:
+                saliency_MR = _saliency(now_BR[part], self._pivot_B1[part], self._dead_B1[part])
+                gone_BR[part] = _lowest_of_group(saliency_MR, self._layers)
+            for j in range(first, last):
+                if j > first:
+                    now_BR[j].addmv_(lost_BR[first:j].T, spread_BB[first:j, j], alpha=-1)
+                torch.mul(now_BR[j], gone_BR[j], out=lost_BR[j])
+            now_BR[part] -= lost_BR[part]
 
 
 def _saliency(now_BR: Tensor, pivot_B1: Tensor, dead_B1: Tensor) -> Tensor:
@@ -179,11 +199,11 @@ def _lowest_of_stripe(saliency_BR: Tensor, layers: Sequence[LayerTask], begin: i
 
 
 def _lowest_of_group(saliency_MR: Tensor, layers: Sequence[LayerTask]) -> Tensor:
-    parts = [
-        lowest_of_groups(saliency_MO.T, round(len(saliency_MR) * layer.sparsity)).T
-        for saliency_MO, layer in zip(_by_layer(saliency_MR, layers), layers, strict=True)
-    ]
-    return torch.cat(parts, dim=1)
+    counts = [round(len(saliency_MR) * layer.sparsity) for layer in layers]
+    if len({*counts}) == 1:
+        return lowest_of_groups(saliency_MR.T, counts[0]).T
+    parts = zip(_by_layer(saliency_MR, layers), counts, strict=True)
+    return torch.cat([lowest_of_groups(saliency_MO.T, count).T for saliency_MO, count in parts], dim=1)
 
 
 def _by_layer(stacked_BR: Tensor, layers: Sequence[LayerTask]) -> Sequence[Tensor]:

@@ -1,0 +1,70 @@
+"""The loops of a solve as a GPU runs them: recorded once, replayed for every stripe, few launches. On a CPU, where a
+stand-in records operation by operation. O = outputs, I = inputs, T = tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers.kernels import Graphs, Kernels
+from workers.engine.contracts.facts import LayerTask
+from workers.engine.maths import second_order
+from workers.engine.maths.recorded import recorded
+from workers.engine.maths.second_order import Hessian, hessian_of, solve_columns
+from workers.engine.maths.selection import lowest_of_groups_at_once, lowest_unseen
+
+PATTERNS = [None, (2, 4), (4, 8), (3, 4)]
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    """What only a GPU does, done here: selections that read nothing back, and graphs."""
+    made = Graphs()
+    monkeypatch.setattr(second_order, "recorded", made)
+    monkeypatch.setattr(second_order, "lowest", lowest_unseen)
+    monkeypatch.setattr(second_order, "lowest_of_groups", lowest_of_groups_at_once)
+    return made
+
+
+def problem(inputs: int, *outputs: int, sparsity: float = 0.5) -> tuple[list[LayerTask], Hessian]:
+    """Layers of one stream, of which an input is dead."""
+    generator = torch.Generator().manual_seed(0)
+    x_TI = torch.randn(400, inputs, generator=generator).cumsum(dim=1)
+    x_TI[:, 3] = 0
+    layers = [LayerTask(f"{o}", torch.randn(o, inputs, generator=generator), sparsity) for o in outputs]
+    return layers, hessian_of(x_TI.T @ x_TI / len(x_TI), 0.01, layers)
+
+
+@pytest.mark.parametrize("kept_of", PATTERNS)
+def test_a_replayed_loop_solves_every_stripe(kept_of: tuple[int, int] | None, graphs: Graphs) -> None:
+    """To the bytes of the plain loop; the last stripe is a smaller one."""
+    layers, hessian = problem(88, 12, 5, sparsity=0.25 if kept_of == (3, 4) else 0.5)
+    replayed = solve_columns(layers, hessian, kept_of, 32)
+    assert graphs.launches == 3
+    assert len(graphs.kernels) == 2
+    with pytest.MonkeyPatch.context() as plain:
+        plain.setattr(second_order, "recorded", recorded)
+        expected = solve_columns(layers, hessian, kept_of, 32)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(replayed, expected, strict=True))
+
+
+@pytest.mark.parametrize(("kept_of", "kernels", "launches"), [(None, 272, 52), ((2, 4), 704, 14)])
+def test_a_stripe_is_a_few_launches(
+    kept_of: tuple[int, int] | None, kernels: int, launches: int, graphs: Graphs
+) -> None:
+    """Of 128 inputs, for the three layers of an attention: they are solved together. Each once took 550, 4,167 for
+    2:4."""
+    layers, hessian = problem(512, 12, 6, 6)
+    with Kernels() as made:
+        solve_columns(layers, hessian, kept_of, 128)
+    stripes = 4
+    assert graphs.launches == stripes
+    assert graphs.kernels == [pytest.approx(kernels, abs=2)]
+    assert made.count / stripes + 1 <= launches
+
+
+def test_on_a_cpu_nothing_is_recorded() -> None:
+    def steps() -> None:
+        raise AssertionError("called before its turn")
+
+    assert recorded(steps, torch.device("cpu")) is steps
