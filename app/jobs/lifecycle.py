@@ -17,8 +17,8 @@ belongs together.
 
 Locks are taken in one order, so that no two transactions wait for each other: the sweep, its jobs in the order of
 their ids, what hangs on a job (labels, attempts, events, artifacts, report, messages, sweep child), the
-Idempotency-Key. Whoever writes what hangs on a job has locked the job first, whether a foreign key would or not; but for
-the relay, which forgets messages. It skips those that are locked, as chores over many rows do.
+Idempotency-Key. Whoever writes what hangs on a job has locked the job first, whether a foreign key would or not; but
+for the relay, which forgets messages. It skips those that are locked, as chores over many rows do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that can go wrong in a compression, as nouns a user understands.
+"""Errors that the engine raises on purpose, by cause.
 
     EngineError                 code, message, hint, retryable
     ├── BadRequest              what was asked for cannot be done; a retry changes nothing
@@ -12,8 +12,8 @@
     ├── DiskFull
     └── HubUnavailable          the model hub did not answer; worth another try
 
-The code is stable and part of the API: clients switch on it. `hint` always says what to change. `exit_code` is what
-the runner leaves behind, so that the supervisor can tell the classes apart even if the last event was lost.
+The code is stable and part of the API: clients switch on it. `hint` always says what to change. The runner
+ends with `exit_code`, so that the supervisor knows the class even if the last event was lost.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class EngineError(Exception):
         """Where in the spec the cause lies, as a JSON pointer below the spec (`/calibrate/dataset`), if anywhere."""
 
     def __reduce__(self) -> tuple[Callable[..., EngineError], tuple[str, str]]:
-        """To another process whole."""
+        """Keep message, hint and field when pickled."""
         return partial(type(self), field=self.field), (self.message, self.hint)
 
 
@@ -77,7 +77,7 @@ class DatasetTooShort(BadRequest):
 
 
 class DegenerateCalibration(BadRequest):
-    """Text without language in it: nothing can be learnt of a model from padding."""
+    """The calibration text is padding or one repeated token: its statistics say nothing about the model."""
 
     code = "degenerate_calibration"
 
@@ -103,14 +103,14 @@ class NumericalFailure(EngineError):
 
 
 class ResultMismatch(EngineError):
-    """What was written is not the model that was walked, masked or tuned: it may not ship."""
+    """The stored result computes other values than the model that was walked, masked or tuned."""
 
     code = "result_mismatch"
     exit_code = 71
 
 
 class PromiseBroken(EngineError):
-    """What was counted or measured of the result is not within what the spec bounds it by."""
+    """A number counted or measured on the result lies outside a bound of the spec."""
 
     code = "promise_broken"
     exit_code = 72

@@ -1,7 +1,7 @@
-"""The engine's only view of the outside: where it reports what it is doing.
+"""Events: how the engine reports its progress. It has no other output but files.
 
-`JsonLines` is what the runner writes and the supervisor reads, one object a line, `at` in seconds on the host's
-monotonic clock beside each (left out here):
+The runner writes `JsonLines` and the supervisor reads them: one object a line. Each has `at`, in seconds on the host's
+monotonic clock (left out here):
 `{"event": "stage", "stage": "prune"}`, `{"event": "progress", "stage": …, "done": 3, "total": 8, "unit": "block"}`,
 `{"event": "checkpoint", "block": 2}`, `{"event": "resume", "block": 3}`, `{"event": "log", "level": …, "message": …}`,
 the same three with `"unit": "step"`, `"loss": 3.1` and `"step": 40` while a model is tuned,

@@ -1,4 +1,4 @@
-"""What torch, safetensors and the system raise where a machine or its numbers do not suffice, as errors that say so."""
+"""Translate errors of torch, safetensors and the system about memory, disks and numbers into `EngineError`s."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise DeviceOutOfMemory, HostOutOfMemory, DiskFull or NumericalFailure in place of their many native forms."""
+    """Raise DeviceOutOfMemory, HostOutOfMemory, DiskFull or NumericalFailure in place of the libraries' exceptions."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""Gates: may this model ship? Bounds on measurements, judged with the measurement's uncertainty. Import-light."""
+"""Gates: bounds on measurements, judged with their standard errors. They say whether to ship. Import-light."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Gate(SpecModel):
 
 
 def measured_names(evaluations: Sequence[MethodParams]) -> list[str]:
-    """The names of what these evaluations will measure, `name#2` for a repetition; one ending in `/` is a prefix."""
+    """Names of the metrics of these evaluations, `name#2` for a repetition; one that ends in `/` is a prefix."""
     seen: Counter[str] = Counter()
     names = []
     for params in evaluations:
@@ -107,7 +107,7 @@ def _judged(gate: Gate, metrics: dict[str, Metric]) -> GateResult:
 
 
 def _value(gate: Gate, metric: Metric) -> tuple[float | None, float | None]:
-    """(value, standard error) of what the gate bounds."""
+    """(value, standard error) of the bounded metric; None where it has none."""
     match gate.of:
         case "ratio":
             return metric.ratio, metric.ratio_stderr

@@ -64,8 +64,8 @@ def compress(
     """Write the compressed model to `workdir/model` and return its report. Raises EngineError.
 
     `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success. `cache_dir` is
-    shared between jobs: what was measured of a dense model is not measured again.
-    `origin`: whose job the report says it is of. `points`: when finished blocks become resume points.
+    shared between jobs: a measurement of a dense model is made once. `origin`: the job and tenant that the report
+    names. `points`: when finished blocks become resume points.
     """
     run = Run.of(Checkpoint(checkpoint_dir, events, points or Points()), events, cache_dir)
     clock, model_dir = run.clock, workdir / "model"
@@ -86,7 +86,7 @@ def compress(
                 units = score_units(spec, model, text, run)
         job = _Job(spec, model, sources, text, tuning, units, model_dir)
         tries, made = Tries(spec, run), None
-        while made is None:  # once, unless the result breaks a bound that only it can show to be kept
+        while made is None:  # more than once where the result breaks a bound that can only be measured on it
             try:
                 made = _attempt(job, tries)
             except BoundExceeded:
@@ -139,7 +139,7 @@ def compress(
 
 @dataclass(frozen=True)
 class _Job:
-    """What all tries share."""
+    """Inputs that all tries share."""
 
     spec: CompressionSpec
     model: LoadedModel
@@ -152,7 +152,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Made:
-    """What came of a try."""
+    """The result of one try and its measurements."""
 
     allocation: Allocation
     outcome: Outcome
@@ -165,13 +165,13 @@ class _Made:
 
 
 def _attempt(job: _Job, tries: Tries) -> _Made:
-    """Prune to one target, and measure what came of it. Raises BoundExceeded where that breaks the spec's bound."""
+    """Prune to one target and measure the result. Raises BoundExceeded where it breaks the spec's bound."""
     spec, model, run = job.spec, job.model, tries.present
     clock = run.clock
     resumed_allocation = run.checkpoint.load_json("allocation") is not None
     with clock.stage("allocate"):
         allocation = allocate(spec, model, job.text, job.sources, job.units, tries)
-    with clock.stage("prune"):  # scores each layer, and walks the calibration text on, as it goes
+    with clock.stage("prune"):  # scores layers and runs the calibration text through pruned blocks too
         outcome, resumed = prune(spec, model, job.text, job.units, allocation, run)
         assemble(spec, model, outcome, run.checkpoint, job.model_dir)
         check_sizes(spec.prune.size_limit, model, job.model_dir)

@@ -45,7 +45,7 @@ class Method:
     needs: Stat = Stat.NONE
     group: Group = "row"
     units: tuple[Unit, ...] = ()
-    """Scorers: what they score. Pruners: what they remove."""
+    """Scorers: units that they score. Pruners: units that they remove."""
     removes: Removes | None = None
     """Pruners: the kind of unit."""
     even: bool = False
@@ -54,15 +54,15 @@ class Method:
     """Allocators: whether a spec that names none takes it. One is."""
     patterns: tuple[str, ...] = ()
     scores: Scores = "required"
-    """Pruners: whether a score must be given, may be, or would not be looked at."""
+    """Pruners: whether a score is required, optional or not used."""
     updates_weights: bool = False
     """Pruners: whether the weights that stay are changed to make up for those that go."""
     whole_model: bool = True
     """Evaluators: whether the model must be in memory as a whole."""
     paired: bool = False
-    """Evaluators: whether what they measure drifts with the machine, so that both models are measured in turn."""
+    """Evaluators: whether their values drift with the machine's load, so that both models are measured in turn."""
     measure: Callable[..., Any] | None = None
-    """What is measured of every dense block before anything is decided: always by unit scorers, by some allocators."""
+    """Measures a dense block before the sparsity is spread. All unit scorers have one, and some allocators."""
 
 
 class RegistryError(RuntimeError):
@@ -89,7 +89,7 @@ def _register(stage: Stage, params: type[MethodParams], function: Callable[..., 
 
 
 def scorer(params: type[P], *, paper: str, group: Group, needs: Stat = Stat.NONE) -> Callable[[Scorer[P]], Scorer[P]]:
-    """Register an importance score for the weights of one linear layer. A unit's is the sum over its weights."""
+    """Register an importance score for the weights of one linear layer. A unit's score is the sum over its weights."""
 
     def register(function: Scorer[P]) -> Scorer[P]:
         _register("score", params, function, paper=paper, group=group, needs=needs, units=WEIGHT)
@@ -101,7 +101,7 @@ def scorer(params: type[P], *, paper: str, group: Group, needs: Stat = Stat.NONE
 def unit_scorer(
     params: type[P], *, paper: str, units: tuple[Unit, ...], measure: UnitMeasure[P], needs: Stat = Stat.NONE
 ) -> Callable[[UnitScorer[P]], UnitScorer[P]]:
-    """Register an importance score for units that are removed as a whole, from what `measure` finds in the blocks."""
+    """Register an importance score for units that are removed as a whole, computed from what `measure` returns."""
 
     def register(function: UnitScorer[P]) -> UnitScorer[P]:
         _register("score", params, function, paper=paper, units=units, needs=needs, measure=measure)
@@ -119,7 +119,7 @@ def allocator(
     even: bool = False,
     default: bool = False,
 ) -> Callable[[Allocator[P]], Allocator[P]]:
-    """Register a rule that spreads the global sparsity over layers, on what `measure` finds in every dense block."""
+    """Register a rule that spreads the global sparsity over layers, from what `measure` returns per block."""
 
     def register(function: Allocator[P]) -> Allocator[P]:
         _register("allocate", params, function, paper=paper, needs=needs, measure=measure, even=even, default=default)
@@ -139,11 +139,11 @@ def pruner(
     needs: Stat = Stat.NONE,
     updates_weights: bool = False,
 ) -> Callable[[F], F]:
-    """Register what removes a kind of unit. Pruners use the decorator of their kind's file in `removals/`, which knows
-    the signature of the function.
+    """Register a pruner of one kind of unit. Method files use the decorator of their kind's file in `removals/`, which
+    types the function.
 
-    `patterns` uses "N:M" for any N kept of M. `group` is where it counts zeros when it chooses them itself; with a
-    score the score's group counts. `needs` is about the inputs of the layers it is given.
+    `patterns`: "N:M" stands for any N kept of M. `group`: where the pruner counts zeros if it has no score; with one,
+    the score's group counts. `needs`: statistics of the inputs of the layers that it is given.
     """
 
     def register(function: F) -> F:
@@ -166,7 +166,7 @@ def pruner(
 
 
 def refiner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable[[Refiner[P]], Refiner[P]]:
-    """Register what moves zeros to better places after a pruner has set them."""
+    """Register a method that moves the zeros that a pruner has set."""
 
     def register(function: Refiner[P]) -> Refiner[P]:
         _register("refine", params, function, paper=paper, needs=needs)
@@ -176,7 +176,7 @@ def refiner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable
 
 
 def tuner(params: type[P], *, paper: str) -> Callable[[Tuner[P]], Tuner[P]]:
-    """Register what trains a pruned model for a while. `params` extends `TuneMethodParams`."""
+    """Register a method that trains a pruned model. `params` extends `TuneMethodParams`."""
 
     def register(function: Tuner[P]) -> Tuner[P]:
         _register("tune", params, function, paper=paper)
@@ -188,7 +188,7 @@ def tuner(params: type[P], *, paper: str) -> Callable[[Tuner[P]], Tuner[P]]:
 def evaluator(params: type[P], *, paper: str = "", whole_model: bool = True) -> Callable[[Evaluator[P]], Evaluator[P]]:
     """Register a measurement made on the dense and on the pruned model.
 
-    One that does without the whole model reads its files, or asks the context for the loss of windows.
+    Without `whole_model` it reads the model's files, or asks the context for the loss of windows.
     """
 
     def register(function: Evaluator[P]) -> Evaluator[P]:
@@ -199,7 +199,7 @@ def evaluator(params: type[P], *, paper: str = "", whole_model: bool = True) -> 
 
 
 def paired_evaluator(params: type[P], *, paper: str = "") -> Callable[[PairedEvaluator[P]], PairedEvaluator[P]]:
-    """Register a measurement that drifts with the machine, as times do: both models are measured in turn."""
+    """Register a measurement that drifts with the machine's load, as times do: both models are measured in turn."""
 
     def register(function: PairedEvaluator[P]) -> PairedEvaluator[P]:
         _register("evaluate", params, function, paper=paper, paired=True)
@@ -212,8 +212,7 @@ def paired_evaluator(params: type[P], *, paper: str = "") -> Callable[[PairedEva
 def discover() -> dict[tuple[Stage, str], Method]:
     """Import every method file and return what they registered.
 
-    Raises RegistryError rather than skipping: a method that silently disappears is worse than a service that
-    does not start.
+    Raises RegistryError where a file cannot be used, so that no method disappears silently.
     """
     for stage in STAGES:
         package = importlib.import_module(f"workers.engine.methods.{stage}")
@@ -231,7 +230,7 @@ def discover() -> dict[tuple[Stage, str], Method]:
 
 
 def _of_summed_units(method: Method) -> Method:
-    """A score of weights is one of all units that are worth the sum over their weights."""
+    """The method, with the kinds of unit added whose score is the sum over their weights."""
     if method.stage != "score" or method.units != WEIGHT:
         return method
     kinds = {m.removes.name: m.removes for m in _methods.values() if m.removes is not None and m.removes.sums_weights}
@@ -249,7 +248,7 @@ def method_of(stage: Stage, params: MethodParams) -> Method:
 
 
 def untagged(path: Sequence[str | int]) -> list[str | int]:
-    """A place in a spec as pydantic names it, without the names of the union members it tried: no part of the JSON."""
+    """A location in a spec as pydantic gives it, without the names of union members, which are not in the JSON."""
     found = list(path)
     if found and found[0] in STAGES:
         tag = 2 if len(found) > 1 and isinstance(found[1], int) else 1

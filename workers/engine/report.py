@@ -1,4 +1,4 @@
-"""The report of a compression: every number with what is needed to trace it. Import-light."""
+"""The report of a compression: its numbers, and where each comes from. Import-light."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Metric(ReportModel):
 
 
 class Sample(ReportModel):
-    """What both models wrote after one prompt."""
+    """Texts that both models generated from one prompt."""
 
     prompt: str
     dense: str
@@ -58,7 +58,7 @@ class Sample(ReportModel):
 
 
 class LayerReport(ReportModel):
-    """What happened to one linear layer."""
+    """One linear layer before and after pruning."""
 
     name: str
     block: int
@@ -76,7 +76,7 @@ class LayerReport(ReportModel):
 
 
 class TunePoint(ReportModel):
-    """One look at the held-out windows."""
+    """Losses at one step of tuning."""
 
     step: int = Field(description="Updates before it; 0 is the model as prepared, for `group` already quantised.")
     holdout_loss: float = Field(description="Nats a token.")
@@ -108,7 +108,7 @@ class TuneReport(ReportModel):
 
 
 class ResultCheck(ReportModel):
-    """One window through the result as it loads from its files, beside the model that it has to be. In float32."""
+    """One window through the result, loaded from its files, compared with a reference model. In float32."""
 
     against: Literal["walked model", "masked dense model", "tuned model"] = Field(
         description="The dense model with the pruned weights, block by block as pruning went through it; by its own "
@@ -151,7 +151,7 @@ class StageReport(ReportModel):
 
 
 class Provenance(ReportModel):
-    """Everything that decided the numbers."""
+    """Versions, digests and settings that the numbers depend on."""
 
     spec_digest: str
     model_id: str
@@ -194,7 +194,7 @@ class GateResult(ReportModel):
 
 
 class Try(ReportModel):
-    """A sparsity that was found for a bound, and what the result then had."""
+    """A sparsity that was found for a bound, and the value measured on the result."""
 
     target_sparsity: float
     predicted: float = Field(description="By the trial pruning, or by the times of single blocks.")
@@ -202,7 +202,7 @@ class Try(ReportModel):
 
 
 class Bound(ReportModel):
-    """What the spec bounds and only the result can show."""
+    """A bound of the spec that can only be measured on the result, and the tries at it."""
 
     name: Literal["perplexity_ratio", "decode_time"]
     asked: float
@@ -211,7 +211,7 @@ class Bound(ReportModel):
 
 
 class Origin(ReportModel):
-    """The job of a service that made the result."""
+    """The service's job that made the result."""
 
     job_id: str
     asked_by: str = Field(description="Name of the tenant whose key submitted the job.")
@@ -302,7 +302,7 @@ class PlannedLayer(ReportModel):
 
 
 class Plan(ReportModel):
-    """What a spec would do, found from the model's config and safetensors headers alone. Nothing is run."""
+    """The outcome of a spec, predicted from the model's config and safetensors headers. Nothing is run."""
 
     spec_digest: str
     model_id: str

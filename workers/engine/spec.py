@@ -73,9 +73,9 @@ class Compute(SpecModel):
         1,
         ge=1,
         le=64,
-        description="How many GPUs of one host the job takes, or processes where there is none. Each reads its share of "
-        "the calibration and evaluation windows and solves its share of the layers; statistics are summed over all of "
-        "them, so numbers agree with those of one device up to rounding, not bit by bit.",
+        description="How many GPUs of one host the job takes, or processes where there is none. Each reads its share "
+        "of the calibration and evaluation windows and solves its share of the layers; statistics are summed over all "
+        "of them, so numbers agree with those of one device up to rounding, not bit by bit.",
     )
 
 
@@ -117,7 +117,7 @@ else:
 
 
 class CompressionSpec(SpecModel):
-    """What to do to a model, stage by stage."""
+    """A model and the settings of every stage."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -196,7 +196,7 @@ class CompressionSpec(SpecModel):
         return gates
 
     def texts(self) -> dict[str, DataRef]:
-        """JSON pointer -> text, for all texts that the spec names."""
+        """JSON pointer -> text, for every text that the spec names."""
         parts: dict[str, object] = {"/calibrate": self.calibrate, "/tune": self.tune}
         parts |= {f"/evaluate/{index}": params for index, params in enumerate(self.evaluate)}
         return {pointer: part for pointer, part in parts.items() if isinstance(part, DataRef)}
@@ -215,7 +215,7 @@ class CompressionSpec(SpecModel):
 
     @property
     def walk_needs(self) -> Stat:
-        """What must be known of the inputs of the layers when it is their turn."""
+        """Statistics of a layer's inputs that are collected right before it is pruned."""
         needs = method_of("prune", self.prune).needs & ~self.prune.waives
         if self.score is not None and not self.removes.scored_first:
             needs |= method_of("score", self.score).needs
@@ -225,19 +225,19 @@ class CompressionSpec(SpecModel):
 
     @property
     def needs(self) -> Stat:
-        """All that takes calibration text."""
+        """Everything that is measured on calibration text."""
         return (self.walk_needs | self.allocate_needs | self.unit_needs) & ~Stat.UNIT_SCORES
 
     @property
     def unit_needs(self) -> Stat:
-        """What must be known of the dense model before units are scored."""
+        """Measurements of the dense model that unit scores need."""
         if self.score is None or not self.removes.scored_first:
             return Stat.NONE
         return method_of("score", self.score).needs & ~self.score.waives
 
     @property
     def allocate_needs(self) -> Stat:
-        """What must be known of the dense model before sparsity is spread."""
+        """Measurements of the dense model that the allocator needs."""
         needs = method_of("allocate", self.allocate).needs & ~self.allocate.waives
         if self.removes.tried and (Stat.LOSS in needs or self._bounds_a_ratio):
             needs |= self._trial_needs
@@ -250,14 +250,14 @@ class CompressionSpec(SpecModel):
 
     @property
     def refresh(self) -> Literal["block", "projection"]:
-        """How soon layers see what was pruned before them."""
+        """Whether layers are calibrated on inputs that follow the pruned blocks or the pruned layers before them."""
         if self.calibrate and self.calibrate.refresh:
             return self.calibrate.refresh
         return "projection" if Stat.DENSE_INPUTS in self.walk_needs else "block"
 
     @property
     def _trial_needs(self) -> Stat:
-        """What trial prunings look at: the inputs of a solver, or what the score looks at, if anything."""
+        """Statistics that trial prunings need: those of the solver, or those of the score."""
         if method_of("prune", self.prune).updates_weights:
             return Stat.GRAM
         return Stat.INPUT_SQ_MEAN if self.score and method_of("score", self.score).needs else Stat.NONE
@@ -394,7 +394,7 @@ class CompressionSpec(SpecModel):
         return self
 
     def canonical(self) -> bytes:
-        """The spec with every default filled in, keys sorted, as UTF-8 JSON: what `digest` hashes."""
+        """The spec with every default filled in and sorted keys, as UTF-8 JSON. `digest` hashes these bytes."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
 
     def digest(self) -> str:

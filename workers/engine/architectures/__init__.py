@@ -1,1 +1,1 @@
-"""Architectures: where blocks lie, what is coupled, and what transformers builds, as data. Import-light."""
+"""Architectures, as data: names of blocks, coupled slices, and the tensors that transformers builds. Import-light."""

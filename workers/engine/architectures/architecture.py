@@ -1,4 +1,4 @@
-"""The structure of a model, known without its weights: its blocks, their linear layers, and what is coupled.
+"""The structure of a model, known without its weights: its blocks, their linear layers, and coupled slices.
 
 A `Layout` is a table that says how a group of families names the parts of a model; an `Architecture` is one model's.
 Import-light. O = output features (rows of a weight), I = input features (columns), D = hidden size.
@@ -25,20 +25,20 @@ class Projection:
     stream: str
     """Its inputs: layers of a block with the same stream read the same tensor and share statistics."""
     reads: Kind
-    """What its inputs belong to."""
+    """Kind of unit that its inputs belong to."""
     writes: Kind
-    """What its outputs belong to; those of `hidden` are added to the hidden vector."""
+    """Kind of unit that its outputs belong to; those of `hidden` are added to the hidden vector."""
     cached: bool = False
     """Whether its outputs are kept while a text is decoded: keys and values."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the parts of a model are named, and what flows from layer to layer. All blocks have the same layers."""
+    """Names of the parts of a model, and which layers read the same input. All blocks have the same layers."""
 
     name: str
     blocks: str
-    """Module path of the list of blocks; what holds it is the decoder."""
+    """Module path of the list of blocks; its parent is the decoder."""
     embedding: str
     final_norm: str
     head: str
@@ -46,17 +46,17 @@ class Layout:
     layers: tuple[Projection, ...]
     """The linear layers of a block, in the order of the forward pass."""
     attention: str
-    """Module path below the block: whatever else is in it follows the heads."""
+    """Module path below the block. Its other tensors depend on the heads."""
     mlp: str
-    """The same of the channels."""
+    """The same of the MLP and its channels."""
     of_each_head: tuple[str, ...] = ()
-    """Modules that compute on the dimensions of one head, by how their paths end: all heads share them."""
+    """Path endings of modules that compute on the dimensions of one head; all heads share them."""
     plain_hidden: tuple[str, ...] = ()
-    """Model types that compute nothing with the number of hidden dimensions but what norms do."""
+    """Model types in which only norms compute with the number of hidden dimensions."""
 
     @property
     def decoder(self) -> str:
-        """Module path of what holds the blocks."""
+        """Module path of the parent of the blocks."""
         return self.blocks.rpartition(".")[0]
 
     @property
@@ -92,15 +92,15 @@ class Layout:
         return name.removeprefix(f"{self.blocks}.").partition(".")[2]
 
     def as_head(self, name: str) -> str:
-        """What a tensor of the embedding is called in the head that is tied to it."""
+        """Name that a tensor of the embedding has in the head tied to it."""
         return f"{self.head}{name.removeprefix(self.embedding)}"
 
     def as_embedding(self, name: str) -> str:
-        """What a tensor of a head that is tied to the embedding is stored as."""
+        """Name under which a tensor of a head tied to the embedding is stored."""
         return f"{self.embedding}{name.removeprefix(self.head)}"
 
     def hidden_axis(self, tensor: str) -> int | None:
-        """Along which of its axes a tensor lies on the hidden dimensions; None where on neither."""
+        """The axis of a tensor that indexes hidden dimensions; None where neither does."""
         module, _, part = tensor.rpartition(".")
         if module in (self.embedding, self.head):
             return 1 if part == "weight" else None
@@ -127,14 +127,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class LinearFacts:
-    """A prunable linear layer as known without its weights."""
+    """A prunable linear layer, without its weights."""
 
     name: str
     """Module path in the model."""
     block: int
     """Index of its decoder block, from 0."""
     stream: str
-    """Inputs it reads; layers of a block with the same stream share statistics, e.g. `attention_input`."""
+    """Name of its inputs, e.g. `attention_input`; layers of a block with the same stream share statistics."""
     shape: tuple[int, int]
     """(O, I)."""
 
@@ -155,7 +155,7 @@ class Member:
     tensor: str
     """Full name."""
     axis: int
-    """Along which the units lie, one after the other."""
+    """Axis along which the units lie, one after the other."""
 
     @property
     def is_bias(self) -> bool:
@@ -172,12 +172,12 @@ class Family:
     members: tuple[Member, ...]
     """Those that write the units first, last the matrix that reads them (`reader`)."""
     unit_parameters: int
-    """Of one unit, without biases: what counts towards a sparsity."""
+    """Parameters of one unit, without biases, as a sparsity counts them."""
     unit_biases: int
 
     @property
     def reader(self) -> Member:
-        """The linear layer whose inputs the units are."""
+        """The linear layer that reads the units."""
         return self.members[-1]
 
 

@@ -1,7 +1,7 @@
-"""What transformers builds by a config: which tensors, of which shapes, and what it refuses. Import-light.
+"""Tensors and shapes that transformers builds from a config, and the configs that it refuses. Import-light.
 
-`families.json` says it, made from transformers itself by `generate.py`, so that a dry run refuses what a worker would:
-weights that do not belong to their config, and results that no config of the family can tell.
+They are read from `families.json`, which `generate.py` makes with transformers, so that a dry run refuses the same as a
+worker: weights that do not fit their config, and results that no config of the family can describe.
 D = hidden size, H = query heads, K = key/value heads.
 """
 
@@ -21,7 +21,7 @@ from workers.engine.files.safetensors_bytes import TensorFacts
 
 Tensors = dict[str, tuple[int, ...]]
 FLOATS = ("F32", "BF16", "F16")
-"""What weights may be stored as."""
+"""Types that weights may be stored in."""
 
 PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layer_rope_theta")
 """Config entries with one element per block."""
@@ -31,16 +31,16 @@ _OBEYED_BY_NOBODY = (
     "trust_remote_code", "auto_map", "custom_generate", "id2label", "label2id", "problem_type", "is_encoder_decoder",
     "is_decoder", "add_cross_attention", "pruned_heads",
 )  # fmt: skip
-"""Config entries that say how to run a model, by what code, or as what else; so do those that begin with `_`."""
+"""Config entries that choose how a model is run, or by which code; so do those that begin with `_`."""
 _OF_OTHER_FAMILIES = (
     "sliding_window", "layer_types", "attention_chunk_size", "is_causal", "qk_head_dim", "kv_sharing_modes",
     "number_of_conv_states", "num_mtp_layers", "mtp_layer_types", "mtp_mlp_layer_types", "mtp_per_layer_config",
     "fusion_config", "distributed_config", "transformers_weights",
 )  # fmt: skip
-"""Config entries that transformers' caches and masks take from any model, and its blocks only where they know them: a
-Llama with a `sliding_window` would forget what it attends to."""
+"""Config entries that transformers' caches and masks read for any model, but only some families' blocks do: the cache
+of a Llama with a `sliding_window` would drop keys that its blocks attend to."""
 _OBEYED = {"model_type", "rope_scaling", "torch_dtype", "per_layer_config", "allow_global_per_layer_attribute_access"}
-"""Attributes of transformers' configs that entries of `config.json` are meant to set."""
+"""Attributes of transformers' configs that entries of `config.json` may set."""
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
 """Tensors of old checkpoints that follow from the config."""
 _HINT = "check that config.json belongs to the weights, and that the copy or download is complete"
@@ -60,7 +60,7 @@ def family(model_type: str) -> Mapping[str, Any] | None:
 
 
 def value(config: Mapping[str, Any], name: str) -> Any:
-    """An entry of a config, or what its family takes in its place."""
+    """An entry of a config, or its family's default."""
     row = family(config["model_type"])
     if row is not None:
         for alias, real in row["aliases"].items():
@@ -72,7 +72,7 @@ def value(config: Mapping[str, Any], name: str) -> Any:
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:
-    """Whether the config has the output head be the embedding, unless another one is stored."""
+    """Whether the config ties the output head to the embedding, unless a head is stored."""
     return bool(value(config, "tie_word_embeddings"))
 
 
@@ -89,7 +89,7 @@ def head_dim(config: Mapping[str, Any]) -> int:
 
 
 def obeyed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without entries that would choose code or kernels, shadow a method, or mean nothing to its family."""
+    """The config without entries that choose code or kernels, shadow a method, or that its family does not read."""
     row = family(config["model_type"])
     known = () if row is None else row["fields"]
     of_others = {name for name in (*_OF_OTHER_FAMILIES, *table()["generation"]) if name not in known}
@@ -106,7 +106,7 @@ def obeyed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expected(layout: Layout, config: Mapping[str, Any]) -> Tensors:
-    """Tensor name -> shape of everything that transformers builds by a config that `check_config` has passed."""
+    """Tensor name -> shape, of all tensors that transformers builds from a config that `check_config` has passed."""
     row = family(config["model_type"])
     assert row is not None  # `check_config` saw to it
     tensors = dict(row["tensors"])
@@ -137,7 +137,7 @@ def expected(layout: Layout, config: Mapping[str, Any]) -> Tensors:
 
 
 def check_tensors(layout: Layout, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> None:
-    """Refuse weights that are not those of their config: missing, of other shapes, of no use, not floats."""
+    """Refuse weights that do not fit their config: missing, of other shapes, surplus, not floats. UnsupportedModel."""
     model_type, wanted = config["model_type"], expected(layout, config)
     row = family(model_type)
     assert row is not None  # `check_config` saw to it

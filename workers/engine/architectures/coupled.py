@@ -1,4 +1,4 @@
-"""What in a decoder block stands or falls together. Import-light.
+"""Coupled slices: the parts of a block's tensors that one unit owns, and that are removed together. Import-light.
 
 A family is a row of like units along one axis of several tensors:
 
@@ -26,7 +26,7 @@ from workers.engine.files.safetensors_bytes import TensorFacts
 def families(
     architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]
 ) -> tuple[Family, ...]:
-    """The families of every block, heads before channels. Raises UnsupportedModel where heads cannot be told apart."""
+    """The families of every block, heads before channels. Raises UnsupportedModel where their number is not known."""
     found = []
     for block in range(architecture.blocks):
         heads = _kv_heads(architecture, config, tensors, block)
@@ -39,7 +39,7 @@ def families(
 def hidden_families(
     architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]
 ) -> tuple[Family, ...]:
-    """The hidden dimensions as each block owns them, in its linear layers: the same units in all. UnsupportedModel."""
+    """The hidden dimensions, as a family in every block: the same units in all. Raises UnsupportedModel."""
     known = architecture.layout.plain_hidden
     if config["model_type"] not in known:
         raise UnsupportedModel(
@@ -61,7 +61,7 @@ def hidden_families(
 def check_alone(
     architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts], kinds: Container[str]
 ) -> None:
-    """Refuse to cut units that something else of their block follows in a way that is not known: UnsupportedModel.
+    """Refuse to cut units that other tensors of their block depend on in an unknown way: UnsupportedModel.
 
     Nothing in the attention but its linear layers and norms of single heads may depend on which heads there are, and
     nothing in the MLP but its linear layers on which channels.
@@ -115,7 +115,7 @@ def _family(
 def _kv_heads(
     architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts], block: int
 ) -> int:
-    """Key/value heads of a block, by its key projection and the width of a head."""
+    """Number of key/value heads of a block: outputs of its key projection over the width of a head."""
     width, keys = head_dim(config), architecture.cached(block)[0]
     rows = tensors[keys.weight].shape[0]
     if rows % width:

@@ -1,4 +1,4 @@
-"""What is wrong with a config, of what transformers refuses or cannot compute with. Import-light."""
+"""Checks of a config: entries that transformers refuses or cannot compute with. Import-light."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _ROPE = {
     "longrope": {"short_factor", "long_factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
 }
-"""Kind of rotary embedding -> what it cannot do without."""
+"""Kind of rotary embedding -> entries that it requires."""
 _ABOVE_0 = (
     "factor", "rope_theta", "partial_rotary_factor", "low_freq_factor", "high_freq_factor",
     "original_max_position_embeddings",
 )  # fmt: skip
 _OF_PARTS = ("default", "proportional")
-"""Kinds that leave the heads whole, whatever part of them turns."""
+"""Kinds that keep the width of heads, whatever part of them is rotated."""
 _NEEDED_BY_MINISTRAL3 = ("llama_4_scaling_beta", "original_max_position_embeddings")
 _LISTS = ("short_factor", "long_factor")
 _MAY_BE_NULL = {"default": {*_ABOVE_0, *_LISTS} - {"rope_theta"}, "yarn": {"factor"}, "longrope": {"factor"}}
-"""By kind: what it does without."""
+"""Kind of rotary embedding -> entries that may be null."""
 _PARTIAL = {"stablelm": 0.25}
-"""Families of which a part of each head is rotated and the rest goes by, and how much by default."""
+"""Families that rotate a part of each head -> that part, by default."""
 _NUMBERS = ("layer_norm_eps", "logit_scale")
-"""What transformers takes null for, and cannot compute with."""
+"""Entries that transformers accepts as null but cannot compute with."""
 _ROPE_BY_TYPE = ("gemma3_text", "olmo3")
 """Families with a rotary embedding for each kind of attention."""
 _LARGEST = 2**31
@@ -62,7 +62,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def check_result(layout: Layout, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], field: str) -> None:
-    """Refuse a result whose shapes its config cannot tell. `shapes`: tensor name -> shape. UnsupportedModel."""
+    """Refuse a result whose shapes its config cannot describe. `shapes`: tensor name -> shape. UnsupportedModel."""
     row = family(config["model_type"])
     assert row is not None  # of the dense model's family, or of another that is known
     why = next((f"the result's config would be refused: {wrong}" for wrong in _wrong(config, row)), None)
@@ -82,7 +82,7 @@ def check_result(layout: Layout, config: Mapping[str, Any], shapes: Mapping[str,
 
 
 def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a config, one line each; later ones take the earlier for granted."""
+    """Errors of a config, one line each. Later checks rely on the earlier ones."""
     for name in (*SIZES, *row["needs"]):
         if config.get(name) is None:
             yield f"there is no `{name}`"
@@ -175,7 +175,7 @@ def _wrong_lists(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
 
 
 def _slides(row: Mapping[str, Any]) -> bool:
-    """Whether a family decides by itself which blocks see a window, and some do."""
+    """Whether a family decides by block number which blocks attend to a window, and some do."""
     return "layer_types" in row["fields"] and "use_sliding_window" not in row["fields"]
 
 
@@ -244,7 +244,7 @@ def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
 
 
 def _outside(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers takes from the config itself, whatever the rotary embedding's own entries say."""
+    """Entries that transformers reads from the config itself, whatever the rotary embedding's own entries are."""
     name = "original_max_position_embeddings"
     return {name: config[name]} if name in config and kind in ("llama3", "yarn", "longrope") else {}
 

@@ -1,4 +1,4 @@
-"""Writes `families.json`: what transformers would build for a config, so that a dry run knows without transformers.
+"""Writes `families.json`: the tensors that transformers builds for a config, for dry runs without transformers.
 
 python -m workers.engine.architectures.generate
 
@@ -43,7 +43,7 @@ _KINDS = (
     ("encoder", ("MASKED_LM",)),
     ("decoder", ("CAUSAL_LM",)),
 )
-"""What a model type is, by the first of transformers' lists that has it."""
+"""Kinds of model, by transformers' lists of model types; the first list that has a type counts."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -76,7 +76,7 @@ def generate() -> dict[str, Any]:
 
 
 def written(content: dict[str, Any]) -> str:
-    """As it stands in the file: one line a family."""
+    """The content as text: one line a family."""
     parts = {name: value for name, value in content.items() if name != "families"}
     lines = [f" {json.dumps(name)}: {json.dumps(value)}," for name, value in parts.items()]
     rows = [f"  {json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in content["families"].items()]
@@ -89,7 +89,7 @@ def _auto(name: str) -> dict[str, Any]:
 
 def family_row(model_type: str) -> dict[str, Any] | None:
     """One row, or None for a family whose blocks are of no layout, or not all alike."""
-    with warnings.catch_warnings():  # of sizes that nobody would train
+    with warnings.catch_warnings():  # of sizes too small for use
         warnings.simplefilter("ignore")
         return _row(model_type)
 
@@ -163,12 +163,12 @@ def _named(layout: Layout, shapes: Shapes, axes: dict[int, str]) -> dict[str, li
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """What to change in `one` to have `other`; None for what goes."""
+    """Entries of `other` that differ from `one`; None for entries that it lacks."""
     return {name: other.get(name) for name in sorted({*one, *other}) if one.get(name) != other.get(name)}
 
 
 def _counts_blocks(layout: Layout, config_class: type[PreTrainedConfig]) -> bool:
-    """Whether a block computes with its number, beyond what lists in the config say of it."""
+    """Whether a block computes with its number, other than through lists in the config."""
     lists: dict[str, Any] = {}
     config = config_class(**_SIZES)
     for name in PER_LAYER_LISTS:
@@ -188,7 +188,7 @@ def _counts_blocks(layout: Layout, config_class: type[PreTrainedConfig]) -> bool
 
 
 def _ignored(config_class: type[PreTrainedConfig]) -> list[str]:
-    """Patterns of tensor names that transformers leaves aside without a word."""
+    """Patterns of tensor names that transformers ignores without a warning."""
     model = _build(config_class)
     return sorted(str(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
 

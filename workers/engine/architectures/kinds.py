@@ -1,6 +1,6 @@
-"""What a model is that is not a decoder of a known layout, said by its config and the names of its files. Import-light.
+"""Kinds of model that are refused, told by the config and the names of the files. Import-light.
 
-Whoever is refused should know at once why: a model of images is told that it is one, not which tensor it lacks.
+So the error names the kind of model, e.g. that it reads images, and not the first tensor that it lacks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workers.engine.files.model_files import shown
 
 SUPPORTED = "use a dense decoder of the Llama layout: Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma, …"
 _NATIVE = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose modelling code is transformers' own even where a repository also brings some."""
+"""Model types for which transformers' modelling code is used even where a repository has its own."""
 _ADAPTER = "adapter_config.json"
 _TOWERS = (
     "vision_config", "audio_config", "text_config", "thinker_config", "vision_tower", "mm_vision_tower",
@@ -33,7 +33,7 @@ _STATE_TYPES = re.compile(r"mamba|rwkv|xlstm|retnet|recurrent|hybrid")
 
 
 def refuse_without_config(model_id: str, names: Collection[str]) -> None:
-    """Refuse a folder without `config.json` as what its files say it is; nothing if they do not say."""
+    """Refuse a folder without `config.json`, by the kind of model that its file names show, if they show one."""
     if _ADAPTER in names:
         raise _is(
             model_id, "it is an adapter (PEFT, LoRA) to be put on another model", "merge it into that model first"
@@ -53,7 +53,7 @@ def refuse_without_config(model_id: str, names: Collection[str]) -> None:
 
 
 def refuse(config: Mapping[str, Any], names: Collection[str]) -> None:
-    """Refuse what `config.json` and the names of the files beside it show to be another kind of model."""
+    """Refuse a model that is no decoder of a known layout, by `config.json` and the names of its files."""
     model_type = shown(config["model_type"])
     if _ADAPTER in names:
         raise _is(
@@ -105,7 +105,7 @@ def refuse(config: Mapping[str, Any], names: Collection[str]) -> None:
 
 
 def other_blocks(config: Mapping[str, Any], first: str) -> UnsupportedModel:
-    """The refusal of a decoder whose tensors are named otherwise; `first` is the name of one of them."""
+    """The error for a decoder whose tensors have other names; `first` is one of them."""
     model_type = shown(config["model_type"])
     for layout in layouts():
         parts = (layout.blocks, layout.embedding, layout.final_norm)
@@ -138,7 +138,7 @@ def _multimodal(model_type: str, config: Mapping[str, Any]) -> UnsupportedModel:
 
 
 def _quantised(config: Mapping[str, Any]) -> str | None:
-    """By what method, if at all. An empty entry, as `null`, means none."""
+    """The method of quantisation; None where there is none, as for an empty entry."""
     for name in ("quantization_config", "compression_config"):
         if entry := config.get(name):
             if not isinstance(entry, dict):
@@ -150,12 +150,12 @@ def _quantised(config: Mapping[str, Any]) -> str | None:
 
 
 def _states(config: Mapping[str, Any]) -> str | None:
-    """What shows layers that keep a state instead of attending, if anything does."""
+    """The config entry that shows layers with a recurrent state instead of attention; None where none does."""
     for name in ("layer_types", "layers_block_type"):
         for entry in _list(config.get(name)):
             if isinstance(entry, str) and re.search("mamba|linear_attention|conv|recurrent|rnn", entry):
                 return f"{name}: {shown(entry)}"
-    if family(config["model_type"]) is not None:  # a dense family's config may mention what its cousins have
+    if family(config["model_type"]) is not None:  # a dense family's config may have entries of its relatives
         return None
     if _STATE_TYPES.search(config["model_type"]):
         return shown(config["model_type"])

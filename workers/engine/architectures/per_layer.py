@@ -1,4 +1,4 @@
-"""Blocks of different widths: how a config says so, and the modelling file that builds them. Import-light."""
+"""Blocks of different widths: their config entries, and the modelling file that builds them. Import-light."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MODELING = "modeling_pruned.py"
 PER_LAYER = "per_layer_config"
 """Config entry of models whose blocks differ (transformers 5.14 and newer)."""
 MODELLED = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-"""Model types that `MODELING` has classes for, and what their names are made of."""
+"""Model types that `MODELING` has classes for -> prefix of the classes' names."""
 
 
 def modeling_class(config: Mapping[str, Any]) -> str:

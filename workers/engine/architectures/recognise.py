@@ -1,4 +1,4 @@
-"""From config and weight headers to an `Architecture`, or a refusal that says what the model is. Import-light."""
+"""Make an `Architecture` from config and weight headers, or refuse the model by its kind. Import-light."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Blocks = Mapping[int, Mapping[str, TensorFacts]]
 
 
 def recognise(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Architecture:
-    """The model's structure, or UnsupportedModel naming what is missing or too much."""
+    """The model's structure. Raises UnsupportedModel, naming a tensor that is missing or surplus."""
     model_type = config["model_type"]
     layout = layout_of(config, tensors)
     by_block = _by_block(layout, tensors)
@@ -42,8 +42,8 @@ def recognise(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> 
 
 
 def layout_of(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Layout:
-    """The layout whose linear layers the first block has, or else whose blocks there are, for a refusal that says what
-    is missing of it. Raises UnsupportedModel where no layout's are."""
+    """The layout whose linear layers the first block has; else one with blocks at that path, so that the error can
+    name the missing layers. Raises UnsupportedModel where no layout has such a path."""
     near = None
     for layout in layouts():
         if by_block := _by_block(layout, tensors):
@@ -108,7 +108,7 @@ def _block_layers(layout: Layout, model_type: str, block: int, inside: Mapping[s
 
 
 def _kind(others: list[str]) -> str:
-    """What the matrices that the layout has not show the model to be, if anything."""
+    """The kind of model that surplus matrices show; empty where they show none."""
     names = " ".join(others)
     for pattern, what in (
         (r"expert|router|block_sparse_moe", "it is a mixture of experts: "),

@@ -1,4 +1,4 @@
-"""What an evaluator is given: one model, and the data that both models are measured on. Import-light."""
+"""Inputs of an evaluator: one model, and the data that both models are measured on. Import-light."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class EvaluationData:
-    """What both models are measured on: read once, so that they cannot differ."""
+    """Data that both models are measured on, read once."""
 
     digests: dict[str, str] = field(default_factory=dict)
-    """Data label -> `sha256:` digest of what was read."""
+    """Data label -> `sha256:` digest of the bytes read."""
     tokens: dict[tuple[DataRef, Wanted], Tokens] = field(default_factory=dict)
 
     def record(self, label: str, digest: str) -> None:
-        """Note what was read under `label`. Raises CheckpointMismatch if it was something else before."""
+        """Note the digest of the data called `label`. Raises CheckpointMismatch if another was noted before."""
         known = self.digests.setdefault(label, digest)
         if known != digest:
             raise CheckpointMismatch(
@@ -38,7 +38,7 @@ class EvaluationData:
 
 
 class EvaluationContext(Protocol):
-    """One loaded model, and where things come from."""
+    """One loaded model, and where its data and files lie."""
 
     @property
     def architecture(self) -> Architecture:
@@ -80,4 +80,4 @@ class EvaluationContext(Protocol):
         """Raise SequenceTooLong, naming `parameter` of the evaluation, if the model cannot attend to so many tokens."""
 
     def load_tokens(self, ref: DataRef, wanted: Wanted) -> Tokens:
-        """The token ids of `ref`, as many as are wanted; tokenised once per run."""
+        """The token ids of `ref`, as many as `wanted` asks for; tokenised once per run."""

@@ -1,4 +1,4 @@
-"""What methods receive and return: facts about a linear layer, its input statistics, one measurement.
+"""Inputs and outputs of methods: facts about layers and units, input statistics, allocations, measurements.
 
 Import-light. O = output features (rows of the weight), I = input features (columns).
 """
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class LinearStats:
     """Statistics of one input stream over all calibration tokens; a field is None unless a method needs it.
 
-    x is the stream as the layers read it: the output of whatever of the model was pruned before.
+    x is the stream as the layers read it, behind the parts of the model that are already pruned.
     """
 
     tokens: int = 0
-    """How many calibration tokens went into the statistics."""
+    """Number of calibration tokens."""
     window_tokens: int = 0
     """Tokens per calibration window."""
     input_sq_mean_I: Tensor | None = None
@@ -36,21 +36,21 @@ class LinearStats:
     gram_II: Tensor | None = None
     """Mean over tokens of x_i x_j, float32 [I, I]: half the Hessian of a layer's mean squared output error."""
     dense_gram_II: Tensor | None = None
-    """Mean over tokens of z_i z_j, where z is what the stream is in a still dense block, float32 [I, I]. None where z
+    """Mean over tokens of z_i z_j, where z is the same stream in the block before pruning, float32 [I, I]. None where z
     and x are one, as for the first stream of a block."""
     cross_gram_II: Tensor | None = None
     """Mean over tokens of z_i x_j, float32 [I, I] (rows dense). None where z and x are one."""
 
     def weighted(self, weight_OI: Tensor) -> Tensor:
         """|W| times the root mean square of the input it multiplies, float32 [O, I]: Wanda's importance (Sun et al.
-        2023, arXiv:2306.11695, eq. 1), which others build on. For methods that declare `Stat.INPUT_SQ_MEAN`."""
+        2023, arXiv:2306.11695, eq. 1). For methods that declare `Stat.INPUT_SQ_MEAN`."""
         assert self.input_sq_mean_I is not None  # declared in `needs`
         return weight_OI.float().abs() * self.input_sq_mean_I.sqrt()
 
 
 @dataclass(frozen=True)
 class LayerTask:
-    """One linear layer at its turn to be pruned."""
+    """One linear layer to prune."""
 
     name: str
     weight_OI: Tensor
@@ -63,7 +63,7 @@ class LayerTask:
 
 @dataclass(frozen=True)
 class DenseBlock:
-    """One decoder block before anything of the model is pruned: what allocators measure."""
+    """One block of the dense model, for allocators."""
 
     layers: Sequence[LinearFacts]
     weights: Mapping[str, Tensor]
@@ -76,7 +76,7 @@ class DenseBlock:
 
 @dataclass(frozen=True)
 class DenseUnits:
-    """One decoder block of the dense model and its units: what unit scorers measure."""
+    """One block of the dense model and its units, for unit scorers."""
 
     block: int
     families: Sequence[Family]
@@ -95,7 +95,7 @@ class DenseUnits:
 
 @dataclass(frozen=True)
 class Units:
-    """The families of a model and what their units are worth."""
+    """The families of a model and the scores of their units."""
 
     families: Sequence[Family]
     scores: Sequence[Mapping[str, Sequence[float]]]
@@ -111,28 +111,28 @@ class Units:
 
 @dataclass(frozen=True)
 class AllocationFacts:
-    """What an allocator decides on."""
+    """Inputs of an allocator."""
 
     layers: Sequence[LinearFacts]
     metrics: Mapping[str, float]
-    """Layer name -> what the allocator's own `measure` found; empty if it has none."""
+    """Layer name -> metric of the allocator's own `measure`; empty if it has none."""
     loss: Callable[[Mapping[str, float]], float] | None = None
-    """Layer name -> sparsity, to the mean loss (nats a token) of calibration text with the model pruned so, with
-    statistics taken once. None unless `Stat.LOSS` is needed. Allocations that share their first blocks share work."""
+    """`{layer name: sparsity} -> mean loss` (nats a token) on calibration text of the model pruned so, with statistics
+    collected once. None unless `Stat.LOSS` is needed. Calls that agree on their first blocks share work."""
     units: Units | None = None
-    """What may go as a whole, and its scores. None unless heads and channels are removed."""
+    """Units that may be removed, and their scores. None unless heads and channels are removed."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Where the sparsity goes."""
+    """The sparsity of every layer."""
 
     target: float
-    """Of the whole, in [0, 1)."""
+    """Mean sparsity of all prunable weights, in [0, 1)."""
     sparsity: Mapping[str, float]
     """Layer name -> fraction to remove."""
     metrics: Mapping[str, float]
-    """Layer name -> what the allocator measured; empty if it measures nothing."""
+    """Layer name -> metric of the allocator; empty if it measures nothing."""
     predicted: float | None = None
     """Where the target was found for a bound: the perplexity ratio of the trial pruning at it, or the decode time."""
 
@@ -162,8 +162,8 @@ class Measurement:
     """Standard error or spread of `value` in `unit`; None where the number is exact."""
     note: str = ""
     parts: Sequence[float] | None = None
-    """What each sample (window, question) adds to `value`, in `unit`, up to a constant: the error of `value` is that of
-    their mean. With them two models are compared sample by sample; None where nothing was sampled."""
+    """Contribution of each sample (window, question) to `value`, in `unit`, up to a constant: the error of `value` is
+    that of their mean. With them two models are compared sample by sample; None where nothing was sampled."""
     documents: Sequence[int] | None = None
     """The document that each of `parts` comes from; None where that is not known."""
     degrees_of_freedom: float | None = None
@@ -171,13 +171,13 @@ class Measurement:
     samples: Sequence[tuple[str, str]] = ()
     """(prompt, what the model wrote), for people to read."""
     margin: float | None = None
-    """A relative change within this is called the same; None where any change counts that is no chance."""
+    """A relative change within this is called the same; None where every significant change counts."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One number about one model in memory, that drifts with the machine: it is read again and again, in turn with that
-    of the other model."""
+    """A number about one model in memory that drifts with the machine's load. It is read repeatedly, in turn with the
+    other model's."""
 
     name: str
     """As a measurement's."""
@@ -186,7 +186,7 @@ class Probe:
     margin: float
     """A relative change within this is called the same."""
     readings: int
-    """How often it is read at least."""
+    """Least number of readings."""
     note: str
     read: Callable[[], float]
     """Measure once, > 0, in `unit`. Holds the model in memory for as long as the probe lives."""

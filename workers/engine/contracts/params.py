@@ -13,16 +13,16 @@ from workers.engine.contracts.refs import DataRef, SpecModel
 
 Stage = Literal["score", "allocate", "prune", "refine", "tune", "evaluate"]
 Unit = str
-"""What a score is about and a pruner removes, as the files of `removals/` name it: `weight`, `head` with its key/value
-group, `channel`, `hidden`, an entry of the vector that all blocks read and add to, `layer`, a decoder block."""
+"""A kind of unit that is scored and removed, as the files of `removals/` name it: `weight`; `head` with its key/value
+group; `channel` of an MLP; `hidden`, a dimension of the vector that all blocks read and add to; `layer`, a block."""
 Group = Literal["row", "matrix"]
-"""Where scores may be compared with one another: within a row of the weight, or over the whole matrix."""
+"""Scores are compared within a row of the weight, or over the whole matrix."""
 Scores = Literal["required", "optional", "unused"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class Stat(Flag):
-    """What a method must know beside the weights; collected once, per input stream where it is about inputs.
+    """Measurements that a method needs beside the weights; made once, per input stream where they are of inputs.
 
     The first four are fields of `LinearStats` and need calibration text.
     """
@@ -43,7 +43,7 @@ class Stat(Flag):
     SQUARED_GRADIENT = auto()
     """Unit scorers only: means over windows of squared gradients (the empirical Fisher information's diagonal)."""
     CHANGE = auto()
-    """Unit scorers only: how far a block turns its input."""
+    """Unit scorers only: 1 - the cosine between a block's input and output."""
     REMOVAL = auto()
     """Unit scorers only: the loss without the block."""
     UNIT_SCORES = auto()
@@ -58,11 +58,11 @@ class MethodParams(BaseModel):
     method: str
 
     unmeasured: ClassVar[frozenset[str]] = frozenset()
-    """Allocators: parameters that `measure` does not look at. Changing them measures nothing again."""
+    """Allocators: parameters that `measure` does not read. A change of them keeps cached measurements."""
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Evaluators: the names of what they will measure. One that ends in `/` stands for all names that begin so."""
+        """Evaluators: names of their metrics. One that ends in `/` stands for all names that begin so."""
         return (f"{self.method}/",)
 
     @property
@@ -82,23 +82,23 @@ class MethodParams(BaseModel):
 
     @property
     def timed_tokens(self) -> tuple[int, int]:
-        """Paired evaluators: tokens of the prompts, and of these and what is written after them, of all sequences that
-        go through together."""
+        """Paired evaluators: (tokens of the prompts, tokens of the prompts and their continuations), over all sequences
+        of a batch."""
         return 0, 0
 
     @property
     def own_texts(self) -> dict[str, tuple[str, ...]]:
-        """Evaluators: field -> texts in the parameters themselves, prompts, that the model reads."""
+        """Evaluators: field -> texts in the parameters themselves, such as prompts."""
         return {}
 
     @property
     def waives(self) -> Stat:
-        """What of its method's `needs` these parameters do without."""
+        """The part of its method's `needs` that these parameters do not use."""
         return Stat.NONE
 
     @property
     def splits(self) -> int:
-        """Scores of units: into how many parts the windows are divided whose gradients are kept apart."""
+        """Scores of units: into how many parts the windows are divided; gradients are averaged within each."""
         return 1
 
     @property
@@ -118,7 +118,7 @@ class MethodParams(BaseModel):
 
 
 class LossMethodParams(DataRef, MethodParams):
-    """Base of evaluators that measure the loss on a text: what a target that bounds it needs to know."""
+    """Base of evaluators of the loss on a text, which a target can bound."""
 
     sequence_length: int
     samples: int | None
@@ -134,12 +134,12 @@ class LossMethodParams(DataRef, MethodParams):
 
 
 DECODE_TOLERANCE = 0.05
-"""How far the decode time of the result may lie above what is asked: about as far as one lies from the next."""
+"""Fraction by which the decode time of the result may exceed its bound: about the spread of repeated measurements."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a spec bounds beside sizes, as a multiple of the dense model's."""
+    """A bound on a measurement of the result, as a multiple of the dense model's."""
 
     name: Literal["perplexity_ratio", "decode_time"]
     asked: float
@@ -150,7 +150,7 @@ class Bounds:
 
 
 class AtMost(SpecModel):
-    """How large a result may be; all that is given must be kept."""
+    """Upper bounds on the size and decode time of a result; all that are given hold."""
 
     parameters: int | None = Field(None, ge=1, description="Of the whole model, tied ones once.", examples=[5_000_000])
     bytes: int | None = Field(None, ge=1, description="Of its weights as stored.")
@@ -186,14 +186,14 @@ class AtMost(SpecModel):
 
     @property
     def bound(self) -> Bounds | None:
-        """The decode time: it is foreseen, and only the result can show it."""
+        """The bound on the decode time, which is predicted and then measured on the result; None without one."""
         if self.decode_time is None:
             return None
         return Bounds("decode_time", self.decode_time, DECODE_TOLERANCE, "/prune/at_most/decode_time")
 
 
 class PruneMethodParams(MethodParams):
-    """Base of the pruners' parameters: what the stages around them need to know of the target."""
+    """Base of the pruners' parameters: the target, as other stages read it."""
 
     @property
     def target(self) -> float | None:
@@ -207,12 +207,12 @@ class PruneMethodParams(MethodParams):
 
     @property
     def size_limit(self) -> AtMost | None:
-        """What the result must fit into, where no target is given."""
+        """Size limits of the result, where no target is given."""
         return None
 
     @property
     def bound(self) -> Bounds | None:
-        """What is bounded and only the result can show to be kept; the target is then found for it."""
+        """A bound that can only be measured on the result; the target is then searched for it."""
         return None
 
 

@@ -1,4 +1,5 @@
-"""What the scores of Shortened LLaMA share: blocks at either end that are never dropped. Import-light."""
+"""Blocks at either end that are never dropped, as the scores of Shortened LLaMA (Kim et al. 2024, arXiv:2402.02834)
+have them. Import-light."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from workers.engine.contracts.params import MethodParams
 
 
 class ProtectedEndsParams(MethodParams):
-    """A score that is unreliable at the ends, where magnitudes and gradients are small and blocks matter most."""
+    """Base of scores that are too low at the ends: magnitudes and gradients are small there, and blocks matter most."""
 
     protect_first: int = Field(4, ge=0, le=1024, description="Blocks at the front that are never dropped.")
     protect_last: int = Field(2, ge=0, le=1024, description="Blocks at the back that are never dropped.")

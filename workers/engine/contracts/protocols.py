@@ -1,4 +1,4 @@
-"""Protocols: the signature of every kind of method but pruners: theirs is of their kind of unit (`removals/`).
+"""Protocols: signatures of methods. Those of pruners are in `removals/`, as they depend on the kind of unit.
 
 Import-light.
 """
@@ -44,8 +44,8 @@ class UnitMeasure(Protocol[P_contra]):
 
 
 class UnitScorer(Protocol[P_contra]):
-    """`(measured, params) -> scores`: from what was measured of every block, unit kind -> importance float64 [U] of
-    its units, per block. Higher is kept, +inf never goes."""
+    """`(measured, params) -> scores`: from the measurements of every block to, per block, unit kind -> importance
+    float64 [U] of its units. Higher is kept, +inf never goes."""
 
     def __call__(self, measured: Sequence[Mapping[str, Tensor]], params: P_contra, /) -> list[Mapping[str, Tensor]]: ...
 
@@ -78,7 +78,7 @@ class Refiner(Protocol[P_contra]):
 
 
 class Tuner(Protocol[P_contra]):
-    """`(model, architecture, params) -> trainable`: the whole pruned model, in memory, made ready to train.
+    """`(model, architecture, params) -> trainable`: prepares the whole pruned model, in memory, for training.
 
     Chooses or adds float32 parameters and freezes the others. From then on the model's forward pass is that of the
     plain weights which `trainable.merged` gives. Zeros in linear layers of the blocks stay zeros, in both.
@@ -95,6 +95,6 @@ class Evaluator(Protocol[P_contra]):
 
 class PairedEvaluator(Protocol[P_contra]):
     """`(context, params) -> probes` of the one whole model in `context`, warmed up; called for each model once it is in
-    memory, as often as it is loaded. The stage reads the probes of both in turn. Nothing it finds outlives the run."""
+    memory, as often as it is loaded. The stage reads the probes of both in turn. Readings are not kept for a retry."""
 
     def __call__(self, context: EvaluationContext, params: P_contra, /) -> list[Probe]: ...

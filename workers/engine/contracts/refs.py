@@ -1,4 +1,4 @@
-"""What several parts of a spec share: how names look, the strict base, and where text comes from.
+"""Parts that several fields of a spec share: patterns of names, the strict base, references to models and texts.
 
 Apart from `spec.py` because method files extend `DataRef` while `spec.py` is still collecting them. Import-light.
 """
@@ -51,7 +51,7 @@ class ModelRef(SpecModel):
 
 
 class DataRef(SpecModel):
-    """Where text comes from."""
+    """A text: a file of the service, or a data set of the hub."""
 
     dataset: str = Field(
         pattern=NAME_OR_HUB_ID,
@@ -100,7 +100,7 @@ class DataRef(SpecModel):
 
     @property
     def label(self) -> str:
-        """`dataset[/subset][/split][@revision][:text_field]`, what is left at its default left out."""
+        """`dataset[/subset][/split][@revision][:text_field]`, without parts that are at their defaults."""
         parts = [self.dataset]
         if self.subset:
             parts.append(f"/{self.subset}")

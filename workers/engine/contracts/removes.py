@@ -1,4 +1,4 @@
-"""A kind of unit that pruners remove, as far as the rules of a spec ask. Import-light."""
+"""A kind of unit that pruners remove: the facts that the rules of a spec depend on. Import-light."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Removes:
-    """What a kind of unit is. What its removal does to a model is said in its file, `removals/<name>.py`."""
+    """Facts about a kind of unit. Its `Removal`, in `removals/<name>.py`, changes the model."""
 
     name: str
     units: tuple[str, ...]
-    """What its pruners remove; a score that fits is about at least one of them."""
+    """Units that its pruners remove; a score fits if it scores at least one of them."""
     plurals: tuple[str, ...]
     """The same as messages name several of them."""
     scored_first: bool = True
-    """Whether its units are scored on the dense model before anything goes, not when it is a layer's turn."""
+    """Whether its units are scored on the dense model, before anything is pruned, and not layer by layer."""
     sums_weights: bool = False
     """Whether the scores of a unit's weights, added up, are a score of the unit."""
     spread: bool = False
-    """Whether an allocator says how much of each layer goes."""
+    """Whether an allocator decides the sparsity of each layer."""
     tried: bool = False
-    """Whether trial prunings of single weights show what it costs."""
+    """Whether trial prunings of single weights predict its loss."""
     leaves_zeros: bool = False
-    """Whether zeros stay in the place of what goes, which a refiner can move."""
+    """Whether the result has zeros in place of what was removed, which a refiner can move."""

@@ -20,9 +20,9 @@ class Wanted:
     length: int
     """Tokens of a window, the opening ones included."""
     per_document: int | None = None
-    """Most windows of each document. With it windows do not reach over documents' ends."""
+    """Most windows of each document. If given, no window spans two documents."""
     characters: int = 0
-    """Read at least so many, if they are there."""
+    """Least number of characters to read, as far as the text has them."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Tokens:
     ids_T: Tensor
     """int64, without special tokens."""
     opening: tuple[int, ...] = ()
-    """What every window begins with: the model's beginning-of-sequence token, or nothing."""
+    """First tokens of every window: the model's beginning-of-sequence token, or none."""
     starts: tuple[int, ...] = (0,)
     """Where each stretch of a document begins, ascending."""
     documents: tuple[int, ...] = (0,)

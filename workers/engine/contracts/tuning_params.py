@@ -1,4 +1,4 @@
-"""What every method that tunes has to know: text, steps, rates, when to look and when to stop. Import-light."""
+"""Parameters of every tuner: text, steps, learning rate, when to evaluate and when to stop. Import-light."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DescribedModel(Protocol):
 
 
 class Distill(SpecModel):
-    """Learn from the dense model's predictions too (Hinton et al. 2015, arXiv:1503.02531)."""
+    """Train on the dense model's predictions too (Hinton et al. 2015, arXiv:1503.02531)."""
 
     weight: float = Field(
         1.0, gt=0, le=1, description="Share of the distillation in the loss; the text's own has the rest."
@@ -103,7 +103,7 @@ class TuneMethodParams(DataRef, MethodParams):
 
     @property
     def look_every(self) -> int:
-        """Steps between looks at the held-out windows."""
+        """Steps between evaluations of the held-out windows."""
         return self.evaluate_every or -(-self.steps // EVALUATIONS)
 
     @property
@@ -117,17 +117,17 @@ class TuneMethodParams(DataRef, MethodParams):
         return 0
 
     def blocks_back(self, source: DescribedModel, architecture: Architecture) -> int:
-        """How many blocks, from the last one back, the gradient goes through: those whose activations are kept."""
+        """Number of blocks, counted from the last, that the gradient passes through; their activations are kept."""
         return architecture.blocks
 
     def check(self, layers: Sequence[LinearFacts]) -> None:
         """Raise InvalidSpec, naming the field, if a model with these linear layers cannot be tuned like this."""
 
     def check_multiples(self, channels: int) -> None:
-        """As `check`, where MLPs will be of widths that nobody knows yet but that they are multiples of `channels`."""
+        """As `check`, where the widths of MLPs are not known yet, except that they are multiples of `channels`."""
 
     def warnings(self, source: DescribedModel) -> list[str]:
-        """What a user might not expect of this method on this model."""
+        """Sentences about effects of this method on this model that a user might not expect."""
         return []
 
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:

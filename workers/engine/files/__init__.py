@@ -1,1 +1,1 @@
-"""Files: a model's folder and the safetensors format as bytes, atomic writes, the manifest. Import-light."""
+"""Files: a model's folder, the safetensors format as bytes, atomic writes, the manifest. Import-light."""

@@ -1,4 +1,4 @@
-"""Files under names of their own, also beside other processes, and on the disk for good. Import-light."""
+"""Temporary names that no other process uses, and flushing to the disk. Import-light."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _MOST_FILES = 10_000
 
 
 def companions(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of a model's files, paths below its folder, that go with the weights."""
+    """The files, as paths below a model's folder, that are copied with the weights."""
     known = {*_VOCABULARIES, *_SIDE_FILES}
     return tuple(sorted(name for name in names if name in known or _PATTERNS.fullmatch(name)))
 
@@ -69,7 +69,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def check_companions(folder: Path, names: Iterable[str]) -> None:
-    """Refuse files that are no files, lead out of the folder, are too large or no JSON where it should be: BadFile."""
+    """Raise BadFile for irregular files, links out of the folder, files that are too large, or not JSON."""
     for name in names:
         path = find(folder, name)
         if path is None:

@@ -27,7 +27,7 @@ def file_entries(directory: Path) -> list[FileEntry]:
 
 
 def verify(directory: Path) -> list[str]:
-    """What differs between `directory` and its manifest, one line per file; empty if all is as it was written."""
+    """Differences between `directory` and its manifest, one line per file; empty if there are none."""
     manifest = Manifest.model_validate_json((directory / MANIFEST).read_bytes())
     expected = {entry.path: entry for entry in manifest.files}
     found = {entry.path: entry for entry in file_entries(directory)}

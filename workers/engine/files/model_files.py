@@ -1,4 +1,4 @@
-"""Files of a model's folder, read as what they are: another person's. Import-light.
+"""Read files of a model's folder as untrusted input. Import-light.
 
 A folder may be a link, and the files of a snapshot in the hub's cache are links into that cache's own blobs; any other
 link that leads out of the folder is not followed. JSON is read up to a size and a depth, its integers up to 63 bits.
@@ -21,9 +21,9 @@ TOKENIZER_BYTES = 2**27
 """The largest in use are about 34 MB."""
 _DEPTH = 64
 _DIGITS = 18
-"""Of an integer: whatever has no more fits 63 bits."""
+"""Most digits of an integer: such integers fit 63 bits."""
 TOKENIZER_DIGITS = 31
-"""The same in a tokenizer's files: for one that knows no limit transformers writes int(1e30) as `model_max_length`."""
+"""The same in a tokenizer's files: transformers writes int(1e30) as `model_max_length` where there is no limit."""
 _SHOWN = 80
 
 
@@ -32,13 +32,13 @@ class BadFile(ValueError):
 
 
 def shown(text: object) -> str:
-    """Another person's text, short, on one line and without what no database or terminal takes."""
+    """Untrusted text for a message: cut, on one line, without characters that databases or terminals refuse."""
     flat = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text)[: _SHOWN + 1])
     return flat if len(flat) <= _SHOWN else f"{flat[: _SHOWN - 1]}…"
 
 
 def find(folder: Path, name: str) -> Path | None:
-    """The regular file behind `name`, a path below `folder`, links resolved; None where there is nothing of the name.
+    """The regular file behind `name`, a path below `folder`, links resolved; None where there is none.
 
     Raises BadFile for anything else than a regular file and for a link out of the folder.
     """
@@ -64,7 +64,7 @@ def open_file(folder: Path, name: str, limit: int | None = None) -> BinaryIO:
     if path is None:
         raise BadFile(f"{shown(name)} is missing")
     try:
-        # What was resolved is opened, and nothing that took its place: no link, and no pipe to wait on.
+        # O_NOFOLLOW, O_NONBLOCK: a link or pipe that has replaced the resolved file is neither opened nor waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise BadFile(f"{shown(name)} cannot be read: {error.strerror}") from error
@@ -93,10 +93,9 @@ def read_json(folder: Path, name: str, limit: int = CONFIG_BYTES, digits: int = 
 
 
 def parse_json(content: bytes, name: str, digits: int = _DIGITS) -> dict[str, Any]:
-    """The JSON object that `content` is, its integers of at most so many digits. BadFile says what is wrong with it by
-    its `name`.
+    """The JSON object in `content`, its integers of at most so many digits. Raises BadFile, naming the file.
 
-    NaN and Infinity pass, as some files of state-space models hold them: whoever uses a number checks it.
+    NaN and Infinity are accepted, as files of some state-space models hold them; callers check numbers that they use.
     """
     try:
         value = json.loads(content.decode("utf-8"), parse_int=partial(_integer, most=digits))
@@ -121,7 +120,7 @@ def infinite(value: Any) -> bool:
 
 
 def are_token_ids(entry: Any) -> bool:
-    """Whether a parsed JSON value is what configs name special tokens by: an id, several, or null."""
+    """Whether a parsed JSON value names special tokens as configs do: an id, a list of ids, or null."""
     return all(type(part) is int for part in entry) if isinstance(entry, list) else entry is None or type(entry) is int
 
 
@@ -132,7 +131,7 @@ def _integer(digits: str, *, most: int) -> int:
 
 
 def _storable(text: str) -> bool:
-    """Whether UTF-8, databases and file systems take it: no lone surrogate, no NUL."""
+    """Whether text has no lone surrogate and no NUL, which UTF-8, databases or file systems refuse."""
     return (text.isascii() and "\x00" not in text) or not any(c == "\x00" or "\ud800" <= c <= "\udfff" for c in text)
 
 
@@ -157,7 +156,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _allowed(folder: Path) -> list[Path]:
-    """Where the files of a folder may lie: in itself and, of a snapshot in the hub's cache, among the cache's blobs."""
+    """Folders that files of a model may lie in: its own and, for a snapshot in the hub's cache, the cache's blobs."""
     real = folder.resolve()
     repository = real.parent.parent
     if real.parent.name == "snapshots" and repository.name.startswith("models--"):

@@ -2,8 +2,8 @@
 
 A safetensors file is an 8-byte little-endian header length, a JSON header `{name: {dtype, shape, data_offsets}}`, and
 the tensors' bytes without gaps (https://huggingface.co/docs/safetensors). Reading a header needs no tensor library,
-which is what lets the API plan a job; copying bytes needs no memory, which is what lets a shard of many blocks be
-written while none of them is resident. Import-light.
+so the API can plan a job; bytes are copied from file to file, so a shard of many blocks is written while none of them
+is in memory. Import-light.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DTYPE_BYTES = {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 HEADER_BYTES = 2**24
-"""Of some 100,000 tensors. The reference implementation allows 100 MB, which takes gigabytes of memory to read."""
+"""Enough for about 100,000 tensors. The reference implementation allows 100 MB, which takes gigabytes to parse."""
 _AXES = 8
 
 
@@ -60,7 +60,7 @@ class Slice:
 
 
 def read_header(file: Path) -> dict[str, Slice]:
-    """The tensors of one safetensors file, without reading them. MalformedFile says what is wrong with it."""
+    """The tensors of one safetensors file, without reading them. Raises MalformedFile."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         found, end = _header_at(stream, 0, size, file)
@@ -70,7 +70,7 @@ def read_header(file: Path) -> dict[str, Slice]:
 
 
 def read_headers(file: Path) -> list[dict[str, Slice]]:
-    """The tensors of each of the safetensors files that were written one after another into one. MalformedFile."""
+    """The tensors of each safetensors file in a file that holds several, one after another. Raises MalformedFile."""
     size, end, found = file.stat().st_size, 0, []
     with file.open("rb") as stream:
         while end < size:
@@ -141,8 +141,8 @@ def merge(parts: Sequence[Mapping[str, Slice]], out: BinaryIO) -> None:
 
 
 def header(tensors: Mapping[str, TensorFacts]) -> tuple[bytes, list[str]]:
-    """What stands before the tensors' bytes in a safetensors file, and the order in which they follow."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers wants to see the format named
+    """(length and JSON header of a safetensors file, tensor names in the order of their bytes)."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers requires the format's name
     offset = 0
     # Widest type first, as the reference writer does, so that every tensor starts aligned to its element size.
     order = sorted(sorted(tensors), key=lambda name: -DTYPE_BYTES[tensors[name].dtype])
@@ -186,7 +186,7 @@ def same_bytes(one: Slice, other: Slice) -> bool:
 
 
 def fill(buffer: memoryview, file: BinaryIO, offset: int) -> None:
-    """Read bytes from `offset` on into all of `buffer`. Leaves the file's position alone, so threads may share it.
+    """Read bytes from `offset` on into all of `buffer`. Does not move the file's position, so threads may share it.
 
     `file` must be unbuffered. Raises OSError if it ends before.
     """

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: read one by one, and written one file's worth after another."""
+"""Tensors in safetensors files: read one by one, or appended as one file after another."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
-    """Append what a safetensors file of these tensors, contiguous and on the CPU, holds. Copies nothing in memory."""
+    """Append a safetensors file of these tensors (contiguous, on the CPU), without copying them in memory."""
     facts = {name: TensorFacts(_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
     start, order = header(facts)
     write_all(file, memoryview(start))
@@ -45,6 +45,6 @@ def write_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
 
 
 def write_all(file: BinaryIO, left: memoryview) -> None:
-    """Write all of it, to an unbuffered file, which may take less at a time."""
+    """Write all bytes to an unbuffered file, whose `write` may take fewer at a time."""
     while left:
         left = left[file.write(left) :]

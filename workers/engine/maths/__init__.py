@@ -1,1 +1,1 @@
-"""Maths: functions of tensors and numbers, which know nothing of models."""
+"""Maths: functions of tensors and numbers, independent of models."""

@@ -1,8 +1,8 @@
-"""Two models that were measured in turn: how they compare, whatever else the machine did meanwhile. N = rounds.
+"""Compare two models that were measured in turn, on a machine with other load. N = rounds.
 
-A round measures both, one right after the other, dense first in one round and pruned first in the next. What slows the
-machine for longer than a round slows both, and is no part of their ratio; what begins or ends within a round is an
-outlier, and is trimmed; that later rounds resemble earlier ones is in the standard error.
+A round measures both, one right after the other, dense first in one round and pruned first in the next. A slowdown
+that outlasts a round slows both models and leaves their ratio; one that begins or ends within a round makes an outlier,
+which is trimmed; the standard error accounts for the correlation of consecutive rounds.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 TRIMMED = 0.2
 """Fraction of the values set aside at either end (Yuen 1974, doi:10.1093/biomet/61.1.165)."""
 LEAST_BATCHES = 8
-"""Batches that a standard error is taken over at least, where consecutive values are put together."""
+"""Least number of batches of consecutive values that a standard error is computed over."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What paired rounds found of one measurement. Values are in its unit, > 0."""
+    """One measurement of two models, from paired rounds. Values are in its unit, > 0."""
 
     dense: float
     pruned: float
-    """Together of the median round, and apart by `ratio`: two medians of a machine that drifts need not fit it."""
+    """`dense` and `pruned` have the geometric mean of the median round and differ by the factor `ratio`, which medians
+    of each would not where the machine drifts."""
     ratio: float
     """pruned / dense."""
     dense_stderr: float
     pruned_stderr: float
-    """Of either alone, which includes what the machine did to both."""
+    """Standard error of either model's value alone, variation of the machine included."""
     ratio_stderr: float
     degrees_of_freedom: float
     """Of Student's t, for `ratio_stderr`."""
@@ -46,21 +47,21 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Holds the true ratio with CONFIDENCE."""
+        """Interval that holds the true ratio with probability CONFIDENCE."""
         margin = half_width(self.ratio_stderr, self.degrees_of_freedom, CONFIDENCE)
         return self.ratio - margin, self.ratio + margin
 
     @property
     def difference_stderr(self) -> float:
-        """Of pruned - dense = dense * (ratio - 1)."""
+        """Standard error of pruned - dense = dense * (ratio - 1)."""
         return math.hypot(self.dense * self.ratio_stderr, (self.ratio - 1) * self.dense_stderr)
 
 
 def compare(dense: Sequence[float], pruned: Sequence[float]) -> Comparison:
-    """Of rounds in the order they were made, an even number of them and at least four; every value > 0.
+    """Compare rounds in the order they were made: an even number, at least four; every value > 0.
 
-    The estimate is a trimmed mean of log(pruned / dense). As the order within rounds alternates, being first or second
-    moves one round up and the next one down.
+    The estimate is a trimmed mean of log(pruned / dense). As the order within rounds alternates, an effect of the
+    order raises one round and lowers the next.
     """
     if len(dense) != len(pruned) or len(dense) < 4 or len(dense) % 2:
         raise ValueError(f"{len(dense)} and {len(pruned)} rounds: four or more are needed, and an even number")
@@ -69,7 +70,7 @@ def compare(dense: Sequence[float], pruned: Sequence[float]) -> Comparison:
     (_, dense_stderr, _), (_, pruned_stderr, pruned_freedom) = trimmed_mean(dense_N), trimmed_mean(pruned_N)
     both, half = float(np.median(dense_N + pruned_N)) / 2, mean / 2
     ratio, at_dense, at_pruned = math.exp(mean), math.exp(both - half), math.exp(both + half)
-    # The interval is symmetric about the logarithm: of the ratio, the longer side of it counts for both.
+    # The interval is symmetric in the logarithm; of the ratio, its longer side is used for both.
     sure = half_width(1.0, freedom, CONFIDENCE)
     return Comparison(
         dense=at_dense,

@@ -1,7 +1,7 @@
-"""Shared maths of the optimal brain surgeon methods: remove weights, and change the others to make up for it.
+"""Second-order pruning (optimal brain surgeon): remove weights, and update the others to compensate.
 
-With G the mean over tokens of x x^T, V instead of W costs a layer (V - W) G (V - W)^T of mean squared output error,
-row by row. H is G with a damped diagonal; a factor in front of it changes nothing.
+With G the mean over tokens of x x^T, replacing W by V costs a layer (V - W) G (V - W)^T of mean squared output error,
+row by row. H is G with a damped diagonal; a constant factor of H changes no result.
 O = outputs of a layer, R = rows: the outputs of all layers of one input stream, stacked, I = inputs, B = inputs of a
 stripe, M = inputs of an N:M group.
 """
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import LayerTask
 
 _DAMPENINGS = 4
-"""Factorizations tried, each with ten times the dampening of the one before."""
+"""Most factorizations tried, each with ten times the dampening of the one before."""
 _SUB_STRIPE = 16
 """Inputs solved one by one before a matrix product carries their changes on; 8 to 32 are equally fast on CPU."""
 
 
 @dataclass(frozen=True)
 class Hessian:
-    """The damped H of one input stream, and H = U D U^T: column by column elimination from the last input on."""
+    """The damped H of one input stream, and its factors H = U D U^T, eliminated from the last input to the first."""
 
     damped_II: Tensor
     unit_II: Tensor
     """U: upper triangular, ones on its diagonal."""
     pivot_I: Tensor
-    """The diagonal of D, > 0: the curvature along an input when all later ones are free to make up for it. It is
+    """The diagonal of D, > 0: the curvature along an input when all later ones are optimal. It is
     1 / [H_{j:,j:}^-1]_jj, what SparseGPT calls 1 / U_jj^2."""
     dead_I: Tensor
-    """Boolean: inputs that were zero for every token. Their weights do not matter and go first."""
+    """Boolean: inputs that were zero for every token. Their weights change no output and are removed first."""
 
 
 def refuse_infinite(gram_II: Tensor, layers: Sequence[LayerTask]) -> None:
@@ -57,7 +57,7 @@ def refuse_infinite(gram_II: Tensor, layers: Sequence[LayerTask]) -> None:
 def damped_gram(gram_II: Tensor, dampening: float, layers: Sequence[LayerTask]) -> Tensor:
     """H [I, I]: the Gram matrix with `dampening` times the mean of its diagonal added to the diagonal.
 
-    Dead inputs get that mean first, and are left out of it: any positive value will do for them, and this one keeps H
+    Dead inputs get that mean first, and are left out of it: any positive value is correct, and this one keeps H
     well conditioned at any scale of the inputs. (SparseGPT sets them to 1 and counts that in the mean.)
     Raises NumericalFailure if the Gram matrix is not finite.
     """
@@ -102,11 +102,11 @@ def solve_columns(
 ) -> list[Tensor]:
     """SparseGPT's solve: the pruned weights, float32, in the order of `layers` (Frantar and Alistarh 2023, alg. 1).
 
-    Inputs are decided on from first to last, and all later ones make up for what goes. Unstructured: in each `stripe`
-    of inputs the weights of the lowest w^2 D_jj of a layer go, at the weights as they stand when the stripe begins,
-    and as many as it takes to have removed round(O * end * sparsity) when the stripe ends. N:M: in each group the
-    round(M * sparsity) lowest go, at the weights as they stand when the group begins; `stripe`, a multiple of M, then
-    only matters for speed.
+    Inputs are processed from first to last, and all later ones compensate for removed weights. Unstructured: in each
+    `stripe` of inputs the weights of the lowest w^2 D_jj of a layer go, at the weights as they stand when the stripe
+    begins, and as many as it takes to have removed round(O * end * sparsity) when the stripe ends. N:M: in each group
+    the round(M * sparsity) lowest go, at the weights as they stand when the group begins; `stripe`, a multiple of M,
+    then only matters for speed.
 
     The rows of all layers are solved together. The paper carries what goes from each stripe to all later weights, with
     the factor of the inverse of H. With v the pruned weights before a stripe S, its weights are also
@@ -184,7 +184,7 @@ class _Stripe:
 
 
 def _saliency(now_BR: Tensor, pivot_B1: Tensor, dead_B1: Tensor) -> Tensor:
-    """What removing a weight costs when the later ones make up for it, up to a factor; -1 for dead inputs."""
+    """Increase of the output error when a weight is removed and later ones compensate, times a constant; -1 if dead."""
     return (now_BR.square() * pivot_B1).masked_fill_(dead_B1, -1)
 
 

@@ -1,4 +1,4 @@
-"""Shared maths: which entries are the least important, by exact count; whether all are finite.
+"""Select the least important entries, in exact number; check that all are finite.
 
 R = rows, C = columns, G = groups of M entries.
 """
@@ -34,7 +34,7 @@ def lowest(score_RC: Tensor, count: int) -> Tensor:
         return lowest_unseen(score_RC, count)
     kth_R1 = _kth(score_RC, count)
     lowest_RC = score_RC <= kth_R1
-    # Rows where more entries equal the threshold than there is room for: rare, and dear to treat, so treated alone.
+    # Rows in which more entries equal the threshold than may go: rare and slow, so done apart.
     tied_rows = (lowest_RC.sum(dim=1) > count).nonzero().flatten()
     if len(tied_rows):
         lowest_RC[tied_rows] = _first_of_equals(score_RC[tied_rows], kth_R1[tied_rows], count)
@@ -64,12 +64,12 @@ def _kth(score_RC: Tensor, count: int) -> Tensor:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether no entry is infinite or NaN. Their sum tells, unless it overflows, in far less time."""
+    """Whether no entry is infinite or NaN. Their sum shows it faster, unless it overflows."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """The same of several, which are looked at once."""
+    """The same of several tensors, with one synchronisation."""
     tensors = list(tensors)
     return bool(torch.stack([tensor.sum().float() for tensor in tensors]).isfinite().all()) or all(map(finite, tensors))
 

@@ -1,8 +1,8 @@
-"""Shared maths: how heavy the tail of a weight matrix's spectrum is (AlphaPruning, Lu et al. 2024, arXiv:2410.10912).
+"""The tail exponent of a weight matrix's spectrum (AlphaPruning, Lu et al. 2024, arXiv:2410.10912).
 
 The eigenvalues are those of WᵀW: squared singular values. The largest of a trained matrix follow a power law with
 exponent alpha: the smaller alpha, the heavier the tail. O = outputs, I = inputs; L >= N = longer and smaller side of
-a matrix; N also counts eigenvalues; C = candidates for the start of the tail; K = eigenvalues looked at.
+a matrix; N also counts eigenvalues; C = candidates for the start of the tail; K = eigenvalues compared at.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _NOISE = 1e-6
 """Absolute error, at most, of a Gram matrix's eigenvalues in float32, as a fraction of the largest."""
 _BINS = 100
 _COARSE = (256, 4096)
-"""On how many eigenvalues candidates are compared before all are looked at."""
+"""Numbers of eigenvalues that candidates are compared on before all are used."""
 _CHUNK = 2**20
-"""Entries held at once while candidates are compared."""
+"""Most entries in memory at once while candidates are compared."""
 
 
 def eigenvalues(matrix_OI: Tensor) -> Tensor:

@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from workers.engine.architectures.architecture import LinearFacts
 
 MOST = 0.99
-"""No unit loses more, unless the target itself is higher: a layer of zeros is a hole, not a layer."""
+"""Highest sparsity of a unit, unless the target itself is higher: a layer of zeros passes nothing on."""
 
 
 def scaled(
     wanted: Sequence[float], weights: Sequence[float], target: float, *, least: float = 0.0, most: float = MOST
 ) -> list[float]:
     """`c * wanted` cut to [least, most], with c such that the weighted mean is `target`: AlphaPruning's map,
-    water-filled. A bound on the wrong side of the target gives way to it.
+    with bounds. A bound that excludes the target is moved to it.
 
     `wanted` must be >= 0, and positive somewhere where the target is. Keeps the order of `wanted`.
     """
     if max(wanted) <= 0:
         return [target] * len(wanted)
     least, most = min(least, target), max(most, target)
-    # Units that want nothing get nothing until all others are full; never so in practice, but then mean < target.
+    # A unit with `wanted` 0 gets 0. Where only such units have room left, the mean would stay below the target.
     high = most / min(w for w in wanted if w > 0)
     return _filled(lambda c, want: min(most, max(least, c * want)), wanted, weights, target, high=high)
 
 
 def shifted(wanted: Sequence[float], weights: Sequence[float], target: float, *, most: float = MOST) -> list[float]:
-    """`wanted + c` cut to [0, most], with c such that the weighted mean is `target`: OWL's map, water-filled."""
+    """`wanted + c` cut to [0, most], with c such that the weighted mean is `target`: OWL's map, with bounds."""
     most = max(most, target)
     low, high = -max(wanted), most - min(wanted)
     return _filled(lambda c, want: min(most, max(0.0, want + c)), wanted, weights, target, low=low, high=high)

@@ -1,4 +1,4 @@
-"""How sure a comparison of two models is: standard errors of pruned - dense and of pruned / dense, and their intervals.
+"""Standard errors and intervals of pruned - dense and of pruned / dense, for two models measured on the same samples.
 
 Both models read the same samples, and what is hard for one is hard for the other: the difference between them varies
 far less over samples than either does. Where a measurement says what each sample added (`parts`), the comparison is
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 CONFIDENCE = 0.95
-"""Two-sided, of the intervals by which changes are put into words."""
+"""Two-sided level of the intervals that decide how a change is described."""
 SURE = 0.999
-"""The same of times: a machine may be so disturbed that one word in twenty would be chance."""
+"""The same for times: with 0.95, one description in twenty would be due to chance on a disturbed machine."""
 
 
 class Spread(NamedTuple):
-    """How sure a mean is."""
+    """The standard error of a mean and its degrees of freedom."""
 
     stderr: float | None
     degrees_of_freedom: float | None
 
 
 def spread(parts: Sequence[float], documents: Sequence[int] | None) -> Spread:
-    """Of the mean of `parts`, which come from `documents`; nothing can be said of fewer than two.
+    """The error of the mean of `parts`, which come from `documents`; undefined for fewer than two parts.
 
     Over documents: the delete-one-document jackknife with Student's t of one degree of freedom fewer than documents
     (Cameron and Miller 2015, doi:10.3368/jhr.50.2.317; coverage: benchmarks/coverage.py), or the error over parts as if
@@ -73,7 +73,7 @@ def half_width(stderr: float, degrees_of_freedom: float | None, confidence: floa
 
 
 def compared(dense: Measurement, pruned: Measurement) -> dict[str, Any]:
-    """The fields of a `Metric` that say how sure it is, beside those of each model alone."""
+    """The fields of a `Metric` about the errors of difference and ratio."""
     difference, ratio = difference_spread(dense, pruned), ratio_spread(dense, pruned)
     freedoms = [found.degrees_of_freedom for found in (difference, ratio) if found.degrees_of_freedom is not None]
     return {
@@ -86,27 +86,27 @@ def compared(dense: Measurement, pruned: Measurement) -> dict[str, Any]:
 
 
 def interval_over(found: Measurement) -> Literal["documents", "text"] | None:
-    """What the interval of a measurement is about; None where no samples are known. Of one sample there is none."""
+    """The population that the interval of a measurement covers; None without samples, or with one."""
     if found.parts is None:
         return None
     return "documents" if found.documents is not None and len(set(found.documents)) > 1 else "text"
 
 
 def difference_spread(dense: Measurement, pruned: Measurement) -> Spread:
-    """Of pruned - dense, in the measurement's unit; no error where both are exact."""
+    """The error of pruned - dense, in the measurement's unit; none where both are exact."""
     return _spread(dense, pruned, 1.0, 1.0)
 
 
 def ratio_spread(dense: Measurement, pruned: Measurement) -> Spread:
-    """Of pruned / dense by the delta method: of pruned / p - dense / d, times p / d, where p and d are the values
-    measured. No error where both are exact, and where dense is zero."""
+    """The error of pruned / dense by the delta method: of pruned / p - dense / d, times p / d, where p and d are the
+    values measured. None where both are exact, or dense is zero."""
     if not dense.value:
         return Spread(None, None)
     return _spread(dense, pruned, pruned.value / dense.value**2, 1 / dense.value)
 
 
 def _spread(dense: Measurement, pruned: Measurement, dense_weight: float, pruned_weight: float) -> Spread:
-    """Of pruned_weight * pruned - dense_weight * dense."""
+    """The error of pruned_weight * pruned - dense_weight * dense."""
     if dense.parts and pruned.parts and len(dense.parts) == len(pruned.parts) > 1:
         parts = [pruned_weight * p - dense_weight * d for d, p in zip(dense.parts, pruned.parts, strict=True)]
         return spread(parts, pruned.documents)

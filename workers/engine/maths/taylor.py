@@ -1,4 +1,4 @@
-"""What a weight is worth to the loss by its Taylor series, and what a unit is worth by its weights (LLM-Pruner).
+"""Importance of weights by a Taylor series of the loss, and of units by their weights (LLM-Pruner, arXiv:2305.11627).
 
 Removing w changes the loss by -(w g - w^2 h / 2) to second order, with g the gradient and h the curvature, for which
 the empirical Fisher information A (the mean square of every window's gradient) stands in.

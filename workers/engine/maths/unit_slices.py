@@ -32,6 +32,6 @@ def kept_only(
 
 
 def unit_rows(tensor: Tensor, family: Family, member: Member) -> Tensor:
-    """What each unit owns of a member, as [U, W, ...]: the vectors of width one along the axis, others flattened."""
+    """The slices of a member that each unit owns, [U, W, ...]: one vector per index, other axes flattened."""
     moved = tensor.movedim(member.axis, 0)
     return moved.reshape(family.units, moved.shape[0] // family.units, -1)

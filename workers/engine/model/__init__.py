@@ -1,1 +1,1 @@
-"""Model: a model in memory, block by block, and what is measured of it."""
+"""Model: a model in memory, block by block, and measurements of it."""

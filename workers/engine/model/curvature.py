@@ -1,4 +1,4 @@
-"""Curvature: how sharply the loss bends along each layer's weights. Holds the model and its gradients in memory."""
+"""Curvature: the trace of the loss's Hessian over each layer's weights. Holds the model and its gradients in memory."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from workers.engine.store.run import Run
 
 AGREEMENT = 0.95
-"""Rank correlation (Spearman) of the layers by either half of the probes at which no more are taken."""
+"""Rank correlation (Spearman) between the layers' orders by either half of the probes at which probing ends."""
 MOST_PROBES = 256
 _LOOK_EVERY = 8
 _LEAST_PROBES = 16
 PROBE_TOKENS = 512
-"""Of a window are read: the graph of a second derivative keeps every activation several times."""
+"""Tokens read of a window: the graph of a second derivative keeps every activation several times."""
 
 
 def curvature(model: LoadedModel, calibration: Calibration, run: Run, *, seed: int) -> dict[str, float]:
     """Layer name -> trace of the Hessian of the mean loss over the layer's weights (Hutchinson 1990, eq. 5 of
     arXiv:2310.09499): the mean of zᵀHz over random signs z, by differentiating the gradient's product with z.
 
-    A single zᵀHz is off by about as much as it is large, so there are as many as it takes, on one window after the
-    other: until the layers' ranks by trace per weight agree between the probes of odd and of even number to a Spearman
-    correlation of `AGREEMENT`, and at most `MOST_PROBES`. The log says how many and how well. Each layer's signs are a
-    stream of its own. The sign of a trace says nothing here, as in PyHessian: its absolute value is returned. Float32.
+    The standard deviation of a single zᵀHz is about its mean, so probes are taken, on one window after the
+    other, until the layers' ranks by trace per weight agree between the probes of odd and of even number to a Spearman
+    correlation of `AGREEMENT`, and at most `MOST_PROBES`. The log gives both numbers. Each layer's signs are a
+    random stream of its own. Absolute values of the traces are returned, as in PyHessian. Float32.
     The probes are resume points. Raises NumericalFailure where a trace is not finite.
     """
     layers = model.architecture.layers
@@ -78,7 +78,7 @@ def _agreement(found: list[list[float]], sizes_L: np.ndarray) -> float:
 
 
 def _signs(name: str, weight_OI: Tensor, *, seed: int, probe: int) -> Tensor:
-    """Random signs, float32 [O, I], which hang on these names and numbers alone."""
+    """Random signs, float32 [O, I], which depend on these arguments alone."""
     stream = np.random.default_rng([seed, probe, zlib.crc32(name.encode())])
     bits = np.unpackbits(np.frombuffer(stream.bytes(-(-weight_OI.numel() // 8)), np.uint8), count=weight_OI.numel())
     signs_OI = torch.from_numpy(bits).view(weight_OI.shape).to(weight_OI.device, torch.float32)

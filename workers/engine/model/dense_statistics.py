@@ -1,4 +1,4 @@
-"""Dense: statistics of the inputs of the whole dense model, for what is decided before any layer is pruned.
+"""Statistics of the inputs of the whole dense model, for allocators and unit scores.
 
 Squared means are a few kilobytes a block, and cached by content. Gram matrices are as large as the layers: they lie in
 the checkpoint, block by block, and are collected when the first of them is asked for. I = inputs.
@@ -35,7 +35,7 @@ def dense_statistics(
     *,
     needs: Stat,
 ) -> Statistics:
-    """What is needed to know of the inputs of every layer."""
+    """Statistics of the inputs of every layer, as far as `needs` asks for them; empty where it does not."""
     if not needs & (Stat.INPUT_SQ_MEAN | Stat.GRAM):
         return {}
     assert calibration is not None  # both are needs

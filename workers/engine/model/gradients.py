@@ -1,5 +1,4 @@
-"""Gradient: of the mean loss over calibration windows, for one block's tensors at a time, from the last block to the
-first.
+"""Gradients of the mean loss over calibration windows, one block at a time, from the last block to the first.
 
 A forward pass keeps the inputs of every block. Then each block is loaded again, run again from its inputs, and
 the gradient of its outputs becomes the gradients of its weights and of its inputs: back-propagation in which only one

@@ -1,8 +1,8 @@
-"""Load: the model as a skeleton without weights, and its weights block by block from the files.
+"""A model as a skeleton without weights, whose weights are read block by block from the files.
 
-The skeleton's parameters are on the meta device and take no memory; a block's tensors are put in when it is its turn,
-and dropped after. What the config alone decides (rotary frequencies) is real from the start. transformers never reads a
-model's folder itself: it is given a config, tensors and a tokenizer's files that have been looked at.
+The skeleton's parameters are on the meta device and take no memory; a block's tensors are put in when it is computed,
+and dropped after. Buffers that follow from the config (rotary frequencies) have values from the start. transformers
+never reads a model's folder itself: it is given a config, tensors and a tokenizer's files that have been checked.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 
 TRIMMED_BYTES = 2**24
-"""Weights that are worth the time to have the allocator return them: without, memory grows by every block."""
+"""Weights of at least so many bytes are returned to the system when dropped: else memory grows by every block."""
 _NOT_OURS = ("per_layer_config", "allow_global_per_layer_attribute_access", "dtype", "torch_dtype", "architectures")
 """Config entries decided here: widths by the files, the type by the spec."""
 _GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
-"""Settings of `generation_config.json` that decide what a model writes greedily."""
+"""Settings of `generation_config.json` that change greedy decoding."""
 _FILES_NAMED = (
     "auto_map", "tokenizer_file", "vocab_file", "merges_file", "added_tokens_file", "special_tokens_map_file",
     "tokenizer_config_file", "chat_template_file", "name_or_path", "_commit_hash",
@@ -80,12 +80,12 @@ def skeleton(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 
 
 def stock_config(config: Mapping[str, Any]) -> PretrainedConfig:
-    """transformers' own config of what a `config.json` says of the model, and of nothing else."""
+    """transformers' config made of the entries of `config.json` that describe the model."""
     return AutoConfig.for_model(**{name: entry for name, entry in obeyed(config).items() if name not in _NOT_OURS})
 
 
 def empty_model(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a config: its parameters on the meta device, what the config alone decides real."""
+    """The model of a config: its parameters on the meta device, its buffers with values."""
     with device, init_empty_weights(include_buffers=False):
         if getattr(config, "is_heterogeneous", False):
             return _own_class(config.model_type)._from_config(config, dtype=dtype)
@@ -93,8 +93,7 @@ def empty_model(config: PretrainedConfig, device: torch.device, dtype: torch.dty
 
 
 def _own_class(model_type: str) -> type[PreTrainedModel]:
-    """What the modelling file of a result of different widths defines: from our package, as code from a model's folder
-    is never run here."""
+    """The class that a result of different widths names, from our package: code in a model's folder is never run."""
     found: type[PreTrainedModel] = getattr(modeling_pruned, modeling_class({"model_type": model_type}))
     return found
 
@@ -140,12 +139,12 @@ def _refuse_incomplete(model_dir: Path, missing: Collection[str], remedy: str) -
 
 
 def generation_settings(folder: Path, model_id: str) -> GenerationConfig | None:
-    """What `generation_config.json` says of token ids and repetition, if there is one. Raises UnsupportedModel."""
+    """Token ids and repetition settings of `generation_config.json`; None without one. Raises UnsupportedModel."""
     with _refusing(model_id, GENERATION):
         if find(folder, GENERATION) is None:
             return None
         found = read_json(folder, GENERATION)
-        # An empty list of ends is none: transformers would take the first of it.
+        # transformers would take the first of an empty list.
         return GenerationConfig(**{name: found[name] for name in _GENERATION if found.get(name, []) != []})
 
 
@@ -188,7 +187,7 @@ def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
 
 
 def in_float32(model: LoadedModel) -> LoadedModel:
-    """The same with a skeleton of its own, whose parts are filled in float32."""
+    """The same model with a skeleton of its own, whose weights are float32 when filled in."""
     return replace(model, dtype=torch.float32, skeleton=skeleton(model.source.config, model.device, torch.float32))
 
 

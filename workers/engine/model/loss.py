@@ -1,4 +1,4 @@
-"""Loss: how well a model predicts the next token. The only place where that is computed.
+"""The loss of predicting the next token. It is computed nowhere else.
 
 B = windows, T = tokens of a window, V = vocabulary.
 """

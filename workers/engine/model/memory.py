@@ -1,4 +1,4 @@
-"""Memory: how much a job may take, and giving back what is no longer needed."""
+"""Memory: how much a job may take, and returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch
 Place = Literal["device", "host", "file"]
 """Where hidden states may lie."""
 CPU_SHARE = 1 / 64
-"""Of what else a walk takes: hidden states may add so much to its peak. On a CPU more would buy little: the page cache
-is memory nearly as fast, and the system's to take back.
+"""On a CPU, hidden states may take this share of the rest of a walk's memory. More would gain little: a file in the
+page cache is nearly as fast, and the system can take that memory back.
 """
 PINNED_SHARE = 1 / 4
-"""Of the host's memory: pinned pages are taken from everybody else."""
+"""Under a GPU, hidden states may take this share of the host's memory: pinned pages cannot be used by others."""
 
 
 class Room:
@@ -47,14 +47,14 @@ class Room:
 
 
 def give_back() -> None:
-    """Have the allocator return what was freed, and what only cycles of references kept."""
+    """Collect cycles of references, and have the allocator return freed memory to the system."""
     gc.collect()
     trim()
 
 
 def trim() -> None:
-    """Have the allocator return what was freed: it keeps blocks below its mmap threshold, so most of a model's weights,
-    and in ever more pieces, block after block. Does nothing where the C library is not glibc.
+    """Have the allocator return freed memory to the system: glibc keeps what lies below its mmap threshold, as most of
+    a model's weights do, in more pieces with every block. Does nothing where the C library is not glibc.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
@@ -74,7 +74,7 @@ def total_memory() -> int:
 def planned_memory(budget: int | None, device: torch.device) -> int:
     """Bytes that the walk plans with: the spec's budget, or where it sets none, all that the device has.
 
-    Not what is free just now: batches, and with them the last digits of sums, are to follow from the spec alone.
+    Not the memory that is free now: batches, and so the rounding of sums, must follow from the spec alone.
     """
     if budget is not None:
         return budget
@@ -82,7 +82,7 @@ def planned_memory(budget: int | None, device: torch.device) -> int:
 
 
 def room_for_states(device: torch.device, *, walk: int, budget: int) -> Room:
-    """What hidden states may take where the rest of a walk takes `walk` of `budget` bytes."""
+    """Memory for hidden states, where the rest of a walk takes `walk` of `budget` bytes."""
     if device.type == "cuda":
         return Room(device=max(0, budget - walk), host=int(total_memory() * PINNED_SHARE))
     return Room(host=max(0, min(budget - walk, int(walk * CPU_SHARE))))

@@ -1,4 +1,4 @@
-"""Head: logits from what the last block puts out, by the model's own code: some families scale or cap them.
+"""The output head: logits from the last block's outputs, by the model's own code, as some families scale or cap them.
 
 T = tokens, D = hidden size, V = vocabulary.
 """
@@ -32,7 +32,7 @@ def head(model: LoadedModel) -> Iterator[Callable[[Tensor], Tensor]]:
             return BaseModelOutputWithPast(last_hidden_state=norm(inputs_embeds))
 
         decoder = model.skeleton.get_submodule(layout.decoder)
-        decoder.forward = decoded  # on the instance: the model around it stays what it is
+        decoder.forward = decoded  # on the instance, so the class is not changed
         try:
             yield lambda hidden_TD: model.skeleton(inputs_embeds=hidden_TD[None], use_cache=False).logits[0].float()
         finally:

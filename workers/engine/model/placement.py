@@ -1,7 +1,7 @@
-"""Placement: where the hidden states between two blocks lie, and how much of them.
+"""Placement: where the hidden states between two blocks lie.
 
-As near to the compute as there is room: in the memory of the device, then in the host's (pinned where the device is a
-GPU), then in a file, of which the page cache holds what it can. Where they lie changes no byte.
+In the device's memory while there is room, then in the host's (pinned where the device is a GPU), then in a file, which
+the page cache may hold. Where they lie changes no byte.
 N = windows, B = windows of a batch, T = tokens of a window, D = hidden size.
 """
 
@@ -52,7 +52,7 @@ class States(ABC):
         """Give back what they take."""
 
     def share(self) -> None:
-        """One more holder: they are there until each has closed them."""
+        """Add a holder: the states are released when every holder has closed them."""
         with self._lock:
             self._holders += 1
 

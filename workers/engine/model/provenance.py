@@ -1,4 +1,5 @@
-"""What decided the numbers: for the report, and for telling whether a resume point is still good."""
+"""Versions, digests and settings that numbers depend on: for the report, and to tell whether resume points are
+valid."""
 
 from __future__ import annotations
 
@@ -31,12 +32,12 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of every package that touches a number."""
+    """Versions of Python and of every package that computes or reads numbers."""
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
 def provenance(spec: CompressionSpec, model: LoadedModel, data_digests: Mapping[str, str]) -> Provenance:
-    """Everything needed to do it again and get the same numbers."""
+    """Everything needed to repeat the job and get the same numbers."""
     return Provenance(
         spec_digest=spec.digest(),
         model_id=model.source.id,
@@ -51,7 +52,7 @@ def provenance(spec: CompressionSpec, model: LoadedModel, data_digests: Mapping[
 
 
 def environment(model: LoadedModel) -> dict[str, str]:
-    """What decides numbers beside the data and the method: measurements are shared only where all of it is the same."""
+    """Model, precision, device and versions: cached measurements are shared only where all are the same."""
     return {
         "model": model.source.commit,
         "compute": str(model.dtype).removeprefix("torch."),
@@ -63,8 +64,8 @@ def environment(model: LoadedModel) -> dict[str, str]:
 def fingerprint(
     spec: CompressionSpec, model: LoadedModel, *, calibration: str | None, tuning: str | None
 ) -> dict[str, str]:
-    """What a resume point must share with the run that goes on from it. `calibration`, `tuning`: digests of the texts,
-    None where none is read."""
+    """Values that a resume point and the run that continues from it must share. `calibration`, `tuning`: digests of the
+    texts, None where none is read."""
     return environment(model) | {
         "resume_points": "3",  # of what is kept in them, and how
         "spec": spec.digest(),

@@ -35,9 +35,9 @@ class StreamedLoss:
         self._walk = walk(model, text, checkpoint.scratch_file)
         self._keep_path = keep_path
         self._path: list[Hashable] = []
-        """What the blocks were in the variant before."""
+        """`path` of the previous variant."""
         self._inputs: list[States] = []
-        """Inputs of the first blocks of that variant, and of the one after them; none before the first variant."""
+        """Inputs of the first blocks of that variant, and of the block after them; empty before the first variant."""
 
     def close(self) -> None:
         self._walk.close()
@@ -45,7 +45,7 @@ class StreamedLoss:
     def nll(self, path: Sequence[Hashable], tensors: Callable[[int], Mapping[str, Tensor]]) -> Tensor:
         """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [N] on the CPU.
 
-        `path` names what each block is in this variant, None where it is left out; `tensors` gives a block's.
+        `path` identifies each block of this variant, None where it is left out; `tensors` returns a block's tensors.
         """
         if not self._inputs:
             self._inputs.append(self._walk.enter())

@@ -1,10 +1,10 @@
 """Trial prunings: the loss of the model pruned with statistics taken once, on a little text, block by block.
 
 Cheap enough to try many allocations: nothing is calibrated again, and of two allocations that share their first blocks
-the second starts where they part. Where the pruner changes the weights that stay, SparseGPT's solver does so here,
-whichever the pruner is: masks alone would spare layers that make up well for what they lose. Patterns are unstructured,
-also where N:M will be rounded from the allocation, as a rounded loss has no slope to follow. The real result, whose
-inputs are refreshed, is better.
+the second starts at the first block that differs. Where the pruner updates the kept weights, SparseGPT's solver does so
+here, whichever the pruner is: masks alone overestimate the loss of layers that compensate well. Patterns are
+unstructured, also where N:M will be rounded from the allocation, as a rounded loss has no slope to follow. The real
+result, whose inputs are refreshed, is better.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class _Solved:
     """The last few solutions of every stream, on disk: allocations are tried that differ in one stream each."""
 
     KEPT = 3
-    """Of a stream that is moved down and up around a base, the base is still there afterwards."""
+    """Solutions kept per stream: those of a lower, the base and a higher sparsity, as `search` tries them."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint

@@ -1,4 +1,4 @@
-"""Turns: two models read in paired rounds, so that what else the machine does is no part of how they compare.
+"""Turns: two models measured in paired rounds, so that other load of the machine does not change their ratio.
 
 Both are in memory if they fit. If not, they are loaded in turn, and all of their probes are read at every visit.
 """
@@ -20,11 +20,12 @@ Open = Callable[[], Sequence[Probe]]
 
 MOST_ROUNDS = 400
 MOST_S = 60.0
-"""Of one probe, if it must not have more: until its interval is narrow, at most so many, none more after so long."""
+"""A probe is read until its interval is narrow, for at most so many seconds."""
 LEAST_S = 3.0
-"""Of one probe, within MOST_S: in less, all rounds may fall into one disturbance (×0.94 ± 0.01 in 0.5 s)."""
+"""A probe is read for at least so many seconds: in fewer, all rounds may fall into one disturbance (×0.94 ± 0.01 in 0.5
+s)."""
 MORE = 1.25
-"""As many rounds, before the next look at them."""
+"""Factor of the number of rounds before the interval is computed again."""
 VISITS = 8
 """Of each model where they are loaded in turn: two in a row are one load, so one is loaded five times, one four."""
 READINGS = 3

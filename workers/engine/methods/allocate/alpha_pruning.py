@@ -94,7 +94,7 @@ def allocate(facts: AllocationFacts, sparsity: float, params: AlphaPruningParams
     """Sparsity linear in alpha: between c(1 - spread) and c(1 + spread), with c for an exact mean.
 
     A block's alpha is the plain mean over its matrices, whatever their sizes, as released. Departures: nothing exceeds
-    0.99, where the released code can ask for more than all; the excess goes to the other units. Without `spread` the
+    0.99, where the released code can exceed 1; the other units take the excess. Without `spread` the
     paper's search for it is replaced by 90 % of the largest that stays below 0.99, which is near what it found. `mixed`
     is named, not defined, in the paper: this is our reading.
     """

@@ -60,7 +60,7 @@ def allocate(facts: AllocationFacts, sparsity: float, params: AtpParams) -> Mapp
 
 
 def _lowest(loss: Callable[[float], float], largest: float) -> float:
-    """Where on [0, largest] the loss is lowest, to 1/40 of the range if it has one valley; the smaller of equals.
+    """Argument in [0, largest] of the lowest loss, to 1/40 of the range if it has one minimum; the smaller of equals.
 
     Tries both ends, so the result is never worse than uniform. At most 12 trials; a loss that is not finite never wins.
     """

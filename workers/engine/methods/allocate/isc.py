@@ -47,7 +47,7 @@ def allocate(facts: AllocationFacts, sparsity: float, params: IscParams) -> Mapp
     """Sparsities in even steps over the ranks, the most and the least sensitive layer 2 * spread apart (algorithm 1).
 
     What the paper calls sparsity there is the share of weights kept, as its code confirms. Layers of equal sensitivity
-    share the lowest of their ranks. Departures: probes are drawn until the ranks hold still (`model/curvature.py`);
+    share the lowest of their ranks. Departures: probes are drawn until the ranks agree (`model/curvature.py`);
     layers differ in size, so all are shifted by one constant to make the
     mean exact, and what would leave [0, 0.99] is spread over the other layers.
     """

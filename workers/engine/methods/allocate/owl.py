@@ -39,7 +39,7 @@ class OwlParams(MethodParams):
 def measure(block: DenseBlock, params: OwlParams) -> Mapping[str, float]:
     """Percent of outliers among all scores |W| * rms(input) of the block, in [0, 100]; the same for each layer.
 
-    The scores are made twice, for their mean and for the count, rather than kept: they are as large as the block.
+    The scores are computed twice, for the mean and for the count: to keep them would take as much memory as the block.
     """
 
     def score(layer: LinearFacts) -> Tensor:

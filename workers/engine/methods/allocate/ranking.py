@@ -40,10 +40,10 @@ class RankingParams(MethodParams):
 
 @allocator(RankingParams, paper="arXiv:2412.15127", needs=Stat.UNIT_SCORES)
 def allocate(facts: AllocationFacts, sparsity: float, params: RankingParams) -> Mapping[str, float]:
-    """Greedy: from the lowest score on, whatever still fits into the budget and leaves its family enough.
+    """Greedy: in order of score, every unit that fits into the budget and leaves its family enough.
 
-    What is left of the budget then is less than a unit of any family that may lose more; the first that did not fit, of
-    the smallest, is where that fraction is taken from. Raises InvalidSpec where `most` does not let as much go.
+    What is left of the budget then is less than a unit of any family that may lose more; it is added as a fraction to
+    the first of the smallest families whose unit did not fit. Raises InvalidSpec where `most` does not let as much go.
     """
     assert facts.units is not None  # declared in `needs`
     blocks = {layer.block for layer in facts.layers}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import AllocationFacts
 
 WAYS = (1.0, 0.5, 0.25)
-"""How far towards a linear program's solution is tried: the curves hold for one block at a time."""
+"""Fractions of the way to a linear program's solution that are tried: each curve was measured with one block moving."""
 
 
 class SearchParams(MethodParams):

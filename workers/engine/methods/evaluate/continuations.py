@@ -1,6 +1,6 @@
-"""Continuations: what both models write after the same prompts, side by side, and how much of it repeats itself.
+"""Continuations: texts that both models generate from the same prompts, and the share of repeated n-grams.
 
-Degenerate repetition is how a language model that lost too much fails first where people see it. It is measured as in
+A model that has lost too much repeats itself before other faults are visible in its text. Repetition is measured as in
 Welleck et al. 2020 (arXiv:1908.04319, seq-rep-n): the share of n-grams that were there before.
 """
 
@@ -25,7 +25,7 @@ GRAM = 4
 
 
 class ContinuationsParams(MethodParams):
-    """What the models write after given prompts."""
+    """Texts that the models generate from given prompts."""
 
     method: Literal["continuations"] = Field(
         "continuations", description="Greedy continuations of both models in the report, and how much they repeat."

@@ -1,8 +1,7 @@
 """Generation speed: tokens per second of reading a prompt (prefill) and of writing after it (decode).
 
-Both are measured apart because they are bound by different things: prefill by arithmetic, decode by reading the
-weights once per token. Dense and pruned take turns, and how they compare is estimated from pairs. B = sequences,
-T = prompt tokens.
+They are measured apart: prefill is bound by arithmetic, decode by reading the weights once per token. Dense and pruned
+take turns, and how they compare is estimated from pairs. B = sequences, T = prompt tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 MARGIN = 0.05
 """Two copies of one model differ by up to some percent, by where in memory they lie."""
 TURN_TOKENS = 8
-"""Tokens decoded in a turn: more, and other work starts or stops within it; fewer, and its first tokens, which find the
-caches full of the other model, weigh more."""
+"""Tokens decoded in a turn. With more, other work starts or stops within a turn more often; with fewer, the first
+tokens weigh more, which find the caches full of the other model."""
 
 
 class GenerationSpeedParams(MethodParams):

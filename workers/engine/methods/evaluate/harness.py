@@ -29,7 +29,7 @@ TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 
 _REQUEST_TOKENS = 512
-"""Of a request, about: tasks differ."""
+"""Assumed length of a request; tasks differ."""
 
 
 class HarnessParams(MethodParams):
@@ -102,7 +102,7 @@ def prompting(
 
 @contextmanager
 def known_tokens_only(embedding: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Have the embedding raise UnsupportedModel for ids beyond its rows: what a task asks is the harness's to say."""
+    """Have the embedding raise UnsupportedModel for ids beyond its rows: the harness makes the prompts."""
     from workers.engine.model.windows import refuse_unknown
 
     rows: int = embedding.weight.shape[0]  # type: ignore[index, assignment]
@@ -142,7 +142,7 @@ def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> l
                 stderr=stderr if isinstance(stderr, float) else None,
                 note=_note(task, found) + f"lm-eval {lm_eval.__version__}",
                 parts=answers,
-                documents=list(range(len(answers))) if answers else None,  # questions stand for themselves
+                documents=list(range(len(answers))) if answers else None,  # each question is a document
                 degrees_of_freedom=len(answers) - 1 if answers and len(answers) > 1 else None,
             )
         )

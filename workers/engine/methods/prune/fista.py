@@ -1,4 +1,4 @@
-"""FISTAPruner: finds what to remove by L1-penalized least squares of the output (Zhao et al. 2024, arXiv:2408.03728).
+"""FISTAPruner: selects weights by L1-penalized least squares of the output (Zhao et al. 2024, arXiv:2408.03728).
 
 Departs from the paper twice. Weights are in units of the root mean square of their inputs, so penalty and rounding
 weigh them as Wanda does; on a small Llama that lowered the error by 7 %. And after each rounding the weights that stay
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _ROUNDS = 40
 """No more penalties than that are tried; ten to fifteen are usual."""
 _FIRST_PENALTY = 0.01
-"""As a fraction of the mean |B|. Bisection soon finds its own way."""
+"""As a fraction of the mean |B|; bisection starts here."""
 _REFIT_ITERATIONS, _REFIT_TOLERANCE = 10, 1e-4
 """After ten more the error is lower by less than a hundredth."""
 
@@ -65,7 +65,7 @@ class FISTAParams(SparsityParams):
     updates_weights=True,
 )
 def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params: FISTAParams) -> list[Tensor]:
-    """The pruned weights [O, I], float32, that come closest to what the dense layer puts out in a dense block.
+    """The pruned weights [O, I], float32, whose outputs come closest to those of the dense layer in a dense block.
 
     Starts from the dense weights under the score's mask, Wanda's without a score, and is never worse on the calibration
     text than that. Raises NumericalFailure if the statistics are not finite.

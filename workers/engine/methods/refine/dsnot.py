@@ -1,4 +1,4 @@
-"""DSnoT: swaps zeros for kept weights until each output's mean is right again (Zhang et al. 2023, arXiv:2310.08915).
+"""DSnoT: swaps zeros and kept weights until each output's mean is restored (Zhang et al. 2023, arXiv:2310.08915).
 
 Dynamic Sparse no Training changes the mask alone. A row's error is what its missing weights would add to its mean
 output. Each cycle brings back the missing weight that lowers it most for its spread (growing), and drops the least
@@ -54,7 +54,7 @@ def refine(
 ) -> Tensor:
     """Boolean [O, I]: which dense weights to keep, as many in every row (and group of M) as `pruned_OI` has non-zeros.
 
-    Swaps are chosen on the dense weights, so values that a pruner updated play no part. A row ends when its error is
+    Swaps are chosen on the dense weights, not on values that a pruner updated. A row ends when its error is
     below the threshold, no pair is left, or a swap is refused; each weight is swapped at most once.
 
     From the released code differ: the variance is over all tokens rather than the mean of each batch's own; a missing
@@ -100,7 +100,7 @@ def refine(
 def _swapped(
     kept_OI: Tensor, effect_OI: Tensor, grown_O2K: Tensor, partner: Callable[..., Tensor], params: DsnotParams
 ) -> Tensor:
-    """`kept_OI`, swapped in place: in comes the next of `grown_O2K`, out goes what `partner` names."""
+    """`kept_OI`, swapped in place: the next of `grown_O2K` is kept, the weight that `partner` returns is not."""
     error_O = effect_OI.masked_fill(kept_OI, 0).sum(dim=1)
     first_error_O = error_O.clone()
     taken_O2 = grown_O2K.new_zeros(len(kept_OI), 2)

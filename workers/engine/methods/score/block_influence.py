@@ -1,4 +1,4 @@
-"""Block influence: a decoder block that hardly turns its input can go (ShortGPT, Men et al. 2024, arXiv:2403.03853).
+"""Block influence: how much a block changes the direction of its input (ShortGPT, Men et al. 2024, arXiv:2403.03853).
 
 1 minus the mean over all tokens of the cosine between the block's input and output, equation 1.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class BlockInfluenceParams(MethodParams):
-    """How far each decoder block turns the hidden states."""
+    """1 - the cosine between each decoder block's input and output."""
 
     method: Literal["block_influence"] = Field(
         "block_influence", description="1 - cosine of a block's input and output."

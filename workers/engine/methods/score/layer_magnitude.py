@@ -1,4 +1,4 @@
-"""Layer magnitude: a decoder block is worth the sum of its weights' absolute values, or of their squares.
+"""Layer magnitude: a decoder block's importance is the sum of its weights' absolute values, or of their squares.
 
 Kim et al. 2024 (Shortened LLaMA, arXiv:2402.02834, section 3.2). Norms count, biases too.
 """

@@ -1,4 +1,4 @@
-"""Layer perplexity: a decoder block is worth the perplexity of the calibration text without it.
+"""Layer perplexity: a decoder block's importance is the perplexity of the calibration text without it.
 
 Kim et al. 2024 (Shortened LLaMA, arXiv:2402.02834, section 3.2). Blocks are left out one at a time.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LayerPerplexityParams(ProtectedEndsParams):
-    """What leaving each decoder block out does to the calibration text's perplexity."""
+    """Perplexity of the calibration text without each decoder block."""
 
     method: Literal["layer_perplexity"] = Field("layer_perplexity", description="Perplexity without the block.")
     protect_first: int = Field(0, ge=0, le=1024, description="Blocks at the front that are never dropped.")

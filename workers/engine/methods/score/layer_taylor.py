@@ -1,4 +1,4 @@
-"""Layer Taylor: a decoder block is worth the sum of |w g| over its weights, g the gradient of the calibration loss.
+"""Layer Taylor: a decoder block's importance is the sum of |w g| over its weights, g the gradient of the loss.
 
 Kim et al. 2024 (Shortened LLaMA, arXiv:2402.02834, section 3.2), with one gradient over all calibration windows.
 """

@@ -1,4 +1,4 @@
-"""Random: what any score has to beat (as in LLM-Pruner, arXiv:2305.11627, table 1)."""
+"""Random: importance drawn at random, the baseline of every score (as in LLM-Pruner, arXiv:2305.11627, table 1)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ReverseOrderParams(MethodParams):
-    """The deeper a decoder block, the less it is worth; needs no data."""
+    """Importance falls with a decoder block's index; needs no data."""
 
     method: Literal["reverse_order"] = Field("reverse_order", description="Drop the deepest blocks.")
 

@@ -1,4 +1,4 @@
-"""SAAP-style: element- and vector-wise importance fused without a weight to tune, steadied over the text.
+"""SAAP-style: element- and vector-wise importance fused without a coefficient, times their stability over the text.
 
 After "Structurally-aware adaptive pruning" (arXiv:2412.15127), of which no code and only parts of the formulas are
 public. From the paper: two importances as in LLM-Pruner, fused under homoscedastic uncertainty (Kendall et al. 2018,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import DenseUnits
 
 LEAST = 1e-12
-"""Below this a mean importance counts as this: a kind without any importance."""
+"""Lower bound of a mean importance, for kinds whose importance is zero."""
 
 
 class SaapParams(MethodParams):
@@ -138,7 +138,7 @@ def _fluctuations(fused: list[Tensor], parts: list[Tensor], params: SaapParams) 
         means = [values_PU.mean(dim=0) for values_PU in parts]
         least = torch.cat(means).median() * 1e-6
         return [
-            # What never counts is not steady but worthless, wherever a scope's logarithm has lifted it to.
+            # A unit whose importance is always 0 counts as unstable, so that it stays the lowest of its scope.
             torch.where(mean > 0, p.std(dim=0) / (mean + least).clamp(min=LEAST), torch.inf)
             for p, mean in zip(parts, means, strict=True)
         ]

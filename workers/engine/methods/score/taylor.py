@@ -1,7 +1,7 @@
-"""Taylor: importance of units by what the loss would lose without them, to first or second order (LLM-Pruner).
+"""Taylor: importance of units by the change of the loss without them, to first or second order (LLM-Pruner).
 
 Ma et al. 2023, arXiv:2305.11627, section 3.2. Query heads count towards the key/value head they share; the released
-code credits others where heads are grouped. Biases are left out, as there.
+code adds theirs to others where heads are grouped. Biases are left out, as there.
 """
 
 from __future__ import annotations

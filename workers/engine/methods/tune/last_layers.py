@@ -71,7 +71,7 @@ def prepare(model: Module, architecture: Architecture, params: LastLayersParams)
 
 
 def _trained(architecture: Architecture, params: LastLayersParams, *, tied: bool) -> tuple[str, ...]:
-    """How the names of what is trained begin. A tied head goes by the name of the embedding."""
+    """Prefixes of the names of trained parameters. A tied head has the embedding's name."""
     layout, blocks = architecture.layout, range(architecture.blocks)
     last = tuple(f"{layout.block(block)}." for block in blocks[len(blocks) - params.blocks :])
     if not tied:
