@@ -55,7 +55,8 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        between = name == "to" and any(isinstance(a, (str, torch.device)) for a in (*args[1:], *kwargs.values()))
+        asked = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, (str, torch.device))]
+        between = name == "to" and any(str(device) != "meta" for device in asked)
         counts = name in _COPIES or (between and not kwargs.get("non_blocking"))
         if counts and not _asked_by_transformers():
             self._counts[name] += 1

@@ -21,6 +21,7 @@ from workers.engine.model.memory import Room
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import EvaluatedModel
 from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.store.run import Run
 
 TEXT = {"dataset": "calibration.txt", "samples": 6, "sequence_length": 32}
 BATCHES = {2: 3 * 32, 6: 32}
@@ -71,9 +72,9 @@ def test_gradients_are_looked_at_once_a_block(tiny: Path, sources: Sources, tmp_
     found = {}
     for batches, tokens in BATCHES.items():
         model = replace(load(spec_of(calibrate=TEXT), sources), batch_tokens=tokens, room=Room(host=2**30))
-        text = text_of(spec_of(calibrate=TEXT), model, sources)
+        text, run = text_of(spec_of(calibrate=TEXT), model, sources), Run.of(Checkpoint(tmp_path), Silent())
         with counted() as found[batches]:
-            blocks = list(gradients(model, text, Checkpoint(tmp_path), Silent(), splits=2, squared=False))
+            blocks = list(gradients(model, text, run, splits=2, squared=False))
         assert found[batches].pop(OWN) == batches
     assert found[6] == found[2]
     assert found[6]["_local_scalar_dense"] == len(blocks) == 3

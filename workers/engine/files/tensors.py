@@ -22,9 +22,9 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def read_tensor(piece: Slice) -> Tensor:
-    """A stored tensor, on the CPU, in the type it is stored in."""
-    tensor = torch.empty(piece.facts.shape, dtype=DTYPES[piece.facts.dtype])
+def read_tensor(piece: Slice, *, pinned: bool = False) -> Tensor:
+    """A stored tensor, on the CPU, in the type it is stored in. `pinned`: in memory that a GPU can read by itself."""
+    tensor = torch.empty(piece.facts.shape, dtype=DTYPES[piece.facts.dtype], pin_memory=pinned)
     with piece.file.open("rb", buffering=0) as file:
         fill(bytes_of(tensor), file, piece.begin)
     return tensor

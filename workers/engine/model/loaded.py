@@ -30,11 +30,14 @@ from workers.engine.files.model_files import TOKENIZER_DIGITS, BadFile, find, re
 from workers.engine.files.safetensors_bytes import Slice, read_header
 from workers.engine.files.tensors import read_tensor
 from workers.engine.model.memory import Room, trim
+from workers.engine.model.transfers import to_device
 from workers.engine.sources.resolve import INDEX, WEIGHTS, ModelSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from workers.engine.model.transfers import Arrival
 
 
 TRIMMED_BYTES = 2**24
@@ -105,7 +108,10 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     """
     config, pieces = read_json(model_dir, "config.json"), slices_of(model_dir)
     model = skeleton(config, device, dtype)
-    weights = {name: read_tensor(piece).to(device, dtype) for name, piece in pieces.items()}
+    pinned = device.type == "cuda"
+    weights = {
+        name: read_tensor(piece, pinned=pinned).to(device, dtype, non_blocking=True) for name, piece in pieces.items()
+    }
     missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     _refuse_incomplete(model_dir, missing, "use a complete checkpoint whose config.json describes its weights")
@@ -198,7 +204,13 @@ def tensors_of(model: LoadedModel, module: str) -> dict[str, Tensor]:
 
 def block_tensors(model: LoadedModel, block: int) -> dict[str, Tensor]:
     """Those of a block."""
-    return tensors_of(model, model.architecture.layout.block(block))
+    return sent_block(model, block)()
+
+
+def sent_block(model: LoadedModel, block: int) -> Arrival:
+    """The same, read by now and on their way to the compute device."""
+    prefix = model.architecture.layout.block(block)
+    return _sent(model, [name for name in model.source.tensors if name.startswith(f"{prefix}.")])
 
 
 def head_tensors(model: LoadedModel) -> dict[str, Tensor]:
@@ -244,8 +256,13 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
 
 
 def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:
+    return _sent(model, names)()
+
+
+def _sent(model: LoadedModel, names: list[str]) -> Arrival:
     """Read, not mapped: a mapped file counts as memory in use, and one larger than the address space cannot be."""
-    return {name: read_tensor(model.slices[name]).to(model.device) for name in names}
+    pinned = model.device.type == "cuda"
+    return to_device({name: read_tensor(model.slices[name], pinned=pinned) for name in names}, model.device)
 
 
 def architecture_of(folder: Path) -> Architecture:

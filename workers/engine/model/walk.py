@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
-from workers.engine.model.loaded import LoadedModel, block_tensors, filled, tensors_of
+from workers.engine.model.loaded import LoadedModel, block_tensors, filled, sent_block, tensors_of
 from workers.engine.model.placement import InFile, NewFile, States, placed
 
 if TYPE_CHECKING:
@@ -202,10 +202,10 @@ def dense_blocks(
             yield block, block_tensors(model, block)
         return
     with ThreadPoolExecutor(1) as reader:
-        reading = [reader.submit(block_tensors, model, block) for block in blocks[:1]]
+        reading = [reader.submit(sent_block, model, block) for block in blocks[:1]]
         for index, block in enumerate(blocks):
-            tensors = reading.pop().result()
-            reading += [reader.submit(block_tensors, model, after) for after in blocks[index + 1 : index + 2]]
+            tensors = reading.pop().result()()
+            reading += [reader.submit(sent_block, model, after) for after in blocks[index + 1 : index + 2]]
             yield block, tensors
             del tensors
 

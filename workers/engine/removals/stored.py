@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def as_stored(stored_dtype: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in the type they are shipped in, in host memory. Raises NumericalFailure where that overflows."""
+    """The tensors in the type they are shipped in, where they are. Raises NumericalFailure where that overflows."""
     if stored_dtype == "source":
-        return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
     dtype = getattr(torch, stored_dtype)
-    found = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    found = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
     for name, tensor in found.items():
         if not finite(tensor) and finite(tensors[name]):
             raise NumericalFailure(

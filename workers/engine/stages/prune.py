@@ -20,6 +20,7 @@ from workers.engine.contracts.params import Stat
 from workers.engine.files.tensors import read_tensor
 from workers.engine.model.input_statistics import collect, staged
 from workers.engine.model.loaded import LoadedModel, outside_tensors, slices_of
+from workers.engine.model.transfers import to_host
 from workers.engine.model.walk import At, dense_blocks, walk
 from workers.engine.removals.base import removal_of
 from workers.engine.removals.outcome import config_after
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import Allocation, Units
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.placement import States
+    from workers.engine.model.transfers import Arrival
     from workers.engine.model.walk import Walk
     from workers.engine.removals.base import Edit
     from workers.engine.removals.outcome import Outcome
@@ -57,7 +59,8 @@ def prune(
     edit = removal_of(spec).edit(spec, model, units, allocation.sparsity, run.clock)
     config_after(model.source.config, edit.outcome)  # refuses what no config can say, before the work
     if not run.checkpoint.outside().exists():
-        run.checkpoint.save_outside(as_stored(spec.package.dtype, edit.outside(outside_tensors(model))))
+        outside = as_stored(spec.package.dtype, edit.outside(outside_tensors(model)))
+        run.checkpoint.save_outside(to_host(outside)())
     pruning = _Pruning(spec, model, edit, run)
     return edit.outcome, pruning.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
 
@@ -204,18 +207,18 @@ class _Keeper:
         self.settle()  # at most one block waits for the disk; an error there ends the walk
         if outputs is not None:
             outputs.share()
-        self._writing = self._writer.submit(self._write, self._next, stored, outputs)
+        self._writing = self._writer.submit(self._write, self._next, to_host(stored), outputs)
         self._next += 1
 
     def settle(self) -> None:
         if self._writing is not None:
             self._writing.result()
 
-    def _write(self, index: int, stored: Mapping[str, Tensor], outputs: States | None) -> None:
+    def _write(self, index: int, stored: Arrival, outputs: States | None) -> None:
         checkpoint, events = self._pruning.run.checkpoint, self._pruning.run.events
         layout = self._pruning.model.architecture.layout
         try:
-            checkpoint.add_block(index, {layout.in_block(name, index): tensor for name, tensor in stored.items()})
+            checkpoint.add_block(index, {layout.in_block(name, index): tensor for name, tensor in stored().items()})
         except BaseException:
             if outputs is not None:
                 outputs.close()
