@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folders = {"checkpoint_dir": arguments.checkpoint, "cache_dir": arguments.cache}
         report = compress(spec, arguments.workdir, sources, events, origin=origin, points=points, **folders)
     except EngineError as error:
+        if error.__cause__ is not None:  # another library's words are for the log
+            traceback.print_exc()
         events.emit(
             "error",
             code=error.code,

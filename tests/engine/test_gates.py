@@ -96,7 +96,8 @@ def test_one_sample_decides_nothing() -> None:
     assert judged_value(result) == "11.00"
     assert verdict_of(found) == ""
     report = report_of(metrics=[found.model_dump()])
-    assert intervals(report) == "Measured on one sample, of which nothing says how far off it is: perplexity/a.txt."
+    said = "Nothing says how far off these are, of one sample or of a metric without an error: perplexity/a.txt."
+    assert intervals(report) == said
 
 
 def test_samples_that_all_agree_are_not_taken_for_all_there_are() -> None:

@@ -62,8 +62,9 @@ def judge(gates: Sequence[Gate], metrics: Sequence[Metric]) -> list[GateResult]:
 
     The interval is value ± q * standard error, q the two-sided quantile for the gate's confidence: of Student's t with
     the metric's degrees of freedom, or of the normal distribution where it has none. `pass` if all of it keeps the
-    bounds, `fail` if none of it does, else `inconclusive`. A value without a standard error is judged as it is, unless
-    it is that of one sample. That is `inconclusive`, as is what was not measured, and a ratio to a dense value of zero.
+    bounds, `fail` if none of it does, else `inconclusive`. A value without a standard error is judged as it is where
+    it is exact. Where samples made it, it is `inconclusive`, as is what was not measured, and a ratio to a dense value
+    of zero.
     """
     by_name = {metric.name: metric for metric in metrics}
     return [_judged(gate, by_name) for gate in gates]
@@ -84,7 +85,9 @@ def _judged(gate: Gate, metrics: dict[str, Metric]) -> GateResult:
     if value is None:
         return _result(gate, None, None, "inconclusive", "the dense value is zero, so there is no ratio to it")
     if stderr is None and metric.interval_over is not None:
-        reason = "measured on one sample, of which nothing says how far off it is: measure on more"
+        reason = (
+            "nothing says how far off it is: it is of one sample, or of a metric that has no error: measure on more"
+        )
         return _result(gate, value, None, "inconclusive", reason)
     margin = half_width(stderr, _freedom(gate, metric), gate.confidence) if stderr else 0.0
     low, high = value - margin, value + margin

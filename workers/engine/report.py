@@ -38,7 +38,8 @@ class Metric(ReportModel):
     interval_over: Literal["documents", "text"] | None = Field(
         None,
         description="What intervals are about: `documents` like those measured on, or `text`, this one alone, where "
-        "all of it is one document or it is not known where documents end; without standard errors it was one sample. "
+        "all of it is one document or it is not known where documents end; without standard errors it was one sample, "
+        "or the error is not known. "
         "null where nothing was sampled.",
     )
     margin: float | None = Field(

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,10 @@ from workers.engine.contracts.evaluation import EvaluationData
 from workers.engine.contracts.facts import Measurement
 from workers.engine.errors import BadRequest, DatasetTooShort, NumericalFailure, SequenceTooLong, UnsupportedModel
 from workers.engine.events import Silent
+from workers.engine.gates import Gate, judge
 from workers.engine.methods.evaluate import continuations, generation_speed, harness, perplexity, size
 from workers.engine.model import loaded as whole
-from workers.engine.sources.harness_tasks import UnknownTask, load_tasks
+from workers.engine.sources.harness_tasks import UnknownTask, UnsuitableTask, load_tasks
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluatedModel, evaluate, join
 from workers.engine.store.checkpoint import Checkpoint
@@ -213,6 +215,65 @@ def test_the_harness_runs_a_local_task_and_the_shipped_model_beats_chance(exampl
         harness.evaluate(seen, harness.HarnessParams(tasks=["nonsense"]))
     assert "bookworm_continuation" in unknown.value.hint
     assert isinstance(unknown.value, BadRequest)
+
+
+def made_task(folder: Path, name: str, **changes: Any) -> None:
+    """A multiple-choice task of two questions."""
+    (folder / "tasks").mkdir(exist_ok=True)
+    rows = [{"context": "It was", "choices": [" a dog", " a"], "label": n} for n in range(2)]
+    (folder / f"tasks/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{label}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (folder / f"tasks/{name}.yaml").write_text(json.dumps(task | changes))  # JSON is YAML
+
+
+def test_what_goes_wrong_inside_the_harness_is_the_tasks_fault(examples: Sources, tmp_path: Path) -> None:
+    folder = examples.models_dir / "bookworm-7m"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sources = Sources(examples.models_dir, tmp_path)
+    made_task(tmp_path, "no_template", doc_to_text="{{context | nothing}}")
+    made_task(tmp_path, "no_rows", doc_to_text="{{1 // 0}}")
+    made_task(tmp_path, "no_metric", metric_list=[{"metric": "nothing", "aggregation": "mean"}])
+    made_task(tmp_path, "sound")
+
+    class Broken(type(tokenizer)):  # type: ignore[misc]
+        def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+            if "It was" in str(text):
+                raise TypeError("argument 'sequence': cannot be converted")
+            return super()._encode_plus(text, *args, **kwargs)
+
+    for name in ("no_template", "no_rows", "no_metric"):
+        seen = context(sources, model, folder, tokenizer)
+        with pytest.raises(UnsuitableTask, match=name) as refused:
+            harness.evaluate(seen, harness.HarnessParams(tasks=[name]))
+        assert refused.value.field == "/evaluate/0/tasks"
+    seen = context(sources, model, folder, Broken.from_pretrained(folder))
+    with pytest.raises(UnsuitableTask, match="sound cannot be asked of this model: TypeError: argument"):
+        harness.evaluate(seen, harness.HarnessParams(tasks=["sound"]))
+
+
+def test_no_number_of_the_harness_is_taken_as_exact(examples: Sources, tmp_path: Path) -> None:
+    """The harness knows no error of a median, and gives groups one only where all of their tasks have one."""
+    folder = examples.models_dir / "bookworm-7m"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    seen = context(Sources(examples.models_dir, tmp_path), model, folder, AutoTokenizer.from_pretrained(folder))
+    metric = {"metric": "brier_score", "higher_is_better": False}
+    made_task(tmp_path, "brier", metric_list=[metric])
+    measured = harness.evaluate(seen, harness.HarnessParams(tasks=["brier"]))
+    metrics = join(measured, [replace(one, value=one.value / 2) for one in measured])
+    assert {(m.ratio_stderr is None, m.interval_over) for m in metrics} <= {(True, "text"), (False, "text")}
+    (result,) = judge([Gate(metric="harness/brier/brier_score", max=1.0)], metrics)
+    assert (result.verdict, "taken as exact" in result.reason) == ("inconclusive", False)
 
 
 def test_dense_and_pruned_are_joined_by_name() -> None:

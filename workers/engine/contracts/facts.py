@@ -159,11 +159,12 @@ class Measurement:
     higher_is_better: bool | None = None
     """None where neither direction is a goal (a plain count)."""
     stderr: float | None = None
-    """Standard error or spread of `value` in `unit`; None where the number is exact."""
+    """Standard error or spread of `value` in `unit`; None where the number is exact, or nobody knows."""
     note: str = ""
     parts: Sequence[float] | None = None
     """Contribution of each sample (window, question) to `value`, in `unit`, up to a constant: the error of `value` is
-    that of their mean. With them two models are compared sample by sample; None where nothing was sampled."""
+    that of their mean. With them two models are compared sample by sample; None where nothing was sampled, and the
+    number is exact; empty where samples made it in another way than by their mean."""
     documents: Sequence[int] | None = None
     """The document that each of `parts` comes from; None where that is not known."""
     degrees_of_freedom: float | None = None

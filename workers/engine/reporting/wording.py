@@ -177,16 +177,16 @@ def intervals(report: Report) -> str:
     if any(metric.interval_over == "documents" for metric in report.metrics):
         said.append("Errors are over documents, and hold for others like them.")
     about_text = [m for m in report.metrics if m.interval_over == "text"]
-    if names := ", ".join(metric.name for metric in about_text if not one_sample(metric)):
+    if names := ", ".join(metric.name for metric in about_text if not unsure(metric)):
         said.append(
             f"That of {names} is about this text alone: it is one document, or where its documents end is not known."
         )
-    if names := ", ".join(metric.name for metric in about_text if one_sample(metric)):
-        said.append(f"Measured on one sample, of which nothing says how far off it is: {names}.")
+    if names := ", ".join(metric.name for metric in about_text if unsure(metric)):
+        said.append(f"Nothing says how far off these are, of one sample or of a metric without an error: {names}.")
     return " ".join(said)
 
 
-def one_sample(metric: Metric) -> bool:
+def unsure(metric: Metric) -> bool:
     """Whether chance was at work and nothing says how much."""
     return metric.interval_over is not None and metric.difference_stderr is None
 
@@ -237,7 +237,7 @@ def verdict(metric: Metric) -> Verdict:
     `same` where the ratio's interval (SURE) reaches into 1 ± the metric's margin; `within spread`, of a metric without
     one, where the difference's (CONFIDENCE) holds 0. Empty where neither direction is a goal, and of one sample.
     """
-    if metric.higher_is_better is None or one_sample(metric):
+    if metric.higher_is_better is None or unsure(metric):
         return ""
     change, stderr, margin, confidence = metric.pruned - metric.dense, metric.difference_stderr, None, CONFIDENCE
     if metric.margin is not None and metric.ratio is not None:

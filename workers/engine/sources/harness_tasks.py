@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import chdir, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.tasks.manager import TaskManager
 
-from workers.engine.errors import BadRequest, DatasetNotFound, HubUnavailable
+from workers.engine.errors import BadRequest, DatasetNotFound, EngineError, HubUnavailable
+from workers.engine.failures import translated
 from workers.engine.sources.texts.files import kind_of
 from workers.engine.sources.texts.rows import jsonl_rows, parquet_rows
 
@@ -43,7 +44,7 @@ def load_tasks(names: Sequence[str], tasks_dir: Path, pointer: str) -> list[Any]
     """
     manager = _task_manager(names, tasks_dir.resolve(), pointer)
     # `datasets` looks for relative files in the working directory and the harness has no way to tell it otherwise.
-    with contextlib.chdir(tasks_dir) if tasks_dir.is_dir() else contextlib.nullcontext():
+    with chdir(tasks_dir) if tasks_dir.is_dir() else nullcontext():
         loaded = [_load_task(manager, name, tasks_dir, pointer) for name in names]
     for found in loaded:
         for task in found["tasks"].values():
@@ -54,6 +55,27 @@ def load_tasks(names: Sequence[str], tasks_dir: Path, pointer: str) -> list[Any]
         for name, found in zip(names, loaded, strict=True)
         for item in ([found["groups"][name]] if name in found["groups"] else found["tasks"].values())
     ]
+
+
+@contextmanager
+def suitable(names: Sequence[str], pointer: str) -> Iterator[None]:
+    """Raise UnsuitableTask for what the harness raises while it asks these tasks' questions of a model.
+
+    It fills templates from rows, cuts prompts by the model's tokenizer and computes what task files name: whatever is
+    wrong there is the task's or the tokenizer's. Errors of ours, of memory and of disks pass as they are.
+    """
+    try:
+        with translated():
+            yield
+    except (EngineError, OSError):
+        raise
+    except Exception as error:
+        raise UnsuitableTask(
+            f"{', '.join(names)} cannot be asked of this model: {type(error).__name__}: {error}",
+            "check the task's templates, rows and metrics, and that the model's tokenizer can encode them; the job's "
+            "log has the traceback",
+            field=f"{pointer}/tasks",
+        ) from error
 
 
 def _load_task(manager: TaskManager, name: str, tasks_dir: Path, pointer: str) -> TaskDict:
@@ -73,8 +95,10 @@ def _load_task(manager: TaskManager, name: str, tasks_dir: Path, pointer: str) -
             "try again when the hub answers, or use a task file with local data",
             field=f"{pointer}/tasks",
         ) from error
-    except (ImportError, ValueError) as error:
-        raise _unsuitable(name, str(error), pointer) from error
+    except EngineError:
+        raise
+    except Exception as error:  # of its templates, its metrics, its rows: whatever the file may name
+        raise _unsuitable(name, f"{type(error).__name__}: {error}", pointer) from error
 
 
 def _with_our_reader(manager: TaskManager, name: str, tasks_dir: Path, field: str) -> str | dict[str, Any]:

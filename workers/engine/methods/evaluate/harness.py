@@ -63,14 +63,16 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from workers.engine.sources.harness_tasks import load_tasks
+    from workers.engine.sources.harness_tasks import UnsuitableTask, load_tasks, suitable
 
+    tasks = load_tasks(params.tasks, context.data_dir / "tasks", context.pointer)
     tokenizer, opens = prompting(context.tokenizer, params.bos, context.pointer)
-    model = HFLM(pretrained=context.model, tokenizer=tokenizer, batch_size=params.batch_size, add_bos_token=opens)
-    with known_tokens_only(context.model.get_input_embeddings(), tokenizer):
+    with suitable(params.tasks, context.pointer), known_tokens_only(context.model.get_input_embeddings(), tokenizer):
         found = lm_eval.simple_evaluate(
-            model=model,
-            tasks=load_tasks(params.tasks, context.data_dir / "tasks", context.pointer),
+            model=HFLM(
+                pretrained=context.model, tokenizer=tokenizer, batch_size=params.batch_size, add_bos_token=opens
+            ),
+            tasks=tasks,
             num_fewshot=params.num_fewshot,
             limit=params.limit,
             random_seed=context.seed,
@@ -80,11 +82,18 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
         )
     for task, samples in found["samples"].items():
         context.data.record(f"harness/{task}/{found['n-shot'][task]}-shot/{len(samples)}", _digest(samples))
-    return [
+    measured = [
         measurement
         for task, scores in {**found["results"], **found.get("groups", {})}.items()
         for measurement in _measurements(task, scores, found)
     ]
+    if not measured:
+        raise UnsuitableTask(
+            f"{', '.join(params.tasks)} measured nothing",
+            "name metrics in the task file that the harness has for its `output_type`",
+            field=f"{context.pointer}/tasks",
+        )
+    return measured
 
 
 def prompting(
@@ -141,7 +150,8 @@ def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> l
                 higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
                 stderr=stderr if isinstance(stderr, float) else None,
                 note=_note(task, found) + f"lm-eval {lm_eval.__version__}",
-                parts=answers,
+                # No number of the harness is exact: one whose error neither it nor we know has no parts.
+                parts=answers or [],
                 documents=list(range(len(answers))) if answers else None,  # each question is a document
                 degrees_of_freedom=len(answers) - 1 if answers and len(answers) > 1 else None,
             )
