@@ -67,6 +67,7 @@ FOUND = (
     ("cohere", {"logit_scale": None}, "`logit_scale` is null"),
     ("qwen3", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "one rotary embedding for all blocks"),
     ("vaultgemma", {"rope_scaling": {"type": "default", "sliding_attention": {}}}, "one rotary embedding"),
+    ("gemma3_text", {"rope_parameters": {"full_attention": {}, "sliding_attention": 5}}, "`sliding_attention` is 5"),
     ("granite", {"hidden_act": "xielu"}, "gives weights"),
     ("qwen2", {"is_causal": False}, "it is an encoder"),
 )

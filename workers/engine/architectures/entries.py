@@ -192,6 +192,9 @@ def _wrong_rope(config: Mapping[str, Any]) -> Iterator[str]:
         if config["model_type"] not in _ROPE_BY_TYPE and (nested := [key for key in LAYER_TYPES if key in entry]):
             yield f"`{name}` holds `{nested[0]}`, where this family has one rotary embedding for all blocks"
             continue
+        for key in LAYER_TYPES:
+            if not isinstance(entry.get(key) or {}, dict):
+                yield f"`{name}`: `{key}` is {shown(json.dumps(entry[key]))}, not an object"
         of_types = [part for key, part in entry.items() if key in LAYER_TYPES and isinstance(part, dict)]
         for part in of_types or [entry]:
             yield from (f"`{name}`: {wrong}" for wrong in _wrong_rotation(part, config))
