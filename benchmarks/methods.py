@@ -46,7 +46,12 @@ SEEDS = range(3)
 """Of allocations that draw numbers, where `SEEDED` pruners and targets are concerned; elsewhere only the first."""
 SEEDED = {"wanda", "sparsegpt"}, {"60 %", "70 %"}
 DRAWING = {method.name for method in methods("allocate") if Stat.CURVATURE in method.needs}
-ALLOCATORS = [method.name for method in methods("allocate") if Stat.UNIT_SCORES not in method.needs]
+ALLOCATORS = [
+    method.name
+    for method in methods("allocate")
+    # One that takes the best of others has no column of its own.
+    if Stat.UNIT_SCORES not in method.needs and not method.params().compares  # type: ignore[call-arg]
+]
 
 
 def pruners() -> dict[str, dict[str, Any]]:

@@ -67,6 +67,8 @@ def cells() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for target in (0.6, 0.7):
         yield masked("mrp", "uniform", {"sparsity": target})
         yield masked("mrp", "alpha_pruning", {"sparsity": target})
+    for pruner, target in (("wanda", 0.6), ("sparsegpt", 0.7)):
+        yield masked(pruner, "auto", {"sparsity": target})
     for allocator in ("uniform", "alpha_pruning", "owl"):
         yield masked("wanda", allocator, {"sparsity": 0.6}, seed=1)
     for target in ({"sparsity": 0.5}, {"pattern": "2:4"}):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -36,7 +36,7 @@ from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LayerTas
 from workers.engine.contracts.params import STAGES, Group, Stat, WeightPruneParams
 from workers.engine.errors import NumericalFailure
 from workers.engine.files.safetensors_bytes import TensorFacts
-from workers.engine.registry import Method, methods
+from workers.engine.registry import Method, compared, method_of, methods
 from workers.engine.sources.resolve import ModelSource
 from workers.engine.training.trainable import linears
 
@@ -177,7 +177,14 @@ def facts_for(method: Method, *, alike: bool = False, loss: Any = constant_loss)
     for block in blocks:
         metrics |= method.measure(block, method.params()) if method.measure else {}
     layers = [layer for block in blocks for layer in block.layers]
-    return AllocationFacts(layers, metrics, loss if Stat.LOSS in method.needs else None)
+    rules = {params.method: rule(params, alike=alike, loss=loss) for params in compared(method.params())}
+    return AllocationFacts(layers, metrics, loss if Stat.LOSS in method.needs else None, rules)
+
+
+def rule(params: Any, *, alike: bool, loss: Any) -> Callable[[float], Mapping[str, float]]:
+    method = method_of("allocate", params)
+    facts = facts_for(method, alike=alike, loss=loss)
+    return lambda sparsity: method.function(facts, sparsity, params)
 
 
 def mean_of(facts: AllocationFacts, found: Mapping[str, float]) -> float:

@@ -115,6 +115,7 @@ def compress(
             / model.architecture.prunable_parameters,
             target_sparsity=made.allocation.target,
             bound=tries.report(),
+            allocation_trials=dict(made.allocation.trials),
             importance_lost=lost and lost[0],
             importance_lost_by_ranking=lost and lost[1],
             refresh=spec.refresh if spec.walk_needs else None,

@@ -52,6 +52,8 @@ class Method:
     """Allocators: whether every layer gets the same sparsity, whatever the model."""
     default: bool = False
     """Allocators: whether a spec that names none takes it. One is."""
+    unstructured_only: bool = False
+    """Allocators: whether what they promise is void where sparsities are rounded to an N:M pattern."""
     patterns: tuple[str, ...] = ()
     scores: Scores = "required"
     """Pruners: whether a score is required, optional or not used."""
@@ -118,11 +120,22 @@ def allocator(
     measure: Measure[P] | None = None,
     even: bool = False,
     default: bool = False,
+    unstructured_only: bool = False,
 ) -> Callable[[Allocator[P]], Allocator[P]]:
     """Register a rule that spreads the global sparsity over layers, from what `measure` returns per block."""
 
     def register(function: Allocator[P]) -> Allocator[P]:
-        _register("allocate", params, function, paper=paper, needs=needs, measure=measure, even=even, default=default)
+        _register(
+            "allocate",
+            params,
+            function,
+            paper=paper,
+            needs=needs,
+            measure=measure,
+            even=even,
+            default=default,
+            unstructured_only=unstructured_only,
+        )
         return function
 
     return register
@@ -245,6 +258,16 @@ def methods(stage: Stage) -> list[Method]:
 def method_of(stage: Stage, params: MethodParams) -> Method:
     """The method that `params` (a validated member of the stage's union) belongs to."""
     return discover()[stage, params.method]
+
+
+def defaults(stage: Stage, name: str) -> MethodParams:
+    """The parameters of a method that nobody chose any of."""
+    return discover()[stage, name].params()  # type: ignore[call-arg]
+
+
+def compared(params: MethodParams) -> list[MethodParams]:
+    """Those of the allocators that these parameters of an allocator compare."""
+    return [defaults("allocate", name) for name in params.compares]
 
 
 def untagged(path: Sequence[str | int]) -> list[str | int]:

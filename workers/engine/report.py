@@ -238,6 +238,11 @@ class Report(ReportModel):
     bound: Bound | None = Field(
         None, description="Where `perplexity_ratio` or `decode_time` was asked for: what was foreseen and measured."
     )
+    allocation_trials: dict[str, float] = Field(
+        default_factory=dict,
+        description="Where allocators were compared: the loss of each one's trial pruning on calibration text, in nats "
+        "a token. The least was taken, the first of equals.",
+    )
     importance_lost: float | None = Field(
         None,
         description="Where all blocks lost as many heads and channels: the share of all units' scores that those held "

@@ -27,7 +27,7 @@ from workers.engine.contracts.params import (
 from workers.engine.contracts.refs import DataRef, ModelRef, SpecModel
 from workers.engine.contracts.tuning_params import TuneMethodParams
 from workers.engine.gates import Gate, measured_names
-from workers.engine.registry import Method, method_of, methods
+from workers.engine.registry import Method, compared, defaults, method_of, methods
 
 if TYPE_CHECKING:
     from workers.engine.contracts.removes import Removes
@@ -144,7 +144,7 @@ class CompressionSpec(SpecModel):
         "itself.",
     )
     allocate: AllocateParams = Field(
-        default_factory=lambda: _DEFAULT.params(),  # type: ignore[call-arg]
+        default_factory=lambda: defaults("allocate", _DEFAULT.name),
         description="How sparsity is spread over layers.",
         json_schema_extra={"default": {"method": _DEFAULT.name}},
     )
@@ -237,8 +237,10 @@ class CompressionSpec(SpecModel):
 
     @property
     def allocate_needs(self) -> Stat:
-        """Measurements of the dense model that the allocator needs."""
-        needs = method_of("allocate", self.allocate).needs & ~self.allocate.waives
+        """Measurements of the dense model that the allocator, and those that it compares, need."""
+        needs = Stat.NONE
+        for params in (self.allocate, *compared(self.allocate)):
+            needs |= method_of("allocate", params).needs & ~params.waives
         if self.removes.tried and (Stat.LOSS in needs or self._bounds_a_ratio):
             needs |= self._trial_needs
         return needs
@@ -302,6 +304,13 @@ class CompressionSpec(SpecModel):
                 "allocate `{method}` tries out prunings of single weights: use `uniform`, `ranking`, or one that "
                 "measures blocks, such as `owl`",
                 {"method": allocator.name},
+            )
+        if self.prune.kept_of is not None and allocator.unstructured_only:
+            raise PydanticCustomError(
+                "unstructured_only",
+                "allocate `{method}` tries out unstructured sparsity, and what it finds need not hold for {pattern}: "
+                "use `uniform`, or leave `pattern` out",
+                {"method": allocator.name, "pattern": ":".join(map(str, self.prune.kept_of))},
             )
         if not self.removes.scored_first and Stat.UNIT_SCORES in allocator.needs:
             raise PydanticCustomError(

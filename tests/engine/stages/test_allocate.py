@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.func import functional_call
@@ -27,7 +28,8 @@ from workers.engine.architectures.architecture import LinearFacts
 from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.texts import Wanted
 from workers.engine.events import Level, Silent
-from workers.engine.methods.allocate import search
+from workers.engine.methods.allocate import auto, search
+from workers.engine.methods.allocate.auto import AutoParams
 from workers.engine.methods.allocate.search import SearchParams
 from workers.engine.model import curvature as probing
 from workers.engine.model.calibration import Calibration
@@ -190,6 +192,55 @@ class TestSearch:
 
 
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 4}
+
+
+class TestAuto:
+    def test_takes_what_loses_least_and_of_equals_the_first(self) -> None:
+        spreads = {
+            "uniform": {"0.a": 0.5, "1.a": 0.5},
+            "owl": {"0.a": 0.4, "1.a": 0.6},
+            "dlp": {"0.a": 0.6, "1.a": 0.4},
+        }
+        losses = {0.5: 2.0, 0.4: 1.0, 0.6: 1.0}
+        facts = AllocationFacts(
+            blocks_of([1, 1]),
+            {},
+            lambda sparsity: losses[sparsity["0.a"]],
+            {name: lambda _, found=found: found for name, found in spreads.items()},  # type: ignore[misc]
+        )
+        for among, taken in ((("uniform", "owl", "dlp"), "owl"), (("dlp", "owl"), "dlp"), (("uniform", "dlp"), "dlp")):
+            assert auto.allocate(facts, 0.5, AutoParams(among=among)) == spreads[taken]
+
+    def test_a_job_is_pruned_as_the_best_allocator_alone_would(self, examples: Sources, tmp_path: Path) -> None:
+        """Also one that makes trials of its own, and with the losses in the resume points."""
+        parts: dict[str, Any] = {
+            "model": {"id": "bookworm-7m"},
+            "calibrate": {"dataset": "calibration.txt", "samples": 4, "sequence_length": 64},
+            "prune": {"method": "mask", "sparsity": 0.7},
+        }
+        among = ("uniform", "owl", "alpha_pruning", "atp")
+        done = walk(spec_of(**parts, allocate={"method": "auto", "among": among}), examples, tmp_path / "auto")
+        losses = done.allocation.trials
+        assert tuple(losses) == among
+        assert losses["alpha_pruning"] > losses["uniform"]  # it spoils this model
+        taken = min(losses, key=lambda name: losses[name])
+        alone = walk(spec_of(**parts, allocate={"method": taken}), examples, tmp_path / taken)
+        assert done.allocation.sparsity == alone.allocation.sparsity
+        again = walk(spec_of(**parts, allocate={"method": "auto", "among": among}), examples, tmp_path / "auto")
+        assert again.allocation == done.allocation
+
+    @pytest.mark.parametrize(
+        ("parts", "words"),
+        [
+            ({"prune": {"method": "mask", "pattern": "2:4"}}, "tries out unstructured sparsity"),
+            ({"prune": {"method": "structured", "sparsity": 0.5}}, "tries out prunings of single weights"),
+            ({"allocate": {"method": "auto", "among": ["owl", "owl"]}}, "every allocator once"),
+            ({"allocate": {"method": "auto", "among": ["owl"]}}, "at least 2"),
+        ],
+    )
+    def test_is_refused_where_its_trials_say_nothing(self, parts: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValidationError, match=words):
+            spec_of(**{"allocate": {"method": "auto"}, **parts})
 
 
 def test_a_perplexity_ratio_is_kept_and_one_step_more_breaks_it(examples: Sources, tmp_path: Path) -> None:

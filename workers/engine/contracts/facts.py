@@ -5,7 +5,7 @@ Import-light. O = output features (rows of the weight), I = input features (colu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -119,6 +119,8 @@ class AllocationFacts:
     loss: Callable[[Mapping[str, float]], float] | None = None
     """`{layer name: sparsity} -> mean loss` (nats a token) on calibration text of the model pruned so, with statistics
     collected once. None unless `Stat.LOSS` is needed. Calls that agree on their first blocks share work."""
+    rules: Mapping[str, Callable[[float], Mapping[str, float]]] = field(default_factory=dict)
+    """Name of another allocator -> its `sparsity -> allocation`; those that the method `compares`."""
     units: Units | None = None
     """Units that may be removed, and their scores. None unless heads and channels are removed."""
 
@@ -135,6 +137,8 @@ class Allocation:
     """Layer name -> metric of the allocator; empty if it measures nothing."""
     predicted: float | None = None
     """Where the target was found for a bound: the perplexity ratio of the trial pruning at it, or the decode time."""
+    trials: Mapping[str, float] = field(default_factory=dict)
+    """Name of each allocator that was compared -> loss of its trial pruning, mean nats a token; the least was taken."""
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,15 @@ class MethodParams(BaseModel):
         return 0, 0
 
     @property
+    def compares(self) -> tuple[str, ...]:
+        """Allocators: the names of others that it is told the allocations of (`AllocationFacts.rules`)."""
+        return ()
+
+    def trials(self, streams: int) -> float:
+        """Allocators: about how many trial prunings of the whole model they make, for so many input streams."""
+        return 0.0
+
+    @property
     def most_of_units(self) -> float:
         """Allocators: the largest fraction of a block's heads, and of its channels, that may go."""
         return 1.0

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from workers.engine.sources.resolve import ModelSource
     from workers.engine.spec import CompressionSpec
 
+TRIAL_TOKENS = 8192
+"""Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
 BATCH_TOKENS = 4096
 """Tokens per forward pass of calibration where memory allows: enough to keep a device busy."""
 TUNED_TOKENS = 2048
@@ -287,6 +289,10 @@ def predicted_elapsed_s(
         if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
             passes += 1 + architecture.blocks / 2
         work += passes * spec.calibrate.samples * length * per_token
+        streams = sum(len(architecture.streams(block)) for block in range(architecture.blocks))
+        tried = min(TRIAL_TOKENS, spec.calibrate.samples * length)
+        whole = 2 * source.parameters + _attention_flops(architecture, length)
+        work += spec.allocate.trials(streams) * tried * whole
         if Stat.CURVATURE in spec.allocate_needs:
             work += _PROBES * _PROBE_PASSES * min(length, _PROBE_TOKENS) * per_token
     if spec.tune is not None:

@@ -52,6 +52,8 @@ def brings_code(report: Report) -> bool:
 def conditions(report: Report) -> list[str]:
     """What else decided the result, a sentence each."""
     found = []
+    if report.allocation_trials:
+        found.append(compared_allocations(report.allocation_trials))
     if report.bound is not None:
         found.append(bounded(report.bound))
     if report.importance_lost is not None:
@@ -114,6 +116,13 @@ def short(value: Any) -> str:
         rest = {key: inner for key, inner in value.items() if key != "method"}
         return f"{value['method']} {short(rest)}" if rest else str(value["method"])
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def compared_allocations(trials: dict[str, float]) -> str:
+    """Which of the allocations was taken, and the perplexity of each in its trial."""
+    taken = min(trials, key=lambda name: trials[name])
+    shown = ", ".join(f"{name} {math.exp(loss):.2f}" for name, loss in trials.items())
+    return f"Sparsity was spread by {taken}, which did best in trial prunings (perplexity: {shown})."
 
 
 def bounded(bound: Bound) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workers.engine.contracts.facts import Allocation, AllocationFacts, DenseBlock, LinearStats
@@ -25,8 +26,8 @@ from workers.engine.model.provenance import environment
 from workers.engine.model.trial_losses import Trials
 from workers.engine.model.windows import load_tokens, loss_windows
 from workers.engine.planning.fit_to_size import fitting_sparsity
-from workers.engine.planning.predictions import whole_models
-from workers.engine.registry import method_of
+from workers.engine.planning.predictions import TRIAL_TOKENS, whole_models
+from workers.engine.registry import compared, method_of
 from workers.engine.removals.base import removal_of
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.run import Run
 
-TRIAL_TOKENS = 8192
-"""Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
 RATIO_STEP = 1 / 256
 """How finely a sparsity is searched for."""
 
@@ -73,8 +72,9 @@ def allocate(
         return found
     with run.clock.measure("calibrate"):
         stats = dense_statistics(model, calibration, run, needs=spec.allocate_needs)
-    metrics = _metrics(spec, model, calibration, stats, run)
+    metrics = _metrics(spec.allocate, spec.seed, model, calibration, stats, run)
     layers, needs = model.architecture.layers, spec.allocate_needs
+    others = {params: _metrics(params, spec.seed, model, calibration, stats, run) for params in compared(spec.allocate)}
 
     with ExitStack() as open_trials:
 
@@ -86,7 +86,9 @@ def allocate(
         if Stat.LOSS in needs:
             assert calibration is not None  # LOSS is a need
             sample = Calibration(_first_tokens(calibration, TRIAL_TOKENS), calibration.label)
-            facts = AllocationFacts(layers, metrics, trials(sample).loss)
+            loss = trials(sample).loss
+            rules = {p.method: _rule(p, AllocationFacts(layers, of_p, loss)) for p, of_p in others.items()}
+            facts = AllocationFacts(layers, metrics, loss, rules)
         target, foreseen = spec.prune.target, None
         if target is None and limit is not None:
             decode_time = _decode_time(spec, model, run.events) if limit.decode_time is not None else None
@@ -102,8 +104,16 @@ def allocate(
             found = Allocation(target, removal.spread(spec, facts, target), metrics, foreseen)
         else:
             found = _within_ratio(spec, facts, trials(_ratio_text(spec, model, sources)), tries)
+        if facts.loss is not None and facts.rules:  # known by now, so nothing is tried again
+            losses = {name: facts.loss(rule(found.target)) for name, rule in facts.rules.items()}
+            found = replace(found, trials=losses)
     resume.save_json("allocation", vars(found))
     return found
+
+
+def _rule(params: MethodParams, facts: AllocationFacts) -> Callable[[float], Mapping[str, float]]:
+    """What another allocator makes of a sparsity."""
+    return lambda sparsity: method_of("allocate", params).function(facts, sparsity, params)
 
 
 def _decode_time(spec: CompressionSpec, model: LoadedModel, events: Events) -> Callable[[Outcome], float]:
@@ -119,21 +129,22 @@ def _mean(model: LoadedModel, sparsity: Mapping[str, float]) -> float:
 
 
 def _metrics(
-    spec: CompressionSpec,
+    params: MethodParams,
+    seed: int,
     model: LoadedModel,
     calibration: Calibration | None,
     stats: Statistics,
     run: Run,
 ) -> Mapping[str, float]:
-    """What the allocator measures of every dense block, if it measures anything."""
-    method = method_of("allocate", spec.allocate)
+    """What an allocator with these parameters measures of every dense block, if it measures anything."""
+    method = method_of("allocate", params)
     if method.measure is None:
         return {}
-    looks_at_text = bool(method.needs & ~spec.allocate.waives)
+    looks_at_text = bool(method.needs & ~params.waives)
     key = environment(model) | {
-        "allocate": spec.allocate.model_dump(mode="json", exclude=set(spec.allocate.unmeasured)),
+        "allocate": params.model_dump(mode="json", exclude=set(params.unmeasured)),
         "calibration": calibration.digest if calibration and looks_at_text else "",
-        "seed": spec.seed,
+        "seed": seed,
     }
     found: dict[str, float] | None = run.cache.json("allocator-metrics", key)
     if found is None:
@@ -141,7 +152,7 @@ def _metrics(
         traces: Mapping[str, float] = {}
         if Stat.CURVATURE in method.needs:
             assert calibration is not None  # it is a need
-            traces = curvature(model, calibration, run, seed=spec.seed)
+            traces = curvature(model, calibration, run, seed=seed)
         for block in range(model.architecture.blocks):
             layers = model.architecture.block(block)
             tensors = block_tensors(model, block)
@@ -151,7 +162,7 @@ def _metrics(
                 {layer.stream: stats.get(f"{block}/{layer.stream}", LinearStats()) for layer in layers},
                 {layer.name: traces[layer.name] for layer in layers if traces},
             )
-            found |= _measured(method, dense, spec.allocate)
+            found |= _measured(method, dense, params)
             run.events.progress(block + 1, model.architecture.blocks, "measured block")
         run.cache.keep_json("allocator-metrics", key, found)
     return found

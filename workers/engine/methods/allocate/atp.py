@@ -37,6 +37,9 @@ class AtpParams(MethodParams):
     def waives(self) -> Stat:
         return Stat.NONE if self.beta is None else Stat.LOSS
 
+    def trials(self, streams: int) -> float:
+        return 12 if self.beta is None else 0
+
 
 @allocator(AtpParams, paper="arXiv:2502.14770", needs=Stat.LOSS)
 def allocate(facts: AllocationFacts, sparsity: float, params: AtpParams) -> Mapping[str, float]:

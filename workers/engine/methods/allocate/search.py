@@ -51,6 +51,10 @@ class SearchParams(MethodParams):
         "up; down). The finer finds more and takes four times as long.",
     )
 
+    def trials(self, streams: int) -> float:
+        units = streams if self.granularity == "stream" else streams / 4
+        return self.rounds * (units + len(WAYS))  # two a unit, each of half the model on average
+
 
 @allocator(SearchParams, paper="doi:10.1287/mnsc.7.4.379", needs=Stat.LOSS)
 def allocate(facts: AllocationFacts, sparsity: float, params: SearchParams) -> Mapping[str, float]:
