@@ -10,12 +10,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.small_models import block_tensors, load, spec_of, walk
+from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import DegenerateCalibration, EngineError, MemoryBudgetTooSmall, NumericalFailure
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
-from workers.engine.planning.predictions import BATCH_TOKENS, whole_models
+from workers.engine.planning.predictions import BATCH_TOKENS, GPU_BATCH_TOKENS, batch_tokens, walk_bytes, whole_models
 from workers.engine.registry import methods
 from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources, resolve_model
@@ -55,6 +56,16 @@ class TestMemoryBudget:
             assert peak < found[-1][1]
             found.append((tokens, peak))
         assert [tokens for tokens, _ in found] == [BATCH_TOKENS // 2**i for i in range(5)]
+
+    def test_a_gpus_batches_are_halved_the_same_way(self, tiny: Path, sources: Sources) -> None:
+        spec = spec_of(calibrate=TEXT | {"samples": 2048})
+        source = resolve_model(spec.model, sources)
+        model = source, recognise(source.config, source.tensors)
+        sizes = [GPU_BATCH_TOKENS // 2**i for i in range(3)]
+        for tokens in sizes:
+            budget = walk_bytes(spec, *model, tokens)
+            assert batch_tokens(spec, *model, budget=budget, most=GPU_BATCH_TOKENS) == tokens
+        assert batch_tokens(spec, *model, budget=None, most=GPU_BATCH_TOKENS) == GPU_BATCH_TOKENS >= 10_000
 
     def test_smaller_batches_prune_alike(self, tiny: Path, sources: Sources, tmp_path: Path) -> None:
         budget = None

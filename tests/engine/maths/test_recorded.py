@@ -11,7 +11,7 @@ from workers.engine.contracts.facts import LayerTask
 from workers.engine.maths import second_order
 from workers.engine.maths.recorded import recorded
 from workers.engine.maths.second_order import Hessian, hessian_of, solve_columns
-from workers.engine.maths.selection import lowest_of_groups_at_once, lowest_unseen
+from workers.engine.maths.selection import dropped, lowest_of_groups_at_once, lowest_unseen
 
 PATTERNS = [None, (2, 4), (4, 8), (3, 4)]
 
@@ -68,3 +68,15 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
         raise AssertionError("called before its turn")
 
     assert recorded(steps, torch.device("cpu")) is steps
+
+
+@pytest.mark.parametrize("kept_of", PATTERNS)
+def test_a_device_is_not_waited_for(kept_of: tuple[int, int] | None) -> None:
+    """Tensors without values take the way of a GPU's, and whatever asks for a value fails."""
+    layers = [LayerTask(f"{o}", torch.empty(o, 88, device="meta"), 0.5 if kept_of != (3, 4) else 0.25) for o in (12, 5)]
+    square_II, row_I = torch.empty(88, 88, device="meta"), torch.empty(88, device="meta")
+    hessian = Hessian(square_II, square_II, row_I, row_I == 0)
+    solved = solve_columns(layers, hessian, kept_of, 32)
+    assert [weight_OI.shape for weight_OI in solved] == [(12, 88), (5, 88)]
+    for group in ("row", "matrix"):
+        assert dropped(layers[0].weight_OI, 0.5, group, kept_of).shape == (12, 88)

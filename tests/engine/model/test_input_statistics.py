@@ -19,7 +19,7 @@ from tests.helpers.layer_inputs import inputs_of
 from tests.helpers.small_models import Scratch, entering, load, spec_of, text_of
 from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.contracts.params import Stat
-from workers.engine.model.input_statistics import collect, staged
+from workers.engine.model.input_statistics import InputSums, collect, staged
 from workers.engine.model.loaded import tensors_of
 from workers.engine.model.walk import At
 from workers.engine.sources.resolve import Sources
@@ -139,3 +139,24 @@ def test_staged_leaves_no_hooks_and_no_passes_behind(entered: Entered) -> None:
     assert not any(module._forward_pre_hooks for module in entered.at.module.modules())
     after = collect(entered.at, Stat.GRAM)
     assert all(torch.equal(before[stream].gram_II, after[stream].gram_II) for stream in before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_adds_without_being_waited_for(dtype: torch.dtype) -> None:
+    """Tensors without values take the way of a GPU's; whatever asks for a value fails, and all sums are float32."""
+    for needs in (EVERYTHING, Stat.INPUT_SQ_MEAN | Stat.INPUT_MOMENTS):
+        sums = InputSums(needs)
+        for windows in (3, 1):
+            x_BTI = torch.empty(windows, 32, 1500, dtype=dtype, device="meta")
+            sums.add(x_BTI, x_BTI)
+        found = sums.finish()
+        assert found.tokens == 4 * 32
+        for name in ("gram_II", "dense_gram_II", "cross_gram_II", "input_sq_mean_I", "input_mean_I"):
+            values = getattr(found, name)
+            assert values is None or (values.dtype, set(values.shape)) == (torch.float32, {1500})
+
+
+def test_products_of_16_bit_inputs_are_exact_in_float32() -> None:
+    """So that a GPU may multiply them as they are: 8 bits of a bfloat16 times 8 are 16 of float32's 24."""
+    a, b = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal((a.float() * b.float()).double(), a.double() * b.double())

@@ -30,7 +30,7 @@ def lowest(score_RC: Tensor, count: int) -> Tensor:
     """
     if count == 0:
         return score_RC.new_zeros(score_RC.shape, dtype=torch.bool)
-    if score_RC.device.type != "cpu":
+    if not score_RC.is_cpu:
         return lowest_unseen(score_RC, count)
     kth_R1 = _kth(score_RC, count)
     lowest_RC = score_RC <= kth_R1
@@ -78,7 +78,7 @@ def lowest_of_groups(score_GM: Tensor, count: int) -> Tensor:
     """As `lowest`, for very many short rows: groups of N:M sparsity."""
     if score_GM.shape[1] > _SMALL_GROUP:
         return lowest(score_GM, count)
-    if score_GM.device.type != "cpu":
+    if not score_GM.is_cpu:
         return lowest_of_groups_at_once(score_GM, count)
     columns = score_GM.unbind(dim=1)
     lowest_GM = score_GM.new_empty(score_GM.shape, dtype=torch.bool)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Layout, LinearFacts
     from workers.engine.model.walk import At
 
-PANEL = 256
+PANEL, GPU_PANEL = 256, 1024
 """Columns of a Gram matrix that are added to at once: wide enough for a fast product."""
 Reader = Callable[[str, "Tensor"], None]
 """Called with a stream's name and its inputs [B, T, I], once per batch."""
@@ -125,12 +125,11 @@ class InputSums:
             z_NI = z_BTI.flatten(0, 1)
             self.dense_gram_II = _add_gram(self.dense_gram_II, z_NI)
             self.cross_gram_II = _add_product(self.cross_gram_II, z_NI, x_NI)
-        x_NI = x_NI.float()
         if Stat.GRAM not in self.needs:  # else they are its diagonal
-            squares_I = x_NI.square().sum(dim=0).double()
+            squares_I = _squares(x_NI)
             self.squares_I = squares_I if self.squares_I is None else self.squares_I + squares_I
         if Stat.INPUT_MOMENTS in self.needs:
-            sum_I = x_NI.sum(dim=0).double()
+            sum_I = x_NI.float().sum(dim=0).double()
             self.sum_I = sum_I if self.sum_I is None else self.sum_I + sum_I
 
     def merge(self, other: InputSums) -> None:
@@ -169,12 +168,39 @@ def _add_gram(sum_II: Tensor | None, x_NI: Tensor) -> Tensor:
     inputs = x_NI.shape[1]
     if sum_II is None:
         sum_II = x_NI.new_zeros(inputs, inputs, dtype=torch.float32)
-    with _tf32(x_NI.dtype != torch.float32):
-        x_NI = x_NI.float()
-        for begin in range(0, inputs, PANEL):
-            end = min(begin + PANEL, inputs)
-            sum_II[:end, begin:end].addmm_(x_NI[:, :end].T, x_NI[:, begin:end])
+    x_NI, panel = _factor(x_NI), PANEL if x_NI.is_cpu else GPU_PANEL
+    for begin in range(0, inputs, panel):
+        end = min(begin + panel, inputs)
+        _add_transposed_product(sum_II[:end, begin:end], x_NI[:, :end], x_NI[:, begin:end])
     return sum_II
+
+
+def _add_product(sum_II: Tensor | None, a_NI: Tensor, b_NI: Tensor) -> Tensor:
+    """sum + aᵀb."""
+    if sum_II is None:
+        sum_II = a_NI.new_zeros(a_NI.shape[1], b_NI.shape[1], dtype=torch.float32)
+    _add_transposed_product(sum_II, _factor(a_NI), _factor(b_NI))
+    return sum_II
+
+
+def _factor(x_NI: Tensor) -> Tensor:
+    """Inputs in the type they are multiplied in: as they are on a GPU, whose products of 16-bit numbers are exact."""
+    return x_NI.float() if x_NI.is_cpu else x_NI
+
+
+def _add_transposed_product(sum_AB: Tensor, a_NA: Tensor, b_NB: Tensor) -> None:
+    """Add aᵀb, in place, float32."""
+    if a_NA.dtype == torch.float32:
+        sum_AB.addmm_(a_NA.T, b_NB)
+    else:
+        sum_AB.add_(torch.mm(a_NA.T, b_NB, out_dtype=torch.float32))
+
+
+def _squares(x_NI: Tensor) -> Tensor:
+    """Sum over tokens of x_i squared, float64 [I]. On a GPU in one pass through the inputs, without a copy of them."""
+    if not x_NI.is_cpu:
+        return torch.linalg.vector_norm(x_NI, dim=0, dtype=torch.float32).double().square()
+    return x_NI.float().square().sum(dim=0).double()
 
 
 def _mirrored(upper_II: Tensor) -> Tensor:
@@ -186,28 +212,11 @@ def _mirrored(upper_II: Tensor) -> Tensor:
     return upper_II
 
 
-def _add_product(sum_II: Tensor | None, a_NI: Tensor, b_NI: Tensor) -> Tensor:
-    """sum + aᵀb in float32. Of 16-bit inputs TF32 loses nothing: their mantissas fit, and sums are kept in float32."""
-    with _tf32(a_NI.dtype != torch.float32):
-        a_NI, b_NI = a_NI.float(), b_NI.float()
-        return a_NI.T @ b_NI if sum_II is None else sum_II.addmm_(a_NI.T, b_NI)
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def _finished(sums: Mapping[str, InputSums], at: At) -> dict[str, LinearStats]:
     """The means. Looked at once for all streams, which is when the device is waited for. Raises NumericalFailure."""
     found = {stream: total.finish() for stream, total in sums.items()}
-    if not all_finite(_squares(stats) for stats in found.values()):
-        stream = next(stream for stream, stats in found.items() if not finite(_squares(stats)))
+    if not all_finite(_sq_mean(stats) for stats in found.values()):
+        stream = next(stream for stream, stats in found.items() if not finite(_sq_mean(stats)))
         raise NumericalFailure(
             f"block {at.block}: the {stream} of the linear layers is infinite or NaN in {at.model.dtype}",
             "set /compute/dtype to float32; if it is, the model's weights are broken",
@@ -216,7 +225,7 @@ def _finished(sums: Mapping[str, InputSums], at: At) -> dict[str, LinearStats]:
     return found
 
 
-def _squares(stats: LinearStats) -> Tensor:
+def _sq_mean(stats: LinearStats) -> Tensor:
     assert stats.input_sq_mean_I is not None  # `finish` fills it
     return stats.input_sq_mean_I
 

@@ -19,6 +19,8 @@ CPU_SHARE = 1 / 64
 """On a CPU, hidden states may take this share of the rest of a walk's memory. More would gain little: a file in the
 page cache is nearly as fast, and the system can take that memory back.
 """
+DEVICE_SHARE = 0.9
+"""Of a GPU's memory: the rest is for CUDA itself, its libraries, and what the allocator cannot make whole."""
 PINNED_SHARE = 1 / 4
 """Under a GPU, hidden states may take this share of the host's memory: pinned pages cannot be used by others."""
 
@@ -78,7 +80,9 @@ def planned_memory(budget: int | None, device: torch.device) -> int:
     """
     if budget is not None:
         return budget
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else total_memory()
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory * DEVICE_SHARE)
+    return total_memory()
 
 
 def room_for_states(device: torch.device, *, walk: int, budget: int) -> Room:

@@ -10,7 +10,7 @@ import torch
 from workers.engine.errors import InvalidSpec
 from workers.engine.model.loaded import LoadedModel, generation_settings, skeleton, tokenizer_of
 from workers.engine.model.memory import planned_memory, room_for_states
-from workers.engine.planning.predictions import batch_tokens, walk_bytes
+from workers.engine.planning.predictions import BATCH_TOKENS, GPU_BATCH_TOKENS, batch_tokens, walk_bytes
 from workers.engine.sources.resolve import download, slices
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def load(spec: CompressionSpec, prospect: Prospect) -> LoadedModel:
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
     generation_settings(source.path, source.id)  # refused now rather than when it is evaluated
     budget = planned_memory(spec.compute.memory_budget, device)
-    tokens = batch_tokens(spec, source, architecture, budget=budget)
+    most = GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
+    tokens = batch_tokens(spec, source, architecture, budget=budget, most=most)
     return LoadedModel(
         source,
         architecture,
