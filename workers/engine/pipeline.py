@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.engine.checks.dense_model import blaming, check_vectors
+from workers.engine.checks.dense_model import check_vectors, naming_broken_tensors
 from workers.engine.checks.masked import masked_model
 from workers.engine.checks.promises import check_sizes, memory_warnings
 from workers.engine.checks.tries import BoundExceeded, Tries
@@ -69,10 +69,10 @@ def compress(
     """
     run = Run.of(Checkpoint(checkpoint_dir, events, points or Points()), events, cache_dir)
     clock, model_dir = run.clock, workdir / "model"
-    with translated(), blaming() as suspect:
+    with translated(), naming_broken_tensors() as dense:
         with clock.stage("load"):
             prospect = feasible(spec, resolve_model(spec.model, sources), sources)
-            model = suspect.model = load(spec, prospect)
+            model = dense.model = load(spec, prospect)
             check_vectors(model)
         with clock.stage("calibrate"):
             refuse_unknown_tokens(spec, model, sources)

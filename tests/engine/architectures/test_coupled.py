@@ -24,7 +24,7 @@ from workers.engine.errors import UnsupportedModel
 from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.maths.unit_slices import kept_only
 from workers.engine.model.loaded import load_model
-from workers.engine.planning.plan import foresee, plan
+from workers.engine.planning.plan import plan, prospect_of
 from workers.engine.planning.result_size import parameters_after
 from workers.engine.removals.assemble import assemble
 from workers.engine.sources.resolve import ModelSource, Sources
@@ -181,7 +181,7 @@ class TestPublishedSizes:
         spec = CompressionSpec.model_validate(
             {"model": {"id": "a/b"}, "score": {"method": score}, "prune": prune, "calibrate": {"dataset": "a/b"}}
         )
-        outcome = foresee(spec, source, recognise(config, tensors)).outcome
+        outcome = prospect_of(spec, source, recognise(config, tensors)).outcome
         assert outcome is not None
         return source.parameters, parameters_after(source, outcome)
 

@@ -17,13 +17,13 @@ from workers.engine.sources.resolve import Sources
 def test_is_worked_out_once_a_job(
     tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    foresee, calls = planning.foresee, []
+    real, calls = planning.prospect_of, []
 
     def counted(*given: Any) -> Any:
         calls.append(given)
-        return foresee(*given)
+        return real(*given)
 
-    monkeypatch.setattr(planning, "foresee", counted)
+    monkeypatch.setattr(planning, "prospect_of", counted)
     spec = spec_of(score={"method": "magnitude"}, calibrate=None)
     report = compress(spec, tmp_path, sources, Silent(), tmp_path / "checkpoint")
     assert len(calls) == 1

@@ -1,1 +1,1 @@
-"""Checks: whether a result is what was walked, tuned and promised."""
+"""Checks: the result computes what was pruned and tuned, and keeps the spec's bounds."""

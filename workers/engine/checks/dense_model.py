@@ -1,4 +1,4 @@
-"""Sound: whether the dense model's own weights are numbers, so that its faults are not laid on the pruning."""
+"""Check that the dense model's weights are finite, so that errors name the model and not the pruning."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Suspect:
-    """The dense model, once there is one."""
+class Dense:
+    """Holds the dense model, once it is loaded."""
 
     model: LoadedModel | None = None
 
 
 @contextmanager
-def blaming() -> Iterator[Suspect]:
-    """Where numbers fail and the dense model holds values that are none, say so in place of what showed it."""
-    suspect = Suspect()
+def naming_broken_tensors() -> Iterator[Dense]:
+    """Let a NumericalFailure name the dense model's tensor that is not finite, if there is one."""
+    dense = Dense()
     try:
-        yield suspect
+        yield dense
     except NumericalFailure as error:
-        if suspect.model is not None and (found := broken(suspect.model, vectors=False)) is not None:
+        if dense.model is not None and (found := broken(dense.model, vectors=False)) is not None:
             raise found from error
         raise
 
 
 def check_vectors(model: LoadedModel) -> None:
-    """Refuse norms and biases that are not numbers, some kilobytes, before any work. Raises NumericalFailure."""
+    """Raise NumericalFailure for norms and biases that are not finite: some kilobytes, checked before any work."""
     if (found := broken(model, vectors=True)) is not None:
         raise found
 

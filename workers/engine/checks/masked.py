@@ -1,7 +1,8 @@
-"""Masked: the dense model as the result has to compute, of the dense class and in its shapes, without what is removed.
+"""The masked dense model: in the dense shapes, removed units zero or left out. The result must compute the same.
 
-Made from the dense model's own files and the decision of what goes. What a pruner wrote comes from the finished blocks;
-nothing here knows how tensors are cut or assembled, or what the result's config says. I = inputs, D = hidden size.
+Made from the dense model's files and the decision of what is removed. Weights that a pruner wrote come from the
+finished blocks. Nothing here depends on how tensors are cut or assembled, or on the result's config. I = inputs, D =
+hidden size.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class MaskedModel:
     blocks: Mapping[int, int]
     """Dense block that stays -> its number in the result."""
     mask: Mask
-    """What is left out beside blocks."""
+    """Parts left out beside blocks."""
     unrounded: bool = False
-    """Values that storing only rounded are those before rounding."""
+    """Whether values that were only rounded by storing are those before rounding."""
 
     def tensors(self, module: str) -> dict[str, Tensor]:
         """Every tensor of a module of the dense model, float32, on the device. Raises ResultMismatch."""
@@ -62,7 +63,7 @@ class MaskedModel:
 
     @contextmanager
     def without_blocks(self) -> Iterator[None]:
-        """The skeleton passes by the blocks that go."""
+        """The skeleton without the removed blocks, within the context."""
         with ExitStack() as undo:
             blocks = self.model.skeleton.get_submodule(self.model.architecture.layout.blocks)
             for number, block in enumerate(blocks.children()):
@@ -73,7 +74,7 @@ class MaskedModel:
 
     @contextmanager
     def without_dimensions(self) -> Iterator[None]:
-        """Nothing in the skeleton writes into the hidden dimensions that go."""
+        """The skeleton with zeros in the removed hidden dimensions, within the context."""
         with ExitStack() as undo:
             if self.mask.dimensions is not None:
                 kept_D = torch.zeros(self.model.architecture.hidden_size, device=self.model.device)
@@ -111,9 +112,9 @@ class MaskedModel:
         return self._with_stored_gains(name, stored, source.float()) if self.mask.dimensions else rounded
 
     def _with_stored_gains(self, name: str, stored: Tensor, source: Tensor) -> Tensor:
-        """Norms of fewer dimensions have gains raised by sqrt(D / K), and rounded after: here, those with that undone.
+        """Stored gains of norms, divided by the factor sqrt(D / K) of fewer dimensions.
 
-        Only where they are the source's up to rounding.
+        Only where they equal the source's up to rounding.
         """
         rounded = source.to(stored.dtype).float()
         module = self.model.skeleton.get_submodule(name.rpartition(".")[0])
@@ -132,7 +133,7 @@ class MaskedModel:
         return found is None or found[0] in self.blocks
 
     def _piece(self, name: str) -> Slice:
-        """Where the result has a tensor of the dense model."""
+        """Slice of the result that holds a tensor of the dense model. Raises ResultMismatch."""
         renamed, layout = name, self.model.architecture.layout
         if (found := layout.split(name)) is not None:
             renamed = layout.in_block(name, self.blocks[found[0]])
@@ -144,7 +145,7 @@ class MaskedModel:
 def masked_model(
     spec: CompressionSpec, model: LoadedModel, outcome: Outcome, units: Units | None, checkpoint: Checkpoint
 ) -> MaskedModel:
-    """That of a result made of the finished blocks in `checkpoint`."""
+    """The masked model of a result made of the finished blocks in `checkpoint`."""
     blocks = {block: number for number, block in enumerate(outcome.blocks)}
     parts = [read_header(checkpoint.outside()), *(checkpoint.block(number) for number in blocks.values())]
     stored = {name: piece for part in parts for name, piece in part.items()}

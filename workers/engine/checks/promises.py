@@ -1,4 +1,4 @@
-"""Promises: what a spec says of the result's size, counted in its files, and of the job's memory."""
+"""Promises: the spec's bounds on the result's size, counted in its files, and on the job's memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_sizes(at_most: AtMost | None, dense: LoadedModel, folder: Path) -> Non
 
 
 def memory_warnings(budget: int | None, stages: Sequence[StageReport]) -> list[str]:
-    """Where a stage took more memory than the spec's budget: it is planned with, and cannot be enforced."""
+    """A warning where a stage took more memory than the budget, which is used for planning and not enforced."""
     if budget is None:
         return []
     device = any(stage.device_peak_memory_bytes is not None for stage in stages)

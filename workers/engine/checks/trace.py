@@ -1,7 +1,7 @@
-"""Trace: one window through a model of transformers' own classes, and what its parts put out, in float32.
+"""Trace: run one window through a model of transformers' classes and record the outputs of its parts, in float32.
 
 The model is whole, or a skeleton whose parts hold their weights only while they compute.
-T = tokens of the window, P = positions looked at, D = hidden size, V = vocabulary.
+T = tokens of the window, P = positions compared, D = hidden size, V = vocabulary.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Trace = dict[str, "Tensor"]
 """Module -> its outputs [P, D] on the CPU, in the order of the forward pass; last `LOGITS`, [P, V]."""
 LOGITS = "logits"
 POSITIONS = 16
-"""Spread evenly over the window: each sees all before it."""
+"""Number of positions compared, spread evenly over the window; each attends to all before it."""
 TOLERANCE = 1e-4
-"""Relative. Float32 sums in another order differ by some 1e-6; what a family does not allow, by 1e-3 and more."""
+"""Relative. Float32 sums in another order differ by about 1e-6, a wrong structure by 1e-3 or more."""
 REMEDY = (
     "nothing was shipped. A family that computes with block numbers, head counts or widths does not bear their "
     "removal: prune single weights, with `mask` or `sparsegpt`; where you did, report it with the job's log"
@@ -36,7 +36,7 @@ REMEDY = (
 
 
 def trace(model: PreTrainedModel, architecture: Architecture, ids_T: Tensor) -> Trace:
-    """What the embedding, each block and what writes into its hidden vector, and the head put out."""
+    """Outputs of the embedding, of each block and its layers that write into the hidden vector, and of the head."""
     found: Trace = {}
 
     def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -58,7 +58,7 @@ def trace(model: PreTrainedModel, architecture: Architecture, ids_T: Tensor) -> 
 
 
 def shown(output_TD: Tensor) -> Tensor:
-    """The positions looked at, [P, D]."""
+    """The compared positions, [P, D]."""
     return output_TD[_positions(output_TD)].to("cpu", torch.float32, copy=True)
 
 
@@ -96,7 +96,7 @@ def compare(found: Trace, expected: Trace, architecture: Architecture, against: 
 
 
 def difference(found_PD: Tensor, expected_PD: Tensor) -> float:
-    """The largest over positions of the norm of the difference, relative to that of what is expected."""
+    """The largest norm of the difference at a position, relative to the norm of the expected output."""
     apart_P = (found_PD - expected_PD).double().norm(dim=1)
     norm_P = expected_PD.double().norm(dim=1)
     return (apart_P / norm_P.where(norm_P > 0, 1)).nan_to_num(torch.inf).max().item()
@@ -106,7 +106,7 @@ def difference(found_PD: Tensor, expected_PD: Tensor) -> float:
 def in_turn(
     model: nn.Module, layout: Layout, blocks: Iterable[int], opened: Callable[[str], AbstractContextManager[Any]]
 ) -> Iterator[None]:
-    """Have `opened(name)` entered while a part of the model computes: one of these blocks, or what else has weights."""
+    """Enter `opened(name)` while a part of the model computes: one of these blocks, or another part with weights."""
     parts = [layout.block(block) for block in blocks]
     for name, module in model.named_modules():
         if layout.split(name) is None and any(True for _ in module.parameters(recurse=False)):

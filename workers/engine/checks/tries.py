@@ -1,8 +1,7 @@
-"""Tries: some bounds are only seen to be kept on the result. Where it breaks one, less, or more, is pruned again.
+"""Tries: some bounds can only be measured on the result. Where it breaks one, the job allocates and prunes again.
 
-A perplexity ratio is sought with trial prunings, a decode time with a table of times; neither is the result's. The
-bound that they are held to is tightened by as much as the result exceeds what is asked, and the job allocates, prunes
-and tunes again.
+A perplexity ratio is predicted by trial prunings, a decode time by a table of times. In a further try the bound on the
+prediction is tightened by the factor by which the result exceeded its bound.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_TRIES = 5
 _MARGIN = 0.05
-"""Of the logarithm of the ratio asked for is left over in a further try."""
+"""Fraction of the logarithm of the ratio that a further try leaves as a margin."""
 
 
 class BoundExceeded(Exception):
@@ -35,7 +34,7 @@ class BoundExceeded(Exception):
 
 
 class Tries:
-    """The tries of one job. Those that broke the bound are kept in its checkpoint: a retry goes on at the next."""
+    """The tries of one job. Those that broke the bound are kept in its checkpoint: a retry continues at the next."""
 
     def __init__(self, spec: CompressionSpec, run: Run) -> None:
         self._spec, self.shared = spec, run
@@ -43,16 +42,17 @@ class Tries:
         self._broken = [Try(**tried) for tried in run.checkpoint.load_json("tries") or []]
         self._held: Try | None = None
         self.present = run.with_checkpoint(self._next())
-        """With the resume points of the present try; those of what the tries share are in `shared`."""
+        """The run with the resume points of the present try; `shared` has those of work that all tries share."""
 
     @property
     def number(self) -> int:
-        """Of the present try, from 1."""
+        """Number of the present try, from 1."""
         return 1 + len(self._broken)
 
     @property
     def bound(self) -> float | None:
-        """What the trial, or the table of times, is held to in this try; None where the spec has no such bound."""
+        """Bound on the prediction (trial pruning, or table of times) in this try; None where the spec has no such
+        bound."""
         if self._bound is None:
             return None
         asked = self._bound.asked
@@ -61,21 +61,21 @@ class Tries:
         last = self._broken[-1]
         if self._bound.name == "decode_time":
             return last.predicted * asked / last.measured
-        if last.predicted <= 1:  # the trial did not foresee any loss: `below` alone makes a difference
+        if last.predicted <= 1:  # the trial predicted no loss: only `below` changes the next try
             return asked
         return math.exp((1 - _MARGIN) * math.log(last.predicted) * math.log(asked) / math.log(last.measured))
 
     @property
     def below(self) -> float:
-        """The sparsity of a ratio is less than this."""
+        """Upper bound, exclusive, of the sparsity that is searched for a ratio."""
         if not self._broken:
             return 1.0
         last = self._broken[-1]
         return last.target_sparsity if last.predicted > 1 else last.target_sparsity / 2
 
     def check(self, allocation: Allocation, measured: float) -> None:
-        """Note what was measured of the result. Raises BoundExceeded where it is too much and another try may hold,
-        PromiseBroken where none will."""
+        """Record the value measured on the result. Raises BoundExceeded where it is above the bound and another try may
+        keep it, PromiseBroken where none will."""
         bound = self._bound
         assert bound is not None  # nobody measures it otherwise
         assert allocation.predicted is not None  # it was found for the bound
@@ -107,14 +107,14 @@ class Tries:
             self.check(allocation, decode_time(dense, folder, limit, resident).ratio)
 
     def report(self) -> Bound | None:
-        """What was asked for, foreseen and measured; None where the spec has no such bound."""
+        """Values asked for, predicted and measured; None where the spec has no such bound."""
         if self._held is None or self._bound is None:
             return None
         bound, tries = self._bound, [*self._broken, self._held]
         return Bound(name=bound.name, asked=bound.asked, tolerance=bound.tolerance, tries=tries)
 
     def _next(self) -> Checkpoint:
-        """The resume points of the try after those that broke the bound, whose own are of no more use."""
+        """Resume points of the next try; those of the tries that broke the bound are removed."""
         found = self.shared.checkpoint
         for number in range(2, 2 + len(self._broken)):
             found.forget_result()
@@ -122,7 +122,7 @@ class Tries:
         return found
 
     def given_up(self) -> PromiseBroken:
-        """What to raise after a try that broke the bound, where no other may hold."""
+        """The error after a try that broke the bound, where no other may keep it."""
         tries, bound = self._broken, self._bound
         assert bound is not None  # it was broken
         nearest = min(tries, key=lambda tried: tried.measured)

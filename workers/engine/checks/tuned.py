@@ -1,4 +1,4 @@
-"""Tuned: what a trained model computes, before it becomes plain weights and after. Float32."""
+"""Traces of a trained model, before and after it is merged into plain weights. Float32."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ class TunedTraces:
     """One window through the model's plain weights."""
 
     difference: float
-    """Of the merged weights from the model as it was trained, relative."""
+    """Relative difference between the merged weights' outputs and the trained model's."""
     merged: Trace
-    """Before rounding."""
+    """With the merged weights before rounding."""
     as_stored: Trace
-    """Rounded to the type they are stored in."""
+    """With the merged weights rounded to their stored type."""
 
 
 def tuned_traces(
     model: PreTrainedModel, trainable: Trainable, dense: LoadedModel, folder: Path, ids_T: Tensor
 ) -> TunedTraces:
-    """Of a trained model whose weights are still to be written over those in `folder`, which it was made from.
+    """Traces of a trained model whose weights are not yet written over those in `folder`, which it was made from.
 
-    Raises ResultMismatch where its merged weights do not compute what it does.
+    Raises ResultMismatch where the merged weights compute other outputs than the trained model.
     """
     result = in_float32(result_of(dense, folder))
 

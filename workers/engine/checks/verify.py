@@ -1,8 +1,8 @@
-"""Verify: the result computes what it was made from, or the job fails.
+"""Verify that the result computes the same as the model it was made from.
 
-One window goes through the result, by transformers' own modules as they load from its files, and through the model it
-has to be. Families differ in what follows from a block's number, from widths or from the config, and nothing says so
-before it is tried. Float32, whatever the spec computes in. T = tokens.
+One window goes through the result, as transformers loads it from its files, and through the models it must equal.
+Families differ in what depends on a block's number, on widths or on the config, which no list says completely. Float32,
+whatever the spec computes in. T = tokens.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 
 TOKENS = 128
 MOST_TOKENS = 1056
-"""Where the model attends to a sliding window: longer than that, so that it matters which blocks do."""
+"""Most tokens of the window. It is longer than a sliding attention window, so that it shows which blocks use one."""
 
 WHOLE_ANYWAY_BYTES = 2**26
-"""More than the rest of the job may take: predictions are off by as much."""
+"""The result may take so much more than the rest of the job and still be loaded whole: predictions err by as much."""
 
 
 def verify(
@@ -95,7 +95,7 @@ def window(spec: CompressionSpec, model: LoadedModel, text: Calibration | None) 
 
 
 def result_trace(spec: CompressionSpec, model: LoadedModel, folder: Path, ids_T: Tensor) -> Trace:
-    """Of the result as it loads: whole where that takes no more memory than the rest of the job, else in parts."""
+    """The trace of the result: loaded whole where that takes no more memory than the rest of the job, else in parts."""
     if (folder / MODELING).exists():
         ours = Path(artifact.__file__).parent / MODELING
         if not filecmp.cmp(folder / MODELING, ours, shallow=False):
@@ -117,7 +117,7 @@ def result_trace(spec: CompressionSpec, model: LoadedModel, folder: Path, ids_T:
 
 
 def stored_tensors(model: LoadedModel, module: str) -> Mapping[str, Tensor]:
-    """Those of a module; a tied head's are the embedding's."""
+    """Stored tensors of a module; a tied head's are the embedding's."""
     tied = model.skeleton.config.get_text_config().tie_word_embeddings
     return head_tensors(model) if module == model.architecture.layout.head and tied else tensors_of(model, module)
 
@@ -141,7 +141,7 @@ def _masked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
 
 
 def _walked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
-    """As the stages walk: block by block, each called as the model was seen to call it."""
+    """The trace of the walk: block by block, each with the arguments that the model passed."""
     model, layout, found = masked.model, masked.model.architecture.layout, {}
     with masked.without_dimensions(), torch.no_grad():
         with filled(model, layout.embedding, masked.tensors(layout.embedding)):
@@ -155,7 +155,7 @@ def _walked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
 
 
 def _as_of_result(expected: Trace, masked: MaskedModel) -> Trace:
-    """Under the result's names, in its hidden dimensions."""
+    """The trace under the result's names, in its hidden dimensions."""
     found = {}
     for name, output_PD in expected.items():
         renamed, layout = name, masked.model.architecture.layout

@@ -1,9 +1,8 @@
 """The walk: a text goes through a model's blocks, one block and one batch at a time.
 
-Everything that looks at activations goes through here: pruning, statistics, gradients, losses. The windows enter block
-0 as the model's own forward pass would feed it; batches, the calls of the blocks and the hidden states between them are
-the walk's business alone. Who walks says what is to be done at a block.
-N = windows, B = windows of a batch, T = tokens of a window, D = hidden size.
+Pruning, statistics, gradients and streamed losses all use it. The windows enter block 0 as in the model's own forward
+pass. The walk makes the batches, calls the blocks and places the hidden states between them; its callers pass a
+function that is called at each block. N = windows, B = windows of a batch, T = tokens of a window, D = hidden size.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Call:
-    """What the model hands to a block beside the hidden states."""
+    """The arguments that the model passes to a block beside the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -40,12 +39,12 @@ class Call:
 
 
 class _Captured(Exception):
-    """The last block was reached: nothing after it is of interest."""
+    """Raised at the last block, to end the forward pass."""
 
 
 @dataclass
 class Walk:
-    """A text on its way through a model. A context: hidden states that are left at its end are given up."""
+    """A text and a model that it is run through. As a context it releases all its hidden states at the end."""
 
     model: LoadedModel
     windows_NT: Tensor
@@ -64,16 +63,16 @@ class Walk:
         self.close()
 
     def close(self) -> None:
-        """Give up all hidden states."""
+        """Release all hidden states."""
         while self._open:
             self._open.pop().close()
 
     def enter(self) -> States:
-        """What enters block 0. Notes how the model calls its blocks."""
+        """The inputs of block 0. Records how the model calls its blocks."""
         return self._embed(self.states())
 
     def resume(self, file: BinaryIO) -> States:
-        """What enters a further block, from a file of `States.as_file`. Notes how the model calls its blocks."""
+        """The inputs of a later block, from a file of `States.as_file`. Records how the model calls its blocks."""
         self._embed(None)
         window_shape_TD = (self.windows_NT.shape[1], self.model.architecture.hidden_size)
         self._open.append(InFile(file, window_shape_TD, self.model.dtype, self.model.device))
@@ -87,7 +86,7 @@ class Walk:
         return self._open[-1]
 
     def drop(self, states: States) -> None:
-        """Give up hidden states of this walk."""
+        """Release hidden states of this walk."""
         self._open.remove(states)
         states.close()
 
@@ -97,7 +96,7 @@ class Walk:
 
     @contextmanager
     def at(self, block: int, inputs: States, tensors: Mapping[str, Tensor], *, wanted: bool = True) -> Iterator[At]:
-        """A block, holding `tensors` (full names) for as long. `wanted`: its outputs are asked for."""
+        """A block that holds `tensors` (full names) within the context. `wanted`: its outputs are needed."""
         with filled(self.model, self.model.architecture.layout.block(block), tensors) as module:
             yield At(self, block, module, tensors, inputs, wanted)
 
@@ -118,7 +117,7 @@ class Walk:
         keep: bool = False,
         ahead: bool = False,
     ) -> Iterator[tuple[int, States | None, R]]:
-        """(block, its outputs, what `visit` made of it) of these `blocks`, all if None; `inputs` enter the first.
+        """(block, its outputs, the value of `visit`) of these `blocks`, all if None; `inputs` enter the first.
 
         The outputs are the inputs of the next block, whatever `visit` did to the block before it let them pass; of the
         last block there are some only if they are `last_wanted`. Inputs are given up after their block, unless `keep`.
@@ -151,7 +150,7 @@ class Walk:
 
 @dataclass
 class At:
-    """A block in its turn: its weights are in place and may be changed, its inputs can be read."""
+    """The block that is being computed: its weights are in place and may be changed, its inputs can be read."""
 
     walk: Walk
     block: int
@@ -160,9 +159,9 @@ class At:
     """Full name -> tensor as it was given, on the device."""
     inputs: States
     wanted: bool
-    """Whether anybody asks for the outputs."""
+    """Whether the outputs are needed."""
     outputs: States | None = None
-    """As far as they have been kept."""
+    """The outputs kept so far."""
 
     @property
     def model(self) -> LoadedModel:
@@ -183,7 +182,7 @@ class At:
         self.outputs.append(output_BTD)
 
     def advance(self) -> None:
-        """Let all windows pass the block as it is now, if anybody asks for what comes out."""
+        """Run all windows through the block as it is now, if its outputs are needed."""
         for batch in self.batches if self.wanted else ():
             self.keep(self.run(self.inputs.read(batch)))
 
@@ -211,7 +210,7 @@ def dense_blocks(
 
 
 def capture(model: LoadedModel, ids_BT: Tensor) -> tuple[Tensor, list[Call]]:
-    """Input of block 0, and every block's call, taken whole: what a block is given differs between families.
+    """Input of block 0, and every block's call with all arguments, which differ between families.
 
     The embedding is filled.
     """
@@ -227,7 +226,7 @@ def capture(model: LoadedModel, ids_BT: Tensor) -> tuple[Tensor, list[Call]]:
         return hidden_BTD
 
     for block in blocks:
-        # On the instance, so that attributes of the block which the model looks at stay where they are.
+        # On the instance, so that the block keeps attributes that the model reads.
         block.forward = record
     try:
         model.skeleton(input_ids=ids_BT, use_cache=False)

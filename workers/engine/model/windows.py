@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from workers.engine.sources.resolve import Sources
 
 CHARACTERS_PER_TOKEN = 16
-"""Read this much text per token wanted where windows are drawn at random, four times what English takes: bounds how
-much of a large dataset is fetched, and leaves the windows a choice."""
+"""Characters read per token wanted, where windows are drawn at random: four times what English takes. It bounds how
+much of a large dataset is fetched, and leaves text to choose from."""
 LEAST_CHARACTERS = 2**19
-"""A text that is no longer is a choice as a whole, however few windows are drawn."""
+"""At least so much is read, however few windows are drawn."""
 
 
 def wanted_of(ref: DataRef) -> Wanted:
-    """What a text of a spec is read for."""
+    """How much of a text the spec needs."""
     match ref:
         case Calibrate(samples=count, sequence_length=length):
             return Wanted(count, length, characters=max(count * length * CHARACTERS_PER_TOKEN, LEAST_CHARACTERS))
@@ -100,9 +100,9 @@ def load_tokens(
 def opening_ids(
     tokenizer: PreTrainedTokenizerBase, bos: Literal["auto", "always", "never"], field: str
 ) -> tuple[int, ...]:
-    """What every window, and every prompt, begins with.
+    """Tokens that every window and every prompt begins with.
 
-    `auto` is what the tokenizer puts before a text by itself. Raises InvalidSpec where a token is asked for that the
+    `auto`: those that the tokenizer puts before a text. Raises InvalidSpec where a token is asked for that the
     tokenizer lacks.
     """
     if bos == "never":
@@ -170,12 +170,12 @@ def refuse_unknown(ids_T: Tensor, vocabulary: int, tokenizer: PreTrainedTokenize
 
 
 def ids_digest(ids: Tensor) -> str:
-    """`sha256:` of token ids of any shape, as little-endian int64 in row order: what a report records of a text."""
+    """`sha256:` of token ids of any shape, as little-endian int64 in row order, as reports record texts."""
     return "sha256:" + hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 class _Read:
-    """What was read of a text so far."""
+    """The part of a text that was read so far."""
 
     def __init__(self, wanted: Wanted | None) -> None:
         self._wanted = wanted

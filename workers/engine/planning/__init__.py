@@ -1,1 +1,1 @@
-"""Planning: what a job would do and make, from a model's config and headers alone."""
+"""Planning: predict a job and its result from a model's config and weight headers."""

@@ -1,4 +1,4 @@
-"""Budget: the smallest sparsity at which a result is as small as asked. Import-light."""
+"""The smallest sparsity at which a result keeps the limits of `at_most`. Import-light."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
 
 STEPS = 1 << 14
-"""How finely a sparsity is searched for: by less than a channel of a block of LLaMA-7B."""
+"""Steps of the search in [0, 1): a step is less than a channel of a block of LLaMA-7B."""
 
 
 def fitting_sparsity(
@@ -30,10 +30,10 @@ def fitting_sparsity(
     *,
     within: float | None = None,
 ) -> tuple[float, float | None]:
-    """By bisection, as what is left shrinks with the sparsity; and the decode time at it, where the spec bounds that.
+    """(sparsity, decode time at it or None where the spec does not bound it), by bisection: sizes fall with sparsity.
 
     Counts are exact: the allocation is carried out as it is. `decode_time`: of a model of such structure, relative
-    to the dense one's. `within`: what it is held to; the spec's bound if None.
+    to the dense one's. `within`: its bound; the spec's if None.
     Raises InvalidSpec where no sparsity is enough.
     """
     limit, removal = spec.prune.size_limit, removal_of(spec)

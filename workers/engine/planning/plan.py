@@ -1,4 +1,4 @@
-"""What a spec would do to a model, from its config and weight headers alone. Nothing is loaded or run. Import-light."""
+"""The plan of a spec, from the model's config and weight headers alone. No weights are loaded. Import-light."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
 
 
 def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Prospect:
-    """What is known beforehand, if the spec fits the model and its data can be found. A dry run and a job both ask.
+    """Check that the spec fits the model and that its data exist, for dry runs and jobs; returns all that is known
+    before.
 
     Raises UnsupportedModel, InvalidSpec (a pattern or groups that do not divide a width), SequenceTooLong,
     DatasetNotFound, HubUnavailable, MemoryBudgetTooSmall.
@@ -79,7 +80,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
         )
     check_config(source.config)
     check_tensors(architecture.layout, source.config, source.tensors)
-    prospect = foresee(spec, source, architecture)  # refuses what cannot be removed
+    prospect = prospect_of(spec, source, architecture)  # refuses what cannot be removed
     if spec.tune is not None and prospect.outcome is not None:
         spec.tune.check(_layers_of(architecture, prospect.outcome, source.tensors))
     elif spec.tune is not None:
@@ -97,8 +98,8 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
     return prospect
 
 
-def foresee(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Prospect:
-    """What is known beforehand. Raises InvalidSpec and UnsupportedModel where the structure is not to be had."""
+def prospect_of(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Prospect:
+    """The job as known before it begins. Raises InvalidSpec and UnsupportedModel where the structure is impossible."""
     removal_of(spec).check(spec, source, architecture)
     sparsity = _sparsity(spec, source, architecture)
     outcome = removal_of(spec).outcome(spec, source, architecture, sparsity)
@@ -132,7 +133,7 @@ def _layers_of(architecture: Architecture, outcome: Outcome, tensors: Mapping[st
 
 
 def warnings(spec: CompressionSpec, prospect: Prospect) -> list[str]:
-    """What a user might not expect of this spec on this model."""
+    """Effects of this spec on this model that a user might not expect, a sentence each."""
     found, source, removal = [], prospect.source, removal_of(spec)
     if spec.calibrate is not None and spec.needs is Stat.NONE:
         found.append("no method of this spec looks at activations: `calibrate` is not used")
@@ -146,7 +147,7 @@ def warnings(spec: CompressionSpec, prospect: Prospect) -> list[str]:
 
 
 def tuning_warnings(spec: CompressionSpec, source: ModelSource) -> list[str]:
-    """What a user might not expect of the tuning."""
+    """The same of the tuning."""
     if spec.tune is None:
         return []
     found = list(spec.tune.warnings(source))

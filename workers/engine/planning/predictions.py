@@ -1,8 +1,8 @@
 """Predictions for a plan: peak memory and run time of a job on two CPU cores. Import-light.
 
-Sums of what is known to be resident and of the arithmetic to be done, with constants measured on models of 7 M and
-150 M parameters (torch 2.13, float32, glibc). There memory came out within 20 %, time within a factor of two. On a GPU
-the device holds what is counted here for activations and weights, and time is far shorter.
+Sums of resident memory and of arithmetic, with constants measured on models of 7 M and 150 M parameters (torch 2.13,
+float32, glibc), for which memory was within 20 %, time within a factor of two. On a GPU the device holds the
+activations and weights counted here, and time is far shorter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PROCESS_BYTES = 420 * 2**20
 """Python with torch and transformers imported."""
 _TOKENIZER_BYTES = 80 * 2**20
 _SELECTION_BYTES = 24
-"""Per weight of the layer at hand: its float32 copy and score, and the selection's values and int64 indices."""
+"""Per weight of the layer being pruned: its float32 copy and score, and the selection's values and int64 indices."""
 _SOLVE_BYTES = 24
 """Per weight of the layers that share a Hessian: their float32 copies, masks and errors while columns are solved."""
 _IMPORTANCE_COPIES = 10
@@ -55,12 +55,12 @@ _KEPT_PER_HIDDEN, _KEPT_PER_MLP = 20, 6
 _KEPT_PER_LOGIT = 4
 """Copies of the logits in float32: as they are, shifted, their softmax and its gradient."""
 _RETAINED_BYTES, _RETAINED_PER_WEIGHT = 256 * 2**20, 80
-"""What the allocator keeps of freed blocks below its 32 MiB mmap threshold: up to this much, at this rate."""
+"""Freed memory that glibc keeps, below its 32 MiB mmap threshold: so much per weight, up to so many bytes."""
 _CPU_FLOPS = 80e9
 _DISK_BYTES_PER_S = 200e6
 _START_S = 5.0
 _TOKENS_UNKNOWN = 32_768
-"""Stands for the work of a measurement that reads no text of its own."""
+"""Tokens that a measurement without a text of its own is counted as."""
 _TOKENS_OF_HUB_DATASET = 300_000
 """About WikiText-2's test split."""
 _CHARACTERS_PER_TOKEN = 4
@@ -205,7 +205,7 @@ def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archite
     others = [facts for name, facts in source.tensors.items() if source.layout.split(name) is None]
     # All as they ship, or one in float32, when the result is verified.
     outside = max(sum(facts.bytes for facts in others), max(4 * facts.parameters + facts.bytes for facts in others))
-    # The block at hand as read and as pruned, the next one being read, and the previous one on its way to the disk.
+    # The block being pruned as read and as pruned, the next one being read, and the previous one being written.
     blocks = 4 * block * stored_bytes
     selection = _SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
     if spec.needs is Stat.NONE:
@@ -263,7 +263,7 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
 
 
 def _token_numbers(architecture: Architecture) -> int:
-    """What a block's forward pass holds of a token."""
+    """Numbers that a block's forward pass holds per token."""
     return 6 * max(layer.shape[0] for layer in architecture.layers) + 12 * architecture.hidden_size
 
 

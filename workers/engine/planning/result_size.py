@@ -1,4 +1,4 @@
-"""What a result takes: parameters, bytes, multiplications; from its structure alone. Import-light."""
+"""Parameters, bytes and multiplications of a result, from its structure alone. Import-light."""
 
 from __future__ import annotations
 

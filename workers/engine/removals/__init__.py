@@ -1,1 +1,1 @@
-"""Removals: what is taken out of a model, and how."""
+"""Removals: one file for each kind of unit that is removed from a model."""

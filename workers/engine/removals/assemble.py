@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workers.engine.store.checkpoint import Checkpoint
 
 _HEADER_ENTRY_BYTES = 256
-"""A tensor's line in a header takes less."""
+"""Upper bound of a tensor's entry in a header."""
 
 
 def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkpoint: Checkpoint, folder: Path) -> None:
@@ -51,7 +51,7 @@ def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkp
 
 
 def _lists(model: LoadedModel) -> dict[str, Any]:
-    """What each block is: as in the config or, where it says nothing, as transformers makes it up from its number."""
+    """Config entries with one element per block, with the defaults that transformers derives from block numbers."""
     built = model.skeleton.config
     return {name: getattr(built, name) for name in PER_LAYER_LISTS if getattr(built, name, None) is not None}
 

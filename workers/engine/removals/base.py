@@ -1,8 +1,8 @@
-"""What a kind of unit that can be removed has to know, and how the others find it. Import-light.
+"""The interface of a kind of unit that can be removed, and how it is found. Import-light.
 
-One kind, one file in this folder: a `Removes` (what the rules of a spec ask), a `Removal` (below) by the name of
-`REMOVAL`, and a decorator for its pruners. Planning, stages, checks and reports ask the object, and never which it is.
-O = outputs, I = inputs.
+Each kind is a file in this folder with a `Removes` (facts for the rules of a spec), a `Removal` (below) named
+`REMOVAL`, and a decorator for its pruners. Planning, stages, checks and reports call the object and never test which
+kind it is. O = outputs, I = inputs.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ Scores = list[dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class Prospect:
-    """What is known of a job before it begins."""
+    """A job as far as it is known before it begins."""
 
     source: ModelSource
     architecture: Architecture
     sparsity: Mapping[str, float] | None
     """Layer name -> sparsity; None where the job has to measure something first."""
     outcome: Outcome | None
-    """Structure of the result; None where widths follow from what the job measures. Which blocks are dropped is not
-    known, and does not matter to their number and size: the last stand for them."""
+    """Structure of the result; None where widths follow from what the job measures. Which blocks will be
+    dropped is not known; the last ones are taken, as number and sizes are the same."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to the tensors of a model, part by part, in the order of the forward pass."""
+    """The changes to a model's tensors, part by part, in the order of the forward pass."""
 
     outcome: Outcome
-    """Structure of the result. Blocks that it has not are not read."""
+    """Structure of the result. Blocks that it lacks are not read."""
 
     def outside(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors outside of blocks, as they ship."""
@@ -65,8 +65,8 @@ class Edit:
     def prune_stream(
         self, layers: Sequence[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats
     ) -> dict[str, Tensor]:
-        """Weight name -> new weight, of the layers of a block that read one stream; of the dense shapes, as the next
-        layers are calibrated on what they put out. `dense`: the block's tensors. Raises NumericalFailure."""
+        """Weight name -> new weight, of the layers of a block that read one stream; of the dense shapes, as the
+        next layers are calibrated on their outputs. `dense`: the block's tensors. Raises NumericalFailure."""
         return {layer.weight: dense[layer.weight] for layer in layers}
 
     def finish_block(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -76,7 +76,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mask:
-    """What the dense model must leave out to compute what the result does, beside blocks."""
+    """The parts, beside blocks, without which the dense model computes the same as the result."""
 
     written: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
     """Weight that the edit wrote -> the inputs that stay of it; None where all do."""
@@ -85,11 +85,11 @@ class Mask:
 
 
 class Removal:
-    """A kind of unit: what its removal asks of a model, makes of it, and is called. Without state."""
+    """A kind of unit: its requirements of a model, its effect on it, and its wording. Without state."""
 
     removes: ClassVar[Removes]
     smaller: ClassVar[str] = "narrower layers"
-    """What the config of a result says, whose blocks are alike."""
+    """What the config of a result with equal blocks has, in words."""
     draws_widths: ClassVar[bool] = True
     """Whether the page of a report draws how wide heads and MLPs are."""
 
@@ -116,11 +116,11 @@ class Removal:
         return 0
 
     def width_multiple(self, spec: CompressionSpec) -> int:
-        """What widths of MLPs are multiples of, where no more is known of them."""
+        """A divisor of the widths of MLPs, where no more is known of them."""
         return 1
 
     def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
-        """What a user might not expect of this removal from this model: whole units make it larger, or smaller."""
+        """Effects that a user might not expect: whole units make the removed share larger or smaller."""
         target, outcome = spec.prune.target, prospect.outcome
         if not target or outcome is None:
             return []
@@ -132,11 +132,11 @@ class Removal:
         return [f"{removed:.1%} of the blocks' parameters will be removed, not {target:.1%}: whole units go"]
 
     def of_whole(self, spec: CompressionSpec, prospect: Prospect, share: float) -> str | None:
-        """What to say where blocks hold less than four fifths of the model, `share`; None where nothing is."""
+        """The warning where blocks hold less than four fifths of the model, `share`; None for no warning."""
         return f"only {share:.0%} of the parameters are in the blocks; the rest stays"
 
     def runtimes(self, spec: CompressionSpec, outcome: Outcome | None) -> list[Runtime]:
-        """What can load the result, and whether it is faster there. `outcome`: if it is known."""
+        """Runtimes that can load the result, and whether it is faster there. `outcome`: None if not known yet."""
         return stock_checkpoint(self.smaller)
 
     # Scores
@@ -152,14 +152,15 @@ class Removal:
         return ()
 
     def protect(self, params: MethodParams, scores: Scores) -> None:
-        """Raise the scores of what must stay to infinity."""
+        """Set the scores of units that must stay to infinity."""
 
     # Allocation
 
     def sparsity(
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None
     ) -> Mapping[str, float] | None:
-        """Layer name -> fraction to remove, where no allocator spreads it; None while `units`, which decides it, is."""
+        """Layer name -> fraction to remove, where no allocator spreads it; None where it depends on `units`, which is
+        None."""
         raise NotImplementedError
 
     def spread(self, spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
@@ -168,14 +169,14 @@ class Removal:
         return checked(spec.allocate, facts, target)
 
     def allocated(self, spec: CompressionSpec, units: Units | None) -> Units | None:
-        """What of the scored units the allocator is shown."""
+        """The scored units that the allocator decides on."""
         return units
 
     def decode_time(
         self, spec: CompressionSpec, model: LoadedModel, resident: bool, events: Events
     ) -> Callable[[Outcome], float]:
-        """What foretells the time of a decode step of an outcome, as a fraction of the dense model's. Asked where the
-        spec bounds that. `resident`: two models fit in memory."""
+        """A function that predicts the time of a decode step of an outcome, as a fraction of the dense model's. Called
+        where the spec bounds it. `resident`: two models fit in memory."""
         raise NotImplementedError
 
     # The job
@@ -188,11 +189,11 @@ class Removal:
         sparsity: Mapping[str, float],
         clock: Clock,
     ) -> Edit:
-        """What is done to the model. Raises InvalidSpec where a block cannot lose as much."""
+        """The changes to the model. Raises InvalidSpec where a block cannot lose as much."""
         raise NotImplementedError
 
     def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
-        """What the result is compared with, from the decision alone: nothing of how tensors are cut."""
+        """The mask that the result is compared with, derived from the decision alone and not from the cut tensors."""
         return Mask()
 
     def check_layer(
@@ -203,14 +204,14 @@ class Removal:
     # The report
 
     def went(self, report: Report, share: str) -> str:
-        """What was removed, as the first clause of a sentence. `share`: the report's sparsity, as `50 %`."""
+        """The units removed, as the first clause of a sentence. `share`: the report's sparsity, as `50 %`."""
         raise NotImplementedError
 
     def importance_lost(
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None, outcome: Outcome, target: float
     ) -> tuple[float, float] | None:
-        """Share of all importance that what went held, and that it would have held with blocks of different widths;
-        None where that is not to be told."""
+        """Share of all importance that the removed units had, and that they would have had with blocks of different
+        widths; None where it is not defined."""
         return None
 
 

@@ -32,7 +32,7 @@ class BlockPruneParams(PruneMethodParams):
     """Base of the parameters of pruners that drop decoder blocks."""
 
     def dropped(self, blocks: int) -> int:
-        """How many of a model's blocks go."""
+        """Number of blocks to drop."""
         raise NotImplementedError
 
 
@@ -46,7 +46,7 @@ class BlockPruner(Protocol[P_contra]):
 
 
 def block_pruner(params: type[P], *, paper: str) -> Callable[[BlockPruner[P]], BlockPruner[P]]:
-    """Register what drops whole decoder blocks."""
+    """Register a pruner that drops whole decoder blocks."""
     return pruner(params, removes=DECODER_BLOCKS, paper=paper)
 
 
@@ -89,7 +89,7 @@ class Blocks(Removal):
     def sparsity(
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None
     ) -> Mapping[str, float] | None:
-        """1 in the blocks that go by their scores, else 0."""
+        """1 in the blocks that are dropped by their scores, else 0."""
         if units is None:
             return None
         scores = [block["layer"][0] for block in units.scores]

@@ -1,7 +1,7 @@
-"""Cut: what becomes of a block's layers where heads and channels are removed.
+"""Cut heads and channels out of a block's layers.
 
-During the walk the block keeps its shapes: the layers that read the units have zeros in the inputs that go, which gives
-the same outputs as a cut block. It is cut when it is done. I = inputs.
+During the walk the block keeps its shapes: the layers that read the units have zeros in the removed inputs, so that the
+outputs equal those of a cut block. The tensors are cut when the block is finished. I = inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CutUnits(Edit):
-    """Cuts all but the units that stay out of every family."""
+    """Cuts the removed units out of every family."""
 
     families: Sequence[Family]
     spec: CompressionSpec

@@ -1,7 +1,8 @@
-"""Latency: how long a decode step takes by the widths of its blocks, measured before anything is cut.
+"""Times of a decode step as a function of the blocks' widths, measured before anything is cut.
 
 A table of times as ZipLM's (Kurtic et al. 2023, arXiv:2302.04089): a model of a few blocks with some of their heads,
-then with some of their channels, less one of none. Times hang on shapes, not on values, so all weights are one number.
+then with some of their channels, less one of none. Times depend on shapes, not on values, so all weights are one
+number.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ if TYPE_CHECKING:
     from workers.engine.removals.widths import Widths
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Shares of a block's units that are timed; between them a straight line. 0 stands for one unit."""
+"""Shares of a block's units that are timed, interpolated linearly. 0 means one unit."""
 _BLOCKS = 4
-"""Timed together: one alone may stay in a processor's cache, which a whole model does not."""
+"""Number of blocks timed together: a single one may fit a processor's cache, a whole model does not."""
 _STEPS, _ROUNDS, _MARGIN = 8, 10, 0.05
-"""Decode steps of a model each time it is timed, how often that is done at least, and how wide the interval of its
-ratio to the other model may be."""
+"""Decode steps per timing, least number of timings, and largest width of the interval of the ratio of two models."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LatencyTable:
     """Seconds of a decode step."""
 
     outside_s: float
-    """Of what is not in blocks."""
+    """Of the parts outside of blocks."""
     by_units: Mapping[str, Sequence[tuple[int, float]]]
     """Kind -> (units that stay, seconds of a block with all units of the other kind), ascending."""
 
@@ -57,7 +57,7 @@ class LatencyTable:
         return self._seconds(widths) / self._seconds(dense)
 
     def _seconds(self, widths: Widths) -> float:
-        """What each kind saves of a full block is saved whatever the other kind does."""
+        """The saving of each kind is taken as independent of the other kind's."""
         full_s = next(iter(self.by_units.values()))[-1][1]
         blocks_s = dict.fromkeys((block for block, _ in widths), full_s)
         for (block, kind), left in widths.items():
@@ -69,7 +69,7 @@ class LatencyTable:
 def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> LatencyTable:
     """Measured on the model's device, in its compute type, with plain transformers.
 
-    Every shape is timed in turn with the full one, so that a slow moment of the machine is not one shape's.
+    Every shape is timed in turn with the full one, so that a slow moment of the machine affects both.
     `resident`: two such models fit in memory.
     """
     blocks, layout = range(min(_BLOCKS, model.architecture.blocks)), model.architecture.layout
@@ -97,7 +97,7 @@ def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> Latenc
             seconds.append(
                 (full_s * against_full(NarrowBlocks(layout, blocks, cut, widths)).ratio - outside_s) / len(blocks)
             )
-        # More units never take less time, but for noise.
+        # Times must not fall as units are added; where they do, it is noise.
         rising = np.maximum.accumulate([min(max(0.0, found_s), block_s) for found_s in seconds]).tolist()
         table[kind] = list(zip(counts, [*rising, block_s], strict=True))
     return LatencyTable(outside_s, table)

@@ -50,14 +50,14 @@ P = TypeVar("P", bound=UnitPruneParams)
 
 class UnitPruner(Protocol[P_contra]):
     """`(reader, kept_I, stats, params) -> weight_OI`: the weight of the layer that reads a family's units, zero in the
-    inputs that are not in the boolean `kept_I`, where the others may make up for them. Float32, of unchanged shape:
+    inputs that are not in the boolean `kept_I`; the others may be updated to compensate. Float32, of unchanged shape:
     the zeros are cut out afterwards."""
 
     def __call__(self, reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: P_contra, /) -> Tensor: ...
 
 
 def unit_pruner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable[[UnitPruner[P]], UnitPruner[P]]:
-    """Register what removes heads and channels. `needs` is about the inputs of the layers that read them."""
+    """Register a pruner of heads and channels. `needs`: statistics of the inputs of the layers that read them."""
     return pruner(params, removes=HEADS_CHANNELS, paper=paper, needs=needs, updates_weights=True)
 
 
@@ -206,7 +206,7 @@ def _narrow(outcome: Outcome | None) -> NarrowBlocks:
 
 
 def _alike(spec: CompressionSpec) -> bool:
-    """Whether all blocks will lose as much as one another, however much that is."""
+    """Whether all blocks will lose the same fraction, whatever it is."""
     params = _params(spec)
     return method_of("allocate", spec.allocate).even and not (params.protect_first or params.protect_last)
 

@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 HIDDEN = Removes("hidden", units=("hidden",), plurals=("hidden dimensions",), sums_weights=True)
 _SIGNIFICAND_BITS = {"BF16": 8, "bfloat16": 8, "F16": 11, "float16": 11}
-"""Of types that round a gain noticeably."""
+"""Significand bits of types whose rounding of gains is worth a warning."""
 
 
 class HiddenPruneParams(PruneMethodParams):
     """Base of the parameters of pruners that remove hidden dimensions."""
 
     def kept(self, hidden_size: int) -> int:
-        """How many of a model's hidden dimensions stay. Raises InvalidSpec if that cannot be."""
+        """Number of hidden dimensions that stay. Raises InvalidSpec if there is no valid number."""
         raise NotImplementedError
 
     def share_removed(self, hidden_size: int) -> float:
-        """The fraction that goes, which is that of every linear layer's parameters too."""
+        """The fraction removed, of the dimensions and of every linear layer's parameters."""
         return 1 - self.kept(hidden_size) / hidden_size
 
 
@@ -58,7 +58,7 @@ class HiddenPruner(Protocol[P_contra]):
 
 
 def hidden_pruner(params: type[P], *, paper: str) -> Callable[[HiddenPruner[P]], HiddenPruner[P]]:
-    """Register what removes hidden dimensions."""
+    """Register a pruner of hidden dimensions."""
     return pruner(params, removes=HIDDEN, paper=paper)
 
 
@@ -77,8 +77,8 @@ class NarrowModel(Outcome):
                 shape[axis] = self.kept
 
     def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """K of D dimensions have D / K times the mean square that D with zeros in the others have: so the epsilon goes
-        up by as much, which makes the raised gains exact."""
+        """K of D dimensions have D / K times the mean square of D dimensions with zeros in the others; the epsilon is
+        multiplied by D / K too, which makes the raised gains exact."""
         return {
             "hidden_size": self.kept,
             "rms_norm_eps": value(config, "rms_norm_eps") * self.of / self.kept,
@@ -87,7 +87,7 @@ class NarrowModel(Outcome):
 
 @dataclass(frozen=True)
 class CutDimensions(Edit):
-    """All but some hidden dimensions are cut out of every tensor."""
+    """Cuts hidden dimensions out of every tensor."""
 
     outcome: NarrowModel
     kept: Sequence[int]
@@ -102,8 +102,8 @@ class CutDimensions(Edit):
         return {name: self._cut(name, tensor) for name, tensor in tensors.items()}
 
     def _cut(self, name: str, tensor: Tensor) -> Tensor:
-        """K of D dimensions have sqrt(D / K) times the root mean square that D with zeros in the others have: the gains
-        of norms are raised by that, and rounded once, to the type that ships."""
+        """K of D dimensions have sqrt(D / K) times the root mean square of D with zeros in the others: the gains of
+        norms are multiplied by that, and rounded once, to the type that ships."""
         import torch
 
         axis = self.outcome.layout.hidden_axis(name)
@@ -177,7 +177,7 @@ REMOVAL = Hidden()
 
 
 def kept_dimensions(spec: CompressionSpec, units: Units | None) -> list[int]:
-    """The hidden dimensions that stay: each is worth what it is to all blocks together."""
+    """The hidden dimensions that stay. A dimension's score is the sum over all blocks."""
     assert units is not None  # they are scored first
     scores = [math.fsum(values) for values in zip(*(block["hidden"] for block in units.scores), strict=True)]
     kept: list[int] = method_of("prune", spec.prune).function(scores, spec.prune)
@@ -190,7 +190,7 @@ def _params(spec: CompressionSpec) -> HiddenPruneParams:
 
 
 def _gain_warnings(spec: CompressionSpec, source: ModelSource, outcome: NarrowModel) -> list[str]:
-    """What rounding costs the gains of norms, which go up by sqrt(D / K)."""
+    """Warnings of the rounding of norms' gains, which are multiplied by sqrt(D / K)."""
     kept, of = outcome.kept, outcome.of
     stored: set[str] = {spec.package.dtype}
     if spec.package.dtype == "source":

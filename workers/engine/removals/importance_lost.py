@@ -1,4 +1,4 @@
-"""What one shape for all blocks costs beside different ones, as a share of the scores of all units. Import-light."""
+"""Importance lost with one shape for all blocks and with different ones, as shares of all scores. Import-light."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def importance_lost(
     outcome: NarrowBlocks,
     sparsity: float,
 ) -> tuple[float, float] | None:
-    """Share of all importance that the units held which went, and that they would have held under `ranking`.
+    """Share of all importance that the removed units had, and that they would have had under `ranking`, in [0, 1].
 
-    In [0, 1]. Scores count in multiples of their kind's mean, as `ranking` compares them, for each parameter that a
-    unit has: then to take the lowest first, as it does, loses least for a number of parameters. None where the scores,
-    or the blocks, do not allow another spread of `sparsity`.
+    Importance is a score over its kind's mean, as `ranking` compares them, times the parameters of the unit. For a
+    number of parameters, the least is lost by removing the lowest scores first, as `ranking` does. None where the
+    scores, or the blocks, do not allow another spread of `sparsity`.
     """
     if not _all_positive(units):
         return None
@@ -48,7 +48,7 @@ def importance_lost(
 
 
 def _all_positive(units: Units) -> bool:
-    """Shares are of a sum, which means something only of what adds up."""
+    """Whether scores are such that shares of their sum are defined."""
     of_kinds = [units.of(family) for family in units.families]
     return all(min(scores) >= 0 for scores in of_kinds) and all(max(scores) > 0 for scores in of_kinds)
 

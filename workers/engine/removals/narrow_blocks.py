@@ -52,8 +52,8 @@ class NarrowBlocks(Outcome):
         }
 
     def block_entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """In transformers' own words, and which classes in `MODELING` build blocks so: the stock ones make all alike.
-        vLLM reads the same entries and builds on the base class."""
+        """`per_layer_config`, as transformers defines it, and the classes in `MODELING` that build such blocks, as the
+        stock ones make all alike. vLLM reads the same entries."""
         architecture, module = modeling_class(config), MODELING.removesuffix(".py")
         shared_by = config["num_attention_heads"] // config["num_key_value_heads"]
         return {
@@ -65,7 +65,7 @@ class NarrowBlocks(Outcome):
                 }
                 for block, (heads, channels) in enumerate(self.shapes)
             },
-            # Whoever asks for the number of heads, as many tools do, gets the widest block's instead of an exception.
+            # Tools that read the number of heads get the widest block's instead of an exception.
             "allow_global_per_layer_attribute_access": True,
             "architectures": [architecture],
             "auto_map": {

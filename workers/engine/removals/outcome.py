@@ -1,4 +1,4 @@
-"""What remains of a model's structure: which blocks, how wide, and the config that says so. Import-light."""
+"""Structure of a result: which blocks remain, how wide, and its config. Import-light."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Structure of the result: blocks that stay, as wide as they were. Removals that make them narrower extend it."""
+    """Structure of a result whose blocks have the dense shapes. Removals that make blocks narrower extend it."""
 
     layout: Layout
     """Of the dense model."""
@@ -28,22 +28,22 @@ class Outcome:
     cut: ClassVar[bool] = False
     """Whether tensors of the blocks that stay are narrower than they were."""
     field: ClassVar[str] = "/prune/sparsity"
-    """Of the spec, that is to blame where no config can say the structure."""
+    """Field of the spec that an error names where no config can describe the structure."""
 
     @property
     def uniform(self) -> bool:
-        """Whether all blocks have one shape, which one config can tell."""
+        """Whether all blocks have one shape, as stock configs require."""
         return True
 
     def narrow(self, shapes: dict[str, list[int]]) -> None:
         """Change the shapes of the dense model's tensors, of the blocks that stay, into those of the result."""
 
     def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What the config of a result says in other words than the dense model's."""
+        """Config entries that differ from the dense model's."""
         return {}
 
     def block_entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What the config of a result says of blocks of different shapes, given what else it says."""
+        """Config entries for blocks of different shapes, given the other entries."""
         return {}
 
     def tensor_shapes(self, tensors: Mapping[str, TensorFacts]) -> dict[str, tuple[int, ...]]:
@@ -67,9 +67,9 @@ def config_after(
 ) -> dict[str, Any]:
     """The dense model's `config.json` with the structure of the result. Raises UnsupportedModel.
 
-    Given the dense model's tensors, also where transformers would build other shapes by it, as where it derives a
-    head's width from their number. Where blocks go, it must have the `PER_LAYER_LISTS` that transformers would
-    otherwise make up from blocks' numbers.
+    With the dense model's tensors, it also raises where transformers would build other shapes from it, e.g. where it
+    derives a head's width from their number. Where blocks go, it must have the `PER_LAYER_LISTS` that transformers
+    would otherwise make up from blocks' numbers.
     """
     changed = obeyed(config)
     if len(outcome.blocks) < config["num_hidden_layers"]:
@@ -87,9 +87,9 @@ def config_after(
 
 
 def _as_mistral(config: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """What makes a Llama's config a Mistral's: the same computation, and transformers takes any number of heads there.
+    """Entries that turn a Llama's config into a Mistral's, which computes the same with any number of heads.
 
-    A `LlamaConfig` is refused unless its heads divide the hidden size, although nothing else needs that.
+    transformers refuses a `LlamaConfig` whose heads do not divide the hidden size, although nothing depends on it.
     """
     if config.get("attention_bias") or config.get("mlp_bias"):
         raise UnsupportedModel(

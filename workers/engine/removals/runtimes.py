@@ -1,4 +1,4 @@
-"""Runtimes: what can load a result, and whether it is faster there. Import-light."""
+"""Runtimes that can load a result, and whether it is faster there. Import-light."""
 
 from __future__ import annotations
 

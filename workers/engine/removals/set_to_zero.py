@@ -1,4 +1,4 @@
-"""Set to zero: what becomes of the layers of a stream where single weights are removed. O = outputs, I = inputs."""
+"""Set single weights of the layers of a stream to zero. O = outputs, I = inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SetToZero(Edit):
-    """Zeros in the place of the weights that go; refined, where the spec says so."""
+    """Prunes weights to zeros, and refines them where the spec says so."""
 
     spec: CompressionSpec
     sparsity: Mapping[str, float]

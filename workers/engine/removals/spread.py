@@ -1,4 +1,4 @@
-"""What every allocation must keep to, and how N:M patterns follow it. Import-light: a dry run spreads with this too."""
+"""Check an allocation, and round it to N:M patterns. Import-light, as dry runs use it too."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def whole_groups(
     for layer in layers:
         units.setdefault((layer.block, sparsity[layer.name]), []).append(layer)
     wanted = {unit: m * (1 - unit[1]) for unit in units}
-    # 2.9999999999 is 3: what an exact allocation missed by a float's last digit is no remainder.
+    # 2.9999999999 is 3: an error in a float's last digit is no remainder.
     kept = {unit: min(most, max(1, math.floor(want + 1e-9))) for unit, want in wanted.items()}
     size = {unit: sum(layer.parameters for layer in members) for unit, members in units.items()}
     left = n * sum(size.values()) - sum(kept[unit] * size[unit] for unit in units)

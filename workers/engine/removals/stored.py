@@ -1,4 +1,4 @@
-"""Stored: tensors in the type they are shipped in."""
+"""Convert tensors to the type they are shipped in."""
 
 from __future__ import annotations
 

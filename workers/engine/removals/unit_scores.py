@@ -1,6 +1,6 @@
-"""Units: what heads, channels or blocks of the dense model are worth, before any of them goes.
+"""Scores of heads, channels, hidden dimensions or blocks of the dense model.
 
-What costs (gradients, passes over the text) is measured once per block and cached by content.
+Gradients and other expensive measurements are made once per block and cached by content.
 B = windows of a batch, T = tokens of a window, D = hidden size.
 """
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from workers.engine.store.run import Run
 
 Measured = list[dict[str, "Tensor"]]
-"""Per block: what the method found."""
+"""Per block: name -> measurement of the method."""
 
 
 def score_units(spec: CompressionSpec, model: LoadedModel, calibration: Calibration | None, run: Run) -> Units:
@@ -106,7 +106,7 @@ def _of_measured(
     calibration: Calibration | None,
     run: Run,
 ) -> Scores:
-    """A score of units, from what its method measures of every block."""
+    """A score of units, from its method's measurements of every block."""
     assert spec.score is not None  # whose method it is
     assert method.measure is not None  # unit scorers have one
     key = environment(model) | {
@@ -138,7 +138,8 @@ def _facts(
     calibration: Calibration | None,
     run: Run,
 ) -> Iterator[DenseUnits]:
-    """The blocks, in some order, with what the score needs to know of them. NumericalFailure where one is broken."""
+    """The blocks, in some order, with the measurements that the score needs. NumericalFailure where one is not
+    finite."""
     needs = spec.unit_needs
 
     def facts(block: int, **known: object) -> DenseUnits:

@@ -61,7 +61,7 @@ def weight_pruner(
     needs: Stat = Stat.NONE,
     updates_weights: bool = False,
 ) -> Callable[[WeightPruner[P]], WeightPruner[P]]:
-    """Register what removes single weights; see `pruner`."""
+    """Register a pruner of single weights; see `pruner`."""
     return pruner(
         params,
         removes=WEIGHTS,
@@ -143,7 +143,7 @@ class Weights(Removal):
     def check_layer(
         self, spec: CompressionSpec, layer: LinearFacts, sparsity: float, weight_OI: Tensor, zeros: int
     ) -> None:
-        """As many zeros at least as its sparsity takes, and of a group of an N:M pattern no more weights than its N."""
+        """At least as many zeros as its sparsity takes, and at most N non-zeros in a group of an N:M pattern."""
         promised = _params(spec).removed(layer.shape, sparsity, spec.group)
         if zeros < promised:
             raise PromiseBroken(

@@ -1,4 +1,4 @@
-"""How many heads and channels of every block stay, from the sparsity of its layers. Import-light, for dry runs."""
+"""Number of heads and channels that every block keeps, from the sparsity of its layers. Import-light, for dry runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 Widths = Mapping[tuple[int, str], int]
 """(block, kind) -> units that stay."""
 _ROUNDED = 0.5001
-"""Of a step, a channel or `channel_multiple` of them, is what rounding to whole steps may leave in a block."""
+"""Fraction of a step (a channel, or `channel_multiple` of them) by which rounding may miss a block's share."""
 
 
 class UnitPruneParams(PruneMethodParams):
     """Base of the parameters of pruners that remove heads and channels."""
 
     at_most: AtMost | None
-    """What the result must fit into, where no target is given."""
+    """Size limits of the result, where no target is given."""
     units: tuple[Unit, ...]
-    """Which kinds go."""
+    """Kinds to remove."""
     protect_first: int
     protect_last: int
     """Blocks at either end that lose nothing."""
@@ -51,11 +51,11 @@ def kept_units(
 ) -> Widths:
     """Units that stay in every family: at least one of each, and what `allocate` says must.
 
-    What a block is asked for beyond what it may lose is taken from the others, but for protected ones, from each in
-    proportion to what it has left to lose. Heads are few and large: the number nearest to the attention's sparsity
-    goes. Channels make up for the difference, so that a block loses its share of parameters to within half a channel,
-    or half of `channel_multiple`; one that is to lose nothing keeps all. Raises InvalidSpec where the blocks together
-    cannot lose as much, naming what stands in the way, or one has no multiple of channels to keep.
+    Where a block may lose less than its share, the rest is taken from the other unprotected blocks, in proportion to
+    what each may still lose. Heads are few and large: the number nearest to the attention's sparsity is removed.
+    Channels make up for the difference, so that a block loses its share of parameters to within half a channel, or
+    half of `channel_multiple`; one whose share is zero keeps all. Raises InvalidSpec where the blocks together cannot
+    lose as much, naming the limit that prevents it, or where a block has no multiple of channels to keep.
     """
     kept: dict[tuple[int, str], int] = {(family.block, family.kind): family.units for family in found}
     wanted: dict[int, float] = {}
@@ -106,7 +106,7 @@ class _Block:
 
     @property
     def rounded(self) -> float:
-        """Parameters that whole units leave, or take, at most."""
+        """Most parameters by which rounding to whole units misses a budget."""
         unit = self.step * self.channels.unit_parameters if self.step else self.heads.unit_parameters
         return _ROUNDED * unit
 
@@ -128,7 +128,8 @@ class _Block:
 def _bounded(
     heads: Family, channels: Family, params: UnitPruneParams, allocate: MethodParams, *, asked: bool
 ) -> _Block:
-    """What of a block must stay. Raises InvalidSpec where it is asked for something and no multiple of channels can."""
+    """The least that a block keeps. Raises InvalidSpec where it must lose something and no multiple of channels
+    fits."""
     step, least_heads, least_channels = 0, heads.units, channels.units
     if "head" in params.units:
         least_heads = heads.units - most_units(heads.units, allocate.most_of_units)
@@ -147,7 +148,7 @@ def _bounded(
 
 
 def most_units(units: int, most: float) -> int:
-    """How many of a family may go when at most the fraction `most` of it does: one always stays."""
+    """Most units of a family that may be removed, at most the fraction `most`; one always stays."""
     return min(units - 1, math.floor(most * units + 1e-9))  # 0.29 of 100 is 29, although their product lies below
 
 

@@ -1,7 +1,7 @@
-"""Allocate: the global sparsity, spread over the layers; and found, where the spec bounds the perplexity instead.
+"""Allocate: spread the global sparsity over the layers, and search for it where the spec gives a bound instead.
 
-What costs (statistics of the dense model, what an allocator measures of its blocks) is measured once and cached by
-content, so that jobs on the same model and text share it.
+Statistics of the dense model and an allocator's measurements of its blocks are made once and cached by content, so that
+jobs on the same model and text share them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from workers.engine.store.run import Run
 
 RATIO_STEP = 1 / 256
-"""How finely a sparsity is searched for."""
+"""Step of the search for a sparsity."""
 
 
 def allocate(
@@ -59,7 +59,7 @@ def allocate(
     units: Units | None,
     tries: Tries,
 ) -> Allocation:
-    """The allocation of this try; kept in its resume points, so that a retry prunes to the same. NumericalFailure."""
+    """The allocation of this try, kept in its resume points, so that a retry uses the same. Raises NumericalFailure."""
     run, resume = tries.shared, tries.present.checkpoint
     if saved := resume.load_json("allocation"):
         return Allocation(**saved)
@@ -99,7 +99,7 @@ def allocate(
             except InvalidSpec as error:
                 if tries.number == 1:
                     raise
-                raise tries.given_up() from error  # nobody asked for the bound that this try is held to
+                raise tries.given_up() from error  # this try's bound is tighter than the spec's
         if target is not None:
             found = Allocation(target, removal.spread(spec, facts, target), metrics, foreseen)
         else:
@@ -112,12 +112,12 @@ def allocate(
 
 
 def _rule(params: MethodParams, facts: AllocationFacts) -> Callable[[float], Mapping[str, float]]:
-    """What another allocator makes of a sparsity."""
+    """A function from a global sparsity to the sparsities of layers by another allocator."""
     return lambda sparsity: method_of("allocate", params).function(facts, sparsity, params)
 
 
 def _decode_time(spec: CompressionSpec, model: LoadedModel, events: Events) -> Callable[[Outcome], float]:
-    """What foretells the time of a decode step, as a fraction of the dense model's."""
+    """A function that predicts the time of a decode step, as a fraction of the dense model's."""
     budget = memory_budget(spec.compute.memory_budget, model.device)
     resident = whole_models(spec, model.source, model.architecture, budget) > 1
     return removal_of(spec).decode_time(spec, model, resident, events)
@@ -136,7 +136,8 @@ def _metrics(
     stats: Statistics,
     run: Run,
 ) -> Mapping[str, float]:
-    """What an allocator with these parameters measures of every dense block, if it measures anything."""
+    """Layer name -> metric of an allocator with these parameters, on every dense block; empty if it measures
+    nothing."""
     method = method_of("allocate", params)
     if method.measure is None:
         return {}
@@ -169,7 +170,7 @@ def _metrics(
 
 
 def _measured(method: Method, block: DenseBlock, params: MethodParams) -> Mapping[str, float]:
-    """What the allocator finds in one block. Raises NumericalFailure if that, or a weight, is not a number."""
+    """Layer name -> metric of the layers of one block. Raises NumericalFailure if one, or a weight, is not finite."""
     for name, weight_OI in block.weights.items():
         if not finite(weight_OI):
             raise NumericalFailure(f"{name}: its weights are infinite or NaN", "check the dense model")

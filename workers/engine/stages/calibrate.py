@@ -1,4 +1,4 @@
-"""Calibrate: the text whose activations are looked at. N = windows, T = tokens of a window."""
+"""Calibrate: read the text that activations are measured on. N = windows, T = tokens of a window."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
 
 FEWEST_TOKENS = 16
-"""Distinct tokens below which no text is a language's: padding, one repeated word. English reaches it in a sentence."""
+"""Least number of distinct tokens: padding or a repeated word has fewer, a sentence of English has more."""
 
 
 def refuse_unknown_tokens(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> None:
@@ -47,9 +47,10 @@ def refuse_unknown_tokens(spec: CompressionSpec, model: LoadedModel, sources: So
 
 
 def calibration(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> Calibration | None:
-    """The windows of the spec, or None if nothing in it looks at activations.
+    """The windows of the spec, or None if nothing in it needs activations.
 
-    Raises what reading data raises, and DegenerateCalibration where the windows hold next to no different tokens.
+    Raises what reading data raises, and DegenerateCalibration where the windows hold fewer than FEWEST_TOKENS distinct
+    tokens.
     """
     if spec.needs is Stat.NONE:
         return None

@@ -1,8 +1,8 @@
 """Evaluate: every measurement of the spec, on the dense and on the pruned model, in one run with one data set.
 
-The models are loaded as any user would load them, from their folders by plain transformers, so that the pruned half
-is also the test that the result loads. One is held at a time; where one does not fit, its blocks are, one at a time.
-What drifts with the machine is measured last, on both models in turn, of which both are held if they fit.
+The models are loaded from their folders by plain transformers, as users load them, which also tests that the result
+loads. One is in memory at a time; where it does not fit, one of its blocks is. Measurements that drift with the machine
+are made last, on both models in turn; both are in memory if they fit.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
     from workers.engine.store.run import Run
 
 DENSE_MEASUREMENTS = "dense-measurements"
-"""By evaluation; without times, which belong to an attempt."""
+"""Resume point: measurements of the dense model by evaluation, without times."""
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What an evaluator sees, as `EvaluationContext` says."""
+    """The context of an evaluator, see `EvaluationContext`."""
 
     loaded: LoadedModel
     """The model's files and structure."""
@@ -128,12 +128,12 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the stage found."""
+    """Results of the stage."""
 
     metrics: list[Metric]
     samples: list[Sample]
     data_digests: dict[str, str]
-    """Data label -> `sha256:` digest of what was read."""
+    """Data label -> `sha256:` digest of the data read."""
     texts: list[TextReport]
 
 
@@ -145,10 +145,10 @@ def evaluate(
     run: Run,
     check_ratio: Callable[[float], None] = lambda ratio: None,
 ) -> Evaluation:
-    """Measure both models. What does not drift is kept of the dense one: a retry does not measure it again.
+    """Measure both models. Measurements of the dense one that do not drift are kept for a retry.
 
-    Where the spec bounds a perplexity, that is measured first, and `check_ratio` told pruned / dense; what it raises
-    ends the stage. Without measurements in the spec no model is loaded. Raises MemoryBudgetTooSmall.
+    Where the spec bounds a perplexity, that is measured first, and `check_ratio` called with pruned / dense; its
+    exceptions end the stage. Without measurements in the spec no model is loaded. Raises MemoryBudgetTooSmall.
     """
     if not spec.evaluate:
         return Evaluation([], [], {}, [])
@@ -179,7 +179,7 @@ def evaluate(
         return method_of("evaluate", params).function(context, params)
 
     def measure(loaded: LoadedModel, compare: Callable[[int, float], None]) -> dict[int, list[Measurement]]:
-        """`compare` is told the value that the spec bounds, as soon as it is measured."""
+        """Calls `compare` with the value that the spec bounds, as soon as it is measured."""
         measured: dict[int, list[Measurement]] = {}
         for index, params in sorted(enumerate(spec.evaluate), key=lambda item: item[1] is not spec.ratio_text):
             if index not in paired:
@@ -217,7 +217,7 @@ def evaluate(
 
 
 class _Held:
-    """Whole models in memory, at most so many; none where `most` is 0."""
+    """Whole models in memory, at most `most`, which may be 0."""
 
     def __init__(self, dense: LoadedModel, most: int, events: Events, budget: int) -> None:
         self.dense, self.most = dense, most
@@ -226,7 +226,7 @@ class _Held:
             events.log(f"the models do not fit in {budget / 2**20:.0f} MiB: they are measured block by block")
 
     def model(self, loaded: LoadedModel) -> PreTrainedModel | None:
-        """The model as a whole. The one held longest goes where there is no room for it."""
+        """The whole model, or None where `most` is 0. The one loaded first is dropped where there is no room."""
         if self.most and loaded.path not in self._models:
             while len(self._models) >= self.most:
                 self._models.pop(next(iter(self._models)))
@@ -237,7 +237,8 @@ class _Held:
 
 
 def join(dense: list[Measurement], pruned: list[Measurement], *, resumed: bool = False) -> list[Metric]:
-    """Pair what was measured on the two models, in the spec's order. `resumed`: the dense by an earlier attempt."""
+    """Pair measurements of the two models, in the spec's order. `resumed`: an earlier attempt measured the dense
+    one."""
     metrics = []
     for before, after in zip(dense, pruned, strict=True):
         if before.name != after.name:
@@ -273,7 +274,7 @@ def apart(metrics: list[Metric]) -> list[Metric]:
 
 
 def metric_of(probe: Probe, found: Comparison) -> Metric:
-    """What paired rounds say of the number that the probe reads."""
+    """The metric of a probe, from paired rounds."""
     return Metric(
         name=probe.name,
         unit=probe.unit,

@@ -1,4 +1,4 @@
-"""Load: the model of a spec, which has been found and checked, downloaded; no weights are read yet."""
+"""Load: download the model of a spec, after its checks. No weights are read yet."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def load(spec: CompressionSpec, prospect: Prospect) -> LoadedModel:
-    """Download the model, as far as it is not there; read no weights yet.
+    """Download the files of the model that are missing; read no weights yet.
 
     Raises UnsupportedModel where transformers cannot read the tokenizer or build the config.
     """
     architecture, source = prospect.architecture, replace(prospect.source, path=download(prospect.source))
     assert source.path is not None  # downloaded if it was not there
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
-    generation_settings(source.path, source.id)  # refused now rather than when it is evaluated
+    generation_settings(source.path, source.id)  # raises before the work, not when it is evaluated
     budget = planned_memory(spec.compute.memory_budget, device)
     most = GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
     tokens = batch_tokens(spec, source, architecture, budget=budget, most=most)

@@ -1,4 +1,4 @@
-"""Package: the files beside the weights that make a folder a model, a report and a proof.
+"""Package: write the files beside the weights: tokenizer, settings, report, model card, manifest.
 
 Weights, config and tokenizer are the same bytes for the same spec on the same machine; the report, its page, the
 model card and the manifest carry timings and differ from run to run.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def package(source_dir: Path, model_dir: Path, report: Report) -> Manifest:
     """Complete `model_dir` (weights and config are there): tokenizer, generation config, card, report, manifest.
 
-    Written last, so the manifest lists every other file; the time this takes is the one it cannot tell.
+    The manifest is written last, so it lists every other file. The report cannot have the time of this stage.
     """
     for name in companions(names_in(source_dir)):
         _copy(source_dir, model_dir, name)
@@ -41,7 +41,7 @@ def package(source_dir: Path, model_dir: Path, report: Report) -> Manifest:
 
 
 def _copy(source_dir: Path, model_dir: Path, name: str) -> None:
-    """A companion as it is, but for an `auto_map`: the code that it names is not passed on."""
+    """Copy a companion file, without an `auto_map`, which names code that is not copied."""
     (model_dir / name).parent.mkdir(exist_ok=True)
     if name == TOKENIZER_CONFIG and "auto_map" in (settings := read_json(source_dir, name, digits=TOKENIZER_DIGITS)):
         del settings["auto_map"]

@@ -1,8 +1,8 @@
-"""Prune: what the allocation asks for goes, block by block, into the checkpoint. An `Edit` says what is written.
+"""Prune: remove what the allocation asks for, block by block, and write the blocks into the checkpoint.
 
-Each block is loaded, its inputs are looked at, its layers are scored and pruned, and the pruned block, rounded to the
-type it will be stored in, makes the inputs of the next: what later layers are calibrated on is what they will see in
-use. While a block is at work the next one's weights are read and the previous one is made durable.
+Each block is loaded, statistics of its inputs are collected, its layers are scored and pruned by an `Edit`, and the
+pruned block, rounded to the type it will be stored in, makes the inputs of the next: later layers are calibrated on the
+inputs that they will have in use. Meanwhile the next block's weights are read and the previous block is written.
 O = outputs, I = inputs.
 """
 
@@ -52,9 +52,9 @@ def prune(
     allocation: Allocation,
     run: Run,
 ) -> tuple[Outcome, int]:
-    """The structure of the result, and how many of its blocks were found done.
+    """(structure of the result, number of its blocks that resume points held already).
 
-    Raises NumericalFailure, and InvalidSpec or UnsupportedModel where the structure is not to be had.
+    Raises NumericalFailure, and InvalidSpec or UnsupportedModel where the structure is impossible.
     """
     edit = removal_of(spec).edit(spec, model, units, allocation.sparsity, run.clock)
     config_after(model.source.config, edit.outcome)  # refuses what no config can say, before the work
@@ -68,7 +68,7 @@ def prune(
 def layer_reports(
     spec: CompressionSpec, model: LoadedModel, allocation: Allocation, outcome: Outcome, folder: Path
 ) -> list[LayerReport]:
-    """What became of every layer of the dense model, counted in the files of `folder`, the result.
+    """Every layer of the dense model as it is in the result, counted in the files of `folder`.
 
     Raises PromiseBroken where that is not what the allocation asked for.
     """
@@ -142,15 +142,15 @@ class _Pruning:
         self.run.events.progress(start, len(self.edit.outcome.blocks), "block")
 
     def _resume(self, way: Walk, finished: int) -> tuple[int, States]:
-        """First block still to do, and what enters it."""
-        # Not behind a block that is missing or damaged.
+        """(first block still to do, its inputs)."""
+        # Not beyond a block that is missing or damaged.
         if found := self.run.checkpoint.latest_hidden(finished):
             start, file = found
             return start, way.resume(file)
         return 0, way.enter()
 
     def _unseen(self, block: int, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The block's tensors, its linear layers pruned without a look at what they read."""
+        """The block's tensors, its linear layers pruned without statistics of their inputs."""
         tensors = dict(dense)
         for layers in self.model.architecture.streams(block).values():
             tensors |= self.edit.prune_stream(layers, dense, LinearStats())
@@ -173,12 +173,12 @@ class _Pruning:
         return stored
 
     def _streams(self, at: At) -> Iterator[tuple[str, LinearStats]]:
-        """Statistics of each stream, when it is the turn of the layers that read it."""
+        """(stream, its statistics), each right before the layers that read it are pruned."""
         needs = self.spec.walk_needs
         if self.spec.refresh == "block":
             with self.run.clock.measure("calibrate"):
                 stats = collect(at, needs)
-            # Handed over one by one, and dropped when used: a Gram matrix can be as large as a layer.
+            # Yielded one by one and dropped after use: a Gram matrix can be as large as a layer.
             while stats:
                 stream = next(iter(stats))
                 yield stream, stats.pop(stream)
@@ -197,7 +197,7 @@ class _Pruning:
 
 
 class _Keeper:
-    """Writes finished blocks, under their numbers in the result, while the next one is at work."""
+    """Writes finished blocks, under their numbers in the result, while the next one is computed."""
 
     def __init__(self, pruning: _Pruning, writer: ThreadPoolExecutor, start: int) -> None:
         self._pruning, self._writer, self._next = pruning, writer, start

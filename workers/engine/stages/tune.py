@@ -1,6 +1,6 @@
-"""Tune: trains the assembled model for a while and writes what came of it over the files it was read from.
+"""Tune: train the assembled model and write the result over the files it was read from.
 
-The model is taken whole, from its folder, however it was pruned. Every attempt assembles that folder anew, from the
+The whole model is loaded from its folder, however it was pruned. Every attempt assembles that folder anew, from the
 checkpoint and to the same bytes, so a resume point holds the training alone. The order of the windows and the dropout
 of a step follow from the seed and the step, so a resumed run ends in the same bytes. Tensors that were not trained keep
 theirs, and zeros stay zeros. B = windows, T = tokens of one.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 CHECKPOINT_S = 60.0
 """Least time between resume points."""
 MAX_GRADIENT_NORM = 1.0
-"""The gradient of all that trains is cut to this length, as transformers' Trainer does by default."""
+"""The gradient of all trained parameters is scaled down to this norm, as in transformers' Trainer by default."""
 _CURVE_POINTS = 100
 
 
@@ -58,9 +58,9 @@ def tune(
     run: Run,
     window_T: Tensor,
 ) -> tuple[TuneReport, TunedTraces]:
-    """Train the model in `folder`, and store the state with the lowest held-out loss in it. `dense` is what it was.
+    """Train the model in `folder`, and store the state with the lowest held-out loss in it. `dense`: the dense model.
 
-    Also returns what that state computes of a window of token ids [T]. Raises NumericalFailure where a loss is not
+    Also returns the traces of that state on a window of token ids [T]. Raises NumericalFailure where a loss is not
     finite, InvalidSpec where the pruned model does not fit the method.
     """
     training = _Training(spec, dense, folder, text, run)
@@ -81,7 +81,7 @@ class _Training:
         text: TuningText,
         run: Run,
     ) -> None:
-        """Prepare the model, and go to where a former attempt was, if there was one."""
+        """Prepare the model, and restore the last resume point, if there is one."""
         assert spec.tune is not None  # there is text for it
         self.params, self.dense, self.text = spec.tune, dense, text
         self.checkpoint, self.events = run.checkpoint, run.events
@@ -111,7 +111,7 @@ class _Training:
             self.events.resume(self.resumed_step, "step")
 
     def train(self) -> None:
-        """Go on to the last step, or until the held-out loss has not fallen for long enough."""
+        """Train to the last step, or until the held-out loss has not fallen for `patience` evaluations."""
         params, state = self.params, self.state
         if params.distill is not None:
             self.teacher = load_model(self.dense.path, self.dense.device, self.dense.dtype).requires_grad_(False)
@@ -134,7 +134,7 @@ class _Training:
         self.teacher = None
 
     def take_best(self) -> None:
-        """Go back to the state with the lowest held-out loss; the training is over."""
+        """Restore the state with the lowest held-out loss, after the last step."""
         self.model.eval()
         self.optimizer.zero_grad()
         self.optimizer.state.clear()
@@ -142,7 +142,7 @@ class _Training:
             parameter.data.copy_(self.best[name])
 
     def write(self) -> None:
-        """Store what trained in the folder's files, each tensor rounded once to the type it is stored in."""
+        """Write trained tensors into the folder's files, each rounded once to its stored type."""
         for name, piece in self.slices.items():
             stored = read_tensor(piece)
             exact = stored.to(self.dense.device, torch.float32)
@@ -184,7 +184,7 @@ class _Training:
         )
 
     def _prepared(self) -> Trainable:
-        """The model, made ready by the method; what trains is float32, with the bits that are stored."""
+        """The model, prepared by the method; trained parameters are float32, read from the stored values."""
         torch.manual_seed(self.params.seed)
         trainable: Trainable = method_of("tune", self.params).function(self.model, self.architecture, self.params)
         for name, parameter in trainable.parameters.items():
@@ -193,14 +193,14 @@ class _Training:
         if self.params.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
         if self.dense.device.type == "cpu":
-            # What was loaded may still be the files' own pages, and those will be written over.
+            # Loaded tensors may be mapped from the files, which will be overwritten.
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 tensor.data = tensor.data.clone()
         give_back()  # the pages, and weights that became codes
         return trainable
 
     def _step(self) -> float:
-        """One update of what trains; the loss before it."""
+        """Update the trained parameters once; returns the loss before that."""
         params = self.params
         ids_BT = self.text.batch(params, self.state.step).to(self.dense.device)
         torch.manual_seed((params.seed << 24) + self.state.step + 1)  # dropout's
@@ -238,7 +238,7 @@ class _Training:
         return (1 - distill.weight) * loss + distill.weight * from_dense
 
     def _look(self) -> None:
-        """Measure the held-out loss, and keep what trains if it is the lowest so far."""
+        """Measure the held-out loss, and keep the trained parameters if it is the lowest so far."""
         state = self.state
         loss = self._holdout_loss("/tune/learning_rate", f"lower `learning_rate`, {self.params.learning_rate:g} now")
         train_loss = math.fsum(state.train_losses) / len(state.train_losses) if state.train_losses else None
@@ -262,7 +262,7 @@ class _Training:
         return loss
 
     def _precision(self) -> AbstractContextManager[Any]:
-        """Where float32 parameters meet activations of another compute type."""
+        """Autocast, where activations have another compute type than the float32 parameters."""
         if self.dense.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.dense.device.type, self.dense.dtype)

@@ -1,1 +1,1 @@
-"""Store: what is kept on disk between attempts and jobs."""
+"""Store: files kept between attempts and jobs."""

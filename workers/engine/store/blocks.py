@@ -69,7 +69,7 @@ class Blocks:
                 taken.path.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Give up the blocks that were added and not sealed."""
+        """Drop the blocks that were added and not sealed."""
         with self._lock:
             taken, self._open = self._open, None
         if taken is not None:

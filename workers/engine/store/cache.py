@@ -1,8 +1,8 @@
-"""What was measured of a model once, for later jobs: files named by the digest of everything that decided them.
+"""Cache of measurements of models, for later jobs: files named by the digest of all values that they depend on.
 
     <kind>/<digest of the key>.<digest of the content>.json         or .safetensors
 
-A few kilobytes per model and text (statistics, not scores: a score follows from them and the weights at once). Safe to
+A few kilobytes per model and text (statistics, not scores, which are computed from them and the weights). Safe to
 delete at any time; entries appear whole or not at all, and one whose content does not have its digest is set aside and
 measured again (`sealed.py`).
 """
@@ -35,7 +35,7 @@ class Cache:
         self._events = events
 
     def json(self, kind: str, key: Mapping[str, Any]) -> Any | None:
-        """What `keep_json` kept under `key`, or None."""
+        """The value that `keep_json` kept under `key`, or None."""
         if path := self._find(kind, key, ".json"):
             with suppress(FileNotFoundError):  # deleted meanwhile
                 return json.loads(path.read_text())
@@ -46,7 +46,7 @@ class Cache:
         self._write(kind, key, ".json", lambda path: path.write_text(text))
 
     def tensors(self, kind: str, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """What `keep_tensors` kept under `key`, or None."""
+        """The tensors that `keep_tensors` kept under `key`, or None."""
         if path := self._find(kind, key, ".safetensors"):
             with suppress(FileNotFoundError):
                 found: dict[str, Tensor] = load_file(path)

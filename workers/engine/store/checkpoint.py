@@ -1,19 +1,20 @@
-"""Resume points: a folder from which a killed job goes on where it was, to the same bytes.
+"""Resume points: a folder from which a killed job continues, to the same bytes.
 
-    fingerprint.<digest>.json           what decided the numbers; another fingerprint is refused
+    fingerprint.<digest>.json           values that the numbers depend on; another fingerprint is refused
     outside.<digest>.safetensors        tensors that belong to no block, in the type they ship in
     blocks-00003-00007.<digest>.bin     finished blocks, as they ship (`blocks.py`)
     hidden-00008.<digest>.bin           input of the first block still to do (all calibration windows)
     grams-00003.<digest>.safetensors    second moments of a dense block's inputs, where trial prunings need them
-    tuning.<digest>.safetensors         how far the training is: what trains, the optimiser's moments, the best state
+    tuning.<digest>.safetensors         state of the training: parameters, the optimiser's moments, the best state
     <name>.<digest>.json                results of whole stages
     try-2/                              the same of a further try, where the first result broke what the spec bounds
 
 Every file appears whole or not at all (temporary name, fsync, rename). The digest is that of its content: a file that
 does not have it is set aside and counts as absent (`sealed.py`), and its work is done again. The fingerprint alone
 decides what a file holds. So two processes may share the folder (a worker thought dead, and its successor): whatever
-one of them writes is what the other would have written. `tuning` is one of many points of the same course: an older one
-costs time, no more. What is cheap to have again (`grams`) is not flushed to the disk: its digest says if it is whole.
+one of them writes is what the other would have written. `tuning` is one of many points of the same training: an older
+one only costs time. Files that are cheap to make again (`grams`) are not flushed to the disk: the digest tells if one
+is whole.
 
 While blocks are done, points are written in the background and not after every block (`points.py`). A point is a file
 of blocks and, after it, the hidden states behind them; a kill between the two leaves the older states and more blocks.
@@ -48,10 +49,10 @@ _TENSORS = ".safetensors"
 
 
 class Held(Protocol):
-    """Hidden states that somebody holds until they are closed."""
+    """Hidden states that are kept until they are closed."""
 
     def as_file(self, new_file: Callable[[], BinaryIO]) -> AbstractContextManager[BinaryIO]:
-        """A file of what they are; made by `new_file`, if they are in none."""
+        """A file that holds them; made by `new_file`, if they are in none."""
 
     def close(self) -> None: ...
 
@@ -69,16 +70,16 @@ class Checkpoint:
         self._points = points or Points(0)
         self._sealed = Sealed(directory, events)
         self._blocks = Blocks(directory, self._sealed)
-        # Half-written files of an attempt that died. If it lives after all, its rename fails and it ends: it is stale.
+        # Half-written files of an attempt that died. Should it still run, its rename fails and ends it.
         for leftover in directory.glob("*.tmp"):
             leftover.unlink(missing_ok=True)
 
     def claim(self, fingerprint: Mapping[str, str]) -> None:
-        """Stamp the folder with what decides the numbers. Raises CheckpointMismatch if it bears another stamp."""
+        """Write the fingerprint into the folder. Raises CheckpointMismatch if it holds another one."""
         found = self.load_json("fingerprint")
         if found is None:
             if any(self.directory.glob(f"fingerprint.*{DAMAGED}")):
-                self._forget()  # whose they are cannot be known any more
+                self._forget()  # it is not known which job they are of
             self.save_json("fingerprint", dict(fingerprint))
         elif found != fingerprint:
             names = sorted(k for k in {*found, *fingerprint} if found.get(k) != fingerprint.get(k))
@@ -88,7 +89,7 @@ class Checkpoint:
             )
 
     def of_try(self, number: int) -> Checkpoint:
-        """The resume points of a further try, in a folder of their own: what a former one wrote stays apart."""
+        """The resume points of a further try, in a folder of their own."""
         return Checkpoint(self.directory / f"try-{number}", self._events, self._points)
 
     def forget_result(self) -> None:
@@ -103,7 +104,7 @@ class Checkpoint:
         self._sealed.write(name, ".json", lambda path: path.write_text(text), durable=True)
 
     def load_json(self, name: str) -> Any | None:
-        """What `save_json` kept, or None."""
+        """The value that `save_json` kept, or None."""
         while path := self._sealed.find(name, ".json"):
             with suppress(FileNotFoundError):  # a newer one has taken its place: look again
                 return json.loads(path.read_text())
@@ -122,7 +123,7 @@ class Checkpoint:
 
     @contextmanager
     def adding_blocks(self) -> Iterator[None]:
-        """For as long as blocks are added: at its end all of them are durable, or what writing raised is raised."""
+        """Context within which blocks are added. At its end all are durable, or an error of writing them is raised."""
         try:
             yield
             self._points.settle()
@@ -135,10 +136,10 @@ class Checkpoint:
         self._blocks.add(index, tensors)
 
     def offer_point(self, done: int, states: Held | None, written: Callable[[], None]) -> None:
-        """So many blocks are added, and `states` enter the next: a point, to be written when it is due.
+        """Offer a resume point after `done` blocks, `states` being the inputs of the next; it is written when due.
 
-        `states` are closed when they are not needed for it any more; `written` is called once it is durable. Raises
-        what writing an earlier one raised.
+        `states` are closed when they are no longer needed for it; `written` is called once it is durable. Raises an
+        error of writing an earlier point.
         """
 
         def write() -> None:
@@ -162,7 +163,7 @@ class Checkpoint:
         return temporary_for(self.directory / "hidden").open("w+b", buffering=0)
 
     def keep_hidden(self, block: int, file: BinaryIO) -> None:
-        """Make the file the input of `block`; inputs of earlier blocks are of no more use then."""
+        """Make the file the input of `block`; inputs of earlier blocks are removed."""
         self._sealed.adopt(f"hidden-{block:05d}", ".bin", Path(file.name), durable=True)
         for index, path in self._hidden():
             if index < block:
@@ -177,16 +178,16 @@ class Checkpoint:
                     if path is not None:
                         return index, path.open("rb", buffering=0)
                 except FileNotFoundError:
-                    # Whoever else works here deletes this file only after writing a further one: look again.
+                    # Another process deletes this file only after writing a further one: look again.
                     return self.latest_hidden(at_most)
         return None
 
     def save_tuning(self, tensors: Mapping[str, Tensor], state: Any) -> None:
-        """Keep a point of the training: tensors and a JSON-serialisable state, in one file so that they fit."""
+        """Keep a point of the training: tensors and a JSON-serialisable state, in one file."""
         self._save("tuning", tensors, metadata={"state": json.dumps(state, sort_keys=True)})
 
     def load_tuning(self) -> tuple[dict[str, Tensor], Any] | None:
-        """What `save_tuning` kept last, on the CPU, or None."""
+        """(tensors on the CPU, state) that `save_tuning` kept last, or None."""
         while path := self._sealed.find("tuning", _TENSORS):
             with suppress(FileNotFoundError), safe_open(path, framework="pt") as stored:
                 state = json.loads(stored.metadata()["state"])

@@ -1,4 +1,5 @@
-"""Time and memory per stage. A stage inside another takes its time off the outer one, so that the sum is the whole."""
+"""Time and memory per stage. The time of an inner stage is not counted in the outer one, so that the sum is the
+total."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ class Clock:
         ]
 
     def _charge(self) -> None:
-        """Book what happened since the last call to the innermost running stage."""
+        """Add the time since the last call to the innermost running stage."""
         if _gpu_in_use():
             torch.cuda.current_stream().synchronize()  # of what is computed: copies go on meanwhile
         now, cpu_now = time.perf_counter(), time.process_time()
@@ -86,7 +87,7 @@ class Clock:
 
 
 def _gpu_in_use() -> bool:
-    """Whether this process has touched CUDA; asking must not be what does."""
+    """Whether this process has initialised CUDA, without initialising it."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 

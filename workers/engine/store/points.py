@@ -1,7 +1,7 @@
-"""When resume points are written: in the background, as seldom as the work at risk allows. Import-light.
+"""Write resume points in the background, as rarely as the bound on lost work allows. Import-light.
 
-A kill costs what was done since the last point. So one is written as soon as the next unit of work (a block) would
-bring that beyond `every_s`: a kill costs `every_s` or one unit, whichever is more, and what the disk takes.
+A kill loses the work since the last point. So a point is written as soon as the next unit of work (a block) would make
+that more than `every_s`: a kill loses `every_s` or one unit, whichever is more, and the time of the write.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Points:
         self._error: BaseException | None = None
         self._draining = False
         self._kept_s = self._offered_s = time.monotonic()
-        """When the work that the last point holds was done, and that of the last offer."""
+        """Times at which the work of the last point, and of the last offer, was done."""
 
     def offer(self, write: Callable[[], None], drop: Callable[[], None] = lambda: None) -> None:
-        """`write` makes a further point, now, later or not at all, as further ones supersede it; `drop` is called then.
+        """`write` makes a further point, now or later; where a further one replaces it first, `drop` is called instead.
 
-        Raises what writing an earlier point raised.
+        Raises an error of writing an earlier point.
         """
         now_s = time.monotonic()
         with self._lock:
-            refused = self._draining  # what waits is what the drain writes
+            refused = self._draining  # the drain writes the point that waits
             if not refused:
                 before, self._waiting = self._waiting, _Offer(write, drop, now_s)
             due = now_s + (now_s - self._offered_s) - self._kept_s > self.every_s
@@ -62,12 +62,12 @@ class Points:
         self._raise()
 
     def settle(self) -> None:
-        """Write what is waiting, and return when it is durable. Raises what writing raised."""
+        """Write the waiting point, and return when it is durable. Raises errors of writing."""
         self._write()
         self._raise()
 
     def give_up(self) -> None:
-        """Forget what is waiting and what failed, once nothing is being written any more."""
+        """Drop the waiting point and errors, once no write is in progress."""
         with self._lock:
             waiting, self._waiting = self._waiting, None
         if waiting is not None:
@@ -76,13 +76,13 @@ class Points:
             self._error = None
 
     def drain(self) -> None:
-        """The process is about to end: write what is waiting, and take nothing more. Never raises."""
+        """Write the waiting point and accept no more, as the process is about to end. Never raises."""
         with self._lock:
             self._draining = True
         self._write()
 
     def _write(self) -> None:
-        """Write what is waiting, after what is being written."""
+        """Write the waiting point, after a write in progress."""
         with self._writing:
             with self._lock:
                 offer, self._waiting = self._waiting, None
@@ -91,7 +91,7 @@ class Points:
             try:
                 offer.write()
                 self._kept_s = offer.at_s
-            except BaseException as error:  # of a thread: whoever offers or settles next raises it
+            except BaseException as error:  # of a thread: the next offer or settle raises it
                 self._error = error
             finally:
                 offer.drop()

@@ -1,4 +1,4 @@
-"""Files whose name holds the digest of their content, so that a damaged one is known and never used.
+"""Files whose names hold the digest of their content, so that damage is detected and the file not used.
 
     <stem>.<digest><suffix>      outside.99aa06d3014798d86001c324468d497f.safetensors
 
@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# 128 bits of XXH3 read 28 GB/s on one core, sha256 1.7: faults of disks are looked for here, not forgery, as whoever
-# can write into these folders can write digests too. What leaves the service has sha256 (`manifest.py`).
+# 128 bits of XXH3 read 28 GB/s on one core, sha256 1.7: this detects faults of disks, not forgery: who can write
+# into these folders can write digests too. Files that leave the service have sha256 (`manifest.py`).
 from xxhash import xxh3_128
 
 from workers.engine.files.atomic_files import sync, temporary_for
@@ -28,7 +28,7 @@ _PIECE_BYTES = 2**22
 
 
 class Sealed:
-    """The sealed files of one folder. What this process wrote or checked is not read a second time to check it."""
+    """The sealed files of one folder. Files that this process wrote or checked are not checked again."""
 
     def __init__(self, folder: Path, events: Events | None = None) -> None:
         self._folder = folder
@@ -61,7 +61,7 @@ class Sealed:
                 path.unlink(missing_ok=True)
 
     def find(self, stem: str, suffix: str) -> Path | None:
-        """The file of a stem, the newest if there are several. One that is damaged is set aside, and said to be."""
+        """The file of a stem, the newest if there are several. A damaged one is set aside and reported as an event."""
         for path in self._of(stem, suffix):
             if path.name in self._whole or self._is_whole(path):
                 return path
@@ -73,7 +73,7 @@ class Sealed:
         found = []
         for path in self._folder.glob(f"{stem}.*{suffix}"):
             if name.fullmatch(path.name):
-                with suppress(FileNotFoundError):  # whoever else works here has put a newer one in its place
+                with suppress(FileNotFoundError):  # another process has replaced it by a newer one
                     found.append((path.stat().st_mtime_ns, path))
         return [path for _, path in sorted(found, reverse=True)]
 

@@ -1,1 +1,1 @@
-"""Training: what a pruned model is trained with."""
+"""Training: layers, losses, text and state for tuning a pruned model."""

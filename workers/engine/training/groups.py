@@ -32,7 +32,7 @@ def packed(codes_OI: Tensor, bits: int) -> Tensor:
 
 
 def unpacked(bytes_OP: Tensor, bits: int) -> Tensor:
-    """What was `packed`, uint8 [O, I]."""
+    """The codes that were `packed`, uint8 [O, I]."""
     shifts_K = torch.arange(0, _BYTE, bits, device=bytes_OP.device, dtype=torch.uint8)
     codes_OPK = torch.bitwise_and(bytes_OP.unsqueeze(2) >> shifts_K, 2**bits - 1)
     return codes_OPK.flatten(1)
@@ -80,11 +80,11 @@ class GroupLinear(nn.Module):
         self.register_buffer("least_OG", low_OG)
 
     def offsets(self) -> Tensor:
-        """What the adapter adds to every kept weight of each group, float32 [O, G]."""
+        """The number that the adapter adds to every kept weight of each group, float32 [O, G]."""
         return self.scale * (self.b_OR @ self.a_RG)
 
     def kept(self) -> Tensor | None:
-        """Which weights pruning left, boolean [O, I]; None where all of them."""
+        """Boolean [O, I]: weights that pruning left; None for all."""
         if not self.masked:
             return None
         return self.weight_OI != 0 if self.bits == UNQUANTISED else unpacked(self.mask_OP, 1).bool()
@@ -103,7 +103,7 @@ class GroupLinear(nn.Module):
         return self._moved(stored_OI, offset_OG) if self.bits == UNQUANTISED else self.dense(offset_OG)
 
     def sums(self, values_NI: Tensor) -> Tensor:
-        """Of each group, [N, G]."""
+        """Sums over the inputs of each group, [N, G]."""
         return self._grouped(values_NI).sum(dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class _GroupProduct(torch.autograd.Function):
 
 
 def replaced(model: nn.Module, layers: dict[str, nn.Linear], **group: Any) -> dict[str, GroupLinear]:
-    """Put a group layer in place of each linear layer, whose weights are let go one by one: `layers` is emptied."""
+    """Put a group layer in place of each linear layer, and free their weights one by one: `layers` is emptied."""
     found = {}
     for name in list(layers):
         found[name] = GroupLinear(layers.pop(name), **group)

@@ -14,7 +14,7 @@ def distillation(logits_BTV: Tensor, dense_BTV: Tensor, temperature: float) -> T
     """KL divergence of the dense model's next-token distributions from the tuned one's, in nats a token.
 
     Times the temperature's square, which keeps its gradients as large as the text's (Hinton et al. 2015,
-    arXiv:1503.02531). The last token's is left out: the text does not judge it either.
+    arXiv:1503.02531). The last position is left out, as in the loss on the text.
     """
     found = kl_div(
         (logits_BTV[:, :-1].flatten(0, 1).float() / temperature).log_softmax(dim=1),

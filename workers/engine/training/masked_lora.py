@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) whose update leaves pruned weights at zero; peft's own layer otherwise.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) whose update keeps pruned weights at zero; otherwise peft's layer.
 
 The update of a masked layer is M * (s B A), in the forward pass as in the merge, so what is trained is what ships. M is
-read off the frozen weight, and the update is made again in the backward pass instead of being kept.
+the non-zeros of the frozen weight; the update is recomputed in the backward pass instead of being kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a training is, and how it goes on from there: the content of its resume point.
+"""The state of a training: the content of its resume point.
 
 Neither the order of the windows nor random numbers are in it: both follow from the seed and the step.
 """
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class TuningState:
-    """All that is not a tensor."""
+    """The part of the state that is not tensors."""
 
     holdout_loss_before: float
-    """Of the pruned model, before it was prepared for training."""
+    """Held-out loss of the pruned model, before it was prepared for training."""
     step: int = 0
     """Steps done."""
     best_step: int = 0
     stale: int = 0
-    """Looks at the held-out windows since the best one."""
+    """Evaluations of the held-out windows since the best one."""
     train_losses: list[float] = field(default_factory=list)
-    """Of the steps since the last look."""
+    """Losses of the steps since the last evaluation."""
     curve: list[dict[str, Any]] = field(default_factory=list)
-    """A `TunePoint` for each look."""
+    """A `TunePoint` for each evaluation."""
     stopped_early: bool = False
     ended: bool = False
 
@@ -41,7 +41,7 @@ def captured(
     optimizer: Optimizer,
     schedule: LRScheduler,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON that `restored` understands. Of a training that has ended only the best state is kept."""
+    """(tensors, JSON) for `restored`. Of a training that has ended only the best state is kept."""
     tensors = {f"best/{name}": tensor for name, tensor in best.items()}
     found: dict[str, Any] = {"state": asdict(state)}
     if not state.ended:

@@ -1,4 +1,4 @@
-"""The text a pruned model is tuned on: windows to train on and windows to judge by, none in both. N = windows."""
+"""The text that a pruned model is tuned on: disjoint windows to train on and to evaluate on. N = windows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TuningText:
     def batch(self, params: TuneMethodParams, step: int) -> Tensor:
         """The windows of one step, int64 [batch, T]: every epoch goes through all windows in an order of its own.
 
-        Decided by the seed and the step alone, so that a resumed run reads on where the killed one was.
+        It depends on the seed and the step alone, so that a resumed run continues the order of the killed one.
         """
         count = len(self.train_NT)
         first, last = step * params.batch, (step + 1) * params.batch

@@ -1,7 +1,6 @@
-"""What a tuner makes of a model: the parameters that train, and the way back to plain weights. O, I = outputs, inputs.
+"""Trained parameters of a model, and how they are merged into plain weights. O, I = outputs, inputs.
 
-A zero in a linear layer of the blocks was put there by pruning and stays: tuners keep it out of the gradient and out of
-what they merge.
+A zero in a linear layer of the blocks comes from pruning and stays: its gradient and its update are zero.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def linears(model: nn.Module, architecture: Architecture) -> dict[str, nn.Linear]:
-    """The linear layers of the blocks, those that pruning looks at, by name in the order of the forward pass."""
+    """Name -> prunable linear layer of the blocks, in the order of the forward pass."""
     found: dict[str, nn.Linear] = {layer.name: model.get_submodule(layer.name) for layer in architecture.layers}  # type: ignore[misc]
     return found
 
 
 def mask_of(weight_OI: Tensor) -> Tensor | None:
-    """Which weights were left by pruning, boolean [O, I]; None where none is zero."""
+    """Boolean [O, I]: weights that pruning left; None where none is zero."""
     kept_OI = weight_OI != 0
     return None if bool(kept_OI.all()) else kept_OI
 
@@ -41,7 +40,7 @@ def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[st
             continue
         parameters[name] = parameter
         if (kept_OI := masks.get(name)) is not None:
-            # AdamW leaves a weight of zero alone whose gradient was always zero, decay included.
+            # AdamW does not change a weight of zero whose gradient was always zero, decay included.
             parameter.register_hook(lambda gradient, kept=kept_OI: gradient * kept)  # type: ignore[no-untyped-call]
     # A tied head may be stored under its own name too.
     values = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
