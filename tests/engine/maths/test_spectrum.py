@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from workers.engine.maths import spectrum
 from workers.engine.maths.spectrum import (
     LARGEST_ALPHA,
     LowerBound,
@@ -19,6 +20,7 @@ from workers.engine.maths.spectrum import (
     alpha_peak,
     eigenvalues,
     of_each,
+    stacked_eigenvalues,
     window_eigenvalues,
 )
 
@@ -83,6 +85,21 @@ class TestEigenvalues:
         kept_OI = matrix_OI.clone()
         assert torch.equal(eigenvalues(matrix_OI), eigenvalues(matrix_OI.float()))
         assert torch.equal(matrix_OI, kept_OI)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 10])
+def test_stacked_matrices_have_the_eigenvalues_of_each(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide and tall ones of one size, one of another, one that stays small, one without full rank."""
+    monkeypatch.setattr(spectrum, "GPU_SIDE", 40)
+    monkeypatch.setattr(spectrum, "_STACKED_BYTES", at_once * 4 * 48 * 48)
+    shapes = [(96, 48), (48, 48), (64, 64), (48, 120), (90, 20)]
+    matrices = [heavy_tailed(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    matrices.append(torch.outer(matrices[0][:, 0], matrices[1][0]))
+    found = stacked_eigenvalues(matrices)
+    assert len(found) == len(matrices)
+    for values_N, matrix_OI in zip(found, matrices, strict=True):
+        torch.testing.assert_close(values_N, eigenvalues(matrix_OI), rtol=1e-3, atol=0)
+        assert (values_N.dtype, values_N.device.type) == (torch.float64, "cpu")
 
 
 class TestWindows:

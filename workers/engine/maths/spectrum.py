@@ -8,7 +8,7 @@ a matrix; N also counts eigenvalues; C = candidates for the start of the tail; K
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
@@ -21,6 +21,12 @@ LowerBound = Literal["fixed", "compat"]
 
 LARGEST_ALPHA = 100.0
 """Alpha of a matrix whose eigenvalues are all equal would be infinite. Trained ones stay below 10."""
+GPU_SIDE = 512
+"""Smaller side of a matrix from which on it stays on its GPU: below, launches take more time there than the arithmetic.
+Reckoned, not measured; decided by size alone, so that the same job takes the same way everywhere."""
+_STACKED_BYTES = 2**31
+"""Of the Gram matrices that a GPU holds at once."""
+R = TypeVar("R")
 _ZERO = 1e-12
 """Eigenvalues up to this fraction of the largest are left out: zeros, but for rounding."""
 _NOISE = 1e-6
@@ -39,8 +45,48 @@ def eigenvalues(matrix_OI: Tensor) -> Tensor:
     That matters for the very smallest alone, on which all bins of `alpha_peak` hang: it is found again, accurately.
     Where many are noise, or the rank is not full, everything is done in float64.
     """
-    tall_LN = matrix_OI.float() if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.float().T
+    tall_LN = _tall(matrix_OI)
     found_N: Tensor = torch.linalg.eigvalsh(tall_LN.T @ tall_LN).cpu().double()
+    return _without_noise(found_N, tall_LN)
+
+
+def eigenvalues_of(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """`eigenvalues` of each: on a CPU one matrix a thread, on a GPU those of one size together.
+
+    From a GPU those whose smaller side is below GPU_SIDE go to the CPU.
+    """
+    return of_each(eigenvalues, matrices) if matrices[0].is_cpu else stacked_eigenvalues(matrices)
+
+
+def stacked_eigenvalues(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """`eigenvalues_of` a GPU's matrices."""
+    found: dict[int, Tensor] = {}
+    by_size: dict[int, list[int]] = {}
+    for index, matrix_OI in enumerate(matrices):
+        by_size.setdefault(min(matrix_OI.shape), []).append(index)
+    for size, indices in by_size.items():
+        if size < GPU_SIDE:
+            small = of_each(eigenvalues, [matrices[index].cpu() for index in indices])
+            found |= zip(indices, small, strict=True)
+            continue
+        at_once = max(1, _STACKED_BYTES // (4 * size * size))
+        for begin in range(0, len(indices), at_once):
+            part = indices[begin : begin + at_once]
+            grams_BNN = torch.stack([tall_LN.T @ tall_LN for tall_LN in (_tall(matrices[i]) for i in part)])
+            values_BN = torch.linalg.eigvalsh(grams_BNN).cpu().double()
+            del grams_BNN
+            for index, values_N in zip(part, values_BN, strict=True):
+                found[index] = _without_noise(values_N, _tall(matrices[index]))
+    return [found[index] for index in range(len(matrices))]
+
+
+def _tall(matrix_OI: Tensor) -> Tensor:
+    """Float32, the longer side first."""
+    return matrix_OI.float() if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.float().T
+
+
+def _without_noise(found_N: Tensor, tall_LN: Tensor) -> Tensor:
+    """The eigenvalues that were found in float32, mended where that does not tell them."""
     noise = _NOISE * float(found_N[-1])
     if found_N[0] <= 10 * noise:
         smallest = _smallest_eigenvalue(tall_LN)
@@ -78,7 +124,7 @@ def window_eigenvalues(matrix_OI: Tensor, *, side: int, count: int) -> Tensor:
     side = min(side, *matrix_OI.shape)
     rows, columns = (_starts(size - side, count) for size in matrix_OI.shape)
     windows = [matrix_OI[row : row + side, column : column + side] for row in rows for column in columns]
-    return torch.cat([eigenvalues(window) for window in windows]).sort().values
+    return torch.cat(eigenvalues_of(windows)).sort().values
 
 
 def _starts(room: int, count: int) -> range:
@@ -149,7 +195,7 @@ def _bounded(alpha: Tensor) -> float:
     return min(float(alpha), LARGEST_ALPHA)
 
 
-def of_each(function: Callable[[Tensor], float], matrices: Sequence[Tensor]) -> list[float]:
+def of_each(function: Callable[[Tensor], R], matrices: Sequence[Tensor]) -> list[R]:
     """`function` of every matrix: on a CPU one matrix per thread, as LAPACK gains little from several."""
     threads = torch.get_num_threads()
     if threads == 1 or matrices[0].device.type != "cpu":

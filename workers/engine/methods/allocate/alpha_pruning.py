@@ -76,17 +76,18 @@ def measure(block: DenseBlock, params: AlphaPruningParams) -> Mapping[str, float
     """Alpha of each layer, in (1, 100]; small where the tail is heavy, a sign of a well-trained layer."""
     from workers.engine.maths import spectrum
 
-    def alpha(weight_OI: Tensor) -> float:
-        if params.esd == "farms":
-            found_N = spectrum.window_eigenvalues(weight_OI, side=_WINDOW_SIDE, count=params.windows)
-        else:
-            found_N = spectrum.eigenvalues(weight_OI)
+    def windows(weight_OI: Tensor) -> Tensor:
+        return spectrum.window_eigenvalues(weight_OI, side=_WINDOW_SIDE, count=params.windows)
+
+    def alpha(found_N: Tensor) -> float:
         if params.metric == "alpha_mid":
             return spectrum.alpha_mid(found_N)
         return spectrum.alpha_peak(found_N, params.lower_bound)
 
     names = [layer.name for layer in block.layers]
-    return dict(zip(names, spectrum.of_each(alpha, [block.weights[name] for name in names]), strict=True))
+    weights = [block.weights[name] for name in names]
+    spectra = spectrum.of_each(windows, weights) if params.esd == "farms" else spectrum.eigenvalues_of(weights)
+    return dict(zip(names, spectrum.of_each(alpha, spectra), strict=True))
 
 
 @allocator(AlphaPruningParams, paper="arXiv:2410.10912", measure=measure)
