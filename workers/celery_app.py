@@ -1,4 +1,4 @@
-"""The Celery object and its few decisions. Start: `celery -A workers.celery_app worker -P prefork -c 1`.
+"""The Celery application and its settings. Start: `celery -A workers.celery_app worker -P prefork -c 1`.
 
 Never imports torch: the work runs in a child process of the task, so a crash there is an exit code here.
 """
@@ -36,7 +36,7 @@ app.conf.update(
     worker_concurrency=1,
     worker_pool_start_method="fork",  # what `draining` is shared by
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    # Deadlines are the supervisor's: Celery's would kill the supervisor and leave its child.
+    # The supervisor enforces deadlines: Celery's would kill the supervisor and leave its child.
     task_time_limit=None,
     task_soft_time_limit=None,
     worker_send_task_events=False,
@@ -47,7 +47,7 @@ app.conf.update(
 
 
 _draining = mmap.mmap(-1, 1)
-"""One byte shared by this process and the pool's children, which are forked from it, and by nobody else."""
+"""One byte shared by this process and the pool's children, which are forked from it."""
 
 
 def draining() -> bool:

@@ -1,7 +1,7 @@
-"""Runners as child processes, however they are started: what the supervisor needs to know of one.
+"""Runners as child processes, as the supervisor uses them, however they are started.
 
-A child leads a session of its own, so that its group can be signalled; it is not reaped before `end`, so that its
-group's number is nobody else's meanwhile.
+A child leads a session of its own, so that its group can be signalled; it is not reaped before `end`, so that
+its group's number is not reused meanwhile.
 """
 
 from __future__ import annotations

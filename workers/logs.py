@@ -17,7 +17,7 @@ CHUNK_BYTES = 1 << 20
 
 
 class LogShipper:
-    """Copies what was appended to the log file since the last call, as numbered chunks."""
+    """Copies the bytes appended to the log file since the last call, as numbered chunks."""
 
     def __init__(self, store: ArtifactStore, scope: tuple[str, str, int, int], path: Path) -> None:
         """`scope` is (tenant id, job id, attempt, fence)."""
@@ -27,7 +27,7 @@ class LogShipper:
         self._shipped_at = time.monotonic()
 
     def ship_now_and_then(self) -> None:
-        """Ship if it has been a while. A store that is away costs nothing now: the bytes are sent next time."""
+        """Ship if the last time was long enough ago. If the store does not answer, the bytes are sent next time."""
         if time.monotonic() - self._shipped_at >= EVERY_S:
             self._shipped_at = time.monotonic()
             try:
@@ -45,7 +45,7 @@ class LogShipper:
                 self._offset += len(chunk)
 
     def say_and_ship(self, text: str) -> None:
-        """End the log with the service's own words; they stand in the job's error too, so a dead store may eat them."""
+        """End the log with a message of the service. The job's error holds it too, so it may be lost with the store."""
         try:
             self.ship()
             self._put(readable(text).encode())

@@ -1,4 +1,4 @@
-"""From the runner's events to what a job shows: a rate, an ETA, and the rows worth keeping."""
+"""From the runner's events to a job's progress (rate and remaining time) and its event rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Progress:
         self._done_at_start = 0
 
     def digest(self, events: list[dict[str, Any]]) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any] | None]:
-        """Of several progress events in a batch only the newest becomes a row; the others it supersedes."""
+        """Of several progress events in a batch only the newest becomes a row."""
         rows: list[tuple[str, dict[str, Any]]] = []
         shown: dict[str, Any] | None = None
         for event in events:

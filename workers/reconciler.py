@@ -1,4 +1,5 @@
-"""Repairs what a crash left: expired leases, unsent messages, sweeps to stop, files of deleted jobs and lost attempts.
+"""Repairs the state after crashes: expired leases, unsent messages, sweeps to stop, files of deleted jobs and lost
+attempts.
 
 Start any number, one is enough: `python -m workers.reconciler`. Each chore is safe to repeat and stands alone: one that
 fails is logged and tried again next time.
@@ -32,7 +33,7 @@ FORGET_S = 3600.0
 
 
 class Reconciler:
-    """The chores, each by its own clock."""
+    """The chores, each with its own period."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -45,7 +46,7 @@ class Reconciler:
             pass
 
     def reap(self) -> None:
-        """Take jobs back from silent workers."""
+        """Requeue or fail jobs whose lease has expired."""
         lost = self.database.transact(lambda session: upkeep.reap(session, backoff_s=self.settings.retry_backoff_s))
         for job_id, attempt in lost:
             log.warning("lease_expired", job_id=job_id, attempt=attempt)
@@ -56,7 +57,7 @@ class Reconciler:
             log.info("announced_again", jobs=count)
 
     def stop_sweeps(self) -> None:
-        """Cancel what stop rules say and the worker that ended the decisive child did not live to cancel."""
+        """Cancel jobs by stop rules, where the worker that ended the decisive child died before it did."""
         with self.database.read() as session:
             sweep_ids = sweep_repository.with_stop_rule_and_active_jobs(session)
         for sweep_id in sweep_ids:

@@ -31,7 +31,7 @@ from workers.engine.store.points import EVERY_S, Points
 
 TERMINATED = 75
 ENVIRONMENT = {
-    # A log is no place for progress bars.
+    # No progress bars in logs.
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # OpenMP threads that wait by spinning take the cores from whoever they wait for: beside two busy processes on two
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     points = Points(arguments.points_every)
     # At once: most of what is finished is durable, and the job is cancelled or over time.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
-    # The job goes on elsewhere. Not in the handler itself: what it interrupts may hold a lock that it needs.
+    # The job continues elsewhere. In a thread: the code that the handler interrupts may hold a lock that it needs.
     signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=_drain, args=[points], daemon=True).start())
     events = _events_on_stdout()
     for name, value in ENVIRONMENT.items():
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folders = {"checkpoint_dir": arguments.checkpoint, "cache_dir": arguments.cache}
         report = compress(spec, arguments.workdir, sources, events, origin=origin, points=points, **folders)
     except EngineError as error:
-        if error.__cause__ is not None:  # another library's words are for the log
+        if error.__cause__ is not None:  # the log has the other library's message
             traceback.print_exc()
         events.emit(
             "error",
@@ -130,7 +130,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def _call_it(name: str) -> None:
-    """What `ps -o comm` shows of this process, forked or not (Linux)."""
+    """Set the name that `ps -o comm` shows of this process (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 

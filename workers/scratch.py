@@ -1,7 +1,7 @@
 """The worker's scratch folders: `work_dir/<job>/checkpoint` is shared by a job's attempts, `<fence>` is one attempt's.
 
-A zombie and its successor may both write the checkpoint: its files are atomic and, the work being deterministic,
-the same. Everything else is apart.
+An attempt that lost its lease and its successor may both write the checkpoint: files are atomic and, as the work is
+deterministic, the same. Everything else is separate.
 """
 
 from __future__ import annotations

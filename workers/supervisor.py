@@ -1,6 +1,6 @@
-"""Runs one attempt as a child process group: reads its events, asks for orders, stops it, says how it ended.
+"""Runs one attempt as a child process group: reads its events, asks for orders, stops it, reports how it ended.
 
-Knows no database and no queue. The child is `workers.runner`, started plainly or forked (`workers.children`,
+It uses no database and no queue. The child is `workers.runner`, started plainly or forked (`workers.children`,
 `workers.warm`); it dies with this process (PDEATHSIG), and whatever it started dies with its group.
 """
 
@@ -23,14 +23,14 @@ from workers.children import Start
 
 
 class Order(Enum):
-    """What the child should do next, by the caller's judgement at a tick."""
+    """The caller's decision about the child at a tick."""
 
     CONTINUE = "continue"
     CANCEL = "cancel"
     TIMEOUT = "timeout"
     DRAIN = "drain"
     ABANDON = "abandon"
-    """The job is no longer ours: kill at once, nothing it does matters."""
+    """Another worker has the job: kill the child at once."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Exit:
     error: dict[str, Any] | None
     """Its last `error` event."""
     out_of_memory: bool
-    """The kernel's OOM killer struck in our control group meanwhile."""
+    """The kernel's OOM killer killed a process of our control group meanwhile."""
 
     @property
     def succeeded(self) -> bool:
@@ -97,7 +97,7 @@ def supervise(
 
 
 def explain(end: Exit, *, deadline_s: int) -> Failure:
-    """The failure that an unsuccessful exit amounts to."""
+    """The failure that an unsuccessful exit means for the job."""
     if end.order is Order.TIMEOUT:
         return Failure(
             code="timeout",
@@ -160,7 +160,7 @@ class _Lines:
 
 
 def _oom_kills() -> int:
-    """How often the OOM killer has struck in our control group (cgroup v2); 0 where that cannot be known."""
+    """Number of OOM kills in our control group (cgroup v2); 0 where it is not known."""
     try:
         group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
         events = (Path("/sys/fs/cgroup") / group / "memory.events").read_text()

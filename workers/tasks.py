@@ -77,7 +77,7 @@ def _start_runner(arguments: list[str], log_file: IO[bytes]) -> Child:
 
 @app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
-    """Wake up and look: claim the next job, which need not be `job_id`, and make one attempt at it."""
+    """Claim the next job, which need not be `job_id`, and make one attempt at it."""
     settings, database = get_settings(), _database()
     store = ArtifactStore(settings.artifacts_url)  # before a job depends on it
     if draining():
@@ -140,7 +140,7 @@ class Attempt:
             raise
         except (OSError, StorageError, AlreadyStored, Damaged) as error:
             self._fail(_storage_failure(error))
-        except Exception as error:  # a bug: another attempt would meet it again
+        except Exception as error:  # a bug, which another attempt would raise again
             log.exception("attempt_crashed")
             self.logs.say_and_ship(traceback.format_exc())
             self._fail(_internal(error))
@@ -165,7 +165,7 @@ class Attempt:
         )
 
     def _origin(self) -> Origin:
-        """What the report says of whose job it is."""
+        """The job and tenant that the report names."""
         with self.database.read() as session:
             asked_by = tenant_name(session, self.held.tenant_id)
         return Origin(job_id=self.held.job_id, asked_by=asked_by, attempt=self.held.attempt)
@@ -311,7 +311,7 @@ class Attempt:
             scratch.forget_job(self.settings.work_dir, self.held.job_id)
 
     def _stop_sweep(self) -> None:
-        """Before this worker takes another job: this one's end may be a reason not to begin it."""
+        """Apply the sweep's stop rules, before this worker takes another job that they may cancel."""
 
         def enforce(session: Session) -> None:
             if sweep_id := sweep_repository.with_stop_rule_of_job(session, self.held.job_id):
@@ -323,7 +323,7 @@ class Attempt:
             log.warning("stop_rule_failed", error=str(error.orig))
 
     def _forget_files(self) -> None:
-        """Remove what this attempt uploaded, now that its end is recorded. What is left, the reconciler removes."""
+        """Remove this attempt's uploads, after its end is recorded. The reconciler removes those that are left."""
         try:
             self.store.delete(self.uploaded)
         except (OSError, StorageError) as error:

@@ -28,11 +28,11 @@ log = structlog.get_logger(__name__)
 COMMAND = [sys.executable, "-m", "workers.warm_parent"]
 """Followed by the process to die with."""
 MOST_JOBS = 200
-"""After so many a new parent takes over, should forking leave anything behind after all."""
+"""A parent is replaced after so many jobs, in case forking leaks."""
 REPORT_S = 10.0
-"""A parent that does not tell of a child's end in so long is stuck, and is killed."""
+"""A parent that does not report a child's end within so many seconds is stuck, and is killed."""
 FORK_S = 300.0
-"""So is one that has not forked in so long: imports from a slow disk take a minute."""
+"""The same of one that has not forked: imports from a slow disk take a minute."""
 
 
 class Warm:
@@ -87,10 +87,10 @@ class Forked:
         self._warm, self._arguments = warm, arguments
         self._pid: int | None = None
         self._handle: int | None = None
-        """Of the child, readable once it has ended; None where the system has no such handles."""
+        """pidfd of the child, readable once it has ended; None where the system has none."""
         self._code: int | None = None
         self._silent_since = time.monotonic()
-        """Since when the parent has owed us an answer; while the child runs it owes none."""
+        """Since when an answer of the parent is due; none is due while the child runs."""
         self._plain: subprocess.Popen[bytes] | None = None
         self.events, writable = os.pipe()
         self._ours = [writable]
@@ -154,7 +154,7 @@ class Forked:
         return self._code
 
     def _end_stuck_parent(self) -> None:
-        """Do without a parent that owes us an answer for too long. Its child's exit code is lost with it."""
+        """Kill a parent whose answer is overdue. Its child's exit code is lost with it."""
         now = time.monotonic()
         if self._pid is None:
             if now - self._silent_since > FORK_S:
@@ -167,13 +167,13 @@ class Forked:
 
     def _parent_is_gone(self) -> None:
         if self._pid is not None:
-            self._code = -signal.SIGKILL  # the kernel saw to it that the child went with its parent
+            self._code = -signal.SIGKILL  # the kernel kills the child with its parent
             return
         self._warm.give_up()
         self._plain = start(runner_command(self._arguments), *self._ours)
         self._close_ours()
 
     def _close_ours(self) -> None:
-        """The child has its descriptors: its end must be the end of the events."""
+        """Close our copies of the child's descriptors, so that its end closes the events."""
         while self._ours:
             os.close(self._ours.pop())

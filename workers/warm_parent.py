@@ -45,7 +45,7 @@ MESSAGE_BYTES = 2**16
 def main() -> int:
     """Serve until the socket closes. In a forked child, the exit code of its job."""
     runner.die_with_parent(int(sys.argv[1]))  # its id then, not whose child this is now: it may be dead already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked decides when a job ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides when a job ends
     channel = socket.socket(fileno=os.dup(0))
     for name, value in runner.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -66,7 +66,7 @@ def main() -> int:
             os.close(tells)
             return _child(request["argv"], descriptors, channel, parent)
         os.close(tells)
-        os.read(leads, 1)  # nothing comes, but the end: the child leads its group, or is dead
+        os.read(leads, 1)  # returns at end of file: the child leads its group, or is dead
         for descriptor in (leads, *descriptors):
             os.close(descriptor)
         if not _attend(channel, pid):
@@ -84,7 +84,7 @@ def _child(argv: list[str], descriptors: list[int], channel: socket.socket, pare
 
 
 def _attend(channel: socket.socket, pid: int) -> bool:
-    """Report the child's beginning and end, and bury it. False once the socket is closed."""
+    """Report the child's start and end, and reap it. False once the socket is closed."""
     open_still = _send(channel, {"pid": pid})
     handle = os.pidfd_open(pid)
     if open_still:

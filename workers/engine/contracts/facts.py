@@ -146,7 +146,7 @@ class Trainable:
     """A model prepared for training, whose forward pass is that of the weights it will be merged into."""
 
     parameters: Mapping[str, nn.Parameter]
-    """What is trained, by name; float32. The names are those of the resume point."""
+    """Name in the resume point -> trained parameter, float32."""
     merged: Callable[[str, Tensor], Tensor]
     """`(tensor name, stored tensor in float32) -> tensor to store`, same shape, float32; what was not trained comes
     back itself. The stored tensor is not written to."""

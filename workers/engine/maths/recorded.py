@@ -9,7 +9,7 @@ import torch
 
 
 def recorded(steps: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """What does what `steps` does: on a GPU a CUDA graph of its kernels, one launch for all of them.
+    """A function that does the same as `steps`: on a GPU a CUDA graph of its kernels, one launch for all of them.
 
     `steps` is called here, on a GPU: its tensors are to be filled afterwards. It must work in place on the same tensors
     at every call, and read no value of a tensor. Where the device cannot record it, it is called as it is.

@@ -136,7 +136,7 @@ def inverse_of_unit(unit_BB: Tensor) -> Tensor:
 
 
 class _Stripe:
-    """What the stripes of a solve have in common: the tensors that one is solved in, and how that is done in them."""
+    """Tensors and steps that all stripes of a solve share."""
 
     def __init__(
         self, layers: Sequence[LayerTask], kept_of: tuple[int, int] | None, spread_BB: Tensor, like_BR: Tensor

@@ -89,7 +89,7 @@ class Removal:
 
     removes: ClassVar[Removes]
     smaller: ClassVar[str] = "narrower layers"
-    """What the config of a result with equal blocks has, in words."""
+    """Difference of a result with equal blocks from the dense model, as in `fewer layers`."""
     draws_widths: ClassVar[bool] = True
     """Whether the page of a report draws how wide heads and MLPs are."""
 

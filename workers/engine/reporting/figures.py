@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from workers.engine.report import LayerReport, Metric, StageReport, TuneReport
 
-# Stand-ins that matplotlib accepts as colours; `_svg` turns them into the page's CSS variables.
+# Placeholders that matplotlib accepts as colours; `_svg` replaces them by the page's CSS variables.
 INK, FAINT, DENSE, PRUNED = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", DENSE: "var(--dense)", PRUNED: "var(--pruned)"}
 
@@ -83,8 +83,8 @@ def sparsity_figure(layers: Sequence[LayerReport]) -> str:
 
 
 def widths_figure(layers: Sequence[LayerReport]) -> str:
-    """Inputs of the layers that read heads and channels over blocks, as they were and as they are; empty where no layer
-    was cut, or the report does not say which layers they are."""
+    """Inputs of the layers that read heads and channels over blocks, dense and pruned; empty where no layer was cut, or
+    the report does not name those layers."""
     panels = {"head": "attention", "channel": "MLP"}
     uncut = all(math.prod(layer.shape) == layer.parameters for layer in layers)
     if uncut or not {*panels} <= {layer.reads for layer in layers}:
@@ -133,7 +133,7 @@ def metrics_figure(metrics: Sequence[Metric]) -> str:
 
 
 def loss_figure(tune: TuneReport) -> str:
-    """The held-out loss at each look of the tuning, the training loss between looks, the pruned model's loss."""
+    """Held-out and training loss over the steps of tuning, and the pruned model's loss."""
     looks = tune.curve
     trained = [(point.step, point.train_loss) for point in looks if point.train_loss is not None]
     with rc_context(_STYLE):

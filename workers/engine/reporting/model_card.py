@@ -1,4 +1,4 @@
-"""The model card: what was done to the model, by which papers, with which numbers, and how to load it."""
+"""The model card: the compression, its papers and numbers, and how to load the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def render(report: Report) -> str:
         report=report,
         wording=wording,
         methods=wording.compressing_methods(report),
-        # A local model's name means nothing to the hub.
+        # A local model is not on the hub.
         base_model=report.provenance.model_id if "/" in report.provenance.model_id else None,
         spec_json=json.dumps(report.spec, indent=2),
     )

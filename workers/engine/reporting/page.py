@@ -1,4 +1,4 @@
-"""The report as one HTML page: no script, no request to anywhere, readable in print and in the dark."""
+"""The report as one HTML page, without scripts or external requests, for screen (light and dark) and print."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEADLINES = 3
 
 
 def render(report: Report) -> str:
-    """The page. Whatever the report's texts hold is shown as text."""
+    """The page. Texts of the report are escaped."""
     # Markup only around the figures, which escape their own texts; the template escapes everything else.
     directed = [metric for metric in report.metrics if metric.higher_is_better is not None]
     methods = wording.compressing_methods(report)

@@ -1,4 +1,4 @@
-"""How a report is put into words and figures, for the page and for the model card alike. Import-light."""
+"""Sentences and formatted numbers of a report, shared by page, model card and command line. Import-light."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compressing_methods(report: Report) -> list[Method]:
 
 
 def sentence(report: Report) -> str:
-    """What was done, in one sentence."""
+    """The compression in one sentence."""
     spec, pattern = report.spec, report.spec["prune"].get("pattern")
     method = discover()["prune", spec["prune"]["method"]]
     assert method.removes is not None  # pruners remove something
@@ -50,7 +50,7 @@ def brings_code(report: Report) -> bool:
 
 
 def conditions(report: Report) -> list[str]:
-    """What else decided the result, a sentence each."""
+    """Further conditions of the result, a sentence each."""
     found = []
     if report.allocation_trials:
         found.append(compared_allocations(report.allocation_trials))
@@ -72,7 +72,7 @@ def conditions(report: Report) -> list[str]:
 
 
 def made(report: Report) -> str:
-    """When the report was made, of which job, and who asked for it; empty for a report of before."""
+    """When the report was made, its job and who submitted it; empty for reports of older versions."""
     found = [f"{report.made_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"] if report.made_at else []
     if report.origin is not None:
         found += [f"job {report.origin.job_id}, attempt {report.origin.attempt}", f"for {report.origin.asked_by}"]
@@ -80,7 +80,7 @@ def made(report: Report) -> str:
 
 
 def judgement(report: Report) -> str:
-    """The gates that decided the verdict, with what they allow and what was found."""
+    """The gates that decided the verdict, with bounds and values."""
     decisive = [gate for gate in report.gates if gate.verdict == report.verdict]
     if report.verdict == "pass":
         return "the gate holds" if len(decisive) == 1 else f"all {len(decisive)} gates hold"
@@ -90,7 +90,7 @@ def judgement(report: Report) -> str:
 
 
 def resumed(report: Report) -> list[str]:
-    """What an earlier attempt at the job did, a sentence each."""
+    """The work of an earlier attempt at the job, a sentence each."""
     found = []
     if report.resumed_allocation:
         found.append("How much each layer loses was decided by an earlier attempt at the job.")
@@ -111,7 +111,7 @@ def repeatable(report: Report) -> str:
 
 
 def short(value: Any) -> str:
-    """A varied value as people say it: a method by its name, a number plainly."""
+    """A varied value as text: the name of a method, a number without padding."""
     if isinstance(value, dict) and "method" in value:
         rest = {key: inner for key, inner in value.items() if key != "method"}
         return f"{value['method']} {short(rest)}" if rest else str(value["method"])
@@ -126,7 +126,7 @@ def compared_allocations(trials: dict[str, float]) -> str:
 
 
 def bounded(bound: Bound) -> str:
-    """What was asked for, foreseen and measured, and what the tries before it came to."""
+    """Values asked for, predicted and measured, and those of earlier tries."""
     *broken, held = bound.tries
     what, foreseen = {
         "perplexity_ratio": ("The perplexity", "the trial pruning"),
@@ -181,7 +181,7 @@ def as_read(text: TextReport) -> str:
 
 
 def intervals(report: Report) -> str:
-    """What the intervals are about, where there are any; else nothing."""
+    """The population that the intervals cover; empty without intervals."""
     said = []
     if any(metric.interval_over == "documents" for metric in report.metrics):
         said.append("Errors are over documents, and hold for others like them.")
@@ -196,7 +196,7 @@ def intervals(report: Report) -> str:
 
 
 def unsure(metric: Metric) -> bool:
-    """Whether chance was at work and nothing says how much."""
+    """Whether a metric was sampled but has no standard error."""
     return metric.interval_over is not None and metric.difference_stderr is None
 
 
@@ -206,7 +206,7 @@ def percent(fraction: float) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number as people write it: large amounts with a prefix, counts whole, the rest with four digits; its unit."""
+    """A number with its unit: large amounts with a prefix, counts whole, others with four digits."""
     if unit == "bytes":
         return f"{value:,.0f} bytes" if abs(value) < 1000 else f"{_prefixed(value)}B"
     if unit == "MACs":
@@ -241,7 +241,7 @@ def ratio(metric: Metric) -> str:
 
 
 def verdict(metric: Metric) -> Verdict:
-    """Whether pruning helped or hurt, as far as that is sure.
+    """Whether pruning improved a metric, by its interval.
 
     `same` where the ratio's interval (SURE) reaches into 1 ± the metric's margin; `within spread`, of a metric without
     one, where the difference's (CONFIDENCE) holds 0. Empty where neither direction is a goal, and of one sample.
@@ -266,7 +266,7 @@ def confidences(report: Report) -> str:
 
 
 def bounds(gate: GateResult) -> str:
-    """What a gate allows: `≤ 1.1`, `≥ 0.5` or `0.5 to 1.1`."""
+    """The bounds of a gate: `≤ 1.1`, `≥ 0.5` or `0.5 to 1.1`."""
     if gate.min is None:
         return f"≤ {gate.max:g}"
     return f"≥ {gate.min:g}" if gate.max is None else f"{gate.min:g} to {gate.max:g}"
@@ -279,7 +279,7 @@ def judged_value(gate: GateResult) -> str:
     low, high = gate.interval or (gate.value, gate.value)
     if low == high:
         return _digits(gate.value)
-    decimals = max(0, _decimals(high - low) - 2)  # two digits of what is not known
+    decimals = max(0, _decimals(high - low) - 2)  # two digits of the interval
     return f"{gate.value:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
 
 

@@ -1,1 +1,1 @@
-"""Sources: where models and texts come from, as files. Import-light."""
+"""Sources: find models and texts, in folders of the service or on the hub. Import-light."""

@@ -1,4 +1,4 @@
-"""Tasks of the lm-evaluation-harness by name, with its many ways to fail turned into errors a user understands."""
+"""Load tasks of the lm-evaluation-harness by name, and translate its exceptions into errors for users."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load_tasks(names: Sequence[str], tasks_dir: Path, pointer: str) -> list[Any]
 
 @contextmanager
 def suitable(names: Sequence[str], pointer: str) -> Iterator[None]:
-    """Raise UnsuitableTask for what the harness raises while it asks these tasks' questions of a model.
+    """Raise UnsuitableTask for exceptions that the harness raises while it asks these tasks' questions of a model.
 
     It fills templates from rows, cuts prompts by the model's tokenizer and computes what task files name: whatever is
     wrong there is the task's or the tokenizer's. Errors of ours, of memory and of disks pass as they are.

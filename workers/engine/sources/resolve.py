@@ -1,4 +1,4 @@
-"""Where models and texts come from: folders of the service, or the hub. Found and described here, not loaded.
+"""Find models and texts in folders of the service or on the hub, and describe them without loading.
 
 A model is described by its config and the headers of its safetensors files, a few kilobytes whatever its size, so
 the API can plan a job without weights or torch. Weights in pickle formats are refused, and code that comes with a
@@ -66,13 +66,13 @@ _ID = "/model/id"
 _T = TypeVar("_T")
 _MOST_TENSORS = 200_000
 _FIRST_BYTES = 100_000
-"""Of a weight file on the hub, fetched at once: nearly all headers are shorter."""
+"""Bytes of a weight file fetched first from the hub: nearly all headers are shorter."""
 _HUB_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The two folders a spec may name things in."""
+    """The folders of models and texts that a spec may name files in."""
 
     models_dir: Path
     data_dir: Path
@@ -80,7 +80,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model as far as it is known without its weights."""
+    """A model, described without its weights."""
 
     id: str
     config: Mapping[str, Any]
@@ -113,15 +113,15 @@ class ModelSource:
 
     @cached_property
     def layout(self) -> Layout:
-        """How its tensors are named. Raises UnsupportedModel."""
+        """The layout that names its tensors. Raises UnsupportedModel."""
         return layout_of(self.config, self.tensors)
 
     @cached_property
     def shares_head(self) -> bool:
         """Whether the output head is the embedding: the config ties them, and no head of other values is stored.
 
-        transformers leaves a stored head that differs as it is, whatever the config says. A hub model that is not
-        downloaded is taken at its config's word.
+        transformers uses a stored head that differs, whatever the config says. For a hub model that is not downloaded,
+        the config decides.
         """
         head, embedding = self.layout.head_weight, self.layout.embedding_weight
         if not built.ties_head(self.config):
@@ -133,7 +133,7 @@ class ModelSource:
 
     @property
     def parameters(self) -> int:
-        """All parameters; a stored output head that is the embedding once more is not counted twice."""
+        """All parameters; a stored output head that equals the embedding is not counted twice."""
         return sum(
             facts.parameters
             for name, facts in self.tensors.items()
@@ -160,7 +160,7 @@ def resolve_model(ref: ModelRef, sources: Sources) -> ModelSource:
 def download(source: ModelSource) -> Path:
     """The folder that holds the model's files, fetched from the hub at the resolved commit if need be.
 
-    Of a hub model only what is read or passed on: `original/` and `consolidated.*` are the same weights once more.
+    Of a hub model only files that are read or copied: `original/` and `consolidated.*` hold the same weights again.
     Raises UnsupportedModel for files that are not what they should be.
     """
     if source.path is not None:
@@ -246,7 +246,7 @@ def _digest_of_version(path: Path, size: int, mtime_ns: int) -> str:
 
 def _local_model(ref: ModelRef, sources: Sources) -> ModelSource:
     folder = sources.models_dir / ref.id
-    if not folder.is_dir():  # which may be a link: whoever made it may write here
+    if not folder.is_dir():  # which may be a link, made by the operator
         raise ModelNotFound(
             f"there is no folder {ref.id} in the models directory",
             "put the model there, or write `owner/name` for a model on the hub",
@@ -357,7 +357,7 @@ def _no_config(model_id: str) -> ModelNotFound:
 
 
 def _config(model_id: str, folder: Path, names: Collection[str]) -> dict[str, Any]:
-    """`config.json` of a model that may be of ours, as far as it and the names of the files beside it can tell."""
+    """`config.json` of a model, which neither it nor the names of the files show to be of an unsupported kind."""
     if "config.json" not in names:
         kinds.refuse_without_config(model_id, names)
         raise _no_config(model_id)
@@ -386,7 +386,7 @@ def _weight_map(index: dict[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def _bad_files(model_id: str) -> Iterator[None]:
-    """What is wrong with a file of a model's folder, as a refusal of the model."""
+    """Translate BadFile into UnsupportedModel."""
     try:
         yield
     except MalformedFile as error:
@@ -409,7 +409,7 @@ def _bad_files(model_id: str) -> Iterator[None]:
 
 @contextmanager
 def _hub_errors(ref: ModelRef | ModelSource) -> Iterator[None]:
-    """What the hub client raises, as what the user can do about it."""
+    """Translate exceptions of the hub client into errors with a remedy."""
     try:
         yield
     except (BadRequest, BadFile):

@@ -1,1 +1,1 @@
-"""Texts as models read them: files and rows to documents, documents to token ids. Streaming, whatever their size."""
+"""Texts: files and rows to documents, documents to token ids. Streamed, so their size is not limited by memory."""

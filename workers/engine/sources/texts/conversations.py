@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
-"""ShareGPT's names for who speaks, in the words of chat templates. Others are the same in both."""
+"""ShareGPT's name of a role -> that of chat templates, where they differ."""
 
 
 def is_turns(value: object) -> bool:
@@ -35,7 +35,7 @@ def rendered(turns: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerB
     messages = [_message(turn, where, field) for turn in turns]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-    except Exception as error:  # whatever the template raises: it is a program of the model's author
+    except Exception as error:  # a template is code of the model's author and may raise anything
         raise InvalidSpec(
             f"{where}: the model's chat template refuses this conversation: {str(error)[:200]}",
             "leave the row out, or change its turns to roles in an order that the model knows",
@@ -45,7 +45,7 @@ def rendered(turns: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerB
 
 
 def _message(turn: Mapping[str, Any], where: str, field: str) -> dict[str, Any]:
-    """A turn in the words of chat templates; of several parts the texts, one after another."""
+    """A turn as chat templates take it; the texts of several parts are joined."""
     known = {key: value for key, value in turn.items() if value is not None}  # parquet fills missing fields with null
     if "role" in turn:
         role, content = known.pop("role", ""), known.pop("content", "")

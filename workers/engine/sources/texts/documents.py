@@ -1,4 +1,4 @@
-"""What a `DataRef` names, as documents: one .txt file is one, elsewhere a row is, unless a column says otherwise."""
+"""The documents of a `DataRef`: a .txt file is one, elsewhere each row, or the rows with one value in a column."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Document:
-    """A text, read once, in order: its pieces are gone when the next document is asked for."""
+    """A text to read once, in order: its pieces must be read before the next document."""
 
     key: Hashable
-    """The same for all that belongs together."""
+    """The same for all rows of one document."""
     pieces: Iterable[str]
 
 
 @dataclass
 class Tally:
-    """What was left out or changed while documents were read."""
+    """Rows skipped and characters replaced while reading."""
 
     rows_skipped: int = 0
     """Null, empty, or nothing but white space."""
@@ -104,7 +104,7 @@ def _text(value: Any, tokenizer: PreTrainedTokenizerBase, where: str, field: str
 
 
 def _clean(pieces: Iterable[str], tally: Tally) -> Iterator[str]:
-    """With line feeds as line ends and without surrogates."""
+    """The text with line feeds as line ends and without surrogates."""
     ends = io.IncrementalNewlineDecoder(None, translate=True)
     for piece in pieces:
         text, replaced = _SURROGATES.subn("\ufffd", ends.decode(piece))
@@ -114,7 +114,7 @@ def _clean(pieces: Iterable[str], tally: Tally) -> Iterator[str]:
 
 
 def _no_text(where: str, row: Mapping[str, Any], ref: DataRef, field: str, *, first: bool) -> InvalidSpec:
-    """What to do depends on what is there, so that doing it leads on."""
+    """The error for a row without text, with a hint that depends on the row's columns."""
     column, others = ref.text_field, [name for name, value in row.items() if value is not None and _readable(value)]
     if not first:
         hint = f"give every row a text in {column!r}, or leave the row out"

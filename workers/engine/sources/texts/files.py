@@ -22,7 +22,7 @@ def kind_of(path: Path) -> str:
 
 
 def characters(path: Path, field: str) -> Iterator[str]:
-    """The text of a file without its byte order mark; what encodes half a surrogate pair comes as lone surrogates.
+    """The text of a file without its byte order mark; encoded halves of surrogate pairs become lone surrogates.
 
     Raises InvalidSpec at `field` where it is not UTF-8 or not compressed as its name says.
     """
@@ -107,7 +107,7 @@ def opened(path: Path, field: str) -> Iterator[IO[bytes]]:
 
 
 def _last_lead(data: bytes) -> int:
-    """Where the last character of UTF-8 text begins: what follows may be incomplete."""
+    """Index of the first byte of the last character of UTF-8 text, which may be incomplete."""
     for back in range(1, min(4, len(data)) + 1):
         if data[-back] & 0xC0 != 0x80:
             return len(data) - back

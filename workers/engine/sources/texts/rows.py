@@ -31,8 +31,8 @@ def jsonl_rows(path: Path, field: str) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path, columns: tuple[str, ...], field: str) -> Iterator[Row]:
-    """Of `columns` only, and of all where none is named or one of them is not there. Raises InvalidSpec for what is
-    damaged, and for values of `columns` that cannot be read."""
+    """Of `columns` only, and of all where none is named or one of them is not there. Raises InvalidSpec for
+    damaged files and for values of `columns` that cannot be read."""
     import pyarrow
     from pyarrow import parquet
 
@@ -71,7 +71,7 @@ def parquet_rows(path: Path, columns: tuple[str, ...], field: str) -> Iterator[R
 
 
 def _value(scalar: Any, needed: bool) -> Any:
-    """As Python has it; None for what it cannot hold (a date past its years, text that is not UTF-8), unless needed."""
+    """The value as a Python object; None where there is none (a year beyond 9999, text not UTF-8), unless `needed`."""
     try:
         return scalar.as_py()
     except (ValueError, OverflowError, LookupError, NotImplementedError):

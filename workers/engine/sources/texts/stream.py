@@ -1,9 +1,8 @@
 """Documents to token ids, piece by piece: the ids of the whole text, never more of it in memory than a piece.
 
-A text is cut only where its tokens show that nothing reaches across: the tokens of what stands before the cut are the
-same with and without what follows. Where they were cut does not depend on how the text came in. Tokenizers that put
-something before every text (a space, in SentencePiece's manner) do so before the few characters that are given to them
-again, whose tokens are dropped.
+A text is cut only where no token spans the cut: the tokens of the text before the cut are the same with and without the
+text after it. The cuts do not depend on how the text arrives. Some tokenizers (SentencePiece) put a space before every
+text; so a few characters before the cut are tokenised again, and their tokens dropped.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PIECE = 2**16
-"""Characters that are tokenised at once. A longer run without a place to cut, of no language, is cut all the same."""
+"""Characters that are tokenised at once. A longer run without a place to cut, which no language has, is cut anyway."""
 CONTEXT = 64
-"""Characters on each side of a cut that are looked at."""
+"""Characters on each side of a cut that are compared."""
 TRIES = 8
 """Places of each kind that are tried from the end of a piece."""
 _PLACES = (
@@ -40,7 +39,7 @@ class Piece:
     """The next tokens of a text."""
 
     ids: list[int]
-    """Without special tokens, but for those that the text spells out."""
+    """Without special tokens, except those written in the text."""
     characters: int
     starts: list[tuple[Hashable, int]]
     """(document, index in `ids` of its first token), of the documents that begin here."""
@@ -78,7 +77,7 @@ def _joined(documents: Iterable[Document]) -> Iterator[tuple[Document | None, st
 
 
 def _cut(text: str, encode: _Encoder) -> int:
-    """Where the first piece of `text` ends. More than PIECE + CONTEXT characters are not looked at."""
+    """Index at which the first piece of `text` ends. Reads at most PIECE + CONTEXT characters."""
     for place in _PLACES:
         for found in reversed(deque(place.finditer(text, CONTEXT, PIECE + 1), maxlen=TRIES)):
             cut = found.start()

@@ -1,4 +1,4 @@
-"""What a model's tokenizer makes of a text: it is another person's program, and may fail."""
+"""Token ids of a text, by the model's tokenizer, which is untrusted code and may raise anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
     """The ids of `text`; with `special` also those that the tokenizer puts around one. Raises UnsupportedModel."""
     try:
-        # verbose=False: a text longer than the context is the point here, not a mistake to warn of.
+        # verbose=False: no warning about texts longer than the context.
         found: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     except MemoryError:
         raise
