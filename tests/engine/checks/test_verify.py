@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from workers.engine.checks import verify
 from workers.engine.checks.trace import TOLERANCE
 from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
 from workers.engine.events import Silent
+from workers.engine.files.safetensors_bytes import Slice
+from workers.engine.files.tensors import read_tensor
 from workers.engine.model.walk import Call
 from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources
@@ -81,6 +84,25 @@ def test_a_right_result_passes_and_the_report_says_how_near_it_is(
         assert check.difference < TOLERANCE / 10
         assert (check.rounding > TOLERANCE) == (parts.get("package", {}).get("dtype") in ("bfloat16", "float16"))
     assert "verify" in [stage.stage for stage in report.stages]
+
+
+def test_weights_that_a_pruner_wrote_are_read_once_a_model(
+    tiny: Path, run: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dense model's are of no use for them: of a large model it is the reading that takes time."""
+    read: Counter[str] = Counter()
+    weights = {name: tensor.nbytes for name, tensor in load_file(tiny / "model.safetensors").items()}
+    linear = sum(size for name, size in weights.items() if name.endswith("_proj.weight"))
+
+    def noted(piece: Slice, **how: bool) -> torch.Tensor:
+        read["dense" if tiny in piece.file.parents else "pruned"] += piece.facts.bytes
+        return read_tensor(piece, **how)
+
+    monkeypatch.setattr("workers.engine.checks.masked.read_tensor", noted)
+    run(MASK)
+    models = 2  # the masked and the walked
+    assert read["pruned"] <= models * sum(weights.values()) + weights["model.embed_tokens.weight"]
+    assert read["dense"] <= read["pruned"] - models * linear
 
 
 @pytest.mark.parametrize("removal", ["heads", "channels", "depth"])

@@ -51,11 +51,7 @@ class MaskedModel:
 
     def tensors(self, module: str) -> dict[str, Tensor]:
         """Every tensor of a module of the dense model, float32, on the device. Raises ResultMismatch."""
-        found = {
-            name: self._tensor(name).to(self.model.device)
-            for name in self.model.source.tensors
-            if name.startswith(f"{module}.")
-        }
+        found = {name: self._tensor(name) for name in self.model.source.tensors if name.startswith(f"{module}.")}
         layout = self.model.architecture.layout
         if module == layout.head and not found:  # tied
             return {layout.as_head(name): tensor for name, tensor in self.tensors(layout.embedding).items()}
@@ -98,18 +94,27 @@ class MaskedModel:
         )
 
     def _tensor(self, name: str) -> Tensor:
-        source = read_tensor(self.model.slices[name])
-        stored = read_tensor(self._piece(name))
+        """Float32, on the device. Reads no more than it takes: the models are larger than what is computed of them."""
+        kept_I = self.mask.written.get(name)
+        written = name in self.mask.written
+        if written and kept_I is None and not self.unrounded:
+            return self._read(self._piece(name)).float()
+        source = self._read(self.model.slices[name])
+        if self.unrounded and not written:
+            return source.float()
+        stored = self._read(self._piece(name))
         rounded = source.to(stored.dtype).float()
-        if name in self.mask.written:
-            kept_I = self.mask.written[name]
+        if written:
             whole = stored.float()
             if kept_I is not None:
-                whole = torch.zeros_like(rounded).index_copy_(1, torch.tensor(kept_I), whole)
+                index_I = torch.tensor(kept_I, device=whole.device)
+                whole = torch.zeros_like(rounded).index_copy_(1, index_I, whole)
             return whole.where(whole != rounded, source.float()) if self.unrounded else whole
-        if self.unrounded:
-            return source.float()
         return self._with_stored_gains(name, stored, source.float()) if self.mask.dimensions else rounded
+
+    def _read(self, piece: Slice) -> Tensor:
+        device = self.model.device
+        return read_tensor(piece, pinned=device.type == "cuda").to(device, non_blocking=True)
 
     def _with_stored_gains(self, name: str, stored: Tensor, source: Tensor) -> Tensor:
         """Stored gains of norms, divided by the factor sqrt(D / K) of fewer dimensions.
@@ -121,7 +126,7 @@ class MaskedModel:
         assert self.mask.dimensions is not None
         if "norm" not in type(module).__name__.lower() or stored.shape != (len(self.mask.dimensions),):
             return rounded
-        kept = torch.tensor(self.mask.dimensions)
+        kept = torch.tensor(self.mask.dimensions, device=source.device)
         gains = stored.float() / math.sqrt(len(source) / len(kept))
         tolerance = 2 * torch.finfo(stored.dtype).eps
         if not torch.allclose(gains, source[kept], rtol=tolerance, atol=0):

@@ -126,7 +126,9 @@ def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pr
     random numbers and a warning.
     """
     config = read_json(model_dir, "config.json")
-    options = {} if PER_LAYER in config else {"trust_remote_code": False}
+    options: dict[str, Any] = {} if PER_LAYER in config else {"trust_remote_code": False}
+    if device.type == "cuda":
+        options["device_map"] = {"": device}  # each tensor straight there, not the model by way of the host's memory
     kind = _own_class(config["model_type"]) if PER_LAYER in config else AutoModelForCausalLM
     model, loading = kind.from_pretrained(
         model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
