@@ -161,7 +161,7 @@ class Database:
             yield session
 
     def transact(self, work: Callable[[Session], T]) -> T:
-        """What `work` returns, its writes committed together.
+        """The value of `work`, its writes committed together.
 
         Where the database undoes the transaction and asks to repeat it (a deadlock, a serialisation failure, SQLite
         locked), `work` runs again: it changes nothing but the session.
@@ -175,7 +175,7 @@ class Database:
             except DBAPIError as error:
                 if not asks_to_repeat(error) or time.monotonic() > give_up_at:
                     raise
-            time.sleep(random.uniform(0, pause_s))  # two that met once do not meet again
+            time.sleep(random.uniform(0, pause_s))  # so that two transactions do not collide again
             pause_s = min(2 * pause_s, 0.5)
 
     def dispose(self) -> None:

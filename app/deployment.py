@@ -86,7 +86,7 @@ def check(database: Database, store: ArtifactStore) -> str:
 
 
 def check_or_exit(database: Database, store: ArtifactStore, work_dir: Path, stop: threading.Event) -> None:
-    """What a worker or reconciler does first: `check`, as soon as database and store answer, and the work folder.
+    """First step of a worker or reconciler: `check`, as soon as database and store answer, and the work folder.
 
     Returns when all belong together or `stop` is set; ends the process with exit code 2 where they do not.
     """

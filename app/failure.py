@@ -15,7 +15,7 @@ class Failure:
     """Stable; clients switch on it."""
     message: str
     hint: str
-    """What to change, or what happens next."""
+    """The remedy, or the next step of the service."""
     retryable: bool
     stage: str | None = None
     field: str | None = None

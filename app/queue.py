@@ -1,6 +1,6 @@
 """The way to the workers: publish a job id to Celery by task name. The only mention of Celery in `app`.
 
-A message means "wake up and look": losing or doubling one is harmless, because the claim decides who runs what.
+A message means "look for a due job": losing or doubling one is harmless, because the claim decides who runs what.
 """
 
 from __future__ import annotations

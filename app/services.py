@@ -1,4 +1,4 @@
-"""What a running API holds, made once by the lifespan and handed to every endpoint."""
+"""Objects of a running API, made once by the lifespan and passed to every endpoint."""
 
 from __future__ import annotations
 

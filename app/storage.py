@@ -4,7 +4,8 @@
     {tenant}/{job}/{attempt:04}-{fence:06}/files/{path}         what a succeeded attempt leaves
                                           /logs/{n:06}.log      what any attempt said, in pieces, while it runs
 
-A fence is given out once, so no two workers ever share a prefix: a zombie's uploads cannot touch its successor's.
+A fence is given out once, so no two workers share a prefix: uploads of an attempt that lost its lease cannot touch its
+successor's.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ READ_BYTES = 2**20
 RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
 
 StorageError: type[Exception] = obstore.exceptions.BaseError
-"""What obstore raises when the storage refuses or does not answer; a local disk may raise OSError as well."""
+"""Exceptions of obstore when the storage refuses or does not answer; a local disk may raise OSError as well."""
 
 
 class AlreadyStored(Exception):
@@ -40,7 +41,7 @@ class AlreadyStored(Exception):
 
 
 class Damaged(Exception):
-    """What is stored, or was about to be, is not what was made."""
+    """The bytes stored, or about to be, differ from those made."""
 
 
 class ArtifactStore:
@@ -153,14 +154,14 @@ class ArtifactStore:
         return (bytes(piece) for piece in stream)
 
     def read_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, after: int = 0) -> Iterator[bytes]:
-        """What the attempt has said so far behind its first `after` bytes, piece by piece, oldest first."""
+        """The attempt's log so far behind its first `after` bytes, piece by piece, oldest first."""
         for key, size in sorted(self._sizes(f"{_attempt(tenant_id, job_id, attempt, fence)}/logs")):
             if after < size:
                 yield self.read(key)[after:]
             after = max(after - size, 0)
 
     def tail_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, lines: int) -> bytes:
-        """The last `lines` >= 1 lines of what the attempt has said so far; reads no more pieces than that takes."""
+        """The last `lines` >= 1 lines of the attempt's log so far; reads no more pieces than that takes."""
         text = b""
         for key in reversed(self._log_keys(tenant_id, job_id, attempt, fence)):
             text = self.read(key) + text

@@ -33,7 +33,7 @@ def readable(value: Any) -> Any:
 
 
 def legible(data: bytes) -> str:
-    """What should be a short name in ASCII, stripped; what is not is escaped, on one line, and cut."""
+    """Bytes that should be a short ASCII name, as text: stripped and cut, other bytes escaped, on one line."""
     return data[:200].strip().decode("latin-1").encode("unicode_escape").decode()
 
 

@@ -55,7 +55,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # What our runner asks for by itself. Threads that wait by spinning starve each other on a busy machine.
+    # As our runner sets it. Threads that wait by spinning slow each other on a busy machine.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 

@@ -55,12 +55,12 @@ SPECS: dict[str, dict[str, Any]] = {
     "fista": {"prune": {"method": "fista", "sparsity": SPARSITY}},
 }  # fmt: skip
 PEERS = ("wanda", "sparsegpt")
-"""What llm-compressor has too."""
+"""Methods that llm-compressor has too."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a part has to read and compute."""
+    """Shape and text of a part."""
 
     shape: Shape
     windows: int

@@ -1,4 +1,4 @@
-"""What the API is measured against, in the same run: a bare FastAPI endpoint, and the obvious way to serve a job."""
+"""Peers that the API is measured against in the same run: a bare FastAPI endpoint, and a minimal job service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reading a large text takes: seconds, and memory above what the process had before, for docs/benchmarks.md.
+"""Time to read a large text, and memory above that of the process before, for docs/benchmarks.md.
 
     python -m benchmarks.reader [--gib 2] [--windows 64] [--length 512]
 

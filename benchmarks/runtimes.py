@@ -1,4 +1,4 @@
-"""What vLLM makes of results: the same log-probabilities and tokens as transformers, and how fast, beside the dense.
+"""Results in vLLM: log-probabilities and tokens compared with transformers, and speed compared with the dense model.
 
     python -m benchmarks.runtimes PYTHON_OF_VLLM [--speed]
 

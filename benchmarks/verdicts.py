@@ -1,4 +1,4 @@
-"""What a report says of speed on a disturbed machine: of a copy of a model, and of one that is a quarter smaller.
+"""Verdicts of reports on speed, on a disturbed machine: of a copy of a model, and of one that is a quarter smaller.
 
     python -m benchmarks.verdicts [--runs 20]          or: make verdicts
 

@@ -1,4 +1,4 @@
-"""What the documents say is so: tables generated, snippets run, links lead somewhere, commands exist."""
+"""The documents are true: tables generated, snippets run, links lead somewhere, commands exist."""
 
 from __future__ import annotations
 

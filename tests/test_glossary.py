@@ -1,4 +1,4 @@
-"""The glossary of docs/design.md: what it calls by another name is called so nowhere."""
+"""The glossary of docs/design.md: its other names are used nowhere. And how docstrings and comments are written."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ DESIGN = ROOT / "docs/design.md"
 PROSE = ("README.md", "CHANGELOG.md", "docs/*.md")
 ELSEWHERE = {"surgeon": "brain surgeon", "lm head": "lm_head"}
 """Names that others gave, which hold a word of ours."""
+METAPHORS = re.compile(
+    r"\b(lessons?|surpris(e|es|ed|ing)|a hole|suspects?|burns?|burnt|at rest|bury|buried|owe[sd]?|strangers?"
+    r"|zombies?|clos(e|ed|es) up|blam(e|es|ed|ing)|foretells?)\b"
+)
+"""A plain verb or noun says the same: ended, not reaped, due, another deployment, predicts."""
 
 
 def rows() -> list[list[str]]:
@@ -39,6 +44,27 @@ def test_no_other_word_for_a_term() -> None:
         for path, number, line in lines()
         for word in words
         if re.search(rf"\b{word}s?\b", line.replace(ELSEWHERE.get(word, word + "!").replace("_", " "), ""))
+    ]
+    assert found == []
+
+
+def test_plain_words() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]!r}"
+        for path, number, line in lines()
+        for match in METAPHORS.finditer(line)
+    ]
+    assert found == []
+
+
+def test_docstrings_say_what_a_thing_is_or_does() -> None:
+    """As a noun or a verb, not as a clause that begins with "What"."""
+    sources = [path for room in ("app", "workers", "benchmarks", "tests") for path in (ROOT / room).rglob("*.py")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sources
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.match(r'\s*"""What\b', line)
     ]
     assert found == []
 

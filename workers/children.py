@@ -64,7 +64,7 @@ class Spawned:
 
 
 def exit_code(process: subprocess.Popen[bytes]) -> int | None:
-    """As Popen.poll, but what has ended stays a zombie, and its number its own."""
+    """As Popen.poll, but an ended process is not reaped, so that its number is not reused."""
     if process.returncode is not None or not hasattr(os, "waitid"):  # macOS has none before Python 3.13
         return process.poll()
     ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)

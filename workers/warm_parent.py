@@ -4,8 +4,8 @@ Standard input is a socket of messages; file descriptors travel with them:
 
     <- {"argv": [...]} with (events, log)     fork `workers.runner` with these arguments, standard output and error
     -> {"pid": n}                             it leads a session of its own
-    -> {"returncode": n}                      it has ended, and is a zombie until
-    <- {"reap": true}                         nobody will signal its group any more
+    -> {"returncode": n}                      it has ended, and is not reaped until
+    <- {"reap": true}                         its group is signalled no more
 
 Its end, like that of the socket, is the end of its child. It runs no tensor operation: a fork of a process that has
 computed with several threads waits for ever for threads that the fork does not have. So it runs nothing but imports,

@@ -1,4 +1,4 @@
-"""What a JSON schema says of the fields of an object, as rows that people read: for the command line and docs/."""
+"""The fields of an object as rows of a table, from its JSON schema: for the command line and docs/."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class FieldRead(BaseModel):
 
 
 class Capabilities(BaseModel):
-    """What this service can do to a model."""
+    """Stages, methods and settings that this service offers."""
 
     stages: list[StageRead] = Field(description="In the order in which they run.")
     fields: list[FieldRead] = Field(description="The spec's other fields: model, texts, gates, precision, files, seed.")

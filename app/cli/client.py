@@ -1,4 +1,4 @@
-"""The one place that speaks HTTP to the service."""
+"""The HTTP client of the command line."""
 
 from __future__ import annotations
 

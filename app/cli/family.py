@@ -1,4 +1,4 @@
-"""Child processes that live and die together: restarted when they crash, stopped as one, never orphaned."""
+"""Child processes that are restarted when they crash, stopped together, and end with their parent."""
 
 from __future__ import annotations
 

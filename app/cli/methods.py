@@ -54,7 +54,7 @@ def methods(
 
 
 def _named(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """What of the capabilities is called `name`: methods, a stage, a field. Raises Usage where nothing is."""
+    """The capabilities called `name`: methods, a stage, a field. Raises Usage where there are none."""
     stages = [stage for stage in found["stages"] if stage["stage"] == name]
     fields = [field for field in found["fields"] if field["name"] == name]
     methods = [

@@ -1,4 +1,4 @@
-"""What the commands have in common: the connection, `--json`, and how an error becomes an exit code."""
+"""Options that commands share: the connection, `--json`, and exit codes of errors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Connection:
         local = local_url(settings)
         url = self.url or local
         api_key = self.api_key
-        if not api_key and url.rstrip("/") == local:  # the local key is for nobody else's ears
+        if not api_key and url.rstrip("/") == local:  # the local key is sent to no other service
             path = local_key_path(settings)
             api_key = path.read_text().strip() if path.exists() else None
         return Service(url, api_key)

@@ -81,7 +81,7 @@ def metrics_table(metrics: list[dict[str, Any]]) -> Table:
 
 
 def samples_text(sample: dict[str, Any]) -> str:
-    """What both models wrote after one prompt."""
+    """Texts that both models generated from one prompt."""
     plain = {who: " ".join(sample[who].split()) for who in ("prompt", "dense", "pruned")}
     plain = {who: "".join(filter(str.isprintable, text)) for who, text in plain.items()}  # a model may write anything
     return "".join(f"[bold]{who:8}[/]{escape(text)}\n" for who, text in plain.items())

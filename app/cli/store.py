@@ -1,4 +1,4 @@
-"""Commands of the operator for the files: what may go, what is nobody's, and whose the artifact store is."""
+"""Commands of the operator for files: which may be deleted, which no job owns, and which deployment the store is of."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def gc(
 
 
 def _found(settings: Settings, database: Database, store: ArtifactStore) -> dict[str, Any]:
-    """Folders of the store that may go and that are nobody's; nobody's scratch; deleted jobs that have files."""
+    """Folders of the store that may be deleted, those of no job, scratch of no job, and deleted jobs that have
+    files."""
     stored = [(tenant, job) for tenant, job in store.list_jobs() if is_id("ten", tenant) and is_id("job", job)]
     idle = scratch.idle(settings.work_dir)
     with database.read() as session:

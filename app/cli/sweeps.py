@@ -176,6 +176,6 @@ def _print_pareto(found: dict[str, Any]) -> None:
 
 
 def _values(parameters: list[str], child: dict[str, Any]) -> list[str]:
-    """What the child gives each parameter: a method by its name, the rest as JSON."""
+    """The child's value of each parameter: a method by its name, others as JSON."""
     shown = [wording.short(child["values"][pointer]) if pointer in child["values"] else "" for pointer in parameters]
     return [escape(value) for value in shown]

@@ -1,4 +1,4 @@
-"""Probes of the orchestrator: is the process alive, may it get requests?"""
+"""Probes of the orchestrator: whether the process runs, and whether it may get requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Ready(BaseModel):
 
 @router.get("/livez", operation_id="health_live", responses=described(500))
 async def livez() -> Live:
-    """Answers as long as the process does; asks nobody."""
+    """Answers as long as the process runs, without asking the database."""
     return Live(status="ok")
 
 

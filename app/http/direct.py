@@ -27,7 +27,8 @@ Reader = Callable[[Request], Awaitable[tuple[Values, Errors]]]
 
 
 def handler(dependant: Dependant) -> Callable[[Request], Awaitable[Response]]:
-    """What reads a request, calls the endpoint and returns its Response. The body's JSON is in the request already."""
+    """A function that reads a request, calls the endpoint and returns its Response. The request holds the parsed JSON
+    body."""
     read, endpoint = _reader(dependant), dependant.call
     assert endpoint is not None
     assert not inspect.iscoroutinefunction(endpoint)
@@ -48,7 +49,8 @@ def handler(dependant: Dependant) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _reader(dependant: Dependant) -> Reader:
-    """What reads the dependencies, the query and the headers that `dependant` declares. No path: it has none."""
+    """A function that reads the dependencies, query and headers that `dependant` declares. It has no path
+    parameters."""
     assert not dependant.path_params
     assert not dependant.cookie_params
     takes_request = [

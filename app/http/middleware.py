@@ -1,4 +1,4 @@
-"""What surrounds every request, as plain ASGI: its id, its log line, its metric, the limit of its body."""
+"""Middleware of every request, as plain ASGI: its id, log line and metric, and the limit of its body."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = structlog.get_logger("app.requests")
 
 
 class RequestContext:
-    """Gives the request an id, answers the exceptions nobody handled, logs and counts.
+    """Gives the request an id, answers unhandled exceptions, logs and counts.
 
     A successful GET is logged at `debug`: dashboards poll, and thousands of such lines a second help nobody.
     """
@@ -55,10 +55,10 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
-            status = 499  # as nginx counts them: nobody is there to be answered
+            status = 499  # as nginx counts requests that the client closed
         except Exception:
             log.exception("request_failed", method=scope["method"], path=scope["path"])
-            if status:  # too late for another answer: cut it off, so that nobody takes it for whole
+            if status:  # too late for another answer: close, so that it is not taken as complete
                 raise
             await problems.internal_error(Request(scope))(scope, receive, send_with_id)
         finally:

@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field."""
+    """The error of one field."""
 
     pointer: str = Field(
         description="JSON pointer into the body, or `?name`, `#name` of a query parameter or a header.",
@@ -117,7 +117,7 @@ def problem(
 
 
 def internal_error(request: Request) -> Response:
-    """What a client learns of a bug: the id under which the log has the rest."""
+    """The answer to an unhandled exception: it holds the id under which the log has the traceback."""
     return problem(
         request,
         status=500,
@@ -162,7 +162,7 @@ HTTP_ERRORS = {
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
-    """What the framework raises by itself."""
+    """The answer to exceptions that the framework raises."""
     assert isinstance(error, HTTPException)
     status = error.status_code
     code, detail = HTTP_ERRORS.get(status, (f"http_{status}", error.detail))

@@ -180,7 +180,7 @@ class BoundedProtocol(HttpToolsProtocol):
         raise Refused
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when parsing fails, be it by a Refused."""
+        """Called by uvicorn when parsing fails, also by a Refused."""
         self._refuse(self._status or 400)
 
     def _refuse(self, status: int) -> None:

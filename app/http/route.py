@@ -1,4 +1,4 @@
-"""What holds for every endpoint, whatever it does: which queries it takes, who is heard, and how long anybody waits."""
+"""The route class of every endpoint: allowed query parameters, the key, and limits on threads and waiting."""
 
 from __future__ import annotations
 

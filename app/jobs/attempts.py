@@ -1,4 +1,4 @@
-"""What workers do to jobs: claim one, say how it goes, end the attempt. See lifecycle.py.
+"""Operations of workers on jobs: claim one, report progress, end the attempt. See lifecycle.py.
 
 Whoever acts for an attempt passes its `Claim`; if the job has since been claimed by another, `Fenced` is raised and
 nothing is written.
@@ -41,7 +41,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Orders:
-    """What the database tells a worker when it renews its lease."""
+    """Orders that a worker gets when it renews its lease."""
 
     cancel: bool
     overdue: bool

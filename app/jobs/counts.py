@@ -13,7 +13,7 @@ from app.jobs.models import Attempt, Job, Outbox
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits now. Seconds are 0 where nothing does."""
+    """Waiting messages and jobs. Seconds are 0 where none wait."""
 
     outbox_pending: int
     outbox_oldest_s: float

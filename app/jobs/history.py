@@ -1,4 +1,4 @@
-"""What happened to a job: its events, as pages or as a stream, its attempts and their logs."""
+"""The history of a job: its events, as pages or as a stream, its attempts and their logs."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def logs(
         Query(ge=0, le=2**63 - 1, description="Only what comes behind that many bytes; not together with `tail`."),
     ] = 0,
 ) -> Response:
-    """What an attempt's process wrote: while it runs, and also after it failed. It grows every few seconds."""
+    """The output of an attempt's process, while it runs and after it ended. It grows every few seconds."""
     if tail is not None and after:
         detail = "give `tail` or `after`"
         raise InvalidRequest(f"?after: {detail}.", errors=[field_error("?after", "tail_or_after", detail)])

@@ -49,7 +49,7 @@ VERBS: dict[str, list[str]] = {
     "failed": ["retry", "delete"],
     "cancelled": ["cancel", "retry", "delete"],
 }
-"""What a client may do in each status."""
+"""Status -> actions that a client may take."""
 HELD = ("running", "cancelling")
 """A worker holds the job's lease."""
 
@@ -98,7 +98,7 @@ def close_attempt(session: Session, job: Job, outcome: str, error: Failure | Non
 
 
 def announce(session: Session, job: Job, *, delay_ms: int) -> None:
-    """Queue a message to the workers, due after the delay, before which nobody may claim the job."""
+    """Queue a message to the workers, due after the delay. The job cannot be claimed before."""
     due = clock(session) + delay_ms
     job.not_before = due
     session.add(Outbox(job_id=job.id, queue=job.queue, due_at=due))

@@ -43,7 +43,7 @@ def _described(ref: ModelRef, sources: Sources, identity: Identity) -> ModelSour
 
 
 def _identity(folder: Path) -> Identity | None:
-    """What changes whenever a file of the folder does; None where that cannot be said, or not yet."""
+    """A value that changes with any file of the folder; None where that cannot be detected, or not yet."""
     found: list[tuple[object, ...]] = [(os.path.realpath(folder),)]
     newest = 0
     try:

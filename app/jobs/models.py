@@ -58,11 +58,11 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(default=0)
 
     fence: Mapped[int] = mapped_column(default=0)
-    """Bumped by every claim. Whoever writes for an attempt must hold the present value."""
+    """Raised by every claim. A write for an attempt must carry the present value."""
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[int | None] = mapped_column(BigInteger)
     not_before: Mapped[int] = mapped_column(BigInteger)
-    """Nobody may claim the job earlier. Its last message to the workers is due then too."""
+    """The job cannot be claimed earlier. Its last message to the workers is due then too."""
     deadline_at: Mapped[int | None] = mapped_column(BigInteger)
 
     stage: Mapped[str | None] = mapped_column(String(32))
@@ -106,7 +106,7 @@ class Attempt(Base):
 
 
 class Event(Base):
-    """What happened to a job, in order: SSE, long-poll, the events page all read this one table."""
+    """Events of a job, in order. SSE, long-poll and the events page read this one table."""
 
     __tablename__ = "events"
 
@@ -119,7 +119,8 @@ class Event(Base):
 
 
 class Artifact(Base):
-    """A file of a succeeded job. Rows are written by the fenced finish, so a zombie's uploads are never listed."""
+    """A file of a succeeded job. Rows are written by the fenced finish, so uploads of an attempt that lost its lease
+    are never listed."""
 
     __tablename__ = "artifacts"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def dry_run(spec: CompressionSpec, settings: Settings) -> Plan:
-    """What the job would do. Raises InvalidRequest or, if a hub is away, NotReady."""
+    """The plan of a job. Raises InvalidRequest or, if the hub does not answer, NotReady."""
     from workers.engine.planning.plan import plan  # brings the hub's client along: 0.2 s, not spent at start-up
 
     try:

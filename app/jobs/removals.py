@@ -37,7 +37,8 @@ def record_job(session: Session, job: Job) -> None:
 
 
 def record_attempt(session: Session, job: Job) -> None:
-    """What the job's present attempt has uploaded, which this transaction ends without a result. Its log stays."""
+    """Record the uploads of the present attempt for removal, as this transaction ends it without a result. Its log
+    stays."""
     now = clock(session)
     session.add(
         FileRemoval(tenant_id=job.tenant_id, job_id=job.id, attempt=job.attempt, fence=job.fence, recorded_at=now)

@@ -18,7 +18,7 @@ from app.keys.repository import KEY_COLUMNS, KeyView
 Child = TypeVar("Child", Artifact, Attempt, Event, ReportRecord)
 
 QUEUE_DEPTH = 1000
-"""Places in the queue beyond this are not counted: nobody waits for the exact number."""
+"""Places in the queue are counted up to this."""
 _job = table(Job).c
 _VIEW = select(*COLUMNS)
 _NEWEST = (_job.created_at.desc(), _job.id.desc())
@@ -26,7 +26,7 @@ _NEWEST = (_job.created_at.desc(), _job.id.desc())
 
 @dataclass(frozen=True)
 class Filters:
-    """What a list of jobs is narrowed to; an empty one is not."""
+    """Filters of a list of jobs; empty ones do not filter."""
 
     statuses: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
@@ -54,7 +54,7 @@ def lock_owned(session: Session, tenant_id: str, job_id: str) -> Job | None:
 
 
 class Listed(Protocol):
-    """What tells whether a job is as it was."""
+    """Values that change whenever a job does."""
 
     @property
     def id(self) -> str: ...

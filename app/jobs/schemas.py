@@ -1,4 +1,4 @@
-"""What the job endpoints take and give, as OpenAPI shows it."""
+"""Requests and responses of the job endpoints, as OpenAPI shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients do to jobs: submit, label, cancel, retry, delete. See lifecycle.py."""
+"""Operations of clients on jobs: submit, label, cancel, retry, delete. See lifecycle.py."""
 
 from __future__ import annotations
 

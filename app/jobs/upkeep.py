@@ -1,4 +1,4 @@
-"""What the relay and the reconciler do to jobs: messages that were sent or lost, workers that fell silent, old keys.
+"""Operations of the relay and the reconciler on jobs: sent or lost messages, expired leases, old idempotency keys.
 
 See lifecycle.py.
 """
@@ -18,7 +18,7 @@ from app.jobs.models import IdempotencyKey, Outbox
 
 
 def reap(session: Session, *, backoff_s: float, limit: int = 100) -> list[tuple[str, int]]:
-    """Take jobs back from workers silent past their lease. Returns (job id, attempt) of what no longer holds."""
+    """End attempts whose lease has expired. Returns their (job id, attempt)."""
     jobs = repository.lock_silent(session, limit=limit)
     for job in jobs:
         if job.status == "cancelling":
@@ -47,7 +47,7 @@ def announce_again(session: Session, *, older_than_s: float, limit: int = 16) ->
 
 
 def forget_sent(session: Session, message_ids: Sequence[int]) -> int:
-    """Forget published messages; returns how many. Those that somebody else is just deleting are left to them.
+    """Forget published messages; returns how many. Those that another process is deleting are skipped.
 
     The jobs are not touched: a claim passes over jobs that are locked, and would take a later one from the queue.
     """

@@ -20,12 +20,12 @@ def due_messages(session: Session, *, limit: int) -> Sequence[tuple[int, str, st
 
 
 def unlocked_messages(message_ids: Sequence[int]) -> Select[int]:
-    """The ids of those of the messages that nobody has locked, as a subquery that locks them."""
+    """Ids of the messages that are not locked, as a subquery that locks them."""
     return select(Outbox.id).where(Outbox.id.in_(message_ids)).with_for_update(skip_locked=True)
 
 
 def lock_silent(session: Session, *, limit: int) -> Sequence[Job]:
-    """Jobs whose worker has been silent past its lease, locked; rows somebody else holds are left to them."""
+    """Jobs whose lease has expired, locked; rows that are locked already are skipped."""
     return session.scalars(
         select(Job)
         .where(Job.lease_expires_at < now_ms())

@@ -79,7 +79,7 @@ def etag(job: JobView, position: int | None) -> str:
 
 
 def as_json(job: JobView, position: int | None) -> dict[str, Any]:
-    """What schemas.JobRead describes, for orjson."""
+    """A job as schemas.JobRead describes it, for orjson."""
     path = f"/v1/jobs/{job.id}"
     return {
         "id": job.id,

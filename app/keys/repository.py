@@ -16,7 +16,7 @@ TOUCH_MS = 60_000
 
 
 class KeyView(NamedTuple):
-    """What decides about a request, by the database's clock. One row of KEY_COLUMNS, in their order."""
+    """A key as needed to authorise a request, by the database's clock. One row of KEY_COLUMNS, in their order."""
 
     hash: str
     id: str

@@ -1,4 +1,4 @@
-"""What a key may be allowed to do."""
+"""Scopes: permissions of a key."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ READ = ["GET", "HEAD"]
 
 @router.api_route("/", methods=READ)
 def index() -> Response:
-    """What this is, and where to go on."""
+    """The start page: a description of the service, and links."""
     headers = {**HEADERS, "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
     return HTMLResponse(_rendered("index.html"), headers=headers)
 
 
 @router.api_route("/docs", methods=READ)
 def docs() -> Response:
-    """Swagger UI. It may run its own script and ask this service, nobody else."""
+    """Swagger UI. It may run its own script and call this service only."""
     # Swagger UI sets styles of elements, and draws its icons from data: URLs.
     policy = (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; connect-src 'self'"

@@ -18,7 +18,7 @@ from workers.engine.spec import CompressionSpec
 
 T = TypeVar("T")
 MOST_CHILDREN = 10
-"""So many that are wrong are enough to say what is."""
+"""No further children are made once so many are wrong."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def children(submit: SweepSubmit) -> list[Child]:
 
 
 def parameters(found: Sequence[Child]) -> list[str]:
-    """What the children differ in."""
+    """JSON pointers of the parameters in which the children differ."""
     return list(dict.fromkeys(pointer for child in found for pointer in child.values))
 
 
 def checked(numbers: Sequence[int], make: Callable[[int], T]) -> list[T]:
-    """What `make` gives for each child. Their refusals become one, in which each mistake names its children.
+    """The value of `make` for each child. Their errors are raised as one, in which each mistake names its children.
 
     Stops once MOST_CHILDREN are wrong, or MOST_ERRORS mistakes are found.
     """

@@ -121,7 +121,7 @@ def dense_label(height: float) -> Box:
 
 
 def _texts(points: Sequence[ParetoPoint]) -> list[Sequence[str]]:
-    """What may stand at each point, the longest first: its number, the methods that differ, the mark of its verdict."""
+    """Labels that fit a point, the longest first: its number, the methods that differ, the mark of its verdict."""
     stages = list(dict.fromkeys(stage for point in points for stage in point.methods))
     differing = [stage for stage in stages if len({point.methods.get(stage) for point in points}) > 1] or stages[:1]
     texts: list[Sequence[str]] = []

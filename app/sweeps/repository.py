@@ -100,7 +100,7 @@ def count_children(session: Session, sweep_ids: Sequence[str]) -> dict[str, dict
 
 @dataclass(frozen=True)
 class Measured:
-    """What the report of a child that has succeeded says."""
+    """Values of the report of a child that has succeeded."""
 
     metrics: list[dict[str, Any]]
     sparsity: float

@@ -1,4 +1,4 @@
-"""What the sweep endpoints take and give, as OpenAPI shows it."""
+"""Requests and responses of the sweep endpoints, as OpenAPI shows them."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class PlannedChild(Read):
 
 
 class SweepPlan(Read):
-    """What a sweep would do, without the layers, which a dry run of the job shows. Nothing is run."""
+    """The plan of a sweep, without layers, which a dry run of a job shows. Nothing is run."""
 
     children: list[PlannedChild]
     peak_memory_bytes: int = Field(description="Of the largest child.")

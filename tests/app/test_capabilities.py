@@ -15,7 +15,7 @@ from workers.engine.spec import CompressionSpec
 
 
 def run(code: str, path: Path, **environment: str) -> str:
-    """What a fresh interpreter that imports from `path` prints."""
+    """Output of a fresh interpreter that imports from `path`."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         cwd=path,

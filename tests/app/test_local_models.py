@@ -1,4 +1,4 @@
-"""What is known of a local model is kept while its files stay as they are, and no longer."""
+"""The description of a local model is kept while its files stay as they are, and no longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the reconciler deletes: what the database recorded, and nothing else. On both databases."""
+"""The reconciler deletes files that the database recorded for removal, and no others. On both databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client without a key may send over a socket, and for how long: bounded, and answered with a problem."""
+"""Bytes and time that a client without a key may take on a socket: bounded, and answered with a problem."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Bench:
         return answer.status_code, answer.json()
 
     def loaded(self, name: str, **parts: Any) -> EngineError | None:
-        """What the worker's first stage refuses the model with, if it does."""
+        """The error of the worker's first stage, if it refuses the model."""
         try:
             load(CompressionSpec.model_validate(spec_of(name, **parts)), self.sources)
         except EngineError as error:

@@ -67,7 +67,7 @@ def cluster(postgresql_server: str, redis: Redis, tmp_path: Path) -> Iterator[Cl
 
 
 class Load:
-    """What the clients and workers share: known ids, answers by status, what went wrong."""
+    """State that clients and workers share: known ids, answers by status, errors."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self.end = cluster, time.monotonic() + SECONDS
@@ -135,7 +135,7 @@ class Load:
         return answer
 
     def _worker(self, rng: random.Random) -> None:
-        """What workers/tasks.py writes, without the work between."""
+        """The writes of workers/tasks.py, without the work between."""
         database = Database(self.cluster.config.database_url, pool_size=2)
         while time.monotonic() < self.end:
             held = database.transact(lambda session: attempts.claim(session, worker="w", queues=["any"], ttl_s=0.3))

@@ -50,5 +50,5 @@ def test_a_runner_killed_while_tuning(cluster: Cluster, tmp_path: Path, capsys: 
 
 
 def steps(cluster: Cluster, job_id: str) -> list[dict[str, Any]]:
-    """What is known of every resume point of the tuning."""
+    """Every resume point of the tuning, by its events."""
     return [e["data"] for e in cluster.events(job_id) if e["type"] == "checkpoint" and "step" in e["data"]]

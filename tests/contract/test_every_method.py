@@ -1,4 +1,4 @@
-"""What every method must keep to, whoever wrote it: found through the registry, so a new file is tested unseen.
+"""Rules of every method, whoever wrote it: found through the registry, so a new file is tested unseen.
 
 O = outputs, I = inputs, N = tokens.
 """

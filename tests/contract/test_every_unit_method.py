@@ -1,4 +1,4 @@
-"""What every method about heads, channels, hidden dimensions and blocks must keep to: found through the registry, so
+"""Rules of every method for heads, channels, hidden dimensions and blocks: found through the registry, so
 a new file is tested unseen.
 
 U = units, O = outputs, I = inputs, N = tokens, K = inputs kept.
@@ -313,7 +313,7 @@ def unit_allocators() -> Any:
 
 
 def kept_of(facts: AllocationFacts, sparsity: Mapping[str, float], kinds: Sequence[str]) -> dict[tuple[int, str], int]:
-    """What stays of every family by the rule that cuts them."""
+    """Units of every family that stay, by the rule that cuts them."""
     (method,) = unit_methods("prune", "head", "channel")
     params: Any = method.params.model_validate({"sparsity": 0.5, "units": kinds})
     return dict(kept_units(facts.layers, FAMILIES, sparsity, params, discover()["allocate", "uniform"].params()))

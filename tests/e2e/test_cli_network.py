@@ -1,4 +1,4 @@
-"""What the command line does when the network, or the service, misbehaves: a scripted server, real sockets."""
+"""The command line against a network or service that misbehaves: a scripted server, real sockets."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_the_curl_session_works_as_printed(tmp_path: Path) -> None:
 
 
 def paste(lines: list[str], folder: Path) -> list[str]:
-    """What each line prints in one shell; none may fail."""
+    """Output of each line in one shell; none may fail."""
     mark = "=== done with"
     script = "".join(f'{line}\necho; echo "{mark} $?"\n' for line in lines)
     done = subprocess.run(["bash"], input=script, cwd=folder, capture_output=True, text=True, timeout=240)

@@ -1,4 +1,4 @@
-"""What the engine refuses or adapts to: too little memory, text without language, weights that are not numbers."""
+"""The engine refuses or adapts to: too little memory, text without language, weights that are not finite."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from app.settings import Settings
 from tests.helpers.cluster import ROOT
 
 ANYWHERE = (413,)
-"""What comes before any route is asked."""
+"""Answers given before any route is called."""
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
 

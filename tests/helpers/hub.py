@@ -40,7 +40,7 @@ SHARDED = {
     "stray.safetensors": b"not in the index",
     "modeling_evil.py": b"import os",
 }
-"""What `org/sharded` has beside weights, index, config and tokenizer."""
+"""Files of `org/sharded` beside weights, index, config and tokenizer."""
 _JSONL = "".join(json.dumps({"text": document}) + "\n" for document in DOCUMENTS).encode()
 
 

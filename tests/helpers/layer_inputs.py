@@ -1,4 +1,4 @@
-"""What the layers of a block read, seen through hooks on a whole model."""
+"""Inputs of the layers of a block, recorded by hooks on a whole model."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Machine:
     now_s: float = 0.0
     work_s: float = 0.05
     read: list[float] = field(default_factory=list)
-    """What was asked of it, in order."""
+    """Requests to it, in order."""
 
     def probe(self, speed: float, readings: int = 24) -> Probe:
         def read() -> float:

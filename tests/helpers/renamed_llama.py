@@ -26,7 +26,7 @@ NAMES = ATTENTION | MLP | BLOCK | DECODER | MODEL
 
 
 def renamed(name: str) -> str:
-    """What a module or tensor of a Llama is called here."""
+    """The name here of a module or tensor of a Llama."""
     return ".".join(NAMES.get(part, part) for part in name.split("."))
 
 
@@ -89,7 +89,7 @@ class RenamedForCausalLM(under_other_names(MODEL), LlamaForCausalLM):  # type: i
 
 @cache
 def row() -> dict[str, Any]:
-    """What `generate` says of the family; it takes a second."""
+    """The family's row by `generate`; it takes a second."""
     found = family_row("renamed")
     assert found is not None
     return found

@@ -154,7 +154,7 @@ class Walked:
     checkpoint: Checkpoint
 
     def reports(self, folder: Path) -> list[LayerReport]:
-        """What became of the layers, once they are assembled into `folder`."""
+        """Reports of the layers, once they are assembled into `folder`."""
         assemble(self.spec, self.model, self.outcome, self.checkpoint, folder)
         return layer_reports(self.spec, self.model, self.allocation, self.outcome, folder)
 

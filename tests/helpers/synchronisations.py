@@ -65,7 +65,7 @@ class _Calls(TorchFunctionMode):
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """What was done inside, by name."""
+    """Operations done inside, by name."""
     counts: Counter[str] = Counter()
     with _Operations(counts), _Calls(counts):
         yield counts

@@ -53,7 +53,7 @@ class Method:
     default: bool = False
     """Allocators: whether a spec that names none takes it. One is."""
     unstructured_only: bool = False
-    """Allocators: whether what they promise is void where sparsities are rounded to an N:M pattern."""
+    """Allocators: whether their guarantee does not hold where sparsities are rounded to an N:M pattern."""
     patterns: tuple[str, ...] = ()
     scores: Scores = "required"
     """Pruners: whether a score is required, optional or not used."""

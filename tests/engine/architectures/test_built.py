@@ -1,4 +1,4 @@
-"""What a dry run believes of transformers' models, against transformers."""
+"""The tensors that a dry run expects of transformers' models, against transformers."""
 
 from __future__ import annotations
 

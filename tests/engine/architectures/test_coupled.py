@@ -1,4 +1,4 @@
-"""What belongs to a head or a channel, and that a model without it computes what the masked one does.
+"""The slices of a head or a channel, and that a model without them computes what the masked one does.
 
 U = units, D = hidden size, B = batch, T = tokens.
 """

@@ -1,4 +1,4 @@
-"""What a spec says of sizes and zeros is counted on the result: a result that breaks it is no result."""
+"""Sizes and zeros that a spec bounds are counted on the result: a result that breaks a bound fails the job."""
 
 from __future__ import annotations
 

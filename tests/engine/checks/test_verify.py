@@ -67,7 +67,7 @@ RIGHT: dict[str, tuple[dict[str, Any], bool]] = {
     "tuned": (WIDTHS | TUNED, True),
     "tuned-bfloat16": (WIDTHS | TUNED | BFLOAT16 | {"compute": {"dtype": "bfloat16"}}, False),
 }
-"""What is done, and whether the result is loaded whole."""
+"""The parts of a spec, and whether the result is loaded whole."""
 
 
 @pytest.mark.parametrize("case", RIGHT)

@@ -18,7 +18,7 @@ PATTERNS = [None, (2, 4), (4, 8), (3, 4)]
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
-    """What only a GPU does, done here: selections that read nothing back, and graphs."""
+    """Take the paths of a GPU on the CPU: selections that read nothing back, and graphs."""
     made = Graphs()
     monkeypatch.setattr(second_order, "recorded", made)
     monkeypatch.setattr(second_order, "lowest", lowest_unseen)

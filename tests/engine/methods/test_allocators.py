@@ -1,4 +1,4 @@
-"""What each allocator finds in a block, and what it makes of it: by hand, at the bounds, over random models."""
+"""The measurements and sparsities of each allocator: by hand, at the bounds, over random models."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def refined(weight_OI: Tensor, pruned_OI: Tensor, stats: LinearStats, kept_of: K
 
 
 def error(weight_OI: Tensor, kept_OI: Tensor, stats: LinearStats) -> Tensor:
-    """What the missing weights add to each output over a window, |.|, float64 [O]."""
+    """Absolute contribution of the missing weights to each output over a window, float64 [O]."""
     assert stats.input_mean_I is not None
     mean_I = stats.input_mean_I.double() * stats.window_tokens
     return (weight_OI.double().masked_fill(kept_OI, 0) @ mean_I).abs()

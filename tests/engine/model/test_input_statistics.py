@@ -1,4 +1,4 @@
-"""What the walk knows of a block's inputs, against the same seen through hooks on a whole model.
+"""Statistics of a block's inputs in the walk, against the same from hooks on a whole model.
 
 N = windows, T = tokens of a window, I = inputs of a linear layer; X and Z have one row per token.
 """

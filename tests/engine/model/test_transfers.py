@@ -1,4 +1,4 @@
-"""What crosses the bus between host and GPU: weights once each way, and nothing that the compute waits for."""
+"""Transfers between host and GPU: weights once each way, and nothing that the compute waits for."""
 
 from __future__ import annotations
 

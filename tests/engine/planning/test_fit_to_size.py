@@ -30,7 +30,7 @@ from workers.engine.sources.resolve import Sources, resolve_model
 from workers.engine.spec import CompressionSpec
 
 CHANNELS = {"parameters": 3 * 32, "bytes": 3 * 32 * 4, "macs": 64 * 3 * 32}
-"""What one channel takes: a row of gate_proj and up_proj, a column of down_proj."""
+"""Parameters of a channel: a row of gate_proj and up_proj, a column of down_proj."""
 FLOOR = {"parameters": 2 * 4096 * 32, "bytes": 4 * 2 * 4096 * 32, "macs": 64 * 4096 * 32}
 """Embedding and head, which stay. The head alone multiplies."""
 

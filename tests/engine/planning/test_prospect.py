@@ -1,4 +1,4 @@
-"""What is known of a job before it begins: worked out once, and from what methods declare."""
+"""The prospect of a job: computed once, from the declarations of methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stays of every block: within the bounds of the spec, whatever the scores, sizes and multiples."""
+"""Widths of every block: within the bounds of the spec, whatever the scores, sizes and multiples."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class TestWholeGroups:
 def searched(
     sizes: Sequence[int], target: float, loss: Callable[[list[float]], float], **params: Any
 ) -> tuple[list[float], list[list[float]]]:
-    """What `search` finds for a loss of the blocks' sparsities, and all it tried."""
+    """The result of `search` for a loss of the blocks' sparsities, and all it tried."""
     layers, tried = blocks_of(sizes), list[list[float]]()
 
     def trial(sparsity: Mapping[str, float]) -> float:

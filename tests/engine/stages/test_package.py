@@ -1,4 +1,4 @@
-"""What stands beside the weights: companions, card, report, page, manifest."""
+"""The files beside the weights: companions, card, report, page, manifest."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ FEW = {
     "distill": None,
 }  # fmt: skip
 FITTING = {"group": {"group_size": 16}}
-"""What makes a method fit `tiny`, whose MLP is 48 wide."""
+"""Parameters with which a method fits `tiny`, whose MLP is 48 wide."""
 CUT = {"method": "structured", "sparsity": 0.35, "compensate": False}
 DROPPED = {"method": "depth", "layers": 1}
 RANKING = {"method": "ranking"}

@@ -128,7 +128,7 @@ def test_hidden_states_behind_a_block_that_is_missing_are_not_used(tmp_path: Pat
 
 
 def test_without_a_fingerprint_nothing_is_believed(tmp_path: Path) -> None:
-    """What the others were made with cannot be known: another spec's allocation would be taken for this one's."""
+    """The spec of the other files is not known then: another spec's allocation would be taken for this one's."""
     first = Checkpoint(tmp_path)
     first.claim({"spec": "a"})
     first.save_json("allocation", {"target": 0.5})

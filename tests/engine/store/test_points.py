@@ -162,7 +162,7 @@ def point(checkpoint: Checkpoint, first: int, done: int) -> None:
 
 
 CALLS = [(files_tensors, "write_all"), (os, "fsync"), (Path, "replace"), (Path, "unlink")]
-"""What writing a point does to the disk."""
+"""System calls of writing a point."""
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

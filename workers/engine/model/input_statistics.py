@@ -97,7 +97,7 @@ def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, 
         for running in passes:
             if at.wanted:
                 at.keep(running.switch())
-        # At rest before a layer whose output nobody asks for.
+        # Stopped before a layer whose output is not needed.
         for running in [*passes, *(twins or ())]:
             running.throw()
 
@@ -236,7 +236,7 @@ def _watched(module: nn.Module | None, layers: Sequence[LinearFacts], layout: La
     if module is None:
         yield
         return
-    # The whole storage is alive while its reader runs, so an address names it.
+    # The storage is not freed while its reader runs, so its address identifies it.
     seen: dict[tuple[int, str], int] = {}
     first: dict[str, LinearFacts] = {}
     handles = []
