@@ -20,7 +20,7 @@ from app.logs import configure_logging
 from app.queue import celery_config
 from app.settings import get_settings
 from app.storage import ArtifactStore
-from workers.runner import die_with_parent
+from workers.children import die_with_parent
 
 settings = get_settings()
 

@@ -7,12 +7,15 @@ its group's number is not reused meanwhile.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import IO, Protocol
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Child(Protocol):
@@ -84,3 +87,11 @@ def start(command: Sequence[str], events: int, log: IO[bytes] | int) -> subproce
 def runner_command(arguments: Sequence[str]) -> list[str]:
     """The command line of a runner that does its own imports, and dies with this process."""
     return [sys.executable, "-m", "workers.runner", *arguments, "--parent", str(os.getpid())]
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the kernel knew
+            os.kill(os.getpid(), signal.SIGKILL)

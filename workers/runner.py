@@ -15,19 +15,20 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from workers.children import die_with_parent
 from workers.engine.errors import EngineError, InvalidSpec
-from workers.engine.events import JsonLines
+from workers.engine.events import Events, JsonLines, Silent
 from workers.engine.registry import untagged
-from workers.engine.report import Origin
+from workers.engine.report import Origin, Report
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.store.points import EVERY_S, Points
+from workers.followers import Error, Followers, described
 
 TERMINATED = 75
 ENVIRONMENT = {
@@ -40,7 +41,7 @@ ENVIRONMENT = {
 }
 """Read by libraries when they are imported, so set before they are; the operator's own values win."""
 NAME = "espalier-run"
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_NAME = 15
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,43 +57,59 @@ def main(argv: Sequence[str] | None = None) -> int:
     events = _events_on_stdout()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+    def told(error: Error) -> None:
+        events.emit("error", **error)
+
+    followers = None
     try:
-        from workers.engine.pipeline import compress
-
-        if arguments.threads:
-            import torch
-
-            torch.set_num_threads(arguments.threads)
         spec = _read_spec(arguments.workdir / "spec.json")
-        sources = Sources(arguments.models, arguments.data)
-        origin = _read_origin(arguments.workdir / "origin.json")
-        folders = {"checkpoint_dir": arguments.checkpoint, "cache_dir": arguments.cache}
-        report = compress(spec, arguments.workdir, sources, events, origin=origin, points=points, **folders)
-    except EngineError as error:
-        if error.__cause__ is not None:  # the log has the other library's message
-            traceback.print_exc()
-        events.emit(
-            "error",
-            code=error.code,
-            message=error.message,
-            hint=error.hint,
-            retryable=error.retryable,
-            field=error.field,
-        )
-        return error.exit_code
+        import workers.engine.pipeline  # noqa: F401  # before the fork: the ranks share what was imported
+
+        followers = Followers(spec.compute.devices, arguments.workdir)
+        if followers.fork():
+            events.close()
+            followers.follow(lambda: _work(arguments, spec, followers, Silent(), points))
+        followers.on_fall(told)
+        report = _work(arguments, spec, followers, events, points)
     except Exception as error:
-        traceback.print_exc()
-        events.emit(
-            "error",
-            code=EngineError.code,
-            message=f"{type(error).__name__}: {error}",
-            hint="this is a bug in the engine; the job's log has the traceback",
-            retryable=False,
-            field=None,
-        )
-        return EngineError.exit_code
+        said, code = described(error)
+        if followers is not None:
+            fall = None if isinstance(error, EngineError) else followers.cause()
+            said, code = (fall.error, fall.exit_code) if fall else (said, code)
+            followers.end()
+        told(said)
+        return code
+    followers.end()
     events.emit("result", report=report.model_dump(mode="json"))
     return 0
+
+
+def _work(
+    arguments: argparse.Namespace, spec: CompressionSpec, followers: Followers, events: Events, points: Points
+) -> Report:
+    """The job, as any of its ranks does it."""
+    import torch
+
+    from workers.engine.pipeline import compress
+    from workers.engine.ranks import Ranks, join
+
+    count, ranks = followers.count, Ranks()
+    if arguments.threads or count > 1:
+        torch.set_num_threads(max(1, (arguments.threads or torch.get_num_threads()) // count))
+    if count > 1:
+        ranks = join(followers.rank, count, followers.meeting, cuda=spec.compute.device != "cpu")
+    return compress(
+        spec,
+        arguments.workdir,
+        Sources(arguments.models, arguments.data),
+        events,
+        arguments.checkpoint,
+        cache_dir=arguments.cache,
+        origin=_read_origin(arguments.workdir / "origin.json"),
+        points=points,
+        ranks=ranks,
+    )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -119,14 +136,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _drain(points: Points) -> None:
     points.drain()
     os._exit(TERMINATED)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however it ends (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the kernel knew
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _call_it(name: str) -> None:

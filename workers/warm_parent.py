@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from workers import runner
-from workers.children import code_of
+from workers.children import code_of, die_with_parent
 
 PRELOADED = (
     "workers.engine.pipeline",
@@ -44,7 +44,7 @@ MESSAGE_BYTES = 2**16
 
 def main() -> int:
     """Serve until the socket closes. In a forked child, the exit code of its job."""
-    runner.die_with_parent(int(sys.argv[1]))  # its id then, not whose child this is now: it may be dead already
+    die_with_parent(int(sys.argv[1]))  # its id then, not whose child this is now: it may be dead already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides when a job ends
     channel = socket.socket(fileno=os.dup(0))
     for name, value in runner.ENVIRONMENT.items():

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import pytest
 from transformers import LlamaConfig
 
 from tests.helpers.cluster import eventually
+from tests.helpers.running import Running, arguments, weights, write_spec
 from tests.helpers.small_models import SIZES, SaveModel, spec_of
-from workers.children import Spawned, runner_command
 from workers.engine.sources.resolve import Sources
 from workers.engine.store.checkpoint import Checkpoint
 from workers.warm import Warm
@@ -30,55 +29,6 @@ def job(save_model: SaveModel, sources: Sources, tmp_path: Path) -> Path:
     """A work directory whose spec prunes a model of six blocks; models, data and checkpoint lie beside it."""
     save_model("tiny", LlamaConfig(**SIZES | {"num_hidden_layers": BLOCKS}))
     return write_spec(tmp_path / "job", spec_of().model_dump(mode="json"))
-
-
-def write_spec(workdir: Path, spec: Any) -> Path:
-    workdir.mkdir()
-    (workdir / "spec.json").write_text(json.dumps(spec))
-    return workdir
-
-
-def arguments(workdir: Path) -> list[str]:
-    root = workdir.parent
-    folders = ["--models", root / "models", "--data", root / "data", "--checkpoint", root / "checkpoint"]
-    return [str(part) for part in (workdir, *folders, "--threads", "1", "--points-every", "0")]
-
-
-class Running:
-    """A runner at work, forked by the warm parent or started plainly: its events, each line of standard output."""
-
-    def __init__(self, workdir: Path, parent: Warm | None) -> None:
-        self.log = workdir.with_suffix(".log")
-        with self.log.open("wb") as log:
-            given = arguments(workdir)
-            self.child = parent.start(given, log) if parent else Spawned(runner_command(given), log)
-        self._events = os.fdopen(os.dup(self.child.events), encoding="utf-8")
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for line in self._events:
-            self.child.poll()  # closes our own end of the pipe: what the runner says ends with it
-            yield json.loads(line)
-
-    def until(self, event: str, **data: Any) -> list[dict[str, Any]]:
-        """The events up to one that happens."""
-        seen = []
-        for found in self:
-            seen.append(found)
-            if found["event"] == event and data.items() <= found.items():
-                return seen
-        raise AssertionError(f"it ended without {event} {data}: {self.log.read_text()}")
-
-    def finish(self) -> tuple[int, list[dict[str, Any]], str]:
-        """Its exit code, the events from here on, and standard error."""
-        with self._events:
-            events = list(self)
-        code = eventually(lambda: (self.child.poll(),) if self.child.poll() is not None else None)[0]
-        self.child.end()
-        return code, events, self.log.read_text()
-
-
-def weights(workdir: Path) -> bytes:
-    return (workdir / "model/model.safetensors").read_bytes()
 
 
 def test_a_whole_job(job: Path) -> None:

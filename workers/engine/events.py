@@ -60,6 +60,10 @@ class JsonLines:
             self._stream.write(json.dumps(line) + "\n")
             self._stream.flush()
 
+    def close(self) -> None:
+        """Of a fork, whose events are nobody's."""
+        self._stream.close()
+
     def stage(self, name: str) -> None:
         self._stage = name
         self.emit("stage")

@@ -21,6 +21,7 @@ from workers.engine.gates import judge, overall
 from workers.engine.model.provenance import fingerprint, provenance
 from workers.engine.planning.plan import feasible, warnings
 from workers.engine.planning.result_size import parameters_after
+from workers.engine.ranks import Ranks
 from workers.engine.removals.assemble import assemble
 from workers.engine.removals.base import removal_of
 from workers.engine.removals.unit_scores import score_units
@@ -39,6 +40,8 @@ from workers.engine.store.run import Run
 from workers.engine.training.text import tuning_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from workers.engine.contracts.facts import Allocation, Units
     from workers.engine.events import Events
     from workers.engine.model.calibration import Calibration
@@ -60,24 +63,25 @@ def compress(
     cache_dir: Path | None = None,
     origin: Origin | None = None,
     points: Points | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Write the compressed model to `workdir/model` and return its report. Raises EngineError.
 
     `checkpoint_dir` outlives a failed run and is passed to its successor; remove it after a success. `cache_dir` is
     shared between jobs: a measurement of a dense model is made once. `origin`: the job and tenant that the report
-    names. `points`: when finished blocks become resume points.
+    names. `points`: when finished blocks become resume points. `ranks`: the processes that do it together; each calls
+    this with the same arguments, and only the first with events that anybody reads.
     """
-    run = Run.of(Checkpoint(checkpoint_dir, events, points or Points()), events, cache_dir)
-    clock, model_dir = run.clock, workdir / "model"
+    ranks, model_dir = ranks or Ranks(), workdir / "model"
+    run = Run.of(Checkpoint(checkpoint_dir, events, points or Points(), ranks), events, cache_dir)
+    clock = run.clock
     with translated(), naming_broken_tensors() as dense:
         with clock.stage("load"):
-            prospect = feasible(spec, resolve_model(spec.model, sources), sources)
-            model = dense.model = load(spec, prospect)
-            check_vectors(model)
+            prospect = ranks.first(lambda: feasible(spec, resolve_model(spec.model, sources), sources))
+            model = dense.model = load(spec, prospect, ranks)
+            ranks.first(lambda: check_vectors(model))
         with clock.stage("calibrate"):
-            refuse_unknown_tokens(spec, model, sources)
-            text = calibration(spec, model, sources)
-            tuning = tuning_text(spec, model, sources)
+            text, tuning = ranks.first(lambda: _texts(spec, model, sources))
             digests = {"calibration": text.digest if text else None, "tuning": tuning.digest if tuning else None}
             run.checkpoint.claim(fingerprint(spec, model, **digests))
         units = None
@@ -134,8 +138,14 @@ def compress(
             resumed_allocation=made.resumed_allocation,
         )
         with clock.stage("package"):
-            package(model.path, model_dir, report)
+            ranks.first(lambda: package(model.path, model_dir, report))
     return report
+
+
+def _texts(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> tuple[Calibration | None, TuningText | None]:
+    """Texts for calibration and tuning, where the spec needs them."""
+    refuse_unknown_tokens(spec, model, sources)
+    return calibration(spec, model, sources), tuning_text(spec, model, sources)
 
 
 @dataclass(frozen=True)
@@ -167,31 +177,44 @@ class _Made:
 
 def _attempt(job: _Job, tries: Tries) -> _Made:
     """Prune to one target and measure the result. Raises BoundExceeded where it breaks the spec's bound."""
-    spec, model, run = job.spec, job.model, tries.present
+    spec, model, run, ranks = job.spec, job.model, tries.present, job.model.ranks
     clock = run.clock
     resumed_allocation = run.checkpoint.load_json("allocation") is not None
     with clock.stage("allocate"):
         allocation = allocate(spec, model, job.text, job.sources, job.units, tries)
     with clock.stage("prune"):  # scores layers and runs the calibration text through pruned blocks too
         outcome, resumed = prune(spec, model, job.text, job.units, allocation, run)
-        assemble(spec, model, outcome, run.checkpoint, job.model_dir)
-        check_sizes(spec.prune.size_limit, model, job.model_dir)
+        ranks.first(lambda: _written(job, outcome, run))
     with clock.stage("verify"):
         ids_T = window(spec, model, job.text)
-        masked = masked_model(spec, model, outcome, job.units, run.checkpoint)
-        checks = verify(spec, model, masked, job.model_dir, ids_T)
+        checks = ranks.first(lambda: _verified(job, outcome, run, ids_T))
         tries.check_decode_time(allocation, model, job.model_dir)
-    tuned = None
-    if job.tuning is not None:
-        from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
-
-        with clock.stage("tune"):
-            tuned, traces = tune(spec, model, job.model_dir, job.tuning, run, ids_T)
-        with clock.stage("verify"):
-            checks.append(verify_tuned(spec, model, traces, job.model_dir, ids_T))
-    layers = layer_reports(spec, model, allocation, outcome, job.model_dir)
+    tuned, more_checks = ranks.first(lambda: _tuned(job, run, ids_T))
+    layers = ranks.first(lambda: layer_reports(spec, model, allocation, outcome, job.model_dir))
     with clock.stage("evaluate"):
         evaluation = evaluate(
             spec, model, job.model_dir, job.sources, tries.shared, lambda ratio: tries.check(allocation, ratio)
         )
-    return _Made(allocation, outcome, resumed, resumed_allocation, checks, tuned, layers, evaluation)
+    return _Made(allocation, outcome, resumed, resumed_allocation, checks + more_checks, tuned, layers, evaluation)
+
+
+def _written(job: _Job, outcome: Outcome, run: Run) -> None:
+    assemble(job.spec, job.model, outcome, run.checkpoint, job.model_dir)
+    check_sizes(job.spec.prune.size_limit, job.model, job.model_dir)
+
+
+def _verified(job: _Job, outcome: Outcome, run: Run, ids_T: Tensor) -> list[ResultCheck]:
+    masked = masked_model(job.spec, job.model, outcome, job.units, run.checkpoint)
+    return verify(job.spec, job.model, masked, job.model_dir, ids_T)
+
+
+def _tuned(job: _Job, run: Run, ids_T: Tensor) -> tuple[TuneReport | None, list[ResultCheck]]:
+    """The training, if the spec asks for it, and the check of what it made."""
+    if job.tuning is None:
+        return None, []
+    from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
+
+    with run.clock.stage("tune"):
+        tuned, traces = tune(job.spec, job.model, job.model_dir, job.tuning, run, ids_T)
+    with run.clock.stage("verify"):
+        return tuned, [verify_tuned(job.spec, job.model, traces, job.model_dir, ids_T)]

@@ -161,7 +161,8 @@ class Provenance(ReportModel):
     seed: int
     versions: dict[str, str]
     device: str
-    threads: int
+    devices: int = Field(1, description="How many of them worked on it together.")
+    threads: int = Field(description="CPU threads, of each process where there are several.")
     compute_dtype: str
 
 

@@ -64,9 +64,9 @@ class Compute(SpecModel):
     memory_budget: int | None = Field(
         None,
         ge=2**28,
-        description="Bytes of memory (of the GPU where there is one) that the job plans with. Text goes through in "
-        "smaller batches and models are evaluated block by block to stay within; the report warns where it took more. "
-        "null asks the device.",
+        description="Bytes of memory (of each GPU, or of each process where there is none) that the job plans with. "
+        "Text goes through in smaller batches and models are evaluated block by block to stay within; the report warns "
+        "where it took more. null asks the device.",
         examples=[4 * 2**30],
     )
     devices: int = Field(

@@ -25,6 +25,7 @@ from workers.engine.events import Silent
 from workers.engine.gates import Gate, judge
 from workers.engine.methods.evaluate import continuations, generation_speed, harness, perplexity, size
 from workers.engine.model import loaded as whole
+from workers.engine.ranks import Ranks
 from workers.engine.sources.harness_tasks import UnknownTask, UnsuitableTask, load_tasks
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluatedModel, evaluate, join
@@ -55,6 +56,7 @@ def context(sources: Sources, model: Any, folder: Path, tokenizer: Any = None) -
             architecture=SimpleNamespace(context_length=length, vocabulary=VOCABULARY),
             tokenizer=tokenizer,
             path=folder,
+            ranks=Ranks(),
             device=torch.device("cpu"),
         ),
         whole=model,

@@ -104,7 +104,7 @@ class Tries:
         if limit is not None and limit.decode_time is not None:
             budget = memory_budget(self._spec.compute.memory_budget, dense.device)
             resident = whole_models(self._spec, dense.source, dense.architecture, budget) > 1
-            self.check(allocation, decode_time(dense, folder, limit, resident).ratio)
+            self.check(allocation, dense.ranks.first(lambda: decode_time(dense, folder, limit, resident).ratio))
 
     def report(self) -> Bound | None:
         """Values asked for, predicted and measured; None where the spec has no such bound."""

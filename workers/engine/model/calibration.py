@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from workers.engine.model.windows import ids_digest
@@ -11,6 +11,7 @@ from workers.engine.model.windows import ids_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engine.ranks import Ranks
     from workers.engine.report import TextReport
 
 
@@ -32,6 +33,10 @@ class Calibration:
     def digests(self) -> dict[str, str]:
         """`calibrate/<label>` -> `sha256:` digest of the windows."""
         return {f"calibrate/{self.label}": self.digest}
+
+    def share(self, ranks: Ranks) -> Calibration:
+        """The windows of one rank."""
+        return replace(self, windows_NT=self.windows_NT[ranks.share(len(self.windows_NT))])
 
     def batches(self, batch_tokens: int) -> Iterator[slice]:
         """Slices of windows that make one forward pass each, of at most `batch_tokens` tokens or one window."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.model.placement import States
     from workers.engine.model.walk import Walk
+    from workers.engine.ranks import Ranks
     from workers.engine.store.run import Run
 
 
@@ -60,6 +61,16 @@ class BlockGradients:
             for name, found in others.items():
                 mine[name] = mine[name].add_(found) if name in mine else found
 
+    def add_ranks(self, ranks: Ranks) -> None:
+        """Add what the other ranks found on their windows, of which each has some."""
+        for parts in (self.mean, self.squared) if ranks.count > 1 else ():
+            known = {name: gradient for part in parts for name, gradient in part.items()}
+            for part in parts:
+                for name, gradient in known.items():
+                    if name not in part:  # no window of this split is ours
+                        part[name] = torch.zeros_like(gradient)
+                    ranks.add(part[name])
+
 
 def gradients(
     model: LoadedModel,
@@ -74,15 +85,17 @@ def gradients(
     The windows are cut into `splits` runs of nearly equal length. `squared` also takes the square of every window's
     gradient, which needs them one by one. Raises NumericalFailure where a gradient is not finite.
     """
-    count = len(calibration.windows_NT)
+    count, ranks = len(calibration.windows_NT), model.ranks
     bounds = [round(count * index / splits) for index in range(splits + 1)]
+    sizes = [end - start for start, end in pairwise(bounds)]
+    share = ranks.share(count)
+    bounds = [min(max(bound, share.start), share.stop) - share.start for bound in bounds]  # of this rank's windows
     step = 1 if squared else max(len(range(*batch.indices(count))) for batch in calibration.batches(model.batch_tokens))
     # Batches that keep to one split each.
     batches = [
         slice(begin, min(begin + step, end)) for start, end in pairwise(bounds) for begin in range(start, end, step)
     ]
     split_of = [next(s for s in range(splits) if batch.start < bounds[s + 1]) for batch in batches]
-    sizes = [end - start for start, end in pairwise(bounds)]
     blocks = model.architecture.blocks
     with walk(model, calibration, run.checkpoint.scratch_file, batches) as way:
         inputs = [way.enter()]
@@ -104,6 +117,7 @@ def gradients(
             way.drop(inputs[block + 1])
             way.drop(upstream)
             upstream = before
+            found.add_ranks(ranks)
             _refuse_infinite(found)
             yield block, found
             run.events.progress(2 * blocks - block, 2 * blocks, "block for gradients")

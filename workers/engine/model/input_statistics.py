@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from workers.engine.architectures.architecture import Layout, LinearFacts
     from workers.engine.model.walk import At
+    from workers.engine.ranks import Ranks
 
 PANEL, GPU_PANEL = 256, 1024
 """Columns of a Gram matrix that are added to at once: wide enough for a fast product."""
@@ -141,6 +142,13 @@ class InputSums:
             if others is not None:
                 setattr(self, name, others if mine is None else mine.add_(others))
 
+    def add_ranks(self, ranks: Ranks) -> None:
+        """Add the sums of the other ranks, each over its own windows of the same stream."""
+        counts = ranks.gather((self.windows, self.tokens))
+        self.windows, self.tokens = (sum(count) for count in zip(*counts, strict=True))
+        sums = (self.squares_I, self.sum_I, self.gram_II, self.dense_gram_II, self.cross_gram_II)
+        ranks.add(*(tensor for tensor in sums if tensor is not None))
+
     def finish(self) -> LinearStats:
         """The means. The sums are used up."""
         gram_II = None if self.gram_II is None else _mirrored(self.gram_II).div_(self.tokens)
@@ -213,7 +221,10 @@ def _mirrored(upper_II: Tensor) -> Tensor:
 
 
 def _finished(sums: Mapping[str, InputSums], at: At) -> dict[str, LinearStats]:
-    """The means. Looked at once for all streams, which is when the device is waited for. Raises NumericalFailure."""
+    """The means, over the windows of all ranks. Looked at once for all streams, which is when the device is waited for.
+    Raises NumericalFailure."""
+    for total in sums.values():
+        total.add_ranks(at.model.ranks)
     found = {stream: total.finish() for stream, total in sums.items()}
     if not all_finite(_sq_mean(stats) for stats in found.values()):
         stream = next(stream for stream, stats in found.items() if not finite(_sq_mean(stats)))

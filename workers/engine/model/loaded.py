@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from workers.engine.files.safetensors_bytes import Slice, read_header
 from workers.engine.files.tensors import read_tensor
 from workers.engine.model.memory import Room, trim
 from workers.engine.model.transfers import to_device
+from workers.engine.ranks import Ranks
 from workers.engine.sources.resolve import INDEX, WEIGHTS, ModelSource
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class LoadedModel:
     """For hidden states."""
     slices: Mapping[str, Slice]
     """Tensor name -> where its bytes lie."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """Who walks it: each its share of the windows."""
 
 
 def skeleton(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -73,8 +73,9 @@ def total_memory() -> int:
     return min(limits)
 
 
-def planned_memory(budget: int | None, device: torch.device) -> int:
-    """Bytes that the walk plans with: the spec's budget, or where it sets none, all that the device has.
+def planned_memory(budget: int | None, device: torch.device, processes: int = 1) -> int:
+    """Bytes that the walk plans with: the spec's budget, or where it sets none, all that the device has; of the host's
+    memory one of so many processes plans with its part.
 
     Not the memory that is free now: batches, and so the rounding of sums, must follow from the spec alone.
     """
@@ -82,7 +83,7 @@ def planned_memory(budget: int | None, device: torch.device) -> int:
         return budget
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory * DEVICE_SHARE)
-    return total_memory()
+    return total_memory() // processes
 
 
 def room_for_states(device: torch.device, *, walk: int, budget: int) -> Room:
@@ -92,11 +93,13 @@ def room_for_states(device: torch.device, *, walk: int, budget: int) -> Room:
     return Room(host=max(0, min(budget - walk, int(walk * CPU_SHARE))))
 
 
-def memory_budget(budget: int | None, device: torch.device) -> int:
-    """Bytes that whole models may take: the spec's budget, or where it sets none, what is free on the device."""
+def memory_budget(budget: int | None, device: torch.device, processes: int = 1) -> int:
+    """Bytes that whole models may take: the spec's budget, or where it sets none, what is free on the device; of the
+    host's memory one of so many processes takes its part.
+    """
     if budget is not None:
         return budget
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(available.split()[1]) * 1024
+    return int(available.split()[1]) * 1024 // processes

@@ -46,6 +46,7 @@ def provenance(spec: CompressionSpec, model: LoadedModel, data_digests: Mapping[
         seed=spec.seed,
         versions=versions(),
         device=device_name(model.device),
+        devices=spec.compute.devices,
         threads=torch.get_num_threads(),
         compute_dtype=spec.compute.dtype,
     )
@@ -57,6 +58,8 @@ def environment(model: LoadedModel) -> dict[str, str]:
         "model": model.source.commit,
         "compute": str(model.dtype).removeprefix("torch."),
         "device": device_name(model.device),
+        # Sums over the shares of several are rounded in another order.
+        **({"devices": str(model.ranks.total)} if model.ranks.total > 1 else {}),
         **{package: version(package) for package in (DISTRIBUTION, "torch", "transformers")},
     }
 

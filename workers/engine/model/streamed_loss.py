@@ -43,7 +43,8 @@ class StreamedLoss:
         self._walk.close()
 
     def nll(self, path: Sequence[Hashable], tensors: Callable[[int], Mapping[str, Tensor]]) -> Tensor:
-        """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [N] on the CPU.
+        """Mean negative log-likelihood in nats of each window's T - 1 predictions, float64 [N] on the CPU; all ranks
+        get it of all windows.
 
         `path` identifies each block of this variant, None where it is left out; `tensors` returns a block's tensors.
         """
@@ -64,10 +65,10 @@ class StreamedLoss:
                     self._walk.drop(self._inputs[-1])
             self._inputs.append(outputs)
             self._path.append(path[block])
-        return self._head()
+        return torch.cat(self._model.ranks.gather(self._head()))
 
     def _head(self) -> Tensor:
-        """Losses from the last block's outputs, some positions at a time."""
+        """Losses of this rank's windows from the last block's outputs, some positions at a time."""
         losses = []
         with head(self._model) as logits:
             for batch in self._walk.batches:
@@ -76,4 +77,4 @@ class StreamedLoss:
                     parts = zip(hidden_TD.split(LOGIT_TOKENS), targets_T.split(LOGIT_TOKENS), strict=True)
                     nll_T = torch.cat([next_token_loss(logits(some_TD), some_T, "none") for some_TD, some_T in parts])
                     losses.append(nll_T.double().mean())
-        return torch.stack(losses).cpu()
+        return torch.stack(losses).cpu() if losses else torch.empty(0, dtype=torch.float64)

@@ -183,13 +183,17 @@ class At:
 
     def advance(self) -> None:
         """Run all windows through the block as it is now, if its outputs are needed."""
+        if self.wanted and not self.batches:  # a text of fewer windows than ranks
+            self.outputs = self.walk.states()
         for batch in self.batches if self.wanted else ():
             self.keep(self.run(self.inputs.read(batch)))
 
 
 def walk(model: LoadedModel, text: Calibration, new_file: NewFile, batches: list[slice] | None = None) -> Walk:
-    """The walk of a text; `enter` or `resume` comes first. `batches`: slices of windows, if not the model's usual."""
-    return Walk(model, text.windows_NT.to(model.device), batches or list(text.batches(model.batch_tokens)), new_file)
+    """The walk of this rank's share of a text; `enter` or `resume` comes first. What is found in it is of these windows
+    alone. `batches`: slices of the share, if not the model's usual."""
+    share = text.share(model.ranks)
+    return Walk(model, share.windows_NT.to(model.device), batches or list(share.batches(model.batch_tokens)), new_file)
 
 
 def dense_blocks(

@@ -58,6 +58,8 @@ def score_units(spec: CompressionSpec, model: LoadedModel, calibration: Calibrat
         scores = _sums_over_weights(spec, model, found, calibration, run)
     else:
         scores = _of_measured(spec, method, model, found, calibration, run)
+    # What is removed follows from them, and must be the same on all.
+    scores = model.ranks.first(lambda: scores)
     for block, of_block in enumerate(scores):
         for kind, values in of_block.items():
             if any(math.isnan(value) for value in values):
@@ -193,6 +195,7 @@ def _changes(model: LoadedModel, calibration: Calibration, checkpoint: Checkpoin
 
     with walk(model, calibration, checkpoint.scratch_file) as way:
         for block, _, total in way.blocks(way.enter(), cosines):
+            model.ranks.add(total)
             yield block, 1 - total.item() / tokens
 
 

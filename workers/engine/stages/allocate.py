@@ -63,15 +63,31 @@ def allocate(
     run, resume = tries.shared, tries.present.checkpoint
     if saved := resume.load_json("allocation"):
         return Allocation(**saved)
-    removal, limit = removal_of(spec), spec.prune.size_limit
     if not spec.removes.spread:
-        sparsity = removal.sparsity(spec, model.architecture, units)
+        sparsity = removal_of(spec).sparsity(spec, model.architecture, units)
         assert sparsity is not None  # scores are known by now
         found = Allocation(_mean(model, sparsity), sparsity, {})
         resume.save_json("allocation", vars(found))
         return found
     with run.clock.measure("calibrate"):
         stats = dense_statistics(model, calibration, run, needs=spec.allocate_needs)
+    # Trials, curvature and what is measured of blocks are the first rank's work.
+    found = model.ranks.first(lambda: _spread(spec, model, calibration, sources, units, stats, tries))
+    resume.save_json("allocation", vars(found))
+    return found
+
+
+def _spread(
+    spec: CompressionSpec,
+    model: LoadedModel,
+    calibration: Calibration | None,
+    sources: Sources,
+    units: Units | None,
+    stats: Statistics,
+    tries: Tries,
+) -> Allocation:
+    """The allocation that the spec's allocator, limit or bound leads to."""
+    run, removal, limit = tries.shared, removal_of(spec), spec.prune.size_limit
     metrics = _metrics(spec.allocate, spec.seed, model, calibration, stats, run)
     layers, needs = model.architecture.layers, spec.allocate_needs
     others = {params: _metrics(params, spec.seed, model, calibration, stats, run) for params in compared(spec.allocate)}
@@ -107,7 +123,6 @@ def allocate(
         if facts.loss is not None and facts.rules:  # known by now, so nothing is tried again
             losses = {name: facts.loss(rule(found.target)) for name, rule in facts.rules.items()}
             found = replace(found, trials=losses)
-    resume.save_json("allocation", vars(found))
     return found
 
 

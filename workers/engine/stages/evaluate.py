@@ -20,6 +20,7 @@ import torch
 
 from workers.engine.contracts.evaluation import EvaluationData
 from workers.engine.contracts.facts import Measurement, Probe
+from workers.engine.contracts.params import LossMethodParams
 from workers.engine.errors import NumericalFailure, SequenceTooLong
 from workers.engine.maths.standard_errors import SURE, compared
 from workers.engine.model.calibration import Calibration
@@ -96,13 +97,20 @@ class EvaluatedModel:
         return self.whole
 
     def window_nll(self, windows_NT: Tensor, batch_size: int) -> Tensor:
+        ranks = self.loaded.ranks
         if self.whole is None:
             text = Calibration(windows_NT, self.pointer)
             blocks = range(self.loaded.architecture.blocks)
             with closing(StreamedLoss(self.loaded, text, self.checkpoint, keep_path=False)) as streamed:
                 return streamed.nll(blocks, lambda block: block_tensors(self.loaded, block))
-        batches = windows_NT.to(self.device).split(batch_size)
-        return torch.cat([nll(self.whole, ids_BT) for ids_BT in batches]).cpu()
+        share_NT = windows_NT[ranks.share(len(windows_NT))]
+        batches = share_NT.to(self.device).split(batch_size) if len(share_NT) else ()
+        nll_N = (
+            torch.cat([nll(self.whole, ids_BT) for ids_BT in batches]).cpu()
+            if batches
+            else torch.empty(0, dtype=torch.float64)
+        )
+        return torch.cat(ranks.gather(nll_N))
 
     def check_fits(self, tokens: int, parameter: str) -> None:
         context_length = self.loaded.architecture.context_length
@@ -115,13 +123,9 @@ class EvaluatedModel:
 
     def load_tokens(self, ref: DataRef, wanted: Wanted) -> Tokens:
         if (ref, wanted) not in self.data.tokens:
-            self.data.tokens[ref, wanted] = load_tokens(
-                ref,
-                self.tokenizer,
-                self.sources,
-                self.pointer,
-                wanted,
-                vocabulary=self.loaded.architecture.vocabulary,
+            vocabulary = self.loaded.architecture.vocabulary
+            self.data.tokens[ref, wanted] = self.loaded.ranks.first(
+                lambda: load_tokens(ref, self.tokenizer, self.sources, self.pointer, wanted, vocabulary=vocabulary)
             )
         return self.data.tokens[ref, wanted]
 
@@ -153,7 +157,9 @@ def evaluate(
     if not spec.evaluate:
         return Evaluation([], [], {}, [])
     data = EvaluationData()
-    budget = memory_budget(spec.compute.memory_budget, dense.device)
+    ranks = dense.ranks
+    free = memory_budget(spec.compute.memory_budget, dense.device, ranks.count)
+    budget = min(ranks.gather(free))
     held = _Held(dense, whole_models(spec, dense.source, dense.architecture, budget), run.events, budget)
     pruned = result_of(dense, pruned_dir)
     paired = {index for index, params in enumerate(spec.evaluate) if method_of("evaluate", params).paired}
@@ -165,6 +171,12 @@ def evaluate(
         run.events.progress(done, total, "measurement")
 
     def measurements(loaded: LoadedModel, index: int) -> Any:
+        """By all ranks where its windows can be shared, else by the first."""
+        if isinstance(spec.evaluate[index], LossMethodParams):
+            return evaluated(loaded, index)
+        return ranks.first(lambda: evaluated(loaded, index))
+
+    def evaluated(loaded: LoadedModel, index: int) -> Any:
         context = EvaluatedModel(
             loaded=loaded,
             whole=held.model(loaded),
@@ -190,6 +202,10 @@ def evaluate(
                     compare(index, measured[index][0].value)
         return measured
 
+    def in_turns(index: int) -> list[Metric]:
+        opens = [partial(evaluated, loaded, index) for loaded in (dense, pruned)]
+        return [metric_of(*found) for found in in_turn(*opens, resident=held.most > 1)]
+
     saved = run.checkpoint.load_json(DENSE_MEASUREMENTS)
     with torch.inference_mode():
         if saved is None:
@@ -203,10 +219,7 @@ def evaluate(
         after = measure(pruned, lambda index, value: check_ratio(value / before[index][0].value))
         found = {index: join(before[index], after[index], resumed=saved is not None) for index in after}
         for index in sorted(paired):
-            turns = in_turn(
-                partial(measurements, dense, index), partial(measurements, pruned, index), resident=held.most > 1
-            )
-            found[index] = [metric_of(probe, comparison) for probe, comparison in turns]
+            found[index] = ranks.first(partial(in_turns, index))
             advance(2)
     return Evaluation(
         apart([metric for index in sorted(found) for metric in found[index]]),

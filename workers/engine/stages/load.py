@@ -11,6 +11,7 @@ from workers.engine.errors import InvalidSpec
 from workers.engine.model.loaded import LoadedModel, generation_settings, skeleton, tokenizer_of
 from workers.engine.model.memory import planned_memory, room_for_states
 from workers.engine.planning.predictions import BATCH_TOKENS, GPU_BATCH_TOKENS, batch_tokens, walk_bytes
+from workers.engine.ranks import Ranks
 from workers.engine.sources.resolve import download, slices
 
 if TYPE_CHECKING:
@@ -18,16 +19,18 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
 
 
-def load(spec: CompressionSpec, prospect: Prospect) -> LoadedModel:
-    """Download the files of the model that are missing; read no weights yet.
+def load(spec: CompressionSpec, prospect: Prospect, ranks: Ranks | None = None) -> LoadedModel:
+    """Download the files of the model that are missing; read no weights yet. `ranks`: the processes that walk it.
 
     Raises UnsupportedModel where transformers cannot read the tokenizer or build the config.
     """
-    architecture, source = prospect.architecture, replace(prospect.source, path=download(prospect.source))
+    ranks = ranks or Ranks()
+    folder = ranks.first(lambda: download(prospect.source))
+    architecture, source = prospect.architecture, replace(prospect.source, path=folder)
     assert source.path is not None  # downloaded if it was not there
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
     generation_settings(source.path, source.id)  # raises before the work, not when it is evaluated
-    budget = planned_memory(spec.compute.memory_budget, device)
+    budget = planned_memory(spec.compute.memory_budget, device, ranks.count)
     most = GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
     tokens = batch_tokens(spec, source, architecture, budget=budget, most=most)
     return LoadedModel(
@@ -41,6 +44,7 @@ def load(spec: CompressionSpec, prospect: Prospect) -> LoadedModel:
         tokens,
         room_for_states(device, walk=walk_bytes(spec, source, architecture, tokens), budget=budget),
         slices(source),
+        ranks,
     )
 
 

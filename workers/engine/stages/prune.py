@@ -58,11 +58,11 @@ def prune(
     """
     edit = removal_of(spec).edit(spec, model, units, allocation.sparsity, run.clock)
     config_after(model.source.config, edit.outcome)  # refuses what no config can say, before the work
-    if not run.checkpoint.outside().exists():
-        outside = as_stored(spec.package.dtype, edit.outside(outside_tensors(model)))
-        run.checkpoint.save_outside(to_host(outside)())
     pruning = _Pruning(spec, model, edit, run)
-    return edit.outcome, pruning.blocks(calibration if spec.walk_needs is not Stat.NONE else None)
+    model.ranks.first(pruning.outside)
+    if calibration is None or spec.walk_needs is Stat.NONE:
+        return edit.outcome, model.ranks.first(pruning.unseen)  # as fast as the disk: nothing to share
+    return edit.outcome, pruning.blocks(calibration)
 
 
 def layer_reports(
@@ -111,16 +111,28 @@ class _Pruning:
     edit: Edit
     run: Run
 
-    def blocks(self, calibration: Calibration | None) -> int:
-        """Prune all that are still to do; returns the first of them, by its number in the result."""
+    def outside(self) -> None:
+        """Write what belongs to no block."""
+        if not self.run.checkpoint.outside().exists():
+            tensors = as_stored(self.spec.package.dtype, self.edit.outside(outside_tensors(self.model)))
+            self.run.checkpoint.save_outside(to_host(tensors)())
+
+    def unseen(self) -> int:
+        """Prune all blocks that are still to do, without a text; returns the first, by its number in the result."""
         kept, finished = self.edit.outcome.blocks, self.run.checkpoint.finished_blocks()
-        if calibration is None or finished == len(kept):
+        self._begin(finished)
+        with self.run.checkpoint.adding_blocks(), ThreadPoolExecutor(1) as writer:
+            keeper = _Keeper(self, writer, finished)
+            for block, dense in dense_blocks(self.model, kept[finished:], ahead=True):
+                keeper.keep(self._closed(block, self._unseen(block, dense)), None)
+            keeper.settle()
+        return finished
+
+    def blocks(self, calibration: Calibration) -> int:
+        """The same on the way of a text."""
+        kept, finished = self.edit.outcome.blocks, self.run.checkpoint.finished_blocks()
+        if finished == len(kept):
             self._begin(finished)
-            with self.run.checkpoint.adding_blocks(), ThreadPoolExecutor(1) as writer:
-                keeper = _Keeper(self, writer, finished)
-                for block, dense in dense_blocks(self.model, kept[finished:], ahead=True):
-                    keeper.keep(self._closed(block, self._unseen(block, dense)), None)
-                keeper.settle()
             return finished
         with (
             walk(self.model, calibration, self.run.checkpoint.new_hidden) as way,
@@ -162,15 +174,40 @@ class _Pruning:
         weights = {layer.weight for layers in streams.values() for layer in layers}
         dtype = self.spec.package.dtype
         stored = as_stored(dtype, {name: tensor for name, tensor in at.dense.items() if name not in weights})
+        at_once = self.spec.refresh == "block"  # no stream waits for what becomes of the one before
+        ours = self._dealt([layer for layers in streams.values() for layer in layers]) if at_once else []
+        waiting: list[LinearFacts] = []
+        found: dict[str, Tensor] = {}
         for stream, stats in self._streams(at):
-            pruned = as_stored(dtype, self.edit.prune_stream(streams[stream], at.dense, stats))
-            for name, weight_OI in pruned.items():
-                at.module.get_parameter(self.model.architecture.layout.below(name)).data.copy_(weight_OI)
-            stored |= pruned
-        if self.spec.refresh == "block":
+            layers = streams[stream]
+            mine = [layer for layer in layers if layer in ours] if at_once else self._dealt(layers)
+            found |= self.edit.prune_stream(mine, at.dense, stats) if mine else {}
+            waiting += layers
+            del stats
+            if not at_once or self.model.ranks.count == 1:
+                stored |= self._placed(at, waiting, found)
+                waiting, found = [], {}
+        stored |= self._placed(at, waiting, found)
+        if at_once:
             with self.run.clock.measure("calibrate"):
                 at.advance()
         return stored
+
+    def _dealt(self, layers: Sequence[LinearFacts]) -> list[LinearFacts]:
+        """Those that this rank solves. O outputs and I inputs cost I³ to decompose and O·I² to solve."""
+        return self.model.ranks.dealt(layers, lambda layer: layer.shape[1] ** 2 * sum(layer.shape))
+
+    def _placed(self, at: At, layers: Sequence[LinearFacts], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of these layers as they ship, of which this rank `found` some, put into the block."""
+        if not layers:
+            return {}
+        new = {name: weight_OI for name, weight_OI in found.items() if weight_OI is not at.dense[name]}
+        new = self.model.ranks.exchange(new, self.model.device)
+        weights = {layer.weight: new.get(layer.weight, at.dense[layer.weight]) for layer in layers}
+        pruned = as_stored(self.spec.package.dtype, weights)
+        for name, weight_OI in pruned.items():
+            at.module.get_parameter(self.model.architecture.layout.below(name)).data.copy_(weight_OI)
+        return pruned
 
     def _streams(self, at: At) -> Iterator[tuple[str, LinearStats]]:
         """(stream, its statistics), each right before the layers that read it are pruned."""
@@ -192,7 +229,9 @@ class _Pruning:
             yield found
 
     def _closed(self, block: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The block's tensors as they ship."""
+        """The block's tensors as they ship. The first rank writes them."""
+        if not self.model.ranks.leads:
+            return {}
         return as_stored(self.spec.package.dtype, self.edit.finish_block(block, tensors))
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
+from workers.engine.ranks import Ranks
 from workers.engine.store.sealed import Sealed
 
 if TYPE_CHECKING:
@@ -29,17 +30,22 @@ if TYPE_CHECKING:
 class Cache:
     """Measurements in `directory`; without one nothing is kept."""
 
-    def __init__(self, directory: Path | None, events: Events | None = None) -> None:
-        """`events` are told of damaged entries."""
+    def __init__(self, directory: Path | None, events: Events | None = None, ranks: Ranks | None = None) -> None:
+        """`events` are told of damaged entries. The first of the `ranks` reads and writes for all."""
         self._directory = directory
         self._events = events
+        self._ranks = ranks or Ranks()
 
     def json(self, kind: str, key: Mapping[str, Any]) -> Any | None:
         """The value that `keep_json` kept under `key`, or None."""
-        if path := self._find(kind, key, ".json"):
-            with suppress(FileNotFoundError):  # deleted meanwhile
-                return json.loads(path.read_text())
-        return None
+
+        def read() -> Any | None:
+            if path := self._find(kind, key, ".json"):
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    return json.loads(path.read_text())
+            return None
+
+        return self._ranks.first(read)
 
     def keep_json(self, kind: str, key: Mapping[str, Any], value: Any) -> None:
         text = json.dumps(value, sort_keys=True)
@@ -47,11 +53,14 @@ class Cache:
 
     def tensors(self, kind: str, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """The tensors that `keep_tensors` kept under `key`, or None."""
-        if path := self._find(kind, key, ".safetensors"):
-            with suppress(FileNotFoundError):
-                found: dict[str, Tensor] = load_file(path)
-                return found
-        return None
+
+        def read() -> dict[str, Tensor] | None:
+            if path := self._find(kind, key, ".safetensors"):
+                with suppress(FileNotFoundError):
+                    return dict(load_file(path))
+            return None
+
+        return self._ranks.first(read)
 
     def keep_tensors(self, kind: str, key: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         self._write(kind, key, ".safetensors", lambda path: save_file(dict(tensors), path))
@@ -60,7 +69,7 @@ class Cache:
         return self._sealed(kind).find(_stem(key), suffix) if self._directory else None
 
     def _write(self, kind: str, key: Mapping[str, Any], suffix: str, write: Callable[[Path], object]) -> None:
-        if self._directory is not None:
+        if self._directory is not None and self._ranks.leads:
             (self._directory / kind).mkdir(parents=True, exist_ok=True)
             self._sealed(kind).write(_stem(key), suffix, write, durable=False)
 

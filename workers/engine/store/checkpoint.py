@@ -4,6 +4,7 @@
     outside.<digest>.safetensors        tensors that belong to no block, in the type they ship in
     blocks-00003-00007.<digest>.bin     finished blocks, as they ship (`blocks.py`)
     hidden-00008.<digest>.bin           input of the first block still to do (all calibration windows)
+    hidden-00008-2of4.<digest>.bin      the same of one of several ranks' windows; a point is whole with all of them
     grams-00003.<digest>.safetensors    second moments of a dense block's inputs, where trial prunings need them
     tuning.<digest>.safetensors         state of the training: parameters, the optimiser's moments, the best state
     <name>.<digest>.json                results of whole stages
@@ -26,16 +27,18 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from workers.engine.errors import CheckpointMismatch
 from workers.engine.files.atomic_files import temporary_for
+from workers.engine.ranks import Ranks
 from workers.engine.store.blocks import Blocks
+from workers.engine.store.parts import Parts
 from workers.engine.store.points import Points
 from workers.engine.store.sealed import DAMAGED, Sealed
 
@@ -44,44 +47,44 @@ if TYPE_CHECKING:
 
     from workers.engine.events import Events
     from workers.engine.files.safetensors_bytes import Slice
+    from workers.engine.store.parts import Held
 
 _TENSORS = ".safetensors"
-
-
-class Held(Protocol):
-    """Hidden states that are kept until they are closed."""
-
-    def as_file(self, new_file: Callable[[], BinaryIO]) -> AbstractContextManager[BinaryIO]:
-        """A file that holds them; made by `new_file`, if they are in none."""
-
-    def close(self) -> None: ...
 
 
 class Checkpoint:
     """The resume points of one job, in `directory`."""
 
-    def __init__(self, directory: Path, events: Events | None = None, points: Points | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        events: Events | None = None,
+        points: Points | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         """`events` are told of damaged files. `points` decides when finished blocks become durable; each at once, if
-        left out.
+        left out. The first of the `ranks` reads and writes for all, but for hidden states, of which each has its own.
         """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._events = events
         self._points = points or Points(0)
+        self.ranks = ranks or Ranks()
+        self._parts: Parts | None = None
         self._sealed = Sealed(directory, events)
         self._blocks = Blocks(directory, self._sealed)
         # Half-written files of an attempt that died. Should it still run, its rename fails and ends it.
-        for leftover in directory.glob("*.tmp"):
+        for leftover in directory.glob("*.tmp") if self.ranks.leads else ():
             leftover.unlink(missing_ok=True)
 
     def claim(self, fingerprint: Mapping[str, str]) -> None:
         """Write the fingerprint into the folder. Raises CheckpointMismatch if it holds another one."""
         found = self.load_json("fingerprint")
-        if found is None:
+        if found is None and self.ranks.leads:
             if any(self.directory.glob(f"fingerprint.*{DAMAGED}")):
                 self._forget()  # it is not known which job they are of
             self.save_json("fingerprint", dict(fingerprint))
-        elif found != fingerprint:
+        elif found is not None and found != fingerprint:
             names = sorted(k for k in {*found, *fingerprint} if found.get(k) != fingerprint.get(k))
             raise CheckpointMismatch(
                 f"the resume points in {self.directory.name} were made with another {', '.join(names)}",
@@ -90,25 +93,31 @@ class Checkpoint:
 
     def of_try(self, number: int) -> Checkpoint:
         """The resume points of a further try, in a folder of their own."""
-        return Checkpoint(self.directory / f"try-{number}", self._events, self._points)
+        return Checkpoint(self.directory / f"try-{number}", self._events, self._points, self.ranks)
 
     def forget_result(self) -> None:
         """Remove what one try alone needed: its allocation, blocks, their inputs, and its training."""
-        for pattern in ("allocation.*", "outside.*", "blocks-*", "hidden-*", "tuning.*"):
+        patterns = ("allocation.*", "outside.*", "blocks-*", "hidden-*", "tuning.*")
+        for pattern in patterns if self.ranks.leads else ():
             for path in self.directory.glob(pattern):
                 path.unlink(missing_ok=True)
 
     def save_json(self, name: str, value: Any) -> None:
         """Keep the JSON-serialisable result of a whole stage."""
-        text = json.dumps(value, indent=1, sort_keys=True)
-        self._sealed.write(name, ".json", lambda path: path.write_text(text), durable=True)
+        if self.ranks.leads:
+            text = json.dumps(value, indent=1, sort_keys=True)
+            self._sealed.write(name, ".json", lambda path: path.write_text(text), durable=True)
 
     def load_json(self, name: str) -> Any | None:
         """The value that `save_json` kept, or None."""
-        while path := self._sealed.find(name, ".json"):
-            with suppress(FileNotFoundError):  # a newer one has taken its place: look again
-                return json.loads(path.read_text())
-        return None
+
+        def read() -> Any | None:
+            while path := self._sealed.find(name, ".json"):
+                with suppress(FileNotFoundError):  # a newer one has taken its place: look again
+                    return json.loads(path.read_text())
+            return None
+
+        return self.ranks.first(read)
 
     def outside(self) -> Path:
         """File of the tensors that belong to no block; it exists once `save_outside` has returned."""
@@ -124,6 +133,8 @@ class Checkpoint:
     @contextmanager
     def adding_blocks(self) -> Iterator[None]:
         """Context within which blocks are added. At its end all are durable, or an error of writing them is raised."""
+        if self.ranks.count > 1:
+            self._parts = Parts(self.ranks, self._keep_part)
         try:
             yield
             self._points.settle()
@@ -133,7 +144,8 @@ class Checkpoint:
 
     def add_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the next finished block. It is durable with a point that is written after it."""
-        self._blocks.add(index, tensors)
+        if self.ranks.leads:
+            self._blocks.add(index, tensors)
 
     def offer_point(self, done: int, states: Held | None, written: Callable[[], None]) -> None:
         """Offer a resume point after `done` blocks, `states` being the inputs of the next; it is written when due.
@@ -142,14 +154,30 @@ class Checkpoint:
         error of writing an earlier point.
         """
 
+        parts = self._parts if states is not None else None
+        if not self.ranks.leads:
+            if parts is not None and states is not None:
+                parts.hold(done, states)
+            return
+
         def write() -> None:
+            others = parts.write(done) if parts is not None else None
             self._blocks.seal(named=states is None)
             if states is not None:
                 with states.as_file(self.new_hidden) as file:
                     self.keep_hidden(done, file)
+                if others is not None:
+                    others.result()  # until then the point before is the latest
+                    self._forget_hidden(done)
             written()
 
-        self._points.offer(write, states.close if states is not None else lambda: None)
+        def drop() -> None:
+            if states is not None:
+                states.close()
+            if parts is not None:
+                parts.drop(done)
+
+        self._points.offer(write, drop)
 
     def grams(self, block: int) -> Path:
         """File of the Gram matrices of a dense block's inputs; it exists once `save_grams` has returned."""
@@ -163,21 +191,28 @@ class Checkpoint:
         return temporary_for(self.directory / "hidden").open("w+b", buffering=0)
 
     def keep_hidden(self, block: int, file: BinaryIO) -> None:
-        """Make the file the input of `block`; inputs of earlier blocks are removed."""
-        self._sealed.adopt(f"hidden-{block:05d}", ".bin", Path(file.name), durable=True)
-        for index, path in self._hidden():
-            if index < block:
-                path.unlink(missing_ok=True)
+        """Make the file the input of `block`; if it holds all windows, inputs of earlier blocks are removed."""
+        self._sealed.adopt(self._hidden_stem(block), ".bin", Path(file.name), durable=True)
+        if self.ranks.total == 1:
+            self._forget_hidden(block)
 
     def latest_hidden(self, at_most: int | None = None) -> tuple[int, BinaryIO] | None:
         """(block, its input) of the furthest resume point, not beyond block `at_most`; None if there is none."""
-        for index in sorted({index for index, _ in self._hidden()}, reverse=True):
+        blocks = self.ranks.first(lambda: sorted({index for index, _ in self._hidden()}, reverse=True))
+        for index in blocks:
             if at_most is None or index <= at_most:
-                path = self._sealed.find(f"hidden-{index:05d}", ".bin")
+                path = self._sealed.find(self._hidden_stem(index), ".bin")
+                file, gone = None, False
                 try:
-                    if path is not None:
-                        return index, path.open("rb", buffering=0)
+                    file = path.open("rb", buffering=0) if path is not None else None
                 except FileNotFoundError:
+                    gone = True
+                found = self.ranks.gather((file is not None, gone))
+                if all(there for there, _ in found) and file is not None:
+                    return index, file
+                if file is not None:
+                    file.close()
+                if any(gone for _, gone in found):
                     # Another process deletes this file only after writing a further one: look again.
                     return self.latest_hidden(at_most)
         return None
@@ -200,7 +235,7 @@ class Checkpoint:
 
     def finished_blocks(self) -> int:
         """How many blocks, counted from the first, are durable and whole."""
-        return self._blocks.count()
+        return self.ranks.first(self._blocks.count)
 
     def _forget(self) -> None:
         """Remove every resume point, also those of further tries."""
@@ -211,13 +246,29 @@ class Checkpoint:
                 path.unlink(missing_ok=True)
 
     def _hidden(self) -> list[tuple[int, Path]]:
-        return [(int(path.name[7:12]), path) for path in self.directory.glob("hidden-?????.*.bin")]
+        """(block, file) of the inputs that are there, of all ranks."""
+        return [(int(path.name[7:12]), path) for path in self.directory.glob("hidden-?????[.-]*.bin")]
+
+    def _hidden_stem(self, block: int) -> str:
+        ranks = self.ranks
+        return f"hidden-{block:05d}" + (f"-{ranks.rank + 1}of{ranks.total}" if ranks.total > 1 else "")
+
+    def _forget_hidden(self, before: int) -> None:
+        """Remove the inputs of earlier blocks."""
+        for index, path in self._hidden():
+            if index < before:
+                path.unlink(missing_ok=True)
+
+    def _keep_part(self, block: int, states: Held) -> None:
+        with states.as_file(self.new_hidden) as file:
+            self.keep_hidden(block, file)
 
     def _tensors(self, stem: str) -> Path:
         """The file of a stem, or a path where none is."""
-        return self._sealed.find(stem, _TENSORS) or self.directory / f"{stem}{_TENSORS}"
+        return self.ranks.first(lambda: self._sealed.find(stem, _TENSORS)) or self.directory / f"{stem}{_TENSORS}"
 
     def _save(
         self, stem: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, *, durable: bool = True
     ) -> None:
-        self._sealed.write(stem, _TENSORS, lambda path: save_file(dict(tensors), path, metadata), durable=durable)
+        if self.ranks.leads:
+            self._sealed.write(stem, _TENSORS, lambda path: save_file(dict(tensors), path, metadata), durable=durable)

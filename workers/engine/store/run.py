@@ -29,7 +29,7 @@ class Run:
     @classmethod
     def of(cls, checkpoint: Checkpoint, events: Events, cache_dir: Path | None = None) -> Run:
         """A run that begins now. Without `cache_dir`, no measurement is kept for other jobs."""
-        return cls(Cache(cache_dir, events), checkpoint, Clock(events), events)
+        return cls(Cache(cache_dir, events, checkpoint.ranks), checkpoint, Clock(events), events)
 
     def with_checkpoint(self, checkpoint: Checkpoint) -> Run:
         """The same run, with other resume points."""
