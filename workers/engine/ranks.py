@@ -132,7 +132,7 @@ class Errands:
             threading.Thread(target=self._serve, args=[run], name="errands", daemon=True).start()
 
     def send(self, errand: Any) -> Future[list[Any]]:
-        """Send it to the others, from the first rank. The result is what `run` returned on each; an exception is raised."""
+        """Send it from the first rank to the others. The result: what `run` returned on each; exceptions are raised."""
         return self._sender.submit(self._sent, errand)
 
     def _sent(self, errand: Any) -> list[Any]:
