@@ -18,7 +18,7 @@ from starlette.requests import Request
 from app.errors import Forbidden, NotFound, Unauthenticated
 from app.ids import is_id
 from app.jobs.status_reader import Seen
-from app.jobs.views import JOB_ID, JobView
+from app.jobs.views import JOB_ID, JobView, Place
 from app.keys.scopes import Scope
 from app.keys.tokens import hash_token, well_formed
 from app.services import services
@@ -38,7 +38,7 @@ class JobSeen:
 
     principal: Principal
     job: JobView
-    position: int | None
+    place: Place | None
 
 
 class _ApiKey(SecurityBase):
@@ -79,7 +79,7 @@ async def look_at_job(request: Request, job_id: str, scope: Scope | None) -> Job
     principal = _admitted(request, seen, scope)
     if seen.job is None:
         raise no_such_job()
-    return JobSeen(principal, seen.job, seen.position)
+    return JobSeen(principal, seen.job, seen.place)
 
 
 async def look(request: Request, job_id: str = "") -> Seen:

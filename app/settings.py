@@ -46,13 +46,28 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
 
     worker_devices: Literal["cpu", "gpu"] = Field(
-        "cpu", description="What this worker has. A `cpu` worker leaves jobs with compute.device=cuda alone."
+        "cpu",
+        description="What this worker has. `gpu`: the GPUs in CUDA_VISIBLE_DEVICES, or all of the host. A `cpu` worker "
+        "uses none, and leaves jobs with compute.device=cuda alone.",
+    )
+    worker_slots: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Devices of a `cpu` worker: equal shares of the processors. A job takes compute.devices of them.",
+    )
+    overtaking_s: float = Field(
+        300,
+        ge=0,
+        description="How long jobs may overtake an older one that needs more devices than a worker has free.",
     )
     worker_warm: bool = Field(
         True,
         description="Keep a process with torch imported to fork jobs from: they start seconds sooner, for half a GB.",
     )
-    worker_threads: int = Field(0, ge=0, le=1024, description="CPU threads per job; 0 leaves it to torch.")
+    worker_threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads per device of a job. 0: its share of the worker's processors."
+    )
     lease_ttl_s: float = Field(60, gt=0, le=3600, description="A job whose worker is silent this long is taken over.")
     heartbeat_s: float = Field(
         1, gt=0, le=60, description="How often a worker renews its lease and checks for a cancel."
@@ -86,6 +101,12 @@ class Settings(BaseSettings):
             if not values.get(name):
                 values[name] = default
         return values
+
+    @model_validator(mode="after")
+    def _gpus_are_counted(self) -> Settings:
+        if self.worker_devices == "gpu" and self.worker_slots != 1:
+            raise ValueError("worker_slots is for cpu workers: list a gpu worker's devices in CUDA_VISIBLE_DEVICES")
+        return self
 
     @model_validator(mode="after")
     def _renew_well_before_expiry(self) -> Settings:

@@ -1,4 +1,4 @@
-"""The Celery application and its settings. Start: `celery -A workers.celery_app worker -P prefork -c 1`.
+"""The Celery application and its settings. Start: `celery -A workers.celery_app worker -P prefork`.
 
 Never imports torch: the work runs in a child process of the task, so a crash there is an exit code here.
 """
@@ -33,7 +33,6 @@ app.conf.update(
     task_reject_on_worker_lost=False,
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=settings.broker_url.startswith(("redis", "rediss")),
-    worker_concurrency=1,
     worker_pool_start_method="fork",  # what `draining` is shared by
     worker_cancel_long_running_tasks_on_connection_loss=False,
     # The supervisor enforces deadlines: Celery's would kill the supervisor and leave its child.

@@ -17,7 +17,7 @@ import structlog
 
 from app import deployment
 from app.db import Database
-from app.jobs import removals, upkeep
+from app.jobs import fleet, removals, upkeep
 from app.logs import configure_logging
 from app.queue import Publisher, relay
 from app.settings import Settings, get_settings
@@ -71,6 +71,9 @@ class Reconciler:
         """Delete the files of deleted jobs and of attempts without a result, as the database has recorded them."""
         removals.work_off(self.database, self.store)
 
+    def forget_workers(self) -> None:
+        self.database.transact(fleet.forget_silent)
+
     def forget_removals(self) -> None:
         self.database.transact(removals.forget)
 
@@ -100,6 +103,7 @@ def main() -> None:
         (reconciler.sweep_scratch, settings.reconcile_s),
         (reconciler.forget_keys, FORGET_S),
         (reconciler.forget_removals, FORGET_S),
+        (reconciler.forget_workers, FORGET_S),
     ]
     due = [0.0] * len(chores)
     log.info("reconciler_started")

@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     events = _events_on_stdout()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if arguments.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = arguments.gpus  # read when CUDA is first used, so in a fork too
 
     def told(error: Error) -> None:
         events.emit("error", **error)
@@ -119,6 +121,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of text files")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="resume points; kept by attempts")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="measurements of dense models, shared between jobs")
+    parser.add_argument("--gpus", metavar="NAMES", help="the GPUs to see, in place of CUDA_VISIBLE_DEVICES")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; torch's choice if left out")
     parser.add_argument(
         "--points-every",

@@ -11,19 +11,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
-import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import IO, Any
 
 import structlog
 from celery import signals
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from app.db import Database, is_outage
@@ -31,18 +30,20 @@ from app.errors import InvalidTransition
 from app.failure import Failure
 from app.jobs import attempts, worker_repository
 from app.jobs.attempts import Claim, Fenced
+from app.jobs.fleet import Worker
 from app.keys.repository import tenant_name
 from app.queue import RUN_JOB
 from app.settings import Settings, get_settings
 from app.storage import AlreadyStored, ArtifactStore, Damaged, StorageError
 from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
-from workers import scratch
+from workers import devices, scratch
 from workers.celery_app import app, draining
 from workers.children import Child, Spawned, runner_command
 from workers.engine.errors import CheckpointMismatch, DiskFull, EngineError
 from workers.engine.report import FileEntry, Manifest, Origin, Report
 from workers.logs import LogShipper
+from workers.presence import database, this_worker
 from workers.progress import Progress
 from workers.supervisor import Exit, Order, explain, supervise
 from workers.warm import Warm
@@ -51,11 +52,6 @@ log = structlog.get_logger(__name__)
 
 LOOKS, LOOK_AGAIN_S = 40, 0.05
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-
-@cache
-def _database() -> Database:
-    return Database(get_settings().database_url, pool_size=2)
 
 
 @cache
@@ -77,34 +73,35 @@ def _start_runner(arguments: list[str], log_file: IO[bytes]) -> Child:
 
 @app.task(name=RUN_JOB)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
-    """Claim the next job, which need not be `job_id`, and make one attempt at it."""
-    settings, database = get_settings(), _database()
+    """Claim the next job, which need not be `job_id`, and make one attempt at it; then the next, until none is due.
+
+    The devices that an attempt has given back may be what a job waited for whose message has been taken.
+    """
+    settings = get_settings()
     store = ArtifactStore(settings.artifacts_url)  # before a job depends on it
-    if draining():
-        return  # a message taken before the order to stop; another worker gets the job
-    held = claim_next(settings, database)
-    if held is not None:
+    # A message may have been taken before the order to stop; another worker gets the job.
+    while not draining() and (held := claim_next(settings, database(), this_worker())) is not None:
         with structlog.contextvars.bound_contextvars(job_id=held.job_id, attempt=held.attempt):
-            Attempt(settings, database, store, held).run()
+            Attempt(settings, database(), store, held).run()
 
 
-def claim_next(settings: Settings, database: Database) -> Claim | None:
-    """Claim the next job, or None if none is due.
+def claim_next(settings: Settings, database: Database, worker: Worker) -> Claim | None:
+    """Claim the next job, or None if none is due that enough devices are free for.
 
     A claim passes over rows that somebody has locked for a moment: a client changing labels, another worker. The
     message that woke us may be that job's only one, so look again while a due job is there.
     """
-    queues = ("any", "gpu") if settings.worker_devices == "gpu" else ("any",)
-    worker = f"{socket.gethostname()}:{os.getpid()}"
+    overtaking_ms = int(settings.overtaking_s * 1000)
 
     def look(session: Session) -> tuple[Claim | None, bool]:
-        held = attempts.claim(session, worker=worker, queues=queues, ttl_s=settings.lease_ttl_s)
-        return held, held is None and worker_repository.any_due(session, queues)
+        held = attempts.claim(session, worker, ttl_s=settings.lease_ttl_s, overtaking_ms=overtaking_ms)
+        return held, held is None and worker_repository.any_to_run(session, worker, overtaking_ms=overtaking_ms)
 
     for _ in range(LOOKS):
-        held, again = database.transact(look)
-        if not again:
-            return held
+        with suppress(IntegrityError):  # another worker, which shares a device with this one, has just handed it out
+            held, again = database.transact(look)
+            if not again:
+                return held
         time.sleep(LOOK_AGAIN_S)
     return None
 
@@ -155,7 +152,9 @@ class Attempt:
         arguments += ["--models", str(self.settings.models_dir), "--data", str(self.settings.data_dir)]
         arguments += ["--cache", str(self.settings.cache_dir)]
         arguments += ["--points-every", str(self.settings.resume_point_s)]
-        arguments += ["--threads", str(self.settings.worker_threads)] if self.settings.worker_threads else []
+        arguments += ["--gpus", ",".join(self.held.devices) if self.settings.worker_devices == "gpu" else ""]
+        threads = devices.threads(self.settings, len(self.held.devices), len(this_worker().devices))
+        arguments += ["--threads", str(threads)] if threads else []
         return supervise(
             lambda log_file: _start_runner(arguments, log_file),
             log=self.folder / "runner.log",

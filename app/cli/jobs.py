@@ -15,7 +15,7 @@ from app.cli import output
 from app.cli.exits import Usage
 from app.cli.options import AsJson, JobId, connect
 from app.cli.report import metrics_table
-from app.cli.watch import follow, queue_place, raise_unless_succeeded
+from app.cli.watch import follow, queue_place, raise_unless_succeeded, waits
 
 SpecFile = Annotated[
     str, typer.Argument(metavar="SPEC.json", help="The compression spec (docs/parameters.md), or - for stdin.")
@@ -97,7 +97,7 @@ def list_jobs(
         table.add_row(
             job["id"],
             output.status_text(job["status"]),
-            job["stage"] or "",
+            f"[yellow]{job['queue']['waiting_for']}[/]" if waits(job) else job["stage"] or "",
             escape(job["spec"]["model"]["id"]),
             " + ".join(part["method"] for part in (job["spec"]["score"], job["spec"]["prune"]) if part),
             output.local_time(job["created_at"]),

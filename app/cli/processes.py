@@ -28,10 +28,10 @@ def api_command(*listen: str) -> list[str]:
 
 def worker_command(settings: Settings) -> list[str]:
     queues = "gpu,any" if settings.worker_devices == "gpu" else "any"
-    # One job at a time: the work has the machine to itself. The name must differ from other workers' on this host.
+    # One job at a time on each device, which the worker counts. Its name must differ from others' on this host.
     return [
         *(sys.executable, "-m", "celery", "--quiet", "-A", "workers.celery_app", "worker"),
-        *("--pool", "prefork", "--concurrency", "1", "--queues", queues),
+        *("--pool", "prefork", "--queues", queues),
         *("--hostname", f"espalier-{os.getpid()}@%h", "--loglevel", settings.log_level),
         *("--without-gossip", "--without-mingle"),
     ]
@@ -51,7 +51,7 @@ def api(
 
 
 def worker() -> None:
-    """Run a worker: one job at a time, from the queues ESPALIER_WORKER_DEVICES allows."""
+    """Run a worker: as many jobs at once as ESPALIER_WORKER_DEVICES and ESPALIER_WORKER_SLOTS give it devices for."""
     _become(worker_command(load_settings()))
 
 

@@ -42,9 +42,15 @@ def ended(service: Service, job_id: str, timeout_s: float | None) -> dict[str, A
             shown.show(job["stage"] or job["status"], progress["done"], progress["total"], progress["unit"])
 
 
+def waits(job: dict[str, Any]) -> bool:
+    """Whether no live worker can take it."""
+    return job["queue"] is not None and job["queue"]["waiting_for"] is not None
+
+
 def queue_place(job: dict[str, Any]) -> str:
-    position = job["queue"]["position"]
-    return "far back in the queue" if position is None else f"position {position}"
+    position, waiting_for = job["queue"]["position"], job["queue"]["waiting_for"]
+    place = "far back in the queue" if position is None else f"position {position}"
+    return f"{place}; waits: {waiting_for}" if waiting_for else place
 
 
 def raise_unless_succeeded(job: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,11 @@ from sqlalchemy.orm import Session
 
 from app.db import clock, now_ms
 from app.failure import Failure
+from app.jobs import fleet
 from app.jobs import worker_repository as repository
+from app.jobs.fleet import Worker
 from app.jobs.lifecycle import HELD, announce, close_attempt, fail_or_retry, transition
-from app.jobs.models import Artifact, Attempt, Event, Job, ReportRecord
+from app.jobs.models import Artifact, Attempt, DeviceLease, Event, Job, ReportRecord
 from workers.engine.report import FileEntry, Report
 
 
@@ -35,6 +36,8 @@ class Claim:
     fence: int
     spec: dict[str, Any]
     deadline_s: int
+    devices: tuple[str, ...]
+    """Names of those that the worker has given it."""
     last: bool = False
     """No attempt is left after this one."""
 
@@ -47,11 +50,21 @@ class Orders:
     overdue: bool
 
 
-def claim(session: Session, *, worker: str, queues: Iterable[str], ttl_s: float) -> Claim | None:
-    """Take the next queued job, or None. One compare-and-set UPDATE: of many claimants one wins."""
+def claim(session: Session, worker: Worker, *, ttl_s: float, overtaking_ms: int) -> Claim | None:
+    """Take the next queued job that enough of the worker's devices are free for, or None; it has them until it ends.
+
+    One compare-and-set UPDATE: of many claimants one wins. A job that needs more devices than are free is passed over,
+    but only for `overtaking_ms` from its submission: after that the worker takes nothing behind it, so that it starts
+    at the latest when the worker's running jobs have ended.
+    """
+    fleet.make_known(session, worker, ttl_s=ttl_s)
+    free = repository.free_devices(session, worker)
+    if not free:
+        return None
+    next_to_run = repository.next_to_run(session, worker, free=len(free), overtaking_ms=overtaking_ms)
     row = session.execute(
         update(Job)
-        .where(Job.id == repository.next_to_run(list(queues)), Job.status == "queued")
+        .where(Job.id == repository.unlocked(next_to_run), Job.status == "queued")
         .values(
             status="running",
             attempt=Job.attempt + 1,
@@ -59,7 +72,7 @@ def claim(session: Session, *, worker: str, queues: Iterable[str], ttl_s: float)
             fence=Job.fence + 1,
             version=Job.version + 1,
             event_seq=Job.event_seq + 1,
-            lease_owner=worker,
+            lease_owner=worker.name,
             lease_expires_at=now_ms() + int(ttl_s * 1000),
             started_at=func.coalesce(Job.started_at, now_ms()),
             deadline_at=func.coalesce(Job.deadline_at, now_ms() + Job.deadline_s * 1000),
@@ -74,6 +87,7 @@ def claim(session: Session, *, worker: str, queues: Iterable[str], ttl_s: float)
             Job.attempt,
             Job.fence,
             Job.spec,
+            Job.devices,
             Job.deadline_s,
             Job.attempts_left,
             Job.event_seq,
@@ -83,19 +97,34 @@ def claim(session: Session, *, worker: str, queues: Iterable[str], ttl_s: float)
     ).one_or_none()
     if row is None:
         return None
-    session.add(Attempt(job_id=row.id, number=row.attempt, fence=row.fence, worker=worker, started_at=row.updated_at))
+    taken = free[: row.devices]
+    session.add_all(DeviceLease(device=key, job_id=row.id) for key in sorted(taken))
+    names = tuple(worker.devices[key] for key in taken)
+    session.add(
+        Attempt(job_id=row.id, number=row.attempt, fence=row.fence, worker=worker.name, started_at=row.updated_at)
+    )
     session.add(
         Event(
             job_id=row.id,
             seq=row.event_seq,
             type="running",
             attempt=row.attempt,
-            data={"worker": worker},
+            data={"worker": worker.name, "devices": names},
             at=row.updated_at,
         )
     )
     session.flush()
-    return Claim(row.id, row.tenant_id, row.attempt, row.fence, row.spec, row.deadline_s, row.attempts_left <= 0)
+    if row.devices > 1:
+        _announce_another(session, worker, overtaking_ms)
+    last = row.attempts_left <= 0
+    return Claim(row.id, row.tenant_id, row.attempt, row.fence, row.spec, row.deadline_s, names, last)
+
+
+def _announce_another(session: Session, worker: Worker, overtaking_ms: int) -> None:
+    """While a large job waited, others may have looked in vain, and their messages are gone."""
+    job = repository.lock_next(session, worker, overtaking_ms=overtaking_ms)
+    if job is not None:
+        announce(session, job, delay_ms=0)
 
 
 def renew(session: Session, held: Claim, *, ttl_s: float) -> Orders:

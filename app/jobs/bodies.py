@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 
 from app.jobs import repository
 from app.jobs.repository import Filters, Listed
-from app.jobs.views import render
+from app.jobs.views import Place, render
 
-Name = tuple[str, int, int, int | None]
+Name = tuple[str, int, int, Place | None]
 """Id, version, time of the last change, place in the queue. The time tells apart what a restored database does anew."""
 
 
@@ -38,14 +38,14 @@ class Bodies:
     ) -> tuple[Sequence[Listed], list[bytes]]:
         """The tenant's jobs that pass the filters, newest first, from behind `older_than` = (created_at, id)."""
         listed: Sequence[Listed] = repository.page(connection, tenant_id, filters, older_than=older_than, limit=limit)
-        places = repository.queue_positions(connection, listed)
+        places = repository.places(connection, listed)
         bodies = [self._bodies.get(_name(job, places)) for job in listed]
         found = [body for body in bodies if body is not None]
         if len(found) == len(listed):
             return listed, found
         # All of them, in one statement: of two, the second might hold a job that has left the filter since the first.
         views = repository.whole_page(connection, tenant_id, filters, older_than=older_than, limit=limit)
-        places = repository.queue_positions(connection, views)
+        places = repository.places(connection, views)
         found = [render(job, places.get(job.id)) for job in views]
         self._keep({_name(job, places): body for job, body in zip(views, found, strict=True)})
         return views, found
@@ -60,5 +60,5 @@ class Bodies:
                 self._bytes -= len(self._bodies.pop(next(iter(self._bodies))))
 
 
-def _name(job: Listed, places: Mapping[str, int]) -> Name:
+def _name(job: Listed, places: Mapping[str, Place]) -> Name:
     return job.id, job.version, job.updated_at, places.get(job.id)

@@ -22,13 +22,13 @@ from app.http.pagination import decode_cursor, encode_cursor, next_link
 from app.http.problems import field_error, responses
 from app.http.queries import Flag
 from app.http.route import DirectRoute, StrictRoute, check_query
-from app.jobs import preflight, removals, repository, service
+from app.jobs import fleet, preflight, removals, repository, service
 from app.jobs.acceptance import accept_once
 from app.jobs.models import TERMINAL, Job
 from app.jobs.parameters import Cursor, JobId, Limit, filters
 from app.jobs.repository import Filters
 from app.jobs.schemas import MAX_LABELS, JobPage, JobRead, JobSubmit, LabelsPatch
-from app.jobs.views import JOB_ID, JobView, etag, render
+from app.jobs.views import JOB_ID, JobView, Place, etag, render
 from app.services import Services, ServicesDep
 from workers.engine.report import Plan
 
@@ -75,7 +75,10 @@ def create(
 ) -> Response:
     """Submit a job."""
     if dry_run:
-        return Response(preflight.dry_run(submit.spec, has.settings).model_dump_json(), media_type="application/json")
+        with has.database.read() as session:
+            largest = fleet.largest(session.connection())
+        plan = preflight.dry_run(submit.spec, has.settings, largest)
+        return Response(plan.model_dump_json(), media_type="application/json")
     max_attempts, deadline_s = preflight.limits(submit, has.settings)
 
     def make(session: Session) -> tuple[str, bytes]:
@@ -89,8 +92,8 @@ def create(
             deadline_s=deadline_s,
             request_id=request.state.request_id,
         )
-        positions = repository.queue_positions(session.connection(), [job])
-        return job.id, render(job, positions.get(job.id))
+        places = repository.places(session.connection(), [job])
+        return job.id, render(job, places[job.id])
 
     return accept_once(
         has,
@@ -148,12 +151,12 @@ async def get(request: Request) -> Response:
     headers = dict(PRIVATE)
     wait_s = wait_preference(request.headers.get("prefer"))
     if wait_s is not None:
-        seen = await _changed(request, seen, known or etag(seen.job, seen.position), wait_s)
+        seen = await _changed(request, seen, known or etag(seen.job, seen.place), wait_s)
         headers["Preference-Applied"] = f"wait={wait_s}"
-    headers["ETag"] = etag(seen.job, seen.position)
+    headers["ETag"] = etag(seen.job, seen.place)
     if matches(known, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return Response(render(seen.job, seen.position), headers=headers, media_type="application/json")
+    return Response(render(seen.job, seen.place), headers=headers, media_type="application/json")
 
 
 class _PollRoute(Route):
@@ -187,7 +190,7 @@ def update(
 
     def relabel(session: Session, job: Job) -> None:
         if if_match is not None:  # somebody's place in the queue is not what this guards
-            check_if_match(re.sub(r'-\d+"', '"', if_match), f'"{job.version}"')
+            check_if_match(re.sub(r'-[^"]*"', '"', if_match), f'"{job.version}"')
         service.set_labels(session, job, patch.labels)
         if repository.label_count(session, job.id) > MAX_LABELS:
             detail = f"a job has at most {MAX_LABELS} labels: remove some"
@@ -221,7 +224,7 @@ def retry(job_id: JobId, principal: Writer, has: ServicesDep) -> Response:
 async def _changed(request: Request, seen: JobSeen, known: str, wait_s: int) -> JobSeen:
     """The job as soon as it is not as the ETags in `known` say; a finished one at once."""
     end = asyncio.get_running_loop().time() + wait_s
-    while matches(known, etag(seen.job, seen.position)) and seen.job.status not in TERMINAL:
+    while matches(known, etag(seen.job, seen.place)) and seen.job.status not in TERMINAL:
         left_s = end - asyncio.get_running_loop().time()
         if left_s <= 0:
             break
@@ -233,13 +236,13 @@ async def _changed(request: Request, seen: JobSeen, known: str, wait_s: int) -> 
 def _changing(has: Services, principal: Principal, job_id: str, change: Callable[[Session, Job], None]) -> Response:
     """Apply one change in one transaction and answer with the job after it."""
 
-    def changed(session: Session) -> tuple[JobView, int | None]:
+    def changed(session: Session) -> tuple[JobView, Place | None]:
         change(session, _owned(session, principal, job_id))
         return _view(session, principal, job_id)
 
-    view, position = has.database.transact(changed)
-    headers = {**PRIVATE, "ETag": etag(view, position)}
-    return Response(render(view, position), headers=headers, media_type="application/json")
+    view, place = has.database.transact(changed)
+    headers = {**PRIVATE, "ETag": etag(view, place)}
+    return Response(render(view, place), headers=headers, media_type="application/json")
 
 
 def _owned(session: Session, principal: Principal, job_id: str) -> Job:
@@ -249,7 +252,7 @@ def _owned(session: Session, principal: Principal, job_id: str) -> Job:
     return job
 
 
-def _view(session: Session, principal: Principal, job_id: str) -> tuple[JobView, int | None]:
+def _view(session: Session, principal: Principal, job_id: str) -> tuple[JobView, Place | None]:
     view = repository.view(session, principal.tenant_id, job_id)
     assert view is not None  # written by this transaction
-    return view, repository.queue_positions(session.connection(), [view]).get(job_id)
+    return view, repository.places(session.connection(), [view]).get(job_id)

@@ -15,23 +15,25 @@ Every change goes through `transition`, which writes the job and its event toget
 All functions there and here take a session inside a write transaction and never commit: the caller decides what
 belongs together.
 
-Locks are taken in one order, so that no two transactions wait for each other: the sweep, its jobs in the order of
-their ids, what hangs on a job (labels, attempts, events, artifacts, report, messages, sweep child), the
-Idempotency-Key. Whoever writes what hangs on a job has locked the job first, whether a foreign key would or not; but
-for the relay, which forgets messages. It skips those that are locked, as chores over many rows do.
+Locks are taken in one order, so that no two transactions wait for each other: the worker, the sweep, its jobs in the
+order of their ids, what hangs on a job (labels, attempts, devices in the order of their keys, events, artifacts,
+report, messages, sweep child), the Idempotency-Key. Whoever writes what hangs on a job has locked the job first,
+whether a foreign key would or not; but for the relay, which forgets messages. It skips those that are locked, as chores
+over many rows do.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from app.db import clock
 from app.errors import InvalidTransition
 from app.failure import Failure
 from app.jobs import removals
-from app.jobs.models import TERMINAL, Attempt, Event, Job, Outbox
+from app.jobs.models import TERMINAL, Attempt, DeviceLease, Event, Job, Outbox
 
 ALLOWED: dict[str, frozenset[str]] = {
     "queued": frozenset({"running", "cancelling"}),
@@ -67,8 +69,9 @@ def transition(session: Session, job: Job, to: str, data: dict[str, Any] | None 
     job.version += 1
     job.event_seq += 1
     job.updated_at = now
-    if to not in HELD:
+    if to not in HELD and job.lease_expires_at is not None:
         job.lease_owner = job.lease_expires_at = None
+        session.execute(delete(DeviceLease).where(DeviceLease.job_id == job.id))
     job.finished_at = now if to in TERMINAL else None
     session.add(Event(job_id=job.id, seq=job.event_seq, type=to, attempt=job.attempt, data=data or {}, at=now))
     session.flush()

@@ -51,6 +51,8 @@ class Job(Base):
     model_id: Mapped[str] = mapped_column(String(200))
     queue: Mapped[str] = mapped_column(String(16))
     """`any`, or `gpu` for what only a GPU worker may take."""
+    devices: Mapped[int] = mapped_column(server_default=text("1"))
+    """How many of a worker's devices it takes: the spec's `compute.devices`."""
     priority: Mapped[int] = mapped_column(default=0)
     deadline_s: Mapped[int]
     max_attempts: Mapped[int]
@@ -103,6 +105,28 @@ class Attempt(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     started_at: Mapped[int] = mapped_column(BigInteger)
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class WorkerRecord(Base):
+    """A worker that is alive, or was until `expires_at`; see fleet.py."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    kind: Mapped[str] = mapped_column(String(8))
+    """cpu or gpu."""
+    devices: Mapped[int]
+    expires_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class DeviceLease(Base):
+    """A device that a job holds together with its own lease: written by the claim, gone with the lease."""
+
+    __tablename__ = "device_leases"
+
+    device: Mapped[str] = mapped_column(String(300), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
 
 
 class Event(Base):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from app.errors import AppError, InvalidRequest, NotReady
 from app.http.problems import field_error
+from app.jobs.fleet import Largest, queue_of, waiting_for
 from app.jobs.local_models import local_model
 from app.jobs.schemas import Scheduling
 from app.settings import Settings
@@ -17,14 +18,20 @@ if TYPE_CHECKING:
     from workers.engine.sources.resolve import Sources
 
 
-def dry_run(spec: CompressionSpec, settings: Settings) -> Plan:
-    """The plan of a job. Raises InvalidRequest or, if the hub does not answer, NotReady."""
+def dry_run(spec: CompressionSpec, settings: Settings, largest: Largest) -> Plan:
+    """The plan of a job, with a warning if no live worker could take it.
+
+    Raises InvalidRequest or, if the hub does not answer, NotReady.
+    """
     from workers.engine.planning.plan import plan  # brings the hub's client along: 0.2 s, not spent at start-up
 
     try:
-        return plan(spec, _sources(settings))
+        planned = plan(spec, _sources(settings))
     except EngineError as error:
         raise _refusal(error) from error
+    if (lack := waiting_for(largest, queue_of(spec), spec.compute.devices)) is None:
+        return planned
+    return planned.model_copy(update={"warnings": [*planned.warnings, f"the job would wait: {lack}"]})
 
 
 def check(spec: CompressionSpec, settings: Settings) -> None:

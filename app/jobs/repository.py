@@ -10,8 +10,9 @@ from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, liter
 from sqlalchemy.orm import Session
 
 from app.db import now_ms, table
+from app.jobs.fleet import LARGEST, Largest, waiting_for
 from app.jobs.models import Artifact, Attempt, Event, IdempotencyKey, Job, JobLabel, ReportRecord
-from app.jobs.views import COLUMNS, JobView
+from app.jobs.views import COLUMNS, JobView, Place
 from app.keys.models import ApiKey
 from app.keys.repository import KEY_COLUMNS, KeyView
 
@@ -66,6 +67,10 @@ class Listed(Protocol):
     def status(self) -> str: ...
     @property
     def created_at(self) -> int: ...
+    @property
+    def queue(self) -> str: ...
+    @property
+    def devices(self) -> int: ...
 
 
 class ListedJob(NamedTuple):
@@ -76,9 +81,11 @@ class ListedJob(NamedTuple):
     updated_at: int
     status: str
     created_at: int
+    queue: str
+    devices: int
 
 
-_LISTED = select(_job.id, _job.version, _job.updated_at, _job.status, _job.created_at)
+_LISTED = select(_job.id, _job.version, _job.updated_at, _job.status, _job.created_at, _job.queue, _job.devices)
 
 
 def page(
@@ -135,19 +142,25 @@ _LINE = (
     .limit(bindparam("depth"))
     .subquery()
 )
-_PLACES = select(_LINE.c.id, _LINE.c.place).where(_LINE.c.created_at.between(bindparam("oldest"), bindparam("newest")))
+_LARGEST = LARGEST.subquery()
+_PLACES = select(*_LARGEST.c, _LINE.c.id, _LINE.c.place).join_from(
+    _LARGEST, _LINE, _LINE.c.created_at.between(bindparam("oldest"), bindparam("newest")), isouter=True
+)
 
 
-def queue_positions(connection: Connection, jobs: Iterable[Listed]) -> dict[str, int]:
-    """Id -> place in the order of claims, from 1, of those of the jobs that are among the first QUEUE_DEPTH queued.
+def places(connection: Connection, jobs: Iterable[Listed]) -> dict[str, Place]:
+    """Id -> where the job stands, of those of the jobs that are queued. Positions end with QUEUE_DEPTH.
 
     There may be others made in the same time: a range of times is one statement, however many jobs there are.
     """
-    times = [job.created_at for job in jobs if job.status == "queued"]
-    if not times:
+    queued = [job for job in jobs if job.status == "queued"]
+    if not queued:
         return {}
+    times = [job.created_at for job in queued]
     asked = {"depth": QUEUE_DEPTH, "oldest": min(times), "newest": max(times)}
-    return {row[0]: row[1] for row in connection.execute(_PLACES, asked)}
+    rows = connection.execute(_PLACES, asked).all()
+    largest, positions = Largest(*rows[0][:2]), {row[2]: row[3] for row in rows}
+    return {job.id: Place(positions.get(job.id), waiting_for(largest, job.queue, job.devices)) for job in queued}
 
 
 _key = table(ApiKey).c

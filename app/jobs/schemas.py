@@ -86,6 +86,10 @@ class Queue(Read):
         description="Place in the order of claims, 1 is next; null beyond the first 1000. Waits before a retry are not "
         "counted in."
     )
+    waiting_for: str | None = Field(
+        description="What no live worker has, where none can take the job; null otherwise.",
+        examples=["no live worker has 4 GPUs; the largest has 2"],
+    )
 
 
 class JobFailure(Read):

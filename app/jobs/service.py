@@ -13,6 +13,7 @@ from app.db import clock, now_ms, table
 from app.errors import InvalidTransition
 from app.ids import new_id
 from app.jobs import removals
+from app.jobs.fleet import queue_of
 from app.jobs.lifecycle import VERBS, announce, transition
 from app.jobs.models import TERMINAL, Event, Job, JobLabel, Outbox
 from app.jobs.views import JobView
@@ -46,7 +47,7 @@ def create(
     `now` is the database's clock where that has been asked. Of one `now`, lower ids run first.
     """
     job_id = job_id or new_id("job")
-    queue = "gpu" if spec.compute.device == "cuda" else "any"
+    queue = queue_of(spec)
     spec_digest = spec.digest()
     written = {
         "id": job_id,
@@ -58,6 +59,7 @@ def create(
         "spec_digest": spec_digest,
         "model_id": spec.model.id,
         "queue": queue,
+        "devices": spec.compute.devices,
         "priority": priority,
         "deadline_s": deadline_s,
         "max_attempts": max_attempts,
@@ -98,6 +100,8 @@ def create(
         started_at=None,
         finished_at=None,
         event_seq=1,
+        queue=queue,
+        devices=spec.compute.devices,
     )
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from app.db import Database
 from app.errors import NotReady
 from app.jobs import repository
-from app.jobs.views import JobView
+from app.jobs.views import JobView, Place
 from app.keys.repository import KeyView
 
 log = structlog.get_logger(__name__)
@@ -34,8 +34,8 @@ class Seen(NamedTuple):
     key: KeyView | None
     job: JobView | None
     """None also where it belongs to another tenant than the key."""
-    position: int | None
-    """Of a queued job, from 1; None beyond the first thousand."""
+    place: Place | None
+    """Of a queued job."""
 
 
 class Question(NamedTuple):
@@ -123,9 +123,9 @@ class StatusReader:
         keys, jobs = repository.keys_and_jobs(
             connection, _padded({q.key_hash for q in batch}), _padded({q.job_id for q in batch})
         )
-        positions = repository.queue_positions(connection, jobs.values())
+        places = repository.places(connection, jobs.values())
         connection.rollback()  # on SQLite this ends the snapshot; on PostgreSQL there is nothing to end
-        return [_seen(question, keys, jobs, positions) for question in batch]
+        return [_seen(question, keys, jobs, places) for question in batch]
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -141,11 +141,11 @@ def _seen(
     question: Question,
     keys: Mapping[str, KeyView],
     jobs: Mapping[tuple[str, str], JobView],
-    positions: Mapping[str, int],
+    places: Mapping[str, Place],
 ) -> Seen:
     key = keys.get(question.key_hash)
     job = jobs.get((key.tenant_id, question.job_id)) if key else None
-    return Seen(key, job, positions.get(question.job_id) if job else None)
+    return Seen(key, job, places.get(question.job_id) if job else None)
 
 
 def _deliver(batch: Sequence[Question], answers: Sequence[Seen] | NotReady) -> None:

@@ -1,7 +1,7 @@
 """A job as it is shown: the columns every answer is made of, and the one function that renders them.
 
-The body is a pure function of the row and the job's place in the queue, so `etag` names it exactly. The columns are
-read raw and the JSON ones as text, which is pasted into the answer unparsed: this is what a status poll costs.
+The body is a pure function of the row and of where the job stands in the queue, so `etag` names it exactly. The columns
+are read raw and the JSON ones as text, which is pasted into the answer unparsed: this is what a status poll costs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import orjson
 from sqlalchemy import Text, cast, select
@@ -44,6 +45,17 @@ class JobView(NamedTuple):
     started_at: int | None
     finished_at: int | None
     event_seq: int
+    queue: str
+    devices: int
+
+
+class Place(NamedTuple):
+    """Where a queued job stands."""
+
+    position: int | None
+    """In the order of claims, from 1; None beyond those that are counted."""
+    waiting_for: str | None
+    """What no live worker has, if none can take the job."""
 
 
 _job = table(Job).c  # the table's, not the class's: rows come as they are, without the ORM's work on each
@@ -70,15 +82,20 @@ COLUMNS = (
     _job.started_at,
     _job.finished_at,
     _job.event_seq,
+    _job.queue,
+    _job.devices,
 )
 
 
-def etag(job: JobView, position: int | None) -> str:
-    """`"<version>"`, and of a queued job `"<version>-<place in the queue>"`."""
-    return f'"{job.version}"' if position is None else f'"{job.version}-{position}"'
+def etag(job: JobView, place: Place | None) -> str:
+    """`"<version>"`, and of a queued job `"<version>-<position>"`, with a digest of what it waits for if it does."""
+    if place is None:
+        return f'"{job.version}"'
+    waits = f"-{crc32(place.waiting_for.encode()):x}" if place.waiting_for else ""
+    return f'"{job.version}-{place.position or 0}{waits}"'
 
 
-def as_json(job: JobView, position: int | None) -> dict[str, Any]:
+def as_json(job: JobView, place: Place | None) -> dict[str, Any]:
     """A job as schemas.JobRead describes it, for orjson."""
     path = f"/v1/jobs/{job.id}"
     return {
@@ -86,7 +103,7 @@ def as_json(job: JobView, position: int | None) -> dict[str, Any]:
         "status": job.status,
         "stage": job.stage,
         "progress": _fragment(job.progress),
-        "queue": {"position": position} if job.status == "queued" else None,
+        "queue": place._asdict() if place else None,
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "attempts_left": job.attempts_left,
@@ -117,8 +134,8 @@ def as_json(job: JobView, position: int | None) -> dict[str, Any]:
     }
 
 
-def render(job: JobView, position: int | None) -> bytes:
-    return orjson.dumps(as_json(job, position))
+def render(job: JobView, place: Place | None) -> bytes:
+    return orjson.dumps(as_json(job, place))
 
 
 def iso(milliseconds: int | None) -> str | None:

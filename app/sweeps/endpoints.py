@@ -20,7 +20,7 @@ from app.http.problems import responses
 from app.http.queries import Flag
 from app.http.route import StrictRoute
 from app.ids import is_id
-from app.jobs import preflight, removals
+from app.jobs import fleet, preflight, removals
 from app.jobs.acceptance import accept_once
 from app.jobs.models import ACTIVE
 from app.jobs.parameters import Cursor, Limit
@@ -40,6 +40,7 @@ from app.sweeps.schemas import (
     SweepRead,
     SweepSubmit,
 )
+from workers.engine.report import Plan
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], route_class=StrictRoute)
 
@@ -223,7 +224,13 @@ def _no_such_sweep() -> NotFound:
 
 
 def _plan(children: list[expand.Child], has: Services) -> SweepPlan:
-    plans = expand.checked(range(len(children)), lambda number: preflight.dry_run(children[number].spec, has.settings))
+    with has.database.read() as session:
+        largest = fleet.largest(session.connection())
+
+    def plan(number: int) -> Plan:
+        return preflight.dry_run(children[number].spec, has.settings, largest)
+
+    plans = expand.checked(range(len(children)), plan)
     return SweepPlan(
         children=[
             PlannedChild(number=child.number, values=child.values, **plan.model_dump(include=_PLANNED))

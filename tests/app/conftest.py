@@ -14,9 +14,10 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.http.protocol import BoundedProtocol
+from app.jobs import fleet
 from app.main import create_app
 from app.settings import Settings
-from tests.helpers.api import ROOT, Api, eventually, make_key
+from tests.helpers.api import ROOT, W1, Api, eventually, make_key
 from tests.helpers.conformity import conforming
 
 
@@ -43,6 +44,8 @@ def api(app: FastAPI) -> Iterator[Api]:
     with TestClient(app) as client:
         text, key_id, tenant_id = make_key(app.state.services, "ours")
         client.headers["Authorization"] = f"Bearer {text}"
+        with app.state.services.database.write() as session:
+            fleet.make_known(session, W1, ttl_s=600)
         client.event_hooks["response"].append(conforming)
         yield Api(client, app.state.services, text, key_id, tenant_id)
 

@@ -240,9 +240,11 @@ class TestKeptBodies:
         """It changes without the job."""
         api.submit()
         second = api.submit()
-        assert api.client.get("/v1/jobs").json()["data"][0]["queue"] == {"position": 2}
+        assert api.client.get("/v1/jobs").json()["data"][0]["queue"] == {"position": 2, "waiting_for": None}
         api.claim()
-        assert api.client.get("/v1/jobs").json()["data"][0] == api.get(second).json() | {"queue": {"position": 1}}
+        assert api.client.get("/v1/jobs").json()["data"][0] == api.get(second).json() | {
+            "queue": {"position": 1, "waiting_for": None}
+        }
 
     def test_what_has_not_changed_is_not_read_again(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):

@@ -70,8 +70,8 @@ def test_many_questions_share_a_query_and_get_their_own_answers(database: Databa
             visible = {ours: our_jobs, theirs: their_jobs}.get(key, [])
             assert (seen.key.hash if seen.key else "unknown") == key
             assert (seen.job.id if seen.job else None) == (job if job in visible else None)
-            assert (seen.position is not None) == (job in visible)
-        assert [a.position for a in answers[:5]] == [1, 2, 3, 4, 5]
+            assert (seen.place is not None) == (job in visible)
+        assert [a.place and a.place.position for a in answers[:5]] == [1, 2, 3, 4, 5]
 
     asyncio.run(ask())
     # The first question may go alone; the other 29 wait and go together: keys with jobs, then places in the queue.

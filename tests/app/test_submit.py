@@ -32,7 +32,7 @@ class TestCreate:
         assert response.headers["Location"] == f"/v1/jobs/{job['id']}"
         assert int(response.headers["Retry-After"]) >= 1
         assert JobRead.model_validate(job)
-        assert (job["status"], job["queue"], job["attempt"]) == ("queued", {"position": 1}, 0)
+        assert (job["status"], job["queue"], job["attempt"]) == ("queued", {"position": 1, "waiting_for": None}, 0)
         assert (job["labels"], job["priority"]) == ({"team": "a"}, 7)
         assert job["spec"] == CompressionSpec.model_validate(WANDA).model_dump(mode="json")
         assert job["spec_digest"] == CompressionSpec.model_validate(WANDA).digest()

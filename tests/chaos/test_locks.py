@@ -28,6 +28,7 @@ from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
 from tests.helpers.api import REPORT
 from tests.helpers.cluster import MAGNITUDE, Cluster, Redis, eventually
+from tests.helpers.job_life import MANY
 from workers.engine.report import FileEntry
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -138,7 +139,7 @@ class Load:
         """The writes of workers/tasks.py, without the work between."""
         database = Database(self.cluster.config.database_url, pool_size=2)
         while time.monotonic() < self.end:
-            held = database.transact(lambda session: attempts.claim(session, worker="w", queues=["any"], ttl_s=0.3))
+            held = database.transact(lambda session: attempts.claim(session, MANY, ttl_s=0.3, overtaking_ms=0))
             if held is None:
                 time.sleep(0.005)
                 continue

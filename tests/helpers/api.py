@@ -18,6 +18,7 @@ from app.jobs import attempts
 from app.keys import service as keys
 from app.keys.scopes import SCOPES
 from app.services import Services
+from tests.helpers.job_life import worker
 from workers.engine.report import FileEntry, GateResult, Report, Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,8 @@ def judged(verdict: Verdict) -> Report:
     return REPORT.model_copy(update={"gates": [gate], "verdict": verdict})
 
 
+W1 = worker("w1")
+"""Alive in every test of the API."""
 FILES = {"model.safetensors": WEIGHTS, "README.md": b"# A card", "report.html": b"<h1>Report</h1>"}
 CRASH = Failure(code="runner_died", message="it died", hint="wait", retryable=False, stage="prune")
 
@@ -115,7 +118,7 @@ class Api:
     def claim(self) -> attempts.Claim:
         """The first in the queue."""
         with self.database.write() as session:
-            held = attempts.claim(session, worker="w1", queues=["any"], ttl_s=60)
+            held = attempts.claim(session, W1, ttl_s=60, overtaking_ms=0)
         assert held is not None, "nothing is queued"
         return held
 

@@ -140,7 +140,7 @@ class Cluster:
     def start(self, name: str, *, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Start `api<n>`, `reconciler<n>` or `worker<n>`, as an argument of `within`; its log is <home>/<name>.log."""
         role = name.rstrip("0123456789")
-        celery = "celery -A workers.celery_app worker -P prefork -c 1 -Q any --without-gossip --without-mingle"
+        celery = "celery -A workers.celery_app worker -P prefork -Q any --without-gossip --without-mingle"
         command = {
             "api": api_command("--port", str(self.config.port)),
             "reconciler": reconciler_command(),

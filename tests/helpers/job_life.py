@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from app.db import Database, clock
-from app.jobs import attempts, service
+from app.failure import Failure
+from app.jobs import attempts, service, upkeep
+from app.jobs.fleet import Worker
 from app.jobs.models import Job
 from app.keys.models import Tenant
-from workers.engine.report import Report
+from workers.engine.report import FileEntry, Report
 from workers.engine.spec import CompressionSpec
 
 SPEC = CompressionSpec.model_validate(
@@ -44,6 +46,9 @@ REPORT = Report.model_validate(
 )
 
 
+FINAL = Failure(code="model_not_found", message="no such model", hint="name another", retryable=False)
+
+
 @pytest.fixture
 def tenant(database: Database) -> str:
     with database.write() as session:
@@ -65,9 +70,17 @@ def submit(database: Database, tenant: str, **changes: Any) -> str:
         return service.create(session, **{**arguments, **changes}).id
 
 
-def claim(database: Database, ttl_s: float = 60, queues: tuple[str, ...] = ("any",)) -> attempts.Claim | None:
+def worker(name: str = "w", kind: Literal["cpu", "gpu"] = "cpu", devices: int = 64) -> Worker:
+    return Worker(f"wrk_{name}", name, kind, {f"{name}/{number}": str(number) for number in range(devices)})
+
+
+MANY = worker()
+"""Runs any number of jobs at once, for practical purposes."""
+
+
+def claim(database: Database, ttl_s: float = 60, by: Worker = MANY, overtaking_ms: int = 0) -> attempts.Claim | None:
     with database.write() as session:
-        return attempts.claim(session, worker="w", queues=queues, ttl_s=ttl_s)
+        return attempts.claim(session, by, ttl_s=ttl_s, overtaking_ms=overtaking_ms)
 
 
 def claimed(database: Database, ttl_s: float = 60) -> attempts.Claim:
@@ -79,3 +92,19 @@ def claimed(database: Database, ttl_s: float = 60) -> attempts.Claim:
 def status(database: Database, job_id: str) -> str:
     with database.read() as session:
         return session.execute(select(Job.status).where(Job.id == job_id)).scalar_one()
+
+
+def succeed(database: Database, held: attempts.Claim) -> None:
+    files = [(FileEntry(path="a", bytes=1, sha256="0" * 64), f"key/{held.fence}")]
+    with database.write() as session:
+        attempts.succeed(session, held, report=REPORT, manifest_sha256="f" * 64, files=files)
+
+
+def expire_lease(database: Database, job_id: str) -> None:
+    with database.write() as session:
+        session.execute(text("update jobs set lease_expires_at = 1 where id = :id"), {"id": job_id})
+
+
+def reap(database: Database) -> int:
+    with database.write() as session:
+        return len(upkeep.reap(session, backoff_s=0))

@@ -8,18 +8,21 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, select, text
 from sqlalchemy.exc import OperationalError
 
 from app.db import Database
-from app.jobs import attempts, models, service, upkeep, worker_repository
+from app.jobs import attempts, fleet, models, service, upkeep, worker_repository
 from app.keys.models import Tenant
+from app.logs import configure_logging
 from app.settings import Settings
 from app.storage import ArtifactStore, StorageError
+from tests.helpers.job_life import MANY
 from workers import scratch, tasks
+from workers.children import Start
 from workers.engine.report import Report
 from workers.engine.spec import CompressionSpec
 from workers.supervisor import Exit, Order
@@ -44,6 +47,7 @@ class Worker:
     """A claimed job, and the engine that the test plays."""
 
     def __init__(self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_attempts: int) -> None:
+        configure_logging("error")  # what renders exceptions otherwise takes minutes over a million characters
         self.database, self._monkeypatch = database, monkeypatch
         self.settings = Settings(
             home=tmp_path, database_url=str(database.engine.url), heartbeat_s=0.05, lease_ttl_s=1, retry_backoff_s=0
@@ -60,7 +64,7 @@ class Worker:
     def attempt(self, engine: Callable[[Path, OnTick], Exit]) -> Attempt:
         """Claim, and run with `engine(folder of the attempt, on_tick)` in place of the child process."""
         with self.database.write() as session:
-            held = attempts.claim(session, worker="w", queues=["any"], ttl_s=60)
+            held = attempts.claim(session, MANY, ttl_s=60, overtaking_ms=0)
         assert held is not None
         attempt = Attempt(self.settings, self.database, self.store, held)
         attempt.checkpoint.mkdir(parents=True)
@@ -112,6 +116,33 @@ def test_a_result_is_published(worker: Worker) -> None:
     assert (worker.job.status, worker.job.error) == ("succeeded", None)
     assert worker.files() == ["manifest.json", "model.safetensors", "report.json"]
     assert not attempt.folder.parent.exists()
+
+
+@pytest.mark.parametrize(("kind", "gpus"), [("cpu", ""), ("gpu", "5,6")])
+def test_the_runner_is_given_the_devices_of_the_claim(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, kind: Literal["cpu", "gpu"], gpus: str
+) -> None:
+    started: list[str] = []
+
+    def supervise(start: Start, *, log: Path, **_: Any) -> Exit:
+        with log.open("wb") as file:
+            start(file)
+        package(log.parent)
+        return DONE
+
+    monkeypatch.setattr(tasks, "supervise", supervise)
+    monkeypatch.setattr(tasks, "_start_runner", lambda arguments, _: started.extend(arguments))
+    host = fleet.Worker("wrk_h", "h", kind, {"h/5": "5", "h/6": "6", "h/7": "7"})
+    monkeypatch.setattr(tasks, "this_worker", lambda: host)
+    with worker.database.write() as session:
+        session.execute(text("update jobs set devices = 2"))
+    held = tasks.claim_next(worker.settings, worker.database, host)
+    assert held is not None
+    settings = worker.settings.model_copy(update={"worker_devices": kind, "worker_threads": 3})
+    Attempt(settings, worker.database, worker.store, held).run()
+    assert worker.job.status == "succeeded"
+    assert started[started.index("--gpus") + 1] == gpus
+    assert started[started.index("--threads") + 1] == "6"
 
 
 def test_a_success_whose_answer_was_lost_keeps_its_files(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,13 +17,24 @@ from app.jobs import attempts, service, upkeep, worker_repository
 from app.jobs.models import STATUSES, Artifact, Attempt, Event, Job, Outbox, ReportRecord
 from app.queue import relay
 from app.settings import Settings
-from tests.helpers.job_life import REPORT, SPEC, claim, claimed, status, submit
-from workers.engine.report import FileEntry
+from tests.helpers.job_life import (
+    FINAL,
+    MANY,
+    REPORT,
+    SPEC,
+    claim,
+    claimed,
+    expire_lease,
+    reap,
+    status,
+    submit,
+    succeed,
+    worker,
+)
 from workers.engine.spec import CompressionSpec
 from workers.tasks import claim_next
 
 RETRYABLE = Failure(code="runner_died", message="it died", hint="wait", retryable=True, stage="prune")
-FINAL = Failure(code="model_not_found", message="no such model", hint="name another", retryable=False)
 
 
 def events(database: Database, job_id: str) -> list[str]:
@@ -36,27 +47,11 @@ def outbox(database: Database) -> list[str]:
         return list(session.scalars(select(Outbox.job_id).order_by(Outbox.id)))
 
 
-def succeed(database: Database, held: attempts.Claim) -> None:
-    files = [(FileEntry(path="a", bytes=1, sha256="0" * 64), f"key/{held.fence}")]
-    with database.write() as session:
-        attempts.succeed(session, held, report=REPORT, manifest_sha256="f" * 64, files=files)
-
-
 def act(database: Database, job_id: str, change: Any) -> None:
     with database.write() as session:
         job = worker_repository.lock_job(session, job_id)
         assert job is not None
         change(session, job)
-
-
-def expire_lease(database: Database, job_id: str) -> None:
-    with database.write() as session:
-        session.execute(text("update jobs set lease_expires_at = 1 where id = :id"), {"id": job_id})
-
-
-def reap(database: Database) -> int:
-    with database.write() as session:
-        return len(upkeep.reap(session, backoff_s=0))
 
 
 def test_submit_writes_job_event_and_message_together(database: Database, tenant: str) -> None:
@@ -114,7 +109,7 @@ def test_a_gpu_job_waits_for_a_gpu_worker(database: Database, tenant: str) -> No
     spec = CompressionSpec.model_validate({**SPEC.model_dump(), "compute": {"device": "cuda"}})
     job_id = submit(database, tenant, spec=spec)
     assert claim(database) is None
-    held = claim(database, queues=("any", "gpu"))
+    held = claim(database, by=worker(kind="gpu"))
     assert held is not None
     assert held.job_id == job_id
 
@@ -211,7 +206,7 @@ def test_a_retryable_failure_waits_before_the_next_attempt_and_doubles(database:
 def test_a_final_failure_keeps_its_attempts(database: Database, tenant: str) -> None:
     job_id = submit(database, tenant)
     with database.write() as session:
-        attempts.fail(session, attempts.claim(session, worker="w", queues=["any"], ttl_s=9), FINAL, backoff_s=0)  # type: ignore[arg-type]
+        attempts.fail(session, attempts.claim(session, MANY, ttl_s=9, overtaking_ms=0), FINAL, backoff_s=0)  # type: ignore[arg-type]
     assert status(database, job_id) == "failed"
     act(database, job_id, service.retry)
     assert status(database, job_id) == "queued"
@@ -402,7 +397,7 @@ def test_a_job_whose_row_is_locked_for_a_moment_is_claimed_all_the_same(
     holder.start()
     locked.wait(10)
     threading.Timer(0.3, release.set).start()
-    held = claim_next(settings, database)
+    held = claim_next(settings, database, MANY)
     holder.join()
     assert held is not None
     assert held.job_id == job_id

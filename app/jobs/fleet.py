@@ -1,0 +1,103 @@
+"""The workers that are alive: how they make themselves known, and what jobs wait for that none of them has.
+
+A worker is one `espalier worker`: a pool of supervisors, one job each, and the devices it hands out among these jobs. A
+device is a GPU, or of a worker without GPUs a share of the processors. See attempts.py for who gets which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.db import now_ms, table
+from app.jobs.models import WorkerRecord
+from workers.engine.spec import CompressionSpec
+
+
+def queue_of(spec: CompressionSpec) -> str:
+    """`gpu` for what only a worker with GPUs may take, else `any`."""
+    return "gpu" if spec.compute.device == "cuda" else "any"
+
+
+@dataclass(frozen=True)
+class Worker:
+    id: str
+    name: str
+    """Host and process, for people."""
+    kind: Literal["cpu", "gpu"]
+    devices: Mapping[str, str]
+    """Key -> name, in the order they are handed out. The key is unique among all workers, but for those that share the
+    device; the name is for the job's process.
+    """
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        return ("any", "gpu") if self.kind == "gpu" else ("any",)
+
+
+def make_known(session: Session, worker: Worker, *, ttl_s: float) -> None:
+    """Let the worker count as alive for so long. Locks its row: its claims come one after the other."""
+    expires_at = now_ms() + int(ttl_s * 1000)
+    renew = (
+        update(WorkerRecord)
+        .where(WorkerRecord.id == worker.id)
+        .values(expires_at=expires_at)
+        .returning(WorkerRecord.id)
+        .execution_options(synchronize_session=False)
+    )
+    while session.execute(renew).one_or_none() is None:
+        with suppress(IntegrityError), session.begin_nested():  # another process of this worker was faster
+            session.execute(
+                insert(table(WorkerRecord)).values(
+                    id=worker.id,
+                    name=worker.name,
+                    kind=worker.kind,
+                    devices=len(worker.devices),
+                    expires_at=expires_at,
+                )
+            )
+
+
+def forget(session: Session, worker: Worker) -> None:
+    """The worker takes no more jobs."""
+    session.execute(delete(WorkerRecord).where(WorkerRecord.id == worker.id))
+
+
+def forget_silent(session: Session) -> None:
+    """Drop workers that are not alive any more."""
+    session.execute(delete(WorkerRecord).where(WorkerRecord.expires_at < now_ms()))
+
+
+class Largest(NamedTuple):
+    """Most devices that one live worker has, and one with GPUs; None where there is none."""
+
+    any: int | None
+    gpu: int | None
+
+
+_worker = table(WorkerRecord).c
+LARGEST = select(
+    func.max(_worker.devices).label("any"), func.max(_worker.devices).filter(_worker.kind == "gpu").label("gpu")
+).where(_worker.expires_at > now_ms())
+
+
+def largest(connection: Connection) -> Largest:
+    return Largest(*connection.execute(LARGEST).one())
+
+
+def waiting_for(largest: Largest, queue: str, devices: int) -> str | None:
+    """What a job of that queue that takes so many devices waits for, if no live worker has it."""
+    if largest.any is None:
+        return "there is no live worker"
+    most = largest.gpu if queue == "gpu" else largest.any
+    if most is None:
+        return "no live worker has a GPU"
+    if devices <= most:
+        return None
+    return f"no live worker has {devices} {'GPU' if queue == 'gpu' else 'device'}s; the largest has {most}"

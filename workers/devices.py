@@ -1,0 +1,70 @@
+"""The devices of a worker: GPUs by the names that CUDA_VISIBLE_DEVICES takes, or shares of the processors.
+
+Asks the driver's own program, not torch: a process that forks must not touch CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+from app.settings import Settings
+
+LISTING = ["nvidia-smi", "--list-gpus"]
+_LINE = re.compile(r"^(?P<instance>\s*)(?:GPU|MIG) .*\(UUID: (?P<uuid>\S+)\)$")
+
+
+def names(settings: Settings) -> list[str]:
+    """Of a `gpu` worker those in CUDA_VISIBLE_DEVICES, unchanged, else all that the driver lists; else `0`, `1`, ….
+
+    Empty where there is no GPU.
+    """
+    if settings.worker_devices == "cpu":
+        return [str(number) for number in range(settings.worker_slots)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _listed() if visible is None else _parsed(visible)
+
+
+def keys(names: list[str], owner: str) -> dict[str, str]:
+    """Key -> name. UUIDs are unique by themselves, numbers mean something to their owner only."""
+    return {name if "-" in name else f"{owner}/{name}": name for name in names}
+
+
+def threads(settings: Settings, taken: int, of: int) -> int:
+    """Processor threads for a job on `taken` of a worker's devices; 0 leaves it to torch."""
+    if settings.worker_threads:
+        return settings.worker_threads * taken
+    return max(1, len(os.sched_getaffinity(0)) * taken // of) if of > 1 else 0
+
+
+def _parsed(visible: str) -> list[str]:
+    found: list[str] = []
+    for name in (part.strip() for part in visible.split(",")):
+        if name in ("", "-1", "NoDevFiles"):  # CUDA sees nothing from there on
+            break
+        if name not in found:
+            found.append(name)
+    return found
+
+
+def _listed() -> list[str]:
+    """UUIDs, in the order of the bus. Of a GPU that is cut into instances (MIG), those of the instances."""
+    try:
+        listing = subprocess.run(LISTING, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found: list[str] = []
+    whole = None
+    for line in listing.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        if match["instance"]:
+            if whole is not None and found and found[-1] == whole:
+                found.pop()
+            found.append(match["uuid"])
+        else:
+            whole = match["uuid"]
+            found.append(whole)
+    return found

@@ -1,0 +1,82 @@
+"""Who this worker is, how many jobs it runs at once, and that it is alive.
+
+One worker is Celery's main process and the pool that is forked from it: one supervisor for each device.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import structlog
+from celery import signals
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db import Database
+from app.ids import new_id
+from app.jobs import fleet
+from app.jobs.fleet import Worker
+from app.settings import get_settings
+from workers import devices
+from workers.celery_app import draining
+
+log = structlog.get_logger(__name__)
+
+NO_GPU = (
+    "This worker is to have GPUs (ESPALIER_WORKER_DEVICES=gpu), and CUDA_VISIBLE_DEVICES names none; where that is not "
+    "set, `nvidia-smi --list-gpus` found none. Name them, or start it with ESPALIER_WORKER_DEVICES=cpu."
+)
+
+
+@cache
+def database() -> Database:
+    """Of this process of the pool."""
+    return Database(get_settings().database_url, pool_size=2)
+
+
+@cache
+def this_worker() -> Worker:
+    settings, worker_id, host = get_settings(), new_id("wrk"), socket.gethostname()
+    owner = host if settings.worker_devices == "gpu" else worker_id
+    found = devices.keys(devices.names(settings), owner)
+    return Worker(worker_id, f"{host}:{os.getpid()}", settings.worker_devices, found)
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _count_devices(sender: Any, **_: Any) -> None:
+    """As many supervisors as devices, whatever the command line says; before the pool is forked, so that all are of one
+    worker.
+    """
+    sender.concurrency = len(this_worker().devices)
+    if not sender.concurrency:
+        log.error("refused", detail=NO_GPU)
+        raise SystemExit(2)
+
+
+@signals.worker_process_init.connect  # type: ignore[untyped-decorator]
+def _begin(**_: Any) -> None:
+    database()
+    threading.Thread(target=_stay_known, daemon=True).start()
+
+
+def _stay_known() -> None:
+    """Three times in a lease's time, until the worker is told to stop."""
+    ttl_s = get_settings().lease_ttl_s
+    while not draining():
+        try:
+            database().transact(lambda session: fleet.make_known(session, this_worker(), ttl_s=ttl_s))
+        except SQLAlchemyError as error:
+            log.warning("worker_heartbeat_failed", error=str(error))
+        time.sleep(ttl_s / 3)
+
+
+@signals.worker_process_shutdown.connect  # type: ignore[untyped-decorator]
+def _end(**_: Any) -> None:
+    if draining():
+        with suppress(SQLAlchemyError):  # it counts as alive a little longer then
+            database().transact(lambda session: fleet.forget(session, this_worker()))
