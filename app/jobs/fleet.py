@@ -1,4 +1,4 @@
-"""The workers that are alive: how they make themselves known, and what jobs wait for that none of them has.
+"""Live workers: how they make themselves known, and why none of them can take a job.
 
 A worker is one `espalier worker`: a pool of supervisors, one job each, and the devices it hands out among these jobs. A
 device is a GPU, or of a worker without GPUs a share of the processors. See attempts.py for who gets which.
@@ -92,7 +92,7 @@ def largest(connection: Connection) -> Largest:
 
 
 def waiting_for(largest: Largest, queue: str, devices: int) -> str | None:
-    """What a job of that queue that takes so many devices waits for, if no live worker has it."""
+    """The reason why no live worker can take a job of that queue and of so many devices; None if one can."""
     if largest.any is None:
         return "there is no live worker"
     most = largest.gpu if queue == "gpu" else largest.any

@@ -55,7 +55,7 @@ class Place(NamedTuple):
     position: int | None
     """In the order of claims, from 1; None beyond those that are counted."""
     waiting_for: str | None
-    """What no live worker has, if none can take the job."""
+    """The reason why no live worker can take the job; None if one can."""
 
 
 _job = table(Job).c  # the table's, not the class's: rows come as they are, without the ORM's work on each
