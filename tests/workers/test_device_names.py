@@ -84,6 +84,8 @@ from workers.engine.errors import InvalidSpec
 def compress(*args, **kwargs):
     raise InvalidSpec(repr(os.environ.get("CUDA_VISIBLE_DEVICES")), "none")
 
+sys.modules["torch"] = types.SimpleNamespace()
+sys.modules["workers.engine.ranks"] = types.SimpleNamespace(Ranks=object, join=None)
 sys.modules["workers.engine.pipeline"] = types.SimpleNamespace(compress=compress)
 sys.exit(runner.main(sys.argv[1:]))
 """
