@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import (
     Group,
     LossMethodParams,
@@ -204,9 +205,7 @@ class CompressionSpec(SpecModel):
     @property
     def removes(self) -> Removes:
         """The kind of unit that goes."""
-        removes = method_of("prune", self.prune).removes
-        assert removes is not None  # pruners remove something
-        return removes
+        return needed(method_of("prune", self.prune).removes, "a pruner's kind of unit")
 
     @property
     def scores_first(self) -> bool:

@@ -59,6 +59,13 @@ def family(model_type: str) -> Mapping[str, Any] | None:
     return found
 
 
+def known_family(model_type: str) -> Mapping[str, Any]:
+    """The row of a family that `check_config` has passed. Raises KeyError for others."""
+    if (row := family(model_type)) is None:
+        raise KeyError(model_type)
+    return row
+
+
 def value(config: Mapping[str, Any], name: str) -> Any:
     """An entry of a config, or its family's default."""
     row = family(config["model_type"])
@@ -107,8 +114,7 @@ def obeyed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def expected(layout: Layout, config: Mapping[str, Any]) -> Tensors:
     """Tensor name -> shape, of all tensors that transformers builds from a config that `check_config` has passed."""
-    row = family(config["model_type"])
-    assert row is not None  # `check_config` saw to it
+    row = known_family(config["model_type"])
     tensors = dict(row["tensors"])
     for switch, changes in row["switches"].items():
         if bool(value(config, switch)) != bool(row["fields"][switch][1]):  # null is false
@@ -139,8 +145,7 @@ def expected(layout: Layout, config: Mapping[str, Any]) -> Tensors:
 def check_tensors(layout: Layout, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> None:
     """Refuse weights that do not fit their config: missing, of other shapes, surplus, not floats. UnsupportedModel."""
     model_type, wanted = config["model_type"], expected(layout, config)
-    row = family(model_type)
-    assert row is not None  # `check_config` saw to it
+    row = known_family(model_type)
     for name, shape in wanted.items():
         facts = tensors.get(name)
         if facts is None and name == layout.head_weight:

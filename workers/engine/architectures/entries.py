@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from workers.engine.architectures.architecture import Layout
-from workers.engine.architectures.built import PER_LAYER_LISTS, expected, family, head_dim, table, value
+from workers.engine.architectures.built import PER_LAYER_LISTS, expected, family, head_dim, known_family, table, value
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import are_token_ids, infinite, shown
 
@@ -63,8 +63,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 def check_result(layout: Layout, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], field: str) -> None:
     """Refuse a result whose shapes its config cannot describe. `shapes`: tensor name -> shape. UnsupportedModel."""
-    row = family(config["model_type"])
-    assert row is not None  # of the dense model's family, or of another that is known
+    row = known_family(config["model_type"])
     why = next((f"the result's config would be refused: {wrong}" for wrong in _wrong(config, row)), None)
     for name, wanted in expected(layout, config).items() if why is None else ():
         if name in shapes and tuple(shapes[name]) != wanted:

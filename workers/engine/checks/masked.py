@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workers.engine.checks.trace import REMEDY
+from workers.engine.contracts.needed import needed
 from workers.engine.errors import ResultMismatch
 from workers.engine.files.safetensors_bytes import read_header
 from workers.engine.files.tensors import read_tensor
@@ -123,10 +124,10 @@ class MaskedModel:
         """
         rounded = source.to(stored.dtype).float()
         module = self.model.skeleton.get_submodule(name.rpartition(".")[0])
-        assert self.mask.dimensions is not None
-        if "norm" not in type(module).__name__.lower() or stored.shape != (len(self.mask.dimensions),):
+        kept_dimensions = needed(self.mask.dimensions, "hidden dimensions that stay")
+        if "norm" not in type(module).__name__.lower() or stored.shape != (len(kept_dimensions),):
             return rounded
-        kept = torch.tensor(self.mask.dimensions, device=source.device)
+        kept = torch.tensor(kept_dimensions, device=source.device)
         gains = stored.float() / math.sqrt(len(source) / len(kept))
         tolerance = 2 * torch.finfo(stored.dtype).eps
         if not torch.allclose(gains, source[kept], rtol=tolerance, atol=0):

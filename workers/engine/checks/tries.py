@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from workers.engine.contracts.needed import needed
 from workers.engine.errors import PromiseBroken
 from workers.engine.model.memory import memory_budget
 from workers.engine.planning.predictions import whole_models
@@ -76,10 +77,8 @@ class Tries:
     def check(self, allocation: Allocation, measured: float) -> None:
         """Record the value measured on the result. Raises BoundExceeded where it is above the bound and another try may
         keep it, PromiseBroken where none will."""
-        bound = self._bound
-        assert bound is not None  # nobody measures it otherwise
-        assert allocation.predicted is not None  # it was found for the bound
-        tried = Try(target_sparsity=allocation.target, predicted=allocation.predicted, measured=measured)
+        bound, predicted = needed(self._bound, "a bound on the result"), needed(allocation.predicted, "a prediction")
+        tried = Try(target_sparsity=allocation.target, predicted=predicted, measured=measured)
         number = self.number
         holds = measured <= bound.asked * (1 + bound.tolerance)
         self.shared.events.log(
@@ -123,8 +122,7 @@ class Tries:
 
     def given_up(self) -> PromiseBroken:
         """The error after a try that broke the bound, where no other may keep it."""
-        tries, bound = self._broken, self._bound
-        assert bound is not None  # it was broken
+        tries, bound = self._broken, needed(self._bound, "a bound on the result")
         nearest = min(tries, key=lambda tried: tried.measured)
         if not nearest.target_sparsity:
             return PromiseBroken(

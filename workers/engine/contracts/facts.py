@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from workers.engine.contracts.needed import needed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
 
@@ -44,8 +46,7 @@ class LinearStats:
     def weighted(self, weight_OI: Tensor) -> Tensor:
         """|W| times the root mean square of the input it multiplies, float32 [O, I]: Wanda's importance (Sun et al.
         2023, arXiv:2306.11695, eq. 1). For methods that declare `Stat.INPUT_SQ_MEAN`."""
-        assert self.input_sq_mean_I is not None  # declared in `needs`
-        return weight_OI.float().abs() * self.input_sq_mean_I.sqrt()
+        return weight_OI.float().abs() * needed(self.input_sq_mean_I, "Stat.INPUT_SQ_MEAN").sqrt()
 
 
 @dataclass(frozen=True)

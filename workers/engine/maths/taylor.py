@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from workers.engine.contracts.needed import needed
 from workers.engine.maths.unit_slices import unit_rows
 
 if TYPE_CHECKING:
@@ -28,14 +29,11 @@ def weight_importance(weight: Tensor, gradient: Tensor | None, squared: Tensor |
     """Signed, float32, of the weight's shape: w g (`first`), w^2 A (`second`), w g - w^2 A / 2 (`mixed`)."""
     weight = weight.float()
     if order == "first":
-        assert gradient is not None
-        return weight * gradient
-    assert squared is not None
-    curved = weight.square() * squared
+        return weight * needed(gradient, "Stat.GRADIENT")
+    curved = weight.square() * needed(squared, "Stat.SQUARED_GRADIENT")
     if order == "second":
         return curved
-    assert gradient is not None
-    return weight * gradient - curved / 2
+    return weight * needed(gradient, "Stat.GRADIENT") - curved / 2
 
 
 def unit_importance(importances: Mapping[str, Tensor], family: Family, form: Form) -> Tensor:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 
 from workers.engine.contracts.facts import LinearStats
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.model.input_statistics import collect
 from workers.engine.model.provenance import environment
 from workers.engine.model.walk import walk
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.store.run import Run
@@ -38,14 +37,14 @@ def dense_statistics(
     """Statistics of the inputs of every layer, as far as `needs` asks for them; empty where it does not."""
     if not needs & (Stat.INPUT_SQ_MEAN | Stat.GRAM):
         return {}
-    assert calibration is not None  # both are needs
+    calibration = needed(calibration, "/calibrate")
     if Stat.GRAM in needs:
         return _Grams(model, calibration, run)
     key = environment(model) | {"calibration": calibration.digest}
     found = run.cache.tensors("dense-inputs", key)
     if found is None:
         found = {
-            f"{block}/{stream}": _known(stats.input_sq_mean_I).cpu()
+            f"{block}/{stream}": needed(stats.input_sq_mean_I, "Stat.INPUT_SQ_MEAN").cpu()
             for block, streams in _collected(model, calibration, run, Stat.INPUT_SQ_MEAN)
             for stream, stats in streams.items()
         }
@@ -83,7 +82,7 @@ class _Grams(Statistics):
 
     def _collect(self) -> None:
         for block, streams in _collected(self._model, self._calibration, self._run, Stat.GRAM):
-            grams = {stream: _known(stats.gram_II).cpu() for stream, stats in streams.items()}
+            grams = {stream: needed(stats.gram_II, "Stat.GRAM").cpu() for stream, stats in streams.items()}
             self._run.checkpoint.save_grams(block, grams)
 
 
@@ -96,8 +95,3 @@ def _collected(
         for block, _, streams in found:
             yield block, streams
             run.events.progress(block + 1, model.architecture.blocks, "dense block")
-
-
-def _known(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None  # it was asked for
-    return tensor

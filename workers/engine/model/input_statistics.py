@@ -16,6 +16,7 @@ import greenlet
 import torch
 
 from workers.engine.contracts.facts import LinearStats
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure, UnsupportedModel
 from workers.engine.maths.selection import all_finite, finite
@@ -237,8 +238,7 @@ def _finished(sums: Mapping[str, InputSums], at: At) -> dict[str, LinearStats]:
 
 
 def _sq_mean(stats: LinearStats) -> Tensor:
-    assert stats.input_sq_mean_I is not None  # `finish` fills it
-    return stats.input_sq_mean_I
+    return needed(stats.input_sq_mean_I, "Stat.INPUT_SQ_MEAN")
 
 
 @contextmanager

@@ -287,17 +287,16 @@ def slices_of(folder: Path) -> dict[str, Slice]:
 
 def tokenizer_of(source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer, read from links to the files that have been checked, and nothing else of the folder."""
-    assert source.path is not None  # downloaded
     with TemporaryDirectory() as made, _refusing(source.id, "the tokenizer"):
         view = Path(made)
         for name in source.companions:
-            found = find(source.path, name)
+            found = find(source.folder, name)
             if found is None:
                 raise BadFile(f"{shown(name)} is missing")
             (view / name).parent.mkdir(exist_ok=True)
             (view / name).symlink_to(found)
         if (view / TOKENIZER_CONFIG).exists():
-            settings = read_json(source.path, TOKENIZER_CONFIG, digits=TOKENIZER_DIGITS)
+            settings = read_json(source.folder, TOKENIZER_CONFIG, digits=TOKENIZER_DIGITS)
             (view / TOKENIZER_CONFIG).unlink()
             kept = {name: entry for name, entry in settings.items() if name not in _FILES_NAMED}
             (view / TOKENIZER_CONFIG).write_text(json.dumps(kept), encoding="utf-8")
@@ -306,5 +305,5 @@ def tokenizer_of(source: ModelSource) -> PreTrainedTokenizerBase:
         ids = tokenizer("A few words.")["input_ids"]
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
             raise BadFile("it does not make token ids of text")
-    tokenizer.name_or_path = str(source.path)
+    tokenizer.name_or_path = str(source.folder)
     return tokenizer

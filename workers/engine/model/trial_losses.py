@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from safetensors.torch import load, save
 
 from workers.engine.contracts.facts import LayerTask, LinearStats
+from workers.engine.contracts.needed import needed
 from workers.engine.errors import NumericalFailure
 from workers.engine.maths.second_order import hessian_of, solve_columns
 from workers.engine.maths.selection import dropped
@@ -108,8 +109,7 @@ class Trials:
             return [self._masked(task, self._stats.get(stream)) for task in tasks]
         key = tuple((task.name, task.sparsity) for task in tasks)
         if (found := self._solved.get(stream, key)) is None:
-            gram_II = self._stats[stream].gram_II
-            assert gram_II is not None  # `allocate_needs` asks for it
+            gram_II = needed(self._stats[stream].gram_II, "Stat.GRAM")
             found = solve_columns(tasks, hessian_of(gram_II, DAMPENING, tasks), None, STRIPE)
             found = [weight_OI.to(task.weight_OI.dtype) for task, weight_OI in zip(tasks, found, strict=True)]
             self._solved.keep(stream, key, found)
@@ -117,8 +117,8 @@ class Trials:
 
     def _masked(self, task: LayerTask, stats: LinearStats | None) -> Tensor:
         spec = self._spec
-        assert spec.score is not None  # a pruner that changes no weights needs one
-        score_OI = method_of("score", spec.score).function(task.weight_OI, stats or LinearStats(), spec.score)
+        params = needed(spec.score, "/score")
+        score_OI = method_of("score", params).function(task.weight_OI, stats or LinearStats(), params)
         return task.weight_OI.masked_fill(dropped(score_OI, task.sparsity, spec.group, None), 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workers.engine.contracts.needed import needed
 from workers.engine.errors import InvalidSpec, NumericalFailure
 from workers.engine.planning.result_size import macs_after, parameters_after, stored_bytes
 from workers.engine.removals.base import removal_of
@@ -36,8 +37,7 @@ def fitting_sparsity(
     to the dense one's. `within`: its bound; the spec's if None.
     Raises InvalidSpec where no sparsity is enough.
     """
-    limit, removal = spec.prune.size_limit, removal_of(spec)
-    assert limit is not None  # nobody else asks
+    limit, removal = needed(spec.prune.size_limit, "/prune/at_most"), removal_of(spec)
     limits = dict(limit.limits)
     if within is not None:
         limits["decode_time"] = within
@@ -48,11 +48,10 @@ def fitting_sparsity(
         middle = (low + high) // 2
         try:
             sparsity = removal.spread(spec, facts, middle / STEPS)
-            outcome = removal.outcome(spec, source, architecture, sparsity)
+            outcome = needed(removal.outcome(spec, source, architecture, sparsity), "the outcome of a sparsity")
         except (InvalidSpec, NumericalFailure):
             high = middle
             continue
-        assert outcome is not None  # of a known sparsity
         smallest = {
             "parameters": parameters_after(source, outcome),
             "bytes": stored_bytes(spec.package.dtype, source, outcome),

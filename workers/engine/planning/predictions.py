@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Architecture
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.contracts.refs import DataRef
 from workers.engine.errors import MemoryBudgetTooSmall
@@ -156,13 +157,13 @@ def tuned_at_once(spec: CompressionSpec, source: ModelSource, architecture: Arch
 
     Raises MemoryBudgetTooSmall if one window at a time is still too much.
     """
-    assert spec.tune is not None  # nobody else asks
+    tune = needed(spec.tune, "/tune")
     budget = spec.compute.memory_budget
-    windows = min(spec.tune.batch, max(1, TUNED_TOKENS // spec.tune.sequence_length))
-    while budget is not None and (peak := _tuning_bytes(spec, spec.tune, source, architecture, windows)) > budget:
+    windows = min(tune.batch, max(1, TUNED_TOKENS // tune.sequence_length))
+    while budget is not None and (peak := _tuning_bytes(spec, tune, source, architecture, windows)) > budget:
         if windows == 1:
             raise MemoryBudgetTooSmall(
-                f"{spec.tune.method} tunes the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
+                f"{tune.method} tunes the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
                 f"{budget / 2**20:.0f} MiB",
                 f"allow {peak} bytes, or use shorter windows, `gradient_checkpointing`, or a method that trains less",
                 field="/tune",
@@ -210,9 +211,9 @@ def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archite
     selection = _SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
     if spec.needs is Stat.NONE:
         return _PROCESS_BYTES + max(outside, blocks + selection)
-    assert spec.calibrate is not None  # the spec's validator saw to it
+    calibrate = needed(spec.calibrate, "/calibrate")
     hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
-    calibrated = spec.calibrate.samples * spec.calibrate.sequence_length
+    calibrated = calibrate.samples * calibrate.sequence_length
     token = compute_bytes * _token_numbers(architecture)
     forward = min(calibrated, tokens) * token
     streams = architecture.streams(0).values()
@@ -238,11 +239,10 @@ def _gradient_bytes(spec: CompressionSpec, block: int, tokens: int, token: int) 
     """
     if not spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
         return 0
-    assert spec.calibrate is not None  # the spec's validator saw to it
-    assert spec.score is not None  # whose needs they are
+    length = needed(spec.calibrate, "/calibrate").sequence_length
     squared = Stat.SQUARED_GRADIENT in spec.unit_needs
-    copies = spec.score.splits * (2 + 2 * squared) + _IMPORTANCE_COPIES
-    return 4 * block * copies + (spec.calibrate.sequence_length if squared else tokens) * token
+    copies = needed(spec.score, "/score").splits * (2 + 2 * squared) + _IMPORTANCE_COPIES
+    return 4 * block * copies + (length if squared else tokens) * token
 
 
 def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, models: int) -> int:
@@ -289,17 +289,17 @@ def predicted_elapsed_s(
     evaluation text, weights to disk twice."""
     work = 0.0
     if spec.needs is not Stat.NONE:
-        assert spec.calibrate is not None  # the spec's validator saw to it
-        length = spec.calibrate.sequence_length
+        calibrate = needed(spec.calibrate, "/calibrate")
+        length = calibrate.sequence_length
         per_token = 2 * architecture.prunable_parameters + _attention_flops(architecture, length)
         passes = 2.0 if not spec.removes.scored_first or spec.walk_needs else 0.0
         passes += bool((spec.allocate_needs | spec.unit_needs) & (Stat.INPUT_SQ_MEAN | Stat.GRAM | Stat.CHANGE))
         passes += _BACKWARD_PASSES * bool(spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT))
         if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
             passes += 1 + architecture.blocks / 2
-        work += passes * spec.calibrate.samples * length * per_token
+        work += passes * calibrate.samples * length * per_token
         streams = sum(len(architecture.streams(block)) for block in range(architecture.blocks))
-        tried = min(TRIAL_TOKENS, spec.calibrate.samples * length)
+        tried = min(TRIAL_TOKENS, calibrate.samples * length)
         whole = 2 * source.parameters + _attention_flops(architecture, length)
         work += spec.allocate.trials(streams) * tried * whole
         if Stat.CURVATURE in spec.allocate_needs:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from workers.engine.architectures.coupled import check_alone, families
 from workers.engine.architectures.per_layer import modeling_class
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
@@ -143,8 +144,7 @@ class HeadsChannels(Removal):
     ) -> Callable[[Outcome], float]:
         from workers.engine.removals.decode_times import latency_table
 
-        assert spec.prune.size_limit is not None  # where the bound is from
-        table = latency_table(model, spec.prune.size_limit, resident)
+        table = latency_table(model, needed(spec.prune.size_limit, "/prune/at_most"), resident)
         for kind, points in table.by_units.items():
             shown = ", ".join(f"{units}: {1000 * seconds:.3g} ms" for units, seconds in points)
             events.log(f"decode step of a block by {kind}s that stay: {shown}")
@@ -160,7 +160,7 @@ class HeadsChannels(Removal):
     ) -> Edit:
         from workers.engine.removals.cut import CutUnits
 
-        assert units is not None  # they are scored first
+        units = needed(units, "the units' scores")
         outcome = _narrow(self.outcome(spec, model.source, model.architecture, sparsity))
         kept = _kept(units, outcome)
         solve = method_of("prune", spec.prune).function
@@ -169,7 +169,7 @@ class HeadsChannels(Removal):
         )
 
     def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
-        assert units is not None  # they are scored first
+        units = needed(units, "the units' scores")
         written: dict[str, Sequence[int] | None] = {}
         kept = _kept(units, _narrow(outcome))
         for family in units.families:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from workers.engine.architectures.built import value
 from workers.engine.architectures.coupled import hidden_families
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import PruneMethodParams
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
@@ -178,8 +179,8 @@ REMOVAL = Hidden()
 
 def kept_dimensions(spec: CompressionSpec, units: Units | None) -> list[int]:
     """The hidden dimensions that stay. A dimension's score is the sum over all blocks."""
-    assert units is not None  # they are scored first
-    scores = [math.fsum(values) for values in zip(*(block["hidden"] for block in units.scores), strict=True)]
+    by_block = [block["hidden"] for block in needed(units, "the units' scores").scores]
+    scores = [math.fsum(values) for values in zip(*by_block, strict=True)]
     kept: list[int] = method_of("prune", spec.prune).function(scores, spec.prune)
     return kept
 

@@ -16,6 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from workers.engine.architectures.architecture import Family
 from workers.engine.contracts.facts import DenseUnits, LinearStats, Units
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure
 from workers.engine.maths.selection import finite
@@ -49,11 +50,11 @@ def score_units(spec: CompressionSpec, model: LoadedModel, calibration: Calibrat
 
     Raises NumericalFailure where a score is not a number.
     """
-    assert spec.score is not None  # the spec's validator saw to it
+    params = needed(spec.score, "/score")
     found = removal_of(spec).families(spec, model.architecture, model.source.config, model.source.tensors)
     if saved := run.checkpoint.load_json("unit-scores"):
         return Units(found, saved)
-    method = method_of("score", spec.score)
+    method = method_of("score", params)
     if method.measure is None:
         scores = _sums_over_weights(spec, model, found, calibration, run)
     else:
@@ -78,14 +79,14 @@ def _sums_over_weights(
     run: Run,
 ) -> Scores:
     """A score of weights, added up over the weights of each unit."""
-    assert spec.score is not None
+    params = needed(spec.score, "/score")
     stats = dense_statistics(model, calibration, run, needs=spec.unit_needs)
     scores: Scores = [{} for _ in range(model.architecture.blocks)]
     for block in range(model.architecture.blocks):
         tensors = block_tensors(model, block)
         by_weight = {
             layer.weight: score(
-                spec.score, layer, tensors[layer.weight], stats.get(f"{block}/{layer.stream}", LinearStats())
+                params, layer, tensors[layer.weight], stats.get(f"{block}/{layer.stream}", LinearStats())
             )
             for layer in model.architecture.block(block)
         }
@@ -109,10 +110,9 @@ def _of_measured(
     run: Run,
 ) -> Scores:
     """A score of units, from its method's measurements of every block."""
-    assert spec.score is not None  # whose method it is
-    assert method.measure is not None  # unit scorers have one
+    params, measure = needed(spec.score, "/score"), needed(method.measure, "a measure of the scorer")
     key = environment(model) | {
-        "score": spec.score.model_dump(mode="json", exclude=set(spec.score.unmeasured)),
+        "score": params.model_dump(mode="json", exclude=set(params.unmeasured)),
         "calibration": calibration.digest if calibration and spec.unit_needs else "",
         "of": spec.removes.name,
     }
@@ -120,16 +120,14 @@ def _of_measured(
     if kept is None:
         kept = {}
         for facts in _facts(spec, model, found, calibration, run):
-            kept |= {f"{facts.block}/{name}": values for name, values in method.measure(facts, spec.score).items()}
+            kept |= {f"{facts.block}/{name}": values for name, values in measure(facts, params).items()}
         run.cache.keep_tensors("unit-measures", key, {name: values.contiguous() for name, values in kept.items()})
     measured: Measured = [{} for _ in range(model.architecture.blocks)]
     for name, values in kept.items():
         block, _, own = name.partition("/")
         measured[int(block)][own] = values.cpu().double()
-    scores = [
-        {kind: values.tolist() for kind, values in block.items()} for block in method.function(measured, spec.score)
-    ]
-    removal_of(spec).protect(spec.score, scores)
+    scores = [{kind: values.tolist() for kind, values in block.items()} for block in method.function(measured, params)]
+    removal_of(spec).protect(params, scores)
     return scores
 
 
@@ -153,26 +151,22 @@ def _facts(
         return DenseUnits(block, of_block, tensors, **known)  # type: ignore[arg-type]
 
     if needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT):
-        assert calibration is not None
-        assert spec.score is not None
         walk = gradients(
             model,
-            calibration,
+            needed(calibration, "/calibrate"),
             run,
-            splits=spec.score.splits,
+            splits=needed(spec.score, "/score").splits,
             squared=Stat.SQUARED_GRADIENT in needs,
         )
         for block, sums in walk:
             squares = sums.squared if Stat.SQUARED_GRADIENT in needs else ()
             yield facts(block, gradients=sums.mean, squared_gradients=squares)
     elif Stat.CHANGE in needs:
-        assert calibration is not None
-        for block, change in _changes(model, calibration, run.checkpoint):
+        for block, change in _changes(model, needed(calibration, "/calibrate"), run.checkpoint):
             yield facts(block, change=change)
             run.events.progress(block + 1, model.architecture.blocks, "measured block")
     elif Stat.REMOVAL in needs:
-        assert calibration is not None
-        for block, loss in _losses_without(model, calibration, run.checkpoint):
+        for block, loss in _losses_without(model, needed(calibration, "/calibrate"), run.checkpoint):
             yield facts(block, loss_without=loss)
             run.events.progress(model.architecture.blocks - block, model.architecture.blocks, "left-out block")
     else:

@@ -7,6 +7,7 @@ import math
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Literal
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stage
 from workers.engine.maths.standard_errors import CONFIDENCE, SURE, half_width
 from workers.engine.registry import Method, discover
@@ -32,11 +33,11 @@ def sentence(report: Report) -> str:
     """The compression in one sentence."""
     spec, pattern = report.spec, report.spec["prune"].get("pattern")
     method = discover()["prune", spec["prune"]["method"]]
-    assert method.removes is not None  # pruners remove something
+    removes = needed(method.removes, "a pruner's kind of unit")
     scored = f"scored by {spec['score']['method']}, " if spec.get("score") else ""
-    spread = f"spread over the layers by {spec['allocate']['method']}, " if method.removes.spread else ""
+    spread = f"spread over the layers by {spec['allocate']['method']}, " if removes.spread else ""
     refined = f", moved by {spec['refine']['method']}" if spec.get("refine") else ""
-    went = removal(method.removes).went(report, percent(report.sparsity))
+    went = removal(removes).went(report, percent(report.sparsity))
     return f"{went}: {scored}{spread}removed by {method.name}" + (f" ({pattern})" if pattern else "") + f"{refined}."
 
 

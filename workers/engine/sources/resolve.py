@@ -32,6 +32,7 @@ from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
 from workers.engine.architectures import built, kinds
 from workers.engine.architectures.recognise import layout_of
+from workers.engine.contracts.needed import needed
 from workers.engine.errors import (
     BadRequest,
     DatasetNotFound,
@@ -97,6 +98,11 @@ class ModelSource:
     companions: tuple[str, ...] = ()
     """Files beside the weights that go with them, as paths below the folder."""
 
+    @property
+    def folder(self) -> Path:
+        """`path` of a model that is local or downloaded. Raises NotProvided."""
+        return needed(self.path, "the folder of a model that is not downloaded")
+
     @cached_property
     def commit(self) -> str:
         """The hub's commit, or `sha256:` over the content of `config.json` and of every weight file.
@@ -105,10 +111,9 @@ class ModelSource:
         """
         if self.hub_commit is not None:
             return self.hub_commit
-        assert self.path is not None  # a model without a hub commit is a local folder
         digest = hashlib.sha256()
         names = ["config.json", *sorted(set(self.files.values()))]
-        paths = [path for name in names if (path := find(self.path, name)) is not None]
+        paths = [path for name in names if (path := find(self.folder, name)) is not None]
         with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
             for name, found in zip(names, pool.map(file_digest, paths), strict=True):
                 digest.update(f"{name} {found}\n".encode())
@@ -180,9 +185,8 @@ def download(source: ModelSource) -> Path:
 
 def slices(source: ModelSource) -> dict[str, Slice]:
     """Where the bytes of each tensor of a model on this disk lie: in the file that its index names."""
-    assert source.path is not None  # local, or downloaded
     with _bad_files(source.id):
-        return _slices(source.path, source.files)
+        return _slices(source.folder, source.files)
 
 
 def resolve_dataset(ref: DataRef, sources: Sources, field: str) -> Path | None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workers.engine.contracts.facts import Allocation, AllocationFacts, DenseBlock, LinearStats
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.contracts.texts import Wanted
 from workers.engine.errors import InvalidSpec, NumericalFailure
@@ -64,8 +65,7 @@ def allocate(
     if saved := resume.load_json("allocation"):
         return Allocation(**saved)
     if not spec.removes.spread:
-        sparsity = removal_of(spec).sparsity(spec, model.architecture, units)
-        assert sparsity is not None  # scores are known by now
+        sparsity = needed(removal_of(spec).sparsity(spec, model.architecture, units), "the sparsity of the units")
         found = Allocation(_mean(model, sparsity), sparsity, {})
         resume.save_json("allocation", vars(found))
         return found
@@ -100,8 +100,8 @@ def _spread(
 
         facts = AllocationFacts(layers, metrics, units=removal.allocated(spec, units))
         if Stat.LOSS in needs:
-            assert calibration is not None  # LOSS is a need
-            sample = Calibration(_first_tokens(calibration, TRIAL_TOKENS), calibration.label)
+            text = needed(calibration, "/calibrate")
+            sample = Calibration(_first_tokens(text, TRIAL_TOKENS), text.label)
             loss = trials(sample).loss
             rules = {p.method: _rule(p, AllocationFacts(layers, of_p, loss)) for p, of_p in others.items()}
             facts = AllocationFacts(layers, metrics, loss, rules)
@@ -167,8 +167,7 @@ def _metrics(
         found = {}
         traces: Mapping[str, float] = {}
         if Stat.CURVATURE in method.needs:
-            assert calibration is not None  # it is a need
-            traces = curvature(model, calibration, run, seed=seed)
+            traces = curvature(model, needed(calibration, "/calibrate"), run, seed=seed)
         for block in range(model.architecture.blocks):
             layers = model.architecture.block(block)
             tensors = block_tensors(model, block)
@@ -189,8 +188,7 @@ def _measured(method: Method, block: DenseBlock, params: MethodParams) -> Mappin
     for name, weight_OI in block.weights.items():
         if not finite(weight_OI):
             raise NumericalFailure(f"{name}: its weights are infinite or NaN", "check the dense model")
-    assert method.measure is not None  # the caller saw to it
-    found: Mapping[str, float] = method.measure(block, params)
+    found: Mapping[str, float] = needed(method.measure, "a measure of the allocator")(block, params)
     for name, metric in found.items():
         if not math.isfinite(metric):
             raise NumericalFailure(f"{name}: what {method.name} measures is {metric}", "check the dense model")
@@ -199,8 +197,7 @@ def _measured(method: Method, block: DenseBlock, params: MethodParams) -> Mappin
 
 def _ratio_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> Calibration:
     """The windows of the evaluation that the ratio bounds."""
-    params = spec.ratio_text
-    assert params is not None  # the spec's validator saw to it
+    params = needed(spec.ratio_text, "/prune/perplexity_ratio")
     pointer = f"/evaluate/{spec.evaluate.index(params)}"
 
     def read(ref: DataRef, wanted: Wanted) -> Tokens:
@@ -216,7 +213,7 @@ def _first_tokens(calibration: Calibration, tokens: int) -> Tensor:
 
 def _within_ratio(spec: CompressionSpec, facts: AllocationFacts, trials: Trials, tries: Tries) -> Allocation:
     """The highest sparsity whose trial keeps the ratio, by bisection: perplexity grows with sparsity."""
-    assert tries.bound is not None  # the spec's target is a ratio
+    bound = needed(tries.bound, "/prune/perplexity_ratio")
     dense = trials.loss({layer.name: 0.0 for layer in facts.layers})
     best = Allocation(0.0, {layer.name: 0.0 for layer in facts.layers}, facts.metrics, 1.0)
     low, high = 0, math.ceil(tries.below / RATIO_STEP)  # in steps: low keeps the ratio, high does not
@@ -224,7 +221,7 @@ def _within_ratio(spec: CompressionSpec, facts: AllocationFacts, trials: Trials,
         middle = (low + high) // 2
         sparsity = removal_of(spec).spread(spec, facts, middle * RATIO_STEP)
         ratio = math.exp(min(trials.loss(sparsity) - dense, 100.0))
-        if ratio <= tries.bound:
+        if ratio <= bound:
             low, best = middle, Allocation(middle * RATIO_STEP, sparsity, facts.metrics, ratio)
         else:
             high = middle

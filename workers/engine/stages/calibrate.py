@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import DegenerateCalibration, InvalidSpec
 from workers.engine.model.calibration import Calibration
@@ -54,28 +55,28 @@ def calibration(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
     """
     if spec.needs is Stat.NONE:
         return None
-    assert spec.calibrate is not None  # the spec's validator saw to it
+    params = needed(spec.calibrate, "/calibrate")
     tokens = load_tokens(
-        spec.calibrate,
+        params,
         model.tokenizer,
         sources,
         "/calibrate",
-        wanted_of(spec.calibrate),
+        wanted_of(params),
         vocabulary=model.architecture.vocabulary,
     )
     windows_NT = random_windows(
         tokens,
-        spec.calibrate.sequence_length,
-        count=spec.calibrate.samples,
-        seed=spec.calibrate.seed,
+        params.sequence_length,
+        count=params.samples,
+        seed=params.seed,
         field="/calibrate",
     )
     distinct = len(windows_NT.unique())
     if distinct < min(FEWEST_TOKENS, windows_NT.numel()):
         raise DegenerateCalibration(
-            f"the calibration windows of {spec.calibrate.label} hold {distinct} different tokens in "
+            f"the calibration windows of {params.label} hold {distinct} different tokens in "
             f"{windows_NT.numel()}: padding or a repeated word, from which no statistic can be had",
             "calibrate on text like that the model is for",
             field="/calibrate/dataset",
         )
-    return Calibration(windows_NT, spec.calibrate.label, tokens.report)
+    return Calibration(windows_NT, params.label, tokens.report)

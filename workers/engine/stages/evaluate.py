@@ -20,6 +20,7 @@ import torch
 
 from workers.engine.contracts.evaluation import EvaluationData
 from workers.engine.contracts.facts import Measurement, Probe
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import LossMethodParams
 from workers.engine.errors import NumericalFailure, SequenceTooLong
 from workers.engine.maths.standard_errors import SURE, compared
@@ -93,8 +94,7 @@ class EvaluatedModel:
 
     @property
     def model(self) -> PreTrainedModel:
-        assert self.whole is not None  # `whole_models` saw to it
-        return self.whole
+        return needed(self.whole, "the whole model")
 
     def window_nll(self, windows_NT: Tensor, batch_size: int) -> Tensor:
         ranks = self.loaded.ranks

@@ -27,16 +27,15 @@ def load(spec: CompressionSpec, prospect: Prospect, ranks: Ranks | None = None) 
     ranks = ranks or Ranks()
     folder = ranks.first(lambda: download(prospect.source))
     architecture, source = prospect.architecture, replace(prospect.source, path=folder)
-    assert source.path is not None  # downloaded if it was not there
     device, dtype = _device(spec), getattr(torch, spec.compute.dtype)
-    generation_settings(source.path, source.id)  # raises before the work, not when it is evaluated
+    generation_settings(source.folder, source.id)  # raises before the work, not when it is evaluated
     budget = planned_memory(spec.compute.memory_budget, device, ranks.count)
     most = GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
     tokens = batch_tokens(spec, source, architecture, budget=budget, most=most)
     return LoadedModel(
         source,
         architecture,
-        source.path,
+        source.folder,
         tokenizer_of(source),
         skeleton(source.config, device, dtype),
         device,

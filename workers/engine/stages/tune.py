@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
 
 from workers.engine.checks.tuned import TunedTraces, tuned_traces
+from workers.engine.contracts.needed import needed
 from workers.engine.errors import NumericalFailure
 from workers.engine.files.tensors import bytes_of, read_tensor
 from workers.engine.maths.selection import finite
@@ -82,8 +83,7 @@ class _Training:
         run: Run,
     ) -> None:
         """Prepare the model, and restore the last resume point, if there is one."""
-        assert spec.tune is not None  # there is text for it
-        self.params, self.dense, self.text = spec.tune, dense, text
+        self.params, self.dense, self.text = needed(spec.tune, "/tune"), dense, text
         self.checkpoint, self.events = run.checkpoint, run.events
         self.at_once = tuned_at_once(spec, dense.source, dense.architecture)
         self.slices = slices_of(folder)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.maths.spreading import MOST, by_block, shifted_blocks
 from workers.engine.registry import allocator
@@ -57,8 +58,7 @@ def allocate(facts: AllocationFacts, sparsity: float, params: AtpParams) -> Mapp
     largest = 2 * min(sparsity, max(0.0, MOST - sparsity)) / max(1, len(blocks) - 1)
     if params.beta is not None:
         return progression(min(params.beta, largest))
-    loss = facts.loss
-    assert loss is not None  # declared in `needs`
+    loss = needed(facts.loss, "Stat.LOSS")
     return progression(_lowest(lambda beta: loss(progression(beta)), largest))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.registry import allocator
 
@@ -54,6 +55,5 @@ class AutoParams(MethodParams):
 @allocator(AutoParams, paper="doi:10.1016/S0065-2458(08)60520-3", needs=Stat.LOSS, unstructured_only=True)
 def allocate(facts: AllocationFacts, sparsity: float, params: AutoParams) -> Mapping[str, float]:
     """Never worse than any of `among` on the text it is tried on. Deterministic."""
-    assert facts.loss is not None  # declared in `needs`
     found = [facts.rules[name](sparsity) for name in params.among]
-    return min(found, key=facts.loss)
+    return min(found, key=needed(facts.loss, "Stat.LOSS"))

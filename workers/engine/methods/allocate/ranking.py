@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.errors import InvalidSpec
 from workers.engine.registry import allocator
@@ -45,18 +46,18 @@ def allocate(facts: AllocationFacts, sparsity: float, params: RankingParams) -> 
     What is left of the budget then is less than a unit of any family that may lose more; it is added as a fraction to
     the first of the smallest families whose unit did not fit. Raises InvalidSpec where `most` does not let as much go.
     """
-    assert facts.units is not None  # declared in `needs`
+    units = needed(facts.units, "Stat.UNIT_SCORES")
     blocks = {layer.block for layer in facts.layers}
-    families = [family for family in facts.units.families if family.block in blocks]
+    families = [family for family in units.families if family.block in blocks]
     means = {
-        kind: math.fsum(s for f in families if f.kind == kind for s in facts.units.of(f))
+        kind: math.fsum(s for f in families if f.kind == kind for s in units.of(f))
         / max(1, sum(f.units for f in families if f.kind == kind))
         for kind in {family.kind for family in families}
     }
     order = sorted(
         (score / means[family.kind] if means[family.kind] else 0.0, index, unit)
         for index, family in enumerate(families)
-        for unit, score in enumerate(facts.units.of(family))
+        for unit, score in enumerate(units.of(family))
     )
     everything = sum(layer.parameters for layer in facts.layers)
     left = sparsity * everything

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.maths.spreading import MOST, parameters, shifted
 from workers.engine.registry import allocator
@@ -62,8 +63,7 @@ def allocate(facts: AllocationFacts, sparsity: float, params: SearchParams) -> M
 
     Takes rounds * (2 * units + 3) trial prunings, each of half the model on average.
     """
-    assert facts.loss is not None  # declared in `needs`
-    trial = facts.loss
+    trial = needed(facts.loss, "Stat.LOSS")
     units = _units(facts.layers, params.granularity)
     weights = [parameters(unit) for unit in units]
 

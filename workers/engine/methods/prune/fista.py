@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Group, Stat
 from workers.engine.contracts.sparsity import SparsityParams
 from workers.engine.removals.weights import weight_pruner
@@ -138,15 +139,15 @@ def _problems(layers: Sequence[LayerTask], stats: LinearStats, dampening: float)
 
     from workers.engine.maths.second_order import damped_gram, refuse_infinite
 
-    assert stats.gram_II is not None  # declared in `needs`
+    own_II = needed(stats.gram_II, "Stat.GRAM")
     # Where the inputs are those of a dense block there is one Gram matrix.
-    cross_II = stats.gram_II if stats.cross_gram_II is None else stats.cross_gram_II
-    dense_gram_II = stats.gram_II if stats.dense_gram_II is None else stats.dense_gram_II
-    for matrix_II in (stats.gram_II, cross_II, dense_gram_II):
+    cross_II = own_II if stats.cross_gram_II is None else stats.cross_gram_II
+    dense_gram_II = own_II if stats.dense_gram_II is None else stats.dense_gram_II
+    for matrix_II in (own_II, cross_II, dense_gram_II):
         refuse_infinite(matrix_II, layers)
-    scale_I = stats.gram_II.diagonal().sqrt()
+    scale_I = own_II.diagonal().sqrt()
     inverse_I = torch.where(scale_I > 0, 1 / scale_I, 0)
-    gram_II = stats.gram_II * inverse_I * inverse_I[:, None]
+    gram_II = own_II * inverse_I * inverse_I[:, None]
     damped_II = damped_gram(gram_II, dampening, layers)
     steepness = _largest_eigenvalue(gram_II)
     problems = []

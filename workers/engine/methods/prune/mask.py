@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Group
 from workers.engine.contracts.sparsity import SparsityParams
 from workers.engine.removals.weights import weight_pruner
@@ -40,7 +41,6 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
 
     pruned = []
     for layer in layers:
-        assert layer.score_OI is not None  # declared: `scores` are required
-        dropped_OI = dropped(layer.score_OI, layer.sparsity, group, params.kept_of)
+        dropped_OI = dropped(needed(layer.score_OI, "the score"), layer.sparsity, group, params.kept_of)
         pruned.append(layer.weight_OI.masked_fill(dropped_OI, 0))
     return pruned

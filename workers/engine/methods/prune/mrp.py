@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Group, Stat
 from workers.engine.contracts.sparsity import SparsityParams
 from workers.engine.removals.weights import weight_pruner
@@ -88,8 +89,8 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
 
     from workers.engine.maths.second_order import hessian_of, output_error, refit, solve_columns
 
-    assert stats.gram_II is not None  # declared in `needs`
-    hessian = hessian_of(stats.gram_II, params.dampening, layers)
+    gram_II = needed(stats.gram_II, "Stat.GRAM")
+    hessian = hessian_of(gram_II, params.dampening, layers)
     weight_RI = torch.cat([layer.weight_OI.float() for layer in layers])
     if params.mask == "sequential" and layers[0].score_OI is None:
         stripe = _BLOCK_SIZE if params.kept_of is None else params.kept_of[1] * max(1, _BLOCK_SIZE // params.kept_of[1])
@@ -100,7 +101,6 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
         start_RI = weight_RI * keep_RI
     refit_RI = refit(start_RI, keep_RI, weight_RI @ hessian.damped_II, hessian.damped_II, params.iterations, _TOLERANCE)
     # The refit is best for the damped Hessian; the output is what counts.
-    gram_II = stats.gram_II
     better_R = output_error(weight_RI, refit_RI, gram_II) < output_error(weight_RI, start_RI, gram_II)
     pruned_RI = torch.where(better_R[:, None], refit_RI, start_RI)
     return list(torch.split(pruned_RI, [len(layer.weight_OI) for layer in layers]))
@@ -115,8 +115,8 @@ def _gone(layers: Sequence[LayerTask], hessian: Hessian, group: Group, params: M
         # G = F^T F: sums of squares stay positive in float32, whatever the condition of H.
         factor_II = inverse_of_unit(hessian.unit_II).div_(hessian.pivot_I.sqrt()[:, None])
         if params.mask == "joint":
-            assert params.kept_of is not None  # validated
-            return [_lowest_together(layer, hessian.dead_I, factor_II, params.kept_of[1]) for layer in layers]
+            _, m = needed(params.kept_of, "an N:M pattern")
+            return [_lowest_together(layer, hessian.dead_I, factor_II, m) for layer in layers]
         alone_I = factor_II.square().sum(dim=0)
         group = "matrix"  # as declared, whatever a scorer would count in
     gone = []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Group, Stat
 from workers.engine.contracts.sparsity import SparsityParams
 from workers.engine.removals.weights import weight_pruner
@@ -71,6 +72,5 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
     """
     from workers.engine.maths.second_order import hessian_of, solve_columns
 
-    assert stats.gram_II is not None  # declared in `needs`
-    hessian = hessian_of(stats.gram_II, params.dampening, layers)
+    hessian = hessian_of(needed(stats.gram_II, "Stat.GRAM"), params.dampening, layers)
     return solve_columns(layers, hessian, params.kept_of, params.block_size)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import AtMost, Stat
 from workers.engine.removals.heads_channels import unit_pruner
 from workers.engine.removals.widths import UnitPruneParams
@@ -91,8 +92,7 @@ def prune(reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: Structu
     weight_OI = reader.weight_OI.float()
     if not params.compensate or bool(kept_I.all()):
         return weight_OI * kept_I
-    assert stats.gram_II is not None  # declared in `needs`
-    damped_II = hessian_of(stats.gram_II, params.dampening, [reader]).damped_II
+    damped_II = hessian_of(needed(stats.gram_II, "Stat.GRAM"), params.dampening, [reader]).damped_II
     lower_KK = torch.linalg.cholesky(damped_II[kept_I][:, kept_I])
     change_KO = torch.cholesky_solve(damped_II[kept_I][:, ~kept_I] @ weight_OI[:, ~kept_I].T, lower_KK)
     made_up_OI = torch.zeros_like(weight_OI)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.registry import refiner
 
@@ -65,14 +66,14 @@ def refine(
     """
     import torch
 
-    assert stats.input_mean_I is not None  # all declared in `needs`
-    assert stats.input_variance_I is not None
+    mean_I = needed(stats.input_mean_I, "Stat.INPUT_MOMENTS")
+    variance_I = needed(stats.input_variance_I, "Stat.INPUT_MOMENTS")
     kept_OI = pruned_OI != 0
     weight_OI = layer.weight_OI.float()
     # What a weight adds to its row's output, summed over a window: the unit of the paper's threshold.
-    effect_OI = weight_OI * (stats.input_mean_I * stats.window_tokens)
+    effect_OI = weight_OI * (mean_I * stats.window_tokens)
     importance_OI = stats.weighted(weight_OI)
-    worth_OI = effect_OI / stats.input_variance_I.clamp_min(_LEAST_VARIANCE) ** params.variance_power
+    worth_OI = effect_OI / variance_I.clamp_min(_LEAST_VARIANCE) ** params.variance_power
 
     count = min(params.cycles, weight_OI.shape[1])
     # Candidates in the order they are taken, for errors below zero and for those above.

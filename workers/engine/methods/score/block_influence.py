@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.registry import unit_scorer
 
@@ -32,8 +33,7 @@ def measure(block: DenseUnits, params: BlockInfluenceParams) -> Mapping[str, Ten
     """`layer` -> influence in [0, 2]."""
     import torch
 
-    assert block.change is not None  # declared in `needs`
-    return {"layer": torch.tensor([block.change], dtype=torch.float64)}
+    return {"layer": torch.tensor([needed(block.change, "Stat.CHANGE")], dtype=torch.float64)}
 
 
 @unit_scorer(BlockInfluenceParams, paper="arXiv:2403.03853", units=("layer",), needs=Stat.CHANGE, measure=measure)

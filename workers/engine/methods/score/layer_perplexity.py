@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.contracts.protected_ends import ProtectedEndsParams
 from workers.engine.registry import unit_scorer
@@ -33,8 +34,8 @@ def measure(block: DenseUnits, params: LayerPerplexityParams) -> Mapping[str, Te
     """`layer` -> perplexity of the model without the block."""
     import torch
 
-    assert block.loss_without is not None  # declared in `needs`
-    return {"layer": torch.tensor([block.loss_without], dtype=torch.float64).exp()}
+    loss = needed(block.loss_without, "Stat.REMOVAL")
+    return {"layer": torch.tensor([loss], dtype=torch.float64).exp()}
 
 
 @unit_scorer(LayerPerplexityParams, paper="arXiv:2402.02834", units=("layer",), needs=Stat.REMOVAL, measure=measure)

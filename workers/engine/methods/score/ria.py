@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.registry import scorer
 
@@ -40,9 +41,9 @@ def score(weight_OI: Tensor, stats: LinearStats, params: RiaParams) -> Tensor:
     """
     import torch
 
-    assert stats.input_sq_mean_I is not None  # declared in `needs`
+    sq_mean_I = needed(stats.input_sq_mean_I, "Stat.INPUT_SQ_MEAN")
     magnitude_OI = weight_OI.float().abs()
     tiny = torch.finfo(torch.float32).tiny
     per_column_I = 1 / magnitude_OI.sum(dim=0).clamp_min(tiny)
     per_row_O1 = 1 / magnitude_OI.sum(dim=1, keepdim=True).clamp_min(tiny)
-    return magnitude_OI * (per_column_I + per_row_O1) * stats.input_sq_mean_I ** (params.activation_power / 2)
+    return magnitude_OI * (per_column_I + per_row_O1) * sq_mean_I ** (params.activation_power / 2)
