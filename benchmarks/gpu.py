@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks.cells import known
 from benchmarks.engine import DATA, ENVIRONMENT, ROOT, save_windows
@@ -239,7 +239,8 @@ def _ours(method: str, model: Path, work: Work, arguments: argparse.Namespace, d
         with busy_share(arguments.device) as busy:
             ran = _run(command, arguments.limit_s)
         process_s = time.perf_counter() - started_s
-    report = json.loads(ran.splitlines()[-1])["report"]
+    events = [json.loads(line) for line in ran.splitlines()]
+    report = events[-1]["report"]
     stages = {stage["stage"]: round(stage["elapsed_s"], 2) for stage in report["stages"]}
     peaks = [stage["device_peak_memory_bytes"] for stage in report["stages"] if stage["device_peak_memory_bytes"]]
     found = next((row for row in known(RESULTS) if row["part"] == "rates" and row["device"] == device), None)
@@ -248,7 +249,7 @@ def _ours(method: str, model: Path, work: Work, arguments: argparse.Namespace, d
         "process_s": round(process_s, 2),
         "stages_s": stages,
         "device_peak_bytes": max(peaks, default=None),
-        "busy_share": busy(),
+        "busy_share": busy(*_pruning_s(events)),
         "floor_s": floor and round(floor, 2),
         "sparsity": report["sparsity"],
         "versions": report["provenance"]["versions"],
@@ -256,6 +257,13 @@ def _ours(method: str, model: Path, work: Work, arguments: argparse.Namespace, d
     if method == "lora":
         row["steps_per_s"] = round(TUNE_STEPS / stages["tune"], 3)
     return row
+
+
+def _pruning_s(events: list[dict[str, Any]]) -> tuple[float, float]:
+    """When the prune stage began and ended, on the clock of all processes."""
+    stages = [event for event in events if event["event"] == "stage"]
+    first = next(index for index, event in enumerate(stages) if event["stage"] == "prune")
+    return stages[first]["at"], stages[first + 1]["at"]
 
 
 def _theirs(method: str, model: Path, work: Work, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -280,34 +288,37 @@ def _run(command: list[str], limit_s: float) -> str:
 
 
 @contextmanager
-def busy_share(device: str) -> Iterator[Callable[[], float | None]]:
-    """Share of the samples of NVML's utilisation, ten a second, that were above zero, weighted by it; None on a CPU."""
-    samples: list[float] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                samples.append(float(line.split()[0]) / 100)
-                if over.is_set():
-                    break
-            process.kill()
-
-    thread = threading.Thread(target=watch, daemon=True)
+def busy_share(device: str) -> Iterator[Callable[[float, float], float | None]]:
+    """Mean of NVML's utilisation, ten samples a second, between two times of `time.monotonic`; None on a CPU."""
+    samples: list[tuple[float, float]] = []
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
+    process = None
     if device == "cuda" and shutil.which("nvidia-smi"):
-        thread.start()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+        def watch(lines: IO[str]) -> None:
+            samples.extend((time.monotonic(), float(line.split()[0]) / 100) for line in lines)
+
+        assert process.stdout is not None
+        threading.Thread(target=watch, args=(process.stdout,), daemon=True).start()
+
+    def share(begin_s: float, end_s: float) -> float | None:
+        within = [busy for at_s, busy in samples if begin_s <= at_s <= end_s]
+        return round(statistics.fmean(within), 3) if within else None
+
     try:
-        yield lambda: round(statistics.fmean(samples), 3) if samples else None
+        yield share
     finally:
-        over.set()
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: ours, the peer's, the floor."""
     lines = [
-        "| device | shape | method | espalier s | prune stage s | llm-compressor s | ratio | floor s | GPU busy |",
+        "| device | shape | method | espalier s | prune stage s | llm-compressor s | ratio | floor s "
+        "| GPU busy pruning |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
