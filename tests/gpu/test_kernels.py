@@ -1,0 +1,89 @@
+"""What only a GPU does, beside the plain way of the same: recorded loops, 16-bit products, stacks, transfers.
+
+ESPALIER_TEST_DEVICE=cpu runs the same tests without a GPU, to try them.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from workers.engine.contracts.facts import LayerTask
+from workers.engine.contracts.params import Stat
+from workers.engine.maths import second_order, spectrum
+from workers.engine.maths.second_order import hessian_of, solve_columns
+from workers.engine.maths.selection import lowest, lowest_of_groups
+from workers.engine.model.input_statistics import InputSums
+from workers.engine.model.transfers import to_device, to_host
+
+pytestmark = pytest.mark.gpu
+DEVICE = torch.device(os.environ.get("ESPALIER_TEST_DEVICE", "cuda"))
+
+
+@pytest.fixture(autouse=True)
+def _a_device() -> None:
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+        pytest.fail("no CUDA device: ESPALIER_TEST_DEVICE=cpu tries these tests without one")
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kept_of", [None, (2, 4), (8, 16)])
+def test_a_recorded_loop_is_the_plain_one(kept_of: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same kernels on the same numbers: the same bytes. Solved twice, as memory is used again."""
+    x_TI = normal(2000, 400).cumsum(dim=1).to(DEVICE)
+    layers = [LayerTask(f"{o}", normal(o, 400, seed=o).to(DEVICE), 0.5) for o in (96, 32)]
+    hessian = hessian_of(x_TI.T @ x_TI / len(x_TI), 0.01, layers)
+    recorded = [solve_columns(layers, hessian, kept_of, 128) for _ in range(2)]
+    monkeypatch.setattr(second_order, "recorded", lambda steps, device: steps)
+    plain = solve_columns(layers, hessian, kept_of, 128)
+    for found in recorded:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, plain, strict=True))
+
+
+def test_selections_are_those_of_the_cpu() -> None:
+    score_RC = torch.randint(50, (40, 1000), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(lowest(score_RC.to(DEVICE), 333).cpu(), lowest(score_RC, 333))
+    score_GM = score_RC.reshape(-1, 4)
+    assert torch.equal(lowest_of_groups(score_GM.to(DEVICE), 2).cpu(), lowest_of_groups(score_GM, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_are_those_in_float64(dtype: torch.dtype) -> None:
+    """To float32's rounding, also of 16-bit inputs: their products are exact."""
+    batches = [normal(2, 300, 1500, seed=seed).to(DEVICE, dtype) for seed in range(2)]
+    sums = [InputSums(needs) for needs in (Stat.GRAM | Stat.INPUT_MOMENTS, Stat.INPUT_SQ_MEAN)]
+    for total in sums:
+        for x_BTI in batches:
+            total.add(x_BTI)
+    x_NI = torch.cat(batches).flatten(0, 1).double()
+    with_gram, alone = (total.finish() for total in sums)
+    assert with_gram.gram_II is not None
+    torch.testing.assert_close(with_gram.gram_II.double(), x_NI.T @ x_NI / len(x_NI), rtol=0, atol=1e-5)
+    for found in (with_gram, alone):
+        assert found.input_sq_mean_I is not None
+        torch.testing.assert_close(found.input_sq_mean_I.double(), x_NI.square().mean(dim=0), rtol=1e-5, atol=0)
+
+
+def test_eigenvalues_are_those_of_the_cpu() -> None:
+    matrices = [normal(*shape) * normal(shape[1], seed=1).exp() for shape in ((700, 600), (600, 900), (100, 80))]
+    found = spectrum.eigenvalues_of([matrix_OI.to(DEVICE) for matrix_OI in matrices])
+    for values_N, matrix_OI in zip(found, matrices, strict=True):
+        torch.testing.assert_close(values_N, spectrum.eigenvalues(matrix_OI), rtol=1e-3, atol=0)
+
+
+def test_tensors_arrive_as_they_were_when_they_were_sent() -> None:
+    pinned = DEVICE.type == "cuda"
+    sent = {f"{n}": (torch.arange(2**20) + n).pin_memory() if pinned else torch.arange(2**20) + n for n in range(8)}
+    there = to_device(sent, DEVICE)()
+    doubled = {name: tensor * 2 for name, tensor in there.items()}
+    back = to_host(doubled)
+    doubled = {name: tensor.clone().zero_() for name, tensor in doubled.items()}  # the device goes on meanwhile
+    for name, tensor in back().items():
+        assert tensor.device.type == "cpu"
+        assert torch.equal(tensor, sent[name] * 2)
