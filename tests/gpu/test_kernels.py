@@ -1,4 +1,4 @@
-"""What only a GPU does, beside the plain way of the same: recorded loops, 16-bit products, stacks, transfers.
+"""The code that runs on a GPU alone, beside the plain way of the same: recorded loops, 16-bit products, transfers.
 
 ESPALIER_TEST_DEVICE=cpu runs the same tests without a GPU, to try them.
 """
