@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,7 +202,7 @@ class TestRecords:
         api.client.delete(f"/v1/jobs/{held.job_id}")
         with api.database.read() as session:
             assert attempts.ended_without_result(session, held)
-            unheard_of = Claim(new_id("job"), held.tenant_id, 1, 1, {}, 1)
+            unheard_of = replace(held, job_id=new_id("job"))
             assert not attempts.ended_without_result(session, unheard_of)
 
 
