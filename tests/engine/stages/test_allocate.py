@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -411,6 +412,13 @@ def test_probes_read_one_window_after_the_other(
     assert found == traces(tmp_path / "four", sources, replace(text, windows_NT=text.windows_NT[:4]))
     assert found != traces(tmp_path / "two", sources, replace(text, windows_NT=text.windows_NT[:2]))
     assert all(math.isfinite(trace) and trace >= 0 for trace in found.values())
+
+
+def test_signs_are_unpacked_on_a_device_as_on_the_cpu() -> None:
+    packed = np.frombuffer(bytearray(np.random.default_rng(0).bytes(40)), np.uint8)
+    for count in (313, 320):
+        expected = torch.from_numpy(np.unpackbits(packed, count=count))
+        assert torch.equal(probing._unpacked(torch.from_numpy(packed), count), expected)
 
 
 def test_a_layers_signs_hang_on_no_other() -> None:

@@ -8,14 +8,14 @@ from functools import cache
 import torch
 
 
-def recorded(steps: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """A function that does the same as `steps`: on a GPU a CUDA graph of its kernels, one launch for all of them.
+def recorded(steps: Callable[[], None], device: torch.device) -> Callable[[], None] | None:
+    """The same as one CUDA graph of its kernels, one launch for all of them; None where the device cannot record it.
 
     `steps` is called here, on a GPU: its tensors are to be filled afterwards. It must work in place on the same tensors
-    at every call, and read no value of a tensor. Where the device cannot record it, it is called as it is.
+    at every call, and read no value of a tensor.
     """
     if device.type != "cuda":
-        return steps
+        return None
     graph, side = torch.cuda.CUDAGraph(), _side_stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     try:
@@ -30,7 +30,7 @@ def recorded(steps: Callable[[], None], device: torch.device) -> Callable[[], No
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
-        return steps
+        return None
     finally:
         torch.cuda.current_stream(device).wait_stream(side)
     return graph.replay

@@ -150,7 +150,7 @@ class _Stripe:
         self._spread_BB = torch.zeros_like(spread_BB)
         self._pivot_B1 = spread_BB.new_zeros(self.size, 1)
         self._dead_B1 = torch.zeros_like(self._pivot_B1, dtype=torch.bool)
-        self._loop = recorded(self._solve, like_BR.device)
+        self._replay = recorded(self._solve, like_BR.device)
 
     def solve(self, spread_BB: Tensor, hessian: Hessian, begin: int) -> None:
         """Turn the weights of a stripe into its pruned weights. `begin` is its first input; a weight that goes from
@@ -162,7 +162,7 @@ class _Stripe:
         if self._kept_of is None:
             saliency_BR = _saliency(self.now_BR, self._pivot_B1, self._dead_B1)
             self._gone_BR.copy_(_lowest_of_stripe(saliency_BR, self._layers, begin))
-        self._loop()
+        (self._replay or self._solve)()
 
     def _solve(self) -> None:
         """The loop over the inputs, and groups of them, of any stripe."""

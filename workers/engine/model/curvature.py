@@ -80,9 +80,18 @@ def _agreement(found: list[list[float]], sizes_L: np.ndarray) -> float:
 def _signs(name: str, weight_OI: Tensor, *, seed: int, probe: int) -> Tensor:
     """Random signs, float32 [O, I], which depend on these arguments alone."""
     stream = np.random.default_rng([seed, probe, zlib.crc32(name.encode())])
-    bits = np.unpackbits(np.frombuffer(stream.bytes(-(-weight_OI.numel() // 8)), np.uint8), count=weight_OI.numel())
-    signs_OI = torch.from_numpy(bits).view(weight_OI.shape).to(weight_OI.device, torch.float32)
-    return signs_OI.mul_(2).sub_(1)
+    packed = np.frombuffer(bytearray(stream.bytes(-(-weight_OI.numel() // 8))), np.uint8)
+    if weight_OI.is_cpu:
+        bits_N = torch.from_numpy(np.unpackbits(packed, count=weight_OI.numel()))
+    else:
+        bits_N = _unpacked(torch.from_numpy(packed).to(weight_OI.device), weight_OI.numel())
+    return bits_N.view(weight_OI.shape).float().mul_(2).sub_(1)
+
+
+def _unpacked(packed_P: Tensor, count: int) -> Tensor:
+    """`numpy.unpackbits` on the device: an eighth of the bytes cross the bus."""
+    shifts_8 = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed_P.device)
+    return ((packed_P[:, None] >> shifts_8) & 1).flatten()[:count]
 
 
 def _along(whole: nn.Module, weights: dict[str, Tensor], signs: dict[str, Tensor], ids_T: Tensor) -> list[float]:
