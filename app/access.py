@@ -34,7 +34,7 @@ class Principal:
 
 @dataclass(frozen=True)
 class JobSeen:
-    """The job a request names, as it was after the request came in."""
+    """The job that a request names, read after the request arrived."""
 
     principal: Principal
     job: JobView

@@ -39,7 +39,7 @@ from app.text import json_text, readable
 
 T = TypeVar("T")
 REPEAT_FOR_S = 2.0
-"""How long a transaction that the database undid is begun anew."""
+"""Seconds for which a transaction that the database undid is repeated."""
 REST_S = 0.5
 """A connection unused for longer is tried before it is used."""
 
@@ -60,7 +60,7 @@ class Base(DeclarativeBase):
 
 
 def table(record: type[Base]) -> Table:
-    """The record's table: for statements whose rows need not become objects."""
+    """The record's table, for statements that return plain rows."""
     found = record.__table__
     assert isinstance(found, Table)  # of a mapped class it always is
     return found
@@ -223,7 +223,7 @@ def asks_to_repeat(error: DBAPIError) -> bool:
 
 
 def is_outage(error: DBAPIError) -> bool:
-    """Whether the database is away, full, or for the moment not the one that writes (25006, during a failover)."""
+    """Whether the database does not answer, is full, or is read-only for the moment (25006, during a failover)."""
     return isinstance(error, OperationalError | InterfaceError) or getattr(error.orig, "sqlstate", None) == "25006"
 
 

@@ -45,7 +45,7 @@ class Deployment(Base):
 
 
 class Refused(Exception):
-    """The store or the work folder is another deployment's; the message says which, and what to do."""
+    """The store or the work folder belongs to another deployment; the message names it and the remedy."""
 
 
 def check(database: Database, store: ArtifactStore) -> str:

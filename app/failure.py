@@ -19,7 +19,7 @@ class Failure:
     retryable: bool
     stage: str | None = None
     field: str | None = None
-    """JSON pointer into the spec, where the cause lies there."""
+    """JSON pointer into the spec, if the cause is there."""
 
     def __post_init__(self) -> None:
         for name in ("message", "hint"):

@@ -1,4 +1,4 @@
-"""Identifiers: a prefix that says what it names, then 48 bits of time and 80 of chance, so that ids sort by age."""
+"""Identifiers: a prefix for the kind, 48 bits of time and 80 random bits, so that ids sort by age."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def configure_logging(level: str) -> None:
 
 
 def redact_api_keys(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Replace anything that looks like an API key, wherever it came from."""
+    """Replace everything that looks like an API key."""
     return {k: API_KEY.sub("espk_[redacted]", v) if isinstance(v, str) else v for k, v in event.items()}
 
 

@@ -91,7 +91,7 @@ class ArtifactStore:
             self.put_bytes(MARKER, deployment_id.encode())
 
     def is_empty(self) -> bool:
-        """Whether nothing lies where jobs keep their files, two folders deep."""
+        """Whether there is no file where jobs keep theirs, two folders deep."""
         return all(key.count("/") < 2 for key in self._list(None))
 
     # -- write ---------------------------------------------------------------------------------------------------------

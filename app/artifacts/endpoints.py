@@ -90,7 +90,7 @@ def download(
 
 
 def described(file: Artifact) -> dict[str, str]:
-    """Headers that say what a file is, whatever part of it is sent."""
+    """Headers of a file, the same for every part of it that is sent."""
     digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
     return {
         "ETag": f'"{file.sha256}"',

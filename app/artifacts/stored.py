@@ -8,7 +8,7 @@ from app.storage import ArtifactStore
 
 
 def check_stored(store: ArtifactStore, file: Artifact) -> None:
-    """Raises ArtifactLost: once an answer has begun it is too late to say so."""
+    """Raises ArtifactLost before the answer begins; afterwards it would be too late."""
     size = store.size(file.key)
     if size != file.bytes:
         raise lost(file, "is gone from it" if size is None else f"has {size} bytes there instead of {file.bytes}")

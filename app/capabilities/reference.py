@@ -16,7 +16,7 @@ BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("e
 @dataclass(frozen=True)
 class Parameter:
     name: str
-    """With dots where it lies in another object: `distill.weight`."""
+    """With dots for fields of nested objects: `distill.weight`."""
     type: str
     default: str
     """JSON, `required`, or `as below`."""

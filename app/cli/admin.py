@@ -155,5 +155,5 @@ def _variable(name: str) -> str:
 
 
 def _masked(value: object) -> str:
-    """As text, with a password in a URL masked; SecretStr masks itself."""
+    """The value as text, with passwords in URLs masked; SecretStr masks itself."""
     return re.sub(r"(://[^/@:]*:)[^@]*@", r"\1***@", str(value))

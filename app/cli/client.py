@@ -55,7 +55,8 @@ class Service:
         json: Any = None,
         timeout: httpx2.Timeout = TIMEOUT,
     ) -> httpx2.Response:
-        """One answer below 400. A request that is safe to repeat gets a second try when the connection breaks."""
+        """The response, if its status is below 400. A request that is safe to repeat is sent again if the connection
+        breaks."""
         repeatable = method in ("GET", "DELETE") or "Idempotency-Key" in (headers or {})
         for last in (False, True) if repeatable else (True,):
             try:
@@ -74,7 +75,7 @@ class Service:
 
     @contextmanager
     def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
-        """A response whose body is read as it comes."""
+        """A response whose body is streamed."""
         try:
             headers = {"Accept-Encoding": "identity", **headers}
             with self._http.stream("GET", path, headers=headers, timeout=STREAM_TIMEOUT) as response:

@@ -43,7 +43,7 @@ def download(
 
 
 def target(out: Path, name: str) -> Path:
-    """Where the artifact `name` goes: always below `out`, whatever the service says and links on disk do."""
+    """Path of the artifact `name`: always below `out`, whatever the service returns and links on the disk point to."""
     parts = PurePosixPath(name).parts
     path = out.joinpath(*parts)
     if not parts or ".." in parts or not path.resolve().is_relative_to(out.resolve()):

@@ -31,7 +31,7 @@ class Child:
     started_at: float = 0
     restart_at: float = 0
     crashes: int = field(default=0)
-    """In a row: a child that lived for STEADY_S is forgiven."""
+    """Crashes in a row; the count restarts once a child has run for STEADY_S."""
 
 
 class Family:
@@ -58,7 +58,7 @@ class Family:
         return self._signals > 0
 
     def tick(self) -> None:
-        """Restart what died, later each time; GaveUp after MOST_CRASHES in a row."""
+        """Restart ended children, each time later. Raises GaveUp after MOST_CRASHES in a row."""
         time.sleep(self.TICK_S)
         now = time.monotonic()
         for child in self._children:
@@ -107,7 +107,7 @@ class Family:
 
 
 def _end_with_parent() -> None:
-    """In the child: ask the kernel for a SIGTERM should the parent die, even of SIGKILL (Linux)."""
+    """In the child: have the kernel send SIGTERM when the parent ends, also by SIGKILL (Linux)."""
     if sys.platform == "linux":
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

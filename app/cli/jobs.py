@@ -65,7 +65,7 @@ def submit(
 
 
 def watch(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Follow a job to its end, live."""
+    """Follow a job to its end."""
     with connect(context) as service:
         job = follow(service, job_id)
     output.print_json(job) if as_json else print_job(job)
@@ -131,7 +131,7 @@ def delete(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> No
 
 
 def remove(context: typer.Context, path: str, name: str, *, as_json: bool) -> None:
-    """Delete what is called `name` below `path`, and say so."""
+    """Delete the resource `name` below `path`, and report it."""
     with connect(context) as service:
         service.request("DELETE", f"{path}/{name}")
     if as_json:
@@ -141,7 +141,7 @@ def remove(context: typer.Context, path: str, name: str, *, as_json: bool) -> No
 
 
 def read_json(path: str) -> Any:
-    """The JSON in the file, or on stdin if the path is `-`. Raises Usage saying where it is wrong."""
+    """The JSON in the file, or on stdin if the path is `-`. Raises Usage with the position of an error."""
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text()
         return json.loads(text)
@@ -177,7 +177,7 @@ def print_job(job: dict[str, Any]) -> None:
 
 
 def attempts_text(job: dict[str, Any]) -> str:
-    """How many attempts count, of how many may; and how many were begun where some do not count."""
+    """Attempts that count, of those allowed; and attempts begun, where some do not count."""
     counted = job["max_attempts"] - job["attempts_left"]
     text = f"{counted} of at most {job['max_attempts']}"
     uncounted = job["attempt"] - counted

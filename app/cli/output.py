@@ -1,4 +1,4 @@
-"""How the command line writes: JSON or tables on stdout, messages and progress on stderr."""
+"""Output of the command line: JSON or tables on stdout, messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def found(count: int | None) -> str:
 
 
 def number(value: float) -> str:
-    """Whole numbers whole with thousands marked, others to five significant digits."""
+    """A number as text: integers with separators of thousands, others with five significant digits."""
     if float(value).is_integer():
         return f"{int(value):,}"
     return f"{value:,.5g}" if abs(value) < 1e5 else f"{value:,.0f}"

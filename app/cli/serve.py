@@ -71,7 +71,7 @@ def serve(
 
 
 def local_key(settings: Settings) -> str:
-    """The text of the key in `home/local-key`; a new one where there is none or the database knows it no more."""
+    """The text of the key in `home/local-key`; a new one where there is none or the database does not have it."""
     path = local_key_path(settings)
     database = Database(settings.database_url)
     try:

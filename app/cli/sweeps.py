@@ -78,7 +78,7 @@ def pareto(
     html: Annotated[Path | None, typer.Option(help="Write the page with the figure to this file instead.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which jobs of a sweep nothing else beats in quality and cost."""
+    """Show the Pareto front of a sweep: jobs that no other beats in quality and cost."""
     path = f"/v1/sweeps/{sweep_id}/pareto"
     params = {key: value for key, value in {"quality": quality, "cost": cost}.items() if value is not None}
     with connect(context) as service:

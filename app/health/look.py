@@ -1,4 +1,4 @@
-"""One look at a time at what may be slow, on a thread of its own, shared by all who ask meanwhile.
+"""Run a slow check on a thread of its own, one at a time; all who ask meanwhile share its result.
 
 Probes and metrics need no key and come from machines that do not give up: they must neither wait for a thread or a
 connection that the API's own work has taken, nor take one from it.

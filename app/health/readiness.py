@@ -1,4 +1,4 @@
-"""Whether the database can be worked with: what `/readyz` says."""
+"""Whether the database answers and has the right revision, for `/readyz`."""
 
 from __future__ import annotations
 

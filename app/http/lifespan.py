@@ -1,4 +1,4 @@
-"""A start that is refused is said in one sentence, where the framework would say it as a traceback."""
+"""Print the reason of a refused start in one sentence instead of the framework's traceback."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from app.errors import NotAcceptable
 
 
 def negotiate(accept: str | None, offers: Sequence[str]) -> str:
-    """The offer the client likes best; the first of equals. Raises NotAcceptable where it wants none of them."""
+    """The offer that the client prefers; the first of equals. Raises NotAcceptable where it accepts none."""
     if not accept:
         return offers[0]
     ranges = [_parse(part) for part in accept.split(",")]

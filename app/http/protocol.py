@@ -33,9 +33,9 @@ BODY_S = 30.0
 READ_S = 60.0
 """Longest that a client may leave what it was sent unread, once the buffers are full."""
 LINGER_S, LINGER_BYTES = 2.0, 2**20
-"""How long and how much a refused client may go on sending, so that it finds the answer instead of a reset."""
+"""Time and bytes that a refused client may still send, so that it reads the answer instead of a reset."""
 UNREAD_BYTES = 64 * 1024
-"""Of a body that comes after its answer, before the connection is given up."""
+"""Bytes of a body read after its answer, before the connection is closed."""
 PIPELINE = 16
 """Most requests of one connection that wait for an answer."""
 WAITING = 512
@@ -65,7 +65,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._others = _waiting.setdefault(self.server_state, {})
         self._in_head = self._in_body = False
         self._count = 0
-        """Bytes that came since the last head or body ended."""
+        """Bytes received since the last head or body ended."""
         self._pieces = 0
         self._body_bytes = get_settings().max_body_bytes * 5 // 4 + HEAD_BYTES  # as sent, with chunks and trailers
         self._status = 0

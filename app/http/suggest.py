@@ -1,4 +1,4 @@
-"""Did you mean: what the fields of a request could have been, and which of some names is close to a mistyped one."""
+"""Suggestions: the known fields of a request, and the name closest to a mistyped one."""
 
 from __future__ import annotations
 

@@ -23,12 +23,12 @@ from workers.engine.report import FileEntry, Report
 
 
 class Fenced(Exception):
-    """The attempt no longer owns the job: its lease expired and the job went on without it."""
+    """The attempt no longer owns the job: its lease expired and the job was requeued."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to work on a job, as long as the fence stands."""
+    """The right to work on a job, while its fencing token is the latest."""
 
     job_id: str
     tenant_id: str
@@ -128,7 +128,7 @@ def _announce_another(session: Session, worker: Worker, overtaking_ms: int) -> N
 
 
 def renew(session: Session, held: Claim, *, ttl_s: float) -> Orders:
-    """Extend the lease; learn whether to stop. Raises Fenced if the job is no longer ours."""
+    """Extend the lease and return the orders for the attempt. Raises Fenced if another owns the job."""
     row = session.execute(
         update(Job)
         .where(Job.id == held.job_id, Job.fence == held.fence, Job.status.in_(HELD))

@@ -222,7 +222,7 @@ def retry(job_id: JobId, principal: Writer, has: ServicesDep) -> Response:
 
 
 async def _changed(request: Request, seen: JobSeen, known: str, wait_s: int) -> JobSeen:
-    """The job as soon as it is not as the ETags in `known` say; a finished one at once."""
+    """The job, as soon as its ETag is not in `known`; a finished one at once."""
     end = asyncio.get_running_loop().time() + wait_s
     while matches(known, etag(seen.job, seen.place)) and seen.job.status not in TERMINAL:
         left_s = end - asyncio.get_running_loop().time()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Identity = tuple[tuple[object, ...], ...]
 
 SETTLED_NS = 2 * 10**9
-"""A file changed less long ago may change once more within the clock's resolution, and look the same."""
+"""A file that changed more recently may change again within the clock's resolution, with the same times."""
 _MOST_FILES = 1000
 _TEMPLATES = "additional_chat_templates"
 

@@ -71,7 +71,7 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(Json)
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     metrics: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    """The report's measurements by name, `{dense, pruned, ratio, unit}`: what a list page wants to see."""
+    """The report's measurements by name, `{dense, pruned, ratio, unit}`, as list pages show them."""
     verdict: Mapped[str | None] = mapped_column(String(16))
     """The report's (pass, fail or inconclusive); None until the job has succeeded, and where its spec has no gates."""
     manifest_sha256: Mapped[str | None] = mapped_column(String(64))
@@ -212,5 +212,5 @@ class IdempotencyKey(Base):
     resource_id: Mapped[str] = mapped_column(String(40))
     """The job or the sweep that was made."""
     body: Mapped[str] = mapped_column(Text)
-    """The response, word for word; with `resource_id` it is all a replay needs."""
+    """The response body as sent; with `resource_id` it suffices for a replay."""
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)

@@ -78,7 +78,7 @@ def work_off_now(database: Database, store: ArtifactStore, job_ids: Collection[s
 
 
 def due_again(session: Session, job_ids: Iterable[str]) -> None:
-    """Files of these deleted jobs were found after all, from an upload that came late."""
+    """Files of deleted jobs that were uploaded after the deletion."""
     session.execute(
         update(FileRemoval)
         .where(FileRemoval.job_id.in_(list(job_ids)), FileRemoval.attempt.is_(None))

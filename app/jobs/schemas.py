@@ -54,7 +54,7 @@ class JobSubmit(Scheduling):
 
 
 class LabelsPatch(Request):
-    """Changes to a job's labels; the rest stay."""
+    """Changes to a job's labels; others are kept."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"labels": {"team": "search", "experiment": None}}]})
 

@@ -82,7 +82,7 @@ class StatusReader:
         self._disconnect()
 
     def _next_batch(self) -> list[Question] | None:
-        """All that wait, at least one; None when told to stop."""
+        """All waiting items, at least one; None when told to stop."""
         batch: list[Question] = []
         question = self._questions.get()
         while question is not None:
@@ -96,7 +96,7 @@ class StatusReader:
         return None
 
     def _waiting(self) -> list[Question]:
-        """All that have come since the last batch."""
+        """All items since the last batch."""
         waiting: list[Question] = []
         while not self._questions.empty():
             question = self._questions.get()

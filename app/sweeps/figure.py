@@ -1,4 +1,4 @@
-"""Where things lie in the scatter plot of a sweep. The template draws them; nothing here knows of SVG's elements."""
+"""Positions of everything in the scatter plot of a sweep. The template draws them as SVG."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ def _bar(scale: Callable[[float], float], value: float, stderr: float | None) ->
 
 
 def _corner(better: tuple[float, float]) -> Box:
-    """Where the word `better` stands."""
+    """Position of the word `better`."""
     x, y = better
     left, top = (x - 76 if x > LEFT else x), (y if y == TOP else y - 26)
     return Box(left, top, left + 76, top + 26)
 
 
 def dense_label(height: float) -> Box:
-    """Where the dense model's line is named."""
+    """Position of the label of the dense model's line."""
     return Box(LEFT + 8, height - 18, LEFT + 52, height - 2)
 
 

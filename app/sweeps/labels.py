@@ -10,7 +10,7 @@ CHARACTER = 7.6
 LINE = 15.0
 """Height of a label."""
 RADIUS = 8.0
-"""Of a point, with some air."""
+"""Size of a point with its margin."""
 
 
 @dataclass(frozen=True)

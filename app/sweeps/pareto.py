@@ -1,4 +1,5 @@
-"""Quality against cost: which children nothing else beats. Pure; works on the metrics of their reports."""
+"""The Pareto front of a sweep: children that no other beats in quality and cost. Works on the metrics of their
+reports."""
 
 from __future__ import annotations
 
