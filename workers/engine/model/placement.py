@@ -107,7 +107,8 @@ class InMemory(States):
     @contextmanager
     def as_file(self, new_file: NewFile) -> Iterator[BinaryIO]:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            # This thread waits, for what has been computed: not for the device, on which another may be recording.
+            torch.cuda.current_stream(self._device).synchronize()
         with new_file() as file:
             try:
                 for window_TD in self._values()[: self._written]:
