@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def test_merged_files_are_read_by_the_reference_reader(tmp_path: Path) -> None:
     with (tmp_path / "swapped").open("wb") as out:
         merge([read_header(tmp_path / "2"), read_header(tmp_path / "1")], out)
     assert (tmp_path / "swapped").read_bytes() == (tmp_path / "out").read_bytes()
+
+
+def test_a_file_that_has_become_shorter_is_an_error_and_no_endless_copy(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(100, 100)}, tmp_path / "file")
+    parts = [read_header(tmp_path / "file")]
+    os.truncate(tmp_path / "file", 20_000)
+    with (tmp_path / "out").open("wb") as out, pytest.raises(OSError, match="ends at byte 20000"):
+        merge(parts, out)
 
 
 def test_header(tmp_path: Path) -> None:
