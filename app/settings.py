@@ -45,16 +45,16 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1_000_000, ge=1024, description="Largest request body accepted.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
 
-    worker_devices: Literal["cpu", "gpu"] = Field(
-        "cpu",
-        description="What this worker has. `gpu`: the GPUs in CUDA_VISIBLE_DEVICES, or all of the host. A `cpu` worker "
-        "uses none, and leaves jobs with compute.device=cuda alone.",
+    worker_devices: Literal["auto", "cpu", "gpu"] = Field(
+        "auto",
+        description="What this worker hands out. `gpu`: the GPUs in CUDA_VISIBLE_DEVICES, or all of the host; `auto`: "
+        "the same if there are any. A `cpu` worker uses none, and leaves jobs with compute.device=cuda alone.",
     )
     worker_slots: int = Field(
         1,
         ge=1,
         le=256,
-        description="Devices of a `cpu` worker: equal shares of the processors. A job takes compute.devices of them.",
+        description="Devices of a worker without GPUs: equal shares of the processors. A job takes compute.devices.",
     )
     overtaking_s: float = Field(
         300,
@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _gpus_are_counted(self) -> Settings:
         if self.worker_devices == "gpu" and self.worker_slots != 1:
-            raise ValueError("worker_slots is for cpu workers: list a gpu worker's devices in CUDA_VISIBLE_DEVICES")
+            raise ValueError("worker_slots is for workers without GPUs: list a worker's GPUs in CUDA_VISIBLE_DEVICES")
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from typing import Literal
 
 from app.settings import Settings
 
@@ -15,15 +16,18 @@ LISTING = ["nvidia-smi", "--list-gpus"]
 _LINE = re.compile(r"^(?P<instance>\s*)(?:GPU|MIG) .*\(UUID: (?P<uuid>\S+)\)$")
 
 
-def names(settings: Settings) -> list[str]:
-    """Of a `gpu` worker those in CUDA_VISIBLE_DEVICES, unchanged, else all that the driver lists; else `0`, `1`, ….
+def found(settings: Settings) -> tuple[Literal["cpu", "gpu"], list[str]]:
+    """The worker's kind and the names of its devices.
 
-    Empty where there is no GPU.
+    Of GPUs those in CUDA_VISIBLE_DEVICES, unchanged, else all that the driver lists; there are none only where the
+    settings ask for GPUs and no other device. Of shares of the processors `0`, `1`, ….
     """
-    if settings.worker_devices == "cpu":
-        return [str(number) for number in range(settings.worker_slots)]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return _listed() if visible is None else _parsed(visible)
+    if settings.worker_devices != "cpu":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = _listed() if visible is None else _parsed(visible)
+        if gpus or settings.worker_devices == "gpu":
+            return "gpu", gpus
+    return "cpu", [str(number) for number in range(settings.worker_slots)]
 
 
 def keys(names: list[str], owner: str) -> dict[str, str]:

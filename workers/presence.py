@@ -41,10 +41,10 @@ def database() -> Database:
 
 @cache
 def this_worker() -> Worker:
-    settings, worker_id, host = get_settings(), new_id("wrk"), socket.gethostname()
-    owner = host if settings.worker_devices == "gpu" else worker_id
-    found = devices.keys(devices.names(settings), owner)
-    return Worker(worker_id, f"{host}:{os.getpid()}", settings.worker_devices, found)
+    worker_id, host = new_id("wrk"), socket.gethostname()
+    kind, names = devices.found(get_settings())
+    keys = devices.keys(names, owner=host if kind == "gpu" else worker_id)
+    return Worker(worker_id, f"{host}:{os.getpid()}", kind, keys)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]

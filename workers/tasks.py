@@ -152,8 +152,9 @@ class Attempt:
         arguments += ["--models", str(self.settings.models_dir), "--data", str(self.settings.data_dir)]
         arguments += ["--cache", str(self.settings.cache_dir)]
         arguments += ["--points-every", str(self.settings.resume_point_s)]
-        arguments += ["--gpus", ",".join(self.held.devices) if self.settings.worker_devices == "gpu" else ""]
-        threads = devices.threads(self.settings, len(self.held.devices), len(this_worker().devices))
+        worker, taken = this_worker(), self.held.devices
+        arguments += ["--gpus", ",".join(taken) if worker.kind == "gpu" else ""]
+        threads = devices.threads(self.settings, len(taken), len(worker.devices))
         arguments += ["--threads", str(threads)] if threads else []
         return supervise(
             lambda log_file: _start_runner(arguments, log_file),

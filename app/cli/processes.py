@@ -10,6 +10,7 @@ import typer
 
 from app.cli.options import load_settings
 from app.settings import Settings
+from workers import devices
 
 GRACEFUL_S = 5
 """Time open requests, event streams above all, have to end when the API stops."""
@@ -27,7 +28,8 @@ def api_command(*listen: str) -> list[str]:
 
 
 def worker_command(settings: Settings) -> list[str]:
-    queues = "gpu,any" if settings.worker_devices == "gpu" else "any"
+    kind, _ = devices.found(settings)
+    queues = "gpu,any" if kind == "gpu" else "any"
     # One job at a time on each device, which the worker counts. Its name must differ from others' on this host.
     return [
         *(sys.executable, "-m", "celery", "--quiet", "-A", "workers.celery_app", "worker"),

@@ -138,7 +138,7 @@ def test_the_runner_is_given_the_devices_of_the_claim(
         session.execute(text("update jobs set devices = 2"))
     held = tasks.claim_next(worker.settings, worker.database, host)
     assert held is not None
-    settings = worker.settings.model_copy(update={"worker_devices": kind, "worker_threads": 3})
+    settings = worker.settings.model_copy(update={"worker_threads": 3})
     Attempt(settings, worker.database, worker.store, held).run()
     assert worker.job.status == "succeeded"
     assert started[started.index("--gpus") + 1] == gpus

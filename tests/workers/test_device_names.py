@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from app.cli.processes import worker_command
 from app.settings import Settings
 from workers import devices
 
@@ -44,24 +45,35 @@ def test_names_pass_through_as_cuda_reads_them(
     gpu_worker: Settings, monkeypatch: pytest.MonkeyPatch, visible: str, found: list[str] | None
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert devices.names(gpu_worker) == (visible.split(",") if found is None else found)
+    assert devices.found(gpu_worker) == ("gpu", visible.split(",") if found is None else found)
 
 
 def test_else_the_driver_lists_them_and_instances_in_place_of_their_gpu(
     gpu_worker: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "LISTING", ["printf", "%s", LISTING])
-    assert devices.names(gpu_worker) == ["GPU-aa", "MIG-b0", "MIG-b1", "GPU-cc"]
+    assert devices.found(gpu_worker) == ("gpu", ["GPU-aa", "MIG-b0", "MIG-b1", "GPU-cc"])
     for broken in (["no-such-program"], ["false"]):
         monkeypatch.setattr(devices, "LISTING", broken)
-        assert devices.names(gpu_worker) == []
+        assert devices.found(gpu_worker) == ("gpu", [])
 
 
-def test_a_cpu_worker_counts_its_slots(tmp_path: Path) -> None:
-    assert devices.names(Settings(home=tmp_path)) == ["0"]
-    assert devices.names(Settings(home=tmp_path, worker_slots=3)) == ["0", "1", "2"]
-    with pytest.raises(ValidationError, match="worker_slots is for cpu workers"):
+def test_a_worker_without_gpus_counts_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.found(Settings(home=tmp_path)) == ("cpu", ["0"])
+    assert devices.found(Settings(home=tmp_path, worker_slots=3)) == ("cpu", ["0", "1", "2"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert devices.found(Settings(home=tmp_path, worker_slots=3)) == ("gpu", ["0", "1"])
+    assert devices.found(Settings(home=tmp_path, worker_slots=3, worker_devices="cpu")) == ("cpu", ["0", "1", "2"])
+    with pytest.raises(ValidationError, match="worker_slots is for workers without GPUs"):
         Settings(home=tmp_path, worker_slots=3, worker_devices="gpu")
+
+
+def test_a_worker_listens_where_its_jobs_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible, queues in (("", "any"), ("0", "gpu,any")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        command = worker_command(Settings(home=tmp_path))
+        assert command[command.index("--queues") + 1] == queues
 
 
 def test_numbers_are_their_owners_and_uuids_everybodys() -> None:
