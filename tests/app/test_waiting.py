@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx2
 import pytest
+from typer.testing import CliRunner
 
+from app.cli import cli
 from app.jobs import fleet, repository
 from app.jobs.fleet import Largest, Worker
 from tests.helpers.api import SPEC, W1, Api
@@ -95,3 +98,13 @@ def test_a_dry_run_warns_of_it(api: Api) -> None:
     grid = {"spec": SPEC, "grid": {"/compute": [{"devices": 1}, {"devices": 2}]}}
     children = api.client.post("/v1/sweeps?dry_run=true", json=grid).json()["children"]
     assert [warning in child["warnings"] for child in children] == [False, True]
+
+
+def test_the_command_line_says_so(server: httpx2.Client) -> None:
+    job = server.post("/v1/jobs", json={"spec": GPUS}).json()
+    key = server.headers["Authorization"].removeprefix("Bearer ")
+    variables = {"ESPALIER_URL": str(server.base_url), "ESPALIER_API_KEY": key}
+    for command in (["list"], ["status", job["id"]]):
+        done = CliRunner().invoke(cli, command, env=variables)
+        assert done.exit_code == 0, done.output
+        assert "there is no live worker" in " ".join(done.output.split()), done.output
