@@ -21,6 +21,8 @@ from typing import Any
 from app.failure import Failure
 from workers.children import Start
 
+RUNNER_DIED = "runner_died"
+
 
 class Order(Enum):
     """The caller's decision about the child at a tick."""
@@ -106,7 +108,8 @@ def explain(end: Exit, *, deadline_s: int) -> Failure:
             retryable=False,
             stage=end.stage,
         )
-    if end.error is not None:
+    killed = end.error is None or end.error["code"] == RUNNER_DIED  # this process, or a further rank
+    if end.error is not None and not (killed and end.out_of_memory):
         return Failure(
             code=end.error["code"],
             message=end.error["message"],
@@ -126,7 +129,7 @@ def explain(end: Exit, *, deadline_s: int) -> Failure:
         )
     how = f"signal {signal.Signals(-end.returncode).name}" if end.returncode < 0 else f"exit code {end.returncode}"
     return Failure(
-        code="runner_died",
+        code=RUNNER_DIED,
         message=f"the job's process ended with {how} in stage {end.stage}",
         hint="Tried again while attempts are left, from its last resume point. The job's log has its last words.",
         retryable=True,

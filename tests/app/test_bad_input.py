@@ -149,6 +149,18 @@ BODIES: list[tuple[str, Any, str, str]] = [
         "/spec/compute/memory_budget",
         "memory_budget_too_small",
     ),
+    (
+        "fewer windows than devices",
+        {
+            "spec": spec(
+                score={"method": "wanda"},
+                calibrate={"dataset": "calibration.txt", "samples": 4},
+                compute={"devices": 5},
+            )
+        },
+        "/spec",
+        "fewer_samples_than_devices",
+    ),
     ("wanda without text", {"spec": spec(score={"method": "wanda"})}, "/spec", "calibration_required"),
     (
         "a measurement twice",

@@ -22,7 +22,7 @@ from workers.engine.errors import NumericalFailure
 from workers.warm import Warm
 
 pytestmark = pytest.mark.xdist_group("runners")  # of one warm parent
-BLOCKS = 4
+BLOCKS = 3
 TIES = 1e-3
 """Share of the weights that may be masked otherwise: their scores differ by less than sums do that are rounded in
 another order."""
@@ -85,17 +85,13 @@ def test_two_ranks_make_what_one_makes(parts: dict[str, Any], root: Path, parent
         assert after["pruned"] == pytest.approx(before["pruned"], rel=PERPLEXITY_ROUNDING)
 
 
-def test_events_come_from_the_first_rank_alone(root: Path, parent: Warm) -> None:
-    running = Running(job(root, "job"), parent)
-    code, events, log = running.finish()
-    assert code == 0, log
-    assert max(Counter(json.dumps({k: v for k, v in e.items() if k != "at"}) for e in events).values()) == 1
-    assert [event["block"] for event in events if event["event"] == "checkpoint"] == list(range(BLOCKS))
-
-
 def test_a_rank_that_is_killed_is_one_failure_and_a_resume(root: Path, parent: Warm) -> None:
     whole = job(root, "whole")
-    finished(whole, parent, checkpoint="checkpoint-whole")
+    code, events, log = Running(whole, parent, checkpoint="checkpoint-whole").finish()
+    assert code == 0, log
+    # Events come from the first rank alone.
+    assert max(Counter(json.dumps({k: v for k, v in e.items() if k != "at"}) for e in events).values()) == 1
+    assert [event["block"] for event in events if event["event"] == "checkpoint"] == list(range(BLOCKS))
 
     running = Running(job(root, "killed"), parent)
     running.until("checkpoint", block=1)
@@ -113,17 +109,6 @@ def test_a_rank_that_is_killed_is_one_failure_and_a_resume(root: Path, parent: W
     assert weights(again) == weights(whole)
 
 
-def test_the_first_rank_takes_the_others_with_it(root: Path, parent: Warm) -> None:
-    running = Running(job(root, "killed"), parent)
-    running.until("checkpoint", block=0)
-    first, second = ranks(parent)
-    os.kill(second, signal.SIGSTOP)  # so that it cannot end by itself
-    os.kill(first, signal.SIGKILL)
-    eventually(lambda: not alive(second), 10)
-    assert running.finish()[0] == -signal.SIGKILL
-    assert finished(job(root, "again"), parent)["resumed_blocks"] >= 1
-
-
 @pytest.mark.parametrize("order", [signal.SIGUSR1, signal.SIGTERM])
 def test_orders_to_the_group_are_the_first_ranks(order: signal.Signals, root: Path, parent: Warm) -> None:
     running = Running(job(root, "stopped"), parent, points_every=3600)
@@ -137,6 +122,18 @@ def test_orders_to_the_group_are_the_first_ranks(order: signal.Signals, root: Pa
     assert len(points) == (2 if order is signal.SIGUSR1 else 0)  # each rank's part of one point
     if points:
         assert finished(job(root, "again"), parent)["resumed_blocks"] >= 2
+
+
+@pytest.mark.parametrize("killed", ["first rank", "parent"])
+def test_no_rank_outlives_the_first_or_its_parent(killed: str, root: Path, parent: Warm) -> None:
+    running = Running(job(root, "killed"), parent)
+    running.until("checkpoint", block=0)
+    first, second = ranks(parent)
+    os.kill(second, signal.SIGSTOP)  # so that it cannot end by itself
+    os.kill(first if killed == "first rank" else parent.pid, signal.SIGKILL)
+    eventually(lambda: not alive(first) and not alive(second), 10)
+    assert running.finish()[0] == -signal.SIGKILL
+    assert [path.name[:17] for path in sorted((root / "checkpoint").glob("hidden-00001*"))]
 
 
 SCRIPT = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,11 @@ def test_exits_are_told_apart(tmp_path: Path) -> None:
 def test_out_of_memory_is_named_when_the_kernel_says_so() -> None:
     end = Exit(Order.CONTINUE, -signal.SIGKILL, "prune", None, out_of_memory=True)
     assert (explain(end, deadline_s=1).code, explain(end, deadline_s=1).retryable) == ("host_oom", False)
+    # Of several ranks a further one was killed, and the first says so.
+    error = {"code": "runner_died", "message": "m", "hint": "h", "retryable": True, "rank": 1}
+    assert explain(replace(end, error=error), deadline_s=1).code == "host_oom"
+    assert explain(replace(end, error=error, out_of_memory=False), deadline_s=1).code == "runner_died"
+    assert explain(replace(end, error=error | {"code": "disk_full"}), deadline_s=1).code == "disk_full"
 
 
 def test_abandon_does_not_wait_for_the_grace(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FOREVER = timedelta(days=365)
 """How long a rank waits for another: one may work alone for hours, and a dead one ends the job."""
+_NONE = "none"
 
 
 class Ranks:
@@ -158,24 +159,26 @@ class Errands:
 def join(rank: int, count: int, meeting: Path, *, cuda: bool) -> Ranks:
     """Meet the other ranks of this host at the file `meeting`, which is new. Before anything touches CUDA.
 
-    With `cuda` each rank takes one of the GPUs that are visible, and sees no other. Raises InvalidSpec where there are
-    some, but not enough.
+    With `cuda` each rank takes one of the GPUs that are visible, and sees no other; where two take the same one
+    (CUDA_VISIBLE_DEVICES=0,0, to try ranks on one GPU), tensors go by gloo, as NCCL refuses that. Raises InvalidSpec
+    where there are GPUs, but not enough.
     """
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name need not lead anywhere
+    own = ""
     if cuda:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(rank, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        own = os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(rank, os.environ.get("CUDA_VISIBLE_DEVICES"))
     store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]
     store.set_timeout(FOREVER)
-    store.set(f"gpu/{rank}", str(int(cuda and torch.cuda.is_available())))
-    gpus = sum(int(store.get(f"gpu/{other}")) for other in range(count))
-    if 0 < gpus < count:
+    store.set(f"gpu/{rank}", own if cuda and torch.cuda.is_available() else _NONE)
+    gpus = [gpu for gpu in (store.get(f"gpu/{other}") for other in range(count)) if gpu != _NONE.encode()]
+    if 0 < len(gpus) < count:
         raise InvalidSpec(
-            f"the job is to run on {count} devices, and this worker gives it {gpus} GPU{'s' * (gpus > 1)}",
-            f"set `devices` to {gpus}, or send the job to a worker with more GPUs",
+            f"the job is to run on {count} devices, and this worker gives it {len(gpus)} GPU{'s' * (len(gpus) > 1)}",
+            f"set `devices` to {len(gpus)}, or send the job to a worker with more GPUs",
             field="/compute/devices",
         )
-    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if gpus and len({*gpus}) == count else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=FOREVER)
     return Ranks(rank, count)
 

@@ -356,9 +356,16 @@ class CompressionSpec(SpecModel):
 
     @model_validator(mode="after")
     def _windows_for_every_part(self) -> CompressionSpec:
-        if self.score is None or self.calibrate is None:
+        if self.calibrate is None:
             return self
-        if self.calibrate.samples < self.score.splits:
+        if self.calibrate.samples < self.compute.devices:
+            raise PydanticCustomError(
+                "fewer_samples_than_devices",
+                "each of {devices} devices reads windows of its own: `calibrate.samples` must be at least as many, or "
+                "`compute.devices` at most {samples}",
+                {"devices": self.compute.devices, "samples": self.calibrate.samples},
+            )
+        if self.score is not None and self.calibrate.samples < self.score.splits:
             raise PydanticCustomError(
                 "too_few_samples",
                 "score `{method}` compares {parts} parts of the calibration text: `calibrate.samples` must be at least "
