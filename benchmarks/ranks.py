@@ -52,7 +52,8 @@ def main() -> None:
         cpu = [statistics.median(cpu_s for _, cpu_s in found[ranks]) for ranks in found]
         print(
             f"| {method} | {statistics.median(one):.1f} | {statistics.median(several):.1f} "
-            f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} … {max(ratios):.2f} | {cpu[0]:.1f} | {cpu[1]:.1f} |",
+            f"| {statistics.median(ratios):.2f} | {min(ratios):.2f} … {max(ratios):.2f} "
+            f"| {cpu[0]:.1f} | {cpu[1]:.1f} |",
             flush=True,
         )
 
