@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.db import now_ms
-from app.jobs.models import Attempt, Job, Outbox
+from app.jobs.models import Attempt, DeviceLease, Job, Outbox, WorkerRecord
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Backlog:
     outbox_oldest_s: float
     queue_oldest_s: float
     leases_expired: int
+    devices_held: int
 
 
 def backlog(session: Session) -> Backlog:
@@ -27,6 +28,7 @@ def backlog(session: Session) -> Backlog:
         outbox_pending=session.execute(select(func.count()).select_from(Outbox)).scalar_one(),
         outbox_oldest_s=outbox_oldest_s(session),
         queue_oldest_s=_age_s(session.execute(select(now_ms() - oldest_due)).scalar_one()),
+        devices_held=session.execute(select(func.count()).select_from(DeviceLease)).scalar_one(),
         leases_expired=session.execute(select(func.count()).where(Job.lease_expires_at < now_ms())).scalar_one(),
     )
 
@@ -39,6 +41,15 @@ def outbox_oldest_s(session: Session) -> float:
 def count_by_status(session: Session) -> dict[str, int]:
     rows = session.execute(select(Job.status, func.count().label("jobs")).group_by(Job.status))
     return {row.status: row.jobs for row in rows}
+
+
+def count_devices(session: Session) -> dict[str, int]:
+    """Devices of live workers by kind, `cpu` or `gpu`."""
+    devices = func.sum(WorkerRecord.devices).label("devices")
+    rows = session.execute(
+        select(WorkerRecord.kind, devices).where(WorkerRecord.expires_at > now_ms()).group_by(WorkerRecord.kind)
+    )
+    return {row.kind: row.devices for row in rows}
 
 
 def count_failures(session: Session) -> dict[str, int]:

@@ -26,6 +26,7 @@ class StateCollector(Collector):
         with self._database.read() as session:
             by_status = counts.count_by_status(session)
             failures = counts.count_failures(session)
+            devices = counts.count_devices(session)
             state = counts.backlog(session)
         jobs = GaugeMetricFamily("espalier_jobs", "Jobs by status.", labels=["status"])
         for status in STATUSES:
@@ -35,7 +36,12 @@ class StateCollector(Collector):
         for code, count in failures.items():
             failed.add_metric([code], count)
         yield failed
+        known = GaugeMetricFamily("espalier_devices", "Devices of live workers.", labels=["kind"])
+        for kind in ("cpu", "gpu"):
+            known.add_metric([kind], devices.get(kind, 0))
+        yield known
         for name, value, meaning in (
+            ("espalier_devices_held", state.devices_held, "Devices that jobs hold."),
             ("espalier_outbox_pending", state.outbox_pending, "Messages to workers not yet published."),
             ("espalier_outbox_oldest_seconds", state.outbox_oldest_s, "How long the oldest of them has been due."),
             ("espalier_queue_oldest_seconds", state.queue_oldest_s, "How long the oldest queued job has been due."),

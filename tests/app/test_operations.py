@@ -15,12 +15,13 @@ from starlette.testclient import TestClient
 
 from app.db import clock, now_ms
 from app.http import middleware
-from app.jobs import preflight, repository
+from app.jobs import fleet, preflight, repository
 from app.jobs.models import Job, Outbox
 from app.main import create_app
 from app.settings import Settings
 from app.storage import StorageError
-from tests.helpers.api import SPEC, Api, make_key
+from tests.helpers.api import SPEC, W1, Api, make_key
+from tests.helpers.job_life import worker
 
 
 def metrics(api: Api) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -80,10 +81,21 @@ class TestMetrics:
         assert found["espalier_jobs", (("status", "running"),)] == 0
         assert found["espalier_job_failures_total", (("code", "runner_died"),)] == 1
 
+    def test_count_the_devices_of_live_workers(self, api: Api) -> None:
+        with api.database.write() as session:
+            fleet.make_known(session, worker("g", "gpu", 4), ttl_s=60)
+            fleet.make_known(session, worker("dead", "gpu", 8), ttl_s=-1)
+        api.submit(SPEC | {"compute": {"devices": 3}})
+        api.claim()
+        found = metrics(api)
+        assert found["espalier_devices", (("kind", "cpu"),)] == len(W1.devices)
+        assert found["espalier_devices", (("kind", "gpu"),)] == 4
+        assert found["espalier_devices_held", ()] == 3
+
     def test_tell_what_waits_too_long(self, api: Api) -> None:
         api.submit()
         api.submit()
-        held = api.claim()  # either: a claim passes over a row that the relay has locked
+        held = api.claim()
         with api.database.write() as session:
             session.execute(update(Job).where(Job.id == held.job_id).values(lease_expires_at=now_ms() - 1000))
             session.execute(update(Job).where(Job.id != held.job_id).values(not_before=now_ms() - 90_000))
