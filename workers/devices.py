@@ -12,6 +12,10 @@ from typing import Literal
 
 from app.settings import Settings
 
+NO_GPU = (
+    "This worker is to have GPUs (ESPALIER_WORKER_DEVICES=gpu), and CUDA_VISIBLE_DEVICES names none; where that is not "
+    "set, `nvidia-smi --list-gpus` found none. Name them, or start it with ESPALIER_WORKER_DEVICES=cpu."
+)
 LISTING = ["nvidia-smi", "--list-gpus"]
 _LINE = re.compile(r"^(?P<instance>\s*)(?:GPU|MIG) .*\(UUID: (?P<uuid>\S+)\)$")
 

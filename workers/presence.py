@@ -21,16 +21,12 @@ from app.db import Database
 from app.ids import new_id
 from app.jobs import fleet
 from app.jobs.fleet import Worker
+from app.logs import configure_logging
 from app.settings import get_settings
 from workers import devices
 from workers.celery_app import draining
 
 log = structlog.get_logger(__name__)
-
-NO_GPU = (
-    "This worker is to have GPUs (ESPALIER_WORKER_DEVICES=gpu), and CUDA_VISIBLE_DEVICES names none; where that is not "
-    "set, `nvidia-smi --list-gpus` found none. Name them, or start it with ESPALIER_WORKER_DEVICES=cpu."
-)
 
 
 @cache
@@ -54,7 +50,8 @@ def _count_devices(sender: Any, **_: Any) -> None:
     """
     sender.concurrency = len(this_worker().devices)
     if not sender.concurrency:
-        log.error("refused", detail=NO_GPU)
+        configure_logging(get_settings().log_level)
+        log.error("refused", detail=devices.NO_GPU)
         raise SystemExit(2)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from app.cli.exits import Usage
 from app.cli.options import load_settings
 from app.settings import Settings
 from workers import devices
@@ -28,7 +29,10 @@ def api_command(*listen: str) -> list[str]:
 
 
 def worker_command(settings: Settings) -> list[str]:
-    kind, _ = devices.found(settings)
+    """Raises Usage where the worker is to have GPUs and there are none."""
+    kind, names = devices.found(settings)
+    if not names:
+        raise Usage(devices.NO_GPU)
     queues = "gpu,any" if kind == "gpu" else "any"
     # One job at a time on each device, which the worker counts. Its name must differ from others' on this host.
     return [

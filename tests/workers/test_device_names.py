@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from app.cli.exits import Usage
 from app.cli.processes import worker_command
 from app.settings import Settings
 from workers import devices
@@ -74,6 +75,14 @@ def test_a_worker_listens_where_its_jobs_are_announced(tmp_path: Path, monkeypat
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         command = worker_command(Settings(home=tmp_path))
         assert command[command.index("--queues") + 1] == queues
+
+
+def test_a_worker_that_is_to_have_gpus_and_finds_none_is_refused(
+    gpu_worker: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(Usage, match="CUDA_VISIBLE_DEVICES names none"):
+        worker_command(gpu_worker)
 
 
 def test_numbers_are_their_owners_and_uuids_everybodys() -> None:
