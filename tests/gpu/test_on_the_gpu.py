@@ -22,6 +22,7 @@ from safetensors import safe_open
 from benchmarks.digests import PERPLEXITY, ROOT, TEXT, digest, specs
 from workers.engine.errors import EngineError
 from workers.engine.events import Silent
+from workers.engine.model.memory import Place, Room
 from workers.engine.pipeline import compress
 from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources
@@ -106,14 +107,25 @@ def test_evaluators_agree(name: str, tmp_path: Path) -> None:
         assert [sample.dense for sample in there.samples] == [sample.dense for sample in here.samples]
 
 
-def test_a_budget_that_is_small_changes_no_byte(tmp_path: Path) -> None:
-    """Where hidden states and weights wait is no part of what is computed."""
-    spec = OWN_MODEL["prune sparsegpt"] | {"calibrate": {"dataset": "calibration.txt", "samples": 8}}
-    spec["calibrate"]["sequence_length"] = 128
-    found = set()
-    for number, budget in enumerate((600 * 2**20, 2**32)):
-        run(tmp_path / str(number), spec, device=DEVICE, memory_budget=budget)
+@pytest.mark.parametrize("name", ["prune sparsegpt", "units taylor", "refresh projection"])
+def test_where_hidden_states_lie_changes_no_byte(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device, in pinned memory, in a file, and in all of them at once."""
+    spec = OWN_MODEL[name]
+    states = 6 * 128 * 256 * 4  # bytes of the text between two blocks
+    found, places = set(), set()
+    take = Room.take
+
+    def noted(room: Room, size: int) -> Place:
+        places.add(place := take(room, size))
+        return place
+
+    monkeypatch.setattr(Room, "take", noted)
+    rooms = (Room(device=2**30), Room(host=2**30), Room(), Room(device=states, host=states))
+    for number, room in enumerate(rooms):
+        monkeypatch.setattr("workers.engine.stages.load.room_for_states", lambda *_, room=room, **__: room)
+        run(tmp_path / str(number), spec, device=DEVICE)
         found.add(digest(tmp_path / str(number) / "model"))
+    assert places == {"device", "host", "file"}
     assert len(found) == 1
 
 
