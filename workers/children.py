@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Protocol
 
 _PR_SET_PDEATHSIG = 1
@@ -87,6 +88,12 @@ def start(command: Sequence[str], events: int, log: IO[bytes] | int) -> subproce
 def runner_command(arguments: Sequence[str]) -> list[str]:
     """The command line of a runner that does its own imports, and dies with this process."""
     return [sys.executable, "-m", "workers.runner", *arguments, "--parent", str(os.getpid())]
+
+
+def has_threads() -> bool:
+    """Whether this process has threads beside the present one, which a fork would not have and wait for (Linux)."""
+    tasks = Path("/proc/self/task")
+    return tasks.exists() and len(list(tasks.iterdir())) > 1
 
 
 def die_with_parent(parent: int) -> None:

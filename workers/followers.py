@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from workers.children import die_with_parent
+from workers.children import die_with_parent, has_threads
 from workers.engine.errors import EngineError
 
 GRACE_S = 2.0
@@ -60,6 +60,8 @@ class Followers:
         """Make them; True in each of them, False in the first."""
         sys.stdout.flush()
         sys.stderr.flush()
+        if self.count > 1 and has_threads():
+            raise RuntimeError("the runner has more than one thread and cannot fork its ranks")
         words = list[int]()
         for rank in range(1, self.count):
             read, write = os.pipe()

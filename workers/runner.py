@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if followers.fork():
             events.close()
             followers.follow(lambda: _work(arguments, spec, followers, Silent(), points))
+        if followers.count > 1:
+            _obey_while_waiting(points)
         followers.on_fall(told)
         report = _work(arguments, spec, followers, events, points)
     except Exception as error:
@@ -134,6 +136,24 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--parent", type=int, default=os.getppid(), metavar="PID", help="process to die with; the caller if left out"
     )
     return parser.parse_args(argv)
+
+
+def _obey_while_waiting(points: Points) -> None:
+    """Handle SIGTERM and SIGUSR1 on a thread: Python runs no handler while its main thread waits for another rank."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(write)
+
+    def obey() -> None:
+        while numbers := os.read(read, 1):
+            if numbers[0] == signal.SIGTERM:
+                os._exit(TERMINATED)
+            if numbers[0] == signal.SIGUSR1:
+                threading.Thread(target=_drain, args=[points], daemon=True).start()
+
+    threading.Thread(target=obey, name="orders", daemon=True).start()
 
 
 def _drain(points: Points) -> None:

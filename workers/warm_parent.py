@@ -23,11 +23,10 @@ import socket
 import sys
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from workers import runner
-from workers.children import code_of, die_with_parent
+from workers.children import code_of, die_with_parent, has_threads
 
 PRELOADED = (
     "workers.engine.pipeline",
@@ -56,7 +55,7 @@ def main() -> int:
         request, descriptors = _receive(channel)
         if request is None:
             return 0
-        if len(list(Path("/proc/self/task").iterdir())) > 1:
+        if has_threads():
             sys.stderr.write("the warm parent has more than one thread and cannot fork\n")
             return 1
         parent, (leads, tells) = os.getpid(), os.pipe()

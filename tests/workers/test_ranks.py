@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,9 @@ def test_orders_to_the_group_are_the_first_ranks(order: signal.Signals, root: Pa
     running = Running(job(root, "stopped"), parent, points_every=3600)
     running.until("progress", done=2, unit="block")
     second = ranks(parent)[1]
+    if order is signal.SIGTERM:
+        os.kill(second, signal.SIGSTOP)  # so that the first rank waits for it, and obeys while it does
+        time.sleep(0.2)
     running.child.signal(order)
     code, events, _ = running.finish()
     assert (code, [event for event in events if event["event"] == "error"]) == (75, [])

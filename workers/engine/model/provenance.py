@@ -46,7 +46,7 @@ def provenance(spec: CompressionSpec, model: LoadedModel, data_digests: Mapping[
         seed=spec.seed,
         versions=versions(),
         device=device_name(model.device),
-        devices=spec.compute.devices,
+        devices=model.ranks.total,
         threads=torch.get_num_threads(),
         compute_dtype=spec.compute.dtype,
     )
