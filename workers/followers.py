@@ -61,7 +61,9 @@ class Followers:
         sys.stdout.flush()
         sys.stderr.flush()
         if self.count > 1 and has_threads():
-            raise RuntimeError("the runner has more than one thread and cannot fork its ranks")
+            raise RuntimeError(
+                "the runner has more than one thread and cannot fork its ranks: unset OPENBLAS_NUM_THREADS"
+            )
         words = list[int]()
         for rank in range(1, self.count):
             read, write = os.pipe()

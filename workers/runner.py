@@ -38,6 +38,9 @@ ENVIRONMENT = {
     # OpenMP threads that wait by spinning take the cores from whoever they wait for: beside two busy processes on two
     # cores a job took 110 s with spinning and 41 s without.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # numpy's and scipy's own BLAS starts threads when it is imported, on a machine of several cores. No fork has them,
+    # so that neither the warm parent nor a runner of several ranks could fork. Products of any size are torch's.
+    "OPENBLAS_NUM_THREADS": "1",
 }
 """Read by libraries when they are imported, so set before they are; the operator's own values win."""
 NAME = "espalier-run"

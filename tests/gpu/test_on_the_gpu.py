@@ -153,3 +153,25 @@ def test_two_jobs_on_one_device(tmp_path: Path) -> None:
         runners.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     assert [runner.wait(timeout=240) for runner in runners] == [0, 0]
     assert digest(tmp_path / "0/model") == digest(tmp_path / "1/model")
+
+
+@pytest.mark.parametrize("visible", ["0,0", "0,1"], ids=["gloo, on one GPU", "nccl, on two"])
+@pytest.mark.parametrize("name", ["score wanda", "prune sparsegpt", "units taylor"])
+def test_two_ranks_make_what_one_makes(name: str, visible: str, tmp_path: Path) -> None:
+    if visible == "0,1" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    here = run(tmp_path / "one", OWN_MODEL[name], device=DEVICE)
+    folder = tmp_path / "two"
+    folder.mkdir()
+    spec = {"evaluate": [PERPLEXITY]} | OWN_MODEL[name] | {"compute": {"device": DEVICE, "devices": 2}}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "workers.runner", folder, "--models", SOURCES.models_dir, "--gpus", visible]
+    command += ["--data", SOURCES.data_dir, "--checkpoint", folder / "checkpoint"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout.splitlines()[-1] + done.stderr[-2000:]
+    there = Report.model_validate(json.loads(done.stdout.splitlines()[-1])["report"])
+    assert perplexity(there) == pytest.approx(perplexity(here), rel=1e-3)
+    ours, theirs = weights(folder), weights(tmp_path / "one")
+    assert {key: tensor.shape for key, tensor in ours.items()} == {k: t.shape for k, t in theirs.items()}
+    same = sum(int(((ours[key] == 0) == (theirs[key] == 0)).sum()) for key in ours)
+    assert same / sum(tensor.numel() for tensor in ours.values()) > 0.999

@@ -16,6 +16,8 @@ __all__ = ["save_model", "sources", "tenant", "tiny"]
 @pytest.fixture(scope="session")
 def parent() -> Iterator[Warm]:
     """One for all: it takes seconds to import what its runners need."""
-    parent = Warm()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS")  # the suite's own: libraries start as many threads as they do elsewhere
+        parent = Warm()
     yield parent
     parent.close()
