@@ -70,9 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         spec = _read_spec(arguments.workdir / "spec.json")
         import workers.engine.pipeline  # noqa: F401  # before the fork: the ranks share what was imported
+        from workers.engine.failures import translated
 
-        followers = Followers(spec.compute.devices, arguments.workdir)
-        if followers.fork():
+        with translated():
+            followers = Followers(spec.compute.devices, arguments.workdir)
+            further = followers.fork()
+        if further:
             events.close()
             followers.follow(lambda: _work(arguments, spec, followers, Silent(), points))
         if followers.count > 1:

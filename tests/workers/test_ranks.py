@@ -19,7 +19,7 @@ from transformers import LlamaConfig
 from tests.helpers.cluster import eventually
 from tests.helpers.running import Running, weights, write_spec
 from tests.helpers.small_models import SIZES, SaveModel, spec_of
-from workers.engine.errors import NumericalFailure
+from workers.engine.errors import NumericalFailure, StorageUnavailable
 from workers.warm import Warm
 
 pytestmark = pytest.mark.xdist_group("runners")  # of one warm parent
@@ -108,6 +108,15 @@ def test_a_rank_that_is_killed_is_one_failure_and_a_resume(root: Path, parent: W
     again = job(root, "again")
     assert finished(again, parent)["resumed_blocks"] >= 2
     assert weights(again) == weights(whole)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_scratch_that_cannot_be_written_is_no_bug(devices: int, root: Path, parent: Warm) -> None:
+    code, events, log = Running(job(root, "job", devices), parent, checkpoint="data/heldout.txt/below").finish()
+    errors = [event for event in events if event["event"] == "error"]
+    assert [(error["code"], error["retryable"]) for error in errors] == [("storage_unavailable", True)], log
+    assert "heldout.txt" in errors[0]["message"]
+    assert code == StorageUnavailable.exit_code
 
 
 @pytest.mark.parametrize("order", [signal.SIGUSR1, signal.SIGTERM])

@@ -9,7 +9,7 @@
     ├── ResultMismatch          the result does not compute what was pruned, or does not load
     ├── PromiseBroken           the result exceeds what the spec bounds it by
     ├── OutOfMemory             of the device or of the host
-    ├── DiskFull
+    ├── DiskFull  StorageUnavailable    of the disk that the files are on
     └── HubUnavailable          the model hub did not answer; worth another try
 
 The code is stable and part of the API: clients switch on it. `hint` always says what to change. The runner
@@ -129,6 +129,14 @@ class HostOutOfMemory(EngineError):
 class DiskFull(EngineError):
     code = "disk_full"
     exit_code = 68
+    retryable = True
+
+
+class StorageUnavailable(EngineError):
+    """A file of the job cannot be read or written: a disk that fails or is read-only, missing permissions, limits."""
+
+    code = "storage_unavailable"
+    exit_code = 73
     retryable = True
 
 

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
 
-from workers.engine.errors import DeviceOutOfMemory, DiskFull, HostOutOfMemory, NumericalFailure
+from workers.engine.errors import (
+    DeviceOutOfMemory,
+    DiskFull,
+    EngineError,
+    HostOutOfMemory,
+    NumericalFailure,
+    StorageUnavailable,
+)
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_ACCESS = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO, errno.ESTALE, errno.ENOTDIR,
+    errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EAGAIN,
+)  # fmt: skip
+"""Of the place where the files lie, or of the process's limits; a missing file may be anybody's fault."""
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise DeviceOutOfMemory, HostOutOfMemory, DiskFull or NumericalFailure in place of the libraries' exceptions."""
+    """Raise DeviceOutOfMemory, HostOutOfMemory, DiskFull, StorageUnavailable or NumericalFailure in place of the
+    libraries' exceptions."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -28,13 +42,13 @@ def translated() -> Iterator[None]:
     except MemoryError as error:
         raise _host_out_of_memory(error) from error
     except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise _disk_full(error) from error
+        if (of_disk := _of_disk(error, error.errno)) is not None:
+            raise of_disk from error
         raise
     except SafetensorError as error:
-        # Its only trace of the system's error number is the text.
-        if any(f"os error {number}" in str(error) for number in _NO_SPACE):
-            raise _disk_full(error) from error
+        number = re.search(r"os error (\d+)", str(error))  # its only trace of the system's error number
+        if number and (of_disk := _of_disk(error, int(number[1]))) is not None:
+            raise of_disk from error
         raise
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise NumericalFailure(
@@ -55,8 +69,19 @@ def _host_out_of_memory(error: Exception) -> HostOutOfMemory:
     )
 
 
-def _disk_full(error: Exception) -> DiskFull:
-    return DiskFull(
-        f"the disk is full: {error}",
-        "free space under the work directory: a job needs twice the size of its result, and its calibration states",
-    )
+def _of_disk(error: Exception, number: int | None) -> EngineError | None:
+    """The error for a number of the system's; None where that says nothing about disks and files."""
+    if number in _NO_SPACE:
+        return DiskFull(
+            f"the disk is full: {error}",
+            "free space under the work directory: a job needs twice the size of its result, and its calibration states",
+        )
+    if number == errno.ENOMEM:
+        return _host_out_of_memory(error)
+    if number in _NO_ACCESS:
+        return StorageUnavailable(
+            f"the job could not read or write its files: {error}",
+            "check the worker's disk, and its permissions and limits on the named file; the job is tried again "
+            "meanwhile",
+        )
+    return None

@@ -73,9 +73,9 @@ def compress(
     this with the same arguments, and only the first with events that anybody reads.
     """
     ranks, model_dir = ranks or Ranks(), workdir / "model"
-    run = Run.of(Checkpoint(checkpoint_dir, events, points or Points(), ranks), events, cache_dir)
-    clock = run.clock
     with translated(), naming_broken_tensors() as dense:
+        run = Run.of(Checkpoint(checkpoint_dir, events, points or Points(), ranks), events, cache_dir)
+        clock = run.clock
         with clock.stage("load"):
             prospect = ranks.first(lambda: feasible(spec, resolve_model(spec.model, sources), sources))
             model = dense.model = load(spec, prospect, ranks)

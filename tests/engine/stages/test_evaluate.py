@@ -20,13 +20,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
 from workers.engine.contracts.evaluation import EvaluationData
 from workers.engine.contracts.facts import Measurement
-from workers.engine.errors import BadRequest, DatasetTooShort, NumericalFailure, SequenceTooLong, UnsupportedModel
+from workers.engine.errors import (
+    BadRequest,
+    DatasetTooShort,
+    DiskFull,
+    NumericalFailure,
+    SequenceTooLong,
+    UnsupportedModel,
+)
 from workers.engine.events import Silent
 from workers.engine.gates import Gate, judge
 from workers.engine.methods.evaluate import continuations, generation_speed, harness, perplexity, size
 from workers.engine.model import loaded as whole
 from workers.engine.ranks import Ranks
-from workers.engine.sources.harness_tasks import UnknownTask, UnsuitableTask, load_tasks
+from workers.engine.sources.harness_tasks import UnknownTask, UnsuitableTask, load_tasks, suitable
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluatedModel, evaluate, join
 from workers.engine.store.checkpoint import Checkpoint
@@ -262,6 +269,27 @@ def test_what_goes_wrong_inside_the_harness_is_the_tasks_fault(examples: Sources
     seen = context(sources, model, folder, Broken.from_pretrained(folder))
     with pytest.raises(UnsuitableTask, match="sound cannot be asked of this model: TypeError: argument"):
         harness.evaluate(seen, harness.HarnessParams(tasks=["sound"]))
+
+
+ENDINGS = {
+    "ends": ("raise SystemExit('install slr')", UnsuitableTask),
+    "full": ("raise OSError(28, 'No space left on device')", DiskFull),
+    "full_below": ("raise RuntimeError('generation failed') from OSError(28, 'No space left on device')", DiskFull),
+    "missing_below": ("raise RuntimeError('generation failed') from FileNotFoundError(2, 'no file')", UnsuitableTask),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_code_of_a_task_that_ends_the_process_or_fills_the_disk(name: str, tmp_path: Path) -> None:
+    statement, raised = ENDINGS[name]
+    made_task(tmp_path, name, process_docs="@")
+    (tmp_path / "tasks/own.py").write_text(f"def ends(found):\n    {statement}\n")
+    task = tmp_path / f"tasks/{name}.yaml"
+    task.write_text(task.read_text().replace('"@"', "!function own.ends"))
+    with pytest.raises(raised):
+        load_tasks([name], tmp_path / "tasks", "/evaluate/0")
+    with pytest.raises(UnsuitableTask), suitable([name], "/evaluate/0"):
+        raise SystemExit(1)
 
 
 def test_no_number_of_the_harness_is_taken_as_exact(examples: Sources, tmp_path: Path) -> None:

@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.helpers.small_models import spec_of, walk
 from workers.engine.contracts.params import Stat
-from workers.engine.errors import CheckpointMismatch, DeviceOutOfMemory, DiskFull, HostOutOfMemory, NumericalFailure
+from workers.engine.errors import (
+    CheckpointMismatch,
+    DeviceOutOfMemory,
+    DiskFull,
+    HostOutOfMemory,
+    NumericalFailure,
+    StorageUnavailable,
+)
 from workers.engine.events import Silent
 from workers.engine.failures import translated
 from workers.engine.model.placement import InFile
@@ -227,6 +235,17 @@ def test_a_retry_prunes_to_the_allocation_of_the_first_attempt(
         (MemoryError(), HostOutOfMemory),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), HostOutOfMemory),
         (OSError(errno.ENOSPC, "No space left on device"), DiskFull),
+        (OSError(errno.EROFS, "Read-only file system", "/scratch/x"), StorageUnavailable),
+        (PermissionError(errno.EACCES, "Permission denied", "/scratch/x"), StorageUnavailable),
+        (OSError(errno.EIO, "Input/output error"), StorageUnavailable),
+        (OSError(errno.EFBIG, "File too large"), StorageUnavailable),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), StorageUnavailable),  # no more processes
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), HostOutOfMemory),
+        (
+            SafetensorError("Error while serializing: I/O error: Read-only file system (os error 30)"),
+            StorageUnavailable,
+        ),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), DiskFull),
     ],
 )
 def test_machine_failures_are_named(native: Exception, translation: type[Exception]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import chdir, contextmanager, nullcontext
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ def suitable(names: Sequence[str], pointer: str) -> Iterator[None]:
             yield
     except (EngineError, OSError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # some tasks' code ends the process where it misses a package or a file
         raise UnsuitableTask(
             f"{', '.join(names)} cannot be asked of this model: {type(error).__name__}: {error}",
             "check the task's templates, rows and metrics, and that the model's tokenizer can encode them; the job's "
@@ -82,7 +82,8 @@ def _load_task(manager: TaskManager, name: str, tasks_dir: Path, pointer: str) -
     if (manager.task_index[name].cfg or {}).get("unsafe_code"):  # loading it would already import code from the hub
         raise _unsuitable(name, "it runs code the model writes", pointer)
     try:
-        return manager.load(_with_our_reader(manager, name, tasks_dir, f"{pointer}/tasks"))
+        with translated():
+            return manager.load(_with_our_reader(manager, name, tasks_dir, f"{pointer}/tasks"))
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise DatasetNotFound(
             f"the data of task {name} is not there: {error}",
@@ -97,7 +98,10 @@ def _load_task(manager: TaskManager, name: str, tasks_dir: Path, pointer: str) -
         ) from error
     except EngineError:
         raise
-    except Exception as error:  # of its templates, its metrics, its rows: whatever the file may name
+    except (Exception, SystemExit) as error:  # of its templates, its metrics, its rows: whatever the file may name
+        if isinstance(error.__cause__, OSError | MemoryError):  # `datasets` wraps what the system says
+            with suppress(OSError), translated():
+                raise error.__cause__ from None
         raise _unsuitable(name, f"{type(error).__name__}: {error}", pointer) from error
 
 
