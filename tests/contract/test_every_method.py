@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 import torch
@@ -532,3 +532,15 @@ def test_the_light_half_imports_no_torch() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("method", [method for stage in STAGES for method in methods(stage)], ids=lambda m: m.name)
+def test_lists_of_json_are_taken_where_they_were_parsed_before(method: Method) -> None:
+    """A sweep and the command line change a parsed spec before they validate it."""
+    for name, field in method.params.model_fields.items():
+        if get_origin(field.annotation) is tuple:
+            try:
+                method.params.model_validate({"method": method.name, name: []})
+            except ValidationError as error:
+                wrong = {(*mistake["loc"],): mistake["type"] for mistake in error.errors()}
+                assert wrong.get((name,)) != "tuple_type", name

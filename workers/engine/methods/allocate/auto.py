@@ -32,6 +32,7 @@ class AutoParams(MethodParams):
     )
     among: tuple[Name, ...] = Field(
         ("uniform", "owl", "alpha_pruning"),
+        strict=False,  # JSON has lists
         min_length=2,
         max_length=6,
         description="Allocators that are tried, with their default parameters. Of equals the first is taken.",
