@@ -48,7 +48,8 @@ class Settings(BaseSettings):
     worker_devices: Literal["auto", "cpu", "gpu"] = Field(
         "auto",
         description="What this worker hands out. `gpu`: the GPUs in CUDA_VISIBLE_DEVICES, or all of the host; `auto`: "
-        "the same if there are any. A `cpu` worker uses none, and leaves jobs with compute.device=cuda alone.",
+        "the same if there is a driver, and any GPU. A `cpu` worker uses none, and leaves jobs with "
+        "compute.device=cuda alone.",
     )
     worker_slots: int = Field(
         1,

@@ -17,6 +17,8 @@ NO_GPU = (
     "set, `nvidia-smi --list-gpus` found none. Name them, or start it with ESPALIER_WORKER_DEVICES=cpu."
 )
 LISTING = ["nvidia-smi", "--list-gpus"]
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Devices of drivers: NVIDIA's, that of WSL, AMD's."""
 _LINE = re.compile(r"^(?P<instance>\s*)(?:GPU|MIG) .*\(UUID: (?P<uuid>\S+)\)$")
 
 
@@ -24,9 +26,10 @@ def found(settings: Settings) -> tuple[Literal["cpu", "gpu"], list[str]]:
     """The worker's kind and the names of its devices.
 
     Of GPUs those in CUDA_VISIBLE_DEVICES, unchanged, else all that the driver lists; there are none only where the
-    settings ask for GPUs and no other device. Of shares of the processors `0`, `1`, ….
+    settings ask for GPUs and no other device. Of shares of the processors `0`, `1`, …. Where the settings leave the
+    choice, names count only on a host with a driver: schedulers and images set the variable on hosts without, too.
     """
-    if settings.worker_devices != "cpu":
+    if settings.worker_devices == "gpu" or (settings.worker_devices == "auto" and _has_driver()):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = _listed() if visible is None else _parsed(visible)
         if gpus or settings.worker_devices == "gpu":
@@ -44,6 +47,10 @@ def threads(settings: Settings, taken: int, of: int) -> int:
     if settings.worker_threads:
         return settings.worker_threads * taken
     return max(1, len(os.sched_getaffinity(0)) * taken // of) if of > 1 else 0
+
+
+def _has_driver() -> bool:
+    return any(map(os.path.exists, DRIVERS)) or bool(_listed())
 
 
 def _parsed(visible: str) -> list[str]:

@@ -64,6 +64,13 @@ def test_a_worker_without_gpus_counts_its_slots(tmp_path: Path, monkeypatch: pyt
     assert devices.found(Settings(home=tmp_path)) == ("cpu", ["0"])
     assert devices.found(Settings(home=tmp_path, worker_slots=3)) == ("cpu", ["0", "1", "2"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(devices, "DRIVERS", [tmp_path / "none"])
+    monkeypatch.setattr(devices, "LISTING", ["no-such-program"])
+    assert devices.found(Settings(home=tmp_path, worker_slots=3)) == ("cpu", ["0", "1", "2"]), "no driver to name them"
+    monkeypatch.setattr(devices, "LISTING", ["printf", "%s", LISTING])
+    assert devices.found(Settings(home=tmp_path, worker_slots=3)) == ("gpu", ["0", "1"])
+    monkeypatch.setattr(devices, "LISTING", ["no-such-program"])
+    monkeypatch.setattr(devices, "DRIVERS", [tmp_path / "none", tmp_path])
     assert devices.found(Settings(home=tmp_path, worker_slots=3)) == ("gpu", ["0", "1"])
     assert devices.found(Settings(home=tmp_path, worker_slots=3, worker_devices="cpu")) == ("cpu", ["0", "1", "2"])
     with pytest.raises(ValidationError, match="worker_slots is for workers without GPUs"):
@@ -71,6 +78,7 @@ def test_a_worker_without_gpus_counts_its_slots(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_worker_listens_where_its_jobs_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "DRIVERS", [tmp_path])
     for visible, queues in (("", "any"), ("0", "gpu,any")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         command = worker_command(Settings(home=tmp_path))

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from tests.helpers.cluster import eventually
 from tests.helpers.running import Running, weights, write_spec
 from tests.helpers.small_models import SIZES, SaveModel, spec_of
-from workers.engine.errors import NumericalFailure, StorageUnavailable
+from workers.engine.errors import MemoryBudgetTooSmall, NumericalFailure, StorageUnavailable
+from workers.engine.stages import load as loading
 from workers.warm import Warm
 
 pytestmark = pytest.mark.xdist_group("runners")  # of one warm parent
@@ -108,6 +110,19 @@ def test_a_rank_that_is_killed_is_one_failure_and_a_resume(root: Path, parent: W
     again = job(root, "again")
     assert finished(again, parent)["resumed_blocks"] >= 2
     assert weights(again) == weights(whole)
+
+
+def test_a_host_too_small_for_so_many_processes_says_so() -> None:
+    """The spec sets no budget that could be raised."""
+    budget = MemoryBudgetTooSmall("it takes 502 MiB, the budget is 377 MiB", "compute in bfloat16", field="/compute")
+    cpu, bounded = torch.device("cpu"), spec_of(compute={"memory_budget": 2**28})
+    share = pytest.raises(MemoryBudgetTooSmall, match="share of one of 64 processes")
+    with share as refused, loading._named_as_a_share(spec_of(), cpu, 64):
+        raise budget
+    assert (refused.value.field, "less than 64" in refused.value.hint) == ("/compute/devices", True)
+    with pytest.raises(MemoryBudgetTooSmall) as refused, loading._named_as_a_share(bounded, cpu, 64):
+        raise budget
+    assert refused.value is budget
 
 
 @pytest.mark.parametrize("devices", [1, 2])

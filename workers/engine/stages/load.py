@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from workers.engine.errors import InvalidSpec
+from workers.engine.errors import InvalidSpec, MemoryBudgetTooSmall
 from workers.engine.model.loaded import LoadedModel, generation_settings, skeleton, tokenizer_of
 from workers.engine.model.memory import planned_memory, room_for_states
 from workers.engine.planning.predictions import BATCH_TOKENS, GPU_BATCH_TOKENS, batch_tokens, walk_bytes
@@ -15,6 +16,8 @@ from workers.engine.ranks import Ranks
 from workers.engine.sources.resolve import download, slices
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from workers.engine.removals.base import Prospect
     from workers.engine.spec import CompressionSpec
 
@@ -31,7 +34,8 @@ def load(spec: CompressionSpec, prospect: Prospect, ranks: Ranks | None = None) 
     generation_settings(source.folder, source.id)  # raises before the work, not when it is evaluated
     budget = planned_memory(spec.compute.memory_budget, device, ranks.count)
     most = GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
-    tokens = batch_tokens(spec, source, architecture, budget=budget, most=most)
+    with _named_as_a_share(spec, device, ranks.count):
+        tokens = batch_tokens(spec, source, architecture, budget=budget, most=most)
     return LoadedModel(
         source,
         architecture,
@@ -45,6 +49,21 @@ def load(spec: CompressionSpec, prospect: Prospect, ranks: Ranks | None = None) 
         slices(source),
         ranks,
     )
+
+
+@contextmanager
+def _named_as_a_share(spec: CompressionSpec, device: torch.device, ranks: int) -> Iterator[None]:
+    """Where the budget is no one's but one of several processes' share of the host, say so."""
+    try:
+        yield
+    except MemoryBudgetTooSmall as error:
+        if ranks == 1 or device.type == "cuda" or spec.compute.memory_budget is not None:
+            raise
+        raise MemoryBudgetTooSmall(
+            f"{error.message}, the share of one of {ranks} processes in the host's memory",
+            f"set `devices` to less than {ranks}, or {error.hint}",
+            field="/compute/devices",
+        ) from None
 
 
 def _device(spec: CompressionSpec) -> torch.device:
