@@ -25,6 +25,11 @@ _NO_ACCESS = (
     errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EAGAIN,
 )  # fmt: skip
 """Of the place where the files lie, or of the process's limits; a missing file may be anybody's fault."""
+_DEVICE_MEMORY = (
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED", "Cuda failure 2 'out of memory'",
+)  # fmt: skip
+"""Texts of errors of CUDA's libraries, and of NCCL, that are not torch.OutOfMemoryError."""
 
 
 @contextmanager
@@ -34,11 +39,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceOutOfMemory(
-            f"the GPU ran out of memory: {error}",
-            "use fewer or shorter calibration windows, a smaller evaluation batch, bfloat16 compute, or a larger GPU",
-            field="/compute",
-        ) from error
+        raise _device_out_of_memory(error) from error
     except MemoryError as error:
         raise _host_out_of_memory(error) from error
     except OSError as error:
@@ -59,7 +60,17 @@ def translated() -> Iterator[None]:
     except RuntimeError as error:
         if "DefaultCPUAllocator: can't allocate memory" in str(error):
             raise _host_out_of_memory(error) from error
+        if any(text in str(error) for text in _DEVICE_MEMORY):
+            raise _device_out_of_memory(error) from error
         raise
+
+
+def _device_out_of_memory(error: Exception) -> DeviceOutOfMemory:
+    return DeviceOutOfMemory(
+        f"the GPU ran out of memory: {error}",
+        "use fewer or shorter calibration windows, a smaller evaluation batch, bfloat16 compute, or a larger GPU",
+        field="/compute",
+    )
 
 
 def _host_out_of_memory(error: Exception) -> HostOutOfMemory:

@@ -12,7 +12,7 @@ import torch
 
 from tests.helpers.small_models import Scratch, load, spec_of, text_of, walk
 from workers.engine.events import Silent
-from workers.engine.model import placement
+from workers.engine.model import memory, placement
 from workers.engine.model.gradients import gradients
 from workers.engine.model.memory import CPU_SHARE, Room, room_for_states
 from workers.engine.model.placement import InFile, InMemory, placed
@@ -80,6 +80,22 @@ def test_states_take_a_share_of_the_walk_and_keep_the_budget(tiny: Path, sources
         assert not share or room.take(share) == "host"
     on_gpu = room_for_states(torch.device("cuda"), walk=100, budget=250)
     assert (on_gpu.take(151), on_gpu.take(150)) == ("host", "device")
+
+
+def test_pinned_memory_is_shared_by_ranks_and_leaves_some_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "total_memory", lambda: 800)
+    for free, processes, share in ((800, 1, 200), (800, 4, 50), (100, 1, 50), (100, 2, 25)):
+        monkeypatch.setattr(memory, "_available", lambda free=free: free)
+        room = room_for_states(torch.device("cuda"), walk=0, budget=0, processes=processes)
+        assert (room.take(share + 1), room.take(share)) == ("file", "host")
+
+
+def test_memory_that_torch_keeps_for_its_next_tensors_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole model may take what the walk took before it."""
+    free = [10]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(70))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 80))
+    assert memory.memory_budget(None, torch.device("cuda")) == 70
 
 
 WALKS: dict[str, dict[str, Any]] = {

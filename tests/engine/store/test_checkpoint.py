@@ -232,6 +232,16 @@ def test_a_retry_prunes_to_the_allocation_of_the_first_attempt(
     ("native", "translation"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), DeviceOutOfMemory),
+        # As CUDA, cuBLAS and NCCL put it; pinned memory that the system refuses is among the first.
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), DeviceOutOfMemory),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            DeviceOutOfMemory,
+        ),
+        (
+            RuntimeError("ncclUnhandledCudaError: Call to CUDA failed.\nCuda failure 2 'out of memory'"),
+            DeviceOutOfMemory,
+        ),
         (MemoryError(), HostOutOfMemory),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), HostOutOfMemory),
         (OSError(errno.ENOSPC, "No space left on device"), DiskFull),

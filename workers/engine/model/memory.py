@@ -86,10 +86,12 @@ def planned_memory(budget: int | None, device: torch.device, processes: int = 1)
     return total_memory() // processes
 
 
-def room_for_states(device: torch.device, *, walk: int, budget: int) -> Room:
-    """Memory for hidden states, where the rest of a walk takes `walk` of `budget` bytes."""
+def room_for_states(device: torch.device, *, walk: int, budget: int, processes: int = 1) -> Room:
+    """Memory for hidden states, where the rest of a walk takes `walk` of `budget` bytes. Under a GPU one of so many
+    processes takes its part of the host's memory, and leaves half of what is free there: other jobs pin memory too."""
     if device.type == "cuda":
-        return Room(device=max(0, budget - walk), host=int(total_memory() * PINNED_SHARE))
+        host = min(total_memory() * PINNED_SHARE, _available() / 2)
+        return Room(device=max(0, budget - walk), host=int(host / processes))
     return Room(host=max(0, min(budget - walk, int(walk * CPU_SHARE))))
 
 
@@ -100,6 +102,12 @@ def memory_budget(budget: int | None, device: torch.device, processes: int = 1) 
     if budget is not None:
         return budget
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # else what torch keeps for its next tensors, all that the walk freed, counts as taken
         return torch.cuda.mem_get_info(device)[0]
+    return _available() // processes
+
+
+def _available() -> int:
+    """Bytes of the host's memory that processes can have."""
     available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(available.split()[1]) * 1024 // processes
+    return int(available.split()[1]) * 1024

@@ -45,7 +45,9 @@ def load(spec: CompressionSpec, prospect: Prospect, ranks: Ranks | None = None) 
         device,
         dtype,
         tokens,
-        room_for_states(device, walk=walk_bytes(spec, source, architecture, tokens), budget=budget),
+        room_for_states(
+            device, walk=walk_bytes(spec, source, architecture, tokens), budget=budget, processes=ranks.count
+        ),
         slices(source),
         ranks,
     )
@@ -74,4 +76,7 @@ def _device(spec: CompressionSpec) -> torch.device:
             "leave `device` at `auto`, or send the job to a worker with a GPU",
             field="/compute/device",
         )
+    # TensorFloat-32 would round factors to 10 bits. Images of NVIDIA's turn it on (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE).
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if available and spec.compute.device != "cpu" else "cpu")
