@@ -4,7 +4,7 @@
 # digests  which results a change since BASE alters                methods-real  the table of a model of 135 M parameters
 # verdicts  what reports say of speed on a disturbed machine
 # golden  all comparisons with the authors' figures               methods every pruner with every allocator, docs/methods.md
-# gpu    every kind of job on a GPU beside the CPU, then the benchmark there
+# gpu    every kind of job on a GPU beside the CPU, and the benchmark there; goes on where it was interrupted
 # docs   the generated tables of README.md and docs/
 .PHONY: demo serve test lint bench chaos golden digests methods methods-real verdicts gpu docs setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -21,7 +21,7 @@ methods: setup ; $(BIN)/python -m benchmarks.methods && $(BIN)/python -m benchma
 methods-real: setup ; $(BIN)/python -m benchmarks.real_model
 digests: setup ; $(BIN)/python -m benchmarks.digests $(or $(BASE),main)
 verdicts: setup ; $(BIN)/python -m benchmarks.verdicts
-gpu: setup ; $(BIN)/pytest tests/gpu -m gpu && $(BIN)/python -m benchmarks.gpu
+gpu: setup ; $(BIN)/python -m benchmarks.gpu
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
 docs: .venv/.installed-demo ; $(BIN)/python docs/render.py
 

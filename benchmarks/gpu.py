@@ -1,11 +1,13 @@
-"""The engine on a GPU: its methods on blocks of real shapes, beside llm-compressor and beside what the device could do.
+"""The engine on a GPU: its tests there, and its methods on blocks of real shapes, beside llm-compressor and beside what
+the device could do.
 
     python -m benchmarks.gpu [--peer PYTHON] [--shapes llama-7b qwen3-8b] [--blocks 8] [--windows 128] [--length 2048]
-                             [--only wanda] [--limit-s 150] [--device cuda]
+                             [--only wanda] [--limit-s 150] [--within-s 540] [--device cuda]
 
 The parts come in the order of their worth, each a process with a time limit, and each finished one is a line of
-docs/gpu.jsonl: an interrupted run goes on there. `--peer` is the interpreter of an environment with llm-compressor
-(`benchmarks.engine` makes one); without it our parts run alone. Weights are random, in bfloat16, and so is the compute.
+docs/gpu.jsonl: an interrupted run goes on there; one that failed is printed and done again. `--peer` is the interpreter
+of an environment with llm-compressor (`benchmarks.engine` makes one); without it our parts run alone. Weights are
+random, in bfloat16, and so is the compute.
 `--device cpu --shapes tiny --blocks 2 --windows 4 --length 64` tries the script where there is no GPU.
 
 The floor of a part is the time that its arithmetic and its transfers take at rates measured on the same device by the
@@ -15,6 +17,7 @@ first part. N = windows, T = tokens of a window, O = outputs, I = inputs of a li
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -54,6 +57,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "mrp": {"prune": {"method": "mrp", "sparsity": SPARSITY}},
     "fista": {"prune": {"method": "fista", "sparsity": SPARSITY}},
 }  # fmt: skip
+TESTS_LIMIT = 2
+"""Limits of a part that a file of tests may take."""
 PEERS = ("wanda", "sparsegpt")
 """Methods that llm-compressor has too."""
 
@@ -71,25 +76,33 @@ class Work:
         return self.windows * self.length
 
 
-def main() -> None:
+def main() -> int:
+    """1 where a part failed."""
     arguments = _arguments()
+    begun_s, failed = time.monotonic(), 0
     os.environ.update(ENVIRONMENT | {"PYTHONUNBUFFERED": "1"})
     for key, run in parts(arguments):
         if arguments.only not in json.dumps(key) or any(key.items() <= row.items() for row in known(RESULTS)):
             continue
         started_s = time.monotonic()
+        limit_s = arguments.limit_s * (TESTS_LIMIT if key["part"].startswith("tests/") else 1)
+        if arguments.within_s and started_s - begun_s + limit_s > arguments.within_s:
+            print(f"{_named(key)} and what follows might take longer than --within-s leaves", flush=True)
+            break
         try:
             row = key | run()
         except subprocess.TimeoutExpired as late:
             row = key | {"unfinished_after_s": late.timeout, "last": _tail(late.stdout)}
         except Exception as error:  # the next part may do
-            print(f"{_named(key)}: {type(error).__name__}: {error}"[:4000], flush=True)
+            print(f"{_named(key)}: {type(error).__name__}: {error}"[:6000], flush=True)
+            failed = 1
             continue
         print(f"{_named(key)}: {json.dumps({k: v for k, v in row.items() if k not in key})[:600]}", flush=True)
         print(f"    {time.monotonic() - started_s:.0f} s", flush=True)
         with RESULTS.open("a") as out:
             out.write(json.dumps(row) + "\n")
     print(table(known(RESULTS)))
+    return failed
 
 
 def _arguments() -> argparse.Namespace:
@@ -101,6 +114,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--only", default="", help="parts whose key holds this text")
     parser.add_argument("--limit-s", type=float, default=150, help="of each part")
+    parser.add_argument("--within-s", type=float, help="begin no part that could end later")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     return parser.parse_args()
 
@@ -108,7 +122,8 @@ def _arguments() -> argparse.Namespace:
 def parts(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Any]]]]:
     """(key, what measures it), the most wanted first."""
     device = device_name(arguments.device)
-    yield {"part": "rates", "device": device}, lambda: rates(arguments.device)
+    yield {"part": "tests/gpu/test_kernels.py", "device": device}, lambda: tested("test_kernels.py", arguments)
+    yield {"part": "rates", "device": device}, lambda: rates(arguments)
     for name in arguments.shapes:
         work = Work(replace(SHAPES[name], blocks=arguments.blocks), arguments.windows, arguments.length)
         size = {"shape": name, "blocks": arguments.blocks, "windows": work.windows, "length": work.length}
@@ -124,6 +139,9 @@ def parts(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Calla
             yield key | {"by": "espalier"}, ours
             if arguments.peer and method in PEERS:
                 yield key | {"by": "llm-compressor"}, theirs
+            if method == "sparsegpt" and name == arguments.shapes[0]:
+                part = "tests/gpu/test_on_the_gpu.py"
+                yield {"part": part, "device": device}, lambda: tested("test_on_the_gpu.py", arguments)
 
 
 def device_name(device: str) -> str:
@@ -132,11 +150,20 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
-def rates(device: str) -> dict[str, Any]:
+def tested(file: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the tests of a file of tests/gpu, several at once where pytest-xdist is there. Raises RuntimeError with the
+    names of those that fail."""
+    command = [sys.executable, "-m", "pytest", f"tests/gpu/{file}", "-m", "gpu", "-q", "--tb=short"]
+    if importlib.util.find_spec("xdist"):
+        command += ["--numprocesses", str(min(8, max(1, len(os.sched_getaffinity(0)) // 2)))]
+    os.environ["ESPALIER_TEST_DEVICE"] = arguments.device
+    return {"tests": _run(command, TESTS_LIMIT * arguments.limit_s).splitlines()[-1]}
+
+
+def rates(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measured once: bfloat16 products (FLOP/s), memory of the device and both ways across the bus (bytes/s)."""
-    code = f"from benchmarks.gpu import measure_rates; measure_rates({device!r})"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    code = f"from benchmarks.gpu import measure_rates; measure_rates({arguments.device!r})"
+    found: dict[str, Any] = json.loads(_run([sys.executable, "-c", code], arguments.limit_s).splitlines()[-1])
     return found
 
 
@@ -255,7 +282,8 @@ def _ours(method: str, model: Path, work: Work, arguments: argparse.Namespace, d
         "versions": report["provenance"]["versions"],
     }
     if method == "lora":
-        row["steps_per_s"] = round(TUNE_STEPS / stages["tune"], 3)
+        tokens = SPECS["lora"]["tune"]["batch"] * SPECS["lora"]["tune"]["sequence_length"]
+        row["steps_per_s"] = round(report["tune"]["tokens_per_s"] / tokens, 3)  # without loading and evaluation
     return row
 
 
@@ -358,4 +386,4 @@ def _tail(output: bytes | str | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

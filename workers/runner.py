@@ -198,4 +198,7 @@ def _read_spec(path: Path) -> CompressionSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at its exit torch would wait for ranks that are dead, and free what the system frees anyway

@@ -8,6 +8,7 @@ ESPALIER_TEST_DEVICE=cpu runs the same tests without a GPU, to try them.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -131,6 +132,8 @@ def test_where_hidden_states_lie_changes_no_byte(name: str, tmp_path: Path, monk
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="fills the memory of a GPU")
 def test_a_device_out_of_memory_is_named_with_a_remedy(tmp_path: Path) -> None:
+    gc.collect()
+    torch.cuda.empty_cache()  # what the tests before have left would do for a small model
     torch.cuda.set_per_process_memory_fraction(1e-5)
     try:
         with pytest.raises(EngineError) as raised:

@@ -160,8 +160,8 @@ def join(rank: int, count: int, meeting: Path, *, cuda: bool) -> Ranks:
     """Meet the other ranks of this host at the file `meeting`, which is new. Before anything touches CUDA.
 
     With `cuda` each rank takes one of the GPUs that are visible, and sees no other; where two take the same one
-    (CUDA_VISIBLE_DEVICES=0,0, to try ranks on one GPU), tensors go by gloo, as NCCL refuses that. Raises InvalidSpec
-    where there are GPUs, but not enough.
+    (CUDA_VISIBLE_DEVICES=0,0, to try ranks on one GPU), tensors go by gloo. Raises InvalidSpec where there are some
+    GPUs and not enough.
     """
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name need not lead anywhere
@@ -178,9 +178,17 @@ def join(rank: int, count: int, meeting: Path, *, cuda: bool) -> Ranks:
             f"set `devices` to {len(gpus)}, or send the job to a worker with more GPUs",
             field="/compute/devices",
         )
-    backend = "cpu:gloo,cuda:nccl" if gpus and len({*gpus}) == count else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=FOREVER)
+    dist.init_process_group(
+        backend([gpu.decode() for gpu in gpus]), store=store, rank=rank, world_size=count, timeout=FOREVER
+    )
     return Ranks(rank, count)
+
+
+def backend(gpus: Sequence[str]) -> str:
+    """The way of tensors between ranks on these GPUs, none where they are on the processor. NCCL connects whole GPUs, a
+    rank each: no two ranks on one, as in two instances of it (MIG)."""
+    apart = len({*gpus}) == len(gpus) and not any(gpu.startswith("MIG-") for gpu in gpus)
+    return "cpu:gloo,cuda:nccl" if gpus and apart else "gloo"
 
 
 def visible_device(rank: int, visible: str | None) -> str:

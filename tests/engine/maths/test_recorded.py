@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -84,6 +86,46 @@ def test_a_device_is_not_waited_for(kept_of: tuple[int, int] | None) -> None:
     assert [weight_OI.shape for weight_OI in solved] == [(12, 88), (5, 88)]
     for group in ("row", "matrix"):
         assert dropped(layers[0].weight_OI, 0.5, group, kept_of).shape == (12, 88)
+
+
+class Failing:
+    """A CUDA graph whose recording is broken off."""
+
+    def __init__(self, how: Exception | None) -> None:
+        self.how, self.begun = how, 0
+
+    def capture_begin(self, pool: tuple[int, int], capture_error_mode: str) -> None:
+        assert (pool, capture_error_mode) == ((0, 7), "thread_local")
+        self.begun += 1
+
+    def capture_end(self) -> None:
+        if self.how is not None:
+            raise self.how
+
+
+@pytest.mark.parametrize("fails", ["when it ends", "in the steps"])
+def test_a_loop_that_is_not_recorded_says_so_and_leaves_the_allocator_as_it_was(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of want of memory too: the plain loop may find some, as the allocator gives back nothing while it records."""
+    graph = Failing(RuntimeError("operation not permitted when stream is capturing") if "ends" in fails else None)
+    stream, left = MagicMock(), []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr("workers.engine.maths.recorded._side_stream", lambda _: stream)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *of, name=name: left.append((name, *of)), raising=False)
+
+    def steps() -> None:
+        if graph.begun and graph.how is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.warns(UserWarning, match="kernel by kernel"):
+        assert recorded(steps, torch.device("cuda", 0)) is None
+    assert graph.begun == 1
+    assert left == [("_cuda_endAllocateToPool", 0, (0, 7)), ("_cuda_releasePool", 0, (0, 7))]
 
 
 def test_a_solve_frees_its_memory_when_it_ends() -> None:

@@ -19,6 +19,7 @@ import torch
 
 from workers.engine.files.safetensors_bytes import fill
 from workers.engine.files.tensors import bytes_of, write_all
+from workers.engine.model.transfers import to_host
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,10 +110,12 @@ class InMemory(States):
         if self._device.type == "cuda":
             # This thread waits, for what has been computed: not for the device, on which another may be recording.
             torch.cuda.current_stream(self._device).synchronize()
+        # As they are now, on a stream of their own: else each would wait for all that is given to the device meanwhile.
+        windows = [to_host({"": window_TD}) for window_TD in self._values()[: self._written]]
         with new_file() as file:
             try:
-                for window_TD in self._values()[: self._written]:
-                    write_all(file, bytes_of(window_TD.cpu()))
+                for window in windows:
+                    write_all(file, bytes_of(window()[""]))
                 yield file
             finally:
                 _forget_nameless(file)

@@ -202,7 +202,7 @@ class _Training:
     def _step(self) -> float:
         """Update the trained parameters once; returns the loss before that."""
         params = self.params
-        ids_BT = self.text.batch(params, self.state.step).to(self.dense.device)
+        ids_BT = self.text.batch(params, self.state.step).to(self.dense.device, non_blocking=True)
         torch.manual_seed((params.seed << 24) + self.state.step + 1)  # dropout's
         self.model.train()
         self.optimizer.zero_grad()
