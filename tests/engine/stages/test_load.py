@@ -1,4 +1,4 @@
-"""What loading a model sets up."""
+"""Settings of the process that loading a model makes."""
 
 from __future__ import annotations
 
