@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.cells import known, measured
 from workers.engine.contracts.params import Stat
-from workers.engine.registry import methods
+from workers.engine.registry import defaults, methods
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ ALLOCATORS = [
     method.name
     for method in methods("allocate")
     # One that takes the best of others has no column of its own.
-    if Stat.UNIT_SCORES not in method.needs and not method.params().compares  # type: ignore[call-arg]
+    if Stat.UNIT_SCORES not in method.needs and not defaults("allocate", method.name).compares
 ]
 
 

@@ -14,8 +14,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, NoReturn, Protocol
 
+RUNNER_DIED = "runner_died"
+"""Code of the failure of a process of a job that ended without saying why."""
+RUNNER_DIED_HINT = "Tried again while attempts are left, from its last resume point. The job's log has its last words."
 _PR_SET_PDEATHSIG = 1
 
 
@@ -78,6 +81,18 @@ def exit_code(process: subprocess.Popen[bytes]) -> int | None:
 def code_of(ended: os.waitid_result) -> int:
     """Exit code of a process that has ended, negative for a signal."""
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def ending(code: int) -> str:
+    """An exit code in words: `exit code 3`, `signal SIGKILL`."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once, without what libraries do at exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def start(command: Sequence[str], events: int, log: IO[bytes] | int) -> subprocess.Popen[bytes]:

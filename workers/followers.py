@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from workers.children import die_with_parent, has_threads
+from workers.children import RUNNER_DIED, RUNNER_DIED_HINT, die_with_parent, ending, has_threads, leave
 from workers.engine.errors import EngineError
 
 GRACE_S = 2.0
@@ -93,8 +93,7 @@ class Followers:
         except BaseException as error:
             said, code = described(error)
             os.write(self._words, json.dumps(said | {"certain": isinstance(error, EngineError)}).encode())
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
     def on_fall(self, tell: Callable[[Error], None]) -> None:
         """After the early end of a rank, call `tell` with its error and end this process with its exit code,
@@ -150,12 +149,10 @@ class Followers:
                 Fall(rank, error | {"message": f"{error['message']} ({place})", "rank": rank}, code, certain)
             )
         elif code:
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             error = {
-                "code": "runner_died",
-                "message": f"the process {place} ended with {how}",
-                "hint": "Tried again while attempts are left, from its last resume point. The job's log has its last "
-                "words.",
+                "code": RUNNER_DIED,
+                "message": f"the process {place} ended with {ending(code)}",
+                "hint": RUNNER_DIED_HINT,
                 "retryable": True,
                 "field": None,
                 "rank": rank,

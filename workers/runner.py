@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from workers.children import die_with_parent
+from workers.children import die_with_parent, leave
 from workers.engine.errors import EngineError, InvalidSpec
 from workers.engine.events import Events, JsonLines, Silent
 from workers.engine.registry import untagged
@@ -198,7 +198,4 @@ def _read_spec(path: Path) -> CompressionSpec:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # at its exit torch would wait for ranks that are dead, and free what the system frees anyway
+    leave(main())  # at its exit torch would wait for ranks that are dead, and free what the system frees anyway

@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from app.failure import Failure
-from workers.children import Start
-
-RUNNER_DIED = "runner_died"
+from workers.children import RUNNER_DIED, RUNNER_DIED_HINT, Start, ending
 
 
 class Order(Enum):
@@ -127,11 +125,10 @@ def explain(end: Exit, *, deadline_s: int) -> Failure:
             retryable=False,
             stage=end.stage,
         )
-    how = f"signal {signal.Signals(-end.returncode).name}" if end.returncode < 0 else f"exit code {end.returncode}"
     return Failure(
         code=RUNNER_DIED,
-        message=f"the job's process ended with {how} in stage {end.stage}",
-        hint="Tried again while attempts are left, from its last resume point. The job's log has its last words.",
+        message=f"the job's process ended with {ending(end.returncode)} in stage {end.stage}",
+        hint=RUNNER_DIED_HINT,
         retryable=True,
         stage=end.stage,
     )

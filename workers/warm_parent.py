@@ -26,7 +26,7 @@ from importlib import import_module
 from typing import Any
 
 from workers import runner
-from workers.children import code_of, die_with_parent, has_threads
+from workers.children import code_of, die_with_parent, has_threads, leave
 
 PRELOADED = (
     "workers.engine.pipeline",
@@ -123,7 +123,4 @@ def _receive(channel: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a job's child: what libraries do at exit was set up for the parent
+    leave(main())  # a job's child: what libraries do at exit was set up for the parent
