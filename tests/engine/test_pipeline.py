@@ -60,7 +60,7 @@ class TestMemoryBudget:
     def test_a_gpus_batches_are_halved_the_same_way(self, tiny: Path, sources: Sources) -> None:
         spec = spec_of(calibrate=TEXT | {"samples": 2048})
         source = resolve_model(spec.model, sources)
-        model = source, recognise(source.config, source.tensors)
+        model = source, recognise(source.config, source.stored)
         sizes = [GPU_BATCH_TOKENS // 2**i for i in range(3)]
         for tokens in sizes:
             budget = walk_bytes(spec, *model, tokens)

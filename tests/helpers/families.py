@@ -55,7 +55,7 @@ WHOLE_BLOCKS = {"olmo2": "a norm over all heads", "stablelm": "where heads have 
 
 def described(sources: Sources) -> tuple[ModelSource, tuple[Family, ...]]:
     source = resolve_model(ModelRef(id="tiny"), sources)
-    return source, families(recognise(source.config, source.tensors), source.config, source.tensors)
+    return source, families(recognise(source.config, source.stored), source.config, source.tensors)
 
 
 def masked_by_hand(folder: Path, pruned: dict[str, Tensor], found: tuple[Family, ...]) -> Any:

@@ -202,5 +202,5 @@ def size_of(source: ModelSource) -> dict[str, int]:
     return {
         "parameters": source.parameters,
         "bytes": sum(facts.bytes for facts in source.tensors.values()),
-        "macs": macs(recognise(source.config, source.tensors), 64),
+        "macs": macs(recognise(source.config, source.stored), 64),
     }

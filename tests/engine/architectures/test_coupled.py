@@ -44,7 +44,7 @@ class TestFamilies:
         source, found = described(sources)
         owners = Counter(member.tensor for family in found for member in family.members)
         assert set(owners.values()) == {1}, "a tensor belongs to one family, and there each slice to one unit"
-        prunable = {layer.name for layer in recognise(source.config, source.tensors).layers}
+        prunable = {layer.name for layer in recognise(source.config, source.stored).layers}
         assert {tensor for tensor in owners if tensor.endswith(".weight")} == {f"{layer}.weight" for layer in prunable}
         for part, count in (("weight", "unit_parameters"), ("bias", "unit_biases")):
             owned = sum(source.tensors[tensor].parameters for tensor in owners if tensor.endswith(part))
@@ -110,7 +110,7 @@ class TestFamilies:
     ) -> None:
         save_model("tiny", FAMILIES["llama"])
         source, _ = described(sources)
-        architecture = recognise(source.config, source.tensors)
+        architecture = recognise(source.config, source.stored)
         tensors = dict(source.tensors) | {f"model.layers.1.{tensor}": TensorFacts("F32", shape)}
         with pytest.raises(UnsupportedModel, match=message) as error:
             families(architecture, source.config, tensors)

@@ -109,6 +109,6 @@ def test_no_other_room_knows_a_layout_by_its_names() -> None:
 
 def _names(layout: Layout) -> set[str]:
     """Paths, and what of them is no common word."""
-    paths = {layout.blocks, layout.embedding, layout.final_norm, layout.head, layout.attention}
+    paths = {layout.blocks, layout.embedding, layout.final_norm, layout.head, *(part.module for part in layout.mixers)}
     modules = {part for path in (*paths, *(layer.name for layer in layout.layers)) for part in path.split(".")}
     return paths | {part for part in modules if "_" in part}

@@ -27,7 +27,7 @@ from workers.engine.sources.resolve import Sources, resolve_model
 
 def recognised(sources: Sources) -> Architecture:
     source = resolve_model(ModelRef(id="some"), sources)
-    return recognise(source.config, source.tensors)
+    return recognise(source.config, source.stored)
 
 
 @pytest.mark.parametrize("config_class", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])

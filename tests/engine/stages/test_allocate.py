@@ -437,8 +437,8 @@ def test_probes_are_drawn_until_the_ranks_hold_still(
     """Layer n of 21 has a sensitivity of n + 1, and a probe is off by some multiple of it."""
     chance = random.Random(1)
 
-    def along(whole: Any, weights: Mapping[str, Tensor], *_: Any) -> list[float]:
-        return [w.numel() * (n + 1) * (1 + noise * chance.gauss(0, 1)) for n, w in enumerate(weights.values())]
+    def along(whole: Any, layers: Any, weights: Any, signs: Mapping[str, Tensor], *_: Any) -> list[float]:
+        return [w.numel() * (n + 1) * (1 + noise * chance.gauss(0, 1)) for n, w in enumerate(signs.values())]
 
     monkeypatch.setattr(probing, "_along", along)
     events = Logged()

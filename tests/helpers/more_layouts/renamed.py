@@ -1,6 +1,7 @@
 """The layout of `tests/helpers/renamed_llama.py`: what a new layout takes, a table in `architectures/layouts/`."""
 
-from workers.engine.architectures.architecture import Layout, Projection
+from workers.engine.architectures.architecture import Layout
+from workers.engine.architectures.parts import attention, gated
 
 LAYOUT = Layout(
     name="Renamed",
@@ -8,16 +9,7 @@ LAYOUT = Layout(
     embedding="transformer.wte",
     final_norm="transformer.ln_f",
     head="unembed",
-    layers=(
-        Projection("attn.query", "attention_input", reads="hidden", writes="head"),
-        Projection("attn.key", "attention_input", reads="hidden", writes="head", cached=True),
-        Projection("attn.value", "attention_input", reads="hidden", writes="head", cached=True),
-        Projection("attn.out", "attention_output", reads="head", writes="hidden"),
-        Projection("ffn.gate", "mlp_input", reads="hidden", writes="channel"),
-        Projection("ffn.fc1", "mlp_input", reads="hidden", writes="channel"),
-        Projection("ffn.fc2", "mlp_hidden", reads="channel", writes="hidden"),
-    ),
-    attention="attn",
-    mlp="ffn",
+    mixers=(attention("attn", "query", "key", "value", "out"),),
+    mlps=(gated("ffn", "gate", "fc1", "fc2"),),
     plain_hidden=("renamed",),
 )

@@ -6,10 +6,11 @@ Import-light. O = output features (rows of a weight), I = input features (column
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import cycle
+
+from workers.engine.architectures.fused import EACH, Fused
 
 Kind = str
 """Of a unit: `head`, a key/value head with the query heads that share it, `channel`, one of the MLP, `hidden`, a
@@ -18,7 +19,7 @@ dimension of the vector that blocks read and add to, or another that a file of `
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear layer that every block of a layout has."""
+    """A linear layer of a block."""
 
     name: str
     """Module path below the block."""
@@ -31,10 +32,40 @@ class Projection:
     cached: bool = False
     """Whether its outputs are kept while a text is decoded: keys and values."""
 
+    def of_expert(self, expert: int) -> Projection:
+        """The projection of one expert, where the name has a place for its number."""
+        return replace(self, name=self.name.replace(EACH, str(expert)), stream=self.stream.replace(EACH, str(expert)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the two parts of a block: what mixes tokens, or what computes on each token alone."""
+
+    module: str
+    """Module path below the block."""
+    layers: tuple[Projection, ...]
+    """Its linear layers, in the order of the forward pass. Those whose name holds `EACH` are there once an expert."""
+    kept: tuple[str, ...] = ()
+    """Paths of its other matrices, which are never pruned: routers, convolutions over time, states."""
+
+    @property
+    def has_experts(self) -> bool:
+        return any(EACH in layer.name for layer in self.layers)
+
+    def projections(self, experts: int) -> tuple[Projection, ...]:
+        """All its linear layers, with so many experts: expert by expert, those of all tokens after them."""
+        shared = [layer for layer in self.layers if EACH not in layer.name]
+        each = [layer for layer in self.layers if EACH in layer.name]
+        return (*(layer.of_expert(expert) for expert in range(experts) for layer in each), *shared)
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of the parts of a model, and which layers read the same input. All blocks have the same layers."""
+    """Names of the parts of a model, and which layers read the same input.
+
+    Names are canonical: every prunable matrix is [O, I] under a name of its own. Where files or transformers' modules
+    hold something else, `stored` and `built` say where a canonical tensor lies in it.
+    """
 
     name: str
     blocks: str
@@ -43,16 +74,37 @@ class Layout:
     final_norm: str
     head: str
     """The output head; stored only where it is not tied to the embedding."""
-    layers: tuple[Projection, ...]
-    """The linear layers of a block, in the order of the forward pass."""
-    attention: str
-    """Module path below the block. Its other tensors depend on the heads."""
-    mlp: str
-    """The same of the MLP and its channels."""
+    mixers: tuple[Part, ...]
+    """The parts that mix tokens, of which every block has one: attention, of one or another kind."""
+    mlps: tuple[Part, ...]
+    """The parts that compute on each token alone, of which every block has one."""
     of_each_head: tuple[str, ...] = ()
     """Path endings of modules that compute on the dimensions of one head; all heads share them."""
     plain_hidden: tuple[str, ...] = ()
     """Model types in which only norms compute with the number of hidden dimensions."""
+    positions: str | None = None
+    """Module path of learned positions, where there are some."""
+    stored: tuple[Fused, ...] = ()
+    """The tensors of a block that files hold in another form."""
+    built: tuple[Fused, ...] | None = None
+    """The parameters of a block that transformers' modules hold in another form; None: the same as the files."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """(beginning of a path below the block in files, the same in transformers' modules), where they differ."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that blocks are made of."""
+        return (*self.mixers, *self.mlps)
+
+    @property
+    def layers(self) -> tuple[Projection, ...]:
+        """The linear layers of all parts."""
+        return tuple(layer for part in self.parts for layer in part.layers)
+
+    @property
+    def in_modules(self) -> tuple[Fused, ...]:
+        """The parameters of a block that transformers' modules hold in another form."""
+        return self.stored if self.built is None else self.built
 
     @property
     def decoder(self) -> str:
@@ -79,6 +131,22 @@ class Layout:
             return None
         number, _, below = name.removeprefix(f"{self.blocks}.").partition(".")
         return (int(number), below) if number.isascii() and number.isdigit() else None
+
+    def in_module(self, name: str) -> str:
+        """The name of the same module or tensor in transformers' model."""
+        return self._renamed(name, self.renamed)
+
+    def from_module(self, name: str) -> str:
+        """The canonical name of a module or tensor of transformers' model."""
+        return self._renamed(name, [(theirs, ours) for ours, theirs in self.renamed])
+
+    def host(self, layer: str) -> str:
+        """Path, in transformers' model, of the module that computes a linear layer."""
+        found = self.split(layer)
+        if found is None:
+            return layer
+        row = self._hosts.get(f"{found[1]}.weight")
+        return self.in_module(layer if row is None else f"{self.block(found[0])}.{row.module}")
 
     def in_block(self, name: str, index: int) -> str:
         """The name of the same module or tensor in another block; its own outside of blocks."""
@@ -120,6 +188,20 @@ class Layout:
         found = self.split(module)
         return None if found is None else self._by_name.get(found[1])
 
+    def _renamed(self, name: str, pairs: Sequence[tuple[str, str]]) -> str:
+        found = self.split(name)
+        if found is None:
+            return name
+        block, below = found
+        for before, after in pairs:
+            if below == before or below.startswith(f"{before}."):
+                return f"{self.block(block)}.{after}{below.removeprefix(before)}"
+        return name
+
+    @cached_property
+    def _hosts(self) -> dict[str, Fused]:
+        return {part: row for row in self.in_modules for part in row.parts}
+
     @cached_property
     def _by_name(self) -> dict[str, Projection]:
         return {layer.name: layer for layer in self.layers}
@@ -137,6 +219,12 @@ class LinearFacts:
     """Name of its inputs, e.g. `attention_input`; layers of a block with the same stream share statistics."""
     shape: tuple[int, int]
     """(O, I)."""
+    reads: Kind = "hidden"
+    """Kind of unit that its inputs belong to."""
+    writes: Kind = "hidden"
+    """Kind of unit that its outputs belong to; those of `hidden` are added to the hidden vector."""
+    cached: bool = False
+    """Whether its outputs are kept while a text is decoded: keys and values."""
 
     @property
     def weight(self) -> str:
@@ -193,15 +281,23 @@ class Architecture:
     hidden_size: int
     vocabulary: int
     context_length: int
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of outputs by which `Layout.stored` tells parts of one tensor apart."""
 
     @property
     def prunable_parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)
 
+    @cached_property
+    def _by_block(self) -> list[list[LinearFacts]]:
+        found: list[list[LinearFacts]] = [[] for _ in range(self.blocks)]
+        for layer in self.layers:
+            found[layer.block].append(layer)
+        return found
+
     def block(self, index: int) -> list[LinearFacts]:
         """The layers of one block."""
-        count = len(self.layout.layers)
-        return list(self.layers[index * count : (index + 1) * count])
+        return list(self._by_block[index])
 
     def streams(self, block: int) -> dict[str, list[LinearFacts]]:
         """Stream -> the layers of one block that read it, in the order of the forward pass."""
@@ -210,18 +306,26 @@ class Architecture:
             found.setdefault(layer.stream, []).append(layer)
         return found
 
-    def projections(self, block: int | None = None) -> Iterator[tuple[LinearFacts, Projection]]:
-        """The prunable layers, of one block or of all, each with its row of the layout."""
-        return zip(self.layers if block is None else self.block(block), cycle(self.layout.layers), strict=False)
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """Path, in transformers' model, of every module that computes linear layers of the blocks -> (O, I) of all that
+        it computes."""
+        found: dict[str, tuple[int, int]] = {}
+        for layer in self.layers:
+            path = self.layout.host(layer.name)
+            found[path] = found.get(path, (0, 0))[0] + layer.shape[0], layer.shape[1]
+        return found
 
     def reading(self, kind: Kind, block: int | None = None) -> list[LinearFacts]:
         """The layers, of one block or of all, whose inputs belong to units of a kind."""
-        return [layer for layer, projection in self.projections(block) if projection.reads == kind]
+        return [layer for layer in self._of(block) if layer.reads == kind]
 
     def writing(self, kind: Kind, block: int | None = None) -> list[LinearFacts]:
         """The layers, of one block or of all, whose outputs belong to units of a kind."""
-        return [layer for layer, projection in self.projections(block) if projection.writes == kind]
+        return [layer for layer in self._of(block) if layer.writes == kind]
 
-    def cached(self, block: int | None = None) -> list[LinearFacts]:
+    def caching(self, block: int | None = None) -> list[LinearFacts]:
         """The layers, of one block or of all, whose outputs are kept while a text is decoded."""
-        return [layer for layer, projection in self.projections(block) if projection.cached]
+        return [layer for layer in self._of(block) if layer.cached]
+
+    def _of(self, block: int | None) -> Sequence[LinearFacts]:
+        return self.layers if block is None else self._by_block[block]

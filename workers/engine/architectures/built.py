@@ -70,6 +70,7 @@ def value(config: Mapping[str, Any], name: str) -> Any:
     """An entry of a config, or its family's default."""
     row = family(config["model_type"])
     if row is not None:
+        name = row["aliases"].get(name, name)
         for alias, real in row["aliases"].items():
             if real == name and alias in config:
                 return config[alias]
@@ -93,6 +94,18 @@ def head_dim(config: Mapping[str, Any]) -> int:
     row = family(config["model_type"])
     found = None if row is not None and row["head_from_hidden"] else value(config, "head_dim")
     return int(found or config["hidden_size"] // config["num_attention_heads"])
+
+
+def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
+    """Numbers of outputs by which parts of one tensor are told apart: of all query heads and of all key heads, of one
+    head, and of the query heads that share a key head. Empty where the config does not say them."""
+    heads, hidden = value(config, "num_attention_heads"), value(config, "hidden_size")
+    keys = value(config, "num_key_value_heads") or heads
+    if not all(type(size) is int and size > 0 for size in (heads, hidden, keys)):
+        return {}
+    width = value(config, "head_dim")
+    width = width if type(width) is int and width > 0 else hidden // heads
+    return {"query": heads * width, "key": keys * width, "head": width, "group": heads // keys * width}
 
 
 def obeyed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def check_alone(
         module = inside.rpartition(".")[0]
         if module in prunable or module.endswith("rotary_emb"):
             continue
-        if "head" in kinds and inside.startswith(f"{layout.attention}."):
+        if "head" in kinds and inside.startswith(tuple(f"{part.module}." for part in layout.mixers)):
             if "norm" in module and facts.shape == (width,):
                 continue
             what = "is a norm over all heads" if "norm" in module else "follows the heads in a way that is not known"
@@ -85,7 +85,7 @@ def check_alone(
                 'remove channels only (`"units": ["channel"]`), or use an unstructured pruner, or `depth`',
                 field="/prune/units",
             )
-        if "channel" in kinds and inside.startswith(f"{layout.mlp}."):
+        if "channel" in kinds and inside.startswith(tuple(f"{part.module}." for part in layout.mlps if part.module)):
             raise UnsupportedModel(
                 f"{name.removesuffix('.weight')} follows all channels of the MLP, so that none can be removed alone",
                 "use an unstructured pruner, or one that drops whole layers",
@@ -116,7 +116,7 @@ def _kv_heads(
     architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts], block: int
 ) -> int:
     """Number of key/value heads of a block: outputs of its key projection over the width of a head."""
-    width, keys = head_dim(config), architecture.cached(block)[0]
+    width, keys = head_dim(config), architecture.caching(block)[0]
     rows = tensors[keys.weight].shape[0]
     if rows % width:
         raise UnsupportedModel(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from workers.engine.architectures.architecture import Architecture, Layout, LinearFacts
-from workers.engine.architectures.built import FLOATS
+from workers.engine.architectures.architecture import Architecture, Layout, LinearFacts, Part
+from workers.engine.architectures.built import FLOATS, sizes_of, value
+from workers.engine.architectures.canonical import canonical_facts
+from workers.engine.architectures.fused import EACH
 from workers.engine.architectures.kinds import SUPPORTED, other_blocks
 from workers.engine.architectures.layouts import layouts
 from workers.engine.errors import UnsupportedModel
@@ -21,10 +23,13 @@ Blocks = Mapping[int, Mapping[str, TensorFacts]]
 """Block -> tensor name below it -> facts."""
 
 
-def recognise(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Architecture:
-    """The model's structure. Raises UnsupportedModel, naming a tensor that is missing or surplus."""
+def recognise(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> Architecture:
+    """The structure of a model, of the tensors as its files hold them. Raises UnsupportedModel, naming a tensor that is
+    missing or surplus."""
     model_type = config["model_type"]
-    layout = layout_of(config, tensors)
+    layout = layout_of(config, stored)
+    sizes = sizes_of(config)
+    tensors = canonical_facts(layout, sizes, stored)
     by_block = _by_block(layout, tensors)
     first = min(by_block)
     layers = _block_layers(layout, model_type, first, by_block[first])  # which layout it is, before its numbers
@@ -35,24 +40,60 @@ def recognise(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> 
     if embedding is None or len(embedding.shape) != 2:
         raise _unsupported(model_type, f"no matrix `{layout.embedding_weight}`")
     vocabulary, hidden_size = embedding.shape
-    context_length = config.get("max_position_embeddings")
+    context_length = value(config, "max_position_embeddings")
     if type(context_length) is not int:
         raise _unsupported(model_type, "config.json has no `max_position_embeddings`, the length of its context")
-    return Architecture(layout, model_type, len(by_block), tuple(layers), hidden_size, vocabulary, context_length)
+    return Architecture(
+        layout, model_type, len(by_block), tuple(layers), hidden_size, vocabulary, context_length, sizes
+    )
 
 
-def layout_of(config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> Layout:
+def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> Layout:
     """The layout whose linear layers the first block has; else one with blocks at that path, so that the error can
     name the missing layers. Raises UnsupportedModel where no layout has such a path."""
-    near = None
+    nearest: tuple[int, Layout] | None = None
     for layout in layouts():
-        if by_block := _by_block(layout, tensors):
-            if _matrices(by_block[min(by_block)]) == {layer.name for layer in layout.layers}:
-                return layout
-            near = near or layout
-    if near is None:
-        raise other_blocks(config, min(tensors, default="nothing"))
-    return near
+        first = _first_block(layout, stored)
+        if not first:
+            continue
+        tensors = canonical_facts(layout, sizes_of(config), first, strict=False)
+        matrices = _matrices(next(iter(_by_block(layout, tensors).values())))
+        if _parts(layout, matrices) is not None:
+            return layout
+        missing = len({layer.name for layer in layout.layers} - matrices)
+        if nearest is None or missing < nearest[0]:
+            nearest = missing, layout
+    if nearest is None:
+        raise other_blocks(config, min(stored, default="nothing"))
+    return nearest[1]
+
+
+def _first_block(layout: Layout, stored: Mapping[str, TensorFacts]) -> dict[str, TensorFacts]:
+    """The tensors of the first block, by their full names."""
+    numbers = {found[0] for name in stored if (found := layout.split(name)) is not None}
+    prefix = f"{layout.block(min(numbers, default=0))}."
+    return {name: facts for name, facts in stored.items() if name.startswith(prefix)}
+
+
+def _parts(layout: Layout, matrices: Collection[str]) -> tuple[Part, Part, int] | None:
+    """(mixer, MLP, number of experts) of a block with these matrices, by their paths below it."""
+    for mixer in layout.mixers:
+        for mlp in layout.mlps:
+            experts = _experts_in(mlp, matrices)
+            names = {layer.name for part in (mixer, mlp) for layer in part.projections(experts)}
+            kept = {*mixer.kept, *mlp.kept}
+            if names <= {*matrices} <= names | kept and bool(experts) == mlp.has_experts:
+                return mixer, mlp, experts
+    return None
+
+
+def _experts_in(part: Part, matrices: Collection[str]) -> int:
+    """How many experts, from the first on, a block has."""
+    first = next((layer for layer in part.layers if EACH in layer.name), None)
+    count = 0
+    while first is not None and first.name.replace(EACH, str(count)) in matrices:
+        count += 1
+    return count
 
 
 def _by_block(layout: Layout, tensors: Mapping[str, TensorFacts]) -> Blocks:
@@ -83,28 +124,51 @@ def _check_numbers(model_type: str, config: Mapping[str, Any], by_block: Blocks)
 
 
 def _block_layers(layout: Layout, model_type: str, block: int, inside: Mapping[str, TensorFacts]) -> list[LinearFacts]:
-    matrices, names = _matrices(inside), [layer.name for layer in layout.layers]
-    others = sorted(matrices - set(names))
-    if missing := [name for name in names if name not in matrices]:
-        beside = f"; it has {', '.join(f'`{shown(name)}`' for name in others[:3])}" if others else ""
-        raise _unsupported(model_type, f"{_kind(others)}no `{missing[0]}` in block {block}{beside}")
-    if others:
-        raise _unsupported(
-            model_type,
-            f"{_kind(others)}block {block} also has the matrix `{shown(others[0])}`, whose use is not known",
-        )
+    matrices = _matrices(inside)
+    found = _parts(layout, matrices)
+    if found is None:
+        raise _of_no_layout(layout, model_type, block, matrices)
+    mixer, mlp, experts = found
+    projections = [*mixer.projections(0), *mlp.projections(experts)]
     layers = []
-    for layer in layout.layers:
-        facts = inside.get(f"{layer.name}.weight")
+    for projection in projections:
+        facts = inside.get(f"{projection.name}.weight")
         if facts is None or facts.dtype not in FLOATS or len(facts.shape) != 2:
             what = "missing" if facts is None else f"{facts.dtype} {shown(list(facts.shape))}"
-            raise _unsupported(model_type, f"`{layout.block(block)}.{layer.name}` is {what}, not a float matrix")
-        shape = (facts.shape[0], facts.shape[1])
-        layers.append(LinearFacts(f"{layout.block(block)}.{layer.name}", block, layer.stream, shape))
-    for stream in {layer.stream: None for layer in layout.layers}:
-        if len(widths := {layer.shape[1] for layer in layers if layer.stream == stream}) > 1:
-            raise _unsupported(model_type, f"block {block}: layers that read one {stream} differ in width: {widths}")
+            raise _unsupported(model_type, f"`{layout.block(block)}.{projection.name}` is {what}, not a float matrix")
+        layers.append(
+            LinearFacts(
+                f"{layout.block(block)}.{projection.name}",
+                block,
+                projection.stream,
+                (facts.shape[0], facts.shape[1]),
+                projection.reads,
+                projection.writes,
+                projection.cached,
+            )
+        )
+    widths: dict[str, int] = {}
+    for layer in layers:
+        if widths.setdefault(layer.stream, layer.shape[1]) != layer.shape[1]:
+            two = {widths[layer.stream], layer.shape[1]}
+            raise _unsupported(model_type, f"block {block}: layers that read one {layer.stream} differ in width: {two}")
     return layers
+
+
+def _of_no_layout(layout: Layout, model_type: str, block: int, matrices: Collection[str]) -> UnsupportedModel:
+    """The error for a block that no parts of the layout make up; it names what the nearest parts lack."""
+    mixer, mlp = (
+        min(parts, key=lambda part: len({layer.name for layer in part.projections(1)} - {*matrices}))
+        for parts in (layout.mixers, layout.mlps)
+    )
+    names = [layer.name for part in (mixer, mlp) for layer in part.projections(max(1, _experts_in(part, matrices)))]
+    others = sorted({*matrices} - {*names, *mixer.kept, *mlp.kept})
+    if missing := [name for name in names if name not in matrices]:
+        beside = f"; it has {', '.join(f'`{shown(name)}`' for name in others[:3])}" if others else ""
+        return _unsupported(model_type, f"{_kind(others)}no `{missing[0]}` in block {block}{beside}")
+    return _unsupported(
+        model_type, f"{_kind(others)}block {block} also has the matrix `{shown(others[0])}`, whose use is not known"
+    )
 
 
 def _kind(others: list[str]) -> str:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workers.engine.architectures.built import sizes_of
+from workers.engine.architectures.canonical import canonical_slices
 from workers.engine.checks.trace import REMEDY
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import ResultMismatch
@@ -22,6 +24,7 @@ from workers.engine.files.safetensors_bytes import read_header
 from workers.engine.files.tensors import read_tensor
 from workers.engine.model.loaded import in_float32
 from workers.engine.removals.base import removal_of
+from workers.engine.removals.outcome import config_after
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -154,6 +157,7 @@ def masked_model(
     """The masked model of a result made of the finished blocks in `checkpoint`."""
     blocks = {block: number for number, block in enumerate(outcome.blocks)}
     parts = [read_header(checkpoint.outside()), *(checkpoint.block(number) for number in blocks.values())]
-    stored = {name: piece for part in parts for name, piece in part.items()}
+    sizes = sizes_of(config_after(model.source.config, outcome))
+    stored = canonical_slices(outcome.layout, sizes, {name: piece for part in parts for name, piece in part.items()})
     mask = removal_of(spec).mask(spec, model, units, outcome)
     return MaskedModel(in_float32(model), stored, blocks, mask)

@@ -82,7 +82,7 @@ def compare(found: Trace, expected: Trace, architecture: Architecture, against: 
                 f"{name}: the result puts out {shape}, the {against} {list(expected_PD.shape)}", REMEDY
             )
         errors[name] = difference(found[name], expected_PD)
-    within_blocks = {layer.name for layer in architecture.layers}
+    within_blocks = {name for block in range(architecture.blocks) for name in _writers(architecture, block)}
     judged = {name: error for name, error in errors.items() if name not in within_blocks}
     worst = max(judged, key=lambda name: judged[name])
     if judged[worst] > TOLERANCE:
@@ -147,5 +147,11 @@ def _positions(output_TD: Tensor) -> Tensor:
 def _recorded(architecture: Architecture) -> list[str]:
     names = [architecture.layout.embedding]
     for block in range(architecture.blocks):
-        names += [architecture.layout.block(block), *(layer.name for layer in architecture.writing("hidden", block))]
+        names += [architecture.layout.block(block), *_writers(architecture, block)]
     return names
+
+
+def _writers(architecture: Architecture, block: int) -> list[str]:
+    """Modules of a block that write into the hidden vector, in the order of the forward pass."""
+    hosts = (architecture.layout.host(layer.name) for layer in architecture.writing("hidden", block))
+    return list(dict.fromkeys(hosts))

@@ -13,11 +13,12 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from workers.engine.files.model_files import BadFile, parse_json, shown
+from workers.engine.files.places import Place
 
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -57,6 +58,19 @@ class Slice:
     file: Path
     begin: int
     """First byte, counted from the start of the file."""
+    whole: TensorFacts | None = None
+    """The tensor at that byte, where this one is a part of it."""
+    place: Place | None = None
+    """The part."""
+
+    def part(self, place: Place) -> Slice:
+        """Where a part of this tensor lies. Of one expert, only its bytes are read."""
+        whole, begin = self.facts, self.begin
+        if place.expert is not None:
+            whole = TensorFacts(whole.dtype, whole.shape[1:])
+            begin += place.expert * whole.bytes
+            place = replace(place, expert=None)
+        return Slice(TensorFacts(whole.dtype, place.shape(whole.shape)), self.file, begin, whole, place)
 
 
 def read_header(file: Path) -> dict[str, Slice]:

@@ -10,6 +10,8 @@ import torch
 from workers.engine.files.safetensors_bytes import Slice, TensorFacts, fill, header
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 DTYPES = {
@@ -24,9 +26,27 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def read_tensor(piece: Slice, *, pinned: bool = False) -> Tensor:
     """A stored tensor, on the CPU, in the type it is stored in. `pinned`: in memory that a GPU can read by itself."""
-    tensor = torch.empty(piece.facts.shape, dtype=DTYPES[piece.facts.dtype], pin_memory=pinned)
-    with piece.file.open("rb", buffering=0) as file:
-        fill(bytes_of(tensor), file, piece.begin)
+    if piece.whole is None or piece.place is None:
+        return _read(piece.file, piece.begin, piece.facts, pinned)
+    part = piece.place.read(_read(piece.file, piece.begin, piece.whole, pinned=False))
+    return part.pin_memory() if pinned else part
+
+
+def overwrite(piece: Slice, tensor: Tensor) -> None:
+    """Write a tensor, of the stored type and shape and on the CPU, where the old one lies."""
+    if piece.whole is not None and piece.place is not None:
+        whole = _read(piece.file, piece.begin, piece.whole, pinned=False)
+        piece.place.write(whole, tensor)
+        tensor = whole
+    with piece.file.open("r+b") as file:
+        file.seek(piece.begin)
+        file.write(bytes_of(tensor.contiguous()))
+
+
+def _read(path: Path, begin: int, facts: TensorFacts, pinned: bool) -> Tensor:
+    tensor = torch.empty(facts.shape, dtype=DTYPES[facts.dtype], pin_memory=pinned)
+    with path.open("rb", buffering=0) as file:
+        fill(bytes_of(tensor), file, begin)
     return tensor
 
 

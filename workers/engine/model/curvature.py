@@ -13,12 +13,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from workers.engine.errors import NumericalFailure
 from workers.engine.model.loaded import load_model
 from workers.engine.model.loss import next_token_loss
+from workers.engine.model.views import held
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
+    from workers.engine.model.views import Held
     from workers.engine.store.run import Run
 
 AGREEMENT = 0.95
@@ -48,11 +52,18 @@ def curvature(model: LoadedModel, calibration: Calibration, run: Run, *, seed: i
     while agreement < AGREEMENT and len(found) < MOST_PROBES:
         if whole is None:
             whole = load_model(model.path, model.device, torch.float32).requires_grad_(False)
-            weights = {layer.name: whole.get_parameter(layer.weight).requires_grad_() for layer in layers}
+            places = held(whole, model.architecture)
+            weights = {layer.name: places[layer.weight] for layer in layers}
+            used = {place.parameter: whole.get_parameter(place.parameter) for place in weights.values()}
+            for parameter in used.values():
+                parameter.requires_grad_()
         windows_NT = calibration.windows_NT[:, :PROBE_TOKENS]
         ids_T = windows_NT[len(found) % len(windows_NT)].to(model.device)
-        signs = {name: _signs(name, weight, seed=seed, probe=len(found)) for name, weight in weights.items()}
-        found.append(_along(whole, weights, signs, ids_T))
+        signs = {
+            name: _signs(name, place.read(used[place.parameter].detach()), seed=seed, probe=len(found))
+            for name, place in weights.items()
+        }
+        found.append(_along(whole, weights, used, signs, ids_T))
         if not np.isfinite(found[-1]).all():
             raise NumericalFailure("the loss's curvature is infinite or NaN", "check the dense model")
         run.events.progress(len(found), MOST_PROBES, "probe")
@@ -94,15 +105,26 @@ def _unpacked(packed_P: Tensor, count: int) -> Tensor:
     return ((packed_P[:, None] >> shifts_8) & 1).flatten()[:count]
 
 
-def _along(whole: nn.Module, weights: dict[str, Tensor], signs: dict[str, Tensor], ids_T: Tensor) -> list[float]:
+def _along(
+    whole: nn.Module,
+    layers: Mapping[str, Held],
+    parameters: Mapping[str, Tensor],
+    signs: Mapping[str, Tensor],
+    ids_T: Tensor,
+) -> list[float]:
     """zᵀHz of every layer with the loss on one window."""
     # The fused attention kernels have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
         logits_TV = whole(input_ids=ids_T[None], use_cache=False).logits[0, :-1]
         loss = next_token_loss(logits_TV, ids_T[1:])
-        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-        along = torch.stack([(g * sign).sum() for g, sign in zip(gradients, signs.values(), strict=True)]).sum()
-        products = torch.autograd.grad(along, list(weights.values()))
-    traces_L = [(p * sign).sum(dtype=torch.float64) for p, sign in zip(products, signs.values(), strict=True)]
+        gradients = dict(
+            zip(parameters, torch.autograd.grad(loss, list(parameters.values()), create_graph=True), strict=True)
+        )
+        parts = [(layer.read(gradients[layer.parameter]) * signs[name]).sum() for name, layer in layers.items()]
+        products = torch.autograd.grad(torch.stack(parts).sum(), list(parameters.values()))
+    of = dict(zip(parameters, products, strict=True))
+    traces_L = [
+        (layer.read(of[layer.parameter]) * signs[name]).sum(dtype=torch.float64) for name, layer in layers.items()
+    ]
     found: list[float] = torch.stack(traces_L).tolist()
     return found

@@ -19,6 +19,7 @@ from workers.engine.maths.selection import all_finite, finite
 from workers.engine.model.loaded import block_tensors
 from workers.engine.model.loss import next_token_loss
 from workers.engine.model.output_head import head
+from workers.engine.model.views import held
 from workers.engine.model.walk import At, walk
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ class BlockGradients:
 
     def add(self, split: int, at: At, share: float, *, squared: bool) -> None:
         """Add `share` of a batch's gradients, and of their squares, and forget them."""
-        prefix = at.model.architecture.layout.block(at.block)
-        for name, parameter in at.module.named_parameters():
-            assert parameter.grad is not None
-            gradient, parameter.grad = parameter.grad.float(), None
-            full = f"{prefix}.{name}"
+        architecture = at.model.architecture
+        for full, found in held(at.module, architecture, architecture.layout.block(at.block)).items():
+            whole = at.module.get_parameter(found.parameter).grad
+            assert whole is not None
+            gradient = found.read(whole).float()
             for sums, addend in ((self.mean, gradient), (self.squared, gradient.square() if squared else None)):
                 if addend is None:
                     continue
@@ -54,6 +55,7 @@ class BlockGradients:
                 else:
                     sums[split][full] = addend.mul_(share) if addend is not gradient else addend * share
         at.module.requires_grad_(False)
+        at.module.zero_grad()
 
     def merge(self, other: BlockGradients) -> None:
         """Add what was found on other windows of the same text: shares of one mean."""

@@ -269,8 +269,13 @@ def _watched(module: nn.Module | None, layers: Sequence[LinearFacts], layout: La
 
         return hook
 
+    hosts: set[str] = set()
     for layer in layers:
-        linear = module.get_submodule(layout.below(layer.name))
+        host = layout.below(layout.host(layer.name))
+        if host in hosts:  # it computes several layers at once
+            continue
+        hosts.add(host)
+        linear = module.get_submodule(host)
         handles.append(linear.register_forward_pre_hook(watch(layer)))
     try:
         yield

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from workers.engine.architectures.architecture import Architecture
 from workers.engine.architectures.built import obeyed
+from workers.engine.architectures.canonical import canonical_slices, in_modules
 from workers.engine.architectures.per_layer import PER_LAYER, modeling_class
 from workers.engine.architectures.recognise import recognise
 from workers.engine.artifact import modeling_pruned
@@ -110,11 +111,13 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     Raises UnsupportedModel where the files lack weights of the architecture.
     """
     config, pieces = read_json(model_dir, "config.json"), slices_of(model_dir)
+    architecture = architecture_of(model_dir)
     model = skeleton(config, device, dtype)
     pinned = device.type == "cuda"
     weights = {
         name: read_tensor(piece, pinned=pinned).to(device, dtype, non_blocking=True) for name, piece in pieces.items()
     }
+    weights = in_modules(architecture.layout, architecture.sizes, weights)
     missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     _refuse_incomplete(model_dir, missing, "use a complete checkpoint whose config.json describes its weights")
@@ -178,22 +181,22 @@ def _refusing(model_id: str, file: str) -> Iterator[None]:
 
 def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
     """The model in `folder`, made of the dense one: of other shapes perhaps, with the same tokenizer."""
-    pieces = slices_of(folder)
+    stored = stored_slices(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     source = replace(
         dense.source,
         config=config,
-        tensors={name: piece.facts for name, piece in pieces.items()},
-        files={name: piece.file.name for name, piece in pieces.items()},
+        stored={name: piece.facts for name, piece in stored.items()},
+        files={name: piece.file.name for name, piece in stored.items()},
         path=folder,
     )
     return replace(
         dense,
         source=source,
-        architecture=recognise(config, source.tensors),
+        architecture=recognise(config, source.stored),
         path=folder,
         skeleton=skeleton(config, dense.device, dense.dtype),
-        slices=pieces,
+        slices=slices_of(folder),
     )
 
 
@@ -238,7 +241,9 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
     Raises UnsupportedModel if the module has parameters that the tensors lack.
     """
     module = model.skeleton.get_submodule(name)
-    values = {key.removeprefix(f"{name}."): tensor.to(model.dtype) for key, tensor in tensors.items()}
+    layout = model.architecture.layout
+    theirs = in_modules(layout, model.architecture.sizes, tensors)
+    values = {key.removeprefix(f"{layout.in_module(name)}."): tensor.to(model.dtype) for key, tensor in theirs.items()}
     # Left-over tensors are no harm (old checkpoints store rotary frequencies); a parameter without values is.
     missing = module.load_state_dict(values, strict=False, assign=True).missing_keys
     if missing:
@@ -273,11 +278,17 @@ def _sent(model: LoadedModel, names: list[str]) -> Arrival:
 def architecture_of(folder: Path) -> Architecture:
     """Of the model in a folder of ours."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return recognise(config, {name: piece.facts for name, piece in slices_of(folder).items()})
+    return recognise(config, {name: piece.facts for name, piece in stored_slices(folder).items()})
 
 
-def slices_of(folder: Path) -> dict[str, Slice]:
-    """Where each tensor of a model's folder lies: in the file that the index names, if there is one."""
+def slices_of(folder: Path) -> Mapping[str, Slice]:
+    """Where each canonical tensor of a folder of ours lies."""
+    architecture = architecture_of(folder)
+    return canonical_slices(architecture.layout, architecture.sizes, stored_slices(folder))
+
+
+def stored_slices(folder: Path) -> dict[str, Slice]:
+    """Where each stored tensor of a model's folder lies: in the file that the index names, if there is one."""
     if not (folder / INDEX).exists():
         return read_header(folder / WEIGHTS)
     index: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
 from workers.engine.model.loaded import LoadedModel, block_tensors, filled, sent_block, tensors_of
 from workers.engine.model.placement import InFile, NewFile, States, placed
+from workers.engine.model.views import views
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -174,6 +175,12 @@ class At:
     def run(self, hidden_BTD: Tensor, module: nn.Module | None = None) -> Tensor:
         """Output [B, T, D] for one batch of inputs; of another `module` in the block's place, if one is given."""
         return self.walk.calls[len(hidden_BTD)][self.block].of(module or self.module, hidden_BTD)
+
+    def views(self) -> dict[str, Tensor]:
+        """Full name -> values of the block's tensors where the module holds them; of a tensor's elements in order,
+        perhaps with more axes."""
+        architecture = self.model.architecture
+        return views(self.module, architecture, architecture.layout.block(self.block))
 
     def keep(self, output_BTD: Tensor) -> None:
         """Take the outputs of the next batch as inputs of the next block."""

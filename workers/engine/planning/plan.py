@@ -71,7 +71,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
     Raises UnsupportedModel, InvalidSpec (a pattern or groups that do not divide a width), SequenceTooLong,
     DatasetNotFound, HubUnavailable, MemoryBudgetTooSmall.
     """
-    architecture = recognise(source.config, source.tensors)
+    architecture = recognise(source.config, source.stored)
     if PER_LAYER in source.config:
         raise UnsupportedModel(
             f"{source.id}: its blocks differ in width, as an earlier pruning left them",
@@ -79,7 +79,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
             field="/model/id",
         )
     check_config(source.config)
-    check_tensors(architecture.layout, source.config, source.tensors)
+    check_tensors(architecture.layout, source.config, source.stored)
     prospect = prospect_of(spec, source, architecture)  # refuses what cannot be removed
     if spec.tune is not None and prospect.outcome is not None:
         spec.tune.check(_layers_of(architecture, prospect.outcome, source.tensors))

@@ -255,7 +255,7 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
     stored = sum(facts.bytes for facts in source.tensors.values())
     read = [params.tokens_at_once for params in spec.evaluate if not method_of("evaluate", params).paired]
     batches = [tokens * architecture.vocabulary * 4 * 3 for tokens in read]
-    kept = sum(layer.shape[0] for layer in architecture.cached())
+    kept = sum(layer.shape[0] for layer in architecture.caching())
     passing = _token_numbers(architecture)
     batches += [compute_bytes * (prompt * passing + models * all_ * kept) for prompt, all_ in _timed_tokens(spec)]
     weights = models * source.parameters * compute_bytes

@@ -31,6 +31,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
 from workers.engine.architectures import built, kinds
+from workers.engine.architectures.canonical import canonical_facts, canonical_slices
 from workers.engine.architectures.recognise import layout_of
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import (
@@ -88,9 +89,10 @@ class ModelSource:
     id: str
     config: Mapping[str, Any]
     """`config.json`."""
-    tensors: Mapping[str, TensorFacts]
+    stored: Mapping[str, TensorFacts]
+    """Tensors as the files hold them."""
     files: Mapping[str, str]
-    """Tensor name -> the safetensors file that holds it."""
+    """Name of a stored tensor -> the safetensors file that holds it."""
     path: Path | None
     """Its folder; None for a hub model that is not downloaded."""
     hub_commit: str | None = None
@@ -122,7 +124,12 @@ class ModelSource:
     @cached_property
     def layout(self) -> Layout:
         """The layout that names its tensors. Raises UnsupportedModel."""
-        return layout_of(self.config, self.tensors)
+        return layout_of(self.config, self.stored)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorFacts]:
+        """Canonical tensors: every prunable matrix under a name of its own. Raises UnsupportedModel."""
+        return canonical_facts(self.layout, built.sizes_of(self.config), self.stored)
 
     @cached_property
     def shares_head(self) -> bool:
@@ -134,9 +141,9 @@ class ModelSource:
         head, embedding = self.layout.head_weight, self.layout.embedding_weight
         if not built.ties_head(self.config):
             return False
-        if self.path is None or head not in self.tensors or embedding not in self.files or head not in self.files:
+        if self.path is None or head not in self.stored or embedding not in self.files or head not in self.files:
             return True
-        pieces = slices(self)
+        pieces = _slices(self.folder, self.files)
         return same_bytes(pieces[head], pieces[embedding])
 
     @property
@@ -183,10 +190,11 @@ def download(source: ModelSource) -> Path:
     return folder
 
 
-def slices(source: ModelSource) -> dict[str, Slice]:
-    """Where the bytes of each tensor of a model on this disk lie: in the file that its index names."""
+def slices(source: ModelSource) -> Mapping[str, Slice]:
+    """Where the bytes of each canonical tensor of a model on this disk lie, in the file that its index names."""
     with _bad_files(source.id):
-        return _slices(source.folder, source.files)
+        stored = _slices(source.folder, source.files)
+        return canonical_slices(source.layout, built.sizes_of(source.config), stored)
 
 
 def resolve_dataset(ref: DataRef, sources: Sources, field: str) -> Path | None:

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from workers.engine.architectures.canonical import in_files
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.files.tensors import read_tensor
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from workers.engine.architectures.architecture import Kind, LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
     from workers.engine.contracts.facts import Allocation, Units
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.placement import States
@@ -74,27 +75,22 @@ def layer_reports(
     """
     reports, slices, layout = [], slices_of(folder), model.architecture.layout
     for index, block in enumerate(outcome.blocks):
-        for layer, projection in model.architecture.projections(block):
+        for layer in model.architecture.block(block):
             piece = slices[layout.in_block(layer.weight, index)]
             weight_OI = read_tensor(piece)
             zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
             removal_of(spec).check_layer(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
-            reports.append(_layer_report(layer, projection.reads, allocation, piece.facts.shape, zeros))
+            reports.append(_layer_report(layer, allocation, piece.facts.shape, zeros))
     for block in sorted({*range(model.architecture.blocks)} - {*outcome.blocks}):
-        reports += [
-            _layer_report(layer, projection.reads, allocation, (0, 0), 0)
-            for layer, projection in model.architecture.projections(block)
-        ]
+        reports += [_layer_report(layer, allocation, (0, 0), 0) for layer in model.architecture.block(block)]
     return sorted(reports, key=lambda report: report.block)
 
 
-def _layer_report(
-    layer: LinearFacts, reads: Kind, allocation: Allocation, shape: Sequence[int], zeros: int
-) -> LayerReport:
+def _layer_report(layer: LinearFacts, allocation: Allocation, shape: Sequence[int], zeros: int) -> LayerReport:
     return LayerReport(
         name=layer.name,
         block=layer.block,
-        reads=reads,
+        reads=layer.reads,
         shape=(shape[0], shape[1]),
         parameters=layer.parameters,
         zeros=zeros,
@@ -205,8 +201,9 @@ class _Pruning:
         new = self.model.ranks.exchange(new, self.model.device)
         weights = {layer.weight: new.get(layer.weight, at.dense[layer.weight]) for layer in layers}
         pruned = as_stored(self.spec.package.dtype, weights)
+        places = at.views()
         for name, weight_OI in pruned.items():
-            at.module.get_parameter(self.model.architecture.layout.below(name)).data.copy_(weight_OI)
+            places[name].copy_(weight_OI.view(places[name].shape))
         return pruned
 
     def _streams(self, at: At) -> Iterator[tuple[str, LinearStats]]:
@@ -257,7 +254,8 @@ class _Keeper:
         checkpoint, events = self._pruning.run.checkpoint, self._pruning.run.events
         layout = self._pruning.model.architecture.layout
         try:
-            checkpoint.add_block(index, {layout.in_block(name, index): tensor for name, tensor in stored().items()})
+            named = {layout.in_block(name, index): tensor for name, tensor in stored().items()}
+            checkpoint.add_block(index, in_files(layout, self._pruning.model.architecture.sizes, named))
         except BaseException:
             if outputs is not None:
                 outputs.close()

@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from workers.engine.checks.tuned import TunedTraces, tuned_traces
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import NumericalFailure
-from workers.engine.files.tensors import bytes_of, read_tensor
+from workers.engine.files.tensors import overwrite, read_tensor
 from workers.engine.maths.selection import finite
 from workers.engine.model.loaded import architecture_of, load_model, slices_of
 from workers.engine.model.loss import next_token_loss, nll
@@ -156,9 +156,7 @@ class _Training:
                     "package as float32 or bfloat16, or lower `learning_rate`",
                     field="/package/dtype",
                 )
-            with piece.file.open("r+b") as file:
-                file.seek(piece.begin)
-                file.write(bytes_of(tensor))
+            overwrite(piece, tensor)
 
     def report(self) -> TuneReport:
         params, state, curve = self.params, self.state, self.state.curve

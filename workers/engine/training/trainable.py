@@ -6,11 +6,13 @@ A zero in a linear layer of the blocks comes from pruning and stays: its gradien
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
 from workers.engine.contracts.facts import Trainable
+from workers.engine.errors import UnsupportedModel
+from workers.engine.model.views import held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +21,17 @@ if TYPE_CHECKING:
 
 
 def linears(model: nn.Module, architecture: Architecture) -> dict[str, nn.Linear]:
-    """Name -> prunable linear layer of the blocks, in the order of the forward pass."""
-    found: dict[str, nn.Linear] = {layer.name: model.get_submodule(layer.name) for layer in architecture.layers}  # type: ignore[misc]
-    return found
+    """Path -> module that computes linear layers of the blocks, in the order of the forward pass. Raises
+    UnsupportedModel where one is of another class, as mixtures of experts have."""
+    found = {path: model.get_submodule(path) for path in architecture.modules()}
+    for path, module in found.items():
+        if not isinstance(module, nn.Linear):
+            raise UnsupportedModel(
+                f"{path} is a {type(module).__name__}, to which this method adds nothing",
+                "tune with `full` or `last_layers`",
+                field="/tune/method",
+            )
+    return cast("dict[str, nn.Linear]", found)
 
 
 def mask_of(weight_OI: Tensor) -> Tensor | None:
@@ -32,7 +42,9 @@ def mask_of(weight_OI: Tensor) -> Tensor | None:
 
 def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[str], bool]) -> Trainable:
     """Train the model's own parameters whose names `trained` picks; zeros of linear layers get no gradient."""
-    masks = {layer.weight: mask_of(model.get_parameter(layer.weight)) for layer in architecture.layers}
+    places = held(model, architecture)
+    linear = {places[layer.weight].parameter for layer in architecture.layers}
+    masks = {name: mask_of(model.get_parameter(name)) for name in sorted(linear)}
     parameters = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained(name))
@@ -46,6 +58,9 @@ def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[st
     values = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
 
     def merged(name: str, stored: Tensor) -> Tensor:
-        return values[name].detach() if name in values else stored
+        found = places.get(name)
+        return (
+            stored if found is None or found.parameter not in values else found.read(values[found.parameter].detach())
+        )
 
     return Trainable(parameters, merged)

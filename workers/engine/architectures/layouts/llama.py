@@ -3,7 +3,8 @@
 Llama, Mistral, Qwen2 (with biases), Qwen3 (with query and key norms), SmolLM, Gemma and others.
 """
 
-from workers.engine.architectures.architecture import Layout, Projection
+from workers.engine.architectures.architecture import Layout
+from workers.engine.architectures.parts import attention, gated
 
 LAYOUT = Layout(
     name="Llama",
@@ -11,17 +12,8 @@ LAYOUT = Layout(
     embedding="model.embed_tokens",
     final_norm="model.norm",
     head="lm_head",
-    layers=(
-        Projection("self_attn.q_proj", "attention_input", reads="hidden", writes="head"),
-        Projection("self_attn.k_proj", "attention_input", reads="hidden", writes="head", cached=True),
-        Projection("self_attn.v_proj", "attention_input", reads="hidden", writes="head", cached=True),
-        Projection("self_attn.o_proj", "attention_output", reads="head", writes="hidden"),
-        Projection("mlp.gate_proj", "mlp_input", reads="hidden", writes="channel"),
-        Projection("mlp.up_proj", "mlp_input", reads="hidden", writes="channel"),
-        Projection("mlp.down_proj", "mlp_hidden", reads="channel", writes="hidden"),
-    ),
-    attention="self_attn",
-    mlp="mlp",
+    mixers=(attention("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),),
+    mlps=(gated("mlp", "gate_proj", "up_proj", "down_proj"),),
     of_each_head=("q_norm", "k_norm", "rotary_emb"),
     plain_hidden=("llama", "mistral", "qwen2", "qwen3"),
 )

@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParams
-from workers.engine.errors import InvalidSpec
+from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import tuner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
     from torch.nn import Module
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture, LinearFacts
     from workers.engine.contracts.facts import Trainable
     from workers.engine.contracts.tuning_params import DescribedModel
+    from workers.engine.model.views import Held
 
 
 class GroupParams(TuneMethodParams):
@@ -83,17 +84,19 @@ class GroupParams(TuneMethodParams):
         ]
 
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
-        return sum(self.rank * (x.shape[0] + x.shape[1] // self.group_size) for x in architecture.layers)
+        return sum(self.rank * (o + i // self.group_size) for o, i in architecture.modules().values())
 
 
 @tuner(GroupParams, paper="arXiv:2309.14717")
 def prepare(model: Module, architecture: Architecture, params: GroupParams) -> Trainable:
     """The offsets' two factors, of every linear layer of the blocks. Zeros belong to no group and stay."""
     from workers.engine.contracts.facts import Trainable
+    from workers.engine.model.views import held
     from workers.engine.training.groups import replaced
     from workers.engine.training.trainable import linears
 
-    found = linears(model, architecture)
+    found, places = linears(model, architecture), held(model, architecture)
+    _refuse_fused(architecture, places)
     params.check(architecture.layers)  # a structured result's widths are known only now
     model.requires_grad_(False)
     layers = replaced(
@@ -101,10 +104,21 @@ def prepare(model: Module, architecture: Architecture, params: GroupParams) -> T
     )
     parameters = {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("a_RG", "b_OR")}
 
-    by_weight = {facts.weight: layers[facts.name] for facts in architecture.layers}
+    by_weight = {facts.weight: layers[architecture.layout.host(facts.name)] for facts in architecture.layers}
 
     def merged(name: str, stored: Tensor) -> Tensor:
         layer = by_weight.get(name)
         return stored if layer is None else layer.merged(stored)
 
     return Trainable(parameters, merged)
+
+
+def _refuse_fused(architecture: Architecture, places: Mapping[str, Held]) -> None:
+    """Codes are of whole stored matrices."""
+    for layer in architecture.layers:
+        if places[layer.weight].place is not None:
+            raise UnsupportedModel(
+                f"{layer.name} is a part of a larger matrix in this family, whose groups cannot be tuned alone",
+                "tune with `lora`, `full` or `last_layers`",
+                field="/tune/method",
+            )

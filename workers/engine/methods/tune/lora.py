@@ -35,23 +35,26 @@ class LoraParams(TuneMethodParams):
         return 2 if self.dropout else 0  # what dropout left, and what it multiplied by
 
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
-        return sum(self.rank * sum(layer.shape) for layer in architecture.layers)
+        return sum(self.rank * sum(shape) for shape in architecture.modules().values())
 
 
 @tuner(LoraParams, paper="arXiv:2106.09685")
 def prepare(model: Module, architecture: Architecture, params: LoraParams) -> Trainable:
     """The adapters' two factors. The update of a masked layer is masked."""
     from workers.engine.contracts.facts import Trainable
+    from workers.engine.model.views import held
     from workers.engine.training.masked_lora import ADAPTER, injected
+    from workers.engine.training.trainable import linears
 
+    places, paths = held(model, architecture), linears(model, architecture)
     layers = injected(
         model,
-        [facts.name for facts in architecture.layers],
+        list(paths),
         rank=params.rank,
         alpha=params.alpha,
         dropout=params.dropout,
     )
-    by_weight = {facts.weight: layers[facts.name] for facts in architecture.layers}
+    by_weight = {facts.weight: layers[architecture.layout.host(facts.name)] for facts in architecture.layers}
     parameters = {
         f"{name}.{part}": getattr(layer, part)[ADAPTER].weight
         for name, layer in layers.items()
@@ -60,6 +63,6 @@ def prepare(model: Module, architecture: Architecture, params: LoraParams) -> Tr
 
     def merged(name: str, stored: Tensor) -> Tensor:
         layer = by_weight.get(name)
-        return stored if layer is None else stored + layer.get_delta_weight(ADAPTER).detach()
+        return stored if layer is None else stored + places[name].read(layer.get_delta_weight(ADAPTER).detach())
 
     return Trainable(parameters, merged)
