@@ -75,7 +75,7 @@ def test_a_renamed_llama_becomes_what_the_llama_does(
         ("model.layers.0.self_attn.q_proj.weight", r"no `self_attn\.k_proj` in block 0"),
         (
             "blocks.0.qkv.weight",
-            r"not Llama's or Renamed's: no tensors named `model\.layers\.0\.\*` or `transformer\.h\.0",
+            r"none of the paths that are known \(.*`transformer\.h\.0\.\*`.*\): .* such as `blocks\.0\.qkv",
         ),
         ("h.0.attn.query.weight", r"base model .* named `h\.0\.\*`, not `transformer\.h\.0\.\*`"),
     ],

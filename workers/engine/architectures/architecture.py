@@ -6,6 +6,7 @@ Import-light. O = output features (rows of a weight), I = input features (column
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +16,9 @@ from workers.engine.architectures.fused import EACH, Fused
 Kind = str
 """Of a unit: `head`, a key/value head with the query heads that share it, `channel`, one of the MLP, `hidden`, a
 dimension of the vector that blocks read and add to, or another that a file of `removals/` names."""
+
+
+_NUMBER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Part:
     """Its linear layers, in the order of the forward pass. Those whose name holds `EACH` are there once an expert."""
     kept: tuple[str, ...] = ()
     """Paths of its other matrices, which are never pruned: routers, convolutions over time, states."""
+    of_each_expert: tuple[tuple[str, int], ...] = ()
+    """(tensor below the block, axis along which it has an entry for each expert), of those that are there."""
 
     @property
     def has_experts(self) -> bool:
@@ -89,7 +95,15 @@ class Layout:
     built: tuple[Fused, ...] | None = None
     """The parameters of a block that transformers' modules hold in another form; None: the same as the files."""
     renamed: tuple[tuple[str, str], ...] = ()
-    """(beginning of a path below the block in files, the same in transformers' modules), where they differ."""
+    """(beginning of a path below the block in files, the same in transformers' modules), where they differ; the first
+    that fits counts."""
+    renamed_in: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    """(model type, more of them that only this family has)."""
+
+    def of(self, model_type: str) -> Layout:
+        """The layout with the names of one family."""
+        own = dict(self.renamed_in).get(model_type, ())
+        return replace(self, renamed=(*own, *self.renamed)) if own else self
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -145,8 +159,13 @@ class Layout:
         found = self.split(layer)
         if found is None:
             return layer
-        row = self._hosts.get(f"{found[1]}.weight")
+        row = self._row(f"{found[1]}.weight")
         return self.in_module(layer if row is None else f"{self.block(found[0])}.{row.module}")
+
+    def of_experts(self, layer: LinearFacts) -> bool:
+        """Whether a layer is one of an expert's, which are computed together."""
+        row = self._row(f"{self.below(layer.name)}.weight")
+        return row is not None and row.stacked
 
     def in_block(self, name: str, index: int) -> str:
         """The name of the same module or tensor in another block; its own outside of blocks."""
@@ -197,6 +216,10 @@ class Layout:
             if below == before or below.startswith(f"{before}."):
                 return f"{self.block(block)}.{after}{below.removeprefix(before)}"
         return name
+
+    def _row(self, tensor: str) -> Fused | None:
+        """The row of the parameter, in transformers' modules, that holds a canonical tensor of a block."""
+        return self._hosts.get(tensor) or self._hosts.get(_NUMBER.sub(f".{EACH}.", tensor, count=1))
 
     @cached_property
     def _hosts(self) -> dict[str, Fused]:

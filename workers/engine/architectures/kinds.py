@@ -117,11 +117,11 @@ def other_blocks(config: Mapping[str, Any], first: str) -> UnsupportedModel:
                 f"`{layout.block(0)}.*`",
                 "save it by AutoModelForCausalLM, with its head",
             )
-    whose = " or ".join(f"{layout.name}'s" for layout in layouts())
-    named = " or ".join(f"`{layout.block(0)}.*`" for layout in layouts())
+    named = ", ".join(f"`{path}.0.*`" for path in dict.fromkeys(layout.blocks for layout in layouts()))
     return _is(
         model_type,
-        f"its blocks are not {whose}: no tensors named {named}, but such as `{shown(first)}`",
+        f"its blocks lie under none of the paths that are known ({named}): its tensors are named such as "
+        f"`{shown(first)}`",
         SUPPORTED,
     )
 

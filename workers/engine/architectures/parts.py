@@ -8,11 +8,14 @@ from workers.engine.architectures.fused import EACH, Fused
 _AND_BIAS = ("weight", "bias")
 
 
-def attention(module: str, query: str, key: str, value: str, output: str) -> Part:
-    """Attention of four linear layers, by their names below the module."""
+def attention(module: str, query: str, key: str, value: str, output: str, gate: str | None = None) -> Part:
+    """Attention of four linear layers, by their names below the module; of five, where a `gate` multiplies its output
+    head by head."""
+    gates = () if gate is None else (Projection(f"{module}.{gate}", "attention_input", reads="hidden", writes="head"),)
     return Part(
         module,
         (
+            *gates,
             Projection(f"{module}.{query}", "attention_input", reads="hidden", writes="head"),
             Projection(f"{module}.{key}", "attention_input", reads="hidden", writes="head", cached=True),
             Projection(f"{module}.{value}", "attention_input", reads="hidden", writes="head", cached=True),
@@ -52,20 +55,39 @@ def experts(
     up: str,
     down: str,
     *,
-    kept: tuple[str, ...],
+    routers: tuple[str, ...] = ("gate.weight",),
     shared: Part | None = None,
+    kept: tuple[str, ...] = (),
 ) -> Part:
-    """A mixture of gated MLPs; the names of their layers hold `EACH`. `shared`: an MLP that all tokens go through."""
-    of_expert = f"expert_{EACH}"
+    """A mixture of gated MLPs. The names of their layers, below the module, hold `EACH`.
+
+    `routers`: tensors below the module with an entry along the first axis for each expert. `shared`: an MLP that all
+    tokens go through. `kept`: paths of other matrices below the block.
+    """
+    one = f"expert_{EACH}"
+    each = tuple(f"{module}.{name}" for name in routers)
     return Part(
         module,
         (
-            Projection(f"{module}.{gate}", f"{of_expert}_input", reads="hidden", writes=f"{of_expert}_channel"),
-            Projection(f"{module}.{up}", f"{of_expert}_input", reads="hidden", writes=f"{of_expert}_channel"),
-            Projection(f"{module}.{down}", f"{of_expert}_hidden", reads=f"{of_expert}_channel", writes="hidden"),
+            Projection(f"{module}.{gate}", f"{one}_input", reads="hidden", writes=f"{one}_channel"),
+            Projection(f"{module}.{up}", f"{one}_input", reads="hidden", writes=f"{one}_channel"),
+            Projection(f"{module}.{down}", f"{one}_hidden", reads=f"{one}_channel", writes="hidden"),
             *(() if shared is None else shared.layers),
         ),
-        kept=tuple(f"{module}.{name}" for name in kept),
+        kept=(*(name.removesuffix(".weight") for name in each), *kept),
+        of_each_expert=tuple((name, 0) for name in each),
+    )
+
+
+def shared_mlp(module: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> Part:
+    """The MLP of a mixture that all tokens go through, beside the experts."""
+    return Part(
+        module,
+        (
+            Projection(f"{module}.{gate}", "shared_input", reads="hidden", writes="shared_channel"),
+            Projection(f"{module}.{up}", "shared_input", reads="hidden", writes="shared_channel"),
+            Projection(f"{module}.{down}", "shared_hidden", reads="shared_channel", writes="hidden"),
+        ),
     )
 
 
@@ -88,7 +110,9 @@ def transposed(layer: str, parts: tuple[str, ...] = (), widths: tuple[str, ...] 
     )
 
 
-def stacked(tensor: str, parts: tuple[str, ...], *, repeats: bool = False, transposed: bool = False) -> Fused:
-    """A tensor [E, ...] of all experts that holds one or several matrices of each."""
+def stacked(
+    tensor: str, parts: tuple[str, ...], *, repeats: bool = False, transposed: bool = False, end: str = "weight"
+) -> Fused:
+    """A tensor [E, ...] of all experts that holds one or several matrices of each, or with `end` their biases."""
     widths = ("1",) if repeats else ("rest",)
-    return Fused(tensor, tuple(f"{part}.weight" for part in parts), widths, repeats=repeats, transposed=transposed)
+    return Fused(tensor, tuple(f"{part}.{end}" for part in parts), widths, repeats=repeats, transposed=transposed)

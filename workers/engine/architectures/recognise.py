@@ -49,30 +49,29 @@ def recognise(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> A
 
 
 def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> Layout:
-    """The layout whose linear layers the first block has; else one with blocks at that path, so that the error can
-    name the missing layers. Raises UnsupportedModel where no layout has such a path."""
+    """The layout whose parts make up every block; else the one that lacks least of the first block, so that the error
+    can name the missing layers. Raises UnsupportedModel where no layout has blocks at that path."""
     nearest: tuple[int, Layout] | None = None
     for layout in layouts():
-        first = _first_block(layout, stored)
-        if not first:
+        if not any(name.startswith(f"{layout.blocks}.") for name in stored):
             continue
-        tensors = canonical_facts(layout, sizes_of(config), first, strict=False)
-        matrices = _matrices(next(iter(_by_block(layout, tensors).values())))
-        if _parts(layout, matrices) is not None:
-            return layout
-        missing = len({layer.name for layer in layout.layers} - matrices)
+        by_block = _by_block(layout, canonical_facts(layout, sizes_of(config), stored, strict=False))
+        if not by_block:
+            continue
+        first = _matrices(by_block[min(by_block)])
+        kinds = {frozenset(_matrices(inside)) for inside in by_block.values()}
+        if all(_parts(layout, kind) is not None for kind in kinds):
+            return layout.of(config["model_type"])
+        missing = min(
+            len({layer.name for part in (mixer, mlp) for layer in part.projections(1)} - first)
+            for mixer in layout.mixers
+            for mlp in layout.mlps
+        )
         if nearest is None or missing < nearest[0]:
             nearest = missing, layout
     if nearest is None:
         raise other_blocks(config, min(stored, default="nothing"))
-    return nearest[1]
-
-
-def _first_block(layout: Layout, stored: Mapping[str, TensorFacts]) -> dict[str, TensorFacts]:
-    """The tensors of the first block, by their full names."""
-    numbers = {found[0] for name in stored if (found := layout.split(name)) is not None}
-    prefix = f"{layout.block(min(numbers, default=0))}."
-    return {name: facts for name, facts in stored.items() if name.startswith(prefix)}
+    return nearest[1].of(config["model_type"])
 
 
 def _parts(layout: Layout, matrices: Collection[str]) -> tuple[Part, Part, int] | None:

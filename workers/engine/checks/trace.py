@@ -152,6 +152,7 @@ def _recorded(architecture: Architecture) -> list[str]:
 
 
 def _writers(architecture: Architecture, block: int) -> list[str]:
-    """Modules of a block that write into the hidden vector, in the order of the forward pass."""
-    hosts = (architecture.layout.host(layer.name) for layer in architecture.writing("hidden", block))
+    """Linear modules of a block that write into the hidden vector, in the order of the forward pass."""
+    layout = architecture.layout
+    hosts = (layout.host(layer.name) for layer in architecture.writing("hidden", block) if not layout.of_experts(layer))
     return list(dict.fromkeys(hosts))
