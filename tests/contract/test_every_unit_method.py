@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.helpers.four_blocks import ALL_FAMILIES, ARCHITECTURE, BLOCKS, FAMILIES, SHAPES, UNITS, facts_of
 from tests.helpers.random_layers import inputs_of, poisons, same, seeded, stats_of, tensors_in, weight
+from workers.engine.architectures.architecture import Family
 from workers.engine.contracts.facts import AllocationFacts, DenseUnits, LayerTask
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.errors import InvalidSpec, NumericalFailure
@@ -57,7 +58,8 @@ def dense(method: Method, params: Any, worthless: int | None = None) -> list[Den
     found = []
     for block in range(BLOCKS):
         prefix = f"model.layers.{block}."
-        own = [family for family in ALL_FAMILIES if family.block == block and family.kind in method.units]
+        experts = Family(block, "expert", UNITS["expert"], (), 64, 0)
+        own = [family for family in (*ALL_FAMILIES, experts) if family.block == block and family.kind in method.units]
 
         def drawn(seed: int, block: int = block, prefix: str = prefix) -> dict[str, Tensor]:
             generator = seeded(100 * block + seed)

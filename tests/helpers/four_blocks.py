@@ -28,7 +28,7 @@ FACTS["model.embed_tokens.weight"] = TensorFacts("F32", (64, 16))
 ARCHITECTURE: Architecture = recognise(CONFIG, FACTS)
 FAMILIES = families(ARCHITECTURE, CONFIG, FACTS)
 ALL_FAMILIES = FAMILIES + hidden_families(ARCHITECTURE, CONFIG, FACTS)
-UNITS = {"head": 3, "channel": 20, "hidden": 16, "layer": 1}
+UNITS = {"head": 3, "channel": 20, "hidden": 16, "layer": 1, "expert": 6}
 
 
 def facts_of(seed: int = 0, kinds: Sequence[str] = ("head", "channel"), factor: float = 1.0) -> AllocationFacts:

@@ -285,6 +285,8 @@ class Family:
     unit_parameters: int
     """Parameters of one unit, without biases, as a sparsity counts them."""
     unit_biases: int
+    groups: int = 1
+    """Consecutive groups of the units, all of which must lose as many."""
 
     @property
     def reader(self) -> Member:

@@ -58,11 +58,13 @@ def experts(
     routers: tuple[str, ...] = ("gate.weight",),
     shared: Part | None = None,
     kept: tuple[str, ...] = (),
+    others: tuple[tuple[str, int], ...] = (),
 ) -> Part:
     """A mixture of gated MLPs. The names of their layers, below the module, hold `EACH`.
 
     `routers`: tensors below the module with an entry along the first axis for each expert. `shared`: an MLP that all
-    tokens go through. `kept`: paths of other matrices below the block.
+    tokens go through. `kept`: paths of other matrices below the block. `others`: (tensor below the block, its axis of
+    experts) of those that lie elsewhere or along another axis.
     """
     one = f"expert_{EACH}"
     each = tuple(f"{module}.{name}" for name in routers)
@@ -75,7 +77,7 @@ def experts(
             *(() if shared is None else shared.layers),
         ),
         kept=(*(name.removesuffix(".weight") for name in each), *kept),
-        of_each_expert=tuple((name, 0) for name in each),
+        of_each_expert=(*((name, 0) for name in each), *others),
     )
 
 

@@ -22,6 +22,7 @@ from workers.engine.contracts.needed import needed
 from workers.engine.errors import ResultMismatch
 from workers.engine.files.safetensors_bytes import read_header
 from workers.engine.files.tensors import read_tensor
+from workers.engine.model.experts import mixture_in
 from workers.engine.model.loaded import in_float32
 from workers.engine.removals.base import removal_of
 from workers.engine.removals.outcome import config_after
@@ -46,12 +47,17 @@ class MaskedModel:
     """The dense model, to be filled in float32."""
     stored: Mapping[str, Slice]
     """Tensors of the finished blocks, and of what is outside of them, by their names in the result."""
-    blocks: Mapping[int, int]
-    """Dense block that stays -> its number in the result."""
+    outcome: Outcome
+    """Structure of the result."""
     mask: Mask
     """Parts left out beside blocks."""
     unrounded: bool = False
     """Whether values that were only rounded by storing are those before rounding."""
+
+    @property
+    def blocks(self) -> dict[int, int]:
+        """Dense block that stays -> its number in the result."""
+        return {block: number for number, block in enumerate(self.outcome.blocks)}
 
     def tensors(self, module: str) -> dict[str, Tensor]:
         """Every tensor of a module of the dense model, float32, on the device. Raises ResultMismatch."""
@@ -89,10 +95,19 @@ class MaskedModel:
                     undo.callback(self.model.skeleton.get_submodule(name).register_forward_hook(hook).remove)
             yield
 
+    @contextmanager
+    def without_experts(self) -> Iterator[None]:
+        """The skeleton that sends no tokens to removed experts, within the context."""
+        with ExitStack() as undo:
+            for block, kept in self.mask.experts.items():
+                module = self.model.skeleton.get_submodule(self.model.architecture.layout.block(block))
+                undo.enter_context(needed(mixture_in(self.model, block, module), "a mixture").only(kept))
+            yield
+
     @property
     def rounds(self) -> bool:
         """Whether storing may have rounded values that were only copied."""
-        dense = {name: facts for name, facts in self.model.source.tensors.items() if self._is_kept(name)}
+        dense = {name: facts for name, facts in self.model.source.tensors.items() if self.outcome.renamed(name)}
         return bool(self.mask.dimensions) or any(
             self._piece(name).facts.dtype != facts.dtype for name, facts in dense.items()
         )
@@ -104,6 +119,8 @@ class MaskedModel:
         if written and kept_I is None and not self.unrounded:
             return self._read(self._piece(name)).float()
         source = self._read(self.model.slices[name])
+        if self.outcome.renamed(name) is None:
+            return source.float()
         if self.unrounded and not written:
             return source.float()
         stored = self._read(self._piece(name))
@@ -137,15 +154,9 @@ class MaskedModel:
             return rounded
         return rounded.index_copy(0, kept, gains)
 
-    def _is_kept(self, name: str) -> bool:
-        found = self.model.architecture.layout.split(name)
-        return found is None or found[0] in self.blocks
-
     def _piece(self, name: str) -> Slice:
         """Slice of the result that holds a tensor of the dense model. Raises ResultMismatch."""
-        renamed, layout = name, self.model.architecture.layout
-        if (found := layout.split(name)) is not None:
-            renamed = layout.in_block(name, self.blocks[found[0]])
+        renamed = needed(self.outcome.renamed(name), f"{name} in the result")
         if renamed not in self.stored:
             raise ResultMismatch(f"the result has no tensor {renamed}", REMEDY)
         return self.stored[renamed]
@@ -155,9 +166,8 @@ def masked_model(
     spec: CompressionSpec, model: LoadedModel, outcome: Outcome, units: Units | None, checkpoint: Checkpoint
 ) -> MaskedModel:
     """The masked model of a result made of the finished blocks in `checkpoint`."""
-    blocks = {block: number for number, block in enumerate(outcome.blocks)}
-    parts = [read_header(checkpoint.outside()), *(checkpoint.block(number) for number in blocks.values())]
+    parts = [read_header(checkpoint.outside()), *(checkpoint.block(number) for number in range(len(outcome.blocks)))]
     sizes = sizes_of(config_after(model.source.config, outcome))
     stored = canonical_slices(outcome.layout, sizes, {name: piece for part in parts for name, piece in part.items()})
     mask = removal_of(spec).mask(spec, model, units, outcome)
-    return MaskedModel(in_float32(model), stored, blocks, mask)
+    return MaskedModel(in_float32(model), stored, outcome, mask)

@@ -136,14 +136,14 @@ def _fits_whole(spec: CompressionSpec, model: LoadedModel) -> bool:
 
 def _masked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
     filled_in_turn = streamed(masked.model, masked.tensors, masked.blocks)
-    with masked.without_dimensions(), masked.without_blocks(), filled_in_turn as skeleton:
+    with masked.without_dimensions(), masked.without_experts(), masked.without_blocks(), filled_in_turn as skeleton:
         return trace(skeleton, masked.model.architecture, ids_T)
 
 
 def _walked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
     """The trace of the walk: block by block, each with the arguments that the model passed."""
     model, layout, found = masked.model, masked.model.architecture.layout, {}
-    with masked.without_dimensions(), torch.no_grad():
+    with masked.without_dimensions(), masked.without_experts(), torch.no_grad():
         with filled(model, layout.embedding, masked.tensors(layout.embedding)):
             hidden_1TD, calls = capture(model, ids_T[None])
         for block in masked.blocks:

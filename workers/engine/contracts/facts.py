@@ -76,6 +76,25 @@ class DenseBlock:
 
 
 @dataclass(frozen=True)
+class ExpertFacts:
+    """The experts of one block over the calibration text, for scorers of experts. E = experts."""
+
+    dropped: int
+    """How many are to go."""
+    tokens_E: Tensor
+    """Tokens that are sent to each, float64 [E]."""
+    weighted_norm_E: Tensor
+    """Mean over these of the router's weight times the norm of the expert's output, float64 [E]; 0 without tokens."""
+    peak_E: Tensor
+    """Largest absolute value in the outputs of each, float64 [E]."""
+    losses: Callable[[Sequence[Sequence[int]]], Sequence[float]]
+    """Sets of experts that go, each ascending -> change of the mixture's output without each, >= 0."""
+    go_on_without: Callable[[Sequence[int]], None] | None = None
+    """Tells which experts go, so that later blocks read the outputs of this one without them. None unless
+    `Stat.PRUNED_INPUTS` is needed."""
+
+
+@dataclass(frozen=True)
 class DenseUnits:
     """One block of the dense model and its units, for unit scorers."""
 
@@ -92,6 +111,8 @@ class DenseUnits:
     """1 - the mean over tokens of the cosine between the block's input and output; with `Stat.CHANGE`."""
     loss_without: float | None = None
     """Mean loss (nats a token) of the model without the block; with `Stat.REMOVAL`."""
+    experts: ExpertFacts | None = None
+    """With `Stat.ROUTING`; None in a block without a mixture."""
 
 
 @dataclass(frozen=True)

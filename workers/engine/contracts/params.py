@@ -14,7 +14,8 @@ from workers.engine.contracts.refs import DataRef, SpecModel
 Stage = Literal["score", "allocate", "prune", "refine", "tune", "evaluate"]
 Unit = str
 """A kind of unit that is scored and removed, as the files of `removals/` name it: `weight`; `head` with its key/value
-group; `channel` of an MLP; `hidden`, a dimension of the vector that all blocks read and add to; `layer`, a block."""
+group; `channel` of an MLP; `hidden`, a dimension of the vector that all blocks read and add to; `layer`, a block;
+`expert`, one of a mixture."""
 Group = Literal["row", "matrix"]
 """Scores are compared within a row of the weight, or over the whole matrix."""
 Scores = Literal["required", "optional", "unused"]
@@ -46,6 +47,12 @@ class Stat(Flag):
     """Unit scorers only: 1 - the cosine between a block's input and output."""
     REMOVAL = auto()
     """Unit scorers only: the loss without the block."""
+    ROUTING = auto()
+    """Scorers of experts only: the tokens that are sent to each expert, and what it makes of them."""
+    PRUNED_INPUTS = auto()
+    """Scorers of experts only: with ROUTING, blocks read what pruned ones before them give."""
+    EXPERT_SETS = auto()
+    """Scorers of experts only: with ROUTING, the losses of sets of experts that go."""
     UNIT_SCORES = auto()
     """Allocators only: the scores of the units, where units are removed."""
 

@@ -82,6 +82,8 @@ class Mask:
     """Weight that the edit wrote -> the inputs that stay of it; None where all do."""
     dimensions: Sequence[int] | None = None
     """Hidden dimensions that stay; None where all do."""
+    experts: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """Block -> experts that tokens are sent to; others than these blocks send them to all."""
 
 
 class Removal:
@@ -150,6 +152,10 @@ class Removal:
     ) -> Sequence[Family]:
         """The units of every block that slices of tensors belong to; empty where units are whole blocks."""
         return ()
+
+    def going(self, spec: CompressionSpec, family: Family) -> int:
+        """How many units of a family go, where that does not depend on their scores."""
+        raise NotImplementedError
 
     def protect(self, params: MethodParams, scores: Scores) -> None:
         """Set the scores of units that must stay to infinity."""

@@ -35,8 +35,16 @@ class Outcome:
         """Whether all blocks have one shape, as stock configs require."""
         return True
 
+    def renamed(self, name: str) -> str | None:
+        """The name that a module or tensor of the dense model has in the result; None where it is dropped."""
+        found = self.layout.split(name)
+        if found is None:
+            return name
+        return self.layout.in_block(name, list(self.blocks).index(found[0])) if found[0] in self.blocks else None
+
     def narrow(self, shapes: dict[str, list[int]]) -> None:
-        """Change the shapes of the dense model's tensors, of the blocks that stay, into those of the result."""
+        """Change the shapes of the dense model's tensors, of the blocks that stay, into those of the result, and take
+        out what is dropped of them."""
 
     def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Config entries that differ from the dense model's."""

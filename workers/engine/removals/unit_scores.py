@@ -22,6 +22,7 @@ from workers.engine.errors import NumericalFailure
 from workers.engine.maths.selection import finite
 from workers.engine.maths.unit_slices import unit_rows
 from workers.engine.model.dense_statistics import dense_statistics
+from workers.engine.model.expert_facts import expert_facts
 from workers.engine.model.gradients import gradients
 from workers.engine.model.loaded import block_tensors
 from workers.engine.model.provenance import environment
@@ -116,6 +117,8 @@ def _of_measured(
         "calibration": calibration.digest if calibration and spec.unit_needs else "",
         "of": spec.removes.name,
     }
+    if Stat.EXPERT_SETS in spec.unit_needs:  # of as many as are to go
+        key["prune"] = spec.prune.model_dump(mode="json")
     kept = run.cache.tensors("unit-measures", key)
     if kept is None:
         kept = {}
@@ -169,6 +172,11 @@ def _facts(
         for block, loss in _losses_without(model, needed(calibration, "/calibrate"), run.checkpoint):
             yield facts(block, loss_without=loss)
             run.events.progress(model.architecture.blocks - block, model.architecture.blocks, "left-out block")
+    elif Stat.ROUTING in needs:
+        text, going = needed(calibration, "/calibrate"), {f.block: removal_of(spec).going(spec, f) for f in found}
+        for block, experts in expert_facts(model, text, run.checkpoint.scratch_file, needs, going):
+            yield facts(block, experts=experts)
+            run.events.progress(block + 1, model.architecture.blocks, "measured block")
     else:
         yield from map(facts, range(model.architecture.blocks))
 

@@ -73,17 +73,16 @@ def layer_reports(
 
     Raises PromiseBroken where that is not what the allocation asked for.
     """
-    reports, slices, layout = [], slices_of(folder), model.architecture.layout
-    for index, block in enumerate(outcome.blocks):
-        for layer in model.architecture.block(block):
-            piece = slices[layout.in_block(layer.weight, index)]
-            weight_OI = read_tensor(piece)
-            zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
-            removal_of(spec).check_layer(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
-            reports.append(_layer_report(layer, allocation, piece.facts.shape, zeros))
-    for block in sorted({*range(model.architecture.blocks)} - {*outcome.blocks}):
-        reports += [_layer_report(layer, allocation, (0, 0), 0) for layer in model.architecture.block(block)]
-    return sorted(reports, key=lambda report: report.block)
+    reports, slices = [], slices_of(folder)
+    for layer in model.architecture.layers:
+        if (name := outcome.renamed(layer.weight)) is None:
+            reports.append(_layer_report(layer, allocation, (0, 0), 0))
+            continue
+        weight_OI = read_tensor(slices[name])
+        zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
+        removal_of(spec).check_layer(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
+        reports.append(_layer_report(layer, allocation, slices[name].facts.shape, zeros))
+    return reports
 
 
 def _layer_report(layer: LinearFacts, allocation: Allocation, shape: Sequence[int], zeros: int) -> LayerReport:

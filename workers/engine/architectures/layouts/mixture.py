@@ -40,6 +40,7 @@ LAYOUT = Layout(
                 routers=_ROUTERS,
                 shared=None if shared is None else shared_mlp(shared),
                 kept=("mlp.shared_expert_gate", "mlp.moe_statics.e_score_correction_bias"),
+                others=(("mlp.moe_statics.e_score_correction_bias", 1), ("moe.router.expert_bias", 0)),
             )
             for shared in _SHARED
         ),

@@ -33,7 +33,9 @@ def measure(block: DenseUnits, params: RandomParams) -> Mapping[str, Tensor]:
     return {kind: torch.rand(units, generator=generator, dtype=torch.float64) for kind, units in sizes.items()}
 
 
-@unit_scorer(RandomParams, paper="arXiv:2305.11627", units=("head", "channel", "hidden", "layer"), measure=measure)
+@unit_scorer(
+    RandomParams, paper="arXiv:2305.11627", units=("head", "channel", "hidden", "layer", "expert"), measure=measure
+)
 def score(measured: Sequence[Mapping[str, Tensor]], params: RandomParams) -> list[Mapping[str, Tensor]]:
     """The draws."""
     return list(measured)

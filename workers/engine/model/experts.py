@@ -1,0 +1,170 @@
+"""The mixture of a block as the block itself uses it: which tokens go where, and what comes out.
+
+Blocks of transformers call `router(hidden)`, which gives logits, weights and indices, and then `experts(hidden, index,
+weight)`, whatever chose the experts: a softmax or sigmoids, groups, correction terms, renormalised or not. Weights are
+read where the block passes them on, and never computed again.
+T = tokens, K = experts that a token is sent to, D = hidden size, E = experts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from workers.engine.architectures.mixtures import expert_of, mixture, of_each_expert
+from workers.engine.errors import UnsupportedModel
+from workers.engine.maths.experts import dense_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.model.loaded import LoadedModel
+
+OUTPUT_BYTES = 2**26
+"""Outputs of experts that are in memory at once, before they are added up."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The tokens of one pass through a mixture."""
+
+    hidden_TD: Tensor
+    """Inputs of the experts."""
+    index_TK: Tensor
+    """The experts that each token is sent to."""
+    weight_TK: Tensor
+    """The weights that their outputs are multiplied with."""
+    asked: tuple[Any, ...]
+    """The arguments of the router."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The modules of one block's mixture."""
+
+    router: nn.Module
+    experts: nn.Module
+    count: int
+    """Number of experts."""
+    axes: Mapping[str, int]
+    """Parameters and buffers below the router -> their axis of experts."""
+
+    @contextmanager
+    def watched(
+        self, read: Callable[[Routed], None], wrote: Callable[[Tensor], None] = lambda _: None
+    ) -> Iterator[None]:
+        """Call `read` with every pass before the experts run, and `wrote` with the sum [T, D] that they give, within
+        the context."""
+        asked: list[tuple[Any, ...]] = []
+        route, compute = self.router.forward, self.experts.forward
+
+        def ask(*args: Any) -> Any:
+            asked.append(args)
+            return route(*args)
+
+        def forward(hidden_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+            read(Routed(hidden_TD, index_TK, weight_TK, asked.pop()))
+            output_TD: Tensor = compute(hidden_TD, index_TK, weight_TK)
+            wrote(output_TD)
+            return output_TD
+
+        with _replaced(self.router, ask), _replaced(self.experts, forward):
+            yield
+
+    @contextmanager
+    def only(self, kept: Sequence[int]) -> Iterator[None]:
+        """The block sends tokens to these experts only, as if it had no others, within the context. The router may be
+        filled later."""
+        with _replaced(self.router, lambda *args: self.narrowed(kept)(*args)):
+            yield
+
+    def narrowed(self, kept: Sequence[int]) -> Callable[..., Any]:
+        """The router of a mixture that has these experts only. It gives their indices among all."""
+        router = copy.deepcopy(self.router)
+        router.__dict__.pop("forward", None)  # of a mixture that is watched
+        number_E = torch.tensor(list(kept), device=next(router.parameters()).device)
+        for name, axis in self.axes.items():
+            path, _, own = name.rpartition(".")
+            module = router.get_submodule(path)
+            part = getattr(module, own).detach().index_select(axis, number_E)
+            setattr(module, own, nn.Parameter(part, False) if own in module._parameters else part)
+        for module in router.modules():
+            if hasattr(module, "num_experts"):
+                setattr(module, "num_experts", len(kept))  # noqa: B010 (a module's attributes are typed as tensors)
+
+        def of_kept(argument: Any) -> Any:
+            """Correction terms, which some mixtures hold themselves and pass to their router."""
+            of_experts = isinstance(argument, torch.Tensor) and argument.shape == (self.count,)
+            return argument[number_E] if of_experts else argument
+
+        def route(*args: Any) -> Any:
+            logits, weight_TK, index_TK, *others = router(*map(of_kept, args))
+            return logits, weight_TK, number_E[index_TK], *others
+
+        return route
+
+    def weights(self, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        """The weight of every expert [T, E], zero of those that a token is not sent to."""
+        return dense_weights(index_TK, weight_TK, self.count)
+
+    def outputs(self, hidden_TD: Tensor, index_TK: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """(tokens, unweighted outputs [T, K, D] of the experts of each), some tokens at a time, by the module's own
+        computation."""
+        chosen = index_TK.shape[1]
+        step = max(1, OUTPUT_BYTES // (chosen * hidden_TD[:1].nbytes))
+        for start in range(0, len(hidden_TD), step):
+            index_PK = index_TK[start : start + step]
+            pair_P1 = index_PK.reshape(-1, 1)  # a token for each of its experts, so that none is added to another
+            hidden_PD = hidden_TD[start : start + step].repeat_interleave(chosen, dim=0)
+            output_PD = type(self.experts).forward(self.experts, hidden_PD, pair_P1, hidden_PD.new_ones(pair_P1.shape))
+            yield slice(start, start + len(index_PK)), output_PD.unflatten(0, (-1, chosen))
+
+    def every(self, tokens: int) -> Tensor:
+        """The indices of all experts for so many tokens [T, E]."""
+        device = next(self.experts.parameters()).device
+        return torch.arange(self.count, device=device).expand(tokens, -1)
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module with another forward pass, within the context: on the instance, which keeps its attributes."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def mixture_in(model: LoadedModel, block: int, module: nn.Module) -> Mixture | None:
+    """The mixture of a block, whose module is given; None where it has none. Raises UnsupportedModel for one that is
+    called in another way."""
+    architecture = model.architecture
+    facts = mixture(architecture, block)
+    if facts is None:
+        return None
+    layout = architecture.layout
+    layer = next(layer.name for layer in architecture.block(block) if expert_of(layout, layer.name) is not None)
+    parent, _, own = layout.below(layout.host(layer)).rpartition(".")
+    around = module.get_submodule(parent)
+    experts = around.get_submodule(own)
+    name = next((name for name in ("gate", "router") if isinstance(getattr(around, name, None), nn.Module)), None)
+    if name is None or not hasattr(experts, "has_gate"):
+        raise UnsupportedModel(
+            f"{architecture.model_type}: its blocks call their experts in a way that is not known",
+            "remove blocks with `depth`, or weights",
+            field="/prune",
+        )
+    router = around.get_submodule(name)
+    prefix = f"{layout.in_module(layout.block(block))}.{parent + '.' if parent else ''}{name}."
+    named = {layout.in_module(full): axis for full, axis in of_each_expert(architecture, model.source.tensors).items()}
+    axes = {full.removeprefix(prefix): axis for full, axis in named.items() if full.startswith(prefix)}
+    return Mixture(router, experts, facts.experts, axes)

@@ -1,0 +1,275 @@
+"""Experts: whole ones of every mixture go, with their rows of the router; no other weight changes. Import-light.
+
+E = experts of a block, D = hidden size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from workers.engine.architectures.architecture import Family
+from workers.engine.architectures.mixtures import (
+    chosen,
+    expert_of,
+    groups,
+    mixtures,
+    of_each_expert,
+    renumbered,
+    with_experts,
+)
+from workers.engine.contracts.needed import needed
+from workers.engine.contracts.params import PruneMethodParams, Stat
+from workers.engine.contracts.protocols import P_contra
+from workers.engine.contracts.removes import Removes
+from workers.engine.errors import InvalidSpec, UnsupportedModel
+from workers.engine.registry import method_of, pruner
+from workers.engine.removals.base import Edit, Mask, Removal
+from workers.engine.removals.outcome import Outcome
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.engine.architectures.architecture import Architecture
+    from workers.engine.contracts.facts import Units
+    from workers.engine.files.safetensors_bytes import TensorFacts
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.report import Report
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.store.clock import Clock
+
+EXPERTS = Removes("experts", units=("expert",), plurals=("experts",))
+_BEST_OF_GROUP = 2
+"""Experts of a group by which routers of DeepSeek's kind judge it."""
+_NUMBER = re.compile(r"\.(\d+)\.[^.]+$")
+"""In the name of an expert's layer, its number."""
+
+
+class ExpertPruneParams(PruneMethodParams):
+    """Base of the parameters of pruners that drop whole experts."""
+
+    def kept(self, experts: int) -> int:
+        """How many experts of a block of so many stay."""
+        raise NotImplementedError
+
+
+P = TypeVar("P", bound=ExpertPruneParams)
+
+
+class ExpertPruner(Protocol[P_contra]):
+    """`(scores, kept, params) -> experts`: the `kept` experts that stay, ascending, from a score for each."""
+
+    def __call__(self, scores: Sequence[float], kept: int, params: P_contra, /) -> list[int]: ...
+
+
+def expert_pruner(params: type[P], *, paper: str) -> Callable[[ExpertPruner[P]], ExpertPruner[P]]:
+    """Register a pruner that drops whole experts."""
+    return pruner(params, removes=EXPERTS, paper=paper)
+
+
+@dataclass(frozen=True)
+class FewerExperts(Outcome):
+    """Structure of a result with fewer experts a block."""
+
+    kept: Mapping[int, Sequence[int]]
+    """Block with a mixture -> experts that stay, ascending."""
+    axes: Mapping[str, int]
+    """Tensor -> its axis of experts, of those beside the experts' matrices."""
+
+    field: ClassVar[str] = "/prune"
+
+    @property
+    def experts(self) -> int:
+        """How many stay of each block."""
+        return len(next(iter(self.kept.values())))
+
+    def narrow(self, shapes: dict[str, list[int]]) -> None:
+        for name in [*shapes]:
+            if self.renamed(name) is None:
+                del shapes[name]
+            elif name in self.axes:
+                shapes[name][self.axes[name]] = self.experts
+
+    def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return with_experts(config, self.experts)
+
+    def renamed(self, name: str) -> str | None:
+        expert = expert_of(self.layout, name)
+        if expert is None:
+            return name
+        kept = list(self.kept[(self.layout.split(name) or (0, ""))[0]])
+        return renumbered(self.layout, name, kept.index(expert)) if expert in kept else None
+
+
+@dataclass(frozen=True)
+class DropExperts(Edit):
+    """Leaves out whole experts."""
+
+    outcome: FewerExperts
+
+    def finish_block(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        import torch
+
+        found = {}
+        for name, tensor in tensors.items():
+            if (renamed := self.outcome.renamed(name)) is None:
+                continue
+            found[renamed] = tensor
+            if (axis := self.outcome.axes.get(name)) is not None:
+                kept_E = torch.tensor(list(self.outcome.kept[block]), device=tensor.device)
+                found[renamed] = tensor.index_select(axis, kept_E)
+        return found
+
+
+class Experts(Removal):
+    removes = EXPERTS
+    smaller = "fewer experts"
+    draws_widths = False  # heads and MLPs are as wide as they were
+
+    def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
+        """Every block keeps as many as a token is sent to; of groups, as many of each."""
+        found, params = mixtures(architecture), _params(spec)
+        if not found:
+            raise UnsupportedModel(
+                f"{architecture.model_type}: its blocks have no experts",
+                "remove channels with `structured`, blocks with `depth`, or weights",
+                field="/prune",
+            )
+        if len({mixture.experts for mixture in found}) > 1:
+            raise UnsupportedModel(
+                f"{architecture.model_type}: its blocks have different numbers of experts",
+                "remove blocks with `depth`, or weights",
+                field="/prune",
+            )
+        experts = found[0].experts
+        kept, sent, (count, best) = params.kept(experts), chosen(source.config), groups(source.config)
+        if kept > experts:
+            raise InvalidSpec(
+                f"{kept} experts are to stay, a block has {experts}", "keep fewer", field="/prune/experts"
+            )
+        if kept < sent:
+            raise InvalidSpec(
+                f"{kept} of {experts} experts are to stay, and a token is sent to {sent}",
+                f"keep {sent} or more",
+                field="/prune",
+            )
+        if kept % count:
+            raise InvalidSpec(
+                f"{kept} experts are not as many of each of the {count} groups that the router chooses among",
+                f"keep a multiple of {count}",
+                field="/prune",
+            )
+        if count > 1 and (kept // count < _BEST_OF_GROUP or kept // count * best < sent):
+            raise InvalidSpec(
+                f"of {kept} experts in {count} groups, the {best} groups that are chosen hold too few for the {sent} "
+                "that a token is sent to",
+                f"keep {count * max(_BEST_OF_GROUP, -(-sent // best))} or more",
+                field="/prune",
+            )
+        if count > 1 and Stat.EXPERT_SETS in spec.unit_needs:
+            raise InvalidSpec(
+                f"{architecture.model_type}: its router chooses among {count} groups of experts, of which as many must "
+                f"stay: `{needed(spec.score, '/score').method}` compares sets of experts of any",
+                "use the score `reap`",
+                field="/score",
+            )
+
+    def outcome(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Outcome:
+        """Which experts stay is not known; the first are taken, as number and sizes are the same."""
+        kept = {mixture.block: range(_params(spec).kept(mixture.experts)) for mixture in mixtures(architecture)}
+        return _outcome(architecture, kept, source.tensors)
+
+    def families(
+        self,
+        spec: CompressionSpec,
+        architecture: Architecture,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, TensorFacts],
+    ) -> Sequence[Family]:
+        found = []
+        for mixture in mixtures(architecture):
+            size = sum(
+                layer.parameters
+                for layer in architecture.block(mixture.block)
+                if expert_of(architecture.layout, layer.name) == 0
+            )
+            found.append(Family(mixture.block, "expert", mixture.experts, (), size, 0, groups(config)[0]))
+        return found
+
+    def going(self, spec: CompressionSpec, family: Family) -> int:
+        return family.units - _params(spec).kept(family.units)
+
+    def sparsity(
+        self, spec: CompressionSpec, architecture: Architecture, units: Units | None
+    ) -> Mapping[str, float] | None:
+        """1 in the experts that are dropped, else 0."""
+        if units is None:
+            return None
+        outcome = _outcome(architecture, kept_experts(spec, units), {})
+        return {layer.name: float(outcome.renamed(layer.name) is None) for layer in architecture.layers}
+
+    def edit(
+        self,
+        spec: CompressionSpec,
+        model: LoadedModel,
+        units: Units | None,
+        sparsity: Mapping[str, float],
+        clock: Clock,
+    ) -> Edit:
+        kept = kept_experts(spec, needed(units, "the units' scores"))
+        return DropExperts(_outcome(model.architecture, kept, model.source.tensors))
+
+    def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
+        return Mask(experts=kept_experts(spec, needed(units, "the units' scores")))
+
+    def went(self, report: Report, share: str) -> str:
+        of_block: dict[int, set[str]] = {}
+        for layer in report.layers:
+            if (found := _NUMBER.search(layer.name)) is not None and layer.reads != "hidden":
+                of_block.setdefault(layer.block, set()).add(found[1])
+        gone = sum(1 for layer in report.layers if layer.shape == (0, 0) and layer.reads != "hidden")
+        experts, blocks = len(next(iter(of_block.values()))), len(of_block)
+        return (
+            f"{gone // blocks} of {experts} experts of each of {blocks} blocks were dropped, {report.parameters:,} "
+            f"parameters became {report.parameters_after or 0:,}"
+        )
+
+
+REMOVAL = Experts()
+
+
+def kept_experts(spec: CompressionSpec, units: Units) -> dict[int, list[int]]:
+    """Block with a mixture -> experts that stay, ascending: of each group as many."""
+    prune, params = method_of("prune", spec.prune).function, _params(spec)
+    found: dict[int, list[int]] = {}
+    for family in units.families:
+        scores, kept = units.of(family), params.kept(family.units)
+        count = family.groups
+        size = family.units // count
+        found[family.block] = [
+            group * size + expert
+            for group in range(count)
+            for expert in prune(scores[group * size : (group + 1) * size], kept // count, params)
+        ]
+    return found
+
+
+def _outcome(
+    architecture: Architecture, kept: Mapping[int, Sequence[int]], tensors: Mapping[str, TensorFacts]
+) -> FewerExperts:
+    axes = of_each_expert(architecture, tensors)
+    return FewerExperts(architecture.layout, range(architecture.blocks), kept, axes)
+
+
+def _params(spec: CompressionSpec) -> ExpertPruneParams:
+    assert isinstance(spec.prune, ExpertPruneParams)  # its pruner says so
+    return spec.prune
