@@ -5,8 +5,9 @@
 # verdicts  what reports say of speed on a disturbed machine
 # golden  all comparisons with the authors' figures               methods every pruner with every allocator, docs/methods.md
 # gpu    every kind of job on a GPU beside the CPU, and the benchmark there; goes on where it was interrupted
+# families  every family that transformers builds, each kind of job on a tiny one: docs/families.md; goes on likewise
 # docs   the generated tables of README.md and docs/
-.PHONY: demo serve test lint bench chaos golden digests methods methods-real verdicts gpu docs setup
+.PHONY: demo serve test lint bench chaos golden digests methods methods-real verdicts gpu families docs setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
@@ -22,6 +23,7 @@ methods-real: setup ; $(BIN)/python -m benchmarks.real_model
 digests: setup ; $(BIN)/python -m benchmarks.digests $(or $(BASE),main)
 verdicts: setup ; $(BIN)/python -m benchmarks.verdicts
 gpu: setup ; $(BIN)/python -m benchmarks.gpu
+families: setup ; $(BIN)/python -m tests.families && $(BIN)/python docs/render.py
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
 docs: .venv/.installed-demo ; $(BIN)/python docs/render.py
 

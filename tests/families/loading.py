@@ -1,0 +1,42 @@
+"""Models as transformers loads them, and where their blocks are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+
+def load(folder: Path, loader: Any = AutoModelForCausalLM) -> tuple[Any, dict[str, Any]]:
+    """The model in float32, with eager attention and experts, and what transformers says of missing, unexpected and
+    mismatched tensors; empty where there are none."""
+    model, info = loader.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
+    return model.eval(), {kind: sorted(map(str, found)) for kind, found in info.items() if found}
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the files."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    return found
+
+
+def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Path and list of the decoder's blocks: the list of modules that holds most parameters."""
+    lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=lambda found: sum(tensor.numel() for tensor in found[1].parameters()))
+
+
+def logits(model: Any, ids_NT: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids_NT, use_cache=False).logits.float()
