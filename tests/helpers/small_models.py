@@ -156,7 +156,7 @@ class Walked:
     def reports(self, folder: Path) -> list[LayerReport]:
         """Reports of the layers, once they are assembled into `folder`."""
         assemble(self.spec, self.model, self.outcome, self.checkpoint, folder)
-        return layer_reports(self.spec, self.model, self.allocation, self.outcome, folder)
+        return layer_reports(self.spec, self.model, self.allocation, self.outcome, folder, {})
 
     def blocks(self) -> dict[int, dict[str, tuple[torch.dtype, bytes]]]:
         """Pruned block -> tensor name -> its type and bytes."""

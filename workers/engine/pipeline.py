@@ -33,7 +33,7 @@ from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
 from workers.engine.stages.package import package
-from workers.engine.stages.prune import layer_reports, prune
+from workers.engine.stages.prune import expert_tokens, layer_reports, prune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.points import Points
 from workers.engine.store.run import Run
@@ -190,7 +190,8 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
         checks = ranks.first(lambda: _verified(job, outcome, run, ids_T))
         tries.check_decode_time(allocation, model, job.model_dir)
     tuned, more_checks = ranks.first(lambda: _tuned(job, run, ids_T))
-    layers = ranks.first(lambda: layer_reports(spec, model, allocation, outcome, job.model_dir))
+    tokens = expert_tokens(run)
+    layers = ranks.first(lambda: layer_reports(spec, model, allocation, outcome, job.model_dir, tokens))
     with clock.stage("evaluate"):
         evaluation = evaluate(
             spec, model, job.model_dir, job.sources, tries.shared, lambda ratio: tries.check(allocation, ratio)

@@ -63,8 +63,10 @@ class LayerReport(ReportModel):
 
     name: str
     block: int
-    reads: Literal["hidden", "head", "channel"] | None = Field(
-        None, description="What its inputs belong to: the hidden vector, heads, or channels of the MLP."
+    reads: Literal["hidden", "head", "channel", "expert_channel", "shared_channel"] | None = Field(
+        None,
+        description="What its inputs belong to: the hidden vector, heads, channels of the MLP, of an expert, or of the "
+        "MLP beside the experts.",
     )
     shape: tuple[int, int] = Field(
         description="(outputs, inputs) of the weight after pruning; (0, 0) where its block was dropped."
@@ -74,6 +76,11 @@ class LayerReport(ReportModel):
     target_sparsity: float = Field(description="Fraction the allocation asked to remove.")
     metric: float | None = Field(None, description="What the allocation was decided on, where it measures layers.")
     sparsity: float = Field(description="Fraction removed: what is cut off or zero, of `parameters`.")
+    tokens: int | None = Field(
+        None,
+        description="Calibration tokens that an expert's layer was pruned by. Below 32 they were left out, and its "
+        "weights were judged by their magnitude alone. null for other layers.",
+    )
 
 
 class TunePoint(ReportModel):

@@ -50,6 +50,12 @@ class Calibrate(DataRef):
         "was pruned before (`fista`), `block` for the others.",
     )
 
+    all_experts: bool = Field(
+        False,
+        description="Whether each expert of a mixture reads every token while statistics of its inputs are taken, and "
+        "not only those that its router sends to it. Costs as many times the work as there are experts to each chosen.",
+    )
+
     @property
     def window_tokens(self) -> int:
         return self.sequence_length

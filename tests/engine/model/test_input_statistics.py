@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.layer_inputs import inputs_of
 from tests.helpers.small_models import Scratch, entering, load, spec_of, text_of
 from workers.engine.architectures.layouts.llama import LAYOUT
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.model.input_statistics import InputSums, collect, staged
 from workers.engine.model.loaded import tensors_of
@@ -160,3 +161,18 @@ def test_products_of_16_bit_inputs_are_exact_in_float32() -> None:
     """So that a GPU may multiply them as they are: 8 bits of a bfloat16 times 8 are 16 of float32's 24."""
     a, b = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal((a.float() * b.float()).double(), a.double() * b.double())
+
+
+def test_of_too_few_tokens_nothing_is_believed() -> None:
+    """An expert's: its inputs count as alike and independent, so that weights are judged by their magnitude."""
+    needs = Stat.GRAM | Stat.INPUT_MOMENTS
+    few, enough = InputSums(needs, least=4), InputSums(needs, least=4)
+    for _ in range(3):
+        few.add(torch.tensor([[1.0, 2.0]]))
+        enough.add(torch.tensor([[1.0, 2.0]]))
+    enough.add(torch.zeros(1, 2))
+    found = few.finish()
+    assert found.tokens == 3
+    assert torch.equal(needed(found.gram_II, "gram"), torch.eye(2))
+    assert torch.equal(needed(found.input_sq_mean_I, "squares"), torch.ones(2))
+    assert torch.equal(needed(enough.finish().gram_II, "gram"), torch.tensor([[0.75, 1.5], [1.5, 3.0]]))

@@ -14,8 +14,9 @@ from functools import cached_property
 from workers.engine.architectures.fused import EACH, Fused
 
 Kind = str
-"""Of a unit: `head`, a key/value head with the query heads that share it, `channel`, one of the MLP, `hidden`, a
-dimension of the vector that blocks read and add to, or another that a file of `removals/` names."""
+"""Of a unit: `head`, a key/value head with the query heads that share it, `channel`, one of the MLP, `expert_channel`,
+one of an expert, `shared_channel`, one of the MLP beside experts, `hidden`, a dimension of the vector that blocks read
+and add to, or another that a file of `removals/` names."""
 
 
 _NUMBER = re.compile(r"\.\d+\.")
@@ -312,6 +313,11 @@ class Architecture:
     @property
     def prunable_parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a block is a mixture of experts."""
+        return any(self.layout.of_experts(layer) for layer in self.layers)
 
     @cached_property
     def _by_block(self) -> list[list[LinearFacts]]:

@@ -15,10 +15,10 @@ def attention(module: str, query: str, key: str, value: str, output: str, gate: 
     return Part(
         module,
         (
-            *gates,
             Projection(f"{module}.{query}", "attention_input", reads="hidden", writes="head"),
             Projection(f"{module}.{key}", "attention_input", reads="hidden", writes="head", cached=True),
             Projection(f"{module}.{value}", "attention_input", reads="hidden", writes="head", cached=True),
+            *gates,
             Projection(f"{module}.{output}", "attention_output", reads="head", writes="hidden"),
         ),
     )
@@ -71,9 +71,9 @@ def experts(
     return Part(
         module,
         (
-            Projection(f"{module}.{gate}", f"{one}_input", reads="hidden", writes=f"{one}_channel"),
-            Projection(f"{module}.{up}", f"{one}_input", reads="hidden", writes=f"{one}_channel"),
-            Projection(f"{module}.{down}", f"{one}_hidden", reads=f"{one}_channel", writes="hidden"),
+            Projection(f"{module}.{gate}", f"{one}_input", reads="hidden", writes="expert_channel"),
+            Projection(f"{module}.{up}", f"{one}_input", reads="hidden", writes="expert_channel"),
+            Projection(f"{module}.{down}", f"{one}_hidden", reads="expert_channel", writes="hidden"),
             *(() if shared is None else shared.layers),
         ),
         kept=(*(name.removesuffix(".weight") for name in each), *kept),

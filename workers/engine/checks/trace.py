@@ -41,7 +41,8 @@ def trace(model: PreTrainedModel, architecture: Architecture, ids_T: Tensor) -> 
 
     def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            found[name] = shown((output[0] if isinstance(output, tuple) else output)[0])
+            tensor = output[0] if isinstance(output, tuple) else output
+            found[name] = shown(tensor[0] if tensor.dim() == 3 else tensor)  # [T, D] beside experts
 
         return hook
 

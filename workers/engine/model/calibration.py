@@ -24,10 +24,17 @@ class Calibration:
     label: str
     """Of the text they come from."""
     read: TextReport | None = None
+    all_experts: bool = False
+    """Whether each expert of a mixture reads all tokens while statistics are taken."""
 
     @property
     def digest(self) -> str:
         return ids_digest(self.windows_NT)
+
+    @property
+    def key(self) -> str:
+        """What statistics on it depend on."""
+        return f"{self.digest}, all experts" if self.all_experts else self.digest
 
     @property
     def digests(self) -> dict[str, str]:

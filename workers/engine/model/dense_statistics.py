@@ -40,7 +40,7 @@ def dense_statistics(
     calibration = needed(calibration, "/calibrate")
     if Stat.GRAM in needs:
         return _Grams(model, calibration, run)
-    key = environment(model) | {"calibration": calibration.digest}
+    key = environment(model) | {"calibration": calibration.key}
     found = run.cache.tensors("dense-inputs", key)
     if found is None:
         found = {

@@ -9,7 +9,7 @@ B = windows of a batch, T = tokens of a window, I = inputs of a linear layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import greenlet
@@ -20,6 +20,7 @@ from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import NumericalFailure, UnsupportedModel
 from workers.engine.maths.selection import all_finite, finite
+from workers.engine.model.expert_streams import by_expert
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 PANEL, GPU_PANEL = 256, 1024
 """Columns of a Gram matrix that are added to at once: wide enough for a fast product."""
+LEAST_TOKENS = 32
+"""Of an expert's statistics: with fewer, they say less of its inputs than nothing."""
 Reader = Callable[[str, "Tensor"], None]
 """Called with a stream's name and its inputs [B, T, I], once per batch."""
 
@@ -46,16 +49,18 @@ def collect(at: At, needs: Stat, *, advance: bool = False) -> dict[str, LinearSt
     """
     architecture = at.model.architecture
     layers, layout = architecture.block(at.block), architecture.layout
-    sums = {layer.stream: InputSums(needs) for layer in layers}
-    last = layers[-1].stream
+    sums = {layer.stream: InputSums(needs, _least(layer, layout)) for layer in layers}
+    seen: set[str] = set()
 
     def read(stream: str, x_BTI: Tensor) -> None:
         sums[stream].add(x_BTI)
-        if not advance and stream == last:
+        seen.add(stream)
+        if not advance and len(seen) == len(sums):
             raise _Seen
 
-    with _watched(at.module, layers, layout, read):
+    with _watched(at.module, layers, layout, read, every=at.walk.all_experts):
         for batch in at.batches:
+            seen.clear()
             try:
                 output_BTD = at.run(at.inputs.read(batch))
             except _Seen:
@@ -73,7 +78,7 @@ def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, 
     """
     architecture = at.model.architecture
     layers, layout = architecture.block(at.block), architecture.layout
-    streams = list(architecture.streams(at.block))
+    streams = {layer.stream: _least(layer, layout) for layer in layers}
     own = greenlet.getcurrent()
 
     def pause(stream: str, x_BTI: Tensor) -> None:
@@ -84,17 +89,23 @@ def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, 
 
     passes = [paused(at.module, batch) for batch in at.batches]
     twins = [paused(dense, batch) for batch in at.batches] if dense is not None else None
-    with _watched(at.module, layers, layout, pause), _watched(dense, layers, layout, pause):
-        for stream in streams:
-            total = InputSums(needs)
+    every = at.walk.all_experts
+    watched = _watched(at.module, layers, layout, pause, every=every)
+    with watched, _watched(dense, layers, layout, pause, every=every):
+        for number in range(len(streams)):
+            stream, total = "", None
             for index, running in enumerate(passes):
-                found, x_BTI = running.switch()
-                assert found == stream
-                z_BTI = twins[index].switch()[1] if twins is not None and stream != streams[0] else None
-                total.add(x_BTI, z_BTI)
-            if stream == streams[0] and twins is not None:
+                stream, x_BTI = running.switch()
+                total = total or InputSums(needs, streams[stream])
+                z_BTI = twins[index].switch()[1] if twins is not None and number else None
+                # An expert of the dense block may be sent other tokens: then there is nothing to compare.
+                total.add(x_BTI, z_BTI if total.least == 1 else None)
+            if number == 0 and twins is not None:
                 for twin in twins:  # the first stream is the same in both: no need to look
                     twin.switch()
+            if total is None:  # a text of fewer windows than ranks
+                stream = list(streams)[number]
+                total = InputSums(needs, streams[stream])
             yield stream, _finished({stream: total}, at)[stream]
         for running in passes:
             if at.wanted:
@@ -107,8 +118,9 @@ def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, 
 class InputSums:
     """Running sums over the tokens of one stream."""
 
-    def __init__(self, needs: Stat) -> None:
-        self.needs = needs
+    def __init__(self, needs: Stat, least: int = 1) -> None:
+        """`least`: with fewer tokens, nothing is known of the inputs."""
+        self.needs, self.least = needs, least
         self.windows = self.tokens = 0
         self.squares_I: Tensor | None = None
         self.sum_I: Tensor | None = None
@@ -117,7 +129,8 @@ class InputSums:
         self.cross_gram_II: Tensor | None = None
 
     def add(self, x_BTI: Tensor, z_BTI: Tensor | None = None) -> None:
-        """Add a batch of inputs, and what they are in the dense block where that differs."""
+        """Add a batch of inputs, and what they are in the dense block where that differs. An expert's are [N, I]."""
+        x_BTI = x_BTI[None] if x_BTI.dim() == 2 else x_BTI
         self.windows += x_BTI.shape[0]
         self.tokens += x_BTI.shape[0] * x_BTI.shape[1]
         x_NI = x_BTI.flatten(0, 1)
@@ -151,7 +164,10 @@ class InputSums:
         ranks.add(*(tensor for tensor in sums if tensor is not None))
 
     def finish(self) -> LinearStats:
-        """The means. The sums are used up."""
+        """The means; the sums are used up. Of too few tokens: those of inputs that are alike and independent, where
+        weights count by their magnitude."""
+        if self.tokens < self.least:
+            return self._unknown()
         gram_II = None if self.gram_II is None else _mirrored(self.gram_II).div_(self.tokens)
         sq_mean_I = gram_II.diagonal().double() if gram_II is not None else None
         if self.squares_I is not None:
@@ -169,6 +185,19 @@ class InputSums:
             gram_II=gram_II,
             dense_gram_II=None if self.dense_gram_II is None else _mirrored(self.dense_gram_II).div_(self.tokens),
             cross_gram_II=None if self.cross_gram_II is None else self.cross_gram_II.div_(self.tokens),
+        )
+
+    def _unknown(self) -> LinearStats:
+        some = next(x for x in (self.gram_II, self.squares_I) if x is not None)
+        ones_I = some.new_ones(some.shape[-1], dtype=torch.float32)
+        moments = Stat.INPUT_MOMENTS in self.needs
+        return LinearStats(
+            tokens=self.tokens,
+            window_tokens=1,
+            input_sq_mean_I=ones_I,
+            input_mean_I=ones_I.new_zeros(len(ones_I)) if moments else None,
+            input_variance_I=ones_I if moments else None,
+            gram_II=torch.diag(ones_I) if self.gram_II is not None else None,
         )
 
 
@@ -242,7 +271,9 @@ def _sq_mean(stats: LinearStats) -> Tensor:
 
 
 @contextmanager
-def _watched(module: nn.Module | None, layers: Sequence[LinearFacts], layout: Layout, read: Reader) -> Iterator[None]:
+def _watched(
+    module: nn.Module | None, layers: Sequence[LinearFacts], layout: Layout, read: Reader, *, every: bool
+) -> Iterator[None]:
     """Call `read` at the first layer of every stream; the others must see the same tensor."""
     if module is None:
         yield
@@ -250,7 +281,6 @@ def _watched(module: nn.Module | None, layers: Sequence[LinearFacts], layout: La
     # The storage is not freed while its reader runs, so its address identifies it.
     seen: dict[tuple[int, str], int] = {}
     first: dict[str, LinearFacts] = {}
-    handles = []
     for layer in layers:
         first.setdefault(layer.stream, layer)
 
@@ -270,15 +300,20 @@ def _watched(module: nn.Module | None, layers: Sequence[LinearFacts], layout: La
         return hook
 
     hosts: set[str] = set()
-    for layer in layers:
-        host = layout.below(layout.host(layer.name))
-        if host in hosts:  # it computes several layers at once
-            continue
-        hosts.add(host)
-        linear = module.get_submodule(host)
-        handles.append(linear.register_forward_pre_hook(watch(layer)))
-    try:
+    with ExitStack() as undo:
+        for layer in layers:
+            host = layout.below(layout.host(layer.name))
+            if host in hosts:  # it computes several layers at once
+                continue
+            hosts.add(host)
+            computes = module.get_submodule(host)
+            if layout.of_experts(layer):
+                undo.enter_context(by_expert(computes, read, every=every))
+            else:
+                undo.callback(computes.register_forward_pre_hook(watch(layer)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _least(layer: LinearFacts, layout: Layout) -> int:
+    """With fewer tokens than this, nothing is known of a layer's inputs."""
+    return LEAST_TOKENS if layout.of_experts(layer) else 1

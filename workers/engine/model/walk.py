@@ -53,6 +53,8 @@ class Walk:
     batches: list[slice]
     new_file: NewFile
     """For hidden states that memory has no room for."""
+    all_experts: bool = False
+    """Whether each expert of a mixture reads all tokens where statistics are taken."""
     calls: dict[int, list[Call]] = field(default_factory=dict, repr=False)
     """Batch size -> call of each block. Windows have no padding, so nothing else about a batch matters."""
     _open: list[States] = field(default_factory=list, repr=False)
@@ -200,7 +202,8 @@ def walk(model: LoadedModel, text: Calibration, new_file: NewFile, batches: list
     """The walk of this rank's share of a text; `enter` or `resume` comes first. What is found in it is of these windows
     alone. `batches`: slices of the share, if not the model's usual."""
     share = text.share(model.ranks)
-    return Walk(model, share.windows_NT.to(model.device), batches or list(share.batches(model.batch_tokens)), new_file)
+    batches = batches or list(share.batches(model.batch_tokens))
+    return Walk(model, share.windows_NT.to(model.device), batches, new_file, text.all_experts)
 
 
 def dense_blocks(

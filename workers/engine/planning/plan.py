@@ -13,7 +13,7 @@ from workers.engine.architectures.per_layer import PER_LAYER
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.params import Stat
-from workers.engine.errors import SequenceTooLong, UnsupportedModel
+from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.planning.fit_to_size import fitting_sparsity
 from workers.engine.planning.predictions import predicted_elapsed_s, predicted_peak_memory_bytes
 from workers.engine.planning.result_size import parameters_after, stored_bytes
@@ -80,6 +80,12 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
         )
     check_config(source.config)
     check_tensors(architecture.layout, source.config, source.stored)
+    if spec.calibrate is not None and spec.calibrate.all_experts and not architecture.has_experts:
+        raise InvalidSpec(
+            f"{source.id} is no mixture of experts, so there are no experts to read all tokens",
+            "leave `all_experts` out",
+            field="/calibrate/all_experts",
+        )
     prospect = prospect_of(spec, source, architecture)  # refuses what cannot be removed
     if spec.tune is not None and prospect.outcome is not None:
         spec.tune.check(_layers_of(architecture, prospect.outcome, source.tensors))

@@ -79,4 +79,4 @@ def calibration(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
             "calibrate on text like that the model is for",
             field="/calibrate/dataset",
         )
-    return Calibration(windows_NT, params.label, tokens.report)
+    return Calibration(windows_NT, params.label, tokens.report, params.all_experts)

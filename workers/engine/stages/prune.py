@@ -19,7 +19,7 @@ from workers.engine.architectures.canonical import in_files
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.params import Stat
 from workers.engine.files.tensors import read_tensor
-from workers.engine.model.input_statistics import collect, staged
+from workers.engine.model.input_statistics import LEAST_TOKENS, collect, staged
 from workers.engine.model.loaded import LoadedModel, outside_tensors, slices_of
 from workers.engine.model.transfers import to_host
 from workers.engine.model.walk import At, dense_blocks, walk
@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from workers.engine.store.run import Run
 
 
+_TOKENS = "expert-tokens"
+"""Resume point: the calibration tokens that experts were pruned by."""
+
+
 def prune(
     spec: CompressionSpec,
     model: LoadedModel,
@@ -59,17 +63,28 @@ def prune(
     """
     edit = removal_of(spec).edit(spec, model, units, allocation.sparsity, run.clock)
     config_after(model.source.config, edit.outcome)  # refuses what no config can say, before the work
-    pruning = _Pruning(spec, model, edit, run)
+    pruning = _Pruning(spec, model, edit, run, expert_tokens(run))
     model.ranks.first(pruning.outside)
     if calibration is None or spec.walk_needs is Stat.NONE:
         return edit.outcome, model.ranks.first(pruning.unseen)  # as fast as the disk: nothing to share
     return edit.outcome, pruning.blocks(calibration)
 
 
+def expert_tokens(run: Run) -> dict[str, int]:
+    """Layer of an expert -> calibration tokens that it was pruned by."""
+    return run.checkpoint.load_json(_TOKENS) or {}
+
+
 def layer_reports(
-    spec: CompressionSpec, model: LoadedModel, allocation: Allocation, outcome: Outcome, folder: Path
+    spec: CompressionSpec,
+    model: LoadedModel,
+    allocation: Allocation,
+    outcome: Outcome,
+    folder: Path,
+    tokens: Mapping[str, int],
 ) -> list[LayerReport]:
-    """Every layer of the dense model as it is in the result, counted in the files of `folder`.
+    """Every layer of the dense model as it is in the result, counted in the files of `folder`. `tokens`: of
+    `expert_tokens`.
 
     Raises PromiseBroken where that is not what the allocation asked for.
     """
@@ -81,7 +96,8 @@ def layer_reports(
         weight_OI = read_tensor(slices[name])
         zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
         removal_of(spec).check_layer(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
-        reports.append(_layer_report(layer, allocation, slices[name].facts.shape, zeros))
+        report = _layer_report(layer, allocation, slices[name].facts.shape, zeros)
+        reports.append(report.model_copy(update={"tokens": tokens.get(layer.name)}))
     return reports
 
 
@@ -105,6 +121,8 @@ class _Pruning:
     model: LoadedModel
     edit: Edit
     run: Run
+    tokens: dict[str, int]
+    """Layer of an expert -> calibration tokens that it was pruned by."""
 
     def outside(self) -> None:
         """Write what belongs to no block."""
@@ -175,6 +193,8 @@ class _Pruning:
         found: dict[str, Tensor] = {}
         for stream, stats in self._streams(at):
             layers = streams[stream]
+            self._note_tokens(layers, stats)
+            self._note_tokens(layers, stats)
             mine = [layer for layer in layers if layer in ours] if at_once else self._dealt(layers)
             found |= self.edit.prune_stream(mine, at.dense, stats) if mine else {}
             waiting += layers
@@ -186,7 +206,27 @@ class _Pruning:
         if at_once:
             with self.run.clock.measure("calibrate"):
                 at.advance()
+        self._keep_tokens(at.block)
         return stored
+
+    def _note_tokens(self, layers: Sequence[LinearFacts], stats: LinearStats) -> None:
+        """Of the layers of an expert: by how many tokens they are pruned."""
+        if self.model.architecture.layout.of_experts(layers[0]):
+            self.tokens |= {layer.name: stats.tokens for layer in layers}
+
+    def _keep_tokens(self, block: int) -> None:
+        """Keep them for the report, and say how many of a block's experts had too few."""
+        streams = self.model.architecture.streams(block).values()
+        found = [self.tokens[layers[0].name] for layers in streams if layers[0].name in self.tokens]
+        if not found:
+            return
+        self.run.checkpoint.save_json(_TOKENS, self.tokens)
+        if few := sum(tokens < LEAST_TOKENS for tokens in found) // 2:  # two streams an expert
+            self.run.events.log(
+                f"block {block}: {few} of its {len(found) // 2} experts were sent fewer than {LEAST_TOKENS} tokens: "
+                "their weights are judged by magnitude alone. More `samples`, or `all_experts`, help",
+                "warning",
+            )
 
     def _dealt(self, layers: Sequence[LinearFacts]) -> list[LinearFacts]:
         """Those that this rank solves. O outputs and I inputs cost I³ to decompose and O·I² to solve."""
