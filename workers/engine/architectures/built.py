@@ -1,30 +1,22 @@
-"""Tensors and shapes that transformers builds from a config, and the configs that it refuses. Import-light.
+"""What transformers makes of a config: defaults, names of entries, sizes that follow from others. Import-light.
 
-They are read from `families.json`, which `generate.py` makes with transformers, so that a dry run refuses the same as a
-worker: weights that do not fit their config, and results that no config of the family can describe.
-D = hidden size, H = query heads, K = key/value heads.
+It is read from `families.json`, which `generate.py` makes with transformers, so that a dry run refuses the same as a
+worker. A family names entries as it likes (`n_embd`); here they have one name each (`hidden_size`), which `value` reads
+and `spelled` writes.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from workers.engine.architectures.architecture import Layout
-from workers.engine.errors import UnsupportedModel
-from workers.engine.files.model_files import shown
-from workers.engine.files.safetensors_bytes import TensorFacts
-
-Tensors = dict[str, tuple[int, ...]]
 FLOATS = ("F32", "BF16", "F16")
 """Types that weights may be stored in."""
 
-PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layer_rope_theta")
-"""Config entries with one element per block."""
 _OBEYED_BY_NOBODY = (
     "attn_implementation", "experts_implementation", "use_kernels", "kernel_config", "return_dict", "torchscript",
     "output_hidden_states", "chunk_size_feed_forward", "gradient_checkpointing", "tie_last_hidden_states",
@@ -41,9 +33,9 @@ _OF_OTHER_FAMILIES = (
 of a Llama with a `sliding_window` would drop keys that its blocks attend to."""
 _OBEYED = {"model_type", "rope_scaling", "torch_dtype", "per_layer_config", "allow_global_per_layer_attribute_access"}
 """Attributes of transformers' configs that entries of `config.json` may set."""
-_OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
-"""Tensors of old checkpoints that follow from the config."""
-_HINT = "check that config.json belongs to the weights, and that the copy or download is complete"
+
+PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layer_rope_theta")
+"""Config entries of many families with one element per block."""
 
 
 @cache
@@ -54,7 +46,7 @@ def table() -> Mapping[str, Any]:
 
 
 def family(model_type: str) -> Mapping[str, Any] | None:
-    """The row of a family with the blocks of a layout; None for any other model type."""
+    """The row of a decoder that transformers builds; None for any other model type."""
     found: Mapping[str, Any] | None = table()["families"].get(model_type)
     return found
 
@@ -66,17 +58,60 @@ def known_family(model_type: str) -> Mapping[str, Any]:
     return row
 
 
-def value(config: Mapping[str, Any], name: str) -> Any:
-    """An entry of a config, or its family's default."""
+def own_name(config: Mapping[str, Any], name: str) -> str:
+    """The family's own name of an entry."""
     row = family(config["model_type"])
-    if row is not None:
-        name = row["aliases"].get(name, name)
-        for alias, real in row["aliases"].items():
-            if real == name and alias in config:
-                return config[alias]
-        if name not in config and name in row["fields"]:
-            return row["fields"][name][1]
-    return config.get(name)
+    found: str = name if row is None else row["names"].get(name) or row["aliases"].get(name, name)
+    return found
+
+
+def spellings(config: Mapping[str, Any], name: str) -> list[str]:
+    """The names by which a config has an entry: as a rule one, none where it leaves it out."""
+    own, row = own_name(config, name), family(config["model_type"])
+    aliases = [] if row is None else [alias for alias, real in row["aliases"].items() if real == own]
+    return [spelling for spelling in (*aliases, own) if spelling in config]
+
+
+def spelled(config: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries under the names that the config has for them."""
+    return {
+        spelling: entry
+        for name, entry in entries.items()
+        for spelling in spellings(config, name) or [own_name(config, name)]
+    }
+
+
+def value(config: Mapping[str, Any], name: str) -> Any:
+    """An entry of a config, or its family's default, or what its blocks take where that is null."""
+    row = family(config["model_type"])
+    if row is None:
+        return config.get(name)
+    own, found = own_name(config, name), next(iter(spellings(config, name)), None)
+    entry = config[found] if found is not None else row["fields"].get(own, (None, None))[1]
+    return evaluate(row["nulls"][own], config) if entry is None and own in row["nulls"] else entry
+
+
+def evaluate(expression: str | int | None, config: Mapping[str, Any]) -> int | None:
+    """The size of an axis, of an expression as `generation/axes.py` makes them. None where it is not known."""
+    if expression is None or isinstance(expression, int):
+        return expression
+    terms = []
+    for term in expression.split("+"):
+        factors = [_factor(factor, config) for factor in term.split("*")]
+        known = [factor for factor in factors if factor is not None]
+        if len(known) < len(factors):
+            return None
+        terms.append(math.prod(known))
+    return sum(terms)
+
+
+def _factor(factor: str, config: Mapping[str, Any]) -> int | None:
+    over, _, below = factor.partition("/")
+    if below:
+        whole, parts = _factor(over, config), _factor(below, config)
+        return None if whole is None or not parts else whole // parts
+    found = int(factor) if factor.isdecimal() else value(config, factor)
+    return found if type(found) is int else None
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:
@@ -84,27 +119,42 @@ def ties_head(config: Mapping[str, Any]) -> bool:
     return bool(value(config, "tie_word_embeddings"))
 
 
+def block_count(config: Mapping[str, Any]) -> int | None:
+    """Number of blocks; None where the config does not say it."""
+    said, listed = value(config, "num_hidden_layers"), value(config, "layers_block_type")
+    if said is None and isinstance(listed, list):  # Nemotron-H says what each is instead
+        return len(listed)
+    return said if type(said) is int else None
+
+
+def per_block(config: Mapping[str, Any]) -> list[str]:
+    """Entries that have one element per block."""
+    row = family(config["model_type"])
+    return list(dict.fromkeys((*PER_LAYER_LISTS, *(() if row is None else row["per_block"]))))
+
+
 def key_heads(config: Mapping[str, Any]) -> int:
-    found = value(config, "num_key_value_heads")
-    return config["num_attention_heads"] if found is None else int(found)
+    """Number of key/value heads."""
+    heads = int(value(config, "num_attention_heads"))
+    if not value(config, "new_decoder_architecture") and (shared := value(config, "multi_query")) is not None:
+        return 1 if shared else heads  # Falcon, StarCoder
+    return int(value(config, "num_key_value_heads") or heads)
 
 
 def head_dim(config: Mapping[str, Any]) -> int:
     """Width of a head."""
     row = family(config["model_type"])
     found = None if row is not None and row["head_from_hidden"] else value(config, "head_dim")
-    return int(found or config["hidden_size"] // config["num_attention_heads"])
+    return int(found or value(config, "hidden_size") // value(config, "num_attention_heads"))
 
 
 def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
     """Numbers of outputs by which parts of one tensor are told apart: of all query heads and of all key heads, of one
     head, and of the query heads that share a key head. Empty where the config does not say them."""
-    heads, hidden = value(config, "num_attention_heads"), value(config, "hidden_size")
-    keys = value(config, "num_key_value_heads") or heads
-    if not all(type(size) is int and size > 0 for size in (heads, hidden, keys)):
+    said = [value(config, name) for name in ("num_attention_heads", "hidden_size", "num_key_value_heads", "head_dim")]
+    if not all(size is None or (type(size) is int and size > 0) for size in said) or None in said[:2]:
         return {}
-    width = value(config, "head_dim")
-    width = width if type(width) is int and width > 0 else hidden // heads
+    heads, keys, width = said[0], key_heads(config), head_dim(config)
     return {"query": heads * width, "key": keys * width, "head": width, "group": heads // keys * width}
 
 
@@ -123,79 +173,3 @@ def obeyed(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, entry in config.items()
         if not name.startswith("_") and name not in refused and name not in empty and name not in strange
     }
-
-
-def expected(layout: Layout, config: Mapping[str, Any]) -> Tensors:
-    """Tensor name -> shape, of all tensors that transformers builds from a config that `check_config` has passed."""
-    row = known_family(config["model_type"])
-    tensors = dict(row["tensors"])
-    for switch, changes in row["switches"].items():
-        if bool(value(config, switch)) != bool(row["fields"][switch][1]):  # null is false
-            tensors |= changes
-    heads, keys, width = config["num_attention_heads"], key_heads(config), head_dim(config)
-    sizes = {
-        "hidden": config["hidden_size"],
-        "mlp": config["intermediate_size"],
-        "vocabulary": config["vocab_size"],
-        "heads": heads,
-        "key_heads": keys,
-        "query": heads * width,
-        "key": keys * width,
-        "head": width,
-    }
-    found: Tensors = {}
-    for name, axes in tensors.items():
-        if axes is None:
-            continue
-        shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in axes)
-        if layout.split(name) is not None:  # block 0's, which stands for all
-            found |= {layout.in_block(name, block): shape for block in range(config["num_hidden_layers"])}
-        else:
-            found[name] = shape
-    return found
-
-
-def check_tensors(layout: Layout, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> None:
-    """Refuse weights that do not fit their config: missing, of other shapes, surplus, not floats. UnsupportedModel."""
-    model_type, wanted = config["model_type"], expected(layout, config)
-    row = known_family(model_type)
-    for name, shape in wanted.items():
-        facts = tensors.get(name)
-        if facts is None and name == layout.head_weight:
-            if ties_head(config):
-                continue
-            raise _misfit(
-                model_type,
-                f"the weights hold no `{name}`, and config.json does not tie the head to the embedding: a base model "
-                "without its language-modelling head, or a config of another model",
-            )
-        if facts is None:
-            raise _misfit(model_type, f"the weights lack `{name}`, {list(shape)} by config.json")
-        if facts.shape != shape:
-            raise _misfit(
-                model_type, f"`{name}` should be {list(shape)} by config.json, and is {shown(list(facts.shape))}"
-            )
-        if facts.dtype not in FLOATS:
-            raise _misfit(model_type, f"`{name}` is stored as {facts.dtype}, not as {', '.join(FLOATS)}")
-    idle = re.compile("|".join([*_OLD_BUFFERS, *row["ignored"]]))
-    for name in tensors:
-        if name not in wanted and not idle.search(name):
-            raise _surplus(model_type, name)
-
-
-def _surplus(model_type: str, name: str) -> UnsupportedModel:
-    if name.partition(".")[0] in ("score", "classifier", "qa_outputs", "v_head", "value_head"):
-        return _misfit(
-            model_type,
-            f"it is a classifier or reward model: `{shown(name)}` stands where a language model has its head",
-            "use the language model that it was made of",
-        )
-    return _misfit(
-        model_type,
-        f"the weights hold `{shown(name)}`, for which transformers has no place in a model of this config",
-        "use weights of a plain model of the family: what is not known to be carried along is not pruned around",
-    )
-
-
-def _misfit(model_type: str, why: str, hint: str = _HINT) -> UnsupportedModel:
-    return UnsupportedModel(f"{model_type}: {why}", hint, field="/model/id")

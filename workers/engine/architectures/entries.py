@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from workers.engine.architectures.architecture import Layout
-from workers.engine.architectures.built import PER_LAYER_LISTS, expected, family, head_dim, known_family, table, value
+from workers.engine.architectures.built import (
+    block_count,
+    family,
+    head_dim,
+    known_family,
+    own_name,
+    per_block,
+    sizes_of,
+    spellings,
+    table,
+    value,
+)
+from workers.engine.architectures.canonical import canonical_facts
+from workers.engine.architectures.expected import expected
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import are_token_ids, infinite, shown
+from workers.engine.files.safetensors_bytes import TensorFacts
+
+if TYPE_CHECKING:
+    from workers.engine.architectures.architecture import Layout
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-"""Entries that every config must have."""
+"""Entries that every config of a family like Llama must have."""
 LAYER_TYPES = ("full_attention", "sliding_attention")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _ROPE = {
@@ -38,9 +54,15 @@ _PARTIAL = {"stablelm": 0.25}
 """Families that rotate a part of each head -> that part, by default."""
 _NUMBERS = ("layer_norm_eps", "logit_scale")
 """Entries that transformers accepts as null but cannot compute with."""
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "mlp_hidden_act", "afn")
 _ROPE_BY_TYPE = ("gemma3_text", "olmo3")
 """Families with a rotary embedding for each kind of attention."""
 _LARGEST = 2**31
+_OF_LLAMA = [
+    *(f"mlp.{name}_proj.weight" for name in ("down", "gate", "up")),
+    *(f"self_attn.{name}_proj.weight" for name in "koqv"),
+]
+"""Names of the matrices of a block of Llama."""
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -61,11 +83,20 @@ def check_config(config: Mapping[str, Any]) -> None:
         )
 
 
-def check_result(layout: Layout, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], field: str) -> None:
-    """Refuse a result whose shapes its config cannot describe. `shapes`: tensor name -> shape. UnsupportedModel."""
+def check_result(
+    layout: Layout,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    stored: Collection[str],
+    field: str,
+) -> None:
+    """Refuse a result whose shapes its config cannot describe. UnsupportedModel.
+
+    `shapes`: canonical tensor -> shape. `stored`: the names of the dense model's tensors in its files.
+    """
     row = known_family(config["model_type"])
     why = next((f"the result's config would be refused: {wrong}" for wrong in _wrong(config, row)), None)
-    for name, wanted in expected(layout, config).items() if why is None else ():
+    for name, wanted in _canonical(layout, config, stored).items() if why is None else ():
         if name in shapes and tuple(shapes[name]) != wanted:
             why = (
                 f"transformers would build {name} as {list(wanted)} by the config of the result, which holds "
@@ -80,10 +111,30 @@ def check_result(layout: Layout, config: Mapping[str, Any], shapes: Mapping[str,
         )
 
 
+def _canonical(layout: Layout, config: Mapping[str, Any], stored: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Canonical tensor -> shape by the config, of those whose shape is known."""
+    whole = {
+        name: TensorFacts("F32", tuple(size for size in sizes if size is not None))
+        for name, sizes in expected(config, stored).items()
+        if None not in sizes
+    }
+    return {name: facts.shape for name, facts in canonical_facts(layout, sizes_of(config), whole, strict=False).items()}
+
+
+def like_llama(row: Mapping[str, Any]) -> bool:
+    """Whether a family has the seven matrices of Llama in all blocks: what its config may say is known in detail."""
+    variants = [variant for part in row["parts"].values() for variant in part]
+    return sorted(name for variant in variants for name, axes in variant.items() if axes[1:]) == _OF_LLAMA
+
+
 def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     """Errors of a config, one line each. Later checks rely on the earlier ones."""
-    for name in (*SIZES, *row["needs"]):
+    detailed = like_llama(row)
+    for name in SIZES if detailed else ():
         if config.get(name) is None:
+            yield f"there is no `{name}`"
+    for name in row["needs"]:
+        if value(config, name) is None:
             yield f"there is no `{name}`"
     names = {**{name: name for name in row["fields"]}, **row["aliases"]}
     for name, real in names.items():
@@ -97,9 +148,12 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
         yield "`architectures` is not a list"
     yield from _wrong_sizes(config, row)
     yield from _wrong_lists(config, row)
-    yield from _wrong_rope(config)
-    for name in ("hidden_act", "hidden_activation"):
-        if name in row["fields"] and name in config and config[name] not in table()["activations"]:
+    if detailed:
+        yield from _wrong_lists_of_llama(config, row)
+        yield from _wrong_rope(config)
+    for name in _ACTIVATIONS:
+        known = () if name not in row["fields"] else (*table()["activations"], row["fields"][name][1])
+        if known and name in config and config[name] not in known:
             yield f"`{name}` is {shown(json.dumps(config[name]))}, which transformers does not know or gives weights"
     for name in ("dtype", "torch_dtype"):
         if config.get(name) is not None and config[name] not in DTYPES:
@@ -114,60 +168,76 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
         of_unit = name.endswith("dropout") or name == "initializer_range"
         if of_unit and entry is not None and not _number(entry, lambda x: 0 <= x <= 1):
             yield f"`{shown(name)}` is {shown(json.dumps(entry))}, not between 0 and 1"
-    for switch, changes in row["switches"].items():
-        if changes is None and bool(value(config, switch)) != bool(row["fields"][switch][1]):
+    for switch, (usual, changes) in row["switches"].items():
+        if changes is None and bool(value(config, switch)) != usual:
             yield f"`{switch}` is {json.dumps(value(config, switch))}, a variant that is not supported"
 
 
 def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
-    heads, keys = config["num_attention_heads"], value(config, "num_key_value_heads")
-    sizes = {name: config[name] for name in SIZES} | {"num_key_value_heads": heads if keys is None else keys}
-    sizes["max_position_embeddings"] = value(config, "max_position_embeddings")
+    fields, keyed = row["fields"], own_name(config, "num_key_value_heads") in row["fields"]
+    known = [name for name in SIZES if own_name(config, name) in fields and name != "num_hidden_layers"]
+    sizes = {name: value(config, name) for name in known} | {"num_hidden_layers": block_count(config)}
+    heads = sizes.get("num_attention_heads")
+    if keyed and heads is not None:
+        keys = value(config, "num_key_value_heads")
+        sizes["num_key_value_heads"] = heads if keys is None else keys
+    if own_name(config, "max_position_embeddings") in fields:
+        sizes["max_position_embeddings"] = value(config, "max_position_embeddings")
     for name in ("head_dim", "sliding_window", "query_pre_attn_scalar", "no_rope_layer_interval"):
         if value(config, name) is not None:
             sizes[name] = value(config, name)
     for name, size in sizes.items():
+        said = next(iter(spellings(config, name)), name)
         if type(size) is not int or not 1 <= size < _LARGEST:
-            yield f"`{name}` is {shown(json.dumps(size))}, not a number from 1 to {_LARGEST - 1}"
-    if heads % sizes["num_key_value_heads"]:
+            yield f"`{said}` is {shown(json.dumps(size))}, not a number from 1 to {_LARGEST - 1}"
+    if heads is None:
+        return
+    if keyed and heads % sizes["num_key_value_heads"]:
         yield f"{heads} query heads cannot share {sizes['num_key_value_heads']} key/value heads evenly"
-    if row["heads_divide_hidden"] and config["hidden_size"] % heads:
-        yield f"{heads} query heads do not divide the hidden size of {config['hidden_size']}, as they must"
-    if row["key_heads_even"] and sizes["num_key_value_heads"] % 2:
+    if row["heads_divide_hidden"] and sizes["hidden_size"] % heads:
+        yield f"{heads} query heads do not divide the hidden size of {sizes['hidden_size']}, as they must"
+    if row["key_heads_even"] and keyed and sizes["num_key_value_heads"] % 2:
         yield f"{sizes['num_key_value_heads']} key/value heads are an odd number, where they are split in two"
+    pad, vocabulary = value(config, "pad_token_id"), sizes["vocab_size"]
+    if pad is not None and not -vocabulary <= pad < vocabulary:
+        yield f"`pad_token_id` is {pad}, beyond the vocabulary of {vocabulary}"
+    if not like_llama(row):
+        return
     if head_dim(config) < 2 or head_dim(config) % 2:
         yield f"heads of {head_dim(config)} dimensions: rotary embeddings take them in pairs"
     if config["model_type"] in _PARTIAL and config.get("head_dim") not in (None, head_dim(config)):
         yield f"`head_dim` is {config['head_dim']}, where heads have {head_dim(config)} dimensions"
-    all_heads, normed = heads * head_dim(config), any(n.endswith("attn_sub_norm.weight") for n in row["tensors"])
-    if normed and all_heads != config["hidden_size"]:
+    normed = any(name.endswith("attn_sub_norm.weight") for part in row["parts"].values() for name in part[0])
+    if normed and heads * head_dim(config) != config["hidden_size"]:
         yield f"{heads} heads of {head_dim(config)} do not make up the hidden size of {config['hidden_size']}"
-    pad = value(config, "pad_token_id")
-    if pad is not None and not -config["vocab_size"] <= pad < config["vocab_size"]:
-        yield f"`pad_token_id` is {pad}, beyond the vocabulary of {config['vocab_size']}"
 
 
 def _wrong_lists(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
-    blocks = config["num_hidden_layers"]
-    for name in PER_LAYER_LISTS:
+    blocks, numbers = block_count(config), ("no_rope_layers", "layer_rope_theta")
+    for name in per_block(config):
         entry = config.get(name)
         if entry is None:
             continue
         if not isinstance(entry, list) or len(entry) != blocks:
             yield f"`{name}` is not a list of {blocks} elements, one for each block"
-            continue
-        if name == "layer_types" and (unknown := next((x for x in entry if x not in LAYER_TYPES), None)) is not None:
-            yield f"`layer_types` names {shown(json.dumps(unknown))}; known are {', '.join(LAYER_TYPES)}"
-        if name == "mlp_layer_types" and any(x != "dense" for x in entry):
-            yield "`mlp_layer_types` names others than dense"
-        if name in ("no_rope_layers", "layer_rope_theta") and not all(_number(x, lambda x: x >= 0) for x in entry):
+        elif name in numbers and not all(_number(x, lambda x: x >= 0) for x in entry):
             yield f"`{name}` holds others than numbers from 0"
+        elif name.endswith("_types") and not all(isinstance(x, str) for x in entry):
+            yield f"`{name}` holds others than names"
+
+
+def _wrong_lists_of_llama(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
+    types = config.get("layer_types") or ()
+    if (unknown := next((x for x in types if x not in LAYER_TYPES), None)) is not None:
+        yield f"`layer_types` names {shown(json.dumps(unknown))}; known are {', '.join(LAYER_TYPES)}"
+    if any(x != "dense" for x in config.get("mlp_layer_types") or ()):
+        yield "`mlp_layer_types` names others than dense"
     if "sliding_window_pattern" in row["fields"] and config.get("layer_types") is None:
         pattern = value(config, "sliding_window_pattern")
         if type(pattern) is not int or pattern < 1:
             yield f"`sliding_window_pattern` is {shown(json.dumps(pattern))}, not a number from 1"
     if value(config, "sliding_window") is None:
-        if "sliding_attention" in (config.get("layer_types") or ()):
+        if "sliding_attention" in types:
             yield "`layer_types` names sliding_attention, and there is no `sliding_window`"
         if row["fields"].get("sliding_window", [[], None])[1] and config.get("layer_types") is None and _slides(row):
             yield "`sliding_window` is null, and no `layer_types` say that no block needs it"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from workers.engine.architectures.architecture import Architecture, Layout, LinearFacts, Part
-from workers.engine.architectures.built import FLOATS, sizes_of, value
+from workers.engine.architectures.built import FLOATS, block_count, sizes_of, value
 from workers.engine.architectures.canonical import canonical_facts
 from workers.engine.architectures.fused import EACH
 from workers.engine.architectures.kinds import SUPPORTED, other_blocks
@@ -109,8 +109,8 @@ def _matrices(inside: Mapping[str, TensorFacts]) -> set[str]:
 
 
 def _check_numbers(model_type: str, config: Mapping[str, Any], by_block: Blocks) -> None:
-    blocks, said = len(by_block), config.get("num_hidden_layers")
-    if type(said) is not int:
+    blocks, said = len(by_block), block_count(config)
+    if said is None:
         raise _unsupported(model_type, "config.json has no `num_hidden_layers`", "use a config saved by transformers")
     if max(by_block) != blocks - 1 or said != blocks:
         raise _unsupported(

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Architecture, LinearFacts
-from workers.engine.architectures.built import check_tensors
 from workers.engine.architectures.entries import check_config
+from workers.engine.architectures.expected import check_tensors
 from workers.engine.architectures.per_layer import PER_LAYER
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.facts import AllocationFacts
@@ -110,7 +110,7 @@ def prospect_of(spec: CompressionSpec, source: ModelSource, architecture: Archit
     sparsity = _sparsity(spec, source, architecture)
     outcome = removal_of(spec).outcome(spec, source, architecture, sparsity)
     if outcome is not None:
-        config_after(source.config, outcome, source.tensors)  # refuses what no config can say
+        config_after(source.config, outcome, source)  # refuses what no config can say
     return Prospect(source, architecture, sparsity, outcome)
 
 

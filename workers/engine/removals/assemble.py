@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.engine import artifact
-from workers.engine.architectures.built import PER_LAYER_LISTS
+from workers.engine.architectures.built import per_block
+from workers.engine.architectures.kept_blocks import NAMES
 from workers.engine.architectures.per_layer import MODELING
 from workers.engine.files.safetensors_bytes import merge, pack, read_header
 from workers.engine.removals.outcome import config_after
@@ -51,9 +52,9 @@ def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkp
 
 
 def _lists(model: LoadedModel) -> dict[str, Any]:
-    """Config entries with one element per block, with the defaults that transformers derives from block numbers."""
-    built = model.skeleton.config
-    return {name: getattr(built, name) for name in PER_LAYER_LISTS if getattr(built, name, None) is not None}
+    """Config entries that say which block is which, with the defaults that transformers derives from block numbers."""
+    built = vars(model.skeleton.config)
+    return {name: built[name] for name in (*per_block(model.source.config), *NAMES) if built.get(name) is not None}
 
 
 def _write_shards(parts: list[dict[str, Slice]], shard_bytes: int, folder: Path) -> None:

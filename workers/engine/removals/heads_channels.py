@@ -92,7 +92,7 @@ class HeadsChannels(Removal):
             # Refuses a family whose config cannot say fewer heads, where it is not known yet how many stay.
             half = {(f.block, f.kind): f.units // (2 if f.kind == "head" else 1) or 1 for f in found}
             outcome = NarrowBlocks(architecture.layout, range(architecture.blocks), found, half)
-            config_after(source.config, outcome, source.tensors)
+            config_after(source.config, outcome, source)
         return None
 
     def width_multiple(self, spec: CompressionSpec) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.engine.architectures.built import key_heads
+from workers.engine.architectures.built import key_heads, value
 from workers.engine.architectures.per_layer import MODELING, PER_LAYER, modeling_class
 from workers.engine.removals.outcome import Outcome
 
@@ -43,7 +43,7 @@ class NarrowBlocks(Outcome):
                     shapes[member.tensor][member.axis] = unit * self.widths[family.block, family.kind]
 
     def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        shared_by = config["num_attention_heads"] // key_heads(config)
+        shared_by = value(config, "num_attention_heads") // key_heads(config)
         heads = max(heads for heads, _ in self.shapes)
         return {
             "num_key_value_heads": heads,

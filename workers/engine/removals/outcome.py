@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.engine.architectures.built import PER_LAYER_LISTS, head_dim, obeyed
-from workers.engine.architectures.entries import check_result
+from workers.engine.architectures.built import block_count, family, head_dim, obeyed, own_name, per_block, spelled
+from workers.engine.architectures.entries import check_result, like_llama
+from workers.engine.architectures.kept_blocks import entries_of_kept
 from workers.engine.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Layout
     from workers.engine.files.safetensors_bytes import TensorFacts
+    from workers.engine.sources.resolve import ModelSource
 
 
 @dataclass(frozen=True)
@@ -70,25 +72,26 @@ class Outcome:
         return {name: math.prod(shape) for name, shape in self.tensor_shapes(tensors).items()}
 
 
-def config_after(
-    config: Mapping[str, Any], outcome: Outcome, tensors: Mapping[str, TensorFacts] | None = None
-) -> dict[str, Any]:
+def config_after(config: Mapping[str, Any], outcome: Outcome, source: ModelSource | None = None) -> dict[str, Any]:
     """The dense model's `config.json` with the structure of the result. Raises UnsupportedModel.
 
-    With the dense model's tensors, it also raises where transformers would build other shapes from it, e.g. where it
-    derives a head's width from their number. Where blocks go, it must have the `PER_LAYER_LISTS` that transformers
-    would otherwise make up from blocks' numbers.
+    With the dense model, it also raises where transformers would build other shapes from it, e.g. where it derives a
+    head's width from their number. Where blocks go, `config` must have the entries of blocks that transformers would
+    otherwise make up from their numbers.
     """
-    changed = obeyed(config)
-    if len(outcome.blocks) < config["num_hidden_layers"]:
-        _fewer_blocks(changed, outcome.blocks)
-    if outcome.cut:
-        changed["head_dim"] = head_dim(config)
-    changed |= outcome.entries(config)
+    row, changed, blocks = family(config["model_type"]), obeyed(config), block_count(config) or 0
+    if len(outcome.blocks) < blocks:
+        changed |= entries_of_kept(changed, outcome.blocks, per_block(config), blocks)
+        changed |= spelled(config, {"num_hidden_layers": len(outcome.blocks)})
+    said = {"head_dim": head_dim(config), **outcome.entries(config)} if outcome.cut else outcome.entries(config)
+    if row is not None and not like_llama(row):  # others may have no entry for it
+        said = {name: entry for name, entry in said.items() if own_name(config, name) in row["fields"]}
+    changed |= spelled(config, said)
     if outcome.cut and config["model_type"] == "llama" and changed["hidden_size"] % changed["num_attention_heads"]:
         changed |= _as_mistral(changed, outcome.field)
-    if outcome.cut and outcome.uniform and tensors is not None:
-        check_result(outcome.layout, changed, outcome.tensor_shapes(tensors), outcome.field)
+    if outcome.cut and outcome.uniform and source is not None:
+        shapes = outcome.tensor_shapes(source.tensors)
+        check_result(outcome.layout, changed, shapes, source.stored, outcome.field)
     if not outcome.uniform:
         changed |= outcome.block_entries(changed)
     return changed
@@ -107,10 +110,3 @@ def _as_mistral(config: Mapping[str, Any], field: str) -> dict[str, Any]:
             field=field,
         )
     return {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
-
-
-def _fewer_blocks(config: dict[str, Any], kept: Sequence[int]) -> None:
-    config["num_hidden_layers"] = len(kept)
-    for name in PER_LAYER_LISTS:
-        if isinstance(config.get(name), list):
-            config[name] = [config[name][block] for block in kept]

@@ -1,0 +1,45 @@
+"""Config entries that say which block is which, for a model that keeps some of its blocks. Import-light."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+_NUMBERS = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices", "moe_layers", "local_layer_ids", "ple_layer_ids")
+"""Entries that list blocks by their numbers."""
+_FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+"""Entries that say of how many blocks, from the first on, something holds."""
+_LAST = ("moe_layer_end_index",)
+"""Entries with the number of the last block of which something holds; -1 is the last of all."""
+_STEP, _DENSE = "decoder_sparse_step", "mlp_only_layers"
+_PATTERN = "hybrid_override_pattern"
+_ATTENTION_TYPES = "attention_types"
+NAMES = (*_NUMBERS, *_FIRST, *_LAST, _STEP)
+"""Entries whose defaults count, too."""
+
+
+def entries_of_kept(
+    config: Mapping[str, Any], kept: Sequence[int], lists: Collection[str], blocks: int
+) -> dict[str, Any]:
+    """Entries that differ once only the blocks `kept`, of so many, are left. `lists`: entries with an element each."""
+    changed: dict[str, Any] = {
+        name: [config[name][block] for block in kept] for name in lists if isinstance(config.get(name), list)
+    }
+    for name in _NUMBERS:
+        if isinstance(config.get(name), list):
+            changed[name] = [new for new, block in enumerate(kept) if block in config[name]]
+    for name in _FIRST:
+        if type(config.get(name)) is int:
+            changed[name] = sum(block < config[name] for block in kept)
+    for name in _LAST:
+        if type(config.get(name)) is int and config[name] >= 0:
+            changed[name] = sum(block <= config[name] for block in kept) - 1
+    if type(step := config.get(_STEP)) is int and step > 1:  # every so many blocks have experts: said block by block
+        dense = [block for block in range(blocks) if (block + 1) % step or block in (config.get(_DENSE) or ())]
+        changed |= {_STEP: 1, _DENSE: [new for new, block in enumerate(kept) if block in dense]}
+    if isinstance(pattern := config.get(_PATTERN), str) and len(pattern) == blocks:
+        changed[_PATTERN] = "".join(pattern[block] for block in kept)
+    if isinstance(groups := config.get(_ATTENTION_TYPES), list):  # [[types, times], ...], as GPT-Neo writes them
+        types = [one for group, times in groups for _ in range(times) for one in group]
+        changed[_ATTENTION_TYPES] = [[[types[block] for block in kept], 1]]
+    return changed
