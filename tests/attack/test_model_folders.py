@@ -310,7 +310,7 @@ HEADERS: dict[str, tuple[Break, str]] = {
     "header-many-in-a-block": (header(crowd(30_000, "model.layers.1.t{0}")), "also has the matrix `t0`"),
     "header-many-blocks": (both(config(num_hidden_layers=3002), header(crowd(30_000, "model.layers.{1}.t{0}"))), ""),
     "header-too-many": (header(many(400_000)), "announces a header"),
-    "header-empty": (both(raw(WEIGHTS, struct.pack("<Q", 2) + b"{}")), "no tensors named"),
+    "header-empty": (both(raw(WEIGHTS, struct.pack("<Q", 2) + b"{}")), "under none of the paths"),
     "block-number-huge": (
         header(lambda h: h.update({"model.layers.99999999999999999999.a": h.pop(NORM)})), "the weights lack"),
     "block-number-arabic": (header(lambda h: h.update({"model.layers.\u0661.a": h.pop(NORM)})), "the weights lack"),

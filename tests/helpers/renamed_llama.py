@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from tests.helpers.cluster import ROOT
 from workers.engine.architectures import layouts
 from workers.engine.architectures.built import table
-from workers.engine.architectures.generate import family_row
+from workers.engine.architectures.generation.row import family_row
 
 ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out"}
 MLP = {"gate_proj": "gate", "up_proj": "fc1", "down_proj": "fc2"}

@@ -11,8 +11,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tests.helpers.small_models import SIZES
-from workers.engine.architectures.built import family, obeyed, table, ties_head
-from workers.engine.architectures.entries import check_config, like_llama
+from workers.engine.architectures.built import family, like_llama, obeyed, table, ties_head
+from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.expected import check_tensors, expected
 from workers.engine.architectures.generate import FILE, generate, written
 from workers.engine.architectures.generation.row import family_row

@@ -34,6 +34,11 @@ of a Llama with a `sliding_window` would drop keys that its blocks attend to."""
 _OBEYED = {"model_type", "rope_scaling", "torch_dtype", "per_layer_config", "allow_global_per_layer_attribute_access"}
 """Attributes of transformers' configs that entries of `config.json` may set."""
 
+_OF_LLAMA = [
+    *(f"mlp.{name}_proj.weight" for name in ("down", "gate", "up")),
+    *(f"self_attn.{name}_proj.weight" for name in "koqv"),
+]
+"""Names of the matrices of a block of Llama."""
 PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layer_rope_theta")
 """Config entries of many families with one element per block."""
 
@@ -56,6 +61,12 @@ def known_family(model_type: str) -> Mapping[str, Any]:
     if (row := family(model_type)) is None:
         raise KeyError(model_type)
     return row
+
+
+def like_llama(row: Mapping[str, Any]) -> bool:
+    """Whether a family has the seven matrices of Llama in all blocks: what its config may say is known in detail."""
+    variants = [variant for part in row["parts"].values() for variant in part]
+    return sorted(name for variant in variants for name, axes in variant.items() if axes[1:]) == _OF_LLAMA
 
 
 def own_name(config: Mapping[str, Any], name: str) -> str:
@@ -121,8 +132,8 @@ def ties_head(config: Mapping[str, Any]) -> bool:
 
 def block_count(config: Mapping[str, Any]) -> int | None:
     """Number of blocks; None where the config does not say it."""
-    said, listed = value(config, "num_hidden_layers"), value(config, "layers_block_type")
-    if said is None and isinstance(listed, list):  # Nemotron-H says what each is instead
+    said = value(config, "num_hidden_layers") if spellings(config, "num_hidden_layers") else None
+    if said is None and isinstance(listed := config.get("layers_block_type"), list):  # Nemotron-H says what each is
         return len(listed)
     return said if type(said) is int else None
 

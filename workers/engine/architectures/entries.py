@@ -12,6 +12,7 @@ from workers.engine.architectures.built import (
     family,
     head_dim,
     known_family,
+    like_llama,
     own_name,
     per_block,
     sizes_of,
@@ -58,11 +59,6 @@ _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activ
 _ROPE_BY_TYPE = ("gemma3_text", "olmo3")
 """Families with a rotary embedding for each kind of attention."""
 _LARGEST = 2**31
-_OF_LLAMA = [
-    *(f"mlp.{name}_proj.weight" for name in ("down", "gate", "up")),
-    *(f"self_attn.{name}_proj.weight" for name in "koqv"),
-]
-"""Names of the matrices of a block of Llama."""
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -119,12 +115,6 @@ def _canonical(layout: Layout, config: Mapping[str, Any], stored: Collection[str
         if None not in sizes
     }
     return {name: facts.shape for name, facts in canonical_facts(layout, sizes_of(config), whole, strict=False).items()}
-
-
-def like_llama(row: Mapping[str, Any]) -> bool:
-    """Whether a family has the seven matrices of Llama in all blocks: what its config may say is known in detail."""
-    variants = [variant for part in row["parts"].values() for variant in part]
-    return sorted(name for variant in variants for name, axes in variant.items() if axes[1:]) == _OF_LLAMA
 
 
 def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:

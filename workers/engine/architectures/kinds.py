@@ -9,14 +9,12 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from workers.engine.architectures.built import family, table
+from workers.engine.architectures.built import family, like_llama, table
 from workers.engine.architectures.layouts import layouts
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 
-SUPPORTED = "use a dense decoder of the Llama layout: Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma, …"
-_NATIVE = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types for which transformers' modelling code is used even where a repository has its own."""
+SUPPORTED = "use a model of a family that docs/families.md lists, such as Llama, Mistral, Qwen, Gemma or Mixtral"
 _ADAPTER = "adapter_config.json"
 _TOWERS = (
     "vision_config", "audio_config", "text_config", "thinker_config", "vision_tower", "mm_vision_tower",
@@ -80,20 +78,15 @@ def refuse(config: Mapping[str, Any], names: Collection[str]) -> None:
     backwards = config.get("use_bidirectional_attention") in (True, "all") or config.get("is_causal") is False
     if kind == "encoder" or backwards:
         raise _is(model_type, "it is an encoder: it fills gaps or embeds text and does not write it", SUPPORTED)
-    if config.get("auto_map") and config["model_type"] not in _NATIVE:
+    row = family(config["model_type"])
+    if config.get("auto_map") and row is None:  # for others transformers' own code is used
         raise _is(
             model_type,
             "its modelling code comes with the weights (auto_map), and such code is never run",
             "use a model of a family that transformers implements itself",
         )
-    if (name := _states(config)) is not None:
-        raise _is(
-            model_type, f"it is a state-space model or a hybrid with other layers than attention ({name})", SUPPORTED
-        )
-    if (name := _experts(config)) is not None:
-        raise _is(model_type, f"it is a mixture of experts ({name} = {shown(config[name])})", SUPPORTED)
-    if family(config["model_type"]) is None and _truthy(config.get("kv_lora_rank")):
-        raise _is(model_type, "its attention is latent (MLA, kv_lora_rank), not Llama's", SUPPORTED)
+    if (row is None or _like_llama(config)) and (nature := _nature(config)):
+        raise _is(model_type, nature, SUPPORTED)
     if kind is None:
         raise _is(
             model_type,
@@ -118,12 +111,26 @@ def other_blocks(config: Mapping[str, Any], first: str) -> UnsupportedModel:
                 "save it by AutoModelForCausalLM, with its head",
             )
     named = ", ".join(f"`{path}.0.*`" for path in dict.fromkeys(layout.blocks for layout in layouts()))
-    return _is(
-        model_type,
-        f"its blocks lie under none of the paths that are known ({named}): its tensors are named such as "
-        f"`{shown(first)}`",
-        SUPPORTED,
-    )
+    where = f"its blocks lie under none of the paths that are known ({named}): its tensors are named such as"
+    why = ": ".join(part for part in (_nature(config), f"{where} `{shown(first)}`") if part)
+    return _is(model_type, why, SUPPORTED)
+
+
+def _nature(config: Mapping[str, Any]) -> str:
+    """What a config says of blocks that are not Llama's; empty where it says nothing."""
+    if (name := _states(config)) is not None:
+        return f"it is a state-space model or a hybrid with other layers than attention ({name})"
+    if (name := _experts(config)) is not None:
+        return f"it is a mixture of experts ({name} = {shown(config[name])})"
+    if _truthy(config.get("kv_lora_rank")) and not _like_llama(config):
+        return "its attention is latent (MLA, kv_lora_rank)"
+    return ""
+
+
+def _like_llama(config: Mapping[str, Any]) -> bool:
+    """Whether it is a dense family, whose config may have entries of its relatives."""
+    row = family(config["model_type"])
+    return row is not None and like_llama(row)
 
 
 def _multimodal(model_type: str, config: Mapping[str, Any]) -> UnsupportedModel:
@@ -155,7 +162,7 @@ def _states(config: Mapping[str, Any]) -> str | None:
         for entry in _list(config.get(name)):
             if isinstance(entry, str) and re.search("mamba|linear_attention|conv|recurrent|rnn", entry):
                 return f"{name}: {shown(entry)}"
-    if family(config["model_type"]) is not None:  # a dense family's config may have entries of its relatives
+    if _like_llama(config):
         return None
     if _STATE_TYPES.search(config["model_type"]):
         return shown(config["model_type"])
@@ -163,7 +170,7 @@ def _states(config: Mapping[str, Any]) -> str | None:
 
 
 def _experts(config: Mapping[str, Any]) -> str | None:
-    names = _EXPERTS if family(config["model_type"]) is not None else (*_EXPERTS, *_OF_EXPERTS)
+    names = _EXPERTS if _like_llama(config) else (*_EXPERTS, *_OF_EXPERTS)
     return next((name for name in names if _truthy(config.get(name)) and config[name] != 1), None)
 
 

@@ -7,8 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workers.engine.architectures.built import block_count, family, head_dim, obeyed, own_name, per_block, spelled
-from workers.engine.architectures.entries import check_result, like_llama
+from workers.engine.architectures.built import (
+    block_count,
+    family,
+    head_dim,
+    like_llama,
+    obeyed,
+    own_name,
+    per_block,
+    spelled,
+)
+from workers.engine.architectures.entries import check_result
 from workers.engine.architectures.kept_blocks import entries_of_kept
 from workers.engine.errors import UnsupportedModel
 
