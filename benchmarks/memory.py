@@ -1,6 +1,7 @@
 """Peak memory of pruning a model larger than memory, under a limit that kills whoever exceeds it.
 
     python -m benchmarks.memory [--folder DIR] [--limit-gib 4]
+    python -m benchmarks.memory --mixture --limit-gib 3 --methods wanda reap
 
 A random Llama of 1.3 B parameters in float32 shards (5 GB) is pruned by the runner, as a job would, in a control group
 of limited memory, where one may be made (as root), or else with a limited address space (RLIMIT_AS), where libraries
@@ -35,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 SPECS: dict[str, dict[str, Any]] = {
     "wanda": {"score": {"method": "wanda"}, "prune": {"method": "mask", "sparsity": 0.5}},
     "sparsegpt": {"prune": {"method": "sparsegpt", "sparsity": 0.5}},
+    "reap": {"score": {"method": "reap"}, "prune": {"method": "experts", "sparsity": 0.5}},
 }
 WHOLE = (
     "from transformers import AutoModelForCausalLM as M; import sys\n"
@@ -48,22 +50,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where models and results go; a temporary folder if left out")
     parser.add_argument("--limit-gib", type=float, default=4)
-    parser.add_argument("--methods", nargs="+", choices=SPECS, default=list(SPECS))
+    parser.add_argument("--methods", nargs="+", choices=SPECS, default=["wanda", "sparsegpt"])
+    parser.add_argument("--mixture", action="store_true", help="a mixture of 64 experts a block, in bfloat16, instead")
     parser.add_argument("--samples", type=int, default=8, help="calibration windows of 512 tokens")
     arguments = parser.parse_args()
     limit = int(arguments.limit_gib * 2**30)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
         folder = Path(work)
-        shape = SHAPES["1.3b"]
-        for blocks in (24, 48):
-            write(replace(shape, blocks=blocks), folder / "models" / f"random-{blocks}", "float32")
+        shape, dtype = (SHAPES["mixture"], "bfloat16") if arguments.mixture else (SHAPES["1.3b"], "float32")
+        sizes = (shape.blocks, 2 * shape.blocks)
+        for blocks in sizes:
+            write(replace(shape, blocks=blocks), folder / "models" / f"random-{blocks}", dtype)
         with limited(limit) as (how, join):
             print(f"limit by {how}; whole model under {arguments.limit_gib} GiB: ", end="")
-            print(_control(folder / "models/random-24", join))
+            print(_control(folder / f"models/random-{sizes[0]}", join))
             print("\n| method | blocks | limit GiB | peak MiB | predicted MiB | ratio | seconds |")
             print("|---|---:|---:|---:|---:|---:|---:|")
             for method in arguments.methods:
-                for blocks in (24, 48):
+                for blocks in sizes:
                     print(_row(folder, method, blocks, limit, arguments.samples, join), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Random models of the Llama layout, in the sizes that benchmarks need.
+"""Random models of the Llama layout, and mixtures of experts, in the sizes that benchmarks need.
 
     python -m benchmarks.random_model 350m FOLDER [--dtype bfloat16]
 
@@ -33,6 +33,8 @@ class Shape:
     blocks: int
     kv_heads: int | None = None
     """None: as many as query heads."""
+    experts: int = 0
+    """Of each block, each with an MLP of that width, 8 of them for a token: a Qwen3-MoE. 0: a Llama."""
 
     @property
     def layers(self) -> dict[str, tuple[int, int]]:
@@ -44,9 +46,15 @@ class Shape:
             "self_attn.k_proj": shared,
             "self_attn.v_proj": shared,
             "self_attn.o_proj": square,
-            "mlp.gate_proj": (self.mlp, self.hidden),
-            "mlp.up_proj": (self.mlp, self.hidden),
-            "mlp.down_proj": (self.hidden, self.mlp),
+            **{
+                f"{mlp}.{name}": size
+                for mlp in [f"mlp.experts.{expert}" for expert in range(self.experts)] or ["mlp"]
+                for name, size in (
+                    ("gate_proj", (self.mlp, self.hidden)),
+                    ("up_proj", (self.mlp, self.hidden)),
+                    ("down_proj", (self.hidden, self.mlp)),
+                )
+            },
         }
 
 
@@ -57,6 +65,7 @@ SHAPES = {
     "1.3b": Shape(hidden=2048, mlp=5504, heads=16, blocks=24),
     "llama-7b": Shape(hidden=4096, mlp=11008, heads=32, blocks=32),
     "qwen3-8b": Shape(hidden=4096, mlp=12288, heads=32, blocks=36, kv_heads=8),
+    "mixture": Shape(hidden=1024, mlp=512, heads=16, blocks=16, kv_heads=4, experts=64),
     "tiny": Shape(hidden=64, mlp=128, heads=4, blocks=2, kv_heads=2),
 }
 
@@ -98,6 +107,17 @@ def write(shape: Shape, folder: Path, dtype: str, positions: int | None = None) 
         "num_key_value_heads": shape.kv_heads or shape.heads,
         "vocab_size": VOCABULARY,
     }
+    if shape.experts:
+        config |= {
+            "model_type": "qwen3_moe",
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "num_experts": shape.experts,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": shape.mlp,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
     if positions is not None:
         config["max_position_embeddings"] = positions
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -116,6 +136,11 @@ def block_tensors(shape: Shape, block: int) -> dict[str, Tensor]:
     }
     for name in ("input_layernorm", "post_attention_layernorm"):
         tensors[f"model.layers.{block}.{name}.weight"] = torch.ones(shape.hidden)
+    if shape.experts:
+        router = torch.randn((shape.experts, shape.hidden), generator=generator)
+        tensors[f"model.layers.{block}.mlp.gate.weight"] = router * STANDARD_DEVIATION
+        for name in ("q_norm", "k_norm"):
+            tensors[f"model.layers.{block}.self_attn.{name}.weight"] = torch.ones(shape.hidden // shape.heads)
     return tensors
 
 

@@ -55,6 +55,9 @@ class Part:
     of_each_expert: tuple[tuple[str, int], ...] = ()
     """(tensor below the block, axis along which it has an entry for each expert), of those that are there."""
 
+    reads_all: bool = False
+    """Whether each expert is given all tokens, most of them as zeros."""
+
     @property
     def has_experts(self) -> bool:
         return any(EACH in layer.name for layer in self.layers)

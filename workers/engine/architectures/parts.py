@@ -59,12 +59,13 @@ def experts(
     shared: Part | None = None,
     kept: tuple[str, ...] = (),
     others: tuple[tuple[str, int], ...] = (),
+    reads_all: bool = False,
 ) -> Part:
     """A mixture of gated MLPs. The names of their layers, below the module, hold `EACH`.
 
     `routers`: tensors below the module with an entry along the first axis for each expert. `shared`: an MLP that all
     tokens go through. `kept`: paths of other matrices below the block. `others`: (tensor below the block, its axis of
-    experts) of those that lie elsewhere or along another axis.
+    experts) of those that lie elsewhere or along another axis. `reads_all`: each expert is given all tokens.
     """
     one = f"expert_{EACH}"
     each = tuple(f"{module}.{name}" for name in routers)
@@ -78,6 +79,7 @@ def experts(
         ),
         kept=(*(name.removesuffix(".weight") for name in each), *kept),
         of_each_expert=(*((name, 0) for name in each), *others),
+        reads_all=reads_all,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Architecture
+from workers.engine.architectures.mixtures import chosen, mixtures
 from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.contracts.refs import DataRef
@@ -206,17 +207,19 @@ def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archite
     others = [facts for name, facts in source.tensors.items() if source.layout.split(name) is None]
     # All as they ship, or one in float32, when the result is verified.
     outside = max(sum(facts.bytes for facts in others), max(4 * facts.parameters + facts.bytes for facts in others))
-    # The block being pruned as read and as pruned, the next one being read, and the previous one being written.
-    blocks = 4 * block * stored_bytes
+    # The block being pruned as read and as pruned, the next one being read, and the previous one being written; all
+    # experts of one once more as transformers' module holds them, in one tensor.
+    blocks = (4 + architecture.has_experts) * block * stored_bytes
     selection = _SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
     if spec.needs is Stat.NONE:
         return _PROCESS_BYTES + max(outside, blocks + selection)
     calibrate = needed(spec.calibrate, "/calibrate")
     hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
     calibrated = calibrate.samples * calibrate.sequence_length
-    token = compute_bytes * _token_numbers(architecture)
+    token = compute_bytes * _token_numbers(source, architecture)
     forward = min(calibrated, tokens) * token
-    streams = architecture.streams(0).values()
+    of_blocks = [list(architecture.streams(b).values()) for b in range(architecture.blocks)]
+    streams = max(of_blocks, key=lambda streams: sum(layers[0].shape[1] ** 2 for layers in streams))
     widths = [layers[0].shape[1] for layers in streams]
     grams = 0
     if Stat.GRAM in spec.walk_needs:
@@ -256,15 +259,22 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
     read = [params.tokens_at_once for params in spec.evaluate if not method_of("evaluate", params).paired]
     batches = [tokens * architecture.vocabulary * 4 * 3 for tokens in read]
     kept = sum(layer.shape[0] for layer in architecture.caching())
-    passing = _token_numbers(architecture)
+    passing = _token_numbers(source, architecture)
     batches += [compute_bytes * (prompt * passing + models * all_ * kept) for prompt, all_ in _timed_tokens(spec)]
     weights = models * source.parameters * compute_bytes
     return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + max(batches, default=0)
 
 
-def _token_numbers(architecture: Architecture) -> int:
-    """Numbers that a block's forward pass holds per token."""
-    return 6 * max(layer.shape[0] for layer in architecture.layers) + 12 * architecture.hidden_size
+def _token_numbers(source: ModelSource, architecture: Architecture) -> int:
+    """Numbers that a block's forward pass holds per token: of a mixture, for each expert that it is sent to."""
+    plain = 6 * max(layer.shape[0] for layer in architecture.layers) + 12 * architecture.hidden_size
+    if not architecture.has_experts:
+        return plain
+    width = max(layer.shape[1] for layer in architecture.layers if layer.reads == "expert_channel")
+    sent = chosen(source.config)
+    if any(part.reads_all for part in architecture.layout.mlps):
+        sent = max(facts.experts for facts in mixtures(architecture))
+    return plain + sent * (4 * width + 2 * architecture.hidden_size)
 
 
 def _timed_tokens(spec: CompressionSpec) -> list[tuple[int, int]]:

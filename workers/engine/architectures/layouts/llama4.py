@@ -21,6 +21,7 @@ LAYOUT = Layout(
             "experts.{}.down_proj",
             routers=("router.weight",),
             shared=shared_mlp("feed_forward.shared_expert"),
+            reads_all=True,
         ),
     ),
     of_each_head=("qk_norm", "rotary_emb"),
