@@ -39,10 +39,10 @@ def perplexity(folder: Path, windows_NT: Tensor) -> float:
     return float(np.exp(total / windows_NT[:, 1:].numel()))
 
 
-def compressed(folder: Path, windows_NT: Tensor, parts: dict[str, Any]) -> Checkpoint:
-    """Prune the shipped model on the given windows, through the stages, into `folder/model`."""
+def compressed(folder: Path, windows_NT: Tensor, parts: dict[str, Any], model_id: str = "bookworm-7m") -> Checkpoint:
+    """Prune a shipped model on the given windows, through the stages, into `folder/model`."""
     spec = CompressionSpec.model_validate(
-        {"model": {"id": "bookworm-7m"}, "calibrate": {"dataset": "calibration.txt"}} | parts
+        {"model": {"id": model_id}, "calibrate": {"dataset": "calibration.txt"}} | parts
     )
     sources = Sources(EXAMPLES / "models", EXAMPLES / "data")
     model, checkpoint = load(spec, sources), Checkpoint(folder / "checkpoint")
