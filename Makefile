@@ -7,7 +7,7 @@
 # gpu    every kind of job on a GPU beside the CPU, and the benchmark there; goes on where it was interrupted
 # families  every family that transformers builds, each kind of job on a tiny one: docs/families.md; goes on likewise
 # docs   the generated tables of README.md and docs/
-.PHONY: demo serve test lint bench chaos golden digests methods methods-real verdicts gpu families docs setup
+.PHONY: demo serve test lint bench chaos golden digests methods methods-real methods-mixture verdicts gpu families docs setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
@@ -20,6 +20,7 @@ bench: setup ; $(BIN)/python -m benchmarks.load && $(BIN)/python -m benchmarks.l
 golden: setup ; $(BIN)/pytest tests/golden -m "golden or not golden" --log-cli-level=info
 methods: setup ; $(BIN)/python -m benchmarks.methods && $(BIN)/python -m benchmarks.structured
 methods-real: setup ; $(BIN)/python -m benchmarks.real_model
+methods-mixture: setup ; $(BIN)/python -m benchmarks.mixtures
 digests: setup ; $(BIN)/python -m benchmarks.digests $(or $(BASE),main)
 verdicts: setup ; $(BIN)/python -m benchmarks.verdicts
 gpu: setup ; $(BIN)/python -m benchmarks.gpu

@@ -25,8 +25,8 @@ MODEL = "bookworm-moe-8m"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 DAMPING, COLUMNS = 0.01, 128
 TOLERANCE = {"wanda": (1e-5, 1e-5), "sparsegpt": (1e-3, 5e-2)}
-"""Method -> largest share of places that may differ in the first block, and in any. Sums are rounded in another order, so
-that of two nearly equal weights the other may go; with SparseGPT later choices follow from it, in later blocks most."""
+"""Method -> largest share of places that may differ in the first block, and in any. Sums are rounded in another order,
+so that of two nearly equal weights the other may go; with SparseGPT later choices follow from it, and later blocks."""
 
 
 class Seen:
