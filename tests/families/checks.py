@@ -201,7 +201,7 @@ def _pair(of: Callable[..., Any], dense: Side, result: Side, before: int, after:
 def _skipping(block: torch.nn.Module) -> Any:
     def hand_on(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
     handle = block.register_forward_hook(hand_on, with_kwargs=True)
     try:

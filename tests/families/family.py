@@ -65,6 +65,6 @@ def _shorter(row: dict[str, Any]) -> dict[str, Any]:
 def _layout(dense: Side) -> str | None:
     try:
         source = resolve_model(ModelRef(id=dense.folder.name), Sources(dense.folder.parent, dense.folder.parent))
-        return recognise(source.config, source.tensors).layout.name
+        return recognise(source.config, source.stored).layout.name
     except EngineError:
         return None

@@ -46,8 +46,8 @@ JOBS: dict[str, list[dict[str, Any]]] = {
     "sparsegpt": [{"calibrate": _CALIBRATE, "prune": {"method": "sparsegpt", "sparsity": SPARSITY}}],
     "structured": [
         {"score": _RANDOM, "prune": _STRUCTURED},
-        {"score": _RANDOM, "prune": _STRUCTURED | {"units": ["channel"]}},
-        {"score": _RANDOM, "prune": _STRUCTURED | {"units": ["head"]}},
+        {"score": _RANDOM, "prune": _STRUCTURED | {"units": ["channel"], "sparsity": 0.25}},
+        {"score": _RANDOM, "prune": _STRUCTURED | {"units": ["head"], "sparsity": 0.2}},
     ],
     "hidden": [{"score": _RANDOM, "prune": {"method": "hidden", "sparsity": 0.25}}],
     "depth": [{"score": _RANDOM, "prune": {"method": "depth", "layers": 1}}],
@@ -169,7 +169,7 @@ def _cut(spec: CompressionSpec, sources: Sources, report: Report) -> list[str]:
 
 def _read(spec: CompressionSpec, sources: Sources) -> tuple[Any, Any]:
     source = resolve_model(spec.model, sources)
-    return source.config, source.tensors
+    return source.config, source.stored
 
 
 def _heldout(dense: Side, sources: Sources) -> torch.Tensor:

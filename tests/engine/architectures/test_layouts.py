@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ def test_a_renamed_llama_becomes_what_the_llama_does(
         ("transformer.h.0.attn.query.weight", r"no `attn\.key` in block 0"),
         ("model.layers.0.self_attn.q_proj.weight", r"no `self_attn\.k_proj` in block 0"),
         (
-            "blocks.0.qkv.weight",
-            r"none of the paths that are known \(.*`transformer\.h\.0\.\*`.*\): .* such as `blocks\.0\.qkv",
+            "towers.0.qkv.weight",
+            r"none of the paths that are known \(.*`transformer\.h\.0\.\*`.*\): .* such as `towers\.0\.qkv",
         ),
         ("h.0.attn.query.weight", r"base model .* named `h\.0\.\*`, not `transformer\.h\.0\.\*`"),
     ],
@@ -108,7 +109,8 @@ def test_no_other_room_knows_a_layout_by_its_names() -> None:
 
 
 def _names(layout: Layout) -> set[str]:
-    """Paths, and what of them is no common word."""
+    """Paths and parts of them, without what is a common word."""
     paths = {layout.blocks, layout.embedding, layout.final_norm, layout.head, *(part.module for part in layout.mixers)}
     modules = {part for path in (*paths, *(layer.name for layer in layout.layers)) for part in path.split(".")}
-    return paths | {part for part in modules if "_" in part}
+    own = {field.name for field in fields(Layout)}
+    return {path for path in paths | modules if "_" in path or "." in path} - own

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 from transformers import (
-    GPT2Config,
+    BertGenerationConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
-    OPTConfig,
-    Phi3Config,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    TrOCRConfig,
 )
 
 from tests.helpers.small_models import SIZES, SaveModel
@@ -55,16 +54,12 @@ SMALL = SIZES | {"num_hidden_layers": 2}
     ("config", "message"),
     [
         (
-            GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4),
-            r"gpt2: .* none of the paths that are known \(`model\.layers\.0\.\*`.* such as `transformer\.h",
+            BertGenerationConfig(**SMALL, is_decoder=True),
+            r"bert-generation: .* none of the paths that are known \(`.*such as `bert\.",
         ),
         (
-            OPTConfig(vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4),
-            r"opt: .* none of the paths that are known .* such as `model\.decoder",
-        ),
-        (
-            Phi3Config(**SMALL),
-            r"phi3: its projections are fused: no `self_attn\.q_proj` in block 0; it has .*`self_attn\.qkv_proj`",
+            TrOCRConfig(vocab_size=64, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48),
+            r"trocr: block 0 also has the matrix `encoder_attn\.k_proj`, whose use is not known",
         ),
         (
             MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),

@@ -103,6 +103,14 @@ class Layout:
     that fits counts."""
     renamed_in: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
     """(model type, more of them that only this family has)."""
+    moved: tuple[tuple[str, str], ...] = ()
+    """(beginning of a full path in files, the same in transformers' modules), where they differ."""
+    after: tuple[str, ...] = ()
+    """Module paths of what else computes between the blocks and the logits, beside the final norm and the head."""
+    returns_tuple: bool = False
+    """Whether a block of transformers returns a tuple, whose first element is the hidden states."""
+    model_types: tuple[str, ...] = ()
+    """The model types it is of, where the names of the matrices do not tell; empty for any."""
 
     def of(self, model_type: str) -> Layout:
         """The layout with the names of one family."""
@@ -152,11 +160,12 @@ class Layout:
 
     def in_module(self, name: str) -> str:
         """The name of the same module or tensor in transformers' model."""
-        return self._renamed(name, self.renamed)
+        return _replaced(self._renamed(name, self.renamed), self.moved)
 
     def from_module(self, name: str) -> str:
         """The canonical name of a module or tensor of transformers' model."""
-        return self._renamed(name, [(theirs, ours) for ours, theirs in self.renamed])
+        ours = _replaced(name, [(theirs, ours) for ours, theirs in self.moved])
+        return self._renamed(ours, [(theirs, ours) for ours, theirs in self.renamed])
 
     def host(self, layer: str) -> str:
         """Path, in transformers' model, of the module that computes a linear layer."""
@@ -181,10 +190,6 @@ class Layout:
     def below(self, name: str) -> str:
         """Path of a module or tensor of a block below that block."""
         return name.removeprefix(f"{self.blocks}.").partition(".")[2]
-
-    def as_head(self, name: str) -> str:
-        """Name that a tensor of the embedding has in the head tied to it."""
-        return f"{self.head}{name.removeprefix(self.embedding)}"
 
     def as_embedding(self, name: str) -> str:
         """Name under which a tensor of a head tied to the embedding is stored."""
@@ -215,11 +220,7 @@ class Layout:
         found = self.split(name)
         if found is None:
             return name
-        block, below = found
-        for before, after in pairs:
-            if below == before or below.startswith(f"{before}."):
-                return f"{self.block(block)}.{after}{below.removeprefix(before)}"
-        return name
+        return f"{self.block(found[0])}.{_replaced(found[1], pairs)}" if found[1] else name
 
     def _row(self, tensor: str) -> Fused | None:
         """The row of the parameter, in transformers' modules, that holds a canonical tensor of a block."""
@@ -232,6 +233,14 @@ class Layout:
     @cached_property
     def _by_name(self) -> dict[str, Projection]:
         return {layer.name: layer for layer in self.layers}
+
+
+def _replaced(path: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """A path with the first of the beginnings that fits replaced."""
+    for before, after in pairs:
+        if path == before or path.startswith(f"{before}."):
+            return f"{after}{path.removeprefix(before)}"
+    return path
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,19 @@ def head_dim(config: Mapping[str, Any]) -> int:
 
 def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
     """Numbers of outputs by which parts of one tensor are told apart: of all query heads and of all key heads, of one
-    head, and of the query heads that share a key head. Empty where the config does not say them."""
+    head, of the query heads that share a key head, and of a quarter of all. Empty where the config does not say them.
+    """
     said = [value(config, name) for name in ("num_attention_heads", "hidden_size", "num_key_value_heads", "head_dim")]
     if not all(size is None or (type(size) is int and size > 0) for size in said) or None in said[:2]:
         return {}
     heads, keys, width = said[0], key_heads(config), head_dim(config)
-    return {"query": heads * width, "key": keys * width, "head": width, "group": heads // keys * width}
+    return {
+        "query": heads * width,
+        "key": keys * width,
+        "head": width,
+        "group": heads // keys * width,
+        "quarter": heads * width // 4,
+    }
 
 
 def obeyed(config: Mapping[str, Any]) -> dict[str, Any]:

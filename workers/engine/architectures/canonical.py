@@ -76,7 +76,11 @@ def in_files(layout: Layout, sizes: Sizes, tensors: Mapping[str, Tensor]) -> dic
 def in_modules(layout: Layout, sizes: Sizes, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same as transformers' modules hold them, under the names of their parameters."""
     joined = _joined(layout, layout.in_modules, sizes, tensors)
-    return {layout.in_module(name): tensor for name, tensor in joined.items()} if layout.renamed else joined
+    return (
+        {layout.in_module(name): tensor for name, tensor in joined.items()}
+        if layout.renamed or layout.moved
+        else joined
+    )
 
 
 def _joined(layout: Layout, table: Sequence[Fused], sizes: Sizes, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ def check_alone(
             continue
         inside = found[1]
         module = inside.rpartition(".")[0]
-        if module in prunable or module.endswith("rotary_emb"):
+        if module in prunable or module.endswith("rotary_emb") or facts.parameters == 1:
             continue
         if "head" in kinds and inside.startswith(tuple(f"{part.module}." for part in layout.mixers)):
             if "norm" in module and facts.shape == (width,):

@@ -39,7 +39,8 @@ def recognise(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> A
     embedding = tensors.get(layout.embedding_weight)
     if embedding is None or len(embedding.shape) != 2:
         raise _unsupported(model_type, f"no matrix `{layout.embedding_weight}`")
-    vocabulary, hidden_size = embedding.shape
+    vocabulary = embedding.shape[0]
+    hidden_size = next(layer.shape[1] for layer in layers if layer.reads == "hidden")  # the embedding's may be smaller
     context_length = value(config, "max_position_embeddings")
     if type(context_length) is not int:
         raise _unsupported(model_type, "config.json has no `max_position_embeddings`, the length of its context")
@@ -49,26 +50,32 @@ def recognise(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> A
 
 
 def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> Layout:
-    """The layout whose parts make up every block; else the one that lacks least of the first block, so that the error
-    can name the missing layers. Raises UnsupportedModel where no layout has blocks at that path."""
-    nearest: tuple[int, Layout] | None = None
+    """The layout whose parts make up every block; else the one that has most in common with the first, so that the
+    error can name the missing layers. Raises UnsupportedModel where no layout has blocks at that path."""
+    nearest: tuple[tuple[int, int], Layout] | None = None
     for layout in layouts():
-        if not any(name.startswith(f"{layout.blocks}.") for name in stored):
+        if config["model_type"] not in (layout.model_types or (config["model_type"],)):
+            continue
+        inside = [found[1] for name in stored if (found := layout.split(name)) is not None]
+        fused = {part for row in layout.stored for part in row.parts if part != row.tensor}
+        if not inside:
             continue
         by_block = _by_block(layout, canonical_facts(layout, sizes_of(config), stored, strict=False))
         if not by_block:
             continue
         first = _matrices(by_block[min(by_block)])
         kinds = {frozenset(_matrices(inside)) for inside in by_block.values()}
-        if all(_parts(layout, kind) is not None for kind in kinds):
+        # Where it has matrices apart that the layout has in one, it is of another.
+        if fused.isdisjoint(inside) and all(_parts(layout, kind) is not None for kind in kinds):
             return layout.of(config["model_type"])
-        missing = min(
-            len({layer.name for part in (mixer, mlp) for layer in part.projections(1)} - first)
+        apart = min(
+            (-len(names & first), len(names - first))
             for mixer in layout.mixers
             for mlp in layout.mlps
+            if (names := {layer.name for part in (mixer, mlp) for layer in part.projections(1)})
         )
-        if nearest is None or missing < nearest[0]:
-            nearest = missing, layout
+        if nearest is None or apart < nearest[0]:
+            nearest = apart, layout
     if nearest is None:
         raise other_blocks(config, min(stored, default="nothing"))
     return nearest[1].of(config["model_type"])

@@ -23,7 +23,8 @@ from workers.engine.errors import ResultMismatch
 from workers.engine.files.safetensors_bytes import read_header
 from workers.engine.files.tensors import read_tensor
 from workers.engine.model.experts import mixture_in
-from workers.engine.model.loaded import in_float32
+from workers.engine.model.loaded import as_head, in_float32
+from workers.engine.model.walk import passed
 from workers.engine.removals.base import removal_of
 from workers.engine.removals.outcome import config_after
 
@@ -63,18 +64,19 @@ class MaskedModel:
         """Every tensor of a module of the dense model, float32, on the device. Raises ResultMismatch."""
         found = {name: self._tensor(name) for name in self.model.source.tensors if name.startswith(f"{module}.")}
         layout = self.model.architecture.layout
-        if module == layout.head and not found:  # tied
-            return {layout.as_head(name): tensor for name, tensor in self.tensors(layout.embedding).items()}
+        if module == layout.head and layout.head_weight not in found:  # tied
+            return {**found, **as_head(layout, self.tensors(layout.embedding))}
         return found
 
     @contextmanager
     def without_blocks(self) -> Iterator[None]:
         """The skeleton without the removed blocks, within the context."""
         with ExitStack() as undo:
-            blocks = self.model.skeleton.get_submodule(self.model.architecture.layout.blocks)
+            layout = self.model.architecture.layout
+            blocks = self.model.skeleton.get_submodule(layout.in_module(layout.blocks))
             for number, block in enumerate(blocks.children()):
                 if number not in self.blocks:
-                    block.forward = lambda hidden_BTD, *_, **__: hidden_BTD
+                    block.forward = lambda hidden_BTD, *_, **__: passed(layout, hidden_BTD)
                     undo.callback(delattr, block, "forward")
             yield
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workers.engine.errors import NumericalFailure, ResultMismatch
-from workers.engine.model.loaded import filled
+from workers.engine.model.loaded import filled, outside
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,17 +41,18 @@ def trace(model: PreTrainedModel, architecture: Architecture, ids_T: Tensor) -> 
 
     def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            found[name] = shown(tensor[0] if tensor.dim() == 3 else tensor)  # [T, D] beside experts
+            tensor = output[0] if isinstance(output, tuple | list) else output
+            found[name] = shown(tensor[0] if tensor.dim() == 3 else tensor)  # [T, D] beside experts, and in OPT's MLP
 
         return hook
 
     with ExitStack() as hooks:
+        layout = architecture.layout
         for name in _recorded(architecture):
-            hooks.callback(model.get_submodule(name).register_forward_hook(record(name)).remove)
-        head = model.get_submodule(
-            architecture.layout.head
-        )  # of a few positions: logits of all can be larger than the model
+            module = model.get_submodule(layout.in_module(name))
+            hooks.callback(module.register_forward_hook(record(name)).remove)
+        # Of a few positions: logits of all can be larger than the model.
+        head = model.get_submodule(layout.in_module(layout.head))
         hooks.callback(head.register_forward_pre_hook(lambda _, args: (args[0][:, _positions(args[0][0])],)).remove)
         with torch.no_grad():
             logits_1PV = model(input_ids=ids_T[None], use_cache=False).logits
@@ -108,10 +109,7 @@ def in_turn(
     model: nn.Module, layout: Layout, blocks: Iterable[int], opened: Callable[[str], AbstractContextManager[Any]]
 ) -> Iterator[None]:
     """Enter `opened(name)` while a part of the model computes: one of these blocks, or another part with weights."""
-    parts = [layout.block(block) for block in blocks]
-    for name, module in model.named_modules():
-        if layout.split(name) is None and any(True for _ in module.parameters(recurse=False)):
-            parts.append(name)
+    parts = [*(layout.block(block) for block in blocks), *outside(model, layout)]
     turn = ExitStack()
 
     def begin(name: str) -> Callable[..., None]:
@@ -122,7 +120,7 @@ def in_turn(
 
     with turn, ExitStack() as hooks:
         for name in parts:
-            part = model.get_submodule(name)
+            part = model.get_submodule(layout.in_module(name))
             hooks.callback(part.register_forward_pre_hook(begin(name)).remove)
             hooks.callback(part.register_forward_hook(lambda *_: turn.close()).remove)
         yield

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workers.engine.architectures.canonical import canonical_places
 from workers.engine.checks.trace import Trace, compare, in_turn, streamed, trace
 from workers.engine.checks.verify import stored_tensors
 from workers.engine.files.tensors import read_tensor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from workers.engine.architectures.architecture import Layout
+    from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.facts import Trainable
     from workers.engine.files.safetensors_bytes import Slice
     from workers.engine.model.loaded import LoadedModel
@@ -56,7 +57,7 @@ def tuned_traces(
         return found
 
     architecture = result.architecture
-    opened = partial(_unrounded, model, architecture.layout, result.slices)
+    opened = partial(_unrounded, model, architecture, result.slices)
     with in_turn(model, architecture.layout, range(architecture.blocks), opened):
         trained = trace(model, architecture, ids_T)
     with streamed(result, lambda module: merged(module, rounded=False)) as skeleton:
@@ -67,18 +68,27 @@ def tuned_traces(
 
 
 @contextmanager
-def _unrounded(model: PreTrainedModel, layout: Layout, slices: Mapping[str, Slice], part: str) -> Iterator[None]:
+def _unrounded(
+    model: PreTrainedModel, architecture: Architecture, slices: Mapping[str, Slice], part: str
+) -> Iterator[None]:
     """Frozen weights of a part as they are stored, in float32, in place of those rounded to the compute type."""
-    rounded = []
-    module = model.get_submodule(part)
+    rounded, layout = [], architecture.layout
+    module = model.get_submodule(layout.in_module(part))
     for own, tensor in (*module.named_parameters(), *module.named_buffers()):
         # Adapters hold the layer they adapt, and group layers its weight, under names of their own.
-        name = f"{part}.{own}".replace(".base_layer.", ".").removesuffix("_OI")
+        name = layout.from_module(f"{layout.in_module(part)}.{own}".replace(".base_layer.", ".").removesuffix("_OI"))
         if part == layout.head and name not in slices:
             name = layout.as_embedding(name)
-        if name in slices and not tensor.requires_grad and tensor.dtype != torch.float32:
+        places = canonical_places(layout, layout.in_modules, architecture.sizes, {name: tensor.shape})
+        if {*places} <= slices.keys() and not tensor.requires_grad and tensor.dtype != torch.float32:
             rounded.append((tensor, tensor.data))
-            tensor.data = read_tensor(slices[name]).to(tensor.device, torch.float32)
+            tensor.data = tensor.data.float()
+            for canonical, (_, place) in places.items():
+                stored = read_tensor(slices[canonical]).to(tensor.device, torch.float32)
+                if place is None:
+                    tensor.data = stored
+                else:
+                    place.write(tensor.data, stored)
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ from workers.engine.failures import translated
 from workers.engine.model.loaded import (
     architecture_of,
     filled,
+    filled_before,
     head_tensors,
     in_float32,
     load_result,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
 
 TOKENS = 128
+_SLIDING = ("sliding_window", "window_size", "local_attention")
+"""Config entries that tell how long the attention window of some blocks is."""
 MOST_TOKENS = 1056
 """Most tokens of the window. It is longer than a sliding attention window, so that it shows which blocks use one."""
 
@@ -84,9 +87,10 @@ def verify_tuned(
 
 def window(spec: CompressionSpec, model: LoadedModel, text: Calibration | None) -> Tensor:
     """Token ids [T], on the device: of the calibration text, or drawn by the seed where there is none."""
-    tokens, sliding = TOKENS, model.source.config.get("sliding_window")
-    if isinstance(sliding, int):
-        tokens = max(tokens, min(sliding + 32, MOST_TOKENS))
+    tokens = TOKENS
+    for name in _SLIDING:
+        if isinstance(sliding := model.source.config.get(name), int):
+            tokens = max(tokens, min(sliding + 32, MOST_TOKENS))
     tokens = min(tokens, model.architecture.context_length)
     if text is not None:
         return text.windows_NT.flatten()[:tokens].to(model.device)
@@ -144,7 +148,7 @@ def _walked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
     """The trace of the walk: block by block, each with the arguments that the model passed."""
     model, layout, found = masked.model, masked.model.architecture.layout, {}
     with masked.without_dimensions(), masked.without_experts(), torch.no_grad():
-        with filled(model, layout.embedding, masked.tensors(layout.embedding)):
+        with filled_before(model, masked.tensors):
             hidden_1TD, calls = capture(model, ids_T[None])
         for block in masked.blocks:
             name = layout.block(block)

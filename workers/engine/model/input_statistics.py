@@ -51,9 +51,10 @@ def collect(at: At, needs: Stat, *, advance: bool = False) -> dict[str, LinearSt
     layers, layout = architecture.block(at.block), architecture.layout
     sums = {layer.stream: InputSums(needs, _least(layer, layout)) for layer in layers}
     seen: set[str] = set()
+    windows = 0
 
     def read(stream: str, x_BTI: Tensor) -> None:
-        sums[stream].add(x_BTI)
+        sums[stream].add(x_BTI, windows=windows)
         seen.add(stream)
         if not advance and len(seen) == len(sums):
             raise _Seen
@@ -61,8 +62,10 @@ def collect(at: At, needs: Stat, *, advance: bool = False) -> dict[str, LinearSt
     with _watched(at.module, layers, layout, read, every=at.walk.all_experts):
         for batch in at.batches:
             seen.clear()
+            hidden_BTD = at.inputs.read(batch)
+            windows = len(hidden_BTD)
             try:
-                output_BTD = at.run(at.inputs.read(batch))
+                output_BTD = at.run(hidden_BTD)
             except _Seen:
                 continue
             at.keep(output_BTD)
@@ -79,6 +82,7 @@ def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, 
     architecture = at.model.architecture
     layers, layout = architecture.block(at.block), architecture.layout
     streams = {layer.stream: _least(layer, layout) for layer in layers}
+    count = len(at.walk.windows_NT)
     own = greenlet.getcurrent()
 
     def pause(stream: str, x_BTI: Tensor) -> None:
@@ -99,7 +103,8 @@ def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, 
                 total = total or InputSums(needs, streams[stream])
                 z_BTI = twins[index].switch()[1] if twins is not None and number else None
                 # An expert of the dense block may be sent other tokens: then there is nothing to compare.
-                total.add(x_BTI, z_BTI if total.least == 1 else None)
+                windows = len(range(*at.batches[index].indices(count)))
+                total.add(x_BTI, z_BTI if total.least == 1 else None, windows=windows)
             if number == 0 and twins is not None:
                 for twin in twins:  # the first stream is the same in both: no need to look
                     twin.switch()
@@ -128,16 +133,16 @@ class InputSums:
         self.dense_gram_II: Tensor | None = None
         self.cross_gram_II: Tensor | None = None
 
-    def add(self, x_BTI: Tensor, z_BTI: Tensor | None = None) -> None:
-        """Add a batch of inputs, and what they are in the dense block where that differs. An expert's are [N, I]."""
-        x_BTI = x_BTI[None] if x_BTI.dim() == 2 else x_BTI
-        self.windows += x_BTI.shape[0]
-        self.tokens += x_BTI.shape[0] * x_BTI.shape[1]
-        x_NI = x_BTI.flatten(0, 1)
+    def add(self, x_BTI: Tensor, z_BTI: Tensor | None = None, *, windows: int | None = None) -> None:
+        """Add a batch of inputs, and what they are in the dense block where that differs. `windows`: of the batch, if
+        not `B`: an expert's inputs, and those of OPT's MLP, are [N, I]."""
+        self.windows += len(x_BTI) if windows is None else windows
+        x_NI = x_BTI.flatten(0, -2)
+        self.tokens += len(x_NI)
         if Stat.GRAM in self.needs:
             self.gram_II = _add_gram(self.gram_II, x_NI)
         if Stat.DENSE_INPUTS in self.needs and z_BTI is not None:
-            z_NI = z_BTI.flatten(0, 1)
+            z_NI = z_BTI.flatten(0, -2)
             self.dense_gram_II = _add_gram(self.dense_gram_II, z_NI)
             self.cross_gram_II = _add_product(self.cross_gram_II, z_NI, x_NI)
         if Stat.GRAM not in self.needs:  # else they are its diagonal
@@ -178,7 +183,7 @@ class InputSums:
             variance_I = (sq_mean_I - mean_I.square()).clamp(min=0).float()
         return LinearStats(
             tokens=self.tokens,
-            window_tokens=self.tokens // self.windows,
+            window_tokens=max(1, self.tokens // self.windows),
             input_sq_mean_I=None if sq_mean_I is None else sq_mean_I.float(),
             input_mean_I=None if mean_I is None else mean_I.float(),
             input_variance_I=variance_I,

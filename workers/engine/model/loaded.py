@@ -8,8 +8,8 @@ never reads a model's folder itself: it is given a config, tensors and a tokeniz
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from workers.engine.architectures.architecture import Architecture
+from workers.engine.architectures.architecture import Architecture, Layout
 from workers.engine.architectures.built import obeyed
 from workers.engine.architectures.canonical import canonical_slices, in_modules
 from workers.engine.architectures.per_layer import PER_LAYER, modeling_class
@@ -224,9 +224,13 @@ def sent_block(model: LoadedModel, block: int) -> Arrival:
 def head_tensors(model: LoadedModel) -> dict[str, Tensor]:
     """Those of the output head: its own, or the embedding's where they are tied."""
     layout = model.architecture.layout
-    return tensors_of(model, layout.head) or {
-        layout.as_head(name): tensor for name, tensor in tensors_of(model, layout.embedding).items()
-    }
+    own = tensors_of(model, layout.head)
+    return own if layout.head_weight in own else {**own, **as_head(layout, tensors_of(model, layout.embedding))}
+
+
+def as_head(layout: Layout, embedding: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weight of a head that is tied to the embedding with these tensors. Its bias is its own."""
+    return {layout.head_weight: embedding[layout.embedding_weight]}
 
 
 def outside_tensors(model: LoadedModel) -> dict[str, Tensor]:
@@ -240,8 +244,8 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
 
     Raises UnsupportedModel if the module has parameters that the tensors lack.
     """
-    module = model.skeleton.get_submodule(name)
     layout = model.architecture.layout
+    module = model.skeleton.get_submodule(layout.in_module(name))
     theirs = in_modules(layout, model.architecture.sizes, tensors)
     values = {key.removeprefix(f"{layout.in_module(name)}."): tensor.to(model.dtype) for key, tensor in theirs.items()}
     # Left-over tensors are no harm (old checkpoints store rotary frequencies); a parameter without values is.
@@ -263,6 +267,29 @@ def filled(model: LoadedModel, name: str, tensors: Mapping[str, Tensor]) -> Iter
         del values
         if size >= TRIMMED_BYTES:
             trim()
+
+
+@contextmanager
+def filled_before(model: LoadedModel, tensors: Callable[[str], Mapping[str, Tensor]]) -> Iterator[None]:
+    """The skeleton with weights in all that computes before the blocks. `tensors` gives those of a module by its name
+    in the files. Raises UnsupportedModel."""
+    layout = model.architecture.layout
+    later = tuple(f"{path}." for path in (layout.final_norm, layout.head, *layout.after))
+    with ExitStack() as stack:
+        for name in outside(model.skeleton, layout):
+            if not f"{name}.".startswith(later):
+                stack.enter_context(filled(model, name, tensors(name)))
+        yield
+
+
+def outside(model: nn.Module, layout: Layout) -> list[str]:
+    """Names, in the files, of the modules outside of blocks that hold weights themselves, in the order of the model."""
+    ours = {layout.from_module(name): module for name, module in model.named_modules()}
+    return [
+        name
+        for name, module in ours.items()
+        if layout.split(name) is None and any(True for _ in module.parameters(recurse=False))
+    ]
 
 
 def _read(model: LoadedModel, names: list[str]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ T = tokens, D = hidden size, V = vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from workers.engine.model.loaded import filled, head_tensors, tensors_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from workers.engine.model.loaded import LoadedModel
 
@@ -23,17 +23,28 @@ if TYPE_CHECKING:
 def head(model: LoadedModel) -> Iterator[Callable[[Tensor], Tensor]]:
     """A function from the last block's outputs [T, D] to logits [T, V], float32."""
     layout = model.architecture.layout
-    with (
-        filled(model, layout.final_norm, tensors_of(model, layout.final_norm)) as norm,
-        filled(model, layout.head, head_tensors(model)),
-    ):
+    decoder = model.skeleton.get_submodule(layout.in_module(layout.decoder))
+    with ExitStack() as stack:
+        stack.enter_context(filled(model, layout.head, head_tensors(model)))
+        ending = []  # of the decoder
+        for name in (layout.final_norm, *layout.after):
+            if _has(model.skeleton, layout.in_module(name)):
+                module = stack.enter_context(filled(model, name, tensors_of(model, name)))
+                ending += [module] * name.startswith(f"{layout.decoder}.")
 
         def decoded(*_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPast:
-            return BaseModelOutputWithPast(last_hidden_state=norm(inputs_embeds))
+            for module in ending:
+                inputs_embeds = module(inputs_embeds)
+            return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
 
-        decoder = model.skeleton.get_submodule(layout.decoder)
         decoder.forward = decoded  # on the instance, so the class is not changed
         try:
             yield lambda hidden_TD: model.skeleton(inputs_embeds=hidden_TD[None], use_cache=False).logits[0].float()
         finally:
             del decoder.forward
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    """Whether a model has a module, of those that only some of its family have."""
+    parent, _, own = name.rpartition(".")
+    return getattr(model.get_submodule(parent), own, None) is not None

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
-from workers.engine.model.loaded import LoadedModel, block_tensors, filled, sent_block, tensors_of
+from workers.engine.model.loaded import LoadedModel, block_tensors, filled, filled_before, sent_block, tensors_of
 from workers.engine.model.placement import InFile, NewFile, States, placed
 from workers.engine.model.views import views
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from workers.engine.architectures.architecture import Layout
     from workers.engine.model.calibration import Calibration
 
 R = TypeVar("R")
@@ -35,8 +36,7 @@ class Call:
     def of(self, block: nn.Module, hidden_BTD: Tensor) -> Tensor:
         """The block's output [B, T, D]."""
         output = block(hidden_BTD, *self.args, **self.kwargs)
-        # A tensor in newer transformers, a tuple in older ones.
-        return output[0] if isinstance(output, tuple) else output
+        return output[0] if isinstance(output, tuple | list) else output
 
 
 class _Captured(Exception):
@@ -140,8 +140,7 @@ class Walk:
             current = outputs
 
     def _embed(self, into: States | None) -> Any:
-        embedding = self.model.architecture.layout.embedding
-        with filled(self.model, embedding, tensors_of(self.model, embedding)):
+        with filled_before(self.model, lambda name: tensors_of(self.model, name)):
             for batch in self.batches:
                 size = len(self.windows_NT[batch])
                 if into is not None or size not in self.calls:
@@ -198,6 +197,11 @@ class At:
             self.keep(self.run(self.inputs.read(batch)))
 
 
+def passed(layout: Layout, hidden_BTD: Tensor) -> Tensor | tuple[Tensor]:
+    """What a block returns that hands on its inputs."""
+    return (hidden_BTD,) if layout.returns_tuple else hidden_BTD
+
+
 def walk(model: LoadedModel, text: Calibration, new_file: NewFile, batches: list[slice] | None = None) -> Walk:
     """The walk of this rank's share of a text; `enter` or `resume` comes first. What is found in it is of these windows
     alone. `batches`: slices of the share, if not the model's usual."""
@@ -226,18 +230,19 @@ def dense_blocks(
 def capture(model: LoadedModel, ids_BT: Tensor) -> tuple[Tensor, list[Call]]:
     """Input of block 0, and every block's call with all arguments, which differ between families.
 
-    The embedding is filled.
+    What computes before the blocks is filled.
     """
-    blocks = list(model.skeleton.get_submodule(model.architecture.layout.blocks).children())
+    layout = model.architecture.layout
+    blocks = list(model.skeleton.get_submodule(layout.in_module(layout.blocks)).children())
     inputs: list[Tensor] = []
     calls: list[Call] = []
 
-    def record(hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def record(hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
         inputs.append(hidden_BTD)
         calls.append(Call(args, kwargs))
         if len(calls) == len(blocks):
             raise _Captured
-        return hidden_BTD
+        return passed(layout, hidden_BTD)
 
     for block in blocks:
         # On the instance, so that the block keeps attributes that the model reads.

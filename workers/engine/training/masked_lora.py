@@ -13,6 +13,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
 from workers.engine.training.trainable import mask_of
 
@@ -23,15 +24,16 @@ ADAPTER = "default"
 
 
 class MaskedLora(Linear):
-    """peft's LoRA layer, masked where its weight holds zeros."""
+    """peft's LoRA layer, masked where its weight holds zeros. GPT-2's Conv1D holds it as [I, O], and its update."""
 
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
+    def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
         super().__init__(base_layer, adapter_name, config=config, **kwargs)
+        self.is_target_conv_1d_layer = self.fan_in_fan_out = isinstance(base_layer, Conv1D)
         self._masked = mask_of(base_layer.weight) is not None
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        delta_OI = super().get_delta_weight(adapter)
-        return delta_OI * (self.get_base_layer().weight != 0) if self._masked else delta_OI
+        delta = super().get_delta_weight(adapter)
+        return delta * (self.get_base_layer().weight != 0) if self._masked else delta
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._masked:
@@ -39,18 +41,23 @@ class MaskedLora(Linear):
         base: Tensor = self.base_layer(x)
         dropped = self.lora_dropout[ADAPTER](x.to(self.lora_A[ADAPTER].weight.dtype))
         update: Tensor = checkpoint(
-            lambda inputs: linear(inputs, self.get_delta_weight(ADAPTER)),
+            lambda inputs: linear(inputs, self._update()),
             dropped,
             use_reentrant=False,
             preserve_rng_state=False,
         )
         return base + update.to(base.dtype)
 
+    def _update(self) -> Tensor:
+        """[O, I]."""
+        delta = self.get_delta_weight(ADAPTER)
+        return delta.T if self.fan_in_fan_out else delta
+
 
 def injected(model: nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float) -> dict[str, MaskedLora]:
     """Put an adapter on each named linear layer; everything else is frozen. Adapters are float32."""
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
-    config._register_custom_module({nn.Linear: MaskedLora})
+    config._register_custom_module({nn.Linear: MaskedLora, Conv1D: MaskedLora})
     inject_adapter_in_model(config, model, ADAPTER)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MaskedLora)}
     for layer in layers.values():

@@ -6,7 +6,7 @@ A zero in a linear layer of the blocks comes from pruning and stays: its gradien
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
@@ -19,19 +19,23 @@ if TYPE_CHECKING:
 
     from workers.engine.architectures.architecture import Architecture
 
+M = TypeVar("M", bound=nn.Module)
 
-def linears(model: nn.Module, architecture: Architecture) -> dict[str, nn.Linear]:
+
+def linears(model: nn.Module, architecture: Architecture, kinds: tuple[type[M], ...]) -> dict[str, M]:
     """Path -> module that computes linear layers of the blocks, in the order of the forward pass. Raises
-    UnsupportedModel where one is of another class, as mixtures of experts have."""
-    found = {path: model.get_submodule(path) for path in architecture.modules()}
-    for path, module in found.items():
-        if not isinstance(module, nn.Linear):
+    UnsupportedModel where one is of none of these `kinds`, as mixtures of experts have."""
+    found: dict[str, M] = {}
+    for path in architecture.modules():
+        module = model.get_submodule(path)
+        if not isinstance(module, kinds):
             raise UnsupportedModel(
                 f"{path} is a {type(module).__name__}, to which this method adds nothing",
                 "tune with `full` or `last_layers`",
                 field="/tune/method",
             )
-    return cast("dict[str, nn.Linear]", found)
+        found[path] = module
+    return found
 
 
 def mask_of(weight_OI: Tensor) -> Tensor | None:
@@ -41,13 +45,14 @@ def mask_of(weight_OI: Tensor) -> Tensor | None:
 
 
 def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[str], bool]) -> Trainable:
-    """Train the model's own parameters whose names `trained` picks; zeros of linear layers get no gradient."""
-    places = held(model, architecture)
+    """Train the model's own parameters whose names, in the files, `trained` picks; zeros of linear layers get no
+    gradient."""
+    places, layout = held(model, architecture), architecture.layout
     linear = {places[layer.weight].parameter for layer in architecture.layers}
     masks = {name: mask_of(model.get_parameter(name)) for name in sorted(linear)}
     parameters = {}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained(name))
+        parameter.requires_grad_(trained(layout.from_module(name)))
         if not parameter.requires_grad:
             continue
         parameters[name] = parameter

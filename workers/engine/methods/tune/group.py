@@ -90,12 +90,14 @@ class GroupParams(TuneMethodParams):
 @tuner(GroupParams, paper="arXiv:2309.14717")
 def prepare(model: Module, architecture: Architecture, params: GroupParams) -> Trainable:
     """The offsets' two factors, of every linear layer of the blocks. Zeros belong to no group and stay."""
+    from torch.nn import Linear
+
     from workers.engine.contracts.facts import Trainable
     from workers.engine.model.views import held
     from workers.engine.training.groups import replaced
     from workers.engine.training.trainable import linears
 
-    found, places = linears(model, architecture), held(model, architecture)
+    found, places = linears(model, architecture, (Linear,)), held(model, architecture)
     _refuse_fused(architecture, places)
     params.check(architecture.layers)  # a structured result's widths are known only now
     model.requires_grad_(False)

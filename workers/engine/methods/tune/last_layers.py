@@ -65,7 +65,8 @@ def prepare(model: Module, architecture: Architecture, params: LastLayersParams)
     from workers.engine.training.trainable import unfrozen
 
     params.check(architecture.layers)  # a depth-pruned result has fewer blocks
-    tied = architecture.layout.head_weight not in dict(model.named_parameters())
+    layout = architecture.layout
+    tied = layout.in_module(layout.head_weight) not in dict(model.named_parameters())
     trained = _trained(architecture, params, tied=tied)
     return unfrozen(model, architecture, lambda name: name.startswith(trained))
 
@@ -74,7 +75,8 @@ def _trained(architecture: Architecture, params: LastLayersParams, *, tied: bool
     """Prefixes of the names of trained parameters. A tied head has the embedding's name."""
     layout, blocks = architecture.layout, range(architecture.blocks)
     last = tuple(f"{layout.block(block)}." for block in blocks[len(blocks) - params.blocks :])
+    ending = tuple(path for path in (layout.final_norm, *layout.after) if path)
     if not tied:
-        return (*last, layout.final_norm, layout.head)
+        return (*last, *ending, layout.head)
     joint = params.tied_head == "joint"
-    return (*last, layout.final_norm, layout.embedding) if joint else (*last, layout.final_norm)
+    return (*last, *ending, layout.embedding) if joint else (*last, *ending)

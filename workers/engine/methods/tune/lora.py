@@ -41,12 +41,15 @@ class LoraParams(TuneMethodParams):
 @tuner(LoraParams, paper="arXiv:2106.09685")
 def prepare(model: Module, architecture: Architecture, params: LoraParams) -> Trainable:
     """The adapters' two factors. The update of a masked layer is masked."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
     from workers.engine.contracts.facts import Trainable
     from workers.engine.model.views import held
     from workers.engine.training.masked_lora import ADAPTER, injected
     from workers.engine.training.trainable import linears
 
-    places, paths = held(model, architecture), linears(model, architecture)
+    places, paths = held(model, architecture), linears(model, architecture, (nn.Linear, Conv1D))
     layers = injected(
         model,
         list(paths),
