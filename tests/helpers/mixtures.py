@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 EXPERTS = 8
+EXAMPLES = Path(__file__).parents[2] / "examples"
 _SIZES: dict[str, Any] = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
@@ -23,7 +26,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "olmoe": {"num_experts": EXPERTS, "num_experts_per_tok": 2},
     "glm4_moe": {
-        "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1,
+        "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 2,
         "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1,
     },
     "deepseek_v3": {
@@ -58,11 +61,19 @@ def tiny(model_type: str, **entries: Any) -> Any:
     return model
 
 
-def mixture_module(model: Any) -> Any:
-    """The last block's mixture."""
-    last = model.model.layers[-1]
-    return getattr(last, "mlp", None) or last.block_sparse_moe
+def mixture_module(model: Any, block: int = -1) -> Any:
+    """A block's mixture, the last one's if none is given."""
+    layer = model.model.layers[block]
+    return getattr(layer, "mlp", None) or layer.block_sparse_moe
 
 
 def router_of(mixture: Any) -> Any:
     return getattr(mixture, "gate", None) or mixture.router
+
+
+def save(model_type: str, folder: Path, **entries: Any) -> Path:
+    """Save such a model with the shipped tokenizer (4096 entries)."""
+    tiny(model_type, **{"vocab_size": 4096, **entries}).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(EXAMPLES / "models/bookworm-7m" / file, folder)
+    return folder

@@ -15,7 +15,9 @@ from torch.nn.functional import pad
 from workers.engine.contracts.facts import ExpertFacts
 from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
+from workers.engine.errors import NumericalFailure
 from workers.engine.maths.experts import products, squared_norms
+from workers.engine.maths.selection import finite
 from workers.engine.model.experts import mixture_in
 from workers.engine.model.loaded import block_tensors
 from workers.engine.model.walk import walk
@@ -143,6 +145,12 @@ def _summed(at: At, mixture: Mixture, outputs: States | None = None) -> _Sums:
     ranks = at.model.ranks
     ranks.add(sums.tokens_E, sums.weighted_norm_E)
     sums.peak_E = torch.stack([peak_E.to(sums.peak_E.device) for peak_E in ranks.gather(sums.peak_E.cpu())]).amax(dim=0)
+    if not finite(sums.weighted_norm_E):
+        raise NumericalFailure(
+            f"block {at.block}: the outputs of its experts are infinite or NaN in {at.model.dtype}",
+            "set /compute/dtype to float32; if it is, the model's weights are broken",
+            field="/compute/dtype",
+        )
     return sums
 
 

@@ -164,8 +164,8 @@ class Experts(Removal):
             )
         if count > 1 and (kept // count < _BEST_OF_GROUP or kept // count * best < sent):
             raise InvalidSpec(
-                f"of {kept} experts in {count} groups, the {best} groups that are chosen hold too few for the {sent} "
-                "that a token is sent to",
+                f"of {kept} experts in {count} groups, those of the {best} chosen for a token are too few for the "
+                f"{sent} that it is sent to",
                 f"keep {count * max(_BEST_OF_GROUP, -(-sent // best))} or more",
                 field="/prune",
             )
