@@ -98,8 +98,14 @@ def value(config: Mapping[str, Any], name: str) -> Any:
     if row is None:
         return config.get(name)
     own, found = own_name(config, name), next(iter(spellings(config, name)), None)
-    entry = config[found] if found is not None else row["fields"].get(own, (None, None))[1]
+    entry = config[found] if found is not None else _default(row, own)
     return evaluate(row["nulls"][own], config) if entry is None and own in row["nulls"] else entry
+
+
+def _default(row: Mapping[str, Any], own: str) -> Any:
+    """A family's default of an entry; the field may bear an alias of its name."""
+    names = [own, *(alias for alias, real in row["aliases"].items() if real == own)]
+    return next((row["fields"][name][1] for name in names if name in row["fields"]), None)
 
 
 def evaluate(expression: str | int | None, config: Mapping[str, Any]) -> int | None:

@@ -149,7 +149,7 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
         if config.get(name) is not None and config[name] not in DTYPES:
             yield f"`{name}` is {shown(json.dumps(config[name]))}, not one of {', '.join(DTYPES)}"
     for name, entry in config.items():
-        if name in _NUMBERS and entry is None:
+        if detailed and name in _NUMBERS and entry is None:
             yield f"`{name}` is null"
         if name == "lambda_std_dev" and not _number(entry, lambda x: x >= 0):
             yield f"`{name}` is {shown(json.dumps(entry))}, not a number from 0"
@@ -173,7 +173,8 @@ def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
         sizes["num_key_value_heads"] = heads if keys is None else keys
     if own_name(config, "max_position_embeddings") in fields:
         sizes["max_position_embeddings"] = value(config, "max_position_embeddings")
-    for name in ("head_dim", "sliding_window", "query_pre_attn_scalar", "no_rope_layer_interval"):
+    optional = ("head_dim", "sliding_window", "query_pre_attn_scalar", "no_rope_layer_interval")
+    for name in optional if like_llama(row) else ():
         if value(config, name) is not None:
             sizes[name] = value(config, name)
     for name, size in sizes.items():

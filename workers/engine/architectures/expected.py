@@ -99,9 +99,15 @@ def _of_block(row: Mapping[str, Any], names: Collection[str]) -> Iterator[tuple[
     kind = min(row["kinds"], key=lambda parts: len({*parts} ^ there))
     for part in kind:
         mine = {name for name in folded if name.partition(".")[0] == part}
-        variants = [{name for name, axes in variant.items() if axes is not None} for variant in row["parts"][part]]
-        best = min(range(len(variants)), key=lambda number: len(variants[number] ^ mine))
-        yield from ((name, axes) for name, axes in row["parts"][part][best].items() if axes is not None)
+        variants = [{n: axes for n, axes in variant.items() if axes is not None} for variant in row["parts"][part]]
+        best = min(variants, key=lambda variant: len({*variant} ^ mine))
+        alike = [variant for variant in variants if variant.keys() == best.keys()]
+        yield from ((name, _common([variant[name] for variant in alike])) for name in best)
+
+
+def _common(sizes: Sequence[Sequence[str | int | None]]) -> Sequence[str | int | None]:
+    """The axes of a tensor that has other sizes in other blocks: those that are the same in all."""
+    return [axes[0] if len({*axes}) == 1 else None for axes in zip(*sizes, strict=True)]
 
 
 def _folded(name: str, counts: Collection[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from workers.engine.architectures.built import family, value
+
 _NUMBERS = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices", "moe_layers", "local_layer_ids", "ple_layer_ids")
 """Entries that list blocks by their numbers."""
 _FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
@@ -14,8 +16,26 @@ _LAST = ("moe_layer_end_index",)
 _STEP, _DENSE = "decoder_sparse_step", "mlp_only_layers"
 _PATTERN = "hybrid_override_pattern"
 _ATTENTION_TYPES = "attention_types"
+_INTERVAL, _SHARED = "moe_layer_interval", "num_kv_shared_layers"
 NAMES = (*_NUMBERS, *_FIRST, *_LAST, _STEP)
 """Entries whose defaults count, too."""
+
+
+def bound_to_numbers(config: Mapping[str, Any]) -> str | None:
+    """Why a block computes otherwise once others are gone; None where it does not."""
+    row = family(config["model_type"])
+    why = "its blocks compute with their own number, which changes when others go"
+    counts = False if row is None else row["counts_blocks"]
+    if counts is True:
+        return why
+    switch = next((name for name, state in (counts or {}).items() if bool(value(config, name)) == state), None)
+    if switch is not None:
+        return f"{why} (`{switch}`)"
+    if value(config, _INTERVAL) not in (None, 1):
+        return f"{why} (`{_INTERVAL}`)"
+    if value(config, _SHARED):
+        return f"some of its blocks use the keys and values of others (`{_SHARED}`)"
+    return None
 
 
 def entries_of_kept(

@@ -74,8 +74,9 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
     architecture = recognise(source.config, source.stored)
     if PER_LAYER in source.config:
         raise UnsupportedModel(
-            f"{source.id}: its blocks differ in width, as an earlier pruning left them",
-            "prune the model it was made of, or a result whose blocks are alike",
+            f"{source.id}: its blocks differ in width (`{PER_LAYER}` in config.json), as results do whose blocks lost "
+            "different numbers of heads or channels",
+            "prune the model it was made of, or one whose blocks are alike",
             field="/model/id",
         )
     check_config(source.config)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from workers.engine.architectures.built import family
+from workers.engine.architectures.kept_blocks import bound_to_numbers
 from workers.engine.contracts.params import PruneMethodParams
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
@@ -55,10 +55,9 @@ class Blocks(Removal):
     smaller = "fewer layers"
 
     def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
-        row = family(architecture.model_type)
-        if row is not None and row["counts_blocks"]:
+        if (why := bound_to_numbers(source.config)) is not None:
             raise UnsupportedModel(
-                f"{architecture.model_type}: its blocks compute with their own number, which changes when others go",
+                f"{architecture.model_type}: {why}",
                 "remove channels with `structured`, or weights",
                 field="/prune",
             )

@@ -11,6 +11,7 @@ import torch
 from workers.engine.errors import InvalidSpec, MemoryBudgetTooSmall
 from workers.engine.model.loaded import LoadedModel, generation_settings, skeleton, tokenizer_of
 from workers.engine.model.memory import planned_memory, room_for_states
+from workers.engine.model.skeleton_fits import check_skeleton
 from workers.engine.planning.predictions import BATCH_TOKENS, GPU_BATCH_TOKENS, batch_tokens, walk_bytes
 from workers.engine.ranks import Ranks
 from workers.engine.sources.resolve import download, slices
@@ -34,6 +35,8 @@ def load(spec: CompressionSpec, prospect: Prospect, ranks: Ranks | None = None) 
     generation_settings(source.folder, source.id)  # raises before the work, not when it is evaluated
     budget = planned_memory(spec.compute.memory_budget, device, ranks.count)
     most = GPU_BATCH_TOKENS if device.type == "cuda" else BATCH_TOKENS
+    empty = skeleton(source.config, device, dtype)
+    check_skeleton(empty, architecture, source.tensors)
     with _named_as_a_share(spec, device, ranks.count):
         tokens = batch_tokens(spec, source, architecture, budget=budget, most=most)
     return LoadedModel(
@@ -41,7 +44,7 @@ def load(spec: CompressionSpec, prospect: Prospect, ranks: Ranks | None = None) 
         architecture,
         source.folder,
         tokenizer_of(source),
-        skeleton(source.config, device, dtype),
+        empty,
         device,
         dtype,
         tokens,

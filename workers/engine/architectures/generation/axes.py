@@ -7,6 +7,7 @@ a number, an entry, or a quotient `hidden_size/num_attention_heads`, rounded dow
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
@@ -17,12 +18,16 @@ _ADDED = (1, 2, 3)
 _MOST_TERMS = 700
 """Beyond so many, sums of three are not tried."""
 
+_UNLIKELY = re.compile(r"^[34]\*|(\w+)\*\1\b|conv|/")
+"""Terms of no sum of three."""
+
 
 class Expressions:
     """Expressions of a family's entries, by their values in all settings; the first that fits is taken."""
 
-    def __init__(self, entries: Mapping[str, Sizes], quotients: Mapping[str, Sizes]) -> None:
-        """`entries`: name -> value in each setting. `quotients`: the same of quotients of two."""
+    def __init__(self, entries: Mapping[str, Sizes], quotients: Mapping[str, Sizes], each: Mapping[str, int]) -> None:
+        """`entries`: name -> value in each setting. `quotients`: the same of quotients of two. `each`: entries that are
+        the same in all settings, as factors."""
         self._terms: dict[Sizes, str] = {}
         self._of: dict[Sizes, str | int | None] = {}
         simple = {**entries, **quotients}
@@ -37,6 +42,12 @@ class Expressions:
             for sizes, name in list(self._terms.items()):
                 if name.count("*") < 2 and not name[0].isdigit():
                     self._terms.setdefault(tuple(factor * size for size in sizes), f"{factor}*{name}")
+
+        for name, count in each.items():
+            for other, sizes in entries.items():
+                if len({*sizes}) == 1:
+                    continue
+                self._terms.setdefault(tuple(count * size for size in sizes), f"{name}*{other}")
 
     def of(self, sizes: Sizes) -> str | int | None:
         """The expression of an axis; None where none is found, or where it is the same in all settings: what it follows
@@ -65,6 +76,7 @@ class Expressions:
                 return f"{name}+{terms[rest]}"
             if len({*rest}) == 1 and rest[0] in _ADDED and "*" not in name:
                 return f"{name}+{rest[0]}"
+        terms = {part: name for part, name in terms.items() if _UNLIKELY.search(name) is None}
         if len(terms) > _MOST_TERMS:
             return None
         for (one, name), (two, other) in combinations(terms.items(), 2):

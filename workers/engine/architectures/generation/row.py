@@ -46,11 +46,16 @@ _CANONICAL = {
 """Name of an entry -> names that families have for it instead."""
 _UNLIKE_AXES = ("eos_token_id", "bos_token_id", "pad_token_id", "query_pre_attn_scalar")
 _NUMBER = re.compile(r"^(layer_(idx|id|index)|_?layer_number)$")
-_KEPT = ([1, 2, 4], [0, 3, 5])
+_LEFT_OUT = ("longcat_flash",)
+"""Families whose blocks are two layers by their configs."""
+_KEPT = ([1, 2, 3], [0, 3, 5])
 
 
 def family_row(model_type: str) -> dict[str, Any] | None:
-    """None for a family without a single list of blocks, or that transformers does not build in our sizes."""
+    """None for a family without a single list of blocks, one a layer, or that transformers does not build in our
+    sizes."""
+    if model_type in _LEFT_OUT:
+        return None
     with warnings.catch_warnings():  # of sizes too small for use
         warnings.simplefilter("ignore")
         return _row(CONFIG_MAPPING[model_type])
@@ -116,26 +121,28 @@ class _Family:
             settings[-1] = last
             break
         sorts = [found for model in models if (found := sort(saved(model))) is not None]
-        if len(sorts) < SETTINGS:
+        if len(sorts) < SETTINGS or len(sorts[0].blocks) != BLOCKS:
+            return None
+        if any(re.search(r"\.\d+(\.|$)", name) for name in sorts[0].outside):  # they follow from the number of blocks
             return None
         return cls(config_class, settings, models[0], sorts, _expressions(config_class, settings))
 
     def builds(self, **changes: Any) -> bool:
         """Whether transformers builds it with these entries in our first setting; `...`: left out."""
         try:
-            self._built(0, changes)
+            self.build(0, changes)
         except Exception:  # whatever it is
             return False
         return True
 
-    def _built(self, number: int, changes: Mapping[str, Any]) -> Any:
+    def build(self, number: int, changes: Mapping[str, Any]) -> Any:
         known = {field.name for field in own_fields(self.config_class)} | {*self.config_class.attribute_map, "head_dim"}
         wanted = {**self.settings[number], **{name: entry for name, entry in changes.items() if name in known}}
         return built(self.config_class, {name: entry for name, entry in wanted.items() if entry is not ...})
 
     def sorted(self, number: int, changes: Mapping[str, Any]) -> Sorted | None:
         try:
-            return sort(saved(self._built(number, changes)))
+            return sort(saved(self.build(number, changes)))
         except Exception:  # whatever it is
             return None
 
@@ -158,7 +165,8 @@ class _Family:
         that is not supported]."""
         found: dict[str, Any] = {}
         for field in own_fields(self.config_class):
-            name, value = field.name, default(field)
+            name = field.name
+            value = self.settings[0].get(name, default(field))
             if isinstance(value, bool) and name not in _CHANGE_NO_TENSOR:
                 tried: list[Any] = [not value]
             elif name in _MAY_LACK and self.settings[0].get(name):
@@ -178,38 +186,31 @@ class _Family:
 
     def nulls(self) -> dict[str, str]:
         """Entry -> the expression that transformers takes where it is null."""
-        found = {}
         own = {field.name: None for field in own_fields(self.config_class) if "null" in kinds_of(field.type)}
         without: dict[str, Any] = own if "head_dim" in own else {**own, "head_dim": ...}
+        sizes = [_axes_of(one) for one in self.plain]
+        expressions = {place: self.expressions.of(tuple(one[place] for one in sizes)) for place in sizes[0]}
+        found = {}
         for name, entry in without.items():
-            if name in _MAY_LACK or name in _UNLIKE_AXES:
-                continue
-            sizes = [setting.get(name) for setting in self.settings]
-            if not all(type(size) is int and size > 1 for size in sizes):
+            products = {
+                place: expression.split("*")
+                for place, expression in expressions.items()
+                if isinstance(expression, str) and "+" not in expression and name in expression.split("*")
+            }
+            if not products or name in _MAY_LACK:
                 continue
             models = [self.sorted(number, {name: entry}) for number in range(SETTINGS)]
-            if None not in models and (expression := self._in_place_of(name, models)) is not None:
+            place, factors = next(iter(products.items()))
+            factors.remove(name)
+            widths = [_axes_of(model).get(place) for model in models if model is not None]
+            others = [self.expressions.value(factors, number) for number in range(SETTINGS)]
+            if len(widths) < SETTINGS or any(width is None for width in widths):
+                continue
+            rest = [divmod(width or 0, other) for width, other in zip(widths, others, strict=True)]
+            expression = self.expressions.of(tuple(width for width, _ in rest))
+            if isinstance(expression, str) and name not in expression and not any(left for _, left in rest):
                 found[name] = expression
         return found
-
-    def _in_place_of(self, name: str, without: list[Any]) -> str | None:
-        """The expression that stands for an entry, in sizes of the model without it."""
-        for place in _axes_of(self.plain[0]):
-            expression = self.expressions.of(tuple(_axes_of(one)[place] for one in self.plain))
-            if not isinstance(expression, str) or "+" in expression or name not in expression.split("*"):
-                continue
-            rest = expression.split("*")
-            rest.remove(name)
-            try:
-                sizes = [_axes_of(one)[place] for one in without]
-            except KeyError:
-                return None
-            factors = [self.expressions.value(rest, number) for number in range(SETTINGS)]
-            if any(size % factor for size, factor in zip(sizes, factors, strict=True)):
-                return None
-            found = self.expressions.of(tuple(size // factor for size, factor in zip(sizes, factors, strict=True)))
-            return found if isinstance(found, str) and name not in found else None
-        return None
 
 
 def _expressions(config_class: type[PreTrainedConfig], settings: list[dict[str, Any]]) -> Expressions:
@@ -233,8 +234,12 @@ def _expressions(config_class: type[PreTrainedConfig], settings: list[dict[str, 
     if hidden and heads:
         width = tuple(a // b for a, b in zip(sizes[hidden], sizes[heads], strict=True))
         quotients[f"{hidden}/{heads}"] = width
+    for name in ("intermediate_size", *_CANONICAL["intermediate_size"]):
+        if name in sizes:
+            quotients[f"{name}/2"] = tuple(size // 2 for size in sizes[name])
     varied = {name: size for name, size in sizes.items() if len({*size}) > 1 or name in ("expand", "mamba_expand")}
-    return Expressions({**varied, **{n: s for n, s in sizes.items() if n in constant}}, quotients)
+    each = {name: BLOCKS for name in of_blocks if name in settings[0]}
+    return Expressions({**varied, **{n: s for n, s in sizes.items() if n in constant}}, quotients, each)
 
 
 def _described(sorts: list[Sorted], expressions: Expressions) -> dict[str, Any]:
@@ -322,7 +327,8 @@ def _lists(config: Any, names: set[str]) -> list[str]:
 
 def _canonical(config_class: type[PreTrainedConfig]) -> dict[str, str]:
     """Name of an entry -> the family's own name of it, where that is another."""
-    known, aliases = {field.name for field in own_fields(config_class)}, config_class.attribute_map
+    aliases = config_class.attribute_map
+    known = ({field.name for field in own_fields(config_class)} | {*aliases.values()}) - {*aliases}
     found = {}
     for name, others in _CANONICAL.items():
         if name in aliases:
@@ -332,24 +338,51 @@ def _canonical(config_class: type[PreTrainedConfig]) -> dict[str, str]:
     return found
 
 
-def _counts_blocks(family: _Family, lists: Collection[str], blocks: str) -> bool:
-    """Whether a block computes otherwise once others are gone, although the config says which it is."""
-    config = vars(family.model.config)
-    said = family.settings[0] | {name: config[name] for name in (*lists, *NAMES) if config.get(name) is not None}
-    if len(family.plain[0].blocks) != BLOCKS:
+def _counts_blocks(family: _Family, lists: Collection[str], blocks: str) -> bool | dict[str, bool]:
+    """Whether a block computes otherwise once others are gone, although the config says which it is; or the switches
+    with which it does."""
+    if _changes_with_number(family, lists, blocks, {}):
         return True
+    kinds, found = len(_different(family.model)), {}
+    for field in own_fields(family.config_class):
+        value = family.settings[0].get(field.name, default(field))
+        if (
+            not isinstance(value, bool)
+            or field.name in _CHANGE_NO_TENSOR
+            or not family.builds(**{field.name: not value})
+        ):
+            continue
+        other = {field.name: not value}
+        if len(_different(family.build(0, other))) > kinds and _changes_with_number(family, lists, blocks, other):
+            found[field.name] = not value
+    return found or False
+
+
+def _changes_with_number(family: _Family, lists: Collection[str], blocks: str, switched: Mapping[str, bool]) -> bool:
+    model = family.build(0, switched)
+    config = vars(model.config)
+    said = family.settings[0] | {name: config[name] for name in (*lists, *NAMES) if config.get(name) is not None}
+    before = _identities(model)
     for kept in _KEPT:
-        changes = {**entries_of_kept(said, kept, lists, BLOCKS), blocks: len(kept)}
+        changes = {**entries_of_kept(said, kept, lists, BLOCKS), blocks: len(kept), **switched}
         try:
             other = built(family.config_class, {**said, **changes})
         except Exception:  # whatever it is: no config says it
             return True
         if any(vars(other.config).get(name) != changes[name] for name in lists):
             return True
-        before, after = _identities(family.model), _identities(other)
-        if [before[block] for block in kept] != after:
+        if [before[block] for block in kept] != _identities(other):
             return True
     return False
+
+
+def _different(model: Any) -> list[dict[str, Any]]:
+    """The kinds of blocks."""
+    found: list[dict[str, Any]] = []
+    for identity in _identities(model):
+        if identity not in found:
+            found.append(identity)
+    return found
 
 
 def _identities(model: Any) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ _SIZES: dict[tuple[str, ...], tuple[Any, Any, Any]] = {
         "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks",
     ): (BLOCKS,) * 3,
     ("hidden_size", "n_embd", "d_model", "embedding_dim"): (48, 96, 100),
-    ("word_embed_proj_dim", "attention_hidden_size"): (48, 96, 100),
+    ("word_embed_proj_dim",): (48, 96, 100),
+    ("attention_hidden_size",): (112, 144, 130),
     ("lru_width",): (64, 84, 110),
     ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"): (8, 12, 10),
     ("decoder_attention_heads",): (8, 12, 10),
@@ -66,8 +67,9 @@ _DIMENSIONS = (
     "hidden_size_per_layer_input", "laurel_rank", "global_head_dim",
 )  # fmt: skip
 _OWN: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"linear_head_dim": (16, 20, 24)},
     "bamba": {"attn_layer_indices": [1, 3]},
-    "cohere2_moe": {"num_shared_experts": 2, "first_k_dense_replace": 1},
+    "cohere2_moe": {"first_k_dense_replace": 1},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
