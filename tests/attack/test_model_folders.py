@@ -426,8 +426,8 @@ MISFITS: dict[str, tuple[Break, str]] = {
     "classifier-unsaid": (
         tensors(lambda t: t.update({"score.weight": torch.ones(2, 32)})), "it is a classifier or reward model"),
     "base-model": (
-        tensors(lambda t: [t.update({n.removeprefix("model."): t.pop(n)}) for n in list(t)]),
-        "a base model without a language-modelling head"),
+        tensors(lambda t: (t.pop("lm_head.weight"), [t.update({n.removeprefix("model."): t.pop(n)}) for n in list(t)])),
+        "a base model without its language-modelling head"),
     "experts": (config(num_local_experts=4), "mixture of experts"),
     "hybrid": (config(layer_types=["full_attention", "linear_attention"]), "a state-space model or a hybrid"),
     "vision": (config(vision_config={}), "multimodal"),

@@ -78,7 +78,6 @@ def test_a_renamed_llama_becomes_what_the_llama_does(
             "towers.0.qkv.weight",
             r"none of the paths that are known \(.*`transformer\.h\.0\.\*`.*\): .* such as `towers\.0\.qkv",
         ),
-        ("h.0.attn.query.weight", r"base model .* named `h\.0\.\*`, not `transformer\.h\.0\.\*`"),
     ],
 )
 def test_a_refusal_speaks_of_the_layout_that_is_nearest(tensor: str, message: str) -> None:

@@ -39,6 +39,7 @@ _OF_LLAMA = [
     *(f"self_attn.{name}_proj.weight" for name in "koqv"),
 ]
 """Names of the matrices of a block of Llama."""
+_UNSAID_CONTEXT = 2048
 PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layer_rope_theta")
 """Config entries of many families with one element per block."""
 
@@ -141,6 +142,15 @@ def block_count(config: Mapping[str, Any]) -> int | None:
     said = value(config, "num_hidden_layers") if spellings(config, "num_hidden_layers") else None
     if said is None and isinstance(listed := config.get("layers_block_type"), list):  # Nemotron-H says what each is
         return len(listed)
+    return said if type(said) is int else None
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """The longest text that a model reads. Where a family's config has no entry for it (ALiBi), that it was trained on,
+    or the shortest usual one. None where the entry is missing or no number."""
+    row, said = family(config["model_type"]), value(config, "max_position_embeddings")
+    if said is None and row is not None and own_name(config, "max_position_embeddings") not in row["fields"]:
+        said = config.get("seq_length", _UNSAID_CONTEXT)
     return said if type(said) is int else None
 
 

@@ -59,6 +59,10 @@ _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activ
 _ROPE_BY_TYPE = ("gemma3_text", "olmo3")
 """Families with a rotary embedding for each kind of attention."""
 _LARGEST = 2**31
+_REMEDY = 'remove channels only (`"units": ["channel"]`), or whole blocks with `depth`'
+_REMEDY_OF_FIXED = (
+    "remove weights, or whole blocks with `depth`: the config of this family does not say how wide its MLP is"
+)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -102,7 +106,7 @@ def check_result(
     if why is not None:
         raise UnsupportedModel(
             f"{config['model_type']}: {why}",
-            'remove channels only (`"units": ["channel"]`), or whole blocks with `depth`',
+            _REMEDY if own_name(config, "intermediate_size") in row["fields"] else _REMEDY_OF_FIXED,
             field=field,
         )
 

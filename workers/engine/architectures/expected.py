@@ -6,7 +6,7 @@ Import-light. Blocks of one model may be of several kinds: which kind a block is
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from workers.engine.architectures.architecture import Layout
@@ -71,6 +71,19 @@ def check_tensors(layout: Layout, config: Mapping[str, Any], tensors: Mapping[st
     for name in tensors:
         if name not in wanted and not idle.search(name):
             raise _surplus(model_type, name)
+
+
+def names_below(row: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether a tensor of a block of the family may have a name, below the block."""
+    parts = [row["parts"], *(changes.get("parts", {}) for _, changes in row["switches"].values() if changes)]
+    variants = [
+        variant
+        for part in parts
+        for found in part.values()
+        for variant in (found if isinstance(found, list) else found.get("each") or found["all"])
+    ]
+    names = {name for variant in variants for name in variant}
+    return lambda below: _folded(below, row["counts"]) in names
 
 
 def _described(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,16 +100,6 @@ def refuse(config: Mapping[str, Any], names: Collection[str]) -> None:
 def other_blocks(config: Mapping[str, Any], first: str) -> UnsupportedModel:
     """The error for a decoder whose tensors have other names; `first` is one of them."""
     model_type = shown(config["model_type"])
-    for layout in layouts():
-        parts = (layout.blocks, layout.embedding, layout.final_norm)
-        bare = [path.removeprefix(f"{layout.decoder}.") for path in parts]
-        if family(config["model_type"]) is not None and first.startswith(tuple(f"{path}." for path in bare)):
-            return _is(
-                model_type,
-                f"it is a base model without a language-modelling head: its tensors are named `{bare[0]}.0.*`, not "
-                f"`{layout.block(0)}.*`",
-                "save it by AutoModelForCausalLM, with its head",
-            )
     named = ", ".join(f"`{path}.0.*`" for path in dict.fromkeys(layout.blocks for layout in layouts()))
     where = f"its blocks lie under none of the paths that are known ({named}): its tensors are named such as"
     why = ": ".join(part for part in (_nature(config), f"{where} `{shown(first)}`") if part)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from workers.engine.architectures.architecture import Architecture, Layout, LinearFacts, Part
-from workers.engine.architectures.built import FLOATS, block_count, sizes_of, value
+from workers.engine.architectures.built import FLOATS, block_count, context_length, sizes_of
 from workers.engine.architectures.canonical import canonical_facts
 from workers.engine.architectures.fused import EACH
 from workers.engine.architectures.kinds import SUPPORTED, other_blocks
@@ -41,12 +41,10 @@ def recognise(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> A
         raise _unsupported(model_type, f"no matrix `{layout.embedding_weight}`")
     vocabulary = embedding.shape[0]
     hidden_size = next(layer.shape[1] for layer in layers if layer.reads == "hidden")  # the embedding's may be smaller
-    context_length = value(config, "max_position_embeddings")
-    if type(context_length) is not int:
+    context = context_length(config)
+    if context is None:
         raise _unsupported(model_type, "config.json has no `max_position_embeddings`, the length of its context")
-    return Architecture(
-        layout, model_type, len(by_block), tuple(layers), hidden_size, vocabulary, context_length, sizes
-    )
+    return Architecture(layout, model_type, len(by_block), tuple(layers), hidden_size, vocabulary, context, sizes)
 
 
 def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> Layout:

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from workers.engine.architectures.architecture import Architecture, Layout
 from workers.engine.architectures.built import obeyed
 from workers.engine.architectures.canonical import canonical_slices, in_modules
+from workers.engine.architectures.file_names import names_in_files
 from workers.engine.architectures.per_layer import PER_LAYER, modeling_class
 from workers.engine.architectures.recognise import recognise
 from workers.engine.artifact import modeling_pruned
@@ -189,6 +190,7 @@ def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
         stored={name: piece.facts for name, piece in stored.items()},
         files={name: piece.file.name for name, piece in stored.items()},
         path=folder,
+        names={},
     )
     return replace(
         dense,
@@ -316,11 +318,14 @@ def slices_of(folder: Path) -> Mapping[str, Slice]:
 
 def stored_slices(folder: Path) -> dict[str, Slice]:
     """Where each stored tensor of a model's folder lies: in the file that the index names, if there is one."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not (folder / INDEX).exists():
-        return read_header(folder / WEIGHTS)
-    index: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    headers = {file: read_header(folder / file) for file in sorted(set(index.values()))}
-    return {name: headers[file][name] for name, file in index.items()}
+        found = read_header(folder / WEIGHTS)
+    else:
+        index: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        headers = {file: read_header(folder / file) for file in sorted(set(index.values()))}
+        found = {name: headers[file][name] for name, file in index.items()}
+    return {name: found[old] for name, old in names_in_files(config, found).items()}
 
 
 def tokenizer_of(source: ModelSource) -> PreTrainedTokenizerBase:

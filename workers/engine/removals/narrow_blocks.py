@@ -48,8 +48,13 @@ class NarrowBlocks(Outcome):
         return {
             "num_key_value_heads": heads,
             "num_attention_heads": heads * shared_by,
-            "intermediate_size": max(channels for _, channels in self.shapes),
+            "intermediate_size": self._width(config, max(channels for _, channels in self.shapes)),
         }
+
+    def _width(self, config: Mapping[str, Any], channels: int) -> int:
+        """The config's entry for so many channels: in Moshi, gate and channels together."""
+        said, dense = value(config, "intermediate_size"), next(f.units for f in self.families if f.kind == "channel")
+        return channels * said // dense if type(said) is int and said % dense == 0 else channels
 
     def block_entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """`per_layer_config`, as transformers defines it, and the classes in `MODELING` that build such blocks, as the

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +32,7 @@ from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
 from workers.engine.architectures import built, kinds
 from workers.engine.architectures.canonical import canonical_facts, canonical_slices
+from workers.engine.architectures.file_names import names_in_files
 from workers.engine.architectures.recognise import layout_of
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import (
@@ -99,6 +100,8 @@ class ModelSource:
     """Commit on the hub; None for a local model."""
     companions: tuple[str, ...] = ()
     """Files beside the weights that go with them, as paths below the folder."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Name of a stored tensor -> its name in the files, where that is another."""
 
     @property
     def folder(self) -> Path:
@@ -143,7 +146,7 @@ class ModelSource:
             return False
         if self.path is None or head not in self.stored or embedding not in self.files or head not in self.files:
             return True
-        pieces = _slices(self.folder, self.files)
+        pieces = _slices(self.folder, self.files, self.names)
         return same_bytes(pieces[head], pieces[embedding])
 
     @property
@@ -193,7 +196,7 @@ def download(source: ModelSource) -> Path:
 def slices(source: ModelSource) -> Mapping[str, Slice]:
     """Where the bytes of each canonical tensor of a model on this disk lie, in the file that its index names."""
     with _bad_files(source.id):
-        stored = _slices(source.folder, source.files)
+        stored = _slices(source.folder, source.files, source.names)
         return canonical_slices(source.layout, built.sizes_of(source.config), stored)
 
 
@@ -277,12 +280,12 @@ def _folder_model(ref: ModelRef, folder: Path, hub_commit: str | None) -> ModelS
     check_companions(folder, beside)
     if INDEX in names:
         files = _weight_map(read_json(folder, INDEX, INDEX_BYTES))
-        pieces = _slices(folder, files)
+        pieces = _slices(folder, files, {})
     else:
         pieces = _header(folder, WEIGHTS)
         files = dict.fromkeys(pieces, WEIGHTS)
     tensors = {name: piece.facts for name, piece in pieces.items()}
-    return ModelSource(ref.id, config, tensors, files, folder, hub_commit, beside)
+    return _under_their_names(ModelSource(ref.id, config, tensors, files, folder, hub_commit, beside))
 
 
 def _hub_model(ref: ModelRef) -> ModelSource:
@@ -302,7 +305,18 @@ def _hub_model(ref: ModelRef) -> ModelSource:
         headers = dict(zip(wanted, pool.map(lambda file: _hub_header(ref.id, file, commit), wanted), strict=True))
     files = files or dict.fromkeys(headers[WEIGHTS], WEIGHTS)
     tensors = {name: _held(headers[file], name, file) for name, file in files.items()}
-    return ModelSource(ref.id, config, tensors, files, None, commit, companions(sizes))
+    return _under_their_names(ModelSource(ref.id, config, tensors, files, None, commit, companions(sizes)))
+
+
+def _under_their_names(source: ModelSource) -> ModelSource:
+    """The source with its tensors under the names by which transformers saves them."""
+    names = names_in_files(source.config, source.stored)
+    return replace(
+        source,
+        stored={name: source.stored[old] for name, old in names.items()},
+        files={name: source.files[old] for name, old in names.items()},
+        names={name: old for name, old in names.items() if name != old},
+    )
 
 
 def _fetched(model_id: str, name: str, commit: str, sizes: Mapping[str, int], limit: int) -> Path:
@@ -341,9 +355,9 @@ def _header(folder: Path, file: str) -> dict[str, Slice]:
     return read_header(path)
 
 
-def _slices(folder: Path, files: Mapping[str, str]) -> dict[str, Slice]:
+def _slices(folder: Path, files: Mapping[str, str], names: Mapping[str, str]) -> dict[str, Slice]:
     headers = {file: _header(folder, file) for file in sorted(set(files.values()))}
-    return {name: _held(headers[file], name, file) for name, file in files.items()}
+    return {name: _held(headers[file], names.get(name, name), file) for name, file in files.items()}
 
 
 def _held(header: Mapping[str, _T], name: str, file: str) -> _T:
