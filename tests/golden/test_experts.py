@@ -15,9 +15,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.golden import compressed, perplexity
+from tests.helpers.small_models import load
+from workers.engine.events import Silent
 from workers.engine.maths.experts import dropped_sets, second_over_first
+from workers.engine.model.calibration import Calibration
 from workers.engine.model.expert_facts import WINDOWS, squared_changes
 from workers.engine.model.experts import Mixture, Routed
+from workers.engine.removals.skipping import let_skip
+from workers.engine.sources.resolve import Sources
+from workers.engine.spec import CompressionSpec
+from workers.engine.store.run import Run
 
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "examples/models/bookworm-moe-8m"
@@ -91,3 +98,18 @@ def test_losses_of_every_set_and_ratios_of_weights(windows: dict[str, Tensor]) -
         assert found_S.tolist() == pytest.approx(expected["losses_layer0"], rel=1e-4)
         assert sorted({*range(EXPERTS)} - {*sets[dropped][int(found_S.argmin())]}) == expected["kept"][0]
     assert float(torch.cat(ratios).median()) == pytest.approx(REFERENCE["betas"][0], rel=1e-4)
+
+
+@pytest.mark.golden
+def test_skipping(windows: dict[str, Tensor], tmp_path: Path) -> None:
+    parts = scored("random", 0.0) | {"prune": {"method": "experts", "sparsity": 0.0, "skip": True}}
+    checkpoint = compressed(tmp_path, windows["calibration"], parts, "bookworm-moe-8m")
+    spec = CompressionSpec.model_validate(
+        {"model": {"id": "bookworm-moe-8m"}, "calibrate": {"dataset": "calibration.txt"}} | parts
+    )
+    model = load(spec, Sources(MODEL.parent, MODEL.parents[1] / "data"))
+    text, run = Calibration(windows["calibration"], "golden"), Run.of(checkpoint, Silent())
+    betas = let_skip(model, tmp_path / "model", text, run)
+    assert [*betas.values()] == pytest.approx(REFERENCE["betas"], rel=1e-4)
+    found = perplexity(tmp_path / "model", windows["heldout"])
+    assert found == pytest.approx(REFERENCE["skipping"]["heldout"], rel=1e-3)

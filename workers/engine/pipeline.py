@@ -16,6 +16,7 @@ from workers.engine.checks.masked import masked_model
 from workers.engine.checks.promises import check_sizes, memory_warnings
 from workers.engine.checks.tries import BoundExceeded, Tries
 from workers.engine.checks.verify import verify, verify_tuned, window
+from workers.engine.contracts.needed import needed
 from workers.engine.failures import translated
 from workers.engine.gates import judge, overall
 from workers.engine.model.provenance import fingerprint, provenance
@@ -24,6 +25,7 @@ from workers.engine.planning.result_size import parameters_after
 from workers.engine.ranks import Ranks
 from workers.engine.removals.assemble import assemble
 from workers.engine.removals.base import removal_of
+from workers.engine.removals.skipping import let_skip
 from workers.engine.removals.unit_scores import score_units
 from workers.engine.report import Report
 from workers.engine.reporting.wording import as_read
@@ -125,6 +127,7 @@ def compress(
             refresh=spec.refresh if spec.walk_needs else None,
             layers=made.layers,
             tune=made.tuned,
+            betas=made.betas,
             checks=made.checks,
             texts=texts,
             metrics=made.evaluation.metrics,
@@ -171,6 +174,7 @@ class _Made:
     resumed_allocation: bool
     checks: list[ResultCheck]
     tuned: TuneReport | None
+    betas: dict[str, float]
     layers: list[LayerReport]
     evaluation: Evaluation
 
@@ -192,11 +196,14 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
     tuned, more_checks = ranks.first(lambda: _tuned(job, run, ids_T))
     tokens = expert_tokens(run)
     layers = ranks.first(lambda: layer_reports(spec, model, allocation, outcome, job.model_dir, tokens))
+    betas = ranks.first(lambda: _skipping(job, run))
     with clock.stage("evaluate"):
         evaluation = evaluate(
             spec, model, job.model_dir, job.sources, tries.shared, lambda ratio: tries.check(allocation, ratio)
         )
-    return _Made(allocation, outcome, resumed, resumed_allocation, checks + more_checks, tuned, layers, evaluation)
+    return _Made(
+        allocation, outcome, resumed, resumed_allocation, checks + more_checks, tuned, betas, layers, evaluation
+    )
 
 
 def _written(job: _Job, outcome: Outcome, run: Run) -> None:
@@ -207,6 +214,14 @@ def _written(job: _Job, outcome: Outcome, run: Run) -> None:
 def _verified(job: _Job, outcome: Outcome, run: Run, ids_T: Tensor) -> list[ResultCheck]:
     masked = masked_model(job.spec, job.model, outcome, job.units, run.checkpoint)
     return verify(job.spec, job.model, masked, job.model_dir, ids_T)
+
+
+def _skipping(job: _Job, run: Run) -> dict[str, float]:
+    """Beta of every block of a result that skips experts; empty for others."""
+    if not job.spec.prune.skips:
+        return {}
+    with run.clock.stage("calibrate"):
+        return let_skip(job.model, job.model_dir, needed(job.text, "/calibrate"), run)
 
 
 def _tuned(job: _Job, run: Run, ids_T: Tensor) -> tuple[TuneReport | None, list[ResultCheck]]:

@@ -264,6 +264,10 @@ class Report(ReportModel):
     )
     layers: list[LayerReport]
     tune: TuneReport | None = Field(None, description="null where the spec tunes nothing.")
+    betas: dict[str, float] = Field(
+        default_factory=dict,
+        description="Where experts are skipped: block -> the share of the largest weight below which one is.",
+    )
     checks: list[ResultCheck] = Field(
         default_factory=list, description="That the result computes what it was made from. Empty in reports of before."
     )

@@ -231,7 +231,8 @@ class CompressionSpec(SpecModel):
     @property
     def needs(self) -> Stat:
         """Everything that is measured on calibration text."""
-        return (self.walk_needs | self.allocate_needs | self.unit_needs) & ~Stat.UNIT_SCORES
+        after = Stat.ROUTING if self.prune.skips else Stat.NONE
+        return (self.walk_needs | self.allocate_needs | self.unit_needs | after) & ~Stat.UNIT_SCORES
 
     @property
     def unit_needs(self) -> Stat:
@@ -353,6 +354,8 @@ class CompressionSpec(SpecModel):
                 for stage, params in stages
                 if params and method_of(stage, params).needs & ~params.waives & ~Stat.UNIT_SCORES
             ]
+            if self.prune.skips:
+                named.append(f"`skip` of prune `{self.prune.method}`")
             raise PydanticCustomError(
                 "calibration_required",
                 "{methods} looks at activations: add `calibrate` with a `dataset`",

@@ -231,6 +231,11 @@ class PruneMethodParams(MethodParams):
         """A bound that can only be measured on the result; the target is then searched for it."""
         return None
 
+    @property
+    def skips(self) -> bool:
+        """Whether the result skips experts by their weights, measured on calibration text."""
+        return False
+
 
 class WeightPruneParams(PruneMethodParams):
     """Base of pruners that set single weights to zero."""

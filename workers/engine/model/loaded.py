@@ -25,6 +25,7 @@ from workers.engine.architectures.canonical import canonical_slices, in_modules
 from workers.engine.architectures.file_names import names_in_files
 from workers.engine.architectures.per_layer import PER_LAYER, modeling_class
 from workers.engine.architectures.recognise import recognise
+from workers.engine.architectures.skipping import BETAS, skipping_class
 from workers.engine.artifact import modeling_pruned
 from workers.engine.errors import EngineError, UnsupportedModel
 from workers.engine.files.companions import GENERATION, TOKENIZER_CONFIG
@@ -95,14 +96,23 @@ def stock_config(config: Mapping[str, Any]) -> PretrainedConfig:
 def empty_model(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config: its parameters on the meta device, its buffers with values."""
     with device, init_empty_weights(include_buffers=False):
-        if getattr(config, "is_heterogeneous", False):
-            return _own_class(config.model_type)._from_config(config, dtype=dtype)
+        differ, betas = getattr(config, "is_heterogeneous", False), getattr(config, BETAS, None)
+        own = _own_class({"model_type": config.model_type, PER_LAYER: differ, BETAS: betas})
+        if own is not None:
+            return own._from_config(config, dtype=dtype)
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
-def _own_class(model_type: str) -> type[PreTrainedModel]:
-    """The class that a result of different widths names, from our package: code in a model's folder is never run."""
-    found: type[PreTrainedModel] = getattr(modeling_pruned, modeling_class({"model_type": model_type}))
+def _own_class(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
+    """The class that a result of different widths names, or one that skips experts, from our package: code in a model's
+    folder is never run. None for others."""
+    found: type[PreTrainedModel] | None = None
+    if config.get(PER_LAYER):
+        found = getattr(modeling_pruned, modeling_class(config))
+    elif config.get(BETAS):
+        from workers.engine.artifact import modeling_skipping  # imports families that most jobs do not have
+
+        found = getattr(modeling_skipping, skipping_class(config["model_type"]))
     return found
 
 
@@ -133,11 +143,11 @@ def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pr
     random numbers and a warning.
     """
     config = read_json(model_dir, "config.json")
-    options: dict[str, Any] = {} if PER_LAYER in config else {"trust_remote_code": False}
+    own = _own_class(config)
+    options: dict[str, Any] = {"trust_remote_code": False} if own is None else {}
     if device.type == "cuda":
         options["device_map"] = {"": device}  # each tensor straight there, not the model by way of the host's memory
-    kind = _own_class(config["model_type"]) if PER_LAYER in config else AutoModelForCausalLM
-    model, loading = kind.from_pretrained(
+    model, loading = (own or AutoModelForCausalLM).from_pretrained(
         model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
     )
     _refuse_incomplete(model_dir, loading["missing_keys"], "report this: what was written is not whole")

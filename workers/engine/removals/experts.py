@@ -20,6 +20,7 @@ from workers.engine.architectures.mixtures import (
     renumbered,
     with_experts,
 )
+from workers.engine.architectures.skipping import skipping_class
 from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import PruneMethodParams, Stat
 from workers.engine.contracts.protocols import P_contra
@@ -28,6 +29,7 @@ from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import method_of, pruner
 from workers.engine.removals.base import Edit, Mask, Removal
 from workers.engine.removals.outcome import Outcome
+from workers.engine.removals.runtimes import skipping_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import Units
     from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.report import Report
+    from workers.engine.report import Report, Runtime
     from workers.engine.sources.resolve import ModelSource
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.clock import Clock
@@ -146,6 +148,12 @@ class Experts(Removal):
             )
         experts = found[0].experts
         kept, sent, (count, best) = params.kept(experts), chosen(source.config), groups(source.config)
+        if params.skips:
+            skipping_class(source.config["model_type"])
+            if sent < 2:
+                raise InvalidSpec(
+                    "a token is sent to one expert, which cannot be skipped", "leave it out", field="/prune/skip"
+                )
         if kept > experts:
             raise InvalidSpec(
                 f"{kept} experts are to stay, a block has {experts}", "keep fewer", field="/prune/experts"
@@ -187,6 +195,9 @@ class Experts(Removal):
         """Which experts stay is not known; the first are taken, as number and sizes are the same."""
         kept = {mixture.block: range(_params(spec).kept(mixture.experts)) for mixture in mixtures(architecture)}
         return _outcome(architecture, kept, source.tensors)
+
+    def runtimes(self, spec: CompressionSpec, outcome: Outcome | None) -> list[Runtime]:
+        return skipping_code() if _params(spec).skips else super().runtimes(spec, outcome)
 
     def families(
         self,

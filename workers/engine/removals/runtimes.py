@@ -45,3 +45,21 @@ def own_code() -> list[Runtime]:
             note="blocks of different widths: with --trust-remote-code, through its transformers backend (tried: 0.32)",
         ),
     ]
+
+
+def skipping_code() -> list[Runtime]:
+    """Of a mixture that skips experts, which brings a modelling file."""
+    return [
+        Runtime(
+            runtime="transformers",
+            loads=True,
+            faster=True,
+            note="skips experts with trust_remote_code=True and the file in the folder; without, loads and skips none",
+        ),
+        Runtime(
+            runtime="vLLM",
+            loads=False,
+            faster=False,
+            note="its kernels skip no experts: serve the result of the same spec without `skip`",
+        ),
+    ]

@@ -42,12 +42,8 @@ def sentence(report: Report) -> str:
 
 
 def brings_code(report: Report) -> bool:
-    """Whether blocks differ in width, so that a modelling file lies beside the weights."""
-    shapes: dict[int, list[tuple[int, int]]] = {}
-    for layer in report.layers:
-        if layer.shape != (0, 0):
-            shapes.setdefault(layer.block, []).append(layer.shape)
-    return len({tuple(of_block) for of_block in shapes.values()}) > 1
+    """Whether a modelling file lies beside the weights: blocks differ in width, or experts are skipped."""
+    return any("trust_remote_code" in runtime.note for runtime in report.runtimes)
 
 
 def conditions(report: Report) -> list[str]:
@@ -65,6 +61,12 @@ def conditions(report: Report) -> list[str]:
         )
     if report.tune is not None:
         found.append(tuned(report.tune, report.spec["tune"]))
+    if report.betas:
+        low, high = min(report.betas.values()), max(report.betas.values())
+        found.append(
+            f"Experts whose weight is less than beta times the largest of a token are skipped; beta is {low:.3f} to "
+            f"{high:.3f}, the medians of the second weight over the first on the calibration text."
+        )
     if report.refresh == "block":
         found.append("Layers of a block were calibrated on the inputs they have while the block is dense.")
     if report.refresh == "projection":

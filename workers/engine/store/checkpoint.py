@@ -97,7 +97,7 @@ class Checkpoint:
 
     def forget_result(self) -> None:
         """Remove what one try alone needed: its allocation, blocks, their inputs, and its training."""
-        patterns = ("allocation.*", "outside.*", "blocks-*", "hidden-*", "tuning.*", "expert-tokens.*")
+        patterns = ("allocation.*", "outside.*", "blocks-*", "hidden-*", "tuning.*", "expert-tokens.*", "betas.*")
         for pattern in patterns if self.ranks.leads else ():
             for path in self.directory.glob(pattern):
                 path.unlink(missing_ok=True)

@@ -26,6 +26,13 @@ class ExpertsParams(ExpertPruneParams):
         None, ge=0, lt=1, description="Instead of `experts`: the fraction of them that goes, rounded.", examples=[0.25]
     )
 
+    skip: bool = Field(
+        False,
+        description="Dynamic skipping: for each token the result leaves out experts whose weight is less than beta "
+        "times the largest. Beta of each block is the median of the second weight over the first on the calibration "
+        "text, after pruning, so that about half of the tokens skip one of two. Brings a modelling file.",
+    )
+
     @model_validator(mode="after")
     def _one_target(self) -> ExpertsParams:
         if (self.experts is None) == (self.sparsity is None):
@@ -35,6 +42,10 @@ class ExpertsParams(ExpertPruneParams):
     @property
     def target(self) -> float | None:
         return self.sparsity
+
+    @property
+    def skips(self) -> bool:
+        return self.skip
 
     def kept(self, experts: int) -> int:
         return self.experts if self.experts is not None else experts - round((self.sparsity or 0.0) * experts)
