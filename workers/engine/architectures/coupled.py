@@ -19,6 +19,7 @@ from typing import Any
 
 from workers.engine.architectures.architecture import Architecture, Family, Kind, Member
 from workers.engine.architectures.built import head_dim
+from workers.engine.architectures.layouts import layouts
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.safetensors_bytes import TensorFacts
 
@@ -43,8 +44,8 @@ def hidden_families(
     known = architecture.layout.plain_hidden
     if config["model_type"] not in known:
         raise UnsupportedModel(
-            f"{config['model_type']}: hidden dimensions are removed only from {', '.join(known)}: some families "
-            "compute with their number",
+            f"{config['model_type']}: hidden dimensions are removed only from {', '.join(_plain())}: other families "
+            "compute with their number, or it is not known that they do not",
             "remove heads and channels with `structured`, or blocks with `depth`",
             field="/model/id",
         )
@@ -56,6 +57,11 @@ def hidden_families(
         size = sum(tensors[member.tensor].parameters for member in members) // architecture.hidden_size
         found.append(Family(block, "hidden", architecture.hidden_size, members, size, 0))
     return tuple(found)
+
+
+def _plain() -> list[str]:
+    """Model types of which it is known that only norms compute with the number of hidden dimensions."""
+    return sorted({name for layout in layouts() for name in layout.plain_hidden})
 
 
 def check_alone(
