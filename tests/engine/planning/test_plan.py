@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3MoeConfig
 
 from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
+from workers.engine.architectures.entries import check_config
 from workers.engine.errors import DatasetNotFound, EngineError, InvalidSpec, SequenceTooLong
 from workers.engine.planning.plan import plan
 from workers.engine.sources.resolve import Sources
+from workers.engine.spec import CompressionSpec
 
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32}
 
@@ -158,3 +161,25 @@ def test_prediction_grows_with_what_costs(save_model: SaveModel, sources: Source
     ]
     assert steps == sorted(steps)
     assert sorted(step[1] for step in steps) == [step[1] for step in steps]
+
+
+def test_a_mixture_is_planned_with_its_experts_gone_and_tuned_after(examples: Sources) -> None:
+    spec = CompressionSpec.model_validate(
+        {
+            "model": {"id": "bookworm-moe-8m"},
+            "calibrate": {"dataset": "calibration.txt", "samples": 8, "sequence_length": 128},
+            "score": {"method": "reap"},
+            "prune": {"method": "experts", "experts": 4},
+            "tune": {"method": "full", "dataset": "calibration.txt", "steps": 2},
+        }
+    )
+    found = plan(spec, examples)
+    assert found.parameters_after == found.parameters - 6 * 4 * (3 * 192 * 224 + 192)
+
+
+def test_a_config_may_name_its_experts_as_other_families_do() -> None:
+    """Files of Qwen3-MoE on the hub say `num_experts`, transformers writes `num_local_experts`."""
+    entries = json.loads(Qwen3MoeConfig(num_experts=4).to_json_string(use_diff=False))
+    experts = {name: entries.pop(name) for name in ("num_experts", "num_local_experts") if name in entries}
+    for name in ("num_experts", "num_local_experts"):
+        check_config({**entries, "architectures": None, name: next(iter(experts.values()))})

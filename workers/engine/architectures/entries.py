@@ -130,7 +130,8 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     for name in row["needs"]:
         if value(config, name) is None:
             yield f"there is no `{name}`"
-    names = {**{name: name for name in row["fields"]}, **row["aliases"]}
+    aliases = {alias: real for alias, real in row["aliases"].items() if real in row["fields"]}
+    names = {**{name: name for name in row["fields"]}, **aliases}
     for name, real in names.items():
         if name in config and (kinds := row["fields"][real][0]) and _kind(config[name]) not in kinds:
             yield f"`{name}` is {shown(json.dumps(config[name]))}, not of type {' or '.join(kinds)}"

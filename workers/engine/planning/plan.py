@@ -133,7 +133,7 @@ def _layers_of(architecture: Architecture, outcome: Outcome, tensors: Mapping[st
     shapes = outcome.tensor_shapes(tensors)
     found = []
     for layer in architecture.layers:
-        if layer.block in outcome.blocks:
+        if layer.weight in shapes:
             outputs, inputs = shapes[layer.weight]
             found.append(replace(layer, shape=(outputs, inputs)))
     return found
