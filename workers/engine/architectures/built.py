@@ -40,7 +40,7 @@ _OF_LLAMA = [
 ]
 """Names of the matrices of a block of Llama."""
 _UNSAID_CONTEXT = 2048
-PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layer_rope_theta")
+PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types", "layer_rope_theta", "attention_layers")
 """Config entries of many families with one element per block."""
 
 

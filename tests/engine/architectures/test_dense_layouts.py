@@ -1,0 +1,138 @@
+"""One family of each dense layout beyond Llama's, from its files to results that plain transformers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from tests.families import checks
+from tests.families.checkpoints import save_tiny
+from tests.families.checks import Side
+from tests.helpers.small_models import load, spec_of, text_of
+from workers.engine.events import Silent
+from workers.engine.pipeline import compress
+from workers.engine.report import Report
+from workers.engine.sources.resolve import Sources
+from workers.engine.stages import package
+
+SAMPLES = {
+    "BioGPT": "biogpt",
+    "BLOOM": "falcon",
+    "CodeGen": "codegen",
+    "CTRL": "ctrl",
+    "Doge": "doge",
+    "GLM": "glm4",
+    "GPT": "openai-gpt",
+    "GPT-2": "gpt2",
+    "GPT-BigCode": "gpt_bigcode",
+    "GPT-J": "gptj",
+    "GPT-Neo": "gpt_neo",
+    "GPT-NeoX": "gpt_neox",
+    "GPT-NeoX Japanese": "gpt_neox_japanese",
+    "ModernBERT": "modernbert-decoder",
+    "Moshi": "moshi",
+    "MPT": "mpt",
+    "Nemotron": "apertus",
+    "OPT": "opt",
+    "Persimmon": "persimmon",
+    "Phi": "phi",
+    "Phi-3": "phi3",
+    "XGLM": "xglm",
+}
+"""Layout -> a family of it."""
+SPARSITY = 0.5
+RANDOM = {"method": "random", "seed": 6}
+DEPTH = {"score": RANDOM, "prune": {"method": "depth", "layers": 1}}
+
+
+@pytest.fixture(autouse=True)
+def plain_page() -> Iterator[None]:
+    """Figures take longer than all the rest."""
+    with patch.object(package, "render_page", lambda report: ""):
+        yield
+
+
+def made(family: str, sources: Sources) -> Side:
+    save_tiny(family, sources.models_dir / "tiny")
+    return Side(sources.models_dir / "tiny")
+
+
+def result_of(sources: Sources, folder: Path, **parts: Any) -> tuple[Side, Report]:
+    report = compress(spec_of(**parts), folder, sources, Silent(), folder / "checkpoint")
+    result = Side(folder / "model")
+    checks.loads(result)
+    return result, report
+
+
+@pytest.mark.parametrize("layout", SAMPLES)
+def test_a_family_of_each_dense_layout(layout: str, sources: Sources, tmp_path: Path) -> None:
+    """Its masks are Wanda's, of a plain implementation, and all else is as it was."""
+    dense = made(SAMPLES[layout], sources)
+    spec = spec_of()
+    loaded = load(spec, sources)
+    assert loaded.architecture.layout.name == layout
+    masked, _ = result_of(sources, tmp_path / "masked")
+    changed = checks.same_otherwise(dense, masked)
+    checks.zeros_per_row(changed, SPARSITY, rows=True, kept=True)
+    checks.same_masks(dense, changed, text_of(spec, loaded, sources).windows_NT, SPARSITY)
+
+
+@pytest.mark.parametrize("family", ["falcon", "gpt_neo", "openai-gpt", "opt"])
+def test_without_a_block_the_model_is_the_dense_one_with_it_skipped(
+    family: str, sources: Sources, tmp_path: Path
+) -> None:
+    """Blocks that return tuples or lists, kinds of attention by block, no final norm."""
+    dense = made(family, sources)
+    shallower, _ = result_of(sources, tmp_path / "shallower", **DEPTH)
+    assert checks.without_block(dense, shallower) == "block 1"
+
+
+@pytest.mark.parametrize(
+    ("family", "units"),
+    [("gpt2", "channel"), ("falcon", "channel"), ("phi", "channel"), ("glm4", "head"), ("gpt_neox", "channel")],
+)
+def test_units_of_shared_and_transposed_matrices_are_cut(
+    family: str, units: str, sources: Sources, tmp_path: Path
+) -> None:
+    dense = made(family, sources)
+    prune = {"method": "structured", "sparsity": 0.2, "units": [units], "compensate": False}
+    narrow, report = result_of(sources, tmp_path / "narrow", score=RANDOM, prune=prune)
+    (tmp_path / "dense").mkdir()
+    checks.masked(dense, narrow, tmp_path / "dense", checks.TOLERANCE)
+    assert {layer.reads for layer in report.layers if layer.sparsity} >= {units}
+
+
+LORA = {"method": "lora", "rank": 2}
+
+
+@pytest.mark.parametrize(
+    ("family", "tune"),
+    [
+        ("gpt2", LORA),
+        ("gpt2", {"method": "last_layers"}),
+        ("gpt2", {"method": "full"}),
+        ("phi3", LORA),
+        ("gpt_neox", LORA),
+    ],
+)
+def test_tuning_keeps_the_zeros_of_shared_and_transposed_matrices(
+    family: str, tune: dict[str, Any], sources: Sources, tmp_path: Path
+) -> None:
+    """The engine compares the tuned result with the model as it was trained."""
+    dense = made(family, sources)
+    steps = {
+        "dataset": "calibration.txt",
+        "steps": 6,
+        "batch": 4,
+        "holdout": 4,
+        "sequence_length": 16,
+        "learning_rate": 0.003,
+    }
+    tuned, report = result_of(sources, tmp_path / "tuned", tune=tune | steps)
+    changed = checks.same_otherwise(dense, tuned)
+    assert report.zeros == sum(int((after == 0).sum()) for _, after in changed.values() if after.ndim > 1)
+    assert any((after[after != 0] != before[after != 0]).any() for before, after in changed.values())
