@@ -42,6 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_moe": {"num_experts": EXPERTS, "moe_topk": 2},
     "minimax_m2": {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
+    "llama4_text": {"num_local_experts": EXPERTS, "num_experts_per_tok": 2, "intermediate_size_mlp": 24},
     "phimoe": {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
 }  # fmt: skip
 """Model type -> what its config needs beside the sizes. The last block has a mixture in all of them."""
@@ -64,7 +65,7 @@ def tiny(model_type: str, **entries: Any) -> Any:
 def mixture_module(model: Any, block: int = -1) -> Any:
     """A block's mixture, the last one's if none is given."""
     layer = model.model.layers[block]
-    return getattr(layer, "mlp", None) or layer.block_sparse_moe
+    return next(getattr(layer, name) for name in ("mlp", "block_sparse_moe", "feed_forward") if hasattr(layer, name))
 
 
 def router_of(mixture: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.helpers.mixtures import EXPERTS, FAMILIES, mixture_module, router_of, tiny
 from workers.engine.model.expert_facts import squared_changes
-from workers.engine.model.experts import Mixture, Routed
+from workers.engine.model.experts import Mixture, Routed, ScaledInputs
 
 KEPT = [0, 2, 3, 4, 6, 7]
 """As many of each of two groups."""
@@ -26,7 +26,8 @@ def mixture_in(model: Any) -> Mixture:
     axes = {name: 0 for name in AXES if name in own}
     if "moe_statics.e_score_correction_bias" in own:
         axes["moe_statics.e_score_correction_bias"] = 1
-    return Mixture(router, experts, EXPERTS, axes)
+    kind = Mixture if hasattr(experts, "has_gate") else ScaledInputs
+    return kind(router, experts, EXPERTS, axes)
 
 
 def passed(model: Any, tokens: Tensor, mixture: Mixture) -> tuple[Tensor, list[Routed], list[Tensor]]:

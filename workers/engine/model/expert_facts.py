@@ -188,11 +188,8 @@ def squared_changes(
 
     `dense_TD`: outputs that they are compared with; if None, those of the same pass.
     """
-    weights = []
-    for gone in sets:
-        route = mixture.narrowed([expert for expert in range(mixture.count) if expert not in gone])
-        _, weight_TK, index_TK, *_ = route(*routed.asked)
-        weights.append(mixture.weights(index_TK, weight_TK))
+    kept = [[expert for expert in range(mixture.count) if expert not in gone] for gone in sets]
+    weights = [mixture.weights_of(experts, routed.asked) for experts in kept]
     with_all_TE = mixture.weights(routed.index_TK, routed.weight_TK)
     found_TS = torch.zeros(len(with_all_TE), len(sets), dtype=torch.float64, device=with_all_TE.device)
     for part, output_TED in mixture.outputs(routed.hidden_TD, mixture.every(len(routed.hidden_TD))):

@@ -86,17 +86,8 @@ class Mixture:
 
     def narrowed(self, kept: Sequence[int]) -> Callable[..., Any]:
         """The router of a mixture that has these experts only. It gives their indices among all."""
-        router = copy.deepcopy(self.router)
-        router.__dict__.pop("forward", None)  # of a mixture that is watched
+        router = self._narrowed(kept)
         number_E = torch.tensor(list(kept), device=next(router.parameters()).device)
-        for name, axis in self.axes.items():
-            path, _, own = name.rpartition(".")
-            module = router.get_submodule(path)
-            part = getattr(module, own).detach().index_select(axis, number_E)
-            setattr(module, own, nn.Parameter(part, False) if own in module._parameters else part)
-        for module in router.modules():
-            if hasattr(module, "num_experts"):
-                setattr(module, "num_experts", len(kept))  # noqa: B010 (a module's attributes are typed as tensors)
 
         def of_kept(argument: Any) -> Any:
             """Correction terms, which some mixtures hold themselves and pass to their router."""
@@ -108,6 +99,26 @@ class Mixture:
             return logits, weight_TK, number_E[index_TK], *others
 
         return route
+
+    def _narrowed(self, kept: Sequence[int]) -> nn.Module:
+        """A copy of the router with these experts only, numbered anew."""
+        router = copy.deepcopy(self.router)
+        router.__dict__.pop("forward", None)  # of a mixture that is watched
+        number_E = torch.tensor(list(kept), device=next(router.parameters()).device)
+        for name, axis in self.axes.items():
+            path, _, own = name.rpartition(".")
+            module = router.get_submodule(path)
+            part = getattr(module, own).detach().index_select(axis, number_E)
+            setattr(module, own, nn.Parameter(part, False) if own in module._parameters else part)
+        for module in router.modules():
+            if hasattr(module, "num_experts"):
+                setattr(module, "num_experts", len(kept))  # noqa: B010 (a module's attributes are typed as tensors)
+        return router
+
+    def weights_of(self, kept: Sequence[int], asked: tuple[Any, ...]) -> Tensor:
+        """The weight of every expert [T, E] by a router that has the kept ones only, asked the same."""
+        _, weight_TK, index_TK, *_ = self.narrowed(kept)(*asked)
+        return self.weights(index_TK, weight_TK)
 
     def weights(self, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         """The weight of every expert [T, E], zero of those that a token is not sent to."""
@@ -129,6 +140,66 @@ class Mixture:
         """The indices of all experts for so many tokens [T, E]."""
         device = next(self.experts.parameters()).device
         return torch.arange(self.count, device=device).expand(tokens, -1)
+
+
+class ScaledInputs(Mixture):
+    """Llama 4's mixture. The router gives every expert's weight [T, E], a sigmoid where a token is sent and else 0, and
+    the experts are given all tokens times it, [E T, D]; their outputs are added up as they are.
+
+    So the weight of an output is 1, and what an expert makes of a token does not depend on which others there are.
+    """
+
+    @contextmanager
+    def watched(
+        self, read: Callable[[Routed], None], wrote: Callable[[Tensor], None] = lambda _: None
+    ) -> Iterator[None]:
+        asked: list[tuple[tuple[Any, ...], Tensor]] = []
+        route, compute = self.router.forward, self.experts.forward
+
+        def ask(*args: Any) -> Any:
+            scale_TE, logits_TE = route(*args)
+            asked.append((args, scale_TE))
+            return scale_TE, logits_TE
+
+        def forward(scaled_ND: Tensor) -> Tensor:
+            args, scale_TE = asked.pop()
+            weight_TK, index_TK = (scale_TE > 0).to(scale_TE.dtype).topk(self.router.top_k, dim=1)  # type: ignore[arg-type]
+            read(Routed(args[0].reshape(len(scale_TE), -1), index_TK, weight_TK, args))
+            output_ND: Tensor = compute(scaled_ND)
+            wrote(output_ND.unflatten(0, (self.count, -1)).sum(dim=0))
+            return output_ND
+
+        with _replaced(self.router, ask), _replaced(self.experts, forward):
+            yield
+
+    def narrowed(self, kept: Sequence[int]) -> Callable[..., Any]:
+        route = self._narrowed(kept)
+
+        def scattered(*args: Any) -> Any:
+            scale_TN, logits_TN = route(*args)
+            scale_TE = scale_TN.new_zeros(len(scale_TN), self.count)
+            scale_TE[:, list(kept)] = scale_TN
+            return scale_TE, logits_TN
+
+        return scattered
+
+    def weights_of(self, kept: Sequence[int], asked: tuple[Any, ...]) -> Tensor:
+        scale_TE, _ = self.narrowed(kept)(*asked)
+        return (scale_TE > 0).to(scale_TE.dtype)
+
+    def outputs(self, hidden_TD: Tensor, index_TK: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        scale_TE = torch.nn.Linear.forward(self.router, hidden_TD).float().sigmoid().to(hidden_TD.dtype)  # type: ignore[arg-type]
+        both, down, act = (getattr(self.experts, name) for name in ("gate_up_proj", "down_proj", "act_fn"))
+        step = max(1, OUTPUT_BYTES // (index_TK.shape[1] * hidden_TD[:1].nbytes))
+        for start in range(0, len(hidden_TD), step):
+            part = slice(start, min(start + step, len(hidden_TD)))
+            output_PKD = hidden_TD.new_zeros(*index_TK[part].shape, hidden_TD.shape[1])
+            for expert in range(self.count):
+                token_N, place_N = torch.where(index_TK[part] == expert)
+                x_ND = hidden_TD[part][token_N] * scale_TE[part][token_N, expert, None]
+                gate_NI, up_NI = (x_ND @ both[expert]).chunk(2, dim=1)
+                output_PKD[token_N, place_N] = (up_NI * act(gate_NI)) @ down[expert]
+            yield part, output_PKD
 
 
 @contextmanager
@@ -157,7 +228,8 @@ def mixture_in(model: LoadedModel, block: int, module: nn.Module) -> Mixture | N
     around = module.get_submodule(parent)
     experts = around.get_submodule(own)
     name = next((name for name in ("gate", "router") if isinstance(getattr(around, name, None), nn.Module)), None)
-    if name is None or not hasattr(experts, "has_gate"):
+    scaled = any(part.reads_all for part in layout.mlps)
+    if name is None or not (scaled or hasattr(experts, "has_gate")):
         raise UnsupportedModel(
             f"{architecture.model_type}: its blocks call their experts in a way that is not known",
             "remove blocks with `depth`, or weights",
@@ -167,4 +239,4 @@ def mixture_in(model: LoadedModel, block: int, module: nn.Module) -> Mixture | N
     prefix = f"{layout.in_module(layout.block(block))}.{parent + '.' if parent else ''}{name}."
     named = {layout.in_module(full): axis for full, axis in of_each_expert(architecture, model.source.tensors).items()}
     axes = {full.removeprefix(prefix): axis for full, axis in named.items() if full.startswith(prefix)}
-    return Mixture(router, experts, facts.experts, axes)
+    return (ScaledInputs if scaled else Mixture)(router, experts, facts.experts, axes)

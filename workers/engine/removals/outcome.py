@@ -94,7 +94,8 @@ def config_after(config: Mapping[str, Any], outcome: Outcome, source: ModelSourc
         changed |= spelled(config, {"num_hidden_layers": len(outcome.blocks)})
     said = {"head_dim": head_dim(config), **outcome.entries(config)} if outcome.cut else outcome.entries(config)
     if row is not None and not like_llama(row):  # others may have no entry for it; blocks may read one that is no field
-        known = {*row["fields"], *(() if row["head_from_hidden"] else ["head_dim"])}
+        fields = (*row["fields"], *(() if row["head_from_hidden"] else ["head_dim"]))
+        known = {own_name(config, name) for name in fields}
         said = {name: entry for name, entry in said.items() if own_name(config, name) in known}
     changed |= spelled(config, said)
     if outcome.cut and config["model_type"] == "llama" and changed["hidden_size"] % changed["num_attention_heads"]:
