@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from workers.engine.contracts.params import STAGES, Stat
+from workers.engine.contracts.params import EDITS, STAGES, Stat
 from workers.engine.registry import Method, methods
 from workers.engine.spec import CompressionSpec
 
@@ -20,7 +20,8 @@ class MethodRead(BaseModel):
     units: list[str] = Field(description="What is scored or removed as one.", examples=[["weight"]])
     patterns: list[str] = Field(description="Sparsity patterns; `N:M` keeps N of every M.")
     score: Literal["required", "optional", "unused"] | None = Field(
-        description="Pruners: whether the spec must have a `score`, may have one, or must not; null for other stages."
+        description="Pruners and growers: whether the spec must have a `score`, may have one, or must not; null for "
+        "other stages."
     )
     updates_weights: bool | None = Field(
         description="Pruners: whether weights that stay change too, which rules out `refine`; null for other stages."
@@ -98,7 +99,7 @@ def _method(method: Method) -> MethodRead:
         needs=[stat.name.lower() for stat in Stat if stat in method.needs and stat.name],
         units=list(method.units),
         patterns=list(method.patterns),
-        score=method.scores if method.stage == "prune" else None,
+        score=method.scores if method.stage in EDITS else None,
         updates_weights=method.updates_weights if method.stage == "prune" else None,
         parameters=method.params.model_json_schema(),
     )

@@ -16,6 +16,7 @@ from app.cli.exits import Usage
 from app.cli.options import AsJson, JobId, connect
 from app.cli.report import metrics_table
 from app.cli.watch import follow, queue_place, raise_unless_succeeded, waits
+from workers.engine.contracts.params import EDITS
 
 SpecFile = Annotated[
     str, typer.Argument(metavar="SPEC.json", help="The compression spec (docs/parameters.md), or - for stdin.")
@@ -99,7 +100,7 @@ def list_jobs(
             output.status_text(job["status"]),
             f"[yellow]{job['queue']['waiting_for']}[/]" if waits(job) else job["stage"] or "",
             escape(job["spec"]["model"]["id"]),
-            " + ".join(part["method"] for part in (job["spec"]["score"], job["spec"]["prune"]) if part),
+            " + ".join(part["method"] for stage in ("score", *EDITS) if (part := job["spec"].get(stage))),
             output.local_time(job["created_at"]),
             escape(" ".join(f"{k}={v}" for k, v in job["labels"].items())),
         )
@@ -200,9 +201,9 @@ def _labels(pairs: list[str]) -> dict[str, str]:
 def _print_plan(plan: dict[str, Any], *, all_layers: bool) -> None:
     table = output.table("What this would do; nothing was created", "", "")
     table.show_header = False
-    table.add_row("model", escape(f"{plan['model_id']} ({plan['architecture']}, {plan['blocks']} blocks)"))
+    table.add_row("model", escape(f"{plan['model_id']} ({plan['architecture']}, {_blocks(plan)})"))
     table.add_row("commit", plan["model_commit"])
-    table.add_row("parameters", output.number(plan["parameters"]))
+    table.add_row("parameters", f"{output.number(plan['parameters'])} → {output.found(plan['parameters_after'])}")
     zeros = output.found(plan["zeros_after"])
     table.add_row("zeros after", f"{zeros} of {output.number(plan['prunable_parameters'])}")
     table.add_row("weight bytes", f"{output.number(plan['bytes_before'])} → {output.found(plan['bytes_after'])}")
@@ -218,6 +219,12 @@ def _print_plan(plan: dict[str, Any], *, all_layers: bool) -> None:
         sparsity = "to be measured" if target is None else f"{target:.2%}"
         layers.add_row(escape(name), "x".join(map(str, shape)), sparsity)
     output.stdout.print(layers)
+
+
+def _blocks(plan: dict[str, Any]) -> str:
+    """`8 blocks`, or `8 → 12 blocks` where their number changes."""
+    after = plan["blocks_after"]
+    return f"{plan['blocks']} blocks" if after in (None, plan["blocks"]) else f"{plan['blocks']} → {after} blocks"
 
 
 def _alike(layers: list[dict[str, Any]], *, folded: bool) -> list[tuple[str, list[int], float | None]]:

@@ -44,10 +44,13 @@ def print_report(report: dict[str, Any]) -> None:
     provenance = report["provenance"]
     after = report.get("parameters_after") or report["parameters"]  # a report may be older than that
     if after < report["parameters"]:
-        what = f"{after:,} of {report['parameters']:,} parameters left"
+        what = f"{after:,} of {report['parameters']:,} parameters left ({report['sparsity']:.2%} removed)"
+    elif after > report["parameters"]:
+        what = f"{after:,} parameters, {report['parameters']:,} before"
     else:
-        what = f"{report['zeros']:,} of {report['prunable_parameters']:,} prunable weights zero"
-    output.stdout.print(f"[bold]{escape(provenance['model_id'])}[/] with {what} ({report['sparsity']:.2%} removed)")
+        zeros = f"{report['zeros']:,} of {report['prunable_parameters']:,} prunable weights zero"
+        what = f"{zeros} ({report['sparsity']:.2%} removed)"
+    output.stdout.print(f"[bold]{escape(provenance['model_id'])}[/] with {what}")
     output.stdout.print(metrics_table(report["metrics"]))
     for sample in report.get("samples", []):
         output.stdout.print(samples_text(sample))

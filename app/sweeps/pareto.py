@@ -11,6 +11,7 @@ from app.errors import InvalidRequest
 from app.http.problems import field_error
 from app.sweeps.repository import ChildRow, Measured
 from app.sweeps.schemas import Axis, LeftOut, Pareto, ParetoPoint
+from workers.engine.contracts.params import EDITS
 
 SPARSITY = "sparsity"
 """The report's own: the fraction of the prunable weights removed. Of every report, and higher is better."""
@@ -18,7 +19,7 @@ SPARSITY = "sparsity"
 
 ROUNDING = 0.005
 """Counts of weights are rounded in every row, of channels and heads in every block: 60 % of a row of 256 is 59.8 %."""
-DECIDING = ("score", "allocate", "prune", "refine", "tune")
+DECIDING = ("score", "allocate", *EDITS, "refine", "tune")
 """The stages whose methods make one result differ from another."""
 
 

@@ -33,6 +33,10 @@ def sparsegpt(**changes: Any) -> dict[str, Any]:
     return spec(prune={"method": "sparsegpt", "sparsity": 0.5}, **changes)
 
 
+def grow(**changes: Any) -> dict[str, Any]:
+    return {"model": SPEC["model"], "grow": {"method": "lesa", "layers": 1}, **changes}
+
+
 def calibrate(**changes: Any) -> dict[str, Any]:
     return {**WANDA, "calibrate": {**WANDA["calibrate"], **changes}}
 
@@ -127,7 +131,31 @@ BODIES: list[tuple[str, Any, str, str]] = [
         "perplexity_required",
     ),
     ("mask without score", {"spec": spec(score=None)}, "/spec", "score_required"),
-    ("sparsegpt with score", {"spec": sparsegpt()}, "/spec", "score_unused"),
+    ("sparsegpt with score", {"spec": sparsegpt()}, "/spec/score", "score_unused"),
+    ("neither prune nor grow", {"spec": spec(prune=None)}, "/spec/prune", "prune_or_grow"),
+    ("prune and grow", {"spec": spec(grow={"method": "lesa", "layers": 1})}, "/spec/grow", "prune_or_grow"),
+    ("grow with score", {"spec": grow(score={"method": "wanda"})}, "/spec/score", "score_unused"),
+    ("grow with an allocation", {"spec": grow(allocate={"method": "owl"})}, "/spec/allocate", "nothing_to_allocate"),
+    ("grow with refine", {"spec": grow(refine={"method": "dsnot"})}, "/spec/refine", "nothing_to_refine"),
+    (
+        "growing by nothing",
+        {"spec": grow(grow={"method": "lesa", "layers": 0})},
+        "/spec/grow/layers",
+        "greater_than_equal",
+    ),
+    (
+        "growing beyond the gaps",
+        {"spec": grow(grow={"method": "lesa", "layers": 8})},
+        "/spec/grow/layers",
+        "invalid_spec",
+    ),
+    (
+        "growing after the last",
+        {"spec": grow(grow={"method": "lesa", "after": [7]})},
+        "/spec/grow/after",
+        "invalid_spec",
+    ),
+    ("training blocks that are not added", {"spec": tune(train="new_blocks")}, "/spec/tune", "no_new_blocks"),
     ("sparsegpt without text", {"spec": sparsegpt(score=None)}, "/spec", "calibration_required"),
     ("refined sparsegpt", {"spec": sparsegpt(score=None, refine={"method": "dsnot"})}, "/spec", "refine_after_update"),
     (

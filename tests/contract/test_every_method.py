@@ -429,7 +429,7 @@ def llama(*, masked: bool, tied: bool = False) -> nn.Module:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 50}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
-    for layer in linears(model, architecture_of(model)).values() if masked else ():
+    for layer in linears(model, architecture_of(model), (nn.Linear,)).values() if masked else ():
         layer.weight.data *= torch.rand(layer.weight.shape) < 0.5
     return model
 
@@ -520,6 +520,44 @@ class TestTune:
     def test_parameters_survive_json(self, method: Method, masked: bool) -> None:
         params = method.params(dataset="text.txt")
         assert method.params.model_validate_json(params.model_dump_json()) == params
+
+
+@named("tune")
+def test_zeros_of_a_block_that_was_added_are_weights_like_others(method: Method) -> None:
+    """Those of LLaMA-Pro's copies, in the layers that add to the hidden states."""
+    model = llama(masked=False)
+    architecture = replace(architecture_of(model), new_blocks=frozenset({3}))
+    added = [layer.weight for layer in architecture.writing("hidden", 3)]
+    for name in added:
+        model.get_parameter(name).data.zero_()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainable = method.function(model, architecture, method.params(dataset="text.txt"))
+    optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=0.01)
+    loss_of(model.train()).backward()
+    optimizer.step()
+    for name in added:
+        assert trainable.merged(name, before[name]).count_nonzero(), name
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in methods("tune") if "train" in m.params.model_fields], ids=lambda m: m.name
+)
+def test_training_of_new_blocks_leaves_the_others_alone(method: Method) -> None:
+    model = llama(masked=True)
+    architecture = replace(architecture_of(model), new_blocks=frozenset({1, 3}))
+    params = method.params(dataset="text.txt", train="new_blocks")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tensors = {name: TensorFacts("F32", tuple(p.shape)) for name, p in model.named_parameters()}
+    promised = params.trained_parameters(ModelSource("llama", model.config.to_dict(), tensors, {}, None), architecture)
+    trainable = method.function(model, architecture, params)
+    assert promised == sum(parameter.numel() for parameter in trainable.parameters.values())
+    optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=0.01)
+    for _ in range(2):
+        loss_of(model.train()).backward()
+        optimizer.step()
+    changed = {name for name, tensor in before.items() if not torch.equal(trainable.merged(name, tensor), tensor)}
+    assert {layer.weight for layer in architecture.layers if architecture.is_new(layer.name)} <= changed
+    assert all(architecture.is_new(name) for name in changed)
 
 
 def test_the_light_half_imports_no_torch() -> None:

@@ -102,6 +102,20 @@ def test_a_dry_run_shows_the_plan_and_creates_nothing(service: Embedded, tmp_pat
     assert [job["id"] for job in service.json("list")["data"]] == before
 
 
+def test_a_model_is_grown(service: Embedded, tmp_path: Path) -> None:
+    grow = {"method": "lesa", "layers": 1, "epochs": 1, "width": 16}
+    path = spec_file(tmp_path, {"model": MAGNITUDE["model"], "grow": grow})
+    shown = service.run("submit", path, "--dry-run").stdout
+    assert "8 → 9 blocks" in shown
+    assert "6,951,168 → 7,688,960" in shown
+    job = service.json("submit", path, "--wait")
+    assert (job["status"], job["spec"]["prune"]) == ("succeeded", None)
+    assert "7,688,960 parameters, 6,951,168 before" in service.run("report", job["id"]).stdout
+    assert re.search(rf"{job['id']} .* lesa ", service.run("list").stdout)
+    service.run("download", job["id"], "--out", str(tmp_path / "grown"))
+    assert json.loads((tmp_path / "grown/config.json").read_text())["num_hidden_layers"] == 9
+
+
 def test_a_refused_spec_names_the_field(service: Embedded, tmp_path: Path) -> None:
     path = spec_file(tmp_path, {**MAGNITUDE, "prune": {"method": "mask", "sparsity": 1.5}})
     done = service.run("submit", path, exit_code=6)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.removals.outcome import Outcome
-    from workers.engine.report import LayerReport, Origin, ResultCheck, TuneReport
+    from workers.engine.report import Growth, LayerReport, Origin, ResultCheck, TuneReport
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.evaluate import Evaluation
@@ -126,6 +126,7 @@ def compress(
             importance_lost_by_ranking=lost and lost[1],
             refresh=spec.refresh if spec.walk_needs else None,
             layers=made.layers,
+            growth=made.growth,
             tune=made.tuned,
             betas=made.betas,
             checks=made.checks,
@@ -173,6 +174,7 @@ class _Made:
     resumed: int
     resumed_allocation: bool
     checks: list[ResultCheck]
+    growth: Growth | None
     tuned: TuneReport | None
     betas: dict[str, float]
     layers: list[LayerReport]
@@ -186,14 +188,15 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
     resumed_allocation = run.checkpoint.load_json("allocation") is not None
     with clock.stage("allocate"):
         allocation = allocate(spec, model, job.text, job.sources, job.units, tries)
-    with clock.stage("prune"):  # scores layers and runs the calibration text through pruned blocks too
+    with clock.stage(spec.editor.stage):  # scores layers and runs the calibration text through pruned blocks too
         outcome, resumed = prune(spec, model, job.text, job.units, allocation, run)
         ranks.first(lambda: _written(job, outcome, run))
     with clock.stage("verify"):
         ids_T = window(spec, model, job.text)
         checks = ranks.first(lambda: _verified(job, outcome, run, ids_T))
         tries.check_decode_time(allocation, model, job.model_dir)
-    tuned, more_checks = ranks.first(lambda: _tuned(job, run, ids_T))
+    tuned, more_checks = ranks.first(lambda: _tuned(job, outcome, run, ids_T))
+    growth = removal_of(spec).growth(outcome, run.checkpoint)
     tokens = expert_tokens(run)
     layers = ranks.first(lambda: layer_reports(spec, model, allocation, outcome, job.model_dir, tokens))
     betas = ranks.first(lambda: _skipping(job, run))
@@ -202,13 +205,13 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
             spec, model, job.model_dir, job.sources, tries.shared, lambda ratio: tries.check(allocation, ratio)
         )
     return _Made(
-        allocation, outcome, resumed, resumed_allocation, checks + more_checks, tuned, betas, layers, evaluation
+        allocation, outcome, resumed, resumed_allocation, checks + more_checks, growth, tuned, betas, layers, evaluation
     )
 
 
 def _written(job: _Job, outcome: Outcome, run: Run) -> None:
     assemble(job.spec, job.model, outcome, run.checkpoint, job.model_dir)
-    check_sizes(job.spec.prune.size_limit, job.model, job.model_dir)
+    check_sizes(job.spec.edit.size_limit, job.model, job.model_dir)
 
 
 def _verified(job: _Job, outcome: Outcome, run: Run, ids_T: Tensor) -> list[ResultCheck]:
@@ -218,19 +221,19 @@ def _verified(job: _Job, outcome: Outcome, run: Run, ids_T: Tensor) -> list[Resu
 
 def _skipping(job: _Job, run: Run) -> dict[str, float]:
     """Beta of every block of a result that skips experts; empty for others."""
-    if not job.spec.prune.skips:
+    if not job.spec.edit.skips:
         return {}
     with run.clock.stage("calibrate"):
         return let_skip(job.model, job.model_dir, needed(job.text, "/calibrate"), run)
 
 
-def _tuned(job: _Job, run: Run, ids_T: Tensor) -> tuple[TuneReport | None, list[ResultCheck]]:
+def _tuned(job: _Job, outcome: Outcome, run: Run, ids_T: Tensor) -> tuple[TuneReport | None, list[ResultCheck]]:
     """The training, if the spec asks for it, and the check of what it made."""
     if job.tuning is None:
         return None, []
     from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
 
     with run.clock.stage("tune"):
-        tuned, traces = tune(job.spec, job.model, job.model_dir, job.tuning, run, ids_T)
+        tuned, traces = tune(job.spec, job.model, job.model_dir, job.tuning, run, ids_T, outcome.new)
     with run.clock.stage("verify"):
         return tuned, [verify_tuned(job.spec, job.model, traces, job.model_dir, ids_T)]

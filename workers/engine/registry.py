@@ -45,9 +45,9 @@ class Method:
     needs: Stat = Stat.NONE
     group: Group = "row"
     units: tuple[Unit, ...] = ()
-    """Scorers: units that they score. Pruners: units that they remove."""
+    """Scorers: units that they score. Pruners: units that they remove; growers remove none."""
     removes: Removes | None = None
-    """Pruners: the kind of unit."""
+    """Pruners and growers: the kind of unit, that goes or is added."""
     even: bool = False
     """Allocators: whether every layer gets the same sparsity, whatever the model."""
     default: bool = False
@@ -56,7 +56,7 @@ class Method:
     """Allocators: whether their guarantee does not hold where sparsities are rounded to an N:M pattern."""
     patterns: tuple[str, ...] = ()
     scores: Scores = "required"
-    """Pruners: whether a score is required, optional or not used."""
+    """Pruners and growers: whether a score is required, optional or not used."""
     updates_weights: bool = False
     """Pruners: whether the weights that stay are changed to make up for those that go."""
     whole_model: bool = True
@@ -173,6 +173,17 @@ def pruner(
             needs=needs,
             updates_weights=updates_weights,
         )
+        return function
+
+    return register
+
+
+def grower(params: type[MethodParams], *, adds: Removes, paper: str) -> Callable[[F], F]:
+    """Register a method that makes the units of a kind that is added. Method files use the decorator of the kind's file
+    in `removals/`, which types the function."""
+
+    def register(function: F) -> F:
+        _register("grow", params, function, removes=adds, paper=paper, scores="unused")
         return function
 
     return register

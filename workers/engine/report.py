@@ -227,6 +227,28 @@ class Origin(ReportModel):
     attempt: int = Field(description="Which of the job's attempts came to its end, from 1.")
 
 
+class NewBlock(ReportModel):
+    """A decoder block that was added."""
+
+    block: int = Field(description="Its number in the result.")
+    like: int = Field(description="The dense block that it was made like, whose config entries it has.")
+
+
+class Prediction(ReportModel):
+    """How well a tensor of new blocks was predicted, tried on the dense blocks: of each, from the two around it."""
+
+    tensor: str = Field(description="Path below a block.")
+    error: float = Field(description="Norm of the difference relative to the norm of the tensors; zeros would have 1.")
+    error_of_mean: float = Field(description="The same of the mean of the two blocks around.")
+
+
+class Growth(ReportModel):
+    """The blocks that were added, and how they were made."""
+
+    blocks: list[NewBlock]
+    predictions: list[Prediction] = Field(description="Empty where nothing was learnt.")
+
+
 class Report(ReportModel):
     """The whole report, `report.json` beside the model."""
 
@@ -263,6 +285,7 @@ class Report(ReportModel):
         None, description="How soon layers saw what was pruned before them; null where no inputs were looked at."
     )
     layers: list[LayerReport]
+    growth: Growth | None = Field(None, description="null where the spec adds no blocks.")
     tune: TuneReport | None = Field(None, description="null where the spec tunes nothing.")
     betas: dict[str, float] = Field(
         default_factory=dict,
@@ -328,6 +351,7 @@ class Plan(ReportModel):
     architecture: str
     blocks: int
     parameters: int
+    blocks_after: int | None = Field(description="Of the result; null with parameters_after.")
     parameters_after: int | None = Field(
         description="Of the result; null where widths follow from what the job measures, then within a channel a block "
         "of the target's share."

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from workers.engine.contracts.growing import GrowMethodParams
 from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import (
+    EDITS,
+    EditMethodParams,
     Group,
     LossMethodParams,
     MethodParams,
@@ -116,11 +119,12 @@ if TYPE_CHECKING:
     RefineParams = MethodParams
     EvaluateParams = MethodParams
     PruneParams = PruneMethodParams
+    GrowParams = GrowMethodParams
     TuneParams = TuneMethodParams
 else:
     ScoreParams, AllocateParams = _union("score"), _union("allocate")
     PruneParams, RefineParams, EvaluateParams = _union("prune"), _union("refine"), _union("evaluate")
-    TuneParams = _union("tune")
+    GrowParams, TuneParams = _union("grow"), _union("tune")
 
 
 class CompressionSpec(SpecModel):
@@ -155,12 +159,20 @@ class CompressionSpec(SpecModel):
         description="How sparsity is spread over layers.",
         json_schema_extra={"default": {"method": _DEFAULT.name}},
     )
-    prune: PruneParams = Field(description="What is removed, and how much.")
+    prune: PruneParams | None = Field(
+        None, description="What is removed, and how much. Required, unless the spec has `grow`."
+    )
+    grow: GrowParams | None = Field(
+        None,
+        description="Instead of `prune`: how many decoder blocks are added, and what they are made of. No text is read "
+        "for it; `tune` trains the grown model.",
+    )
     refine: RefineParams | None = Field(
         None, description="Moves zeros to better places after pruning. Only for pruners that change no other weight."
     )
     tune: TuneParams | None = Field(
-        None, description="Trains the pruned model on text for a while, so that what is left makes up for what went."
+        None,
+        description="Trains the pruned or grown model on text for a while, so that it makes up for what was changed.",
     )
     evaluate: list[EvaluateParams] = Field(
         default_factory=list,
@@ -209,9 +221,19 @@ class CompressionSpec(SpecModel):
         return {pointer: part for pointer, part in parts.items() if isinstance(part, DataRef)}
 
     @property
+    def edit(self) -> EditMethodParams:
+        """The parameters of the method that edits the model: a pruner's or a grower's."""
+        return needed(self.prune or self.grow, "/prune or /grow")
+
+    @property
+    def editor(self) -> Method:
+        """The method that edits the model."""
+        return method_of("prune" if self.prune else "grow", self.edit)
+
+    @property
     def removes(self) -> Removes:
-        """The kind of unit that goes."""
-        return needed(method_of("prune", self.prune).removes, "a pruner's kind of unit")
+        """The kind of unit that goes, or is added."""
+        return needed(self.editor.removes, "an editor's kind of unit")
 
     @property
     def scores_first(self) -> bool:
@@ -221,7 +243,7 @@ class CompressionSpec(SpecModel):
     @property
     def walk_needs(self) -> Stat:
         """Statistics of a layer's inputs that are collected right before it is pruned."""
-        needs = method_of("prune", self.prune).needs & ~self.prune.waives
+        needs = self.editor.needs & ~self.edit.waives
         if self.score is not None and not self.removes.scored_first:
             needs |= method_of("score", self.score).needs
         if self.refine is not None:
@@ -231,7 +253,7 @@ class CompressionSpec(SpecModel):
     @property
     def needs(self) -> Stat:
         """Everything that is measured on calibration text."""
-        after = Stat.ROUTING if self.prune.skips else Stat.NONE
+        after = Stat.ROUTING if self.edit.skips else Stat.NONE
         return (self.walk_needs | self.allocate_needs | self.unit_needs | after) & ~Stat.UNIT_SCORES
 
     @property
@@ -254,7 +276,7 @@ class CompressionSpec(SpecModel):
     @property
     def group(self) -> Group:
         """Where weights are compared with one another."""
-        return method_of("score", self.score).group if self.score else method_of("prune", self.prune).group
+        return method_of("score", self.score).group if self.score else self.editor.group
 
     @property
     def refresh(self) -> Literal["block", "projection"]:
@@ -266,13 +288,30 @@ class CompressionSpec(SpecModel):
     @property
     def _trial_needs(self) -> Stat:
         """Statistics that trial prunings need: those of the solver, or those of the score."""
-        if method_of("prune", self.prune).updates_weights:
+        if self.editor.updates_weights:
             return Stat.GRAM
         return Stat.INPUT_SQ_MEAN if self.score and method_of("score", self.score).needs else Stat.NONE
 
     @model_validator(mode="after")
+    def _one_edit(self) -> CompressionSpec:
+        given = [stage for stage in EDITS if getattr(self, stage) is not None]
+        if not given:
+            raise _at("prune", "prune_or_grow", "a spec has `prune`, what is removed, or `grow`, what is added", None)
+        if len(given) > 1:
+            raise _at(
+                "grow",
+                "prune_or_grow",
+                "a spec has `prune` or `grow`: leave one out, and give the result to another job as its model",
+                self.grow,
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_score_where_needed(self) -> CompressionSpec:
-        pruner = method_of("prune", self.prune)
+        pruner = self.editor
+        if self.score is not None and pruner.scores == "unused":
+            message = f"{pruner.stage} `{pruner.name}` uses no scores: leave `score` out"
+            raise _at("score", "score_unused", message, self.score)
         if self.score is not None and not _fits(method_of("score", self.score), pruner):
             raise PydanticCustomError(
                 "score_of_other_units",
@@ -289,20 +328,17 @@ class CompressionSpec(SpecModel):
             raise PydanticCustomError(
                 "score_required", 'prune `{method}` needs `score`, e.g. {"method": "wanda"}', {"method": pruner.name}
             )
-        if self.score is not None and pruner.scores == "unused":
-            raise PydanticCustomError(
-                "score_unused", "prune `{method}` chooses weights itself: leave `score` out", {"method": pruner.name}
-            )
         return self
 
     @model_validator(mode="after")
     def _an_allocation_that_fits(self) -> CompressionSpec:
         allocator = method_of("allocate", self.allocate)
         if not self.removes.spread and not allocator.even:
-            raise PydanticCustomError(
+            raise _at(
+                "allocate",
                 "nothing_to_allocate",
-                "prune `{method}` has nothing to spread over blocks: leave `allocate` out",
-                {"method": self.prune.method},
+                f"{self.editor.stage} `{self.editor.name}` has nothing to spread over blocks: leave `allocate` out",
+                self.allocate,
             )
         if not self.removes.tried and Stat.LOSS in allocator.needs:
             raise PydanticCustomError(
@@ -311,12 +347,12 @@ class CompressionSpec(SpecModel):
                 "measures blocks, such as `owl`",
                 {"method": allocator.name},
             )
-        if self.prune.kept_of is not None and allocator.unstructured_only:
+        if self.edit.kept_of is not None and allocator.unstructured_only:
             raise PydanticCustomError(
                 "unstructured_only",
                 "allocate `{method}` tries out unstructured sparsity, and what it finds need not hold for {pattern}: "
                 "use `uniform`, or leave `pattern` out",
-                {"method": allocator.name, "pattern": ":".join(map(str, self.prune.kept_of))},
+                {"method": allocator.name, "pattern": ":".join(map(str, self.edit.kept_of))},
             )
         if not self.removes.scored_first and Stat.UNIT_SCORES in allocator.needs:
             raise PydanticCustomError(
@@ -328,12 +364,13 @@ class CompressionSpec(SpecModel):
 
     @model_validator(mode="after")
     def _refine_moves_only_zeros(self) -> CompressionSpec:
-        pruner = method_of("prune", self.prune)
+        pruner = self.editor
         if self.refine is not None and not self.removes.leaves_zeros:
-            raise PydanticCustomError(
+            raise _at(
+                "refine",
                 "nothing_to_refine",
-                "prune `{method}` leaves no zeros to move: leave `refine` out",
-                {"method": pruner.name},
+                f"{pruner.stage} `{pruner.name}` leaves no zeros to move: leave `refine` out",
+                self.refine,
             )
         if self.refine is not None and pruner.updates_weights:
             raise PydanticCustomError(
@@ -344,18 +381,32 @@ class CompressionSpec(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _new_blocks_where_some_are_added(self) -> CompressionSpec:
+        if self.tune is not None and self.tune.new_blocks_only and not self.removes.adds:
+            raise _at(
+                "tune",
+                "no_new_blocks",
+                f"{self.editor.stage} `{self.editor.name}` adds no blocks: `train` is `all`",
+                self.tune,
+            )
+        return self
+
+    @model_validator(mode="after")
     def _calibration_where_needed(self) -> CompressionSpec:
         if self.needs is not Stat.NONE and self.calibrate is None:
             stages: tuple[tuple[Stage, MethodParams | None], ...] = (
-                ("score", self.score), ("allocate", self.allocate), ("prune", self.prune), ("refine", self.refine)
-            )  # fmt: skip
+                ("score", self.score),
+                ("allocate", self.allocate),
+                (self.editor.stage, self.edit),
+                ("refine", self.refine),
+            )
             named = [
                 f"{stage} `{params.method}`"
                 for stage, params in stages
                 if params and method_of(stage, params).needs & ~params.waives & ~Stat.UNIT_SCORES
             ]
-            if self.prune.skips:
-                named.append(f"`skip` of prune `{self.prune.method}`")
+            if self.edit.skips:
+                named.append(f"`skip` of prune `{self.edit.method}`")
             raise PydanticCustomError(
                 "calibration_required",
                 "{methods} looks at activations: add `calibrate` with a `dataset`",
@@ -401,7 +452,7 @@ class CompressionSpec(SpecModel):
 
     @property
     def _bounds_a_ratio(self) -> bool:
-        return self.prune.bound is not None and self.prune.bound.name == "perplexity_ratio"
+        return self.edit.bound is not None and self.edit.bound.name == "perplexity_ratio"
 
     @model_validator(mode="after")
     def _measurements_are_distinct(self) -> CompressionSpec:
@@ -424,6 +475,12 @@ class CompressionSpec(SpecModel):
     def digest(self) -> str:
         """`sha256:<hex>` of the canonical spec."""
         return "sha256:" + hashlib.sha256(self.canonical()).hexdigest()
+
+
+def _at(field: str, code: str, message: str, given: object) -> ValidationError:
+    """The error of one field that does not go with another."""
+    mistake = InitErrorDetails(type=PydanticCustomError(code, message), loc=(field,), input=given)
+    return ValidationError.from_exception_data("spec", [mistake])
 
 
 def _fits(scorer: Method, pruner: Method) -> bool:

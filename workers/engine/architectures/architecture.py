@@ -321,6 +321,8 @@ class Architecture:
     context_length: int
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Numbers of outputs by which `Layout.stored` tells parts of one tensor apart."""
+    new_blocks: frozenset[int] = frozenset()
+    """Of a grown model, the blocks that were added."""
 
     @property
     def prunable_parameters(self) -> int:
@@ -330,6 +332,11 @@ class Architecture:
     def has_experts(self) -> bool:
         """Whether a block is a mixture of experts."""
         return any(self.layout.of_experts(layer) for layer in self.layers)
+
+    def is_new(self, name: str) -> bool:
+        """Whether a module or tensor, of the files or of transformers' model, belongs to a block that was added."""
+        found = self.layout.split(name) or self.layout.split(self.layout.from_module(name))
+        return found is not None and found[0] in self.new_blocks
 
     @cached_property
     def _by_block(self) -> list[list[LinearFacts]]:

@@ -1,4 +1,4 @@
-"""Config entries that say which block is which, for a model that keeps some of its blocks. Import-light."""
+"""Config entries that say which block is which, where blocks go or are there more often. Import-light."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from workers.engine.architectures.built import family, value
 
 _NUMBERS = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices", "moe_layers", "local_layer_ids", "ple_layer_ids")
 """Entries that list blocks by their numbers."""
-_FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+FIRST = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 """Entries that say of how many blocks, from the first on, something holds."""
 _LAST = ("moe_layer_end_index",)
 """Entries with the number of the last block of which something holds; -1 is the last of all."""
@@ -17,14 +17,14 @@ _STEP, _DENSE = "decoder_sparse_step", "mlp_only_layers"
 _PATTERN = "hybrid_override_pattern"
 _ATTENTION_TYPES = "attention_types"
 _INTERVAL, _SHARED = "moe_layer_interval", "num_kv_shared_layers"
-NAMES = (*_NUMBERS, *_FIRST, *_LAST, _STEP)
+NAMES = (*_NUMBERS, *FIRST, *_LAST, _STEP)
 """Entries whose defaults count, too."""
 
 
 def bound_to_numbers(config: Mapping[str, Any]) -> str | None:
-    """Why a block computes otherwise once others are gone; None where it does not."""
+    """Why a block computes otherwise once others are gone, or added; None where it does not."""
     row = family(config["model_type"])
-    why = "its blocks compute with their own number, which changes when others go"
+    why = "its blocks compute with their own number, which changes when others go or are added"
     counts = False if row is None else row["counts_blocks"]
     if counts is True:
         return why
@@ -48,7 +48,7 @@ def entries_of_kept(
     for name in _NUMBERS:
         if isinstance(config.get(name), list):
             changed[name] = [new for new, block in enumerate(kept) if block in config[name]]
-    for name in _FIRST:
+    for name in FIRST:
         if type(config.get(name)) is int:
             changed[name] = sum(block < config[name] for block in kept)
     for name in _LAST:

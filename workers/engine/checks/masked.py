@@ -17,14 +17,13 @@ import torch
 
 from workers.engine.architectures.built import sizes_of
 from workers.engine.architectures.canonical import canonical_slices
-from workers.engine.checks.trace import REMEDY
+from workers.engine.checks.trace import REMEDY, left_out
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import ResultMismatch
 from workers.engine.files.safetensors_bytes import read_header
 from workers.engine.files.tensors import read_tensor
 from workers.engine.model.experts import mixture_in
 from workers.engine.model.loaded import as_head, in_float32
-from workers.engine.model.walk import passed
 from workers.engine.removals.base import removal_of
 from workers.engine.removals.outcome import config_after
 
@@ -55,11 +54,6 @@ class MaskedModel:
     unrounded: bool = False
     """Whether values that were only rounded by storing are those before rounding."""
 
-    @property
-    def blocks(self) -> dict[int, int]:
-        """Dense block that stays -> its number in the result."""
-        return {block: number for number, block in enumerate(self.outcome.blocks)}
-
     def tensors(self, module: str) -> dict[str, Tensor]:
         """Every tensor of a module of the dense model, float32, on the device. Raises ResultMismatch."""
         found = {name: self._tensor(name) for name in self.model.source.tensors if name.startswith(f"{module}.")}
@@ -68,16 +62,18 @@ class MaskedModel:
             return {**found, **as_head(layout, self.tensors(layout.embedding))}
         return found
 
+    def new_block(self, index: int) -> dict[str, Tensor]:
+        """Every tensor of a block that the dense model does not have, under the names of the one that it is made like,
+        float32, on the device."""
+        layout, like = self.model.architecture.layout, self.outcome.blocks[index]
+        mine = {name: piece for name, piece in self.stored.items() if name.startswith(f"{layout.block(index)}.")}
+        return {layout.in_block(name, like): self._read(piece).float() for name, piece in mine.items()}
+
     @contextmanager
     def without_blocks(self) -> Iterator[None]:
         """The skeleton without the removed blocks, within the context."""
-        with ExitStack() as undo:
-            layout = self.model.architecture.layout
-            blocks = self.model.skeleton.get_submodule(layout.in_module(layout.blocks))
-            for number, block in enumerate(blocks.children()):
-                if number not in self.blocks:
-                    block.forward = lambda hidden_BTD, *_, **__: passed(layout, hidden_BTD)
-                    undo.callback(delattr, block, "forward")
+        gone = {*range(self.model.architecture.blocks)} - {*self.outcome.numbers}
+        with left_out(self.model.skeleton, self.model.architecture.layout, gone):
             yield
 
     @contextmanager
@@ -92,7 +88,7 @@ class MaskedModel:
                     return output_BTD * kept_D
 
                 architecture = self.model.architecture
-                into_hidden = [layer.name for b in self.blocks for layer in architecture.writing("hidden", b)]
+                into_hidden = [layer.name for b in self.outcome.numbers for layer in architecture.writing("hidden", b)]
                 for name in (architecture.layout.embedding, *into_hidden):
                     undo.callback(self.model.skeleton.get_submodule(name).register_forward_hook(hook).remove)
             yield
@@ -168,7 +164,7 @@ def masked_model(
     spec: CompressionSpec, model: LoadedModel, outcome: Outcome, units: Units | None, checkpoint: Checkpoint
 ) -> MaskedModel:
     """The masked model of a result made of the finished blocks in `checkpoint`."""
-    parts = [read_header(checkpoint.outside()), *(checkpoint.block(number) for number in range(len(outcome.blocks)))]
+    parts = [read_header(checkpoint.outside()), *(checkpoint.block(index) for index in range(len(outcome.blocks)))]
     sizes = sizes_of(config_after(model.source.config, outcome))
     stored = canonical_slices(outcome.layout, sizes, {name: piece for part in parts for name, piece in part.items()})
     mask = removal_of(spec).mask(spec, model, units, outcome)

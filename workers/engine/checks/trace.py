@@ -14,6 +14,7 @@ import torch
 
 from workers.engine.errors import NumericalFailure, ResultMismatch
 from workers.engine.model.loaded import filled, outside
+from workers.engine.model.walk import passed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,8 +31,8 @@ POSITIONS = 16
 TOLERANCE = 1e-4
 """Relative. Float32 sums in another order differ by about 1e-6, a wrong structure by 1e-3 or more."""
 REMEDY = (
-    "nothing was shipped. A family that computes with block numbers, head counts or widths does not bear their "
-    "removal: prune single weights, with `mask` or `sparsegpt`; where you did, report it with the job's log"
+    "nothing was shipped. A family that computes with block numbers, head counts or widths does not bear that they "
+    "change: prune single weights, with `mask` or `sparsegpt`; where you did, report it with the job's log"
 )
 
 
@@ -102,6 +103,17 @@ def difference(found_PD: Tensor, expected_PD: Tensor) -> float:
     apart_P = (found_PD - expected_PD).double().norm(dim=1)
     norm_P = expected_PD.double().norm(dim=1)
     return (apart_P / norm_P.where(norm_P > 0, 1)).nan_to_num(torch.inf).max().item()
+
+
+@contextmanager
+def left_out(model: nn.Module, layout: Layout, blocks: Iterable[int]) -> Iterator[None]:
+    """The model whose blocks of these numbers pass on what they read, within the context."""
+    with ExitStack() as undo:
+        for number in blocks:
+            block = model.get_submodule(layout.in_module(layout.block(number)))
+            block.forward = lambda hidden_BTD, *_, **__: passed(layout, hidden_BTD)
+            undo.callback(delattr, block, "forward")
+        yield
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Tries:
 
     def __init__(self, spec: CompressionSpec, run: Run) -> None:
         self._spec, self.shared = spec, run
-        self._bound = spec.prune.bound
+        self._bound = spec.edit.bound
         self._broken = [Try(**tried) for tried in run.checkpoint.load_json("tries") or []]
         self._held: Try | None = None
         self.present = run.with_checkpoint(self._next())
@@ -99,7 +99,7 @@ class Tries:
 
     def check_decode_time(self, allocation: Allocation, dense: LoadedModel, folder: Path) -> None:
         """Time the model in `folder` beside the dense one where the spec bounds that, and `check` it."""
-        limit = self._spec.prune.size_limit
+        limit = self._spec.edit.size_limit
         if limit is not None and limit.decode_time is not None:
             budget = memory_budget(self._spec.compute.memory_budget, dense.device)
             resident = whole_models(self._spec, dense.source, dense.architecture, budget) > 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import filecmp
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 
 from workers.engine import artifact
 from workers.engine.architectures.per_layer import MODELING
-from workers.engine.checks.trace import LOGITS, REMEDY, Trace, compare, difference, shown, streamed, trace
+from workers.engine.checks.trace import LOGITS, REMEDY, Trace, compare, difference, left_out, shown, streamed, trace
 from workers.engine.errors import EngineError, ResultMismatch, UnsupportedModel
 from workers.engine.failures import translated
 from workers.engine.model.loaded import (
@@ -35,11 +35,13 @@ from workers.engine.model.loaded import (
 from workers.engine.model.memory import memory_budget
 from workers.engine.model.walk import capture
 from workers.engine.planning.predictions import predicted_peak_memory_bytes, whole_float32_bytes
+from workers.engine.removals.base import removal_of
 from workers.engine.report import ResultCheck
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from workers.engine.architectures.architecture import Architecture
     from workers.engine.checks.masked import MaskedModel
     from workers.engine.checks.tuned import TunedTraces
     from workers.engine.model.calibration import Calibration
@@ -59,19 +61,23 @@ WHOLE_ANYWAY_BYTES = 2**26
 def verify(
     spec: CompressionSpec, model: LoadedModel, masked: MaskedModel, folder: Path, ids_T: Tensor
 ) -> list[ResultCheck]:
-    """Compare the result in `folder` with the walked and with the masked dense model.
+    """Compare the result in `folder` with the walked model and, new blocks left out, with the masked dense model.
 
     Raises ResultMismatch, saying where they differ first, and NumericalFailure where outputs are not finite.
     """
     found = result_trace(spec, model, folder, ids_T)
-    walked, expected = (_as_of_result(of(masked, ids_T), masked) for of in (_walked_trace, _masked_trace))
+    new = masked.outcome.new
+    kept = result_trace(spec, model, folder, ids_T, without=new) if new else found
+    walked = _walked_trace(masked, ids_T)
+    expected = _as_of_result(_in_its_dimensions(_masked_trace(masked, ids_T), masked), masked)
     rounding = 0.0
     if masked.rounds:
         exact = _masked_trace(replace(masked, unrounded=True), ids_T)
-        rounding = difference(found[LOGITS], exact[LOGITS])
+        rounding = difference(kept[LOGITS], exact[LOGITS])
+    result = architecture_of(folder)
     return [
-        _check(model, "masked dense model", found, expected, rounding, ids_T),
-        _check(model, "walked model", found, walked, rounding, ids_T),
+        _check(result, "masked dense model", kept, expected, rounding, ids_T),
+        _check(result, "walked model", found, walked, rounding, ids_T),
     ]
 
 
@@ -81,7 +87,8 @@ def verify_tuned(
     """Compare the tuned result in `folder` with the model as it was trained. Raises ResultMismatch."""
     gc.collect()  # the trained model must be gone before the result is loaded
     found = result_trace(spec, model, folder, ids_T)
-    check = _check(model, "tuned model", found, tuned.as_stored, difference(found[LOGITS], tuned.merged[LOGITS]), ids_T)
+    rounding = difference(found[LOGITS], tuned.merged[LOGITS])
+    check = _check(architecture_of(folder), "tuned model", found, tuned.as_stored, rounding, ids_T)
     return check.model_copy(update={"difference": max(check.difference, tuned.difference)})
 
 
@@ -98,8 +105,11 @@ def window(spec: CompressionSpec, model: LoadedModel, text: Calibration | None) 
     return torch.randint(model.architecture.vocabulary, (tokens,), generator=drawn).to(model.device)
 
 
-def result_trace(spec: CompressionSpec, model: LoadedModel, folder: Path, ids_T: Tensor) -> Trace:
-    """The trace of the result: loaded whole where that takes no more memory than the rest of the job, else in parts."""
+def result_trace(
+    spec: CompressionSpec, model: LoadedModel, folder: Path, ids_T: Tensor, without: Sequence[int] = ()
+) -> Trace:
+    """The trace of the result: loaded whole where that takes no more memory than the rest of the job, else in parts.
+    Blocks that it is traced `without` pass on what they read."""
     if (folder / MODELING).exists():
         ours = Path(artifact.__file__).parent / MODELING
         if not filecmp.cmp(folder / MODELING, ours, shallow=False):
@@ -111,7 +121,9 @@ def result_trace(spec: CompressionSpec, model: LoadedModel, folder: Path, ids_T:
             else:
                 result = in_float32(result_of(model, folder))
                 loaded = open_files.enter_context(streamed(result, lambda name: stored_tensors(result, name)))
-            return trace(loaded, architecture_of(folder), ids_T)
+            result_architecture = architecture_of(folder)
+            open_files.enter_context(left_out(loaded, result_architecture.layout, without))
+            return trace(loaded, result_architecture, ids_T)
     except OSError:
         raise
     except Exception as error:
@@ -127,19 +139,20 @@ def stored_tensors(model: LoadedModel, module: str) -> Mapping[str, Tensor]:
 
 
 def _check(
-    model: LoadedModel, against: str, found: Trace, expected: Trace, rounding: float, ids_T: Tensor
+    architecture: Architecture, against: str, found: Trace, expected: Trace, rounding: float, ids_T: Tensor
 ) -> ResultCheck:
-    difference = compare(found, expected, model.architecture, against)
+    difference = compare(found, expected, architecture, against)
     return ResultCheck(against=against, tokens=len(ids_T), difference=difference, rounding=rounding)
 
 
 def _fits_whole(spec: CompressionSpec, model: LoadedModel) -> bool:
     rest = predicted_peak_memory_bytes(spec, model.source, model.architecture) + WHOLE_ANYWAY_BYTES
-    return whole_float32_bytes(model.source) <= min(rest, memory_budget(spec.compute.memory_budget, model.device))
+    larger, _ = removal_of(spec).largest(spec, model.source, model.architecture)
+    return whole_float32_bytes(larger) <= min(rest, memory_budget(spec.compute.memory_budget, model.device))
 
 
 def _masked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
-    filled_in_turn = streamed(masked.model, masked.tensors, masked.blocks)
+    filled_in_turn = streamed(masked.model, masked.tensors, masked.outcome.numbers)
     with masked.without_dimensions(), masked.without_experts(), masked.without_blocks(), filled_in_turn as skeleton:
         return trace(skeleton, masked.model.architecture, ids_T)
 
@@ -150,23 +163,30 @@ def _walked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:
     with masked.without_dimensions(), masked.without_experts(), torch.no_grad():
         with filled_before(model, masked.tensors):
             hidden_1TD, calls = capture(model, ids_T[None])
-        for block in masked.blocks:
+        for index, block in enumerate(masked.outcome.blocks):
             name = layout.block(block)
-            with filled(model, name, masked.tensors(name)) as module:
+            tensors = masked.new_block(index) if index in masked.outcome.new else masked.tensors(name)
+            with filled(model, name, tensors) as module:
                 hidden_1TD = calls[block].of(module, hidden_1TD)
-            found[name] = shown(hidden_1TD[0])
-    return found
+            found[layout.block(index)] = shown(hidden_1TD[0])
+    return _in_its_dimensions(found, masked)
 
 
 def _as_of_result(expected: Trace, masked: MaskedModel) -> Trace:
-    """The trace under the result's names, in its hidden dimensions."""
+    """The trace of blocks that stay under the result's names."""
+    layout, numbers = masked.model.architecture.layout, masked.outcome.numbers
     found = {}
     for name, output_PD in expected.items():
-        renamed, layout = name, masked.model.architecture.layout
-        if (within := layout.split(name)) is not None:
-            if within[0] not in masked.blocks:
-                continue
-            renamed = layout.in_block(name, masked.blocks[within[0]])
-        whole = masked.mask.dimensions is None or name == LOGITS
-        found[renamed] = output_PD if whole else output_PD[:, masked.mask.dimensions]
+        within = layout.split(name)
+        if within is None:
+            found[name] = output_PD
+        elif within[0] in numbers:
+            found[layout.in_block(name, numbers[within[0]])] = output_PD
     return found
+
+
+def _in_its_dimensions(found: Trace, masked: MaskedModel) -> Trace:
+    """The trace in the result's hidden dimensions."""
+    if masked.mask.dimensions is None:
+        return found
+    return {name: out if name == LOGITS else out[:, masked.mask.dimensions] for name, out in found.items()}

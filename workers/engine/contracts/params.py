@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from workers.engine.contracts.refs import DataRef, SpecModel
 
-Stage = Literal["score", "allocate", "prune", "refine", "tune", "evaluate"]
+Stage = Literal["score", "allocate", "prune", "grow", "refine", "tune", "evaluate"]
 Unit = str
 """A kind of unit that is scored and removed, as the files of `removals/` name it: `weight`; `head` with its key/value
 group; `channel` of an MLP; `hidden`, a dimension of the vector that all blocks read and add to; `layer`, a block;
@@ -20,6 +20,8 @@ Group = Literal["row", "matrix"]
 """Scores are compared within a row of the weight, or over the whole matrix."""
 Scores = Literal["required", "optional", "unused"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+EDITS: tuple[Stage, ...] = ("prune", "grow")
+"""A spec has exactly one of these stages: its method edits the model's structure or weights."""
 
 
 class Stat(Flag):
@@ -208,13 +210,14 @@ class AtMost(SpecModel):
         return Bounds("decode_time", self.decode_time, DECODE_TOLERANCE, "/prune/at_most/decode_time")
 
 
-class PruneMethodParams(MethodParams):
-    """Base of the pruners' parameters: the target, as other stages read it."""
+class EditMethodParams(MethodParams):
+    """Base of the parameters of methods that edit the model, as other stages read them."""
 
     @property
     def target(self) -> float | None:
-        """Global fraction of the prunable weights to remove, in [0, 1); None where it is still to be found."""
-        raise NotImplementedError
+        """Global fraction of the prunable weights to remove, in [0, 1); None where none is asked for, or it is still to
+        be found."""
+        return None
 
     @property
     def kept_of(self) -> tuple[int, int] | None:
@@ -235,6 +238,22 @@ class PruneMethodParams(MethodParams):
     def skips(self) -> bool:
         """Whether the result skips experts by their weights, measured on calibration text."""
         return False
+
+    def held_bytes(self, shape: tuple[int, int]) -> int:
+        """Bytes that the method holds while it works on the (O, I) weights of a layer, where it reads no text."""
+        return 0
+
+    def operations(self, shape: tuple[int, int], blocks: int) -> float:
+        """About how many multiplications and additions that takes, for a layer of all so many blocks."""
+        return 0.0
+
+
+class PruneMethodParams(EditMethodParams):
+    """Base of the pruners' parameters."""
+
+    @property
+    def target(self) -> float | None:
+        raise NotImplementedError
 
 
 class WeightPruneParams(PruneMethodParams):

@@ -22,5 +22,7 @@ class Removes:
     """Whether an allocator decides the sparsity of each layer."""
     tried: bool = False
     """Whether trial prunings of single weights predict its loss."""
+    adds: bool = False
+    """Whether its units are added to the model: the inverse of a removal."""
     leaves_zeros: bool = False
     """Whether the result has zeros in place of what was removed, which a refiner can move."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -116,6 +116,11 @@ class TuneMethodParams(DataRef, MethodParams):
         """How often a linear layer's inputs are kept for the backward pass, beyond what the layers need anyway."""
         return 0
 
+    @property
+    def new_blocks_only(self) -> bool:
+        """Whether nothing but blocks that the spec adds is trained."""
+        return False
+
     def blocks_back(self, source: DescribedModel, architecture: Architecture) -> int:
         """Number of blocks, counted from the last, that the gradient passes through; their activations are kept."""
         return architecture.blocks
@@ -133,3 +138,21 @@ class TuneMethodParams(DataRef, MethodParams):
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         """How many float32 parameters are trained on this model."""
         raise NotImplementedError
+
+
+class AllOrNewParams(TuneMethodParams):
+    """Base of tuners that can train the blocks of a grown model that were added, and leave the others."""
+
+    train: Literal["all", "new_blocks"] = Field(
+        "all",
+        description="Of a grown model, train everything, or the added blocks alone (`new_blocks`), as LESA's and "
+        "LLaMA-Pro's authors do.",
+    )
+
+    @property
+    def new_blocks_only(self) -> bool:
+        return self.train == "new_blocks"
+
+    def trains(self, architecture: Architecture, name: str) -> bool:
+        """Whether a module or tensor of the model to be tuned is trained, if the method trains any such."""
+        return not self.new_blocks_only or architecture.is_new(name)

@@ -59,7 +59,7 @@ class Trials:
         self._model = model
         self._blocks = [model.architecture.block(block) for block in range(model.architecture.blocks)]
         self._stats = stats
-        self._solved = _Solved(run.checkpoint) if method_of("prune", spec.prune).updates_weights else None
+        self._solved = _Solved(run.checkpoint) if spec.editor.updates_weights else None
         self._run = run
         self._streamed = StreamedLoss(model, text, run.checkpoint, keep_path=True)
         self._key: dict[str, Any] = environment(model) | {

@@ -37,7 +37,7 @@ def fitting_sparsity(
     to the dense one's. `within`: its bound; the spec's if None.
     Raises InvalidSpec where no sparsity is enough.
     """
-    limit, removal = needed(spec.prune.size_limit, "/prune/at_most"), removal_of(spec)
+    limit, removal = needed(spec.edit.size_limit, "/prune/at_most"), removal_of(spec)
     limits = dict(limit.limits)
     if within is not None:
         limits["decode_time"] = within

@@ -42,6 +42,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         model_commit=source.commit,
         architecture=architecture.model_type,
         blocks=architecture.blocks,
+        blocks_after=None if outcome is None else len(outcome.blocks),
         parameters=source.parameters,
         parameters_after=None if outcome is None else parameters_after(source, outcome),
         prunable_parameters=architecture.prunable_parameters,
@@ -122,20 +123,22 @@ def _sparsity(spec: CompressionSpec, source: ModelSource, architecture: Architec
         return removal.sparsity(spec, architecture, None)
     if method_of("allocate", spec.allocate).measure is not None or spec.allocate_needs is not Stat.NONE:
         return None
-    facts, target, limit = AllocationFacts(architecture.layers, {}), spec.prune.target, spec.prune.size_limit
+    facts, target, limit = AllocationFacts(architecture.layers, {}), spec.edit.target, spec.edit.size_limit
     if target is None and limit is not None and limit.decode_time is None:
         target, _ = fitting_sparsity(spec, source, architecture, facts)
     return None if target is None else removal.spread(spec, facts, target)
 
 
 def _layers_of(architecture: Architecture, outcome: Outcome, tensors: Mapping[str, TensorFacts]) -> list[LinearFacts]:
-    """The layers of the blocks that stay, in the shapes of the result."""
+    """The layers of the result's blocks, in its shapes, under the names of the dense model's."""
     shapes = outcome.tensor_shapes(tensors)
     found = []
-    for layer in architecture.layers:
-        if layer.weight in shapes:
+    for index, block in enumerate(outcome.blocks):
+        for layer in architecture.block(block):
+            if layer.weight not in shapes:
+                continue
             outputs, inputs = shapes[layer.weight]
-            found.append(replace(layer, shape=(outputs, inputs)))
+            found.append(replace(layer, block=index, shape=(outputs, inputs)))
     return found
 
 
@@ -149,7 +152,7 @@ def warnings(spec: CompressionSpec, prospect: Prospect) -> list[str]:
     if share < 0.8 and (said := removal.of_whole(spec, prospect, share)) is not None:
         found.append(said)
     if not spec.evaluate:
-        found.append("no evaluation is asked for: the report will not say what the pruning cost")
+        found.append(f"no evaluation is asked for: the report will not say what the {removal.act} cost")
     return found
 
 

@@ -19,6 +19,7 @@ from workers.engine.errors import MemoryBudgetTooSmall
 from workers.engine.files.safetensors_bytes import DTYPE_BYTES
 from workers.engine.maths.spreading import parameters
 from workers.engine.registry import method_of
+from workers.engine.removals.base import removal_of
 
 if TYPE_CHECKING:
     from workers.engine.contracts.params import MethodParams
@@ -99,6 +100,7 @@ def whole_models(spec: CompressionSpec, source: ModelSource, architecture: Archi
 
     Raises MemoryBudgetTooSmall if one must and does not.
     """
+    source, architecture = removal_of(spec).largest(spec, source, architecture)
     wanted = 2 if _in_turn(spec) else 1
     for models in range(wanted, 0, -1):
         if budget is None or _evaluation_bytes(spec, source, architecture, models) <= budget:
@@ -127,7 +129,7 @@ def _in_turn(spec: CompressionSpec) -> bool:
 
 def _decode_time(spec: CompressionSpec) -> bool:
     """Whether the time of a decode step is bounded."""
-    return spec.prune.size_limit is not None and spec.prune.size_limit.decode_time is not None
+    return spec.edit.size_limit is not None and spec.edit.size_limit.decode_time is not None
 
 
 def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
@@ -145,11 +147,11 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
                 field="/allocate",
             )
         peak = max(peak, whole)
+    larger = removal_of(spec).largest(spec, source, architecture)
     if spec.tune is not None:
-        windows = tuned_at_once(spec, source, architecture)
-        peak = max(peak, _tuning_bytes(spec, spec.tune, source, architecture, windows))
+        peak = max(peak, _tuning_bytes(spec, spec.tune, *larger, tuned_at_once(spec, source, architecture)))
     if (spec.evaluate or _decode_time(spec)) and (models := whole_models(spec, source, architecture, budget)):
-        peak = max(peak, _evaluation_bytes(spec, source, architecture, models))
+        peak = max(peak, _evaluation_bytes(spec, *larger, models))
     return peak
 
 
@@ -159,6 +161,7 @@ def tuned_at_once(spec: CompressionSpec, source: ModelSource, architecture: Arch
     Raises MemoryBudgetTooSmall if one window at a time is still too much.
     """
     tune = needed(spec.tune, "/tune")
+    source, architecture = removal_of(spec).largest(spec, source, architecture)
     budget = spec.compute.memory_budget
     windows = min(tune.batch, max(1, TUNED_TOKENS // tune.sequence_length))
     while budget is not None and (peak := _tuning_bytes(spec, tune, source, architecture, windows)) > budget:
@@ -178,7 +181,7 @@ def _tuning_bytes(
 ) -> int:
     """The process with the whole model, what trains, and the activations of so many windows.
 
-    The dense model's sizes are counted: a structured result is smaller.
+    The sizes of the larger of dense model and result are counted.
     """
     compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
     stored = sum(facts.bytes for facts in source.tensors.values())
@@ -212,7 +215,8 @@ def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archite
     blocks = (4 + architecture.has_experts) * block * stored_bytes
     selection = _SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
     if spec.needs is Stat.NONE:
-        return _PROCESS_BYTES + max(outside, blocks + selection)
+        held = max(spec.edit.held_bytes(layer.shape) for layer in architecture.layers)
+        return _PROCESS_BYTES + max(outside, blocks + selection, held)
     calibrate = needed(spec.calibrate, "/calibrate")
     hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
     calibrated = calibrate.samples * calibrate.sequence_length
@@ -252,7 +256,7 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
     """The process with so many whole models loaded, one of them just now, and the largest batch: its logits, or where
     models are timed, which asks for the last ones only, a prompt on its way and what each model keeps of the sequence.
 
-    The dense model's sizes are counted: a structured result is smaller.
+    The sizes of the larger of dense model and result are counted.
     """
     compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
     stored = sum(facts.bytes for facts in source.tensors.values())
@@ -280,8 +284,8 @@ def _token_numbers(source: ModelSource, architecture: Architecture) -> int:
 def _timed_tokens(spec: CompressionSpec) -> list[tuple[int, int]]:
     """(tokens of the prompts, these and the ones written after them) of every timing, all its sequences together."""
     found = [params.timed_tokens for params in spec.evaluate if method_of("evaluate", params).paired]
-    if spec.prune.size_limit is not None and spec.prune.size_limit.decode_time is not None:
-        tokens = spec.prune.size_limit.batch_size * spec.prune.size_limit.tokens
+    if spec.edit.size_limit is not None and spec.edit.size_limit.decode_time is not None:
+        tokens = spec.edit.size_limit.batch_size * spec.edit.size_limit.tokens
         found.append((tokens, tokens))
     return found
 
@@ -314,6 +318,8 @@ def predicted_elapsed_s(
         work += spec.allocate.trials(streams) * tried * whole
         if Stat.CURVATURE in spec.allocate_needs:
             work += _PROBES * _PROBE_PASSES * min(length, _PROBE_TOKENS) * per_token
+    work += sum(spec.edit.operations(layer.shape, architecture.blocks) for layer in architecture.block(0))
+    source, architecture = removal_of(spec).largest(spec, source, architecture)
     if spec.tune is not None:
         length = spec.tune.sequence_length
         per_token = 2 * source.parameters + _attention_flops(architecture, length)

@@ -40,7 +40,7 @@ def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkp
     parts = [read_header(checkpoint.outside()), *(checkpoint.block(index) for index in range(len(outcome.blocks)))]
     _write_shards(parts, spec.package.shard_bytes, folder)
     dense = model.source.config
-    if len(outcome.blocks) < model.architecture.blocks:
+    if len(outcome.blocks) != model.architecture.blocks:
         dense = {**dense, **_lists(model)}
     config = config_after(dense, outcome)
     if spec.package.dtype != "source":

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from workers.engine.events import Events
     from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.model.loaded import LoadedModel
-    from workers.engine.report import Report, Runtime
+    from workers.engine.report import Growth, Report, Runtime
     from workers.engine.sources.resolve import ModelSource
     from workers.engine.spec import CompressionSpec
+    from workers.engine.store.checkpoint import Checkpoint
     from workers.engine.store.clock import Clock
+    from workers.engine.store.run import Run
 
 Scores = list[dict[str, list[float]]]
 """Block -> kind of unit -> importance of each."""
@@ -61,6 +63,15 @@ class Edit:
     def outside(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors outside of blocks, as they ship."""
         return tensors
+
+    def prepare(self, run: Run) -> None:
+        """Work on the dense model as a whole that comes before its blocks are edited, where no text is read. The first
+        rank does it, and keeps what it finds in the resume points. Raises NumericalFailure."""
+
+    def new_block(self, index: int, run: Run) -> Mapping[str, Tensor]:
+        """After `prepare`, the tensors of a block that the dense model does not have, by its number in the result.
+        Their names are those of the dense block that it is made like."""
+        raise NotImplementedError
 
     def prune_stream(
         self, layers: Sequence[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats
@@ -92,8 +103,20 @@ class Removal:
     removes: ClassVar[Removes]
     smaller: ClassVar[str] = "narrower layers"
     """Difference of a result with equal blocks from the dense model, as in `fewer layers`."""
+    result: ClassVar[str] = "pruned"
+    """Participle that names the result, as in `pruned / dense`."""
+    done: ClassVar[str] = "removed"
+    """The same of what its methods do to the units."""
+    act: ClassVar[str] = "pruning"
+    """Noun of the same."""
+    tags: ClassVar[tuple[str, ...]] = ("pruning", "sparsity")
+    """Of the result's model card."""
+    gentler: ClassVar[str] = "lower the sparsity"
+    """Remedy where the result computes no finite numbers."""
     draws_widths: ClassVar[bool] = True
     """Whether the page of a report draws how wide heads and MLPs are."""
+    draws_sparsity: ClassVar[bool] = True
+    """Whether it draws the sparsity of layers, where it draws no widths."""
 
     # Before the job
 
@@ -123,7 +146,7 @@ class Removal:
 
     def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
         """Effects that a user might not expect: whole units make the removed share larger or smaller."""
-        target, outcome = spec.prune.target, prospect.outcome
+        target, outcome = spec.edit.target, prospect.outcome
         if not target or outcome is None:
             return []
         left = outcome.parameters(prospect.source.tensors)
@@ -140,6 +163,12 @@ class Removal:
     def runtimes(self, spec: CompressionSpec, outcome: Outcome | None) -> list[Runtime]:
         """Runtimes that can load the result, and whether it is faster there. `outcome`: None if not known yet."""
         return stock_checkpoint(self.smaller)
+
+    def largest(
+        self, spec: CompressionSpec, source: ModelSource, architecture: Architecture
+    ) -> tuple[ModelSource, Architecture]:
+        """The larger of the dense model and the result, without its weights, for predictions of memory and time."""
+        return source, architecture
 
     # Scores
 
@@ -212,6 +241,14 @@ class Removal:
     def went(self, report: Report, share: str) -> str:
         """The units removed, as the first clause of a sentence. `share`: the report's sparsity, as `50 %`."""
         raise NotImplementedError
+
+    def extent(self, report: Report) -> tuple[str, float]:
+        """(what is counted, as a share of the dense model, the share): the first figure of a report."""
+        return "weights removed", report.sparsity
+
+    def growth(self, outcome: Outcome, checkpoint: Checkpoint) -> Growth | None:
+        """The new blocks of a result; None of kinds that add none."""
+        return None
 
     def importance_lost(
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None, outcome: Outcome, target: float

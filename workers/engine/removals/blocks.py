@@ -11,7 +11,7 @@ from workers.engine.contracts.params import PruneMethodParams
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
 from workers.engine.errors import InvalidSpec, UnsupportedModel
-from workers.engine.registry import method_of, pruner
+from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Removal, Scores
 from workers.engine.removals.outcome import Outcome
 
@@ -92,7 +92,7 @@ class Blocks(Removal):
         if units is None:
             return None
         scores = [block["layer"][0] for block in units.scores]
-        kept = method_of("prune", spec.prune).function(scores, spec.prune)
+        kept = spec.editor.function(scores, spec.edit)
         return {layer.name: float(layer.block not in kept) for layer in architecture.layers}
 
     def edit(

@@ -26,7 +26,7 @@ from workers.engine.contracts.params import PruneMethodParams, Stat
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
 from workers.engine.errors import InvalidSpec, UnsupportedModel
-from workers.engine.registry import method_of, pruner
+from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Mask, Removal
 from workers.engine.removals.outcome import Outcome
 from workers.engine.removals.runtimes import skipping_code
@@ -260,7 +260,7 @@ REMOVAL = Experts()
 
 def kept_experts(spec: CompressionSpec, units: Units) -> dict[int, list[int]]:
     """Block with a mixture -> experts that stay, ascending: of each group as many."""
-    prune, params = method_of("prune", spec.prune).function, _params(spec)
+    prune, params = spec.editor.function, _params(spec)
     found: dict[int, list[int]] = {}
     for family in units.families:
         scores, kept = units.of(family), params.kept(family.units)

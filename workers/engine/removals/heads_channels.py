@@ -66,7 +66,7 @@ class HeadsChannels(Removal):
     removes = HEADS_CHANNELS
 
     def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
-        params, at_most = _params(spec), spec.prune.size_limit
+        params, at_most = _params(spec), spec.edit.size_limit
         check_alone(architecture, source.config, source.tensors, params.units)
         if at_most is not None and at_most.decode_time is not None and at_most.tokens >= architecture.context_length:
             raise SequenceTooLong(
@@ -144,7 +144,7 @@ class HeadsChannels(Removal):
     ) -> Callable[[Outcome], float]:
         from workers.engine.removals.decode_times import latency_table
 
-        table = latency_table(model, needed(spec.prune.size_limit, "/prune/at_most"), resident)
+        table = latency_table(model, needed(spec.edit.size_limit, "/prune/at_most"), resident)
         for kind, points in table.by_units.items():
             shown = ", ".join(f"{units}: {1000 * seconds:.3g} ms" for units, seconds in points)
             events.log(f"decode step of a block by {kind}s that stay: {shown}")
@@ -163,9 +163,9 @@ class HeadsChannels(Removal):
         units = needed(units, "the units' scores")
         outcome = _narrow(self.outcome(spec, model.source, model.architecture, sparsity))
         kept = _kept(units, outcome)
-        solve = method_of("prune", spec.prune).function
+        solve = spec.editor.function
         return CutUnits(
-            outcome, outcome.families, spec, kept, lambda task, kept_I, stats: solve(task, kept_I, stats, spec.prune)
+            outcome, outcome.families, spec, kept, lambda task, kept_I, stats: solve(task, kept_I, stats, spec.edit)
         )
 
     def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:

@@ -16,7 +16,7 @@ from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import PruneMethodParams
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
-from workers.engine.registry import method_of, pruner
+from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Mask, Prospect, Removal
 from workers.engine.removals.outcome import Outcome
 
@@ -181,7 +181,7 @@ def kept_dimensions(spec: CompressionSpec, units: Units | None) -> list[int]:
     """The hidden dimensions that stay. A dimension's score is the sum over all blocks."""
     by_block = [block["hidden"] for block in needed(units, "the units' scores").scores]
     scores = [math.fsum(values) for values in zip(*by_block, strict=True)]
-    kept: list[int] = method_of("prune", spec.prune).function(scores, spec.prune)
+    kept: list[int] = spec.editor.function(scores, spec.edit)
     return kept
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from workers.engine.architectures.built import (
@@ -34,12 +36,26 @@ class Outcome:
     layout: Layout
     """Of the dense model."""
     blocks: Sequence[int]
-    """Decoder blocks that stay, by their index in the dense model, ascending."""
+    """For each block of the result, in its order, the dense block that it is or, where that one occurred before, that
+    it is made like. Those that are dense blocks ascend."""
 
     cut: ClassVar[bool] = False
     """Whether tensors of the blocks that stay are narrower than they were."""
     field: ClassVar[str] = "/prune/sparsity"
     """Field of the spec that an error names where no config can describe the structure."""
+
+    @cached_property
+    def numbers(self) -> dict[int, int]:
+        """Dense block that stays -> its number in the result."""
+        found: dict[int, int] = {}
+        for index, block in enumerate(self.blocks):
+            found.setdefault(block, index)
+        return found
+
+    @property
+    def new(self) -> list[int]:
+        """Blocks of the result that the dense model does not have, by their numbers in it."""
+        return [index for index, block in enumerate(self.blocks) if self.numbers[block] != index]
 
     @property
     def uniform(self) -> bool:
@@ -51,7 +67,7 @@ class Outcome:
         found = self.layout.split(name)
         if found is None:
             return name
-        return self.layout.in_block(name, list(self.blocks).index(found[0])) if found[0] in self.blocks else None
+        return self.layout.in_block(name, self.numbers[found[0]]) if found[0] in self.numbers else None
 
     def narrow(self, shapes: dict[str, list[int]]) -> None:
         """Change the shapes of the dense model's tensors, of the blocks that stay, into those of the result, and take
@@ -77,19 +93,24 @@ class Outcome:
         return {name: tuple(shape) for name, shape in left.items()}
 
     def parameters(self, tensors: Mapping[str, TensorFacts]) -> dict[str, int]:
-        """Tensor name in the dense model -> its parameters in the result; what is dropped is left out."""
-        return {name: math.prod(shape) for name, shape in self.tensor_shapes(tensors).items()}
+        """Tensor name in the dense model -> its parameters in the result, with those of the tensors that are made like
+        it; what is dropped is left out."""
+        times = Counter(self.blocks)
+        return {
+            name: math.prod(shape) * (1 if (within := self.layout.split(name)) is None else times[within[0]])
+            for name, shape in self.tensor_shapes(tensors).items()
+        }
 
 
 def config_after(config: Mapping[str, Any], outcome: Outcome, source: ModelSource | None = None) -> dict[str, Any]:
     """The dense model's `config.json` with the structure of the result. Raises UnsupportedModel.
 
     With the dense model, it also raises where transformers would build other shapes from it, e.g. where it derives a
-    head's width from their number. Where blocks go, `config` must have the entries of blocks that transformers would
-    otherwise make up from their numbers.
+    head's width from their number. Where blocks go or are added, `config` must have the entries of blocks that
+    transformers would otherwise make up from their numbers.
     """
     row, changed, blocks = family(config["model_type"]), obeyed(config), block_count(config) or 0
-    if len(outcome.blocks) < blocks:
+    if len(outcome.blocks) != blocks:
         changed |= entries_of_kept(changed, outcome.blocks, per_block(config), blocks)
         changed |= spelled(config, {"num_hidden_layers": len(outcome.blocks)})
     said = {"head_dim": head_dim(config), **outcome.entries(config)} if outcome.cut else outcome.entries(config)

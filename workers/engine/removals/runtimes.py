@@ -23,10 +23,10 @@ def dense_checkpoint() -> list[Runtime]:
     ]
 
 
-def stock_checkpoint(smaller: str) -> list[Runtime]:
+def stock_checkpoint(difference: str, *, faster: bool = True) -> list[Runtime]:
     """Of a result whose blocks are alike: one config can say its shapes."""
-    note = f"an ordinary checkpoint whose config says {smaller}"
-    return [Runtime(runtime=name, loads=True, faster=True, note=note) for name in ("transformers", "vLLM")]
+    note = f"an ordinary checkpoint whose config says {difference}"
+    return [Runtime(runtime=name, loads=True, faster=faster, note=note) for name in ("transformers", "vLLM")]
 
 
 def own_code() -> list[Runtime]:

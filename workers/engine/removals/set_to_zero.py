@@ -34,18 +34,18 @@ class SetToZero(Edit):
     def prune_stream(
         self, layers: Sequence[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats
     ) -> dict[str, Tensor]:
-        spec, pruner = self.spec, method_of("prune", self.spec.prune)
+        spec, pruner = self.spec, self.spec.editor
         tasks = []
         for layer in layers:
             weight_OI = dense[layer.weight]
             with self.clock.measure("score") if spec.score else nullcontext():
                 score_OI = score(spec.score, layer, weight_OI, stats) if spec.score else None
             tasks.append(LayerTask(layer.name, weight_OI, self.sparsity[layer.name], score_OI))
-        pruned = pruner.function(tasks, stats, spec.group, spec.prune)
+        pruned = pruner.function(tasks, stats, spec.group, spec.edit)
         if spec.refine is not None:
             with self.clock.measure("refine"):
                 refiner = method_of("refine", spec.refine)
-                kept_of = spec.prune.kept_of
+                kept_of = spec.edit.kept_of
                 pruned = [
                     task.weight_OI * refiner.function(task, weight_OI, stats, spec.refine, kept_of)
                     for task, weight_OI in zip(tasks, pruned, strict=True)

@@ -37,8 +37,8 @@ def as_shipped(spec: CompressionSpec, task: LayerTask, weight_OI: Tensor) -> Ten
     """Float32 weights straight in the type that ships, so that they are rounded once. Raises NumericalFailure."""
     if not finite(weight_OI):
         raise NumericalFailure(
-            f"{task.name}: {spec.prune.method} made infinite or NaN weights",
+            f"{task.name}: {spec.edit.method} made infinite or NaN weights",
             "raise its dampening, calibrate on more text, or use another pruner",
-            field="/prune",
+            field=f"/{spec.editor.stage}",
         )
     return weight_OI if spec.package.dtype != "source" else weight_OI.to(task.weight_OI.dtype)

@@ -118,7 +118,7 @@ def _of_measured(
         "of": spec.removes.name,
     }
     if Stat.EXPERT_SETS in spec.unit_needs:  # of as many as are to go
-        key["prune"] = spec.prune.model_dump(mode="json")
+        key["prune"] = spec.edit.model_dump(mode="json")
     kept = run.cache.tensors("unit-measures", key)
     if kept is None:
         kept = {}

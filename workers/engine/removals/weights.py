@@ -95,7 +95,7 @@ class Weights(Removal):
 
     def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
         found = []
-        target, realised = spec.prune.target, self._realised(spec, prospect)
+        target, realised = spec.edit.target, self._realised(spec, prospect)
         if target is not None and realised is not None and target - realised > 1e-4:
             found.append(
                 f"{realised:.4f} of the weights will be removed, not {target:g}: each row drops a whole number"
@@ -120,7 +120,7 @@ class Weights(Removal):
 
     def spread(self, spec: CompressionSpec, facts: AllocationFacts, target: float) -> Mapping[str, float]:
         """Multiples of 1 / M for N:M patterns, whose mean is the target to half a unit's share."""
-        sparsity, kept_of = checked(spec.allocate, facts, target), spec.prune.kept_of
+        sparsity, kept_of = checked(spec.allocate, facts, target), spec.edit.kept_of
         if kept_of is None:
             return sparsity
         return whole_groups(facts.layers, sparsity, kept_of, spec.allocate.least_sparsity)
@@ -151,8 +151,8 @@ class Weights(Removal):
                 _BUG,
                 field="/prune",
             )
-        if spec.prune.kept_of is not None:
-            m = spec.prune.kept_of[1]
+        if spec.edit.kept_of is not None:
+            m = spec.edit.kept_of[1]
             kept = m - round(m * sparsity)
             most = int((weight_OI != 0).unflatten(1, (-1, m)).sum(dim=2).max())
             if most > kept:

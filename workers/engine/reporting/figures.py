@@ -107,8 +107,8 @@ def widths_figure(layers: Sequence[LayerReport]) -> str:
         return _svg(figure, "Width of attention and MLP in every block, dense and pruned")
 
 
-def metrics_figure(metrics: Sequence[Metric]) -> str:
-    """Dense and pruned side by side, one panel per unit, with the spread as error bars."""
+def metrics_figure(metrics: Sequence[Metric], result: str) -> str:
+    """Dense model and result (`pruned`) side by side, one panel per unit, with the spread as error bars."""
     by_unit: dict[str, list[Metric]] = defaultdict(list)
     for metric in metrics:
         by_unit[metric.unit].append(metric)
@@ -120,7 +120,7 @@ def metrics_figure(metrics: Sequence[Metric]) -> str:
             rows = range(len(members))
             dense, pruned = [metric.dense for metric in members], [metric.pruned for metric in members]
             _bars(axis, [row - 0.2 for row in rows], dense, [m.dense_stderr for m in members], unit, DENSE, "dense")
-            _bars(axis, [row + 0.2 for row in rows], pruned, [m.pruned_stderr for m in members], unit, PRUNED, "pruned")
+            _bars(axis, [row + 0.2 for row in rows], pruned, [m.pruned_stderr for m in members], unit, PRUNED, result)
             axis.set_yticks(list(rows), [metric.name for metric in members])
             axis.set_ylim(len(members) - 0.5, -0.5)
             ends = (m + (e or 0) for x in members for m, e in ((x.dense, x.dense_stderr), (x.pruned, x.pruned_stderr)))
@@ -129,17 +129,19 @@ def metrics_figure(metrics: Sequence[Metric]) -> str:
             axis.spines["bottom"].set_visible(False)
             axis.set_xticks([])
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
-        return _svg(figure, "Measurements of the dense and the pruned model as bars; the table above has the numbers")
+        return _svg(
+            figure, f"Measurements of the dense and the {result} model as bars; the table above has the numbers"
+        )
 
 
-def loss_figure(tune: TuneReport) -> str:
-    """Held-out and training loss over the steps of tuning, and the pruned model's loss."""
+def loss_figure(tune: TuneReport, result: str) -> str:
+    """Held-out and training loss over the steps of tuning, and the loss of the result (`pruned`) before it."""
     looks = tune.curve
     trained = [(point.step, point.train_loss) for point in looks if point.train_loss is not None]
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 3.2), layout="constrained")
         axis = figure.subplots()
-        axis.axhline(tune.holdout_loss_before, color=FAINT, linestyle="--", label="pruned, held out")
+        axis.axhline(tune.holdout_loss_before, color=FAINT, linestyle="--", label=f"{result}, held out")
         axis.plot([step for step, _ in trained], [loss for _, loss in trained], color=DENSE, label="training")
         axis.plot([p.step for p in looks], [p.holdout_loss for p in looks], "o-", color=PRUNED, ms=4, label="held out")
         best = next(point for point in looks if point.step == tune.best_step)

@@ -20,6 +20,7 @@ def render(report: Report) -> str:
         report=report,
         wording=wording,
         methods=wording.compressing_methods(report),
+        kind=wording.edited(report),
         # A local model is not on the hub.
         base_model=report.provenance.model_id if "/" in report.provenance.model_id else None,
         spec_json=json.dumps(report.spec, indent=2),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from workers.engine.removals.base import removal
 from workers.engine.reporting import wording
 from workers.engine.reporting.figures import loss_figure, metrics_figure, sparsity_figure, stages_figure, widths_figure
 
@@ -24,18 +23,19 @@ def render(report: Report) -> str:
     # Markup only around the figures, which escape their own texts; the template escapes everything else.
     directed = [metric for metric in report.metrics if metric.higher_is_better is not None]
     methods = wording.compressing_methods(report)
-    draws_widths = all(removal(method.removes).draws_widths for method in methods if method.removes is not None)
+    kind = wording.edited(report)
     return _template().render(
         report=report,
         wording=wording,
         methods=methods,
+        kind=kind,
         measured=all(layer.metric is not None for layer in report.layers),
         headlines=directed[:_HEADLINES],
         spec_json=json.dumps(report.spec, indent=2),
-        sparsity_figure=Markup(sparsity_figure(report.layers)),
-        widths_figure=Markup(widths_figure(report.layers) if draws_widths else ""),
-        metrics_figure=Markup(metrics_figure(directed)) if directed else None,
-        loss_figure=Markup(loss_figure(report.tune)) if report.tune else None,
+        sparsity_figure=Markup(sparsity_figure(report.layers) if kind.draws_sparsity else ""),
+        widths_figure=Markup(widths_figure(report.layers) if kind.draws_widths else ""),
+        metrics_figure=Markup(metrics_figure(directed, kind.result)) if directed else None,
+        loss_figure=Markup(loss_figure(report.tune, kind.result)) if report.tune else None,
         stages_figure=Markup(stages_figure(report.stages)),
     )
 

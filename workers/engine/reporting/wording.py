@@ -8,7 +8,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, Literal
 
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import Stage
+from workers.engine.contracts.params import EDITS, Stage
 from workers.engine.maths.standard_errors import CONFIDENCE, SURE, half_width
 from workers.engine.registry import Method, discover
 from workers.engine.removals.base import removal
@@ -16,7 +16,8 @@ from workers.engine.removals.base import removal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from workers.engine.report import Bound, GateResult, Metric, Report, TextReport, TuneReport
+    from workers.engine.removals.base import Removal
+    from workers.engine.report import Bound, GateResult, Growth, Metric, Report, TextReport, TuneReport
 
 Verdict = Literal["better", "worse", "within spread", "same", ""]
 GATED = {"ratio": "pruned / dense", "difference": "pruned − dense", "pruned": "pruned"}
@@ -25,20 +26,39 @@ VERDICT_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 
 def compressing_methods(report: Report) -> list[Method]:
     """The methods that decided the weights, in pipeline order."""
-    stages: tuple[Stage, ...] = ("score", "allocate", "prune", "refine", "tune")
+    stages: tuple[Stage, ...] = ("score", "allocate", *EDITS, "refine", "tune")
     return [discover()[stage, params["method"]] for stage in stages if (params := report.spec.get(stage))]
 
 
 def sentence(report: Report) -> str:
     """The compression in one sentence."""
-    spec, pattern = report.spec, report.spec["prune"].get("pattern")
-    method = discover()["prune", spec["prune"]["method"]]
-    removes = needed(method.removes, "a pruner's kind of unit")
+    spec, method, kind = report.spec, editor(report), edited(report)
+    pattern = spec[method.stage].get("pattern")
     scored = f"scored by {spec['score']['method']}, " if spec.get("score") else ""
-    spread = f"spread over the layers by {spec['allocate']['method']}, " if removes.spread else ""
+    spread = f"spread over the layers by {spec['allocate']['method']}, " if kind.removes.spread else ""
     refined = f", moved by {spec['refine']['method']}" if spec.get("refine") else ""
-    went = removal(removes).went(report, percent(report.sparsity))
-    return f"{went}: {scored}{spread}removed by {method.name}" + (f" ({pattern})" if pattern else "") + f"{refined}."
+    went = kind.went(report, percent(report.sparsity))
+    made = f"{went}: {scored}{spread}{kind.done} by {method.name}"
+    return made + (f" ({pattern})" if pattern else "") + f"{refined}."
+
+
+def editor(report: Report) -> Method:
+    """The method that edited the model."""
+    return next(discover()[stage, params["method"]] for stage in EDITS if (params := report.spec.get(stage)))
+
+
+def edited(report: Report) -> Removal:
+    """The kind of unit that went, or was added, which words what was done."""
+    return removal(needed(editor(report).removes, "an editor's kind of unit"))
+
+
+def placed(growth: Growth) -> str:
+    """Where the new blocks of a result stand."""
+    numbers = ", ".join(str(new.block) for new in growth.blocks)
+    like = ", ".join(str(new.like) for new in growth.blocks)
+    if len(growth.blocks) == 1:
+        return f"Block {numbers} of the result is new, made like the dense model's block {like}."
+    return f"Blocks {numbers} of the result are new, made like the dense model's blocks {like}; all counted from 0."
 
 
 def brings_code(report: Report) -> bool:
@@ -95,7 +115,7 @@ def judgement(report: Report) -> str:
 def resumed(report: Report) -> list[str]:
     """The work of an earlier attempt at the job, a sentence each."""
     found = []
-    if report.resumed_allocation:
+    if report.resumed_allocation and report.growth is None:
         found.append("How much each layer loses was decided by an earlier attempt at the job.")
     if report.resumed_blocks:
         found.append(f"{report.resumed_blocks} blocks were finished by an earlier attempt.")

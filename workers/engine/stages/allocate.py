@@ -87,7 +87,7 @@ def _spread(
     tries: Tries,
 ) -> Allocation:
     """The allocation that the spec's allocator, limit or bound leads to."""
-    run, removal, limit = tries.shared, removal_of(spec), spec.prune.size_limit
+    run, removal, limit = tries.shared, removal_of(spec), spec.edit.size_limit
     metrics = _metrics(spec.allocate, spec.seed, model, calibration, stats, run)
     layers, needs = model.architecture.layers, spec.allocate_needs
     others = {params: _metrics(params, spec.seed, model, calibration, stats, run) for params in compared(spec.allocate)}
@@ -105,7 +105,7 @@ def _spread(
             loss = trials(sample).loss
             rules = {p.method: _rule(p, AllocationFacts(layers, of_p, loss)) for p, of_p in others.items()}
             facts = AllocationFacts(layers, metrics, loss, rules)
-        target, foreseen = spec.prune.target, None
+        target, foreseen = spec.edit.target, None
         if target is None and limit is not None:
             decode_time = _decode_time(spec, model, run.events) if limit.decode_time is not None else None
             try:

@@ -1,4 +1,4 @@
-"""Prune: remove what the allocation asks for, block by block, and write the blocks into the checkpoint.
+"""Prune: edit the model as the allocation asks, block by block, and write the blocks into the checkpoint.
 
 Each block is loaded, statistics of its inputs are collected, its layers are scored and pruned by an `Edit`, and the
 pruned block, rounded to the type it will be stored in, makes the inputs of the next: later layers are calibrated on the
@@ -132,12 +132,17 @@ class _Pruning:
 
     def unseen(self) -> int:
         """Prune all blocks that are still to do, without a text; returns the first, by its number in the result."""
-        kept, finished = self.edit.outcome.blocks, self.run.checkpoint.finished_blocks()
+        outcome, finished = self.edit.outcome, self.run.checkpoint.finished_blocks()
+        if finished < len(outcome.blocks):
+            self.edit.prepare(self.run)
         self._begin(finished)
         with self.run.checkpoint.adding_blocks(), ThreadPoolExecutor(1) as writer:
             keeper = _Keeper(self, writer, finished)
-            for block, dense in dense_blocks(self.model, kept[finished:], ahead=True):
-                keeper.keep(self._closed(block, self._unseen(block, dense)), None)
+            read = dense_blocks(self.model, outcome.blocks[finished:], ahead=True)
+            for index, (block, dense) in enumerate(read, finished):
+                new = index in outcome.new
+                tensors = self.edit.new_block(index, self.run) if new else self._unseen(block, dense)
+                keeper.keep(self._closed(block, tensors), None)
             keeper.settle()
         return finished
 

@@ -3,7 +3,7 @@
 The whole model is loaded from its folder, however it was pruned. Every attempt assembles that folder anew, from the
 checkpoint and to the same bytes, so a resume point holds the training alone. The order of the windows and the dropout
 of a step follow from the seed and the step, so a resumed run ends in the same bytes. Tensors that were not trained keep
-theirs, and zeros stay zeros. B = windows, T = tokens of one.
+theirs, and zeros that pruning left stay zeros. B = windows, T = tokens of one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,12 +28,14 @@ from workers.engine.model.loss import next_token_loss, nll
 from workers.engine.model.memory import give_back
 from workers.engine.planning.predictions import tuned_at_once
 from workers.engine.registry import method_of
+from workers.engine.removals.base import removal_of
 from workers.engine.report import TunePoint, TuneReport
 from workers.engine.store.clock import peak_resident_bytes
 from workers.engine.training.losses import distillation
 from workers.engine.training.state import TuningState, captured, restored
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -58,13 +61,15 @@ def tune(
     text: TuningText,
     run: Run,
     window_T: Tensor,
+    new: Sequence[int] = (),
 ) -> tuple[TuneReport, TunedTraces]:
-    """Train the model in `folder`, and store the state with the lowest held-out loss in it. `dense`: the dense model.
+    """Train the model in `folder`, and store the state with the lowest held-out loss in it. `dense`: the dense model;
+    `new`: the blocks that were added to it, by their numbers in the result.
 
     Also returns the traces of that state on a window of token ids [T]. Raises NumericalFailure where a loss is not
     finite, InvalidSpec where the pruned model does not fit the method.
     """
-    training = _Training(spec, dense, folder, text, run)
+    training = _Training(spec, dense, folder, text, run, new)
     if not training.state.ended:
         training.train()
     training.take_best()
@@ -81,20 +86,21 @@ class _Training:
         folder: Path,
         text: TuningText,
         run: Run,
+        new: Sequence[int],
     ) -> None:
         """Prepare the model, and restore the last resume point, if there is one."""
         self.params, self.dense, self.text = needed(spec.tune, "/tune"), dense, text
         self.checkpoint, self.events = run.checkpoint, run.events
         self.at_once = tuned_at_once(spec, dense.source, dense.architecture)
         self.slices = slices_of(folder)
-        self.architecture = architecture_of(folder)
+        self.architecture = replace(architecture_of(folder), new_blocks=frozenset(new))
         self.model: PreTrainedModel = load_model(folder, dense.device, dense.dtype)
         self.teacher: PreTrainedModel | None = None
         self.best: dict[str, Tensor] = {}
         self.resumed_step, self.seconds = 0, 0.0  # of steps done here: no time of another attempt is reported
 
         found = self.checkpoint.load_tuning()
-        before = self._holdout_loss("/prune", "lower the sparsity") if found is None else math.nan
+        before = self._holdout_loss(f"/{spec.editor.stage}", removal_of(spec).gentler) if found is None else math.nan
         self.trainable = self._prepared()
         self.optimizer = torch.optim.AdamW(
             list(self.trainable.parameters.values()),

@@ -6,6 +6,7 @@
     hidden-00008.<digest>.bin           input of the first block still to do (all calibration windows)
     hidden-00008-2of4.<digest>.bin      the same of one of several ranks' windows; a point is whole with all of them
     grams-00003.<digest>.safetensors    second moments of a dense block's inputs, where trial prunings need them
+    new-00012-00003.<digest>.safetensors  one tensor of a block that is added, the third of block 12
     tuning.<digest>.safetensors         state of the training: parameters, the optimiser's moments, the best state
     <name>.<digest>.json                results of whole stages
     try-2/                              the same of a further try, where the first result broke what the spec bounds
@@ -185,6 +186,13 @@ class Checkpoint:
 
     def save_grams(self, block: int, tensors: Mapping[str, Tensor]) -> None:
         self._save(f"grams-{block:05d}", tensors, durable=False)
+
+    def new_tensor(self, block: int, number: int) -> Path:
+        """File of one of the tensors of a block that is added; it exists once `save_new_tensor` has returned."""
+        return self._tensors(f"new-{block:05d}-{number:05d}")
+
+    def save_new_tensor(self, block: int, number: int, tensors: Mapping[str, Tensor]) -> None:
+        self._save(f"new-{block:05d}-{number:05d}", tensors)
 
     def new_hidden(self) -> BinaryIO:
         """An empty file for hidden states; `keep_hidden` makes it a resume point. Readable while it is written."""

@@ -18,6 +18,8 @@ from torch.nn.functional import linear
 from workers.engine.training.trainable import mask_of
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from torch import Tensor
 
 UNQUANTISED = 16
@@ -47,10 +49,12 @@ class GroupLinear(nn.Module):
     least_OG: Tensor
     mask_OP: Tensor
 
-    def __init__(self, layer: nn.Linear, *, bits: int, group_size: int, rank: int, alpha: float) -> None:
+    def __init__(
+        self, layer: nn.Linear, *, bits: int, group_size: int, rank: int, alpha: float, masked: bool = True
+    ) -> None:
         super().__init__()
         weight_OI = layer.weight.detach()
-        kept_OI = mask_of(weight_OI)
+        kept_OI = mask_of(weight_OI) if masked else None
         self.bits, self.group_size, self.masked = bits, group_size, kept_OI is not None
         self.bias = layer.bias
         if bits == UNQUANTISED:
@@ -141,10 +145,13 @@ class _GroupProduct(torch.autograd.Function):
         return dx.to(x.dtype), layer.sums((dy_NO.T @ x_NI).mul_(kept_OI)).float(), None
 
 
-def replaced(model: nn.Module, layers: dict[str, nn.Linear], **group: Any) -> dict[str, GroupLinear]:
-    """Put a group layer in place of each linear layer, and free their weights one by one: `layers` is emptied."""
+def replaced(
+    model: nn.Module, layers: dict[str, nn.Linear], masked: Container[str], **group: Any
+) -> dict[str, GroupLinear]:
+    """Put a group layer in place of each linear layer, and free their weights one by one: `layers` is emptied.
+    `masked`: those whose zeros come from pruning."""
     found = {}
     for name in list(layers):
-        found[name] = GroupLinear(layers.pop(name), **group)
+        found[name] = GroupLinear(layers.pop(name), masked=name in masked, **group)
         model.set_submodule(name, found[name])
     return found

@@ -18,6 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from workers.engine.training.trainable import mask_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 ADAPTER = "default"
@@ -29,14 +31,14 @@ class MaskedLora(Linear):
     def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
         super().__init__(base_layer, adapter_name, config=config, **kwargs)
         self.is_target_conv_1d_layer = self.fan_in_fan_out = isinstance(base_layer, Conv1D)
-        self._masked = mask_of(base_layer.weight) is not None
+        self.masked = mask_of(base_layer.weight) is not None
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         delta = super().get_delta_weight(adapter)
-        return delta * (self.get_base_layer().weight != 0) if self._masked else delta
+        return delta * (self.get_base_layer().weight != 0) if self.masked else delta
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._masked:
+        if not self.masked:
             return super().forward(x)
         base: Tensor = self.base_layer(x)
         dropped = self.lora_dropout[ADAPTER](x.to(self.lora_A[ADAPTER].weight.dtype))
@@ -54,8 +56,11 @@ class MaskedLora(Linear):
         return delta.T if self.fan_in_fan_out else delta
 
 
-def injected(model: nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float) -> dict[str, MaskedLora]:
-    """Put an adapter on each named linear layer; everything else is frozen. Adapters are float32."""
+def injected(
+    model: nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float, unmasked: Sequence[str] = ()
+) -> dict[str, MaskedLora]:
+    """Put an adapter on each named linear layer; everything else is frozen. Adapters are float32. `unmasked`: layers
+    whose zeros are no pruning's."""
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
     config._register_custom_module({nn.Linear: MaskedLora, Conv1D: MaskedLora})
     inject_adapter_in_model(config, model, ADAPTER)
@@ -63,4 +68,6 @@ def injected(model: nn.Module, names: list[str], *, rank: int, alpha: float, dro
     for layer in layers.values():
         layer.lora_A.float()
         layer.lora_B.float()
+    for name in unmasked:
+        layers[name].masked = False
     return layers

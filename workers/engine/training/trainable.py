@@ -1,6 +1,7 @@
 """Trained parameters of a model, and how they are merged into plain weights. O, I = outputs, inputs.
 
-A zero in a linear layer of the blocks comes from pruning and stays: its gradient and its update are zero.
+A zero in a linear layer of the blocks comes from pruning, unless the block was added, and stays: its gradient and its
+update are zero.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from workers.engine.model.views import held
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.architectures.architecture import Architecture
+    from workers.engine.architectures.architecture import Architecture, LinearFacts
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,11 +45,16 @@ def mask_of(weight_OI: Tensor) -> Tensor | None:
     return None if bool(kept_OI.all()) else kept_OI
 
 
+def pruned(architecture: Architecture) -> list[LinearFacts]:
+    """The layers whose zeros come from pruning: those of blocks that were added do not."""
+    return [layer for layer in architecture.layers if layer.block not in architecture.new_blocks]
+
+
 def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[str], bool]) -> Trainable:
     """Train the model's own parameters whose names, in the files, `trained` picks; zeros of linear layers get no
     gradient."""
     places, layout = held(model, architecture), architecture.layout
-    linear = {places[layer.weight].parameter for layer in architecture.layers}
+    linear = {places[layer.weight].parameter for layer in pruned(architecture)}
     masks = {name: mask_of(model.get_parameter(name)) for name in sorted(linear)}
     parameters = {}
     for name, parameter in model.named_parameters():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParams
+from workers.engine.contracts.tuning_params import AllOrNewParams, LearningRate
 from workers.engine.registry import tuner
 
 if TYPE_CHECKING:
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from workers.engine.contracts.tuning_params import DescribedModel
 
 
-class FullParams(TuneMethodParams):
+class FullParams(AllOrNewParams):
     """Train every weight."""
 
     method: Literal["full"] = Field("full", description="Train every weight: the most memory, and the most room.")
     learning_rate: LearningRate = 3e-4
 
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
+        if self.new_blocks_only:
+            return sum(f.parameters for name, f in source.tensors.items() if self.trains(architecture, name))
         return source.parameters
 
 
@@ -32,4 +34,4 @@ def prepare(model: Module, architecture: Architecture, params: FullParams) -> Tr
     """All parameters, embeddings and norms included; a tied head trains with its embedding. Zeros stay."""
     from workers.engine.training.trainable import unfrozen
 
-    return unfrozen(model, architecture, lambda _: True)
+    return unfrozen(model, architecture, lambda name: params.trains(architecture, name))

@@ -95,14 +95,20 @@ def prepare(model: Module, architecture: Architecture, params: GroupParams) -> T
     from workers.engine.contracts.facts import Trainable
     from workers.engine.model.views import held
     from workers.engine.training.groups import replaced
-    from workers.engine.training.trainable import linears
+    from workers.engine.training.trainable import linears, pruned
 
     found, places = linears(model, architecture, (Linear,)), held(model, architecture)
     _refuse_fused(architecture, places)
     params.check(architecture.layers)  # a structured result's widths are known only now
     model.requires_grad_(False)
     layers = replaced(
-        model, found, bits=params.bits, group_size=params.group_size, rank=params.rank, alpha=params.alpha
+        model,
+        found,
+        {architecture.layout.host(layer.name) for layer in pruned(architecture)},
+        bits=params.bits,
+        group_size=params.group_size,
+        rank=params.rank,
+        alpha=params.alpha,
     )
     parameters = {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("a_RG", "b_OR")}
 

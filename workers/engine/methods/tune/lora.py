@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParams
+from workers.engine.contracts.tuning_params import AllOrNewParams, LearningRate
 from workers.engine.registry import tuner
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.tuning_params import DescribedModel
 
 
-class LoraParams(TuneMethodParams):
+class LoraParams(AllOrNewParams):
     """Train a low-rank update of every linear layer of the blocks."""
 
     method: Literal["lora"] = Field("lora", description="Train a low-rank update of every linear layer, then merge it.")
@@ -35,7 +35,9 @@ class LoraParams(TuneMethodParams):
         return 2 if self.dropout else 0  # what dropout left, and what it multiplied by
 
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
-        return sum(self.rank * sum(shape) for shape in architecture.modules().values())
+        return sum(
+            self.rank * sum(shape) for path, shape in architecture.modules().items() if self.trains(architecture, path)
+        )
 
 
 @tuner(LoraParams, paper="arXiv:2106.09685")
@@ -49,15 +51,19 @@ def prepare(model: Module, architecture: Architecture, params: LoraParams) -> Tr
     from workers.engine.training.masked_lora import ADAPTER, injected
     from workers.engine.training.trainable import linears
 
-    places, paths = held(model, architecture), linears(model, architecture, (nn.Linear, Conv1D))
+    layout, places = architecture.layout, held(model, architecture)
+    paths = [path for path in linears(model, architecture, (nn.Linear, Conv1D)) if params.trains(architecture, path)]
     layers = injected(
         model,
-        list(paths),
+        paths,
         rank=params.rank,
         alpha=params.alpha,
         dropout=params.dropout,
+        unmasked=[path for path in paths if architecture.is_new(path)],
     )
-    by_weight = {facts.weight: layers[architecture.layout.host(facts.name)] for facts in architecture.layers}
+    by_weight = {
+        facts.weight: layers[path] for facts in architecture.layers if (path := layout.host(facts.name)) in layers
+    }
     parameters = {
         f"{name}.{part}": getattr(layer, part)[ADAPTER].weight
         for name, layer in layers.items()
