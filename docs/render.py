@@ -130,23 +130,25 @@ def _counts(rows: dict[str, Any], made: list[str]) -> str:
 
 
 def _family_table(rows: dict[str, Any], made: list[str]) -> str:
-    lines = [f"| family | class | {' | '.join(JOBS.values())} | why not |", f"|---|---|{'---|' * len(JOBS)}---|"]
+    lines = [f"| family | class | {' | '.join(JOBS.values())} | notes |", f"|---|---|{'---|' * len(JOBS)}---|"]
     for name in sorted(set(made) & rows.keys()):
         if jobs := rows[name]["jobs"]:
-            cells = [_verdict(jobs.get(job)) for job in JOBS]
+            cells = [_verdict(job, jobs.get(job)) for job in JOBS]
             reasons = {_why(name, job["detail"]): None for job in jobs.values() if job["verdict"] != "verified"}
             notes = [*reasons, *([rows[name]["note"]] if "note" in rows[name] else [])]
+            if left := jobs.get("wanda", {}).get("detail") if _is_verified(rows, name, "wanda") else None:
+                notes.insert(0, f"never pruned: {left}")
             lines.append(
                 f"| `{name}` | {rows[name].get('class', '')} | {' | '.join(cells)} | {_cell('; '.join(notes))} |"
             )
     return "\n".join(lines)
 
 
-def _verdict(job: dict[str, str] | None) -> str:
+def _verdict(name: str, job: dict[str, str] | None) -> str:
     if job is None:
         return ""
     if job["verdict"] == "verified":
-        return job["detail"] if job.get("detail", "").endswith("s") else "yes"
+        return job["detail"] if name in ("structured", "experts") else "yes"
     return {"refused": "no"}.get(job["verdict"], f"**{job['verdict']}**")
 
 

@@ -78,11 +78,11 @@ OWN: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("configs.js
 _MOST = 10_000_000
 
 
-def tiny_config(model_type: str) -> PreTrainedConfig:
-    """The config of a family's tiny checkpoint."""
+def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
+    """The config of a family's tiny checkpoint, or of one that differs."""
     config_class = CONFIG_MAPPING[model_type]
     known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
-    entries = {name: size for name, size in ENTRIES.items() if name in known} | OWN.get(model_type, {})
+    entries = {name: size for name, size in ENTRIES.items() if name in known} | OWN.get(model_type, {}) | changes
     return config_class(**{name: entry for name, entry in entries.items() if entry is not None})
 
 

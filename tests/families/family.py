@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import transformers
 
-from tests.families import checks
+from tests.families import sides
 from tests.families.checkpoints import save, save_tiny, tiny_model
-from tests.families.checks import Side
 from tests.families.jobs import Verdict, texts, verdicts
 from tests.families.rows import TYPES
+from tests.families.sides import Side
 from tests.families.wrappers import wrapper_class, wrapper_config
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.refs import ModelRef
@@ -34,7 +34,7 @@ def row_of(name: str, begins: Callable[[str], None] = lambda job: None) -> dict[
         (folder / "models").mkdir()
         try:
             dense = _made(name, folder / "models" / name)
-            checks.loads(dense)
+            sides.loads(dense)
         except Exception as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())
             return row | {"jobs": {"checkpoint": Verdict("crash", said[:300]).row()}}

@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 import torch
 
-from tests.families import checks
-from tests.families.checks import Side, Wrong
+from tests.families import of_blocks, of_experts, of_masks, of_widths, sides
+from tests.families.sides import Side, Wrong
 from tests.helpers.small_models import EXAMPLES, load, text_of
 from workers.engine.architectures.recognise import recognise
 from workers.engine.errors import BadRequest
@@ -51,6 +51,7 @@ JOBS: dict[str, list[dict[str, Any]]] = {
     ],
     "hidden": [{"score": _RANDOM, "prune": {"method": "hidden", "sparsity": 0.25}}],
     "depth": [{"score": _RANDOM, "prune": {"method": "depth", "layers": 1}}],
+    "experts": [{"calibrate": _CALIBRATE, "score": {"method": "reap"}, "prune": {"method": "experts", "experts": 4}}],
 }
 """Job -> its spec, and what is tried where that is refused. The seed's lowest draw of four is that of block 1."""
 
@@ -62,7 +63,7 @@ class Verdict:
     verdict: str
     """`verified`, `refused`, `wrong` or `crash`."""
     detail: str = ""
-    """What was cut, or why not, or what is wrong."""
+    """What was cut, which matrices were left alone, why not, or what is wrong."""
 
     def row(self) -> dict[str, str]:
         return {"verdict": self.verdict} | ({"detail": self.detail} if self.detail else {})
@@ -81,7 +82,7 @@ def verdicts(
     """Job -> its verdict, for a checkpoint that lies alone in its folder's parent."""
     sources = Sources(dense.folder.parent, data)
     for job in JOBS:
-        if job not in ("wanda", "structured", *(method.name for method in methods("prune"))):
+        if job == "experts" and not (dense.has_experts and "experts" in {method.name for method in methods("prune")}):
             continue
         begins(job)
         yield job, _verdict(job, dense, sources, work / job)
@@ -134,27 +135,28 @@ def _said(error: Exception) -> str:
 def _checked(job: str, spec: CompressionSpec, dense: Side, sources: Sources, folder: Path, report: Report) -> str:
     """What was done, once it is found to be as promised. Raises Wrong."""
     result = Side(folder / "model", dense.loader)
-    checks.loads(result)
+    sides.loads(result)
     detail = ""
     if job in ("wanda", "sparsegpt"):
-        changed = checks.same_otherwise(dense, result)
+        changed = of_masks.same_otherwise(dense, result)
         wanda = job == "wanda"
-        checks.zeros_per_row(changed, SPARSITY, rows=wanda, kept=wanda)
+        of_masks.zeros_per_row(changed, SPARSITY, rows=wanda, kept=wanda)
         if wanda:
             windows_NT = text_of(spec, load(spec, sources), sources).windows_NT
-            checks.same_masks(dense, changed, windows_NT, SPARSITY)
+            of_masks.same_masks(dense, changed, windows_NT, SPARSITY)
             (metric,) = report.metrics
-            checks.perplexity(result, _heldout(dense, sources), metric.pruned)
+            of_masks.perplexity(result, _heldout(dense, sources), metric.pruned)
+        detail = ", ".join(of_masks.left(dense, changed))
     elif job == "depth":
-        detail = checks.without_block(dense, result)
+        detail = of_blocks.without_block(dense, result)
+    elif job == "experts":
+        detail = of_experts.without_experts(dense, result)
     elif job in ("structured", "hidden"):
-        narrow = any(tensor.dtype != torch.float32 for tensor in dense.files.values())
-        tolerance = checks.OF_ROUNDED_GAINS if job == "hidden" and narrow else checks.TOLERANCE
         (folder / "masked").mkdir()
-        checks.masked(dense, result, folder / "masked", tolerance)
+        of_widths.masked(dense, result, folder / "masked")
         if job == "structured":
             detail = " and ".join(_cut(spec, sources, report))
-    if dense.caches and (off := checks.cached(result)) > checks.TOLERANCE:
+    if dense.caches and (off := sides.cached(result)) > sides.TOLERANCE:
         raise Wrong(f"generation with and without a cache differs, by {off:.1e}")
     return detail
 

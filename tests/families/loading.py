@@ -40,3 +40,13 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def logits(model: Any, ids_NT: Tensor) -> Tensor:
     with torch.no_grad():
         return model(input_ids=ids_NT, use_cache=False).logits.float()
+
+
+def inside(model: nn.Module) -> dict[str, Tensor]:
+    """Path below its block -> a matrix, or stack of matrices, of the first block that has one there."""
+    prefix, _ = blocks_of(model)
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.named_parameters():
+        if name.startswith(f"{prefix}.") and tensor.ndim > 1:
+            found.setdefault(name.removeprefix(f"{prefix}.").split(".", 1)[1].removesuffix(".weight"), tensor)
+    return found

@@ -20,6 +20,8 @@ _PRODUCTS = {"linear": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)} | dict.fromke
     ("matmul", "__matmul__", "mm", "bmm"), (0, 1)
 )
 """Function of torch -> the places of its activations and its weight among the arguments."""
+LEAST_TOKENS = 32
+"""An expert that was sent fewer is pruned by the magnitude of its weights."""
 
 
 class Reading(TorchFunctionMode):
@@ -31,6 +33,8 @@ class Reading(TorchFunctionMode):
         self._parameters = parameters
         self.squares: dict[str, Tensor] = {}
         """Parameter -> a tensor of its shape: the sum at each weight's input."""
+        self.tokens: dict[str, Tensor] = {}
+        """Parameter -> tokens of each of its slices, of which all but stacked experts have one."""
         self.axes: dict[str, int] = {}
         """Parameter -> the axis of its inputs."""
 
@@ -52,11 +56,13 @@ class Reading(TorchFunctionMode):
         part = squares.as_strided(weight.shape, weight.stride(), weight.storage_offset())
         inputs = -2 if transposed else -1
         self.axes[name] = whole.stride().index(weight.stride(inputs))
-        if weight.ndim == 2:
-            sums = read.detach().reshape(-1, read.shape[-1]).square().sum(0)
-        else:
-            sums = read.detach().square().sum(-2)
-        part += sums.unsqueeze(-1 if transposed else -2)
+        read = read.detach() if weight.ndim > 2 else read.detach().reshape(-1, read.shape[-1])
+        part += read.square().sum(-2).unsqueeze(-1 if transposed else -2)
+        slices = len(whole) if whole.ndim > 2 else 1
+        tokens = self.tokens.setdefault(name, torch.zeros(slices, dtype=torch.int64))
+        first = weight.storage_offset() * slices // whole.numel()
+        sent = read.any(-1).sum(-1)  # where all experts read all tokens, those of others are zero
+        tokens[first : first + sent.numel()] += sent
 
 
 def wanda_masks(
@@ -77,7 +83,10 @@ def wanda_masks(
             if name not in reading.squares:
                 raise ValueError(f"nothing multiplies with {name}")
             axis = reading.axes[name]
-            score = (weight.abs() * reading.squares[name].sqrt()).movedim(axis, -1)
+            squares = reading.squares[name]
+            if weight.ndim > 2:
+                squares[reading.tokens[name] < LEAST_TOKENS] = 1.0
+            score = (weight.abs() * squares.sqrt()).movedim(axis, -1)
             count = math.floor(score.shape[-1] * sparsity)
             order = score.argsort(dim=-1, stable=True)
             mask = torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order[..., :count], True)

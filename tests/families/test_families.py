@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.families import checks
-from tests.families.checkpoints import save_tiny
-from tests.families.checks import Side, Wrong
+from tests.families import loading, of_blocks, of_experts, of_masks, of_widths, sides
+from tests.families.checkpoints import save_tiny, tiny_config, tiny_model
 from tests.families.family import row_of
 from tests.families.loading import stored
 from tests.families.own_wanda import wanda_masks
 from tests.families.rows import TYPES, WRAPPERS, known
+from tests.families.sides import Side, Wrong
 from workers.engine.architectures.layouts import layouts
 
 SAMPLES: dict[str, tuple[str, ...]] = {
@@ -68,7 +69,7 @@ def written(dense: Side, tmp_path: Path) -> Callable[..., Side]:
 
     def write(tensors: dict[str, Tensor] | None = None, drop: tuple[str, ...] = (), **config: object) -> Side:
         whole = {name: t for name, t in (dense.files | (tensors or {})).items() if not name.startswith(drop or "\0")}
-        checks.save(whole, tmp_path)
+        of_widths.save(whole, tmp_path)
         entries = json.loads((dense.folder / "config.json").read_text()) | config
         (tmp_path / "config.json").write_text(json.dumps(entries))
         return Side(tmp_path)
@@ -84,7 +85,7 @@ PRUNED = tuple(f"self_attn.{x}_proj" for x in "qkvo") + tuple(f"mlp.{x}_proj" fo
 def pruned(dense: Side) -> dict[str, Tensor]:
     """The weights as Wanda leaves them."""
     names = [f"model.layers.{b}.{layer}.weight" for b in range(4) for layer in PRUNED]
-    gone, _ = wanda_masks(checks.load(dense.folder)[0], IDS, dict.fromkeys(names), 0.5)
+    gone, _ = wanda_masks(loading.load(dense.folder)[0], IDS, dict.fromkeys(names), 0.5)
     return {name: dense.files[name].masked_fill(gone[name], 0.0) for name in names}
 
 
@@ -92,7 +93,7 @@ def test_own_wanda_is_the_formula(dense: Side, pruned: dict[str, Tensor]) -> Non
     seen = {}
     layer = dense.model.get_submodule("model.layers.0.mlp.down_proj")
     handle = layer.register_forward_hook(lambda _, args, out: seen.update(x=args[0].flatten(0, -2)))
-    checks.logits(dense.model, IDS)
+    loading.logits(dense.model, IDS)
     handle.remove()
     score = layer.weight.abs() * seen["x"].square().sum(0).sqrt()
     lowest = score.argsort(dim=1, stable=True)[:, :24]
@@ -105,10 +106,10 @@ def test_checks_of_masks_can_fail(dense: Side, pruned: dict[str, Tensor], writte
 
     def check(**changes: Tensor) -> None:
         result = written(good | changes)
-        checks.loads(result)
-        changed = checks.same_otherwise(dense, result)
-        checks.zeros_per_row(changed, 0.5, rows=True, kept=True)
-        checks.same_masks(dense, changed, IDS, 0.5)
+        sides.loads(result)
+        changed = of_masks.same_otherwise(dense, result)
+        of_masks.zeros_per_row(changed, 0.5, rows=True, kept=True)
+        of_masks.same_masks(dense, changed, IDS, 0.5)
 
     check()
     one_more, other, magnitude = good[name].clone(), good[name].clone(), dense.files[name].clone()
@@ -121,7 +122,7 @@ def test_checks_of_masks_can_fail(dense: Side, pruned: dict[str, Tensor], writte
     with pytest.raises(Wrong, match="that are not zero"):
         check(**{"model.embed_tokens.weight": dense.files["model.embed_tokens.weight"] * 1.01})
     with pytest.raises(Wrong, match="from_pretrained says"):
-        checks.loads(written(good, drop=(name,)))
+        sides.loads(written(good, drop=(name,)))
 
 
 def test_checks_of_depth_can_fail(dense: Side, written: Callable[..., Side]) -> None:
@@ -134,13 +135,13 @@ def test_checks_of_depth_can_fail(dense: Side, written: Callable[..., Side]) -> 
         }
 
     gone = ("model.layers.3.",)
-    assert checks.without_block(dense, written(moved((0, 2, 3)), drop=gone, num_hidden_layers=3)) == "block 1"
+    assert of_blocks.without_block(dense, written(moved((0, 2, 3)), drop=gone, num_hidden_layers=3)) == "block 1"
     with pytest.raises(Wrong, match="no block of the dense model"):
-        checks.without_block(dense, written(moved((0, 3, 2)), drop=gone, num_hidden_layers=3))
+        of_blocks.without_block(dense, written(moved((0, 3, 2)), drop=gone, num_hidden_layers=3))
     slower = {"rope_type": "default", "rope_theta": 100.0}
     other = written(moved((0, 2, 3)), drop=gone, num_hidden_layers=3, rope_parameters=slower)
     with pytest.raises(Wrong, match="logits are others"):
-        checks.without_block(dense, other)
+        of_blocks.without_block(dense, other)
 
 
 def test_checks_of_widths_can_fail(dense: Side, written: Callable[..., Side], tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_checks_of_widths_can_fail(dense: Side, written: Callable[..., Side], tm
 
     def check(result: Side) -> None:
         (tmp_path / "masked").mkdir(exist_ok=True)
-        checks.masked(dense, result, tmp_path / "masked", checks.TOLERANCE)
+        of_widths.masked(dense, result, tmp_path / "masked")
 
     check(cut())
     with pytest.raises(Wrong, match="logits are others"):
@@ -168,5 +169,28 @@ def test_checks_of_widths_can_fail(dense: Side, written: Callable[..., Side], tm
 
 
 def test_generation_without_a_cache_is_compared(dense: Side) -> None:
-    assert checks.cached(dense) < checks.TOLERANCE
+    assert sides.cached(dense) < sides.TOLERANCE
     assert stored(dense.folder).keys() == dense.files.keys()
+
+
+def test_checks_of_experts_can_fail(tmp_path: Path) -> None:
+    save_tiny("olmoe", tmp_path / "dense")
+    dense = Side(tmp_path / "dense")
+
+    def without(kept: list[int], of_router: list[int]) -> Side:
+        config = tiny_config("olmoe", num_experts=len(kept), num_local_experts=len(kept))
+        smaller = tiny_model(config, AutoModelForCausalLM.from_config)
+        state = {}
+        for name, tensor in dense.state.items():
+            routed = name.endswith("mlp.gate.weight")
+            state[name] = tensor[of_router if routed else kept] if routed or ".experts." in name else tensor
+        smaller.load_state_dict(state)
+        folder = tmp_path / f"{kept}-{of_router}".replace(" ", "")
+        smaller.save_pretrained(folder)
+        return Side(folder)
+
+    assert of_experts.without_experts(dense, without([0, 2, 3, 6, 7], [0, 2, 3, 6, 7])) == "5 of 8"
+    with pytest.raises(Wrong, match="other experts stay"):
+        of_experts.without_experts(dense, without([0, 2, 3, 6, 7], [0, 1, 3, 6, 7]))
+    with pytest.raises(Wrong, match="no part of the dense"):
+        of_experts.without_experts(dense, without([0, 3, 2, 6, 7], [0, 3, 2, 6, 7]))
