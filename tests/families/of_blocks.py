@@ -42,9 +42,11 @@ def without_block(dense: Side, result: Side) -> str:
         raise Wrong(f"without block {gone} the dense model's logits are others, by {off:.1e}")
     before, after = dense.model.config.get_text_config(), result.model.config.get_text_config()
     for name, value in before.to_dict().items():
-        if isinstance(value, list) and len(value) == len(blocks):
+        if isinstance(value, list) and len(value) == len(blocks) and len(set(map(str, value))) > 1:
             wanted = [entry for index, entry in enumerate(value) if index != gone]
-            if getattr(after, name) not in (wanted, value if len(set(map(str, value))) == 1 else wanted):
+            if all(type(entry) is int for entry in value) and value == sorted(set(value)):  # numbers of blocks
+                wanted = [entry - (entry > gone) for entry in value if entry != gone]
+            if getattr(after, name) != wanted:
                 raise Wrong(f"config {name}: {getattr(after, name)}, not {wanted}")
     return f"block {gone}"
 
@@ -57,7 +59,7 @@ def _pair(of: Callable[..., Any], dense: Side, result: Side, before: int, after:
 def _skipping(block: torch.nn.Module) -> Iterator[None]:
     def hand_on(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
     handle = block.register_forward_hook(hand_on, with_kwargs=True)
     try:

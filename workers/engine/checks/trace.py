@@ -122,19 +122,22 @@ def in_turn(
 ) -> Iterator[None]:
     """Enter `opened(name)` while a part of the model computes: one of these blocks, or another part with weights."""
     parts = [*(layout.block(block) for block in blocks), *outside(model, layout)]
-    turn = ExitStack()
+    turn, of_embedding = ExitStack(), ExitStack()
 
-    def begin(name: str) -> Callable[..., None]:
+    def begin(name: str, turn: ExitStack) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             turn.enter_context(opened(name))
 
         return hook
 
-    with turn, ExitStack() as hooks:
+    with turn, of_embedding, ExitStack() as hooks:
         for name in parts:
             part = model.get_submodule(layout.in_module(name))
-            hooks.callback(part.register_forward_pre_hook(begin(name)).remove)
-            hooks.callback(part.register_forward_hook(lambda *_: turn.close()).remove)
+            first, own = part, turn
+            if name == layout.embedding:  # Llama 4 asks for the device of its weight before it computes
+                first, own = model.get_submodule(layout.in_module(layout.decoder)), of_embedding
+            hooks.callback(first.register_forward_pre_hook(begin(name, own)).remove)
+            hooks.callback(part.register_forward_hook(lambda *_, own=own: own.close()).remove)
         yield
 
 
