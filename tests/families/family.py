@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import transformers
 
 from tests.families import sides
 from tests.families.checkpoints import save, save_tiny, tiny_model
-from tests.families.jobs import Verdict, texts, verdicts
+from tests.families.jobs import JOBS, Verdict, texts, verdicts
 from tests.families.rows import TYPES
 from tests.families.sides import Side
 from tests.families.wrappers import wrapper_class, wrapper_config
@@ -25,7 +25,9 @@ torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 
 
-def row_of(name: str, begins: Callable[[str], None] = lambda job: None) -> dict[str, Any]:
+def row_of(
+    name: str, jobs: Container[str] = JOBS, begins: Callable[[str], None] = lambda job: None
+) -> dict[str, Any]:
     """The row of a family. `begins` is told each job that begins."""
     row: dict[str, Any] = {"family": name}
     with tempfile.TemporaryDirectory() as made:
@@ -40,7 +42,7 @@ def row_of(name: str, begins: Callable[[str], None] = lambda job: None) -> dict[
             return row | {"jobs": {"checkpoint": Verdict("crash", said[:300]).row()}}
         row |= {"class": type(dense.model).__name__, "layout": _layout(dense)}
         row["dtype"] = str(next(iter(dense.files.values())).dtype).removeprefix("torch.")
-        found = dict(verdicts(dense, folder / "data", folder / "work", begins))
+        found = dict(verdicts(dense, folder / "data", folder / "work", jobs, begins))
         row["jobs"] = {job: verdict.row() for job, verdict in found.items()}
         row |= {} if dense.caches else {"note": "the dense model's own generation differs without a cache"}
         return _shorter(row)

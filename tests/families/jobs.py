@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +77,15 @@ def texts(folder: Path) -> None:
 
 
 def verdicts(
-    dense: Side, data: Path, work: Path, begins: Callable[[str], None] = lambda job: None
+    dense: Side,
+    data: Path,
+    work: Path,
+    jobs: Container[str] = JOBS,
+    begins: Callable[[str], None] = lambda job: None,
 ) -> Iterator[tuple[str, Verdict]]:
     """Job -> its verdict, for a checkpoint that lies alone in its folder's parent."""
     sources = Sources(dense.folder.parent, data)
-    for job in JOBS:
+    for job in filter(jobs.__contains__, JOBS):
         if job == "experts" and not (dense.has_experts and "experts" in {method.name for method in methods("prune")}):
             continue
         begins(job)

@@ -51,4 +51,4 @@ def _serve(connection: Connection) -> None:
     connection.send("ready")
     while True:
         name = connection.recv()
-        connection.send(("row", row_of(name, lambda job: connection.send(("job", job)))))
+        connection.send(("row", row_of(name, begins=lambda job: connection.send(("job", job)))))

@@ -41,8 +41,8 @@ def hidden_families(
     architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]
 ) -> tuple[Family, ...]:
     """The hidden dimensions, as a family in every block: the same units in all. Raises UnsupportedModel."""
-    known = architecture.layout.plain_hidden
-    if config["model_type"] not in known:
+    if config["model_type"] not in architecture.layout.plain_hidden:
+        known = sorted(name for layout in layouts() for name in layout.plain_hidden)
         raise UnsupportedModel(
             f"{config['model_type']}: hidden dimensions are removed only from {', '.join(_plain())}: other families "
             "compute with their number, or it is not known that they do not",
@@ -72,6 +72,14 @@ def check_alone(
     Nothing in the attention but its linear layers and norms of single heads may depend on which heads there are, and
     nothing in the MLP but its linear layers on which channels.
     """
+    for block in range(architecture.blocks):
+        if len(architecture.reading("channel", block)) != 1 or not architecture.caching(block):
+            raise UnsupportedModel(
+                f"{architecture.model_type}: block {block} is not made of one attention and one MLP, and heads and "
+                "channels are removed from such blocks only",
+                "use an unstructured pruner, or one that drops experts or whole layers",
+                field="/prune",
+            )
     width, layout = head_dim(config), architecture.layout
     prunable = {layer.name for layer in layout.layers}
     for name, facts in tensors.items():
