@@ -14,7 +14,7 @@ and norms (`Layout.hidden_axis`). Norms of queries and keys are shared by all he
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workers.engine.architectures.architecture import Architecture, Family, Kind, Member
@@ -27,14 +27,25 @@ from workers.engine.files.safetensors_bytes import TensorFacts
 def families(
     architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]
 ) -> tuple[Family, ...]:
-    """The families of every block, heads before channels. Raises UnsupportedModel where their number is not known."""
+    """The families of every block, heads before channels; a block without such units has none of a kind. Raises
+    UnsupportedModel where their number is not known."""
     found = []
     for block in range(architecture.blocks):
-        heads = _kv_heads(architecture, config, tensors, block)
-        found.append(_family(architecture, block, "head", heads, tensors))
-        (reader,) = architecture.reading("channel", block)
-        found.append(_family(architecture, block, "channel", tensors[reader.weight].shape[1], tensors))
+        if has_units(architecture, block, "head"):
+            heads = _kv_heads(architecture, config, tensors, block)
+            found.append(_family(architecture, block, "head", heads, tensors))
+        if has_units(architecture, block, "channel"):
+            (reader,) = architecture.reading("channel", block)
+            found.append(_family(architecture, block, "channel", tensors[reader.weight].shape[1], tensors))
     return tuple(found)
+
+
+def has_units(architecture: Architecture, block: int, kind: Kind) -> bool:
+    """Whether one layer of a block reads all units of a kind: heads of attention, channels of an MLP. Others mix tokens
+    without heads, attend in a space of lower rank, or hold experts."""
+    cached = architecture.caching(block)
+    attends = bool(cached) and all(layer.writes == "head" for layer in cached)
+    return len(architecture.reading(kind, block)) == 1 and (kind != "head" or attends)
 
 
 def hidden_families(
@@ -65,32 +76,32 @@ def _plain() -> list[str]:
 
 
 def check_alone(
-    architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts], kinds: Container[str]
+    architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts], kinds: Sequence[Kind]
 ) -> None:
-    """Refuse to cut units that other tensors of their block depend on in an unknown way: UnsupportedModel.
+    """Refuse to cut units that are nowhere, or that other tensors of their block depend on in an unknown way:
+    UnsupportedModel.
 
     Nothing in the attention but its linear layers and norms of single heads may depend on which heads there are, and
     nothing in the MLP but its linear layers on which channels.
     """
-    for block in range(architecture.blocks):
-        if len(architecture.reading("channel", block)) != 1 or not architecture.caching(block):
+    within: dict[Kind, dict[int, str]] = {}
+    for kind in kinds:
+        blocks = [block for block in range(architecture.blocks) if has_units(architecture, block, kind)]
+        within[kind] = {block: _parent(architecture, block, kind) for block in blocks}
+        if not blocks:
+            others = [other for other in kinds if other != kind]
             raise UnsupportedModel(
-                f"{architecture.model_type}: block {block} is not made of one attention and one MLP, and heads and "
-                "channels are removed from such blocks only",
-                "use an unstructured pruner, or one that drops experts or whole layers",
-                field="/prune",
+                f"{architecture.model_type}: its blocks have no {kind}s that could be removed alone",
+                f'remove {others[0]}s only (`"units": ["{others[0]}"]`)' if others else "use an unstructured pruner",
+                field="/prune/units",
             )
-    width, layout = head_dim(config), architecture.layout
-    prunable = {layer.name for layer in layout.layers}
+    width, layout = head_dim(config) if "head" in kinds else 0, architecture.layout
+    prunable = {layer.name for layer in architecture.layers}
     for name, facts in tensors.items():
-        found = layout.split(name)
-        if found is None:
+        found, module = layout.split(name), name.rpartition(".")[0]
+        if found is None or module in prunable or module.endswith("rotary_emb") or facts.parameters == 1:
             continue
-        inside = found[1]
-        module = inside.rpartition(".")[0]
-        if module in prunable or module.endswith("rotary_emb") or facts.parameters == 1:
-            continue
-        if "head" in kinds and inside.startswith(tuple(f"{part.module}." for part in layout.mixers)):
+        if (around := within.get("head", {}).get(found[0])) and found[1].startswith(around):
             if "norm" in module and facts.shape == (width,):
                 continue
             what = "is a norm over all heads" if "norm" in module else "follows the heads in a way that is not known"
@@ -99,12 +110,20 @@ def check_alone(
                 'remove channels only (`"units": ["channel"]`), or use an unstructured pruner, or `depth`',
                 field="/prune/units",
             )
-        if "channel" in kinds and inside.startswith(tuple(f"{part.module}." for part in layout.mlps if part.module)):
+        if (around := within.get("channel", {}).get(found[0])) and found[1].startswith(around):
             raise UnsupportedModel(
                 f"{name.removesuffix('.weight')} follows all channels of the MLP, so that none can be removed alone",
                 "use an unstructured pruner, or one that drops whole layers",
                 field="/prune/units",
             )
+
+
+def _parent(architecture: Architecture, block: int, kind: Kind) -> str:
+    """Beginning, below its block, of the names of tensors beside the layer that reads the units; empty where that lies
+    in the block itself."""
+    (reader,) = architecture.reading(kind, block)
+    parent = architecture.layout.below(reader.name).rpartition(".")[0]
+    return f"{parent}." if parent else ""
 
 
 def _family(

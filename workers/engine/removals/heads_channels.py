@@ -15,7 +15,7 @@ from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
-from workers.engine.errors import InvalidSpec, SequenceTooLong
+from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.maths.spreading import parameters
 from workers.engine.registry import method_of, pruner
 from workers.engine.removals.base import Edit, Mask, Prospect, Removal
@@ -68,6 +68,13 @@ class HeadsChannels(Removal):
     def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
         params, at_most = _params(spec), spec.edit.size_limit
         check_alone(architecture, source.config, source.tensors, params.units)
+        differ = len(families(architecture, source.config, source.tensors)) < 2 * architecture.blocks
+        if at_most is not None and at_most.decode_time is not None and differ:
+            raise UnsupportedModel(
+                f"{architecture.model_type}: its blocks differ, and decode times are foreseen where all are alike",
+                "bound `parameters`, `bytes` or `macs`, or give `sparsity`",
+                field="/prune/at_most/decode_time",
+            )
         if at_most is not None and at_most.decode_time is not None and at_most.tokens >= architecture.context_length:
             raise SequenceTooLong(
                 f"no token can follow {at_most.tokens} in a context of {architecture.context_length}",

@@ -28,12 +28,22 @@ class NarrowBlocks(Outcome):
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """(key/value heads, channels) of every block that stays."""
+        """(key/value heads, channels) of every block that stays, of blocks that have both."""
         return [(self.widths[block, "head"], self.widths[block, "channel"]) for block in self.blocks]
 
     @property
     def uniform(self) -> bool:
-        return len(set(self.shapes)) <= 1
+        return all(len(self._units(kind)) <= 1 for kind in ("head", "channel"))
+
+    def _units(self, kind: str) -> set[int]:
+        """How many units of a kind stay in blocks that have such."""
+        return {units for (block, of), units in self.widths.items() if of == kind and block in self.blocks}
+
+    def _cuts(self, kind: str) -> bool:
+        """Whether the config is to say how many units of a kind stay: where all blocks have some, or some go."""
+        families = [family for family in self.families if family.kind == kind and family.block in self.blocks]
+        cut = any(self.widths[family.block, kind] < family.units for family in families)
+        return cut or len(families) == len(self.blocks)
 
     def narrow(self, shapes: dict[str, list[int]]) -> None:
         for family in self.families:
@@ -43,13 +53,13 @@ class NarrowBlocks(Outcome):
                     shapes[member.tensor][member.axis] = unit * self.widths[family.block, family.kind]
 
     def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        shared_by = value(config, "num_attention_heads") // key_heads(config)
-        heads = max(heads for heads, _ in self.shapes)
-        return {
-            "num_key_value_heads": heads,
-            "num_attention_heads": heads * shared_by,
-            "intermediate_size": self._width(config, max(channels for _, channels in self.shapes)),
-        }
+        entries: dict[str, Any] = {}
+        if self._cuts("head"):
+            heads, shared_by = max(self._units("head")), value(config, "num_attention_heads") // key_heads(config)
+            entries |= {"num_key_value_heads": heads, "num_attention_heads": heads * shared_by}
+        if self._cuts("channel"):
+            entries["intermediate_size"] = self._width(config, max(self._units("channel")))
+        return entries
 
     def _width(self, config: Mapping[str, Any], channels: int) -> int:
         """The config's entry for so many channels: in Moshi, gate and channels together."""

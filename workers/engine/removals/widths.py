@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from workers.engine.architectures.architecture import Family
 from workers.engine.contracts.params import AtMost, Bounds, PruneMethodParams, Unit
 from workers.engine.errors import InvalidSpec
 
 if TYPE_CHECKING:
-    from workers.engine.architectures.architecture import Family, LinearFacts
+    from workers.engine.architectures.architecture import LinearFacts
     from workers.engine.contracts.params import MethodParams
 
 Widths = Mapping[tuple[int, str], int]
@@ -58,27 +59,73 @@ def kept_units(
     lose as much, naming the limit that prevents it, or where a block has no multiple of channels to keep.
     """
     kept: dict[tuple[int, str], int] = {(family.block, family.kind): family.units for family in found}
+    by_block = {(family.block, family.kind): family for family in found}
     wanted: dict[int, float] = {}
     blocks: dict[int, _Block] = {}
     by_weight = {layer.weight: sparsity[layer.name] for layer in layers}
-    last = max(family.block for family in found) - params.protect_last
+    last = max(layer.block for layer in layers) - params.protect_last
     for block in range(params.protect_first, last + 1):
-        heads, channels = (family for family in found if family.block == block)
-        wanted[block] = sum(sparsity[layer.name] * layer.parameters for layer in layers if layer.block == block)
-        blocks[block] = _bounded(heads, channels, params, allocate, asked=wanted[block] > 0)
+        of_block = [layer for layer in layers if layer.block == block]
+        heads, channels = (by_block.get((block, kind), _none(block, kind)) for kind in ("head", "channel"))
+        wanted[block] = sum(sparsity[layer.name] * layer.parameters for layer in of_block)
+        total = sum(layer.parameters for layer in of_block)
+        blocks[block] = _bounded(heads, channels, total, params, allocate, asked=wanted[block] > 0)
+    if len({bounded.like for bounded in blocks.values()}) > 1 and len(set(sparsity.values())) == 1:
+        together = _together(list(blocks.values()), params, allocate)
+        if together is not None:
+            return _same_in_all(kept, sum(wanted.values()), together, sparsity, params, allocate)
     budgets = _within(wanted, blocks, params, allocate)
     for block, bounded in blocks.items():
         if budgets[block]:
-            attention = by_weight[bounded.heads.reader.tensor]
+            attention = by_weight[bounded.heads.reader.tensor] if bounded.heads.units else 0.0
             share = attention * budgets[block] / wanted[block] if wanted[block] else budgets[block] / bounded.total
-            kept[block, "head"], kept[block, "channel"] = bounded.kept(budgets[block], share)
+            left = dict(zip(("head", "channel"), bounded.kept(budgets[block], share), strict=True))
+            kept |= {(block, kind): units for kind, units in left.items() if (block, kind) in kept}
     return kept
+
+
+def _none(block: int, kind: str) -> Family:
+    """The units of a kind that a block has none of."""
+    return Family(block, kind, 0, (), 1, 0)
+
+
+def _together(blocks: Sequence[_Block], params: UnitPruneParams, allocate: MethodParams) -> _Block | None:
+    """Blocks that differ, as one whose units are cut out of each that has them; None where they have different numbers
+    of units."""
+    found: dict[str, Family] = {}
+    for kind in ("head", "channel"):
+        families = [family for b in blocks if (family := b.heads if kind == "head" else b.channels).units]
+        if len({family.units for family in families}) > 1:
+            return None
+        parameters = sum(family.unit_parameters for family in families)
+        found[kind] = Family(0, kind, families[0].units, (), parameters, 0) if families else _none(0, kind)
+    total = sum(block.total for block in blocks)
+    return _bounded(found["head"], found["channel"], total, params, allocate, asked=True)
+
+
+def _same_in_all(
+    units: Widths,
+    budget: float,
+    together: _Block,
+    sparsity: Mapping[str, float],
+    params: UnitPruneParams,
+    allocate: MethodParams,
+) -> Widths:
+    """As many units stay in each block that has such, so that together they lose `budget` parameters."""
+    if not budget:
+        return units
+    if budget - together.most > together.rounded:
+        _refuse({0: budget}, {0: together}, params, allocate)
+    heads, channels = together.kept(budget, next(iter(sparsity.values())))
+    return {(block, kind): heads if kind == "head" else channels for block, kind in units}
 
 
 @dataclass(frozen=True)
 class _Block:
     heads: Family
     channels: Family
+    total: int
+    """Parameters of its linear layers."""
     least_heads: int
     """That stay. All of them where heads may not go."""
     least_channels: int
@@ -87,9 +134,10 @@ class _Block:
     """Channels that stay are a multiple of it; 0 where channels may not go."""
 
     @property
-    def total(self) -> int:
-        """Parameters of its units."""
-        return sum(family.units * family.unit_parameters for family in (self.heads, self.channels))
+    def like(self) -> tuple[int, ...]:
+        """What blocks of the same shapes have in common."""
+        families = (self.heads, self.channels)
+        return self.total, *(size for family in families for size in (family.units, family.unit_parameters))
 
     @property
     def most(self) -> int:
@@ -112,7 +160,7 @@ class _Block:
 
     def kept(self, budget: float, share: float) -> tuple[int, int]:
         """Heads and channels that stay, when it loses `budget` parameters and `share` of its attention's."""
-        if not self.step:
+        if not self.step and self.heads.units:
             share = budget / (self.heads.units * self.heads.unit_parameters)
         beyond = budget - self.rounded - self.most_channels * self.channels.unit_parameters
         least_gone = math.ceil(beyond / self.heads.unit_parameters)  # so many that channels can make up for the rest
@@ -126,14 +174,14 @@ class _Block:
 
 
 def _bounded(
-    heads: Family, channels: Family, params: UnitPruneParams, allocate: MethodParams, *, asked: bool
+    heads: Family, channels: Family, total: int, params: UnitPruneParams, allocate: MethodParams, *, asked: bool
 ) -> _Block:
     """The least that a block keeps. Raises InvalidSpec where it must lose something and no multiple of channels
     fits."""
     step, least_heads, least_channels = 0, heads.units, channels.units
-    if "head" in params.units:
+    if "head" in params.units and heads.units:
         least_heads = heads.units - most_units(heads.units, allocate.most_of_units)
-    if "channel" in params.units:
+    if "channel" in params.units and channels.units:
         least, multiple = channels.units - most_units(channels.units, allocate.most_of_units), params.channel_multiple
         if (lowest := math.ceil(least / multiple) * multiple) <= channels.units:
             step, least_channels = multiple, lowest
@@ -144,7 +192,7 @@ def _bounded(
                 "lower channel_multiple" + (", or raise `most`" if between else ""),
                 field="/prune/channel_multiple",
             )
-    return _Block(heads, channels, least_heads, least_channels, step)
+    return _Block(heads, channels, total, least_heads, least_channels, step)
 
 
 def most_units(units: int, most: float) -> int:
