@@ -25,9 +25,7 @@ torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 
 
-def row_of(
-    name: str, jobs: Container[str] = JOBS, begins: Callable[[str], None] = lambda job: None
-) -> dict[str, Any]:
+def row_of(name: str, jobs: Container[str] = JOBS, begins: Callable[[str], None] = lambda job: None) -> dict[str, Any]:
     """The row of a family. `begins` is told each job that begins."""
     row: dict[str, Any] = {"family": name}
     with tempfile.TemporaryDirectory() as made:

@@ -135,3 +135,38 @@ def test_no_multiple_between_what_there_is_and_what_may_go() -> None:
     with pytest.raises(InvalidSpec, match="10 channels, of which at least 9 must: no multiple of 8 can stay") as error:
         kept_units(layers, found, {layer.name: 0.2 for layer in layers}, spec.prune, spec.allocate)  # type: ignore[arg-type]
     assert error.value.field == "/prune/channel_multiple"
+
+
+def with_experts(heads: int, blocks: int, first_dense: bool) -> tuple[list[LinearFacts], list[Family]]:
+    """Blocks of attention and experts, which are no units; the first perhaps with an MLP in their place."""
+    layers, found = model_of([(heads, 12, 8)] * blocks)
+    has_mlp = {0} if first_dense else set()
+    found = [family for family in found if family.kind == "head" or family.block in has_mlp]
+    layers = [layer for layer in layers if "mlp" not in layer.name or layer.block in has_mlp]
+    for block in set(range(blocks)) - has_mlp:
+        layers.append(LinearFacts(f"model.layers.{block}.mlp.experts.0.down_proj", block, "expert_0", (8, 40)))
+    return layers, found
+
+
+@pytest.mark.parametrize("first_dense", [False, True])
+def test_blocks_that_differ_lose_as_many_heads_each(first_dense: bool) -> None:
+    layers, found = with_experts(8, 3, first_dense)
+    total, heads = sum(layer.parameters for layer in layers), sum(f.units * f.unit_parameters for f in found[:1]) * 3
+    for gone in range(8):
+        sparsity = gone / 8 * heads / total
+        spec = spec_of(
+            score={"method": "magnitude"},
+            prune={"method": "structured", "sparsity": sparsity, "units": ["head"], "compensate": False},
+        )
+        even = dict.fromkeys((layer.name for layer in layers), sparsity)
+        widths = kept_units(layers, found, even, spec.prune, spec.allocate)
+        assert {units for (_, kind), units in widths.items() if kind == "head"} == {8 - gone}
+        assert {units for (_, kind), units in widths.items() if kind == "channel"} == ({12} if first_dense else set())
+
+
+def test_blocks_without_channels_that_must_lose_more_than_their_heads_are_refused() -> None:
+    layers, found = with_experts(8, 3, first_dense=True)
+    prune = {"method": "structured", "sparsity": 0.5, "units": ["head"], "compensate": False}
+    spec = spec_of(score={"method": "magnitude"}, prune=prune)
+    with pytest.raises(InvalidSpec, match=r"cannot lose 50.0% of their parameters in heads, only"):
+        kept_units(layers, found, dict.fromkeys((x.name for x in layers), 0.5), spec.prune, spec.allocate)

@@ -73,7 +73,9 @@ def kept_units(
     if len({bounded.like for bounded in blocks.values()}) > 1 and len(set(sparsity.values())) == 1:
         together = _together(list(blocks.values()), params, allocate)
         if together is not None:
-            return _same_in_all(kept, sum(wanted.values()), together, sparsity, params, allocate)
+            if sum(wanted.values()) - together.most > together.rounded:
+                _refuse(wanted, blocks, params, allocate)
+            return _same_in_all(kept, sum(wanted.values()), together, next(iter(sparsity.values())))
     budgets = _within(wanted, blocks, params, allocate)
     for block, bounded in blocks.items():
         if budgets[block]:
@@ -103,20 +105,12 @@ def _together(blocks: Sequence[_Block], params: UnitPruneParams, allocate: Metho
     return _bounded(found["head"], found["channel"], total, params, allocate, asked=True)
 
 
-def _same_in_all(
-    units: Widths,
-    budget: float,
-    together: _Block,
-    sparsity: Mapping[str, float],
-    params: UnitPruneParams,
-    allocate: MethodParams,
-) -> Widths:
-    """As many units stay in each block that has such, so that together they lose `budget` parameters."""
+def _same_in_all(units: Widths, budget: float, together: _Block, share: float) -> Widths:
+    """As many units stay in each block that has such, so that together they lose `budget` parameters, and about `share`
+    of their attention."""
     if not budget:
         return units
-    if budget - together.most > together.rounded:
-        _refuse({0: budget}, {0: together}, params, allocate)
-    heads, channels = together.kept(budget, next(iter(sparsity.values())))
+    heads, channels = together.kept(budget, share)
     return {(block, kind): heads if kind == "head" else channels for block, kind in units}
 
 
