@@ -53,7 +53,6 @@ def hidden_families(
 ) -> tuple[Family, ...]:
     """The hidden dimensions, as a family in every block: the same units in all. Raises UnsupportedModel."""
     if config["model_type"] not in architecture.layout.plain_hidden:
-        known = sorted(name for layout in layouts() for name in layout.plain_hidden)
         raise UnsupportedModel(
             f"{config['model_type']}: hidden dimensions are removed only from {', '.join(_plain())}: other families "
             "compute with their number, or it is not known that they do not",
