@@ -32,6 +32,26 @@ def test_llama_7b_is_llm_pruners_424_g_less_its_norms() -> None:
     assert count == pytest.approx(424.02e9, rel=5e-4)
 
 
+def test_of_mixtral_8x7b_the_experts_that_a_token_is_sent_to_count() -> None:
+    d, width, keys, vocabulary = 4096, 14336, 1024, 32000
+    shapes = {"self_attn.q_proj": (d, d), "self_attn.k_proj": (keys, d), "self_attn.v_proj": (keys, d)}
+    shapes |= {"self_attn.o_proj": (d, d), "block_sparse_moe.gate": (8, d)}
+    for expert in range(8):
+        inner = {"w1": (width, d), "w2": (d, width), "w3": (width, d)}
+        shapes |= {f"block_sparse_moe.experts.{expert}.{name}": shape for name, shape in inner.items()}
+    tensors = {"model.embed_tokens.weight": TensorFacts("BF16", (vocabulary, d))}
+    for block in range(32):
+        tensors |= {f"model.layers.{block}.{n}.weight": TensorFacts("BF16", shape) for n, shape in shapes.items()}
+    config = {
+        "model_type": "mixtral", "num_hidden_layers": 32, "hidden_size": d, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 32768,
+    }  # fmt: skip
+    active = macs(recognise(config, tensors), 1) - 32 * 2 * d
+    # 12.88 G of 46.7 G parameters, less the embedding, the routers and the norms.
+    assert active == 32 * (2 * d * d + 2 * keys * d + 2 * 3 * d * width) + vocabulary * d
+    assert active + vocabulary * d == pytest.approx(12.88e9, rel=1e-3)
+
+
 def test_is_what_the_layers_multiply(tiny: Path, sources: Sources) -> None:
     model = load(spec_of(), sources)
     whole: Any = load_model(tiny, torch.device("cpu"), torch.float32)

@@ -323,6 +323,8 @@ class Architecture:
     """Numbers of outputs by which `Layout.stored` tells parts of one tensor apart."""
     new_blocks: frozenset[int] = frozenset()
     """Of a grown model, the blocks that were added."""
+    sent: int = 0
+    """Experts of a mixture that a token is sent to; 0 without mixtures."""
 
     @property
     def prunable_parameters(self) -> int:

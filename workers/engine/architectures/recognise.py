@@ -12,6 +12,7 @@ from workers.engine.architectures.canonical import canonical_facts
 from workers.engine.architectures.fused import EACH
 from workers.engine.architectures.kinds import SUPPORTED, other_blocks
 from workers.engine.architectures.layouts import layouts
+from workers.engine.architectures.mixtures import chosen
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 from workers.engine.files.safetensors_bytes import TensorFacts
@@ -44,7 +45,10 @@ def recognise(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> A
     context = context_length(config)
     if context is None:
         raise _unsupported(model_type, "config.json has no `max_position_embeddings`, the length of its context")
-    return Architecture(layout, model_type, len(by_block), tuple(layers), hidden_size, vocabulary, context, sizes)
+    sent = chosen(config) if any(layout.of_experts(layer) for layer in layers) else 0
+    return Architecture(
+        layout, model_type, len(by_block), tuple(layers), hidden_size, vocabulary, context, sizes, sent=sent
+    )
 
 
 def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> Layout:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workers.engine.architectures.mixtures import expert_of
 from workers.engine.files.safetensors_bytes import DTYPE_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from workers.engine.architectures.architecture import Architecture
     from workers.engine.removals.outcome import Outcome
     from workers.engine.sources.resolve import ModelSource
@@ -30,16 +33,32 @@ def stored_bytes(stored_dtype: str, source: ModelSource, outcome: Outcome) -> in
 def macs_after(source: ModelSource, architecture: Architecture, outcome: Outcome, tokens: int) -> int:
     """`forward_macs` of the result."""
     left = outcome.parameters(source.tensors)
-    linear = sum(left.get(layer.weight, 0) for layer in architecture.layers)
+    linear = _met(architecture, left)
     read = sum(left.get(layer.weight, 0) // layer.shape[0] for layer in architecture.reading("head"))
     return forward_macs(linear + architecture.vocabulary * architecture.hidden_size, read, tokens)
 
 
 def macs(architecture: Architecture, tokens: int) -> int:
     """Of one sequence of so many tokens through a model as it is."""
-    linear = architecture.prunable_parameters + architecture.vocabulary * architecture.hidden_size
+    whole = {layer.weight: layer.parameters for layer in architecture.layers}
+    linear = _met(architecture, whole) + architecture.vocabulary * architecture.hidden_size
     read = sum(layer.shape[1] for layer in architecture.reading("head"))
     return forward_macs(linear, read, tokens)
+
+
+def _met(architecture: Architecture, left: Mapping[str, int]) -> int:
+    """The weights of the blocks' linear layers that a token meets: all, but of experts only those that it is sent to.
+    `left`: weight -> its parameters."""
+    shared, of_experts = 0, dict[int, int]()
+    experts: dict[int, set[int]] = {}
+    for layer in architecture.layers:
+        count, expert = left.get(layer.weight, 0), expert_of(architecture.layout, layer.name)
+        if expert is None:
+            shared += count
+        elif count:
+            of_experts[layer.block] = of_experts.get(layer.block, 0) + count
+            experts.setdefault(layer.block, set()).add(expert)
+    return shared + sum(count * architecture.sent // len(experts[block]) for block, count in of_experts.items())
 
 
 def forward_macs(linear_parameters: int, attention_width: int, tokens: int) -> int:

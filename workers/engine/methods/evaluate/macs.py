@@ -1,7 +1,8 @@
 """MACs: multiply-accumulate operations of one forward pass, counted from the shapes of the stored weights; exact.
 
 Linear layers, output head and attention (full, not causal) as in LLM-Pruner (Ma et al. 2023, arXiv:2305.11627),
-whose counter adds the 0.02 % that norms, activations and rotations take. Zeros are multiplied like other weights.
+whose counter adds the 0.02 % that norms, activations and rotations take. Zeros are multiplied like other weights. Of a
+mixture the experts that a token is sent to count, not its router.
 """
 
 from __future__ import annotations
