@@ -112,3 +112,54 @@ def test_an_entry_is_read_and_written_under_the_name_that_the_config_has_for_it(
     assert sizes_of({"model_type": "falcon", "hidden_size": 64, "num_attention_heads": 8})["key"] == 8  # one, shared
     wide = {"model_type": "falcon", "hidden_size": 64, "num_attention_heads": 8, "new_decoder_architecture": True}
     assert sizes_of(wide | {"num_kv_heads": 2})["key"] == 16
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),  # as OPT-350m
+        ("deepseek_v2", {"q_lora_rank": None, "n_shared_experts": 2}),
+        ("granitemoehybrid", {"num_local_experts": 0}),
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+        ("falcon", {"multi_query": False, "parallel_attn": False, "bias": True}),
+        ("falcon", {"ffn_hidden_size": None}),
+        ("gpt_neo", {"intermediate_size": None}),
+        ("gpt2", {"n_inner": None}),
+        ("lfm2", {"block_auto_adjust_ff_dim": True}),
+        ("phi", {"qk_layernorm": True}),
+    ],
+    ids=str,
+)
+def test_variants_of_a_family(model_type: str, changes: dict[str, Any]) -> None:
+    config = saved_config(model_type) | changes
+    check_config(config)
+    shapes = saved(skeleton(config, torch.device("cpu"), torch.float32))
+    wanted = expected(config, shapes)
+    assert wanted.keys() == shapes.keys()
+    assert {name: shape for name, shape in shapes.items() if not fits(shape, wanted[name])} == {}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "words"),
+    [
+        ("mixtral", {"num_experts_per_tok": 9}, "`num_experts_per_tok` is 9, of 8"),
+        ("deepseek_v3", {"topk_group": 3}, "`topk_group` is 3, of 2"),
+        ("gpt2", {"n_embd": "x"}, "`n_embd` is"),
+        ("gpt2", {"attn_pdrop": -1.0}, "not between 0 and 1"),
+        ("mixtral", {"head_dim": "x"}, "`head_dim` is"),
+        ("phi3", {"rope_parameters": {"rope_type": "x"}}, "no kind of rotary embedding"),
+        ("qwen3_moe", {"layer_types": ["full_attention"]}, "`layer_types` is not a list of 4"),
+    ],
+)
+def test_what_no_family_computes_with_is_refused(model_type: str, changes: dict[str, Any], words: str) -> None:
+    config = saved_config(model_type)
+    check_config(config)
+    with pytest.raises(UnsupportedModel, match=words):
+        check_config(config | changes)
+
+
+def test_a_number_of_experts_that_no_file_holds_is_not_counted_to() -> None:
+    config = saved_config("mixtral") | {"num_local_experts": 10**9}
+    names = ["model.layers.0.block_sparse_moe.experts.0.w1.weight"]
+    assert len(expected(config, names)) < 100

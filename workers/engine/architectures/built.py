@@ -109,6 +109,13 @@ def _default(row: Mapping[str, Any], own: str) -> Any:
     return next((row["fields"][name][1] for name in names if name in row["fields"]), None)
 
 
+def is_set(config: Mapping[str, Any], switch: str) -> bool:
+    """The state of a switch of `families.json`: whether an entry is true, or not 0, or two (`one!=other`) differ."""
+    one, unequal, other = switch.partition("!=")
+    said = value(config, one)
+    return said is not None and said != value(config, other) if unequal else bool(said)
+
+
 def evaluate(expression: str | int | None, config: Mapping[str, Any]) -> int | None:
     """The size of an axis, of an expression as `generation/axes.py` makes them. None where it is not known."""
     if expression is None or isinstance(expression, int):

@@ -11,6 +11,7 @@ from workers.engine.architectures.built import (
     block_count,
     family,
     head_dim,
+    is_set,
     known_family,
     like_llama,
     own_name,
@@ -130,10 +131,10 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     for name in row["needs"]:
         if value(config, name) is None:
             yield f"there is no `{name}`"
-    aliases = {alias: real for alias, real in row["aliases"].items() if real in row["fields"]}
-    names = {**{name: name for name in row["fields"]}, **aliases}
-    for name, real in names.items():
-        if name in config and (kinds := row["fields"][real][0]) and _kind(config[name]) not in kinds:
+    kinds_of = {name: row["fields"].get(real, [()])[0] for name, real in row["aliases"].items()}
+    kinds_of |= {name: kinds for name, (kinds, _) in row["fields"].items()}
+    for name, kinds in kinds_of.items():
+        if name in config and kinds and _kind(config[name]) not in kinds:
             yield f"`{name}` is {shown(json.dumps(config[name]))}, not of type {' or '.join(kinds)}"
         if name in config and name.endswith("_token_id") and not are_token_ids(config[name]):
             yield f"`{name}` is {shown(json.dumps(config[name]))}, no token ids"
@@ -143,9 +144,11 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
         yield "`architectures` is not a list"
     yield from _wrong_sizes(config, row)
     yield from _wrong_lists(config, row)
+    yield from _wrong_routing(config, row)
     if detailed:
         yield from _wrong_lists_of_llama(config, row)
-        yield from _wrong_rope(config)
+    if "rope_parameters" in row["fields"]:
+        yield from _wrong_rope(config, detailed)
     for name in _ACTIVATIONS:
         known = () if name not in row["fields"] else (*table()["activations"], row["fields"][name][1])
         if known and name in config and config[name] not in known:
@@ -160,11 +163,11 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
             yield f"`{name}` is {shown(json.dumps(entry))}, not a number from 0"
         if name == "attention_dropout" and config["model_type"] == "diffllama" and entry != 0:
             yield "`attention_dropout` is not 0, which this family cannot do"
-        of_unit = name.endswith("dropout") or name == "initializer_range"
+        of_unit = name.endswith(("dropout", "pdrop", "dropout_prob")) or name == "initializer_range"
         if of_unit and entry is not None and not _number(entry, lambda x: 0 <= x <= 1):
             yield f"`{shown(name)}` is {shown(json.dumps(entry))}, not between 0 and 1"
     for switch, (usual, changes) in row["switches"].items():
-        if changes is None and bool(value(config, switch)) != usual:
+        if changes is None and is_set(config, switch) != usual:
             yield f"`{switch}` is {json.dumps(value(config, switch))}, a variant that is not supported"
 
 
@@ -178,8 +181,11 @@ def _wrong_sizes(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
         sizes["num_key_value_heads"] = heads if keys is None else keys
     if own_name(config, "max_position_embeddings") in fields:
         sizes["max_position_embeddings"] = value(config, "max_position_embeddings")
-    optional = ("head_dim", "sliding_window", "query_pre_attn_scalar", "no_rope_layer_interval")
-    for name in optional if like_llama(row) else ():
+    slides = "use_sliding_window" not in fields or value(config, "use_sliding_window")  # else it is 0 in some families
+    optional = ["query_pre_attn_scalar", "no_rope_layer_interval"] if like_llama(row) else []
+    optional += ["sliding_window"] if like_llama(row) or slides else []
+    optional += ["head_dim"] if like_llama(row) or not row["head_from_hidden"] else []
+    for name in optional:
         if value(config, name) is not None:
             sizes[name] = value(config, name)
     for name, size in sizes.items():
@@ -222,6 +228,16 @@ def _wrong_lists(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[
             yield f"`{name}` holds others than names"
 
 
+def _wrong_routing(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
+    """Routers that choose more experts, or groups of them, than there are."""
+    for chosen, of in (("num_experts_per_tok", "num_experts"), ("topk_group", "n_group")):
+        most, number = value(config, of), value(config, chosen)
+        if not all(own_name(config, name) in row["fields"] for name in (chosen, of)) or not most:
+            continue
+        if type(most) is int and type(number) is int and not 0 <= number <= most:
+            yield f"`{next(iter(spellings(config, chosen)), chosen)}` is {number}, of {most}"
+
+
 def _wrong_lists_of_llama(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
     types = config.get("layer_types") or ()
     if (unknown := next((x for x in types if x not in LAYER_TYPES), None)) is not None:
@@ -244,7 +260,8 @@ def _slides(row: Mapping[str, Any]) -> bool:
     return "layer_types" in row["fields"] and "use_sliding_window" not in row["fields"]
 
 
-def _wrong_rope(config: Mapping[str, Any]) -> Iterator[str]:
+def _wrong_rope(config: Mapping[str, Any], detailed: bool) -> Iterator[str]:
+    """`detailed`: for families of which it is known which part of their heads they rotate, and by which entries."""
     for name in ("rope_theta", "partial_rotary_factor", "rope_local_base_freq"):
         null_is_none = config.get(name) is None and name != "rope_local_base_freq"
         if name in config and not null_is_none and not _number(config[name], lambda x: x > 0):
@@ -254,7 +271,11 @@ def _wrong_rope(config: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(entry, dict):
             yield f"`{name}` is {shown(json.dumps(entry))}, not an object"
             continue
-        if config["model_type"] not in _ROPE_BY_TYPE and (nested := [key for key in LAYER_TYPES if key in entry]):
+        if (
+            detailed
+            and config["model_type"] not in _ROPE_BY_TYPE
+            and (nested := [key for key in LAYER_TYPES if key in entry])
+        ):
             yield f"`{name}` holds `{nested[0]}`, where this family has one rotary embedding for all blocks"
             continue
         for key in LAYER_TYPES:
@@ -262,11 +283,11 @@ def _wrong_rope(config: Mapping[str, Any]) -> Iterator[str]:
                 yield f"`{name}`: `{key}` is {shown(json.dumps(entry[key]))}, not an object"
         of_types = [part for key, part in entry.items() if key in LAYER_TYPES and isinstance(part, dict)]
         for part in of_types or [entry]:
-            yield from (f"`{name}`: {wrong}" for wrong in _wrong_rotation(part, config))
+            yield from (f"`{name}`: {wrong}" for wrong in _wrong_rotation(part, config, detailed))
 
 
-def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
-    kind, width = entry.get("rope_type", entry.get("type", "default")), head_dim(config)
+def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any], detailed: bool) -> Iterator[str]:
+    kind = entry.get("rope_type", entry.get("type", "default"))
     if kind not in table()["rope_types"]:
         yield f"{shown(json.dumps(kind))} is no kind of rotary embedding"
         return
@@ -282,8 +303,11 @@ def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any]) -> Iter
         elif name in _ABOVE_0:
             if not _number(part, lambda x: x > 0):
                 yield f"`{name}` is {shown(json.dumps(part))}, not a number above 0"
-        elif part is not None and type(part) is not bool and not _number(part, lambda x: x >= 0):
+        elif detailed and part is not None and type(part) is not bool and not _number(part, lambda x: x >= 0):
             yield f"`{shown(name)}` is {shown(json.dumps(part))}, not a number from 0"
+    if not detailed:
+        return
+    width = head_dim(config)
     model_type, usual = config["model_type"], _PARTIAL.get(config["model_type"], 1)
     partial = entry.get("partial_rotary_factor", config.get("partial_rotary_factor", usual))
     if partial is None and model_type in _PARTIAL:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 from workers.engine.architectures.architecture import Layout
-from workers.engine.architectures.built import FLOATS, block_count, evaluate, known_family, ties_head, value
+from workers.engine.architectures.built import FLOATS, block_count, evaluate, is_set, known_family, ties_head
 from workers.engine.architectures.fused import EACH
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
@@ -34,8 +34,9 @@ def expected(config: Mapping[str, Any], names: Collection[str] = ()) -> dict[str
     found = {name: _sizes(axes, config) for name, axes in row["outside"].items() if axes is not None}
     inside = _below(prefix, names)
     for block in range(block_count(config) or 0):
-        for name, axes in _of_block(row, inside.get(block, ())):
-            for single in _numbered(name, row, config):
+        there = inside.get(block, ())
+        for name, axes in _of_block(row, there):
+            for single in _numbered(name, row, config, len(there) + 1 if names else None):
                 found[f"{prefix}.{block}.{single}"] = _sizes(axes, config)
     return found
 
@@ -90,7 +91,7 @@ def _described(config: Mapping[str, Any]) -> dict[str, Any]:
     """The family's row, with what its config's switches change."""
     row = dict(known_family(config["model_type"]))
     for switch, (usual, changes) in row["switches"].items():
-        if bool(value(config, switch)) == usual or changes is None:  # null is false
+        if is_set(config, switch) == usual or changes is None:  # null is false
             continue
         row |= {name: {**row[name], **changes[name]} for name in ("outside", "counts") if name in changes}
         row |= {name: changes[name] for name in ("kinds",) if name in changes}
@@ -115,7 +116,11 @@ def _of_block(row: Mapping[str, Any], names: Collection[str]) -> Iterator[tuple[
         variants = [{n: axes for n, axes in variant.items() if axes is not None} for variant in row["parts"][part]]
         best = min(variants, key=lambda variant: len({*variant} ^ mine))
         alike = [variant for variant in variants if variant.keys() == best.keys()]
-        yield from ((name, _common([variant[name] for variant in alike])) for name in best)
+        axes = {name: _common([variant[name] for variant in alike]) for name in best}
+        for name, of_weight in [(name, axes.get(f"{name.removesuffix('.bias')}.weight")) for name in axes]:
+            if of_weight and name.endswith(".bias") and axes[name][0] not in of_weight:
+                axes[name] = [None]  # a switch added it, and another changed its weight
+        yield from axes.items()
 
 
 def _common(sizes: Sequence[Sequence[str | int | None]]) -> Sequence[str | int | None]:
@@ -131,10 +136,12 @@ def _folded(name: str, counts: Collection[str]) -> str:
     return name
 
 
-def _numbered(name: str, row: Mapping[str, Any], config: Mapping[str, Any]) -> Iterable[str]:
+def _numbered(name: str, row: Mapping[str, Any], config: Mapping[str, Any], most: int | None) -> Iterable[str]:
+    """The names of what is there several times; at most so many, which is enough to miss one."""
     if name not in row["counts"]:
         return [name]
-    return (name.replace(EACH, str(number)) for number in range(evaluate(row["counts"][name], config) or 0))
+    count = evaluate(row["counts"][name], config) or 0
+    return (name.replace(EACH, str(number)) for number in range(count if most is None else min(count, most)))
 
 
 def _below(prefix: str, names: Iterable[str]) -> dict[int, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from workers.engine.architectures.built import family, value
+from workers.engine.architectures.built import family, is_set, value
 
 _NUMBERS = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices", "moe_layers", "local_layer_ids", "ple_layer_ids")
 """Entries that list blocks by their numbers."""
@@ -28,7 +28,7 @@ def bound_to_numbers(config: Mapping[str, Any]) -> str | None:
     counts = False if row is None else row["counts_blocks"]
     if counts is True:
         return why
-    switch = next((name for name, state in (counts or {}).items() if bool(value(config, name)) == state), None)
+    switch = next((name for name, state in (counts or {}).items() if is_set(config, name) == state), None)
     if switch is not None:
         return f"{why} (`{switch}`)"
     if value(config, _INTERVAL) not in (None, 1):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from workers.engine.architectures.architecture import Architecture, Layout
 from workers.engine.architectures.built import obeyed
@@ -84,13 +84,21 @@ class LoadedModel:
 def skeleton(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config, its parameters on the meta device."""
     with _refusing(config["model_type"], "config.json"):
-        built = AutoConfig.for_model(**config) if PER_LAYER in config else stock_config(config)
+        built = AutoConfig.for_model(**_decoded(config)) if PER_LAYER in config else stock_config(config)
         return empty_model(built, device, dtype).eval().requires_grad_(False)
 
 
 def stock_config(config: Mapping[str, Any]) -> PretrainedConfig:
     """transformers' config made of the entries of `config.json` that describe the model."""
-    return AutoConfig.for_model(**{name: entry for name, entry in obeyed(config).items() if name not in _NOT_OURS})
+    return AutoConfig.for_model(
+        **_decoded({name: entry for name, entry in obeyed(config).items() if name not in _NOT_OURS})
+    )
+
+
+def _decoded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries, with numbers for what transformers writes for infinite ones: JSON has none."""
+    found: dict[str, Any] = PreTrainedConfig._decode_special_floats(dict(config))
+    return found
 
 
 def empty_model(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from torch.nn import ModuleList
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from workers.engine.architectures.generation.axes import Expressions
-from workers.engine.architectures.generation.settings import BLOCKS, SETTINGS, default, entries, own_fields
+from workers.engine.architectures.generation.settings import BLOCKS, SETTINGS, UNEQUAL, default, entries, own_fields
 from workers.engine.architectures.generation.shapes import Sorted, built, saved, sort
 from workers.engine.architectures.kept_blocks import NAMES, entries_of_kept
 
@@ -163,7 +163,7 @@ class _Family:
     def switches(self, plain: dict[str, Any]) -> dict[str, Any]:
         """Entry -> [whether it is true, or not 0, in `plain`, what changes where that is otherwise; None for a variant
         that is not supported]."""
-        found: dict[str, Any] = {}
+        found = self._unequal(plain)
         for field in own_fields(self.config_class):
             name = field.name
             value = self.settings[0].get(name, default(field))
@@ -182,6 +182,17 @@ class _Family:
                 after = None if first is None else self.tensors({name: other}, first)
                 found[name] = [value, None if after is None else _difference(plain, after)]
                 break
+        return found
+
+    def _unequal(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """The same for two entries that are equal in `plain`, as `one!=other`."""
+        found = {}
+        for name, (like, sizes) in UNEQUAL.items():
+            if name in self.settings[0]:
+                sorts = [self.sorted(number, {name: size}) for number, size in enumerate(sizes)]
+                models = [one for one in sorts if one is not None]
+                if len(models) == SETTINGS:
+                    found[f"{name}!={like}"] = [False, _difference(plain, _described(models, self.expressions))]
         return found
 
     def nulls(self) -> dict[str, str]:
@@ -222,6 +233,7 @@ def _expressions(config_class: type[PreTrainedConfig], settings: list[dict[str, 
         and name not in of_blocks
         and name not in _UNLIKE_AXES
     }
+    sizes |= {name: other for name, (_, other) in UNEQUAL.items() if name in sizes}
     also = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
     sizes |= {name: tuple(s[name] for s in settings) for name in also if name in settings[0]}
     constant = {field.name: default(field) for field in own_fields(config_class) if field.name not in sizes}

@@ -17,7 +17,6 @@ _SIZES: dict[tuple[str, ...], tuple[Any, Any, Any]] = {
         "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks",
     ): (BLOCKS,) * 3,
     ("hidden_size", "n_embd", "d_model", "embedding_dim"): (48, 96, 100),
-    ("word_embed_proj_dim",): (48, 96, 100),
     ("attention_hidden_size",): (112, 144, 130),
     ("lru_width",): (64, 84, 110),
     ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"): (8, 12, 10),
@@ -54,6 +53,8 @@ _SIZES: dict[tuple[str, ...], tuple[Any, Any, Any]] = {
     ("layer_group_size",): (3, 3, 3),
 }  # fmt: skip
 """Names that configs have for a size -> its values."""
+UNEQUAL: dict[str, tuple[str, tuple[int, int, int]]] = {"word_embed_proj_dim": ("hidden_size", (64, 72, 82))}
+"""Entry -> the one that it equals as a rule, and values where it does not."""
 _WIDTHS = (
     "intermediate_size", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim", "dff", "dim_ff", "n_inner", "d_inner",
     "intermediate_size_mlp", "dense_intermediate_size", "moe_intermediate_size", "expert_ffn_hidden_size",
@@ -106,6 +107,7 @@ def entries(config_class: type[PreTrainedConfig], setting: int) -> dict[str, Any
     found = {name: sizes[setting] for names, sizes in _SIZES.items() for name in names if name in known}
     found |= {name: _drawn(name, setting, 30, 70) for name in _WIDTHS if name in known}
     found |= {name: _drawn(name, setting, 3, 12) for name in _DIMENSIONS if name in known}
+    found |= {name: found[like] for name, (like, _) in UNEQUAL.items() if name in known and like in found}
     for name, entry in _OWN.get(config_class.model_type, {}).items():
         found[name] = entry[setting] if isinstance(entry, tuple) else entry
     return {name: entry for name, entry in found.items() if entry is not ...}
