@@ -58,15 +58,19 @@ class Sample(ReportModel):
     pruned: str
 
 
+Reads = Literal["hidden", "head", "channel", "expert_channel", "shared_channel"]
+"""Kinds of unit that a report names."""
+
+
 class LayerReport(ReportModel):
     """One linear layer before and after pruning."""
 
     name: str
     block: int
-    reads: Literal["hidden", "head", "channel", "expert_channel", "shared_channel"] | None = Field(
+    reads: Reads | None = Field(
         None,
         description="What its inputs belong to: the hidden vector, heads, channels of the MLP, of an expert, or of the "
-        "MLP beside the experts.",
+        "MLP beside the experts; null for others, as of a recurrence.",
     )
     shape: tuple[int, int] = Field(
         description="(outputs, inputs) of the weight after pruning; (0, 0) where its block was dropped."

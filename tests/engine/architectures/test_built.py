@@ -14,6 +14,7 @@ from tests.helpers.small_models import SIZES
 from workers.engine.architectures.built import family, like_llama, obeyed, table, ties_head
 from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.expected import check_tensors, expected
+from workers.engine.architectures.generate import FILE, generate, written
 from workers.engine.architectures.generation.row import family_row
 from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.errors import UnsupportedModel
@@ -69,9 +70,14 @@ def test_tensors_are_those_that_transformers_builds(family: str) -> None:
         assert expected(config) == really(config)  # what a config leaves out is the family's own default
 
 
-@pytest.mark.parametrize("model_type", [*FAMILIES, "gpt2", "opt", "phi3", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_rows_are_up_to_date(model_type: str) -> None:
     assert json.loads(json.dumps(family_row(model_type))) == family(model_type)
+
+
+@pytest.mark.golden
+def test_the_whole_table_is_up_to_date() -> None:
+    assert written(generate()) == FILE.read_text(encoding="utf-8")
 
 
 REFUSED_BY_TRANSFORMERS: list[tuple[str, dict[str, Any]]] = [

@@ -6,11 +6,11 @@ import pytest
 from transformers import (
     BertGenerationConfig,
     LlamaConfig,
-    MambaConfig,
     MistralConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    RwkvConfig,
     TrOCRConfig,
 )
 
@@ -62,8 +62,8 @@ SMALL = SIZES | {"num_hidden_layers": 2}
             r"trocr: block 0 also has the matrix `encoder_attn\.k_proj`, whose use is not known",
         ),
         (
-            MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
-            r"mamba: it is a state-space model or a hybrid .*: its blocks lie under none of the paths",
+            RwkvConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
+            r"rwkv: .*its blocks lie under none of the paths",
         ),
     ],
     ids=lambda value: getattr(value, "model_type", ""),

@@ -85,9 +85,9 @@ class Layout:
     head: str
     """The output head; stored only where it is not tied to the embedding."""
     mixers: tuple[Part, ...]
-    """The parts that mix tokens, of which every block has one: attention, of one or another kind."""
+    """The parts that mix tokens, of which every block has one: attention, of one or another kind, perhaps `NOTHING`."""
     mlps: tuple[Part, ...]
-    """The parts that compute on each token alone, of which every block has one."""
+    """The parts that compute on each token alone, of which every block has one, perhaps `NOTHING`."""
     of_each_head: tuple[str, ...] = ()
     """Path endings of modules that compute on the dimensions of one head; all heads share them."""
     plain_hidden: tuple[str, ...] = ()
@@ -188,8 +188,9 @@ class Layout:
         return f"{self.block(index)}.{found[1]}" if found[1] else self.block(index)
 
     def below(self, name: str) -> str:
-        """Path of a module or tensor of a block below that block."""
-        return name.removeprefix(f"{self.blocks}.").partition(".")[2]
+        """Path of a module or tensor of a block below that block, by its canonical name or transformers'."""
+        blocks = self.blocks if name.startswith(f"{self.blocks}.") else self.in_module(self.blocks)
+        return name.removeprefix(f"{blocks}.").partition(".")[2]
 
     def as_embedding(self, name: str) -> str:
         """Name under which a tensor of a head tied to the embedding is stored."""

@@ -1,7 +1,7 @@
 """Names of tensors in files that transformers loads although they are not those that it saves. Import-light.
 
 A base model's tensors lack the beginning of their names (`h.0.*` for `transformer.h.0.*`), and old checkpoints hold
-masks of the attention, or blocks that only train with others.
+masks of the attention, or blocks that only train with others. A wrapper's names say where its decoder is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from workers.engine.architectures.built import block_count, family
 from workers.engine.architectures.expected import names_below
+from workers.engine.architectures.wrappers import WHOLE, names_of
 
 _MASKS = r"\b(attn|attention)\.(bias|masked_bias|causal_mask)$"
 """Buffers of old checkpoints, unless a family has tensors of these names."""
@@ -19,6 +20,14 @@ _MASKS = r"\b(attn|attention)\.(bias|masked_bias|causal_mask)$"
 
 def names_in_files(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """Name of each tensor -> its name in the files, without those in blocks that transformers ignores."""
+    there = list(names)
+    wrapped = names_of(config.get(WHOLE, {}), there)
+    theirs = {wrapped.inside(name): name for name in there}
+    return {name: theirs[old] for name, old in _saved_names(config, theirs).items()}
+
+
+def _saved_names(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Name of each tensor of a decoder on its own, as transformers saves it -> its given name."""
     row = family(config["model_type"])
     there = list(names)
     if row is None:

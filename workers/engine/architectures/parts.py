@@ -5,6 +5,8 @@ from __future__ import annotations
 from workers.engine.architectures.architecture import Part, Projection
 from workers.engine.architectures.fused import EACH, Fused
 
+GATE_UP, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
+"""Parameters of transformers' modules that compute all experts of a block; of the first two they have one."""
 _AND_BIAS = ("weight", "bias")
 
 
@@ -51,7 +53,7 @@ def plain(module: str, up: str, down: str, stream: str = "mlp_input") -> Part:
 
 def experts(
     module: str,
-    gate: str,
+    gate: str | None,
     up: str,
     down: str,
     *,
@@ -61,7 +63,7 @@ def experts(
     others: tuple[tuple[str, int], ...] = (),
     reads_all: bool = False,
 ) -> Part:
-    """A mixture of gated MLPs. The names of their layers, below the module, hold `EACH`.
+    """A mixture of MLPs, with a `gate` or without. The names of their layers, below the module, hold `EACH`.
 
     `routers`: tensors below the module with an entry along the first axis for each expert. `shared`: an MLP that all
     tokens go through. `kept`: paths of other matrices below the block. `others`: (tensor below the block, its axis of
@@ -72,8 +74,11 @@ def experts(
     return Part(
         module,
         (
-            Projection(f"{module}.{gate}", f"{one}_input", reads="hidden", writes="expert_channel"),
-            Projection(f"{module}.{up}", f"{one}_input", reads="hidden", writes="expert_channel"),
+            *(
+                Projection(f"{module}.{name}", f"{one}_input", reads="hidden", writes="expert_channel")
+                for name in (gate, up)
+                if name is not None
+            ),
             Projection(f"{module}.{down}", f"{one}_hidden", reads="expert_channel", writes="hidden"),
             *(() if shared is None else shared.layers),
         ),

@@ -15,6 +15,11 @@ MODELLED = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "
 """Model types that `MODELING` has classes for -> prefix of the classes' names."""
 
 
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether blocks differ as an earlier pruning left them. Some families' own blocks differ too."""
+    return PER_LAYER in config and config["model_type"] in MODELLED
+
+
 def modeling_class(config: Mapping[str, Any]) -> str:
     """The class in `MODELING` for blocks of different widths. Raises UnsupportedModel where the family has none."""
     name = MODELLED.get(config["model_type"])

@@ -13,6 +13,7 @@ from workers.engine.architectures.fused import EACH
 from workers.engine.architectures.kinds import SUPPORTED, other_blocks
 from workers.engine.architectures.layouts import layouts
 from workers.engine.architectures.mixtures import chosen
+from workers.engine.architectures.wrappers import in_wrapper
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 from workers.engine.files.safetensors_bytes import TensorFacts
@@ -55,23 +56,23 @@ def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> L
     """The layout whose parts make up every block; else the one that has most in common with the first, so that the
     error can name the missing layers. Raises UnsupportedModel where no layout has blocks at that path."""
     nearest: tuple[tuple[int, int], Layout] | None = None
+    by_path: dict[str, dict[str, TensorFacts]] = {}
     for layout in layouts():
         if config["model_type"] not in (layout.model_types or (config["model_type"],)):
             continue
-        inside = [found[1] for name in stored if (found := layout.split(name)) is not None]
-        fused = {part for row in layout.stored for part in row.parts if part != row.tensor}
-        if not inside:
+        if layout.blocks not in by_path:
+            by_path[layout.blocks] = _different_blocks(layout, stored)
+        if not (blocks := by_path[layout.blocks]):
             continue
-        by_block = _by_block(layout, canonical_facts(layout, sizes_of(config), stored, strict=False))
-        if not by_block:
-            continue
-        first = _matrices(by_block[min(by_block)])
-        kinds = {frozenset(_matrices(inside)) for inside in by_block.values()}
+        by_block = _by_block(layout, canonical_facts(layout, sizes_of(config), blocks, strict=False))
+        kinds = [_matrices(inside) for _, inside in sorted(by_block.items())]
         # Where it has matrices apart that the layout has in one, it is of another.
-        if fused.isdisjoint(inside) and all(_parts(layout, kind) is not None for kind in kinds):
-            return layout.of(config["model_type"])
+        fused = {part for row in layout.stored for part in row.parts if part != row.tensor}
+        apart_too = not fused.isdisjoint(layout.below(name) for name in blocks)
+        if not apart_too and all(_parts(layout, kind) is not None for kind in kinds):
+            return in_wrapper(layout.of(config["model_type"]), config)
         apart = min(
-            (-len(names & first), len(names - first))
+            (-len(names & kinds[0]), len(names - kinds[0]))
             for mixer in layout.mixers
             for mlp in layout.mlps
             if (names := {layer.name for part in (mixer, mlp) for layer in part.projections(1)})
@@ -80,7 +81,16 @@ def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> L
             nearest = apart, layout
     if nearest is None:
         raise other_blocks(config, min(stored, default="nothing"))
-    return nearest[1].of(config["model_type"])
+    return in_wrapper(nearest[1].of(config["model_type"]), config)
+
+
+def _different_blocks(layout: Layout, stored: Mapping[str, TensorFacts]) -> dict[str, TensorFacts]:
+    """The tensors of one block of each kind, by their full names."""
+    by_block = _by_block(layout, stored)
+    alike = {frozenset(by_block[block]): block for block in sorted(by_block, reverse=True)}
+    return {
+        f"{layout.block(block)}.{name}": facts for block in alike.values() for name, facts in by_block[block].items()
+    }
 
 
 def _parts(layout: Layout, matrices: Collection[str]) -> tuple[Part, Part, int] | None:

@@ -90,7 +90,8 @@ class MaskedModel:
                 architecture = self.model.architecture
                 into_hidden = [layer.name for b in self.outcome.numbers for layer in architecture.writing("hidden", b)]
                 for name in (architecture.layout.embedding, *into_hidden):
-                    undo.callback(self.model.skeleton.get_submodule(name).register_forward_hook(hook).remove)
+                    module = self.model.skeleton.get_submodule(architecture.layout.in_module(name))
+                    undo.callback(module.register_forward_hook(hook).remove)
             yield
 
     @contextmanager
@@ -98,7 +99,8 @@ class MaskedModel:
         """The skeleton that sends no tokens to removed experts, within the context."""
         with ExitStack() as undo:
             for block, kept in self.mask.experts.items():
-                module = self.model.skeleton.get_submodule(self.model.architecture.layout.block(block))
+                layout = self.model.architecture.layout
+                module = self.model.skeleton.get_submodule(layout.in_module(layout.block(block)))
                 undo.enter_context(needed(mixture_in(self.model, block, module), "a mixture").only(kept))
             yield
 
@@ -141,7 +143,8 @@ class MaskedModel:
         Only where they equal the source's up to rounding.
         """
         rounded = source.to(stored.dtype).float()
-        module = self.model.skeleton.get_submodule(name.rpartition(".")[0])
+        path = self.model.architecture.layout.in_module(name.rpartition(".")[0])
+        module = self.model.skeleton.get_submodule(path)
         kept_dimensions = needed(self.mask.dimensions, "hidden dimensions that stay")
         if "norm" not in type(module).__name__.lower() or stored.shape != (len(kept_dimensions),):
             return rounded

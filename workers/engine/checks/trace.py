@@ -166,7 +166,8 @@ def _recorded(architecture: Architecture) -> list[str]:
 
 
 def _writers(architecture: Architecture, block: int) -> list[str]:
-    """Linear modules of a block that write into the hidden vector, in the order of the forward pass."""
+    """Linear modules of a block that write into the hidden vector, by canonical names, in the order of the forward
+    pass."""
     layout = architecture.layout
-    hosts = (layout.host(layer.name) for layer in architecture.writing("hidden", block) if not layout.of_experts(layer))
-    return list(dict.fromkeys(hosts))
+    layers = (layer for layer in architecture.writing("hidden", block) if not layout.of_experts(layer))
+    return list(dict.fromkeys(layout.from_module(layout.host(layer.name)) for layer in layers))

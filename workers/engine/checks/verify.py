@@ -134,7 +134,7 @@ def result_trace(
 
 def stored_tensors(model: LoadedModel, module: str) -> Mapping[str, Tensor]:
     """Stored tensors of a module; a tied head's are the embedding's."""
-    tied = model.skeleton.config.get_text_config().tie_word_embeddings
+    tied = model.skeleton.config.tie_word_embeddings
     return head_tensors(model) if module == model.architecture.layout.head and tied else tensors_of(model, module)
 
 

@@ -1,4 +1,4 @@
-"""Files beside the weights that a text model needs, or that its licence asks to be passed on. Import-light.
+"""Files beside the weights that a model needs, or that its licence asks to be passed on. Import-light.
 
 They are fetched from the hub, checked, read and copied into the result: these and no others. Code is not among them.
 """
@@ -29,7 +29,8 @@ _VOCABULARIES = (
 """One of them makes a tokenizer."""
 _SIDE_FILES = (
     TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.json",
-    "chat_template.jinja", GENERATION,
+    "chat_template.jinja", GENERATION, "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json",
 )  # fmt: skip
 _PATTERNS = re.compile(
     r"additional_chat_templates/[\w.\- ]+\.jinja"

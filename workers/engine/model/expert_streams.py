@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workers.engine.architectures.parts import DOWN, GATE_UP, UP
 from workers.engine.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ def by_expert(experts: nn.Module, read: Reader, *, every: bool) -> Iterator[None
     """The module of all experts of a block calls `read` for every stream of every expert, within the context. `every`:
     each expert's streams are of all tokens, whichever are sent to it. Raises UnsupportedModel for a module of another
     kind."""
-    if not hasattr(experts, "gate_up_proj"):
+    if not hasattr(experts, GATE_UP) and not hasattr(experts, UP):
         raise _unknown(experts)
     compute = _Each(experts, read, every)
-    if hasattr(experts, "is_transposed"):
+    if hasattr(experts, "is_transposed") or not compute.gated:
         if getattr(experts, "has_post_expert_norm", False):
             raise _unknown(experts)
         experts.forward = compute.routed
@@ -45,8 +46,10 @@ def by_expert(experts: nn.Module, read: Reader, *, every: bool) -> Iterator[None
 class _Each:
     def __init__(self, experts: Any, read: Reader, every: bool) -> None:
         self.experts, self.read, self.every = experts, read, every
-        self.count = len(experts.gate_up_proj)
-        self.transposed = getattr(experts, "is_transposed", True)
+        self.gated = hasattr(experts, GATE_UP)
+        self.first = GATE_UP if self.gated else UP
+        self.count = len(getattr(experts, self.first))
+        self.transposed = getattr(experts, "is_transposed", self.gated)
 
     def routed(self, hidden_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         """The weighted sum over the experts of each token."""
@@ -69,14 +72,16 @@ class _Each:
     def _output(self, expert: int, hidden_TD: Tensor, token_N: Tensor) -> Tensor:
         x = hidden_TD if self.every else hidden_TD[token_N]
         self.read(f"expert_{expert}_input", x)
-        both = self._linear(x, "gate_up_proj", expert)
-        if hasattr(self.experts, "_apply_gate"):
+        both = self._linear(x, self.first, expert)
+        if not self.gated:
+            inner = self.experts.act_fn(both)
+        elif hasattr(self.experts, "_apply_gate"):
             inner = self.experts._apply_gate(both)
         else:
             gate, up = both.chunk(2, dim=-1)
             inner = up * self.experts.act_fn(gate)
         self.read(f"expert_{expert}_hidden", inner)
-        return self._linear(inner[token_N] if self.every else inner, "down_proj", expert)
+        return self._linear(inner[token_N] if self.every else inner, DOWN, expert)
 
     def _linear(self, x: Tensor, name: str, expert: int) -> Tensor:
         weight = getattr(self.experts, name)[expert]

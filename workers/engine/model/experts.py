@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from workers.engine.architectures.mixtures import expert_of, mixture, of_each_expert
+from workers.engine.architectures.parts import DOWN, GATE_UP
 from workers.engine.errors import UnsupportedModel
 from workers.engine.maths.experts import dense_weights
 
@@ -189,7 +190,7 @@ class ScaledInputs(Mixture):
 
     def outputs(self, hidden_TD: Tensor, index_TK: Tensor) -> Iterator[tuple[slice, Tensor]]:
         scale_TE = torch.nn.Linear.forward(self.router, hidden_TD).float().sigmoid().to(hidden_TD.dtype)  # type: ignore[arg-type]
-        both, down, act = (getattr(self.experts, name) for name in ("gate_up_proj", "down_proj", "act_fn"))
+        both, down, act = (getattr(self.experts, name) for name in (GATE_UP, DOWN, "act_fn"))
         step = max(1, OUTPUT_BYTES // (index_TK.shape[1] * hidden_TD[:1].nbytes))
         for start in range(0, len(hidden_TD), step):
             part = slice(start, min(start + step, len(hidden_TD)))

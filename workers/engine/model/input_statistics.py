@@ -279,12 +279,12 @@ def _sq_mean(stats: LinearStats) -> Tensor:
 def _watched(
     module: nn.Module | None, layers: Sequence[LinearFacts], layout: Layout, read: Reader, *, every: bool
 ) -> Iterator[None]:
-    """Call `read` at the first layer of every stream; the others must see the same tensor."""
+    """Call `read` at the layer of every stream that is computed first; the others must see the same tensor."""
     if module is None:
         yield
         return
     # The storage is not freed while its reader runs, so its address identifies it.
-    seen: dict[tuple[int, str], int] = {}
+    seen: dict[tuple[int, str], tuple[int, set[str]]] = {}
     first: dict[str, LinearFacts] = {}
     for layer in layers:
         first.setdefault(layer.stream, layer)
@@ -292,10 +292,14 @@ def _watched(
     def watch(layer: LinearFacts) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             key = (id(greenlet.getcurrent()), layer.stream)
-            if layer is first[layer.stream]:
-                seen[key] = args[0].data_ptr()
-                read(layer.stream, args[0])
-            elif seen.get(key) != args[0].data_ptr():
+            if key not in seen or layer.name in seen[key][1]:  # the first of its stream, or of another pass
+                seen[key] = args[0].data_ptr(), {layer.name}
+                # Latents may have an axis of heads, of which there is one.
+                read(layer.stream, args[0].flatten(1, -2) if args[0].dim() > 3 else args[0])
+                return
+            address, readers = seen[key]
+            readers.add(layer.name)
+            if address != args[0].data_ptr():
                 raise UnsupportedModel(
                     f"{layer.name} does not read the same {layer.stream} as {first[layer.stream].name}",
                     "this model's blocks are wired in another way than their names say",

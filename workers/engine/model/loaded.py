@@ -17,15 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 
 from workers.engine.architectures.architecture import Architecture, Layout
 from workers.engine.architectures.built import obeyed
 from workers.engine.architectures.canonical import canonical_slices, in_modules
 from workers.engine.architectures.file_names import names_in_files
-from workers.engine.architectures.per_layer import PER_LAYER, modeling_class
+from workers.engine.architectures.per_layer import MODELLED, PER_LAYER, is_ours, modeling_class
 from workers.engine.architectures.recognise import recognise
 from workers.engine.architectures.skipping import BETAS, skipping_class
+from workers.engine.architectures.wrappers import WHOLE, WRAPPERS, decoder_config, whole_config
 from workers.engine.artifact import modeling_pruned
 from workers.engine.errors import EngineError, UnsupportedModel
 from workers.engine.files.companions import GENERATION, TOKENIZER_CONFIG
@@ -39,14 +47,14 @@ from workers.engine.sources.resolve import INDEX, WEIGHTS, ModelSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workers.engine.model.transfers import Arrival
 
 
 TRIMMED_BYTES = 2**24
 """Weights of at least so many bytes are returned to the system when dropped: else memory grows by every block."""
-_NOT_OURS = ("per_layer_config", "allow_global_per_layer_attribute_access", "dtype", "torch_dtype", "architectures")
+_NOT_OURS = ("allow_global_per_layer_attribute_access", "dtype", "torch_dtype", "architectures")
 """Config entries decided here: widths by the files, the type by the spec."""
 _GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty", "no_repeat_ngram_size")
 """Settings of `generation_config.json` that change greedy decoding."""
@@ -84,15 +92,17 @@ class LoadedModel:
 def skeleton(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config, its parameters on the meta device."""
     with _refusing(config["model_type"], "config.json"):
-        built = AutoConfig.for_model(**_decoded(config)) if PER_LAYER in config else stock_config(config)
+        built = AutoConfig.for_model(**_decoded(config)) if is_ours(config) else stock_config(config)
         return empty_model(built, device, dtype).eval().requires_grad_(False)
 
 
-def stock_config(config: Mapping[str, Any]) -> PretrainedConfig:
+def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """transformers' config made of the entries of `config.json` that describe the model."""
-    return AutoConfig.for_model(
-        **_decoded({name: entry for name, entry in obeyed(config).items() if name not in _NOT_OURS})
-    )
+    not_ours = (*_NOT_OURS, PER_LAYER) if config["model_type"] in MODELLED else _NOT_OURS
+    entries = {name: entry for name, entry in obeyed(config).items() if name not in not_ours}
+    if WHOLE in config:
+        entries = whole_config({**entries, WHOLE: obeyed(config[WHOLE])})
+    return AutoConfig.for_model(**_decoded(entries))
 
 
 def _decoded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,21 +111,25 @@ def _decoded(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def empty_model(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def empty_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config: its parameters on the meta device, its buffers with values."""
     with device, init_empty_weights(include_buffers=False):
-        differ, betas = getattr(config, "is_heterogeneous", False), getattr(config, BETAS, None)
-        own = _own_class({"model_type": config.model_type, PER_LAYER: differ, BETAS: betas})
+        differ = getattr(config, "is_heterogeneous", False) and config.model_type in MODELLED
+        own = _own_class({"model_type": config.model_type, PER_LAYER: differ, BETAS: getattr(config, BETAS, None)})
         if own is not None:
             return own._from_config(config, dtype=dtype)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        return _auto_class(config.model_type).from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def _auto_class(model_type: str) -> Any:
+    return AutoModelForImageTextToText if model_type in WRAPPERS else AutoModelForCausalLM
 
 
 def _own_class(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     """The class that a result of different widths names, or one that skips experts, from our package: code in a model's
     folder is never run. None for others."""
     found: type[PreTrainedModel] | None = None
-    if config.get(PER_LAYER):
+    if config.get(PER_LAYER) and config["model_type"] in MODELLED:
         found = getattr(modeling_pruned, modeling_class(config))
     elif config.get(BETAS):
         from workers.engine.artifact import modeling_skipping  # imports families that most jobs do not have
@@ -129,7 +143,7 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
 
     Raises UnsupportedModel where the files lack weights of the architecture.
     """
-    config, pieces = read_json(model_dir, "config.json"), slices_of(model_dir)
+    config, pieces = decoder_config(read_json(model_dir, "config.json")), slices_of(model_dir)
     architecture = architecture_of(model_dir)
     model = skeleton(config, device, dtype)
     pinned = device.type == "cuda"
@@ -138,6 +152,10 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     }
     weights = in_modules(architecture.layout, architecture.sizes, weights)
     missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
+    if WHOLE in config:  # its towers have no weights: they are not computed
+        layout = architecture.layout
+        computed = tuple(f"{layout.in_module(part)}." for part in (layout.decoder, layout.head))
+        missing = {name for name in missing if name.startswith(computed)}
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     _refuse_incomplete(model_dir, missing, "use a complete checkpoint whose config.json describes its weights")
     model.generation_config = generation_settings(model_dir, model_dir.name) or model.generation_config
@@ -155,7 +173,7 @@ def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pr
     options: dict[str, Any] = {"trust_remote_code": False} if own is None else {}
     if device.type == "cuda":
         options["device_map"] = {"": device}  # each tensor straight there, not the model by way of the host's memory
-    model, loading = (own or AutoModelForCausalLM).from_pretrained(
+    model, loading = (own or _auto_class(config["model_type"])).from_pretrained(
         model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
     )
     _refuse_incomplete(model_dir, loading["missing_keys"], "report this: what was written is not whole")
@@ -201,7 +219,7 @@ def _refusing(model_id: str, file: str) -> Iterator[None]:
 def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
     """The model in `folder`, made of the dense one: of other shapes perhaps, with the same tokenizer."""
     stored = stored_slices(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _config_of(folder)
     source = replace(
         dense.source,
         config=config,
@@ -295,9 +313,10 @@ def filled_before(model: LoadedModel, tensors: Callable[[str], Mapping[str, Tens
     in the files. Raises UnsupportedModel."""
     layout = model.architecture.layout
     later = tuple(f"{path}." for path in (layout.final_norm, layout.head, *layout.after))
+    decoder = f"{layout.in_module(layout.decoder)}."  # beside it there may be towers, which are not computed
     with ExitStack() as stack:
         for name in outside(model.skeleton, layout):
-            if not f"{name}.".startswith(later):
+            if layout.in_module(name).startswith(decoder) and not f"{name}.".startswith(later):
                 stack.enter_context(filled(model, name, tensors(name)))
         yield
 
@@ -324,7 +343,7 @@ def _sent(model: LoadedModel, names: list[str]) -> Arrival:
 
 def architecture_of(folder: Path) -> Architecture:
     """Of the model in a folder of ours."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _config_of(folder)
     return recognise(config, {name: piece.facts for name, piece in stored_slices(folder).items()})
 
 
@@ -334,9 +353,14 @@ def slices_of(folder: Path) -> Mapping[str, Slice]:
     return canonical_slices(architecture.layout, architecture.sizes, stored_slices(folder))
 
 
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The decoder's config in a folder of ours."""
+    return decoder_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
 def stored_slices(folder: Path) -> dict[str, Slice]:
     """Where each stored tensor of a model's folder lies: in the file that the index names, if there is one."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _config_of(folder)
     if not (folder / INDEX).exists():
         found = read_header(folder / WEIGHTS)
     else:

@@ -42,7 +42,8 @@ def held(module: nn.Module, architecture: Architecture, path: str = "") -> Mappi
     names = {name: parameter.shape for name, parameter in module.named_parameters(remove_duplicate=False)}
     ours = {layout.from_module(below + name): name for name in names}
     shapes = {name: names[own] for name, own in ours.items()}
-    places = canonical_places(layout, layout.in_modules, architecture.sizes, shapes)
+    # What is never pruned need not be told apart.
+    places = canonical_places(layout, layout.in_modules, architecture.sizes, shapes, strict=False)
     return {name: Held(ours[whole], place) for name, (whole, place) in places.items()}
 
 

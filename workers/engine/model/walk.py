@@ -197,9 +197,9 @@ class At:
             self.keep(self.run(self.inputs.read(batch)))
 
 
-def passed(layout: Layout, hidden_BTD: Tensor) -> Tensor | tuple[Tensor]:
+def passed(layout: Layout, hidden_BTD: Tensor) -> Tensor | tuple[Tensor, None]:
     """What a block returns that hands on its inputs."""
-    return (hidden_BTD,) if layout.returns_tuple else hidden_BTD
+    return (hidden_BTD, None) if layout.returns_tuple else hidden_BTD
 
 
 def walk(model: LoadedModel, text: Calibration, new_file: NewFile, batches: list[slice] | None = None) -> Walk:
@@ -237,7 +237,7 @@ def capture(model: LoadedModel, ids_BT: Tensor) -> tuple[Tensor, list[Call]]:
     inputs: list[Tensor] = []
     calls: list[Call] = []
 
-    def record(hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+    def record(hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
         inputs.append(hidden_BTD)
         calls.append(Call(args, kwargs))
         if len(calls) == len(blocks):

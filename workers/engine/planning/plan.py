@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from workers.engine.architectures.architecture import Architecture, LinearFacts
 from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.expected import check_tensors
-from workers.engine.architectures.per_layer import PER_LAYER
+from workers.engine.architectures.per_layer import PER_LAYER, is_ours
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.params import Stat
@@ -73,7 +73,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
     DatasetNotFound, HubUnavailable, MemoryBudgetTooSmall.
     """
     architecture = recognise(source.config, source.stored)
-    if PER_LAYER in source.config:
+    if is_ours(source.config):
         raise UnsupportedModel(
             f"{source.id}: its blocks differ in width (`{PER_LAYER}` in config.json), as results do whose blocks lost "
             "different numbers of heads or channels",

@@ -15,6 +15,7 @@ from workers.engine import artifact
 from workers.engine.architectures.built import per_block
 from workers.engine.architectures.kept_blocks import NAMES
 from workers.engine.architectures.per_layer import MODELING
+from workers.engine.architectures.wrappers import WHOLE, names_of, whole_config
 from workers.engine.files.safetensors_bytes import merge, pack, read_header
 from workers.engine.removals.outcome import config_after
 from workers.engine.sources.resolve import INDEX, WEIGHTS
@@ -38,6 +39,8 @@ def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkp
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     parts = [read_header(checkpoint.outside()), *(checkpoint.block(index) for index in range(len(outcome.blocks)))]
+    in_files = names_of(model.source.config.get(WHOLE, {}), model.source.names.values()).in_files
+    parts = [{in_files(name): piece for name, piece in part.items()} for part in parts]
     _write_shards(parts, spec.package.shard_bytes, folder)
     dense = model.source.config
     if len(outcome.blocks) != model.architecture.blocks:
@@ -46,14 +49,14 @@ def assemble(spec: CompressionSpec, model: LoadedModel, outcome: Outcome, checkp
     if spec.package.dtype != "source":
         config.pop("torch_dtype", None)  # the older name of the same entry
         config["dtype"] = spec.package.dtype
-    _write_json(folder / "config.json", config)
+    _write_json(folder / "config.json", whole_config(config))
     if not outcome.uniform:
         shutil.copyfile(Path(artifact.__file__).parent / MODELING, folder / MODELING)
 
 
 def _lists(model: LoadedModel) -> dict[str, Any]:
     """Config entries that say which block is which, with the defaults that transformers derives from block numbers."""
-    built = vars(model.skeleton.config)
+    built = vars(model.skeleton.config.get_text_config())
     return {name: built[name] for name in (*per_block(model.source.config), *NAMES) if built.get(name) is not None}
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from workers.engine.removals.widths import Widths
 
 
+_ADJUSTS = "block_auto_adjust_ff_dim"
+"""Entry of LFM2's config that makes MLPs of another width than the config says."""
+
+
 @dataclass(frozen=True)
 class NarrowBlocks(Outcome):
     """Structure of a result that has lost heads or channels."""
@@ -59,6 +63,8 @@ class NarrowBlocks(Outcome):
             entries |= {"num_key_value_heads": heads, "num_attention_heads": heads * shared_by}
         if self._cuts("channel"):
             entries["intermediate_size"] = self._width(config, max(self._units("channel")))
+            if value(config, _ADJUSTS):
+                entries[_ADJUSTS] = False
         return entries
 
     def _width(self, config: Mapping[str, Any], channels: int) -> int:

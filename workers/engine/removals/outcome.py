@@ -21,6 +21,7 @@ from workers.engine.architectures.built import (
 )
 from workers.engine.architectures.entries import check_result
 from workers.engine.architectures.kept_blocks import entries_of_kept
+from workers.engine.architectures.wrappers import WHOLE
 from workers.engine.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def config_after(config: Mapping[str, Any], outcome: Outcome, source: ModelSourc
         check_result(outcome.layout, changed, shapes, source.stored, outcome.field)
     if not outcome.uniform:
         changed |= outcome.block_entries(changed)
+    if WHOLE in config:
+        changed[WHOLE] = config[WHOLE]
     return changed
 
 

@@ -34,6 +34,7 @@ from workers.engine.architectures import built, kinds
 from workers.engine.architectures.canonical import canonical_facts, canonical_slices
 from workers.engine.architectures.file_names import names_in_files
 from workers.engine.architectures.recognise import layout_of
+from workers.engine.architectures.wrappers import decoder_config
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import (
     BadRequest,
@@ -89,7 +90,7 @@ class ModelSource:
 
     id: str
     config: Mapping[str, Any]
-    """`config.json`."""
+    """`config.json`; of a wrapper its decoder's entries, with all under `WHOLE`."""
     stored: Mapping[str, TensorFacts]
     """Tensors as the files hold them."""
     files: Mapping[str, str]
@@ -285,7 +286,8 @@ def _folder_model(ref: ModelRef, folder: Path, hub_commit: str | None) -> ModelS
         pieces = _header(folder, WEIGHTS)
         files = dict.fromkeys(pieces, WEIGHTS)
     tensors = {name: piece.facts for name, piece in pieces.items()}
-    return _under_their_names(ModelSource(ref.id, config, tensors, files, folder, hub_commit, beside))
+    source = ModelSource(ref.id, decoder_config(config), tensors, files, folder, hub_commit, beside)
+    return _under_their_names(source)
 
 
 def _hub_model(ref: ModelRef) -> ModelSource:
@@ -305,7 +307,8 @@ def _hub_model(ref: ModelRef) -> ModelSource:
         headers = dict(zip(wanted, pool.map(lambda file: _hub_header(ref.id, file, commit), wanted), strict=True))
     files = files or dict.fromkeys(headers[WEIGHTS], WEIGHTS)
     tensors = {name: _held(headers[file], name, file) for name, file in files.items()}
-    return _under_their_names(ModelSource(ref.id, config, tensors, files, None, commit, companions(sizes)))
+    source = ModelSource(ref.id, decoder_config(config), tensors, files, None, commit, companions(sizes))
+    return _under_their_names(source)
 
 
 def _under_their_names(source: ModelSource) -> ModelSource:

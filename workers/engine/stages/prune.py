@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from workers.engine.architectures.canonical import in_files
 from workers.engine.contracts.facts import LinearStats
@@ -26,7 +26,7 @@ from workers.engine.model.walk import At, dense_blocks, walk
 from workers.engine.removals.base import removal_of
 from workers.engine.removals.outcome import config_after
 from workers.engine.removals.stored import as_stored
-from workers.engine.report import LayerReport
+from workers.engine.report import LayerReport, Reads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,7 +105,7 @@ def _layer_report(layer: LinearFacts, allocation: Allocation, shape: Sequence[in
     return LayerReport(
         name=layer.name,
         block=layer.block,
-        reads=layer.reads,
+        reads=layer.reads if layer.reads in get_args(Reads) else None,
         shape=(shape[0], shape[1]),
         parameters=layer.parameters,
         zeros=zeros,

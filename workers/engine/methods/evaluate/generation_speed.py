@@ -64,7 +64,7 @@ def evaluate(context: EvaluationContext, params: GenerationSpeedParams) -> list[
 
     context.check_fits(params.prompt_tokens + params.new_tokens, "prompt_tokens")
     prompt_BT = torch.randint(
-        context.model.config.vocab_size,
+        context.model.config.get_text_config().vocab_size,
         (params.batch_size, params.prompt_tokens),
         generator=torch.Generator().manual_seed(context.seed),
     ).to(context.device)

@@ -1,0 +1,128 @@
+"""Wrappers: models with towers for images, video or sound beside a decoder, which alone is pruned. Import-light.
+
+The engine sees the decoder as a language model of its own: its config entries, and its tensors under the names of that
+model. Other tensors and entries travel as they are. These functions are where files are read and written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from workers.engine.architectures.architecture import Layout
+from workers.engine.architectures.built import family
+
+WHOLE = "_whole"
+"""Entry of a decoder's config: the wrapper's config. Not in files."""
+_TEXT = "text_config"
+_TIES = "tie_word_embeddings"
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+"""Entries that old files leave to the decoder's defaults."""
+_PARTS = ("layers", "embed_tokens", "norm")
+"""Of the decoders."""
+_TOWERS = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "embed_vision")
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """Where the class of a family of wrappers has its decoder."""
+
+    text: str | None = None
+    """Model type of the decoder, where `text_config` does not name one."""
+    modules: tuple[tuple[str, str], ...] = (
+        *((f"model.{tower}", f"model.{tower}") for tower in _TOWERS),
+        ("model", "model.language_model"),
+    )
+    """(beginning of a path in the decoder's own class, the same in the wrapper's)."""
+    ties_head: bool = False
+    """Whether the head is the embedding where the config does not say."""
+
+
+WRAPPERS: Mapping[str, Wrapper] = {
+    "gemma3": Wrapper("gemma3_text", ties_head=True),
+    "gemma4": Wrapper("gemma4_text", ties_head=True),
+    "llama4": Wrapper("llama4_text", (("model", "language_model.model"), ("lm_head", "language_model.lm_head"))),
+    "llava": Wrapper("llama"),
+    "mistral3": Wrapper("mistral", ties_head=True),
+    "qwen2_5_vl": Wrapper("qwen2_5_vl_text"),
+    "qwen2_vl": Wrapper("qwen2_vl_text"),
+    "qwen3_5": Wrapper("qwen3_5_text"),
+    "qwen3_5_moe": Wrapper("qwen3_5_moe_text"),
+    "qwen3_vl": Wrapper("qwen3_vl_text"),
+    "qwen3_vl_moe": Wrapper("qwen3_vl_moe_text"),
+}
+"""Model types of the wrappers whose decoders are pruned."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """Beginnings of names, in files and in a decoder on its own."""
+
+    pairs: tuple[tuple[str, str], ...] = ()
+    """(in the files, in the decoder's own class)."""
+
+    def inside(self, name: str) -> str:
+        """The name that the engine has for a tensor of the files."""
+        return _moved(name, self.pairs)
+
+    def in_files(self, name: str) -> str:
+        """The reverse."""
+        return _moved(name, [(ours, theirs) for theirs, ours in self.pairs])
+
+
+PLAIN = Names()
+"""Of models that are no wrappers."""
+
+
+def names_of(config: Mapping[str, Any], stored: Iterable[str]) -> Names:
+    """How the files of a model name its decoder's tensors. `config`: as stored; `stored`: names of the tensors."""
+    if config.get("model_type") not in WRAPPERS:
+        return PLAIN
+    names = [*stored]
+    for decoder in ("language_model.model", "model.language_model"):
+        if any(name.startswith(f"{decoder}.") for name in names):
+            head = "language_model.lm_head" if decoder.startswith("language_model") else "lm_head"
+            parts = [(f"{decoder}.{part}.", f"model.{part}.") for part in _PARTS]
+            return Names((*parts, (f"{head}.", "lm_head.")))
+    return PLAIN
+
+
+def decoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's config: of a wrapper its own entries, with all under `WHOLE`; else the config as it is."""
+    wrapper = WRAPPERS.get(config["model_type"])
+    if wrapper is None:
+        return dict(config)
+    nested = config.get(_TEXT)
+    text = dict(nested) if isinstance(nested, dict) else {k: v for k, v in config.items() if not k.endswith("_config")}
+    model_type = text.get("model_type", wrapper.text) if isinstance(nested, dict) else wrapper.text
+    ties = config.get(_TIES, text.get(_TIES, wrapper.ties_head))
+    fields = (family(str(model_type)) or {"fields": {}})["fields"]
+    sizes = {name: fields[name][1] for name in _SIZES if name in fields}
+    return {**sizes, **text, "model_type": model_type, _TIES: ties, WHOLE: dict(config)}
+
+
+def whole_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as it is stored, of a decoder's: of a wrapper with the decoder's entries in their place."""
+    whole = config.get(WHOLE)
+    if whole is None:
+        return dict(config)
+    text = {name: entry for name, entry in config.items() if name != WHOLE}
+    dtype = {"dtype": text["dtype"]} if "dtype" in text else {}
+    if isinstance(nested := whole.get(_TEXT), dict):
+        inner = {name: entry for name, entry in text.items() if name != _TIES or name in nested}
+        return {**whole, **dtype, _TEXT: inner}
+    return {**whole, **text, "model_type": whole["model_type"]}
+
+
+def in_wrapper(layout: Layout, config: Mapping[str, Any]) -> Layout:
+    """The layout of a decoder, with the paths of the class that it is in."""
+    whole = config.get(WHOLE)
+    return layout if whole is None else replace(layout, moved=WRAPPERS[whole["model_type"]].modules)
+
+
+def _moved(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    for before, after in pairs:
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    return name
