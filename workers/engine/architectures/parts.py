@@ -10,9 +10,17 @@ GATE_UP, UP, DOWN = "gate_up_proj", "up_proj", "down_proj"
 _AND_BIAS = ("weight", "bias")
 
 
-def attention(module: str, query: str, key: str, value: str, output: str, gate: str | None = None) -> Part:
+def attention(
+    module: str,
+    query: str,
+    key: str,
+    value: str,
+    output: str,
+    gate: str | None = None,
+    kept: tuple[str, ...] = (),
+) -> Part:
     """Attention of four linear layers, by their names below the module; of five, where a `gate` multiplies its output
-    head by head."""
+    head by head. `kept`: its other matrices, by their names too."""
     gates = () if gate is None else (Projection(f"{module}.{gate}", "attention_input", reads="hidden", writes="head"),)
     return Part(
         module,
@@ -23,6 +31,7 @@ def attention(module: str, query: str, key: str, value: str, output: str, gate: 
             *gates,
             Projection(f"{module}.{output}", "attention_output", reads="head", writes="hidden"),
         ),
+        kept=tuple(f"{module}.{name}" for name in kept),
     )
 
 

@@ -1,7 +1,5 @@
 """Doge's layout: Llama's, with a layer that makes the mask of the attention from the values, which is not pruned."""
 
-from dataclasses import replace
-
 from workers.engine.architectures.architecture import Layout
 from workers.engine.architectures.parts import attention, gated
 
@@ -11,7 +9,7 @@ LAYOUT = Layout(
     embedding="model.embed_tokens",
     final_norm="model.norm",
     head="lm_head",
-    mixers=(replace(attention("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"), kept=("self_attn.dt_proj",)),),
+    mixers=(attention("self_attn", "q_proj", "k_proj", "v_proj", "o_proj", kept=("dt_proj",)),),
     mlps=(gated("mlp", "gate_proj", "up_proj", "down_proj"),),
     of_each_head=("q_norm", "k_norm", "rotary_emb"),
     model_types=("doge",),
