@@ -143,7 +143,7 @@ def test_masks_are_the_papers(
                     ((other_OI - layer.weight) @ seen[name] * (other_OI - layer.weight)).sum()
                     for other_OI in (found_OI, wanted_OI)
                 )
-                assert lost == pytest.approx(as_wanted, rel=1e-2), (block, name)
+                assert lost == pytest.approx(as_wanted, rel=5e-2), (block, name)
                 layer.weight.copy_(wanted_OI)
 
 
