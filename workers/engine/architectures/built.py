@@ -1,4 +1,4 @@
-"""What transformers makes of a config: defaults, names of entries, sizes that follow from others. Import-light.
+"""Configs as transformers reads them: defaults, names of entries, sizes that follow from others. Import-light.
 
 It is read from `families.json`, which `generate.py` makes with transformers, so that a dry run refuses the same as a
 worker. A family names entries as it likes (`n_embd`); here they have one name each (`hidden_size`), which `value` reads

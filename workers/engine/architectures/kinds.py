@@ -107,7 +107,7 @@ def other_blocks(config: Mapping[str, Any], first: str) -> UnsupportedModel:
 
 
 def _nature(config: Mapping[str, Any]) -> str:
-    """What a config says of blocks that are not Llama's; empty where it says nothing."""
+    """The kind of blocks that a config shows, if not Llama's; empty where it says nothing."""
     if (name := _states(config)) is not None:
         return f"it is a state-space model or a hybrid with other layers than attention ({name})"
     if (name := _experts(config)) is not None:

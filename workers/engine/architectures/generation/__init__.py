@@ -1,1 +1,1 @@
-"""What `families.json` is made of: families built on the meta device in sizes that tell their axes apart."""
+"""The content of `families.json`: families built on the meta device in sizes that tell their axes apart."""

@@ -35,7 +35,7 @@ _MAY_LACK = (
 _CANONICAL = {
     "hidden_size": ("n_embd", "d_model"),
     "intermediate_size": ("ffn_dim", "ffn_hidden_size", "n_inner", "decoder_ffn_dim", "dff", "dim_ff"),
-    "num_hidden_layers": ("n_layer", "n_layers", "num_layers", "decoder_layers"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
     "num_attention_heads": ("n_head", "n_heads", "num_heads", "attention_heads", "decoder_attention_heads"),
     "num_key_value_heads": ("num_kv_heads",),
     "head_dim": ("kv_channels", "attention_head_dim"),
@@ -296,7 +296,7 @@ def _axes_of(model: Sorted) -> dict[tuple[str, int], int]:
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None:
-    """What of `other` differs from `one`; None for tensors that it lacks. None where parts have other variants."""
+    """Entries of `other` that differ from `one`; None for tensors that it lacks. None where parts have other variants."""
     if one["blocks"] != other["blocks"]:
         return None
     changed: dict[str, Any] = {"outside": _changes(one["outside"], other["outside"]), "parts": {}}
@@ -398,7 +398,7 @@ def _different(model: Any) -> list[dict[str, Any]]:
 
 
 def _identities(model: Any) -> list[dict[str, Any]]:
-    """What every block is made of: its tensors' shapes and its modules' constants, but for its number."""
+    """Every block by what it is made of: its tensors' shapes and its modules' constants, but for its number."""
     blocks = next(module for module in model.modules() if isinstance(module, ModuleList))  # the outermost
     return [_identity(block) for block in blocks]
 

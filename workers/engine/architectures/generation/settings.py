@@ -14,7 +14,7 @@ _SIZES: dict[tuple[str, ...], tuple[Any, Any, Any]] = {
     ("vocab_size", "unpadded_vocab_size"): (101, 103, 107),
     ("vocab_size_per_layer_input",): (109, 113, 127),
     (
-        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks",
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks",
     ): (BLOCKS,) * 3,
     ("hidden_size", "n_embd", "d_model", "embedding_dim"): (48, 96, 100),
     ("attention_hidden_size",): (112, 144, 130),
