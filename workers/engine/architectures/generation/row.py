@@ -296,7 +296,7 @@ def _axes_of(model: Sorted) -> dict[tuple[str, int], int]:
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None:
-    """Entries of `other` that differ from `one`; None for tensors that it lacks. None where parts have other variants."""
+    """Entries of `other` that differ from `one`; None for tensors that it lacks. None if parts have other variants."""
     if one["blocks"] != other["blocks"]:
         return None
     changed: dict[str, Any] = {"outside": _changes(one["outside"], other["outside"]), "parts": {}}
