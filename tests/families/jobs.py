@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import traceback
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,8 @@ def _verdict(job: str, dense: Side, sources: Sources, work: Path) -> Verdict:
                 report = compress(spec, folder, sources, Silent(), folder / "checkpoint")
         except Exception as error:
             return Verdict("crash", f"not refused by the plan: {_said(error)}")
+        if refusals and job == "structured" and not _cut(spec, sources, report):
+            continue  # too little to be a whole unit
         try:
             return Verdict("verified", _checked(job, spec, dense, sources, folder, report))
         except Wrong as error:
@@ -120,7 +123,14 @@ def _verdict(job: str, dense: Side, sources: Sources, work: Path) -> Verdict:
             return Verdict("crash", f"in the check: {_said(error)}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    return Verdict("refused", "; ".join(dict.fromkeys(refusals)))
+    return Verdict("refused", "; ".join(_different(refusals)))
+
+
+def _different(reasons: Sequence[str]) -> list[str]:
+    """One of those that begin alike; of several none that says how much cannot go."""
+    kinds = {re.sub(r"[\d.]+", "", reason)[:40]: reason for reason in reversed(reasons)}
+    found = list(reversed(kinds.values()))
+    return [reason for reason in found if "cannot lose" not in reason] or found
 
 
 @contextmanager

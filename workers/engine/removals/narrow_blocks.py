@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Family
     from workers.engine.removals.widths import Widths
 
+_OF_BLOCKS = "num_attention_heads_per_layer"
+"""Laguna's config entry: blocks may have different numbers of query heads to as many key heads."""
+
 
 _ADJUSTS = "block_auto_adjust_ff_dim"
 """Entry of LFM2's config that makes MLPs of another width than the config says."""
@@ -61,6 +64,8 @@ class NarrowBlocks(Outcome):
         if self._cuts("head"):
             heads, shared_by = max(self._units("head")), value(config, "num_attention_heads") // key_heads(config)
             entries |= {"num_key_value_heads": heads, "num_attention_heads": heads * shared_by}
+            if isinstance(of_blocks := value(config, _OF_BLOCKS), list):
+                entries[_OF_BLOCKS] = [count // key_heads(config) * heads for count in of_blocks]
         if self._cuts("channel"):
             entries["intermediate_size"] = self._width(config, max(self._units("channel")))
             if value(config, _ADJUSTS):
