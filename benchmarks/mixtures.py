@@ -27,6 +27,7 @@ EXPERTS, CHOSEN, BLOCKS = 8, 2, 6
 EXPERT, ATTENTION = 3 * 192 * 224, 2 * 192 * 192 + 2 * 96 * 192
 """Weights of one expert, and of the attention of a block."""
 TUNE = {
+    "routers": {"method": "full", "train": "routers", "learning_rate": 1e-3},
     "full": {"method": "full", "learning_rate": 1e-4},
     "lora": {"method": "lora", "learning_rate": 1e-3},
 }

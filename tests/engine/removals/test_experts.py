@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.mixtures import EXPERTS, mixture_module, router_of, save
 from tests.helpers.small_models import spec_of, walk
 from workers.engine.errors import EngineError, InvalidSpec, NumericalFailure, UnsupportedModel
+from workers.engine.events import Silent
+from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.removals.assemble import assemble
 from workers.engine.removals.experts import FewerExperts
@@ -165,3 +167,29 @@ def test_the_plan_knows_the_size_of_the_result(sources: Sources, tmp_path: Path)
     assert foreseen.parameters_after == sum(tensor.numel() for tensor in tensors.values())
     config = json.loads((tmp_path / "model/config.json").read_text())
     assert (config["num_local_experts"], config["num_experts_per_tok"]) == (6, 2)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "ernie4_5_moe"])
+def test_routers_train_alone(family: str, sources: Sources, tmp_path: Path) -> None:
+    save(family, sources.models_dir / "tiny")
+    tune = {
+        "method": "full", "train": "routers", "dataset": "calibration.txt", "sequence_length": 32, "steps": 4,
+        "batch": 2, "holdout": 2, "evaluate_every": 2,
+    }  # fmt: skip
+    report = compress(spec(tune=tune), tmp_path / "tuned", sources, Silent(), tmp_path / "checkpoint")
+    compress(spec(), tmp_path / "plain", sources, Silent(), tmp_path / "other")
+    tuned, plain = (load_file(tmp_path / name / "model/model.safetensors") for name in ("tuned", "plain"))
+    changed = {name for name, tensor in plain.items() if not torch.equal(tensor, tuned[name])}
+    assert report.tune is not None
+    assert report.tune.best_step == 0 or changed
+    assert all("gate" in name or "router" in name for name in changed)
+    trained = sum(tensor.numel() for name, tensor in plain.items() if name.endswith(("gate.weight", "router.weight")))
+    biases = sum(tensor.numel() for name, tensor in plain.items() if name.endswith("router.bias"))
+    assert report.tune.trained_parameters == trained + biases
+
+
+def test_a_dense_model_has_no_routers_to_train(tiny: Path, sources: Sources) -> None:
+    tune = {"method": "full", "train": "routers", "dataset": "calibration.txt", "sequence_length": 32}
+    with pytest.raises(InvalidSpec, match="no routers") as refused:
+        plan(spec_of(tune=tune), sources)
+    assert refused.value.field == "/tune/train"

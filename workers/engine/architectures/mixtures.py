@@ -120,3 +120,12 @@ def of_each_expert(architecture: Architecture, tensors: Mapping[str, TensorFacts
             names = {f"{architecture.layout.block(facts.block)}.{name}": axis for name, axis in part.of_each_expert}
             found |= {name: axis for name, axis in names.items() if name in tensors}
     return found
+
+
+def is_router(architecture: Architecture, name: str) -> bool:
+    """Whether a tensor is a router's weight or bias. Correction terms, which balance the load, are neither."""
+    found = architecture.layout.split(name)
+    parts = architecture.layout.mlps if found is not None else ()
+    return name.endswith((".weight", "router.bias")) and any(
+        below == (found or (0, ""))[1] for part in parts for below, _ in part.of_each_expert
+    )

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from workers.engine.architectures.mixtures import is_router
 from workers.engine.contracts.tuning_params import AllOrNewParams, LearningRate
+from workers.engine.errors import InvalidSpec
 from workers.engine.registry import tuner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.nn import Module
 
-    from workers.engine.architectures.architecture import Architecture
+    from workers.engine.architectures.architecture import Architecture, LinearFacts
     from workers.engine.contracts.facts import Trainable
     from workers.engine.contracts.tuning_params import DescribedModel
 
@@ -22,9 +26,25 @@ class FullParams(AllOrNewParams):
 
     method: Literal["full"] = Field("full", description="Train every weight: the most memory, and the most room.")
     learning_rate: LearningRate = 3e-4
+    train: Literal["all", "new_blocks", "routers"] = Field(  # type: ignore[assignment]  # one choice more
+        "all",
+        description="Of a grown model, train everything, or the added blocks alone (`new_blocks`), as LESA's and "
+        "LLaMA-Pro's authors do; of a mixture, its routers alone (`routers`): after experts were dropped they learn, "
+        "with `distill`, which of those left stand in for them.",
+    )
+
+    def check(self, layers: Sequence[LinearFacts]) -> None:
+        super().check(layers)
+        if self.train == "routers" and all(layer.reads != "expert_channel" for layer in layers):
+            raise InvalidSpec("the model has no experts, so no routers to train", "train `all`", field="/tune/train")
+
+    def trains(self, architecture: Architecture, name: str) -> bool:
+        if self.train == "routers":
+            return is_router(architecture, name)
+        return super().trains(architecture, name)
 
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
-        if self.new_blocks_only:
+        if self.train != "all":
             return sum(f.parameters for name, f in source.tensors.items() if self.trains(architecture, name))
         return source.parameters
 
