@@ -127,6 +127,40 @@ def undisturbed_digests(cluster: Cluster, tmp_path: Path) -> dict[str, str]:
     return job_digests(folder)
 
 
+@pytest.mark.chaos
+def test_experts_go_after_a_kill_as_without_one(cluster: Cluster, tmp_path: Path) -> None:
+    """The second attempt takes the scores of the first."""
+    spec = {
+        "model": {"id": "bookworm-moe-8m"},
+        "calibrate": {"dataset": "calibration.txt", "samples": 4, "sequence_length": 256},
+        "score": {"method": "naee"},
+        "prune": {"method": "experts", "experts": 6, "skip": True},
+        "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 256, "samples": 4}],
+    }
+    digests = []
+    for killed in (True, False):
+        job_id = cluster.submit(spec)
+        if killed:
+            cluster.wait_for_event(job_id, "stage", stage="prune")
+            for runner in cluster.runners():
+                runner.kill()
+        job = cluster.wait(job_id)
+        assert job["status"] == "succeeded", job["error"]
+        assert job["attempt"] == 1 + killed
+        folder = tmp_path / str(killed)
+        folder.mkdir()
+        verify(cluster, job_id, folder)
+        digests.append(job_digests(folder))
+        report = cluster.http.get(f"/v1/jobs/{job_id}/report").json()
+        assert len(report["betas"]) == 6
+    assert digests[0] == digests[1]
+    code = "import sys; from transformers import AutoModelForCausalLM as Auto; "
+    code += "print(Auto.from_pretrained(sys.argv[1], trust_remote_code=False).num_experts)"
+    command = [sys.executable, "-I", "-c", code, str(folder)]
+    loaded = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=cluster.env)
+    assert loaded.stdout.split() == ["6"]
+
+
 def test_a_worker_told_to_stop_gives_its_job_back(cluster: Cluster) -> None:
     job_id = cluster.submit(SLOW, max_attempts=1)
     cluster.wait_for_event(job_id, "checkpoint", block=1)
