@@ -62,12 +62,12 @@ JOBS: dict[str, list[dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a job."""
+    """The outcome of a job."""
 
     verdict: str
     """`verified`, `refused`, `wrong` or `crash`."""
     detail: str = ""
-    """What was cut, which matrices were left alone, why not, or what is wrong."""
+    """The parts that were cut, the matrices left alone, why not, or the fault."""
 
     def row(self) -> dict[str, str]:
         return {"verdict": self.verdict} | ({"detail": self.detail} if self.detail else {})
@@ -150,7 +150,7 @@ def _said(error: Exception) -> str:
 
 
 def _checked(job: str, spec: CompressionSpec, dense: Side, sources: Sources, folder: Path, report: Report) -> str:
-    """What was done, once it is found to be as promised. Raises Wrong."""
+    """The change, once it is found to be as promised. Raises Wrong."""
     result = Side(folder / "model", dense.loader)
     sides.loads(result)
     detail = ""

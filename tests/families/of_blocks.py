@@ -1,4 +1,4 @@
-"""What a model without one of its blocks must be."""
+"""Checks of a model without one of its blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model with fewer experts must be."""
+"""Checks of a model with fewer experts."""
 
 from __future__ import annotations
 

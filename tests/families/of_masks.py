@@ -1,4 +1,4 @@
-"""What zeros in single weights must be."""
+"""Checks of zeros in single weights."""
 
 from __future__ import annotations
 

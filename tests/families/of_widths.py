@@ -1,4 +1,4 @@
-"""What a model with fewer heads, channels or hidden dimensions must be."""
+"""Checks of a model with fewer heads, channels or hidden dimensions."""
 
 from __future__ import annotations
 

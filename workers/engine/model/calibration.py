@@ -33,7 +33,7 @@ class Calibration:
 
     @property
     def key(self) -> str:
-        """What statistics on it depend on."""
+        """A digest of all that statistics taken on it depend on."""
         return f"{self.digest}, all experts" if self.all_experts else self.digest
 
     @property

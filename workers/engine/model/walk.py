@@ -198,7 +198,7 @@ class At:
 
 
 def passed(layout: Layout, hidden_BTD: Tensor) -> Tensor | tuple[Tensor, None]:
-    """What a block returns that hands on its inputs."""
+    """The value that a block returns which hands on its inputs."""
     return (hidden_BTD, None) if layout.returns_tuple else hidden_BTD
 
 

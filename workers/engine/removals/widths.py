@@ -129,7 +129,7 @@ class _Block:
 
     @property
     def like(self) -> tuple[int, ...]:
-        """What blocks of the same shapes have in common."""
+        """A key that blocks of the same shapes have in common."""
         families = (self.heads, self.channels)
         return self.total, *(size for family in families for size in (family.units, family.unit_parameters))
 
