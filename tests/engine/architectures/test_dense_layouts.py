@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
 from tests.families import checks
 from tests.families.checkpoints import save_tiny
 from tests.families.checks import Side
-from tests.helpers.small_models import load, spec_of, text_of
+from tests.families.loading import logits
+from tests.helpers.small_models import Scratch, load, spec_of, text_of
 from workers.engine.events import Silent
+from workers.engine.model.loaded import tensors_of
+from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.pipeline import compress
 from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources
@@ -136,3 +142,17 @@ def test_tuning_keeps_the_zeros_of_shared_and_transposed_matrices(
     changed = checks.same_otherwise(dense, tuned)
     assert report.zeros == sum(int((after == 0).sum()) for _, after in changed.values() if after.ndim > 1)
     assert any((after[after != 0] != before[after != 0]).any() for before, after in changed.values())
+
+
+@pytest.mark.parametrize("family", ["ctrl", "gpt2", "gpt_neox", "modernbert-decoder", "openai-gpt"])
+def test_the_loss_block_by_block_is_the_whole_models(family: str, sources: Sources, scratch: Scratch) -> None:
+    """What lies between the blocks and the logits is the model's own: no norm, a layer more, a bias, another name."""
+    dense, spec = made(family, sources), spec_of()
+    model = load(spec, sources)
+    text, layout = text_of(spec, model, sources), model.architecture.layout
+    with closing(StreamedLoss(model, text, scratch, keep_path=False)) as streamed:
+        found_N = streamed.nll(range(4), lambda block: tensors_of(model, layout.block(block)))
+    ids_NT = text.windows_NT
+    whole_NTV = logits(dense.model.to(model.dtype), ids_NT)[:, :-1]
+    losses = cross_entropy(whole_NTV.flatten(0, 1), ids_NT[:, 1:].flatten(), reduction="none").view(len(ids_NT), -1)
+    torch.testing.assert_close(found_N.float(), losses.mean(dim=1), rtol=1e-3, atol=1e-3)

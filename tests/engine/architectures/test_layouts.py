@@ -86,14 +86,18 @@ def test_a_refusal_speaks_of_the_layout_that_is_nearest(tensor: str, message: st
         recognise(config, {tensor: TensorFacts("F32", (8, 8))})
 
 
+CLASS_OF_EXPERTS = ("model/experts.py", "model/expert_streams.py")
+
+
 def test_no_other_room_knows_a_layout_by_its_names() -> None:
-    """`artifact/` is code for results of Llama's own classes, `expert_streams.py` for transformers' class of experts:
-    they are read with them."""
+    """`artifact/` is code for results of Llama's own classes, and `CLASS_OF_EXPERTS` for transformers' class of
+    experts: they are read with them."""
     names = {part for layout in layouts() for part in _names(layout)}
     pattern = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(names)) + r"|\.(weight|bias)$")
     engine = ROOT / "workers/engine"
     for path in sorted(engine.rglob("*.py")):
-        if path.relative_to(engine).parts[0] in ("architectures", "artifact") or path.name == "expert_streams.py":
+        below = path.relative_to(engine)
+        if below.parts[0] in ("architectures", "artifact") or str(below) in CLASS_OF_EXPERTS:
             continue
         text = path.read_text()
         if not any(name in text for name in (*names, ".weight", ".bias")):

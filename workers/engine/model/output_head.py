@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MoeModelOutputWithPast
 
 from workers.engine.model.loaded import filled, head_tensors, tensors_of
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.engine.model.loaded import LoadedModel
+
+
+class _Decoded(MoeModelOutputWithPast, BaseModelOutputWithPastAndCrossAttentions):
+    """A decoder's output with every part that a model may look for."""
 
 
 @contextmanager
@@ -32,10 +36,10 @@ def head(model: LoadedModel) -> Iterator[Callable[[Tensor], Tensor]]:
                 module = stack.enter_context(filled(model, name, tensors_of(model, name)))
                 ending += [module] * name.startswith(f"{layout.decoder}.")
 
-        def decoded(*_: Any, inputs_embeds: Tensor, **__: Any) -> MoeModelOutputWithPast:
+        def decoded(*_: Any, inputs_embeds: Tensor, **__: Any) -> _Decoded:
             for module in ending:
                 inputs_embeds = module(inputs_embeds)
-            return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+            return _Decoded(last_hidden_state=inputs_embeds)
 
         decoder.forward = decoded  # on the instance, so the class is not changed
         try:
