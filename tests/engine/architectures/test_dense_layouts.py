@@ -1,4 +1,4 @@
-"""One family of each dense layout beyond Llama's, from its files to results that plain transformers loads."""
+"""Dense layouts beyond Llama's: what `tests/families`, which masks a family of each, does not run in every test."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tests.families import checks
 from tests.families.checkpoints import save_tiny
-from tests.families.checks import Side
 from tests.families.loading import logits
+from tests.families.of_masks import same_otherwise
+from tests.families.of_widths import masked as same_as_masked
+from tests.families.sides import Side, loads
 from tests.helpers.small_models import Scratch, load, spec_of, text_of
 from workers.engine.events import Silent
 from workers.engine.model.loaded import tensors_of
@@ -25,34 +26,7 @@ from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages import package
 
-SAMPLES = {
-    "BioGPT": "biogpt",
-    "BLOOM": "falcon",
-    "CodeGen": "codegen",
-    "CTRL": "ctrl",
-    "Doge": "doge",
-    "GLM": "glm4",
-    "GPT": "openai-gpt",
-    "GPT-2": "gpt2",
-    "GPT-BigCode": "gpt_bigcode",
-    "GPT-J": "gptj",
-    "GPT-Neo": "gpt_neo",
-    "GPT-NeoX": "gpt_neox",
-    "GPT-NeoX Japanese": "gpt_neox_japanese",
-    "ModernBERT": "modernbert-decoder",
-    "Moshi": "moshi",
-    "MPT": "mpt",
-    "Nemotron": "apertus",
-    "OPT": "opt",
-    "Persimmon": "persimmon",
-    "Phi": "phi",
-    "Phi-3": "phi3",
-    "XGLM": "xglm",
-}
-"""Layout -> a family of it."""
-SPARSITY = 0.5
 RANDOM = {"method": "random", "seed": 6}
-DEPTH = {"score": RANDOM, "prune": {"method": "depth", "layers": 1}}
 
 
 @pytest.fixture(autouse=True)
@@ -70,31 +44,8 @@ def made(family: str, sources: Sources) -> Side:
 def result_of(sources: Sources, folder: Path, **parts: Any) -> tuple[Side, Report]:
     report = compress(spec_of(**parts), folder, sources, Silent(), folder / "checkpoint")
     result = Side(folder / "model")
-    checks.loads(result)
+    loads(result)
     return result, report
-
-
-@pytest.mark.parametrize("layout", SAMPLES)
-def test_a_family_of_each_dense_layout(layout: str, sources: Sources, tmp_path: Path) -> None:
-    """Its masks are Wanda's, of a plain implementation, and all else is as it was."""
-    dense = made(SAMPLES[layout], sources)
-    spec = spec_of()
-    loaded = load(spec, sources)
-    assert loaded.architecture.layout.name == layout
-    masked, _ = result_of(sources, tmp_path / "masked")
-    changed = checks.same_otherwise(dense, masked)
-    checks.zeros_per_row(changed, SPARSITY, rows=True, kept=True)
-    checks.same_masks(dense, changed, text_of(spec, loaded, sources).windows_NT, SPARSITY)
-
-
-@pytest.mark.parametrize("family", ["falcon", "gpt_neo", "openai-gpt", "opt"])
-def test_without_a_block_the_model_is_the_dense_one_with_it_skipped(
-    family: str, sources: Sources, tmp_path: Path
-) -> None:
-    """Blocks that return tuples or lists, kinds of attention by block, no final norm."""
-    dense = made(family, sources)
-    shallower, _ = result_of(sources, tmp_path / "shallower", **DEPTH)
-    assert checks.without_block(dense, shallower) == "block 1"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +59,7 @@ def test_units_of_shared_and_transposed_matrices_are_cut(
     prune = {"method": "structured", "sparsity": 0.2, "units": [units], "compensate": False}
     narrow, report = result_of(sources, tmp_path / "narrow", score=RANDOM, prune=prune)
     (tmp_path / "dense").mkdir()
-    checks.masked(dense, narrow, tmp_path / "dense", checks.TOLERANCE)
+    same_as_masked(dense, narrow, tmp_path / "dense")
     assert {layer.reads for layer in report.layers if layer.sparsity} >= {units}
 
 
@@ -139,7 +90,7 @@ def test_tuning_keeps_the_zeros_of_shared_and_transposed_matrices(
         "learning_rate": 0.003,
     }
     tuned, report = result_of(sources, tmp_path / "tuned", tune=tune | steps)
-    changed = checks.same_otherwise(dense, tuned)
+    changed = same_otherwise(dense, tuned)
     assert report.zeros == sum(int((after == 0).sum()) for _, after in changed.values() if after.ndim > 1)
     assert any((after[after != 0] != before[after != 0]).any() for before, after in changed.values())
 
