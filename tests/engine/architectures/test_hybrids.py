@@ -11,10 +11,12 @@ from transformers import AutoModelForCausalLM
 from tests.families.checkpoints import tiny_config
 from tests.families.checkpoints import tiny_model as made
 from workers.engine.architectures.generation.shapes import saved
+from workers.engine.architectures.kinds import refuse
 from workers.engine.architectures.layouts import mixture
 from workers.engine.architectures.mixers import LATENT, NOTHING, STATE
 from workers.engine.architectures.recognise import recognise
 from workers.engine.architectures.wrappers import WHOLE, decoder_config, in_wrapper, names_of, whole_config
+from workers.engine.errors import UnsupportedModel
 from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.model.input_statistics import _watched
 
@@ -91,6 +93,11 @@ class TestWrapper:
         assert {name: whole[name] for name in ("model_type", "vision_config", "image_token_index")} == {
             name: self.CONFIG[name] for name in ("model_type", "vision_config", "image_token_index")
         }
+
+    def test_only_decoders_of_known_families_are_let_in(self) -> None:
+        refuse(self.CONFIG, ["config.json"])
+        with pytest.raises(UnsupportedModel, match="multimodal"):
+            refuse(self.CONFIG | {"model_type": "florence2"}, ["config.json"])
 
     def test_a_flat_config_stays_flat(self) -> None:
         config = {"model_type": "qwen2_5_vl", "hidden_size": 8, "num_hidden_layers": 3, "vision_config": {"depth": 2}}

@@ -20,6 +20,7 @@ from typing import Any
 from workers.engine.architectures.architecture import Architecture, Family, Kind, Member
 from workers.engine.architectures.built import head_dim
 from workers.engine.architectures.layouts import layouts
+from workers.engine.architectures.wrappers import WHOLE
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.safetensors_bytes import TensorFacts
 
@@ -52,6 +53,12 @@ def hidden_families(
     architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]
 ) -> tuple[Family, ...]:
     """The hidden dimensions, as a family in every block: the same units in all. Raises UnsupportedModel."""
+    if WHOLE in config:
+        raise UnsupportedModel(
+            f"{config[WHOLE]['model_type']}: its towers write into the hidden vector of the decoder too",
+            "remove heads and channels with `structured`, or blocks with `depth`",
+            field="/model/id",
+        )
     if config["model_type"] not in architecture.layout.plain_hidden:
         raise UnsupportedModel(
             f"{config['model_type']}: hidden dimensions are removed only from {', '.join(_plain())}: other families "

@@ -12,6 +12,7 @@ from typing import Any
 from workers.engine.architectures.architecture import Layout
 from workers.engine.architectures.built import FLOATS, block_count, evaluate, is_set, known_family, ties_head
 from workers.engine.architectures.fused import EACH
+from workers.engine.architectures.wrappers import WHOLE
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 from workers.engine.files.safetensors_bytes import TensorFacts
@@ -70,7 +71,8 @@ def check_tensors(layout: Layout, config: Mapping[str, Any], tensors: Mapping[st
             raise _misfit(model_type, f"`{name}` is stored as {facts.dtype}, not as {', '.join(FLOATS)}")
     idle = re.compile("|".join([*_OLD_BUFFERS, *row["ignored"]]))
     for name in tensors:
-        if name not in wanted and not idle.search(name):
+        of_tower = WHOLE in config and not name.startswith(tuple(f"{part}." for part in (layout.blocks, layout.head)))
+        if name not in wanted and not idle.search(name) and not of_tower:
             raise _surplus(model_type, name)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from workers.engine.architectures.built import family, like_llama, table
 from workers.engine.architectures.layouts import layouts
+from workers.engine.architectures.wrappers import is_known
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 
@@ -63,7 +64,9 @@ def refuse(config: Mapping[str, Any], names: Collection[str]) -> None:
         raise _is(model_type, f"its weights are quantised ({method})", "use the unquantised model that it was made of")
     kind = next((kind for kind, types in table()["kinds"].items() if config["model_type"] in types), None)
     architectures = [name for name in _list(config.get("architectures")) if isinstance(name, str)]
-    if kind == "multimodal" or any(isinstance(config.get(name), dict | str) for name in _TOWERS):
+    if is_known(config):
+        kind = "decoder"
+    elif kind == "multimodal" or any(isinstance(config.get(name), dict | str) for name in _TOWERS):
         raise _multimodal(model_type, config)
     if any(_CLASSIFIER.search(name) for name in architectures):
         raise _is(

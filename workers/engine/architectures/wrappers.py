@@ -21,7 +21,9 @@ _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 """Entries that old files leave to the decoder's defaults."""
 _PARTS = ("layers", "embed_tokens", "norm")
 """Of the decoders."""
-_TOWERS = ("vision_tower", "vision_model", "visual", "multi_modal_projector", "embed_vision")
+_TOWERS = (
+    "vision_tower", "vision_model", "visual", "multi_modal_projector", "embed_vision", "audio_tower", "embed_audio",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,17 @@ def names_of(config: Mapping[str, Any], stored: Iterable[str]) -> Names:
             parts = [(f"{decoder}.{part}.", f"model.{part}.") for part in _PARTS]
             return Names((*parts, (f"{head}.", "lm_head.")))
     return PLAIN
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Whether a model is a wrapper whose decoder is of a family that is known."""
+    return config["model_type"] in WRAPPERS and family(str(decoder_config(config)["model_type"])) is not None
+
+
+def of_towers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Beginnings of the names of tensors that are not the decoder's, by its config; none where it is in no wrapper."""
+    beside = (f"{path}{tower}" for path in ("", "model.") for tower in _TOWERS)
+    return tuple(f"{name}." for name in beside) if WHOLE in config else ()
 
 
 def decoder_config(config: Mapping[str, Any]) -> dict[str, Any]:

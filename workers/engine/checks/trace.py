@@ -135,7 +135,7 @@ def in_turn(
             part = model.get_submodule(layout.in_module(name))
             first, own = part, turn
             if name == layout.embedding:  # Llama 4 asks for the device of its weight before it computes
-                first, own = model.get_submodule(layout.in_module(layout.decoder)), of_embedding
+                first, own = model, of_embedding  # and wrappers compute it before their decoder
             hooks.callback(first.register_forward_pre_hook(begin(name, own)).remove)
             hooks.callback(part.register_forward_hook(lambda *_, own=own: own.close()).remove)
         yield

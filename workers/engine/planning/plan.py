@@ -11,6 +11,7 @@ from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.expected import check_tensors
 from workers.engine.architectures.per_layer import PER_LAYER, is_ours
 from workers.engine.architectures.recognise import recognise
+from workers.engine.architectures.wrappers import WHOLE
 from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
@@ -148,6 +149,8 @@ def warnings(spec: CompressionSpec, prospect: Prospect) -> list[str]:
     if spec.calibrate is not None and spec.needs is Stat.NONE:
         found.append("no method of this spec looks at activations: `calibrate` is not used")
     found += removal.warnings(spec, prospect) + tuning_warnings(spec, source)
+    if WHOLE in source.config:
+        found.append("of the model its decoder alone is pruned, and measured, on text: what it says of images is not")
     share = prospect.architecture.prunable_parameters / source.parameters
     if share < 0.8 and (said := removal.of_whole(spec, prospect, share)) is not None:
         found.append(said)
