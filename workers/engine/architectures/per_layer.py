@@ -15,9 +15,22 @@ MODELLED = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "
 """Model types that `MODELING` has classes for -> prefix of the classes' names."""
 
 
+DIFFER = ("gemma4_text", "gemma4_unified_text")
+"""Model types whose own blocks differ, as the same entry says."""
+
+
 def is_ours(config: Mapping[str, Any]) -> bool:
-    """Whether blocks differ as an earlier pruning left them. Some families' own blocks differ too."""
-    return PER_LAYER in config and config["model_type"] in MODELLED
+    """Whether blocks differ as an earlier pruning left them, or in a way that no family's own do."""
+    if config["model_type"] not in DIFFER:
+        return PER_LAYER in config
+    said = config.get(PER_LAYER, {})
+    return not isinstance(said, dict) or not all(
+        block.isascii()
+        and block.isdigit()
+        and isinstance(entries, dict)
+        and all(type(entry) is int and entry > 0 for entry in entries.values())
+        for block, entries in said.items()
+    )
 
 
 def modeling_class(config: Mapping[str, Any]) -> str:

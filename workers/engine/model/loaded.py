@@ -30,7 +30,7 @@ from workers.engine.architectures.architecture import Architecture, Layout
 from workers.engine.architectures.built import obeyed
 from workers.engine.architectures.canonical import canonical_slices, in_modules
 from workers.engine.architectures.file_names import names_in_files
-from workers.engine.architectures.per_layer import MODELLED, PER_LAYER, is_ours, modeling_class
+from workers.engine.architectures.per_layer import DIFFER, PER_LAYER, is_ours, modeling_class
 from workers.engine.architectures.recognise import recognise
 from workers.engine.architectures.skipping import BETAS, skipping_class
 from workers.engine.architectures.wrappers import WHOLE, WRAPPERS, decoder_config, whole_config
@@ -98,7 +98,7 @@ def skeleton(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 
 def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """transformers' config made of the entries of `config.json` that describe the model."""
-    not_ours = (*_NOT_OURS, PER_LAYER) if config["model_type"] in MODELLED else _NOT_OURS
+    not_ours = _NOT_OURS if config["model_type"] in DIFFER else (*_NOT_OURS, PER_LAYER)
     entries = {name: entry for name, entry in obeyed(config).items() if name not in not_ours}
     if WHOLE in config:
         entries = whole_config({**entries, WHOLE: obeyed(config[WHOLE])})
@@ -114,7 +114,7 @@ def _decoded(config: Mapping[str, Any]) -> dict[str, Any]:
 def empty_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config: its parameters on the meta device, its buffers with values."""
     with device, init_empty_weights(include_buffers=False):
-        differ = getattr(config, "is_heterogeneous", False) and config.model_type in MODELLED
+        differ = getattr(config, "is_heterogeneous", False) and config.model_type not in DIFFER
         own = _own_class({"model_type": config.model_type, PER_LAYER: differ, BETAS: getattr(config, BETAS, None)})
         if own is not None:
             return own._from_config(config, dtype=dtype)
@@ -129,7 +129,7 @@ def _own_class(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     """The class that a result of different widths names, or one that skips experts, from our package: code in a model's
     folder is never run. None for others."""
     found: type[PreTrainedModel] | None = None
-    if config.get(PER_LAYER) and config["model_type"] in MODELLED:
+    if config.get(PER_LAYER) and config["model_type"] not in DIFFER:
         found = getattr(modeling_pruned, modeling_class(config))
     elif config.get(BETAS):
         from workers.engine.artifact import modeling_skipping  # imports families that most jobs do not have
