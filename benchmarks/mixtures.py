@@ -29,7 +29,6 @@ EXPERT, ATTENTION = 3 * 192 * 224, 2 * 192 * 192 + 2 * 96 * 192
 TUNE = {
     "routers": {"method": "full", "train": "routers", "learning_rate": 1e-3},
     "full": {"method": "full", "learning_rate": 1e-4},
-    "lora": {"method": "lora", "learning_rate": 1e-3},
 }
 STEPS = {"dataset": "calibration.txt", "steps": 200, "batch": 4, "sequence_length": 256}
 
