@@ -74,12 +74,16 @@ def families_list() -> str:
     """README's paragraph: how many families each kind of job was verified on, and which."""
     rows, made = _rows(), _made(TYPES)
     counts = [f"{sum(_is_verified(rows, name, job) for name in made)} {title}" for job, title in JOBS.items()]
-    names = [name for name in made if _is_verified(rows, name, "wanda")]
     return (
         f"Of the {len(made)} families of decoders that transformers can build, results are verified in "
-        f"[docs/families.md](docs/families.md) for: {', '.join(counts)}. Weights are pruned of "
-        f"{', '.join(f'`{name}`' for name in sorted(names))}."
+        f"[docs/families.md](docs/families.md) for: {', '.join(counts)}. Weights are pruned of {_pruned(rows, made)}. "
+        f"Of wrappers, models with a text tower beside others, the text tower is pruned: "
+        f"{_pruned(rows, _made(WRAPPERS))}."
     )
+
+
+def _pruned(rows: dict[str, Any], made: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(made) if _is_verified(rows, name, "wanda"))
 
 
 def families_markdown() -> str:

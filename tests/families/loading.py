@@ -31,9 +31,12 @@ def stored(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Path and list of the decoder's blocks: the list of modules that holds most parameters."""
+def blocks_of(model: Any) -> tuple[str, nn.ModuleList]:
+    """Path and list of the decoder's blocks: of the lists of modules that are as long as the config says, or of all,
+    the one that holds most parameters."""
+    blocks = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    lists = [(name, part) for name, part in lists if len(part) == blocks] or lists
     return max(lists, key=lambda found: sum(tensor.numel() for tensor in found[1].parameters()))
 
 
@@ -42,7 +45,7 @@ def logits(model: Any, ids_NT: Tensor) -> Tensor:
         return model(input_ids=ids_NT, use_cache=False).logits.float()
 
 
-def inside(model: nn.Module) -> dict[str, Tensor]:
+def inside(model: Any) -> dict[str, Tensor]:
     """Path below its block -> a matrix, or stack of matrices, of the first block that has one there."""
     prefix, _ = blocks_of(model)
     found: dict[str, Tensor] = {}
