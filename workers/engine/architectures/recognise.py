@@ -193,7 +193,7 @@ def _kind(others: list[str]) -> str:
     """The kind of model that surplus matrices show; empty where they show none."""
     names = " ".join(others)
     for pattern, what in (
-        (r"expert|router|block_sparse_moe", "it is a mixture of experts: "),
+        (r"expert|(?<!modality_)router|block_sparse_moe", "it is a mixture of experts: "),
         (r"mamba|ssm|linear_attn|conv1d|in_proj_qkvz", "it is a state-space model or a hybrid with one: "),
         (r"kv_a_proj|q_a_proj|kv_b_proj", "its attention is latent (MLA): "),
         (r"qkv|c_attn|query_key_value|W_pack|gate_up_proj", "its projections are fused: "),
