@@ -97,7 +97,7 @@ def test_tuning_keeps_the_zeros_of_shared_and_transposed_matrices(
 
 @pytest.mark.parametrize("family", ["ctrl", "gpt2", "gpt_neox", "modernbert-decoder", "openai-gpt"])
 def test_the_loss_block_by_block_is_the_whole_models(family: str, sources: Sources, scratch: Scratch) -> None:
-    """What lies between the blocks and the logits is the model's own: no norm, a layer more, a bias, another name."""
+    """The part between the blocks and the logits is the model's own: no norm, a layer more, a bias, another name."""
     dense, spec = made(family, sources), spec_of()
     model = load(spec, sources)
     text, layout = text_of(spec, model, sources), model.architecture.layout

@@ -48,6 +48,7 @@ class Uniform(nn.Module):
     def __init__(self, logit: float = 0.0) -> None:
         super().__init__()
         self.config = SimpleNamespace(max_position_embeddings=128, vocab_size=VOCABULARY)
+        self.config.get_text_config = lambda: self.config
         self.logit, self.asked = logit, list[tuple[int, int]]()
 
     def forward(self, input_ids: Tensor, **_: Any) -> SimpleNamespace:

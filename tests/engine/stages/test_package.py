@@ -15,6 +15,7 @@ from tests.helpers.reports import report_of
 from tests.helpers.small_models import spec_of
 from workers.engine.files.manifest import file_entries, verify
 from workers.engine.methods.score.wanda import WandaParams
+from workers.engine.removals.runtimes import own_code, stock_checkpoint
 from workers.engine.report import Report
 from workers.engine.reporting.model_card import render as render_card
 from workers.engine.reporting.page import render as render_page
@@ -239,7 +240,10 @@ def test_page_and_card_say_what_went_and_how_to_load_the_rest(
     parts: dict[str, Any], shapes: list[tuple[int, int]], said: str, code: bool
 ) -> None:
     layers = [layer.model_dump() | {"shape": shapes[layer.block]} for layer in report_of().layers]
-    report = report_of(spec=spec_of(**parts).model_dump(mode="json"), layers=layers, parameters_after=904)
+    runtimes = own_code() if code else stock_checkpoint("narrower layers")
+    report = report_of(
+        spec=spec_of(**parts).model_dump(mode="json"), layers=layers, parameters_after=904, runtimes=runtimes
+    )
     page = Page(render_page(report)).text
     assert said in page
     cut = shapes != [(4, 8)] * 3

@@ -176,7 +176,7 @@ def test_pruners_see_what_they_need_and_whole_streams(
     def found(stage: Any, params: Any) -> Any:
         return replace(fista, function=prune) if stage == "prune" else method_of(stage, params)
 
-    monkeypatch.setattr("workers.engine.removals.set_to_zero.method_of", found)
+    monkeypatch.setattr("workers.engine.spec.method_of", found)
     spec = spec_of(prune={"method": "fista", "sparsity": 0.5}, score=None, **calibrate(refresh=refresh))
     walk(spec, sources, tmp_path)
     twins = refresh == "projection"

@@ -41,12 +41,16 @@ def families(
     return tuple(found)
 
 
+_OF_ATTENTION = ("head",)
+"""Kinds of unit whose keys and values are kept while a text is decoded."""
+
+
 def has_units(architecture: Architecture, block: int, kind: Kind) -> bool:
     """Whether one layer of a block reads all units of a kind: heads of attention, channels of an MLP. Others mix tokens
     without heads, attend in a space of lower rank, or hold experts."""
     cached = architecture.caching(block)
     attends = bool(cached) and all(layer.writes == "head" for layer in cached)
-    return len(architecture.reading(kind, block)) == 1 and (kind != "head" or attends)
+    return len(architecture.reading(kind, block)) == 1 and (kind not in _OF_ATTENTION or attends)
 
 
 def hidden_families(
