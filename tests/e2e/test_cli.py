@@ -316,7 +316,7 @@ def test_an_interrupted_compress_goes_on_where_it_stopped(service: Embedded, tmp
     command = ["compress", spec_file(tmp_path, spec), "--out", str(tmp_path / "out"), "--threads", "1"]
     with subprocess.Popen([ESPALIER, *command], env=service.environment, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
-        assert any(re.match(r"prune +[12]/8 block", line) for line in first.stderr)
+        assert any(re.match(r"prune +[1-5]/8 block", line) for line in first.stderr)
         first.send_signal(signal.SIGINT)
         first.stderr.read()  # ends with the last process that could write to it
         assert first.wait(timeout=30) == 130
