@@ -92,8 +92,6 @@ class Layout:
     """Path endings of modules that compute on the dimensions of one head; all heads share them."""
     plain_hidden: tuple[str, ...] = ()
     """Model types in which only norms compute with the number of hidden dimensions."""
-    positions: str | None = None
-    """Module path of learned positions, where there are some."""
     stored: tuple[Fused, ...] = ()
     """The tensors of a block that files hold in another form."""
     built: tuple[Fused, ...] | None = None

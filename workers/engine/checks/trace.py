@@ -14,6 +14,7 @@ import torch
 
 from workers.engine.errors import NumericalFailure, ResultMismatch
 from workers.engine.model.loaded import filled, outside
+from workers.engine.model.replaced import replaced
 from workers.engine.model.walk import passed
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def left_out(model: nn.Module, layout: Layout, blocks: Iterable[int]) -> Iterato
     with ExitStack() as undo:
         for number in blocks:
             block = model.get_submodule(layout.in_module(layout.block(number)))
-            block.forward = lambda hidden_BTD, *_, **__: passed(layout, hidden_BTD)
-            undo.callback(delattr, block, "forward")
+            undo.enter_context(replaced(block, lambda hidden_BTD, *_, **__: passed(layout, hidden_BTD)))
         yield
 
 

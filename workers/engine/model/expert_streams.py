@@ -15,6 +15,7 @@ import torch
 
 from workers.engine.architectures.parts import DOWN, GATE_UP, UP
 from workers.engine.errors import UnsupportedModel
+from workers.engine.model.replaced import replaced
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,16 +32,15 @@ def by_expert(experts: nn.Module, read: Reader, *, every: bool) -> Iterator[None
     if not hasattr(experts, GATE_UP) and not hasattr(experts, UP):
         raise _unknown(experts)
     compute = _Each(experts, read, every)
+    forward: Callable[..., Tensor]
     if hasattr(experts, "is_transposed") or not compute.gated:
         if getattr(experts, "has_post_expert_norm", False):
             raise _unknown(experts)
-        experts.forward = compute.routed
+        forward = compute.routed
     else:
-        experts.forward = compute.scaled
-    try:
+        forward = compute.scaled
+    with replaced(experts, forward):
         yield
-    finally:
-        del experts.forward
 
 
 class _Each:

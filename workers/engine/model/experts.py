@@ -21,6 +21,7 @@ from workers.engine.architectures.mixtures import expert_of, mixture, of_each_ex
 from workers.engine.architectures.parts import DOWN, GATE_UP
 from workers.engine.errors import UnsupportedModel
 from workers.engine.maths.experts import dense_weights
+from workers.engine.model.replaced import replaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,14 +76,14 @@ class Mixture:
             wrote(output_TD)
             return output_TD
 
-        with _replaced(self.router, ask), _replaced(self.experts, forward):
+        with replaced(self.router, ask), replaced(self.experts, forward):
             yield
 
     @contextmanager
     def only(self, kept: Sequence[int]) -> Iterator[None]:
         """The block sends tokens to these experts only, as if it had no others, within the context. The router may be
         filled later."""
-        with _replaced(self.router, lambda *args: self.narrowed(kept)(*args)):
+        with replaced(self.router, lambda *args: self.narrowed(kept)(*args)):
             yield
 
     def narrowed(self, kept: Sequence[int]) -> Callable[..., Any]:
@@ -170,7 +171,7 @@ class ScaledInputs(Mixture):
             wrote(output_ND.unflatten(0, (self.count, -1)).sum(dim=0))
             return output_ND
 
-        with _replaced(self.router, ask), _replaced(self.experts, forward):
+        with replaced(self.router, ask), replaced(self.experts, forward):
             yield
 
     def narrowed(self, kept: Sequence[int]) -> Callable[..., Any]:
@@ -201,19 +202,6 @@ class ScaledInputs(Mixture):
                 gate_NI, up_NI = (x_ND @ both[expert]).chunk(2, dim=1)
                 output_PKD[token_N, place_N] = (up_NI * act(gate_NI)) @ down[expert]
             yield part, output_PKD
-
-
-@contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module with another forward pass, within the context: on the instance, which keeps its attributes."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
 
 
 def mixture_in(model: LoadedModel, block: int, module: nn.Module) -> Mixture | None:

@@ -19,7 +19,6 @@ from workers.engine.maths.selection import all_finite, finite
 from workers.engine.model.loaded import block_tensors
 from workers.engine.model.loss import next_token_loss
 from workers.engine.model.output_head import head
-from workers.engine.model.views import held
 from workers.engine.model.walk import At, walk
 
 if TYPE_CHECKING:
@@ -42,8 +41,7 @@ class BlockGradients:
 
     def add(self, split: int, at: At, share: float, *, squared: bool) -> None:
         """Add `share` of a batch's gradients, and of their squares, and forget them."""
-        architecture = at.model.architecture
-        for full, found in held(at.module, architecture, architecture.layout.block(at.block)).items():
+        for full, found in at.held.items():
             whole = at.module.get_parameter(found.parameter).grad
             assert whole is not None
             gradient = found.read(whole).float()

@@ -143,8 +143,8 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
 
     Raises UnsupportedModel where the files lack weights of the architecture.
     """
-    config, pieces = decoder_config(read_json(model_dir, "config.json")), slices_of(model_dir)
-    architecture = architecture_of(model_dir)
+    config = decoder_config(read_json(model_dir, "config.json"))
+    architecture, pieces = described(model_dir)
     model = skeleton(config, device, dtype)
     pinned = device.type == "cuda"
     weights = {
@@ -228,13 +228,14 @@ def result_of(dense: LoadedModel, folder: Path) -> LoadedModel:
         path=folder,
         names={},
     )
+    architecture = recognise(config, source.stored)
     return replace(
         dense,
         source=source,
-        architecture=recognise(config, source.stored),
+        architecture=architecture,
         path=folder,
         skeleton=skeleton(config, dense.device, dense.dtype),
-        slices=slices_of(folder),
+        slices=canonical_slices(architecture.layout, architecture.sizes, stored),
     )
 
 
@@ -341,16 +342,21 @@ def _sent(model: LoadedModel, names: list[str]) -> Arrival:
     return to_device({name: read_tensor(model.slices[name], pinned=pinned) for name in names}, model.device)
 
 
+def described(folder: Path) -> tuple[Architecture, Mapping[str, Slice]]:
+    """(structure of the model in a folder of ours, where each of its canonical tensors lies)."""
+    stored = stored_slices(folder)
+    architecture = recognise(_config_of(folder), {name: piece.facts for name, piece in stored.items()})
+    return architecture, canonical_slices(architecture.layout, architecture.sizes, stored)
+
+
 def architecture_of(folder: Path) -> Architecture:
     """Of the model in a folder of ours."""
-    config = _config_of(folder)
-    return recognise(config, {name: piece.facts for name, piece in stored_slices(folder).items()})
+    return described(folder)[0]
 
 
 def slices_of(folder: Path) -> Mapping[str, Slice]:
     """Where each canonical tensor of a folder of ours lies."""
-    architecture = architecture_of(folder)
-    return canonical_slices(architecture.layout, architecture.sizes, stored_slices(folder))
+    return described(folder)[1]
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, MoeModelOutputWithPast
 
 from workers.engine.model.loaded import filled, head_tensors, tensors_of
+from workers.engine.model.replaced import replaced
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.model.replaced import replaced
+from workers.engine.model.loaded import LoadedModel
 
 
 class _Decoded(MoeModelOutputWithPast, BaseModelOutputWithPastAndCrossAttentions):
@@ -41,11 +43,8 @@ def head(model: LoadedModel) -> Iterator[Callable[[Tensor], Tensor]]:
                 inputs_embeds = module(inputs_embeds)
             return _Decoded(last_hidden_state=inputs_embeds)
 
-        decoder.forward = decoded  # on the instance, so the class is not changed
-        try:
-            yield lambda hidden_TD: model.skeleton(inputs_embeds=hidden_TD[None], use_cache=False).logits[0].float()
-        finally:
-            del decoder.forward
+        stack.enter_context(replaced(decoder, decoded))
+        yield lambda hidden_TD: model.skeleton(inputs_embeds=hidden_TD[None], use_cache=False).logits[0].float()
 
 
 def _has(model: nn.Module, name: str) -> bool:

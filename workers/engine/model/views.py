@@ -45,11 +45,3 @@ def held(module: nn.Module, architecture: Architecture, path: str = "") -> Mappi
     # What is never pruned need not be told apart.
     places = canonical_places(layout, layout.in_modules, architecture.sizes, shapes, strict=False)
     return {name: Held(ours[whole], place) for name, (whole, place) in places.items()}
-
-
-def views(module: nn.Module, architecture: Architecture, path: str = "") -> dict[str, Tensor]:
-    """Canonical name -> its values in a module, as a view."""
-    return {
-        name: found.view(module.get_parameter(found.parameter).data)
-        for name, found in held(module, architecture, path).items()
-    }

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
 from workers.engine.model.loaded import LoadedModel, block_tensors, filled, filled_before, sent_block, tensors_of
 from workers.engine.model.placement import InFile, NewFile, States, placed
-from workers.engine.model.views import views
+from workers.engine.model.views import Held, held
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -177,11 +178,17 @@ class At:
         """Output [B, T, D] for one batch of inputs; of another `module` in the block's place, if one is given."""
         return self.walk.calls[len(hidden_BTD)][self.block].of(module or self.module, hidden_BTD)
 
-    def views(self) -> dict[str, Tensor]:
-        """Full name -> values of the block's tensors where the module holds them; of a tensor's elements in order,
-        perhaps with more axes."""
+    @cached_property
+    def held(self) -> Mapping[str, Held]:
+        """Full name -> where the module holds the block's tensor."""
         architecture = self.model.architecture
-        return views(self.module, architecture, architecture.layout.block(self.block))
+        return held(self.module, architecture, architecture.layout.block(self.block))
+
+    def view(self, tensor: str) -> Tensor:
+        """The values of one of the block's tensors (full name) where the module holds them; of the tensor's elements in
+        order, perhaps with more axes."""
+        found = self.held[tensor]
+        return found.view(self.module.get_parameter(found.parameter).data)
 
     def keep(self, output_BTD: Tensor) -> None:
         """Take the outputs of the next batch as inputs of the next block."""

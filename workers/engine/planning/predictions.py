@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Architecture
-from workers.engine.architectures.mixtures import chosen, mixtures
+from workers.engine.architectures.mixtures import mixtures
 from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.contracts.refs import DataRef
@@ -220,7 +220,7 @@ def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archite
     calibrate = needed(spec.calibrate, "/calibrate")
     hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
     calibrated = calibrate.samples * calibrate.sequence_length
-    token = compute_bytes * _token_numbers(source, architecture)
+    token = compute_bytes * _token_numbers(architecture)
     forward = min(calibrated, tokens) * token
     of_blocks = [list(architecture.streams(b).values()) for b in range(architecture.blocks)]
     streams = max(of_blocks, key=lambda streams: sum(layers[0].shape[1] ** 2 for layers in streams))
@@ -263,19 +263,19 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
     read = [params.tokens_at_once for params in spec.evaluate if not method_of("evaluate", params).paired]
     batches = [tokens * architecture.vocabulary * 4 * 3 for tokens in read]
     kept = sum(layer.shape[0] for layer in architecture.caching())
-    passing = _token_numbers(source, architecture)
+    passing = _token_numbers(architecture)
     batches += [compute_bytes * (prompt * passing + models * all_ * kept) for prompt, all_ in _timed_tokens(spec)]
     weights = models * source.parameters * compute_bytes
     return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + max(batches, default=0)
 
 
-def _token_numbers(source: ModelSource, architecture: Architecture) -> int:
+def _token_numbers(architecture: Architecture) -> int:
     """Numbers that a block's forward pass holds per token: of a mixture, for each expert that it is sent to."""
     plain = 6 * max(layer.shape[0] for layer in architecture.layers) + 12 * architecture.hidden_size
     if not architecture.has_experts:
         return plain
     width = max(layer.shape[1] for layer in architecture.layers if layer.reads == "expert_channel")
-    sent = chosen(source.config)
+    sent = architecture.sent
     if any(part.reads_all for part in architecture.layout.mlps):
         sent = max(facts.experts for facts in mixtures(architecture))
     return plain + sent * (4 * width + 2 * architecture.hidden_size)

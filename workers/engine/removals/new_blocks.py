@@ -178,7 +178,7 @@ class NewBlocks(Removal):
                 "use `duplicate`, which copies them",
                 field="/grow/method",
             )
-        if params.mixes and any(architecture.layout.of_experts(layer) for layer in architecture.layers):
+        if params.mixes and architecture.has_experts:
             raise UnsupportedModel(
                 f"{params.method} combines tensors of several blocks, and the experts of one block are not "
                 "those of the next in the same order",

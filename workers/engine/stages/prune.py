@@ -199,7 +199,6 @@ class _Pruning:
         for stream, stats in self._streams(at):
             layers = streams[stream]
             self._note_tokens(layers, stats)
-            self._note_tokens(layers, stats)
             mine = [layer for layer in layers if layer in ours] if at_once else self._dealt(layers)
             found |= self.edit.prune_stream(mine, at.dense, stats) if mine else {}
             waiting += layers
@@ -245,9 +244,9 @@ class _Pruning:
         new = self.model.ranks.exchange(new, self.model.device)
         weights = {layer.weight: new.get(layer.weight, at.dense[layer.weight]) for layer in layers}
         pruned = as_stored(self.spec.package.dtype, weights)
-        places = at.views()
         for name, weight_OI in pruned.items():
-            places[name].copy_(weight_OI.view(places[name].shape))
+            view = at.view(name)
+            view.copy_(weight_OI.view(view.shape))
         return pruned
 
     def _streams(self, at: At) -> Iterator[tuple[str, LinearStats]]:

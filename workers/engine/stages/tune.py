@@ -23,7 +23,7 @@ from workers.engine.contracts.needed import needed
 from workers.engine.errors import NumericalFailure
 from workers.engine.files.tensors import overwrite, read_tensor
 from workers.engine.maths.selection import finite
-from workers.engine.model.loaded import architecture_of, load_model, slices_of
+from workers.engine.model.loaded import described, load_model
 from workers.engine.model.loss import next_token_loss, nll
 from workers.engine.model.memory import give_back
 from workers.engine.planning.predictions import tuned_at_once
@@ -92,8 +92,8 @@ class _Training:
         self.params, self.dense, self.text = needed(spec.tune, "/tune"), dense, text
         self.checkpoint, self.events = run.checkpoint, run.events
         self.at_once = tuned_at_once(spec, dense.source, dense.architecture)
-        self.slices = slices_of(folder)
-        self.architecture = replace(architecture_of(folder), new_blocks=frozenset(new))
+        architecture, self.slices = described(folder)
+        self.architecture = replace(architecture, new_blocks=frozenset(new))
         self.model: PreTrainedModel = load_model(folder, dense.device, dense.dtype)
         self.teacher: PreTrainedModel | None = None
         self.best: dict[str, Tensor] = {}

@@ -1,11 +1,11 @@
 """Kimi Linear's layout: a delta rule with a gate for each dimension, and latent attention, in turn."""
 
 from workers.engine.architectures.architecture import Layout, Part, Projection
+from workers.engine.architectures.layouts.mixtral import LAYOUT as _MIXTRAL
 from workers.engine.architectures.mixers import STATE, latent_attention
-from workers.engine.architectures.parts import experts, fused, gated, shared_mlp, stacked
+from workers.engine.architectures.parts import experts, fused, gated, shared_mlp
 
 _MLP = "block_sparse_moe"
-_W1, _W2, _W3 = (f"{_MLP}.experts.{{}}.{name}" for name in ("w1", "w2", "w3"))
 _CONVOLUTIONS = tuple(f"self_attn.{name}_conv1d" for name in "qkv")
 _OF_FORGETTING = ("f_a_proj", "f_b_proj", "A_log", "dt_bias")
 
@@ -43,8 +43,7 @@ LAYOUT = Layout(
         ),
     ),
     built=(
-        stacked(f"{_MLP}.experts.gate_up_proj", (_W1, _W3)),
-        stacked(f"{_MLP}.experts.down_proj", (_W2,)),
+        *_MIXTRAL.in_modules,
         *fused("self_attn.conv1d", _CONVOLUTIONS),
     ),
     renamed=(
