@@ -262,10 +262,10 @@ def _ours(method: str, model: Path, work: Work, arguments: argparse.Namespace, d
         (folder / "spec.json").write_text(json.dumps(spec))
         command = [sys.executable, "-m", "workers.runner", str(folder), "--models", str(model.parent)]
         command += ["--data", str(_text(work)), "--checkpoint", str(folder / "checkpoint")]
-        started_s = time.perf_counter()
         with busy_share(arguments.device) as busy:
+            started_s = time.monotonic()
             ran = _run(command, arguments.limit_s)
-        process_s = time.perf_counter() - started_s
+            ended_s = time.monotonic()
     events = [json.loads(line) for line in ran.splitlines()]
     report = events[-1]["report"]
     stages = {stage["stage"]: round(stage["elapsed_s"], 2) for stage in report["stages"]}
@@ -273,7 +273,9 @@ def _ours(method: str, model: Path, work: Work, arguments: argparse.Namespace, d
     found = next((row for row in known(RESULTS) if row["part"] == "rates" and row["device"] == device), None)
     floor = floor_s(method, work, found) if found else None
     row = {
-        "process_s": round(process_s, 2),
+        "process_s": round(ended_s - started_s, 2),
+        "before_first_stage_s": round(events[0]["at"] - started_s, 2),
+        "after_result_s": round(ended_s - events[-1]["at"], 2),
         "stages_s": stages,
         "device_peak_bytes": max(peaks, default=None),
         "busy_share": busy(*_pruning_s(events)),

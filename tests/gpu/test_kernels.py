@@ -61,6 +61,7 @@ def test_a_recorded_loop_is_the_plain_one(kept_of: tuple[int, int] | None, monke
 
 
 @on_a_gpu
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # torch's, of the recording that broke off
 def test_a_recording_that_fails_leaves_memory_and_later_recordings_usable() -> None:
     """Tensors that two streams used are given again once they are freed, but not while the allocator records."""
     value = torch.ones(4, device=DEVICE)
@@ -130,12 +131,11 @@ def test_recording_bears_another_thread_that_copies_and_waits() -> None:
 
 
 @on_a_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_backward_pass_done_twice_gives_the_same_bytes(dtype: torch.dtype) -> None:
-    """Attention's fused kernels may add gradients in any order; resume points promise the same bytes."""
+def test_a_backward_pass_done_twice_gives_the_same_bytes() -> None:
+    """In bfloat16: the fused kernel of float32 adds gradients in any order (docs/benchmarks.md, "One H100")."""
     found = []
     for _ in range(4):
-        heads = [normal(2, 8, 1024, 64, seed=n).to(DEVICE, dtype).requires_grad_() for n in range(3)]
+        heads = [normal(2, 8, 1024, 64, seed=n).to(DEVICE, torch.bfloat16).requires_grad_() for n in range(3)]
         scaled_dot_product_attention(*heads, is_causal=True).square().sum().backward()
         found.append([head.grad for head in heads if head.grad is not None])
     for again in found[1:]:
@@ -167,10 +167,14 @@ def test_sums_are_those_in_float64(dtype: torch.dtype) -> None:
 
 
 def test_eigenvalues_are_those_of_the_cpu() -> None:
+    """But for the noise of a Gram matrix in float32, which only the smallest of a badly conditioned matrix show."""
     matrices = [normal(*shape) * normal(shape[1], seed=1).exp() for shape in ((700, 600), (600, 900), (100, 80))]
     found = spectrum.eigenvalues_of([matrix_OI.to(DEVICE) for matrix_OI in matrices])
     for values_N, matrix_OI in zip(found, matrices, strict=True):
-        torch.testing.assert_close(values_N, spectrum.eigenvalues(matrix_OI), rtol=1e-3, atol=0)
+        expected_N = spectrum.eigenvalues(matrix_OI)
+        noise = 2 * spectrum.NOISE * float(expected_N[-1])
+        torch.testing.assert_close(values_N, expected_N, rtol=1e-5, atol=noise)
+        assert spectrum.alpha_mid(values_N) == pytest.approx(spectrum.alpha_mid(expected_N), rel=1e-3)
 
 
 def test_tensors_arrive_as_they_were_when_they_were_sent() -> None:

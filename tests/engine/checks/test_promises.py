@@ -46,15 +46,15 @@ def test_a_result_with_too_few_zeros_fails(
     """Where the assembled file is not what was pruned: one zero is a weight again, or beside its place."""
     merge = assembling.merge
 
-    def broken(parts: Any, out: Any) -> None:
-        merge(parts, out)
-        tensors = load_file(out.name) if not out.flush() else {}
+    def broken(parts: Any, file: Path) -> None:
+        merge(parts, file)
+        tensors = load_file(file)
         weight_OI = tensors["model.layers.1.mlp.up_proj.weight"]
         zero, weight = (int(found.flatten().nonzero()[0]) for found in (weight_OI == 0, weight_OI != 0))
         weight_OI.view(-1)[zero] = 1.0
         if pattern:
             weight_OI.view(-1)[weight + 4 : weight + 8] = 0.0  # as many zeros and more, in another group
-        save_file(tensors, out.name, metadata={"format": "pt"})
+        save_file(tensors, file, metadata={"format": "pt"})
 
     monkeypatch.setattr(assembling, "merge", broken)
     monkeypatch.setattr("workers.engine.pipeline.verify", lambda *_: [])  # which would see it first

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,16 +18,17 @@ _HASHED_AT_ONCE = 4
 """Files. One is as fast as a processor computes sha256."""
 
 
-def file_entries(directory: Path) -> list[FileEntry]:
-    """Every file below `directory` but the manifest itself, by path."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
+def file_entries(directory: Path, known: Sequence[FileEntry] = ()) -> list[FileEntry]:
+    """Every file below `directory` but the manifest itself, by path. Those `known` are not read."""
+    not_read = {directory / MANIFEST, *(directory / entry.path for entry in known)}
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path not in not_read)
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
         digests = pool.map(sha256_file, files)
         found = [
             FileEntry(path=path.relative_to(directory).as_posix(), bytes=path.stat().st_size, sha256=digest)
             for path, digest in zip(files, digests, strict=True)
         ]
-    return sorted(found, key=lambda entry: entry.path)
+    return sorted([*known, *found], key=lambda entry: entry.path)
 
 
 def verify(directory: Path) -> list[str]:

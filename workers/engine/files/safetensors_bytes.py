@@ -13,7 +13,9 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +29,8 @@ DTYPE_BYTES = {
 HEADER_BYTES = 2**24
 """Enough for about 100,000 tensors. The reference implementation allows 100 MB, which takes gigabytes to parse."""
 _AXES = 8
+_COPIED_AT_ONCE = 4
+"""Tensors. One thread copies 1.2 GB/s from memory to memory (H100 host), less than a disk of today writes."""
 
 
 class MalformedFile(BadFile):
@@ -145,13 +149,18 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def merge(parts: Sequence[Mapping[str, Slice]], out: BinaryIO) -> None:
+def merge(parts: Sequence[Mapping[str, Slice]], file: Path) -> None:
     """Write one safetensors file holding every tensor of `parts`, in order of their names: same parts, same bytes."""
     slices = {name: piece for part in parts for name, piece in part.items()}
     start, order = header({name: piece.facts for name, piece in slices.items()})
-    out.write(start)
-    for name in order:
-        _copy(slices[name], out)
+    ends = list(accumulate((slices[name].facts.bytes for name in order), initial=len(start)))
+    with file.open("wb") as out:
+        out.write(start)
+        out.truncate(ends[-1])
+    with ThreadPoolExecutor(_COPIED_AT_ONCE) as pool:
+        copies = [pool.submit(_copy, slices[name], file, at) for name, at in zip(order, ends, strict=False)]
+    for copy in copies:
+        copy.result()
 
 
 def header(tensors: Mapping[str, TensorFacts]) -> tuple[bytes, list[str]]:
@@ -173,11 +182,11 @@ def header(tensors: Mapping[str, TensorFacts]) -> tuple[bytes, list[str]]:
     return struct.pack("<Q", len(encoded)) + encoded, order
 
 
-def _copy(piece: Slice, out: BinaryIO) -> None:
+def _copy(piece: Slice, file: Path, at: int) -> None:
     """From file to file by the system, without a way through this process. Raises OSError where the one ends early."""
-    out.flush()
     begin, end = piece.begin, piece.begin + piece.facts.bytes
-    with piece.file.open("rb", buffering=0) as stream:
+    with piece.file.open("rb", buffering=0) as stream, file.open("r+b", buffering=0) as out:
+        out.seek(at)
         while begin < end:
             sent = os.sendfile(out.fileno(), stream.fileno(), begin, end - begin)
             if not sent:

@@ -29,7 +29,7 @@ _STACKED_BYTES = 2**31
 R = TypeVar("R")
 _ZERO = 1e-12
 """Eigenvalues up to this fraction of the largest are left out: zeros, but for rounding."""
-_NOISE = 1e-6
+NOISE = 1e-6
 """Absolute error, at most, of a Gram matrix's eigenvalues in float32, as a fraction of the largest."""
 _BINS = 100
 _COARSE = (256, 4096)
@@ -87,7 +87,7 @@ def _tall(matrix_OI: Tensor) -> Tensor:
 
 def _without_noise(found_N: Tensor, tall_LN: Tensor) -> Tensor:
     """The eigenvalues that were found in float32, mended where that does not tell them."""
-    noise = _NOISE * float(found_N[-1])
+    noise = NOISE * float(found_N[-1])
     if found_N[0] <= 10 * noise:
         smallest = _smallest_eigenvalue(tall_LN)
         if smallest <= _ZERO * found_N[-1] or (found_N < noise).sum() > len(found_N) / 20:

@@ -66,8 +66,7 @@ def _write_shards(parts: list[dict[str, Slice]], shard_bytes: int, folder: Path)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        with (folder / file).open("wb") as out:
-            merge([parts[index] for index in shard], out)
+        merge([parts[index] for index in shard], folder / file)
         weight_map |= {name: file for index in shard for name in parts[index]}
     if len(shards) > 1:
         total = sum(piece.facts.bytes for part in parts for piece in part.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from workers.engine.files.companions import TOKENIZER_CONFIG, companions, names_in
@@ -30,11 +31,20 @@ def package(source_dir: Path, model_dir: Path, report: Report) -> Manifest:
     """
     for name in companions(names_in(source_dir)):
         _copy(source_dir, model_dir, name)
-    (model_dir / "README.md").write_text(render_card(report), encoding="utf-8")
-    (model_dir / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (model_dir / "report.html").write_text(render_page(report), encoding="utf-8")
+    with ThreadPoolExecutor(1) as other:
+        weights = other.submit(file_entries, model_dir)
+        written = {
+            "README.md": render_card(report),
+            "report.json": report.model_dump_json(indent=2) + "\n",
+            "report.html": render_page(report),
+        }
+    for name, text in written.items():
+        (model_dir / name).write_text(text, encoding="utf-8")
     manifest = Manifest(
-        spec=report.spec, provenance=report.provenance, stages=report.stages, files=file_entries(model_dir)
+        spec=report.spec,
+        provenance=report.provenance,
+        stages=report.stages,
+        files=file_entries(model_dir, weights.result()),
     )
     (model_dir / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest

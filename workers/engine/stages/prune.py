@@ -88,17 +88,20 @@ def layer_reports(
 
     Raises PromiseBroken where that is not what the allocation asked for.
     """
-    reports, slices = [], slices_of(folder)
-    for layer in model.architecture.layers:
+    slices, removal = slices_of(folder), removal_of(spec)
+
+    def report(layer: LinearFacts) -> LayerReport:
         if (name := outcome.renamed(layer.weight)) is None:
-            reports.append(_layer_report(layer, allocation, (0, 0), 0))
-            continue
+            return _layer_report(layer, allocation, (0, 0), 0)
         weight_OI = read_tensor(slices[name])
         zeros = weight_OI.numel() - int(weight_OI.count_nonzero())
-        removal_of(spec).check_layer(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
-        report = _layer_report(layer, allocation, slices[name].facts.shape, zeros)
-        reports.append(report.model_copy(update={"tokens": tokens.get(layer.name)}))
-    return reports
+        removal.check_layer(spec, layer, allocation.sparsity[layer.name], weight_OI, zeros)
+        found = _layer_report(layer, allocation, slices[name].facts.shape, zeros)
+        return found.model_copy(update={"tokens": tokens.get(layer.name)})
+
+    # Four layers take less memory than a block, four tensors that hold all experts of one take more.
+    with ThreadPoolExecutor(1 if any(piece.whole for piece in slices.values()) else 4) as pool:
+        return list(pool.map(report, model.architecture.layers))
 
 
 def _layer_report(layer: LinearFacts, allocation: Allocation, shape: Sequence[int], zeros: int) -> LayerReport:
