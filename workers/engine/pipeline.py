@@ -97,7 +97,8 @@ def compress(
                 made = _attempt(job, tries)
             except BoundExceeded:
                 continue
-        texts = [source.read for source in (text, tuning) if source and source.read] + made.evaluation.texts
+        texts = [text.read] if text and text.read else []
+        texts += (tuning.reads if tuning else []) + made.evaluation.texts
         for found in texts:
             if found.rows_skipped or found.characters_replaced:
                 events.log(f"{found.label}: {as_read(found)}")

@@ -93,6 +93,9 @@ class TunePoint(ReportModel):
     step: int = Field(description="Updates before it; 0 is the model as prepared, for `group` already quantised.")
     holdout_loss: float = Field(description="Nats a token.")
     train_loss: float | None = Field(description="Mean over the steps since the look before; null at step 0.")
+    domains: dict[str, float] | None = Field(
+        None, description="Held-out loss of each domain; `holdout_loss` weighs them by their shares. null: no domains."
+    )
 
 
 class TuneReport(ReportModel):

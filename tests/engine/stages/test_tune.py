@@ -40,7 +40,7 @@ from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.run import Run
 from workers.engine.training.losses import distillation
-from workers.engine.training.text import TuningText, tuning_text
+from workers.engine.training.text import Domain, TuningText, tuning_text
 
 METHODS = [method.name for method in methods("tune")]
 FEW = {
@@ -132,22 +132,22 @@ class TestText:
 
     def test_no_window_is_in_both_parts(self, tiny: Path, sources: Sources) -> None:
         text, _ = self.text(sources)
-        assert (len(text.holdout_NT), len(text.train_NT)) == (4, 6 * 3)
+        assert (len(text.holdout_NT), len(text.domains[0].train_NT)) == (4, 6 * 3)
         # One text, cut: what is held out comes first, and the rest begins where it ends.
         longer, _ = self.text(sources, sequence_length=64, holdout=2, steps=3)
         assert torch.equal(text.holdout_NT.flatten(), longer.holdout_NT.flatten())
-        assert torch.equal(text.train_NT.flatten(), longer.train_NT.flatten())
+        assert torch.equal(text.domains[0].train_NT.flatten(), longer.domains[0].train_NT.flatten())
 
     def test_what_is_held_out_does_not_depend_on_the_steps(self, tiny: Path, sources: Sources) -> None:
         assert torch.equal(self.text(sources)[0].holdout_NT, self.text(sources, steps=50)[0].holdout_NT)
 
     def test_every_epoch_reads_every_window_once_in_its_own_order(self, tiny: Path, sources: Sources) -> None:
         text, params = self.text(sources, batch=4, steps=9)
-        text = TuningText(text.train_NT[:6], text.holdout_NT, text.label)
+        text = TuningText((Domain(text.domains[0].train_NT[:6], text.holdout_NT),), text.label)
         found = [text.batch(params, step) for step in range(9)]
         assert all(batch.shape == (4, 32) for batch in found)
         epochs = torch.cat(found).view(6, 6, 32)  # 9 batches of 4 are 6 epochs of 6
-        number = {tuple(window.tolist()): index for index, window in enumerate(text.train_NT)}
+        number = {tuple(window.tolist()): index for index, window in enumerate(text.domains[0].train_NT)}
         orders = [[number[tuple(window.tolist())] for window in epoch] for epoch in epochs]
         assert all(sorted(order) == list(range(6)) for order in orders)
         assert len({tuple(order) for order in orders}) > 1
@@ -447,7 +447,8 @@ class TestRefusals:
         load_model(pruned.model, torch.device("cpu"), torch.float16).save_pretrained(pruned.model)
         monkeypatch.setattr(torch.optim, "AdamW", Leaping)
         # Only what ships is out of range, and the loss has not seen it.
-        monkeypatch.setattr(tune_stage, "nll", lambda model, _: -next(model.parameters()).double().abs().max()[None])
+        largest = lambda model, ids_BT: -next(model.parameters()).double().abs().max().expand(len(ids_BT))  # noqa: E731
+        monkeypatch.setattr(tune_stage, "nll", largest)
         with pytest.raises(NumericalFailure, match="beyond the range of F16") as found:
             pruned.tune("run", tune=tuning("full", steps=1))
         assert found.value.field == "/package/dtype"

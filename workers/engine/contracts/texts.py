@@ -26,6 +26,14 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class OneDomain:
+    """The rows of a text that are of one domain."""
+
+    column: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Tokens:
     """A text as the model reads it."""
 

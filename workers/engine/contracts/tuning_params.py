@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.engine.contracts.params import MethodParams
-from workers.engine.contracts.refs import DataRef, SpecModel
+from workers.engine.contracts.refs import COLUMN, DataRef, SpecModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from workers.engine.files.safetensors_bytes import TensorFacts
 
 LearningRate = Annotated[
-    float, Field(gt=0, le=1, description="AdamW's, at the end of the warm-up; falls linearly to 0.")
+    float, Field(gt=0, le=1, description="AdamW's, at the end of the warm-up; then as `schedule` says.")
 ]
+DECAY_SHARE = 10
+"""One tenth of the steps, as in MiniCPM (Hu et al. 2024, arXiv:2404.06395)."""
 WARMUP_SHARE = 20
 EVALUATIONS = 20
+LEAST_SHARE = 0.001
+"""Of a domain. A smaller one would be seen so rarely that nothing can be said of it."""
 
 
 class DescribedModel(Protocol):
@@ -47,8 +51,38 @@ class Distill(SpecModel):
     temperature: float = Field(1.0, gt=0, le=100, description="Divides both models' logits; above 1 it flattens them.")
 
 
+class Domains(SpecModel):
+    """Rows of several domains, mixed in stated shares."""
+
+    column: str = Field(pattern=COLUMN, description="Column that says which domain a row is of.")
+    shares: dict[Annotated[str, Field(min_length=1, max_length=96)], Annotated[float, Field(gt=0)]] = Field(
+        min_length=2,
+        max_length=64,
+        description="Domain -> its share of the windows, relative to the others. Rows of other domains are not read.",
+        examples=[{"novels": 2.0, "myth": 1.0}],
+    )
+
+    @model_validator(mode="after")
+    def _none_vanishes(self) -> Domains:
+        total = sum(self.shares.values())
+        for name, share in self.shares.items():
+            if not LEAST_SHARE <= share / total <= 1:
+                raise PydanticCustomError(
+                    "share_too_small",
+                    "{name} has a share of {share} of all windows, less than {least}: leave it out, or raise its share",
+                    {"name": name, "share": f"{share / total:.2g}", "least": LEAST_SHARE},
+                )
+        return self
+
+
 class TuneMethodParams(DataRef, MethodParams):
     """Base of the tuners' parameters. Their text is cut into windows; the first `holdout` are never trained on."""
+
+    domains: Domains | None = Field(
+        None,
+        description="Mix the domains of a text (.jsonl, .parquet, hub) in stated shares; null takes its rows in their "
+        "order. Held-out windows are mixed likewise, and their loss is reported of each domain.",
+    )
 
     steps: int = Field(200, ge=1, le=1_000_000, description="Updates of the weights, each on `batch` windows.")
     batch: int = Field(8, ge=1, le=4096, description="Windows per step.")
@@ -58,6 +92,11 @@ class TuneMethodParams(DataRef, MethodParams):
     learning_rate: LearningRate
     warmup_steps: int | None = Field(
         None, ge=0, description="Steps over which the rate rises from 0; null takes a twentieth of all."
+    )
+    schedule: Literal["linear", "cosine", "warmup_stable_decay"] = Field(
+        "linear",
+        description="How the rate falls to 0 after the warm-up: linearly, as half a cosine, or, after it has stayed, "
+        "linearly over the last tenth of the steps.",
     )
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's, of everything that is trained.")
     holdout: int = Field(
@@ -92,6 +131,16 @@ class TuneMethodParams(DataRef, MethodParams):
             )
         return self
 
+    @model_validator(mode="after")
+    def _domains_are_held_out(self) -> TuneMethodParams:
+        if self.domains is not None and self.holdout < len(self.domains.shares):
+            raise PydanticCustomError(
+                "domains_not_held_out",
+                "{holdout} held-out windows cannot be of {count} domains: raise `holdout`",
+                {"holdout": self.holdout, "count": len(self.domains.shares)},
+            )
+        return self
+
     @property
     def window_tokens(self) -> int:
         return self.sequence_length
@@ -100,6 +149,11 @@ class TuneMethodParams(DataRef, MethodParams):
     def warmup(self) -> int:
         """Steps of the warm-up."""
         return self.steps // WARMUP_SHARE if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def decay(self) -> int:
+        """Steps of the decay of `warmup_stable_decay`."""
+        return min(-(-self.steps // DECAY_SHARE), self.steps - self.warmup)
 
     @property
     def look_every(self) -> int:

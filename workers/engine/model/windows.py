@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from workers.engine.contracts.params import LossMethodParams
-from workers.engine.contracts.texts import Tokens, Wanted
-from workers.engine.contracts.tuning_params import TuneMethodParams
+from workers.engine.contracts.texts import OneDomain, Tokens, Wanted
 from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
 from workers.engine.report import TextReport
 from workers.engine.sources.texts.documents import Tally, documents
@@ -40,8 +39,6 @@ def wanted_of(ref: DataRef) -> Wanted:
     match ref:
         case Calibrate(samples=count, sequence_length=length):
             return Wanted(count, length, characters=max(count * length * CHARACTERS_PER_TOKEN, LEAST_CHARACTERS))
-        case TuneMethodParams():
-            return Wanted(ref.holdout + ref.steps * ref.batch, ref.sequence_length)
         case LossMethodParams():
             return Wanted(ref.samples, ref.sequence_length, ref.per_document)
     raise TypeError(f"{type(ref).__name__} is no text of a spec")
@@ -65,16 +62,18 @@ def load_tokens(
     wanted: Wanted | None = None,
     *,
     vocabulary: int | None = None,
+    domain: OneDomain | None = None,
 ) -> Tokens:
     """Tokenize the documents of `ref`, joined by an empty line, as far as `wanted` goes (None: all).
 
-    `field` is the JSON pointer of `ref` in the spec, for errors. Memory is bounded by what is read, not by the file.
+    `field` is the JSON pointer of `ref` in the spec, for errors; `domain`: rows of that one alone.
+    Memory is bounded by what is read, not by the file.
     Raises DatasetNotFound, HubUnavailable, InvalidSpec where the text column is missing or the file is not what its
     name says, and UnsupportedModel where the tokenizer gives ids of `vocabulary` (rows of the embedding) or more.
     """
     opening, tally, read = opening_ids(tokenizer, ref.bos, field), Tally(), _Read(wanted)
     read.stride -= len(opening)
-    found = documents(ref, tokenizer, sources, field, tally)
+    found = documents(ref, tokenizer, sources, field, tally, domain)
     if wanted is not None and wanted.per_document is not None:
         most = wanted.per_document * wanted.length * CHARACTERS_PER_TOKEN
         found = (replace(document, pieces=_first(document.pieces, most)) for document in found)
@@ -86,8 +85,9 @@ def load_tokens(
     read_T = torch.cat([ids_T, torch.tensor(opening, dtype=torch.int64)])
     if vocabulary is not None:
         refuse_unknown(read_T, vocabulary, tokenizer, f"read of {ref.label}")
+    label = ref.label if domain is None else f"{ref.label}: {domain.name}"
     report = TextReport(
-        label=f"{field.split('/')[1]}/{ref.label}" if field else ref.label,
+        label=f"{field.split('/')[1]}/{label}" if field else label,
         opening=[tokenizer.convert_ids_to_tokens(token) or f"<{token}>" for token in opening],
         documents=len(read.numbers),
         tokens=len(ids_T),

@@ -176,8 +176,21 @@ def tuned(tune: TuneReport, params: Mapping[str, Any]) -> str:
         f"{params['batch']} x {params['sequence_length']} tokens of {params['dataset']}"
         + _distilled(params["distill"])
         + f". The loss on held-out windows of that text went from {tune.holdout_loss_before:.4f} to "
-        f"{tune.holdout_loss_after:.4f} nats a token; {shipped}."
+        f"{tune.holdout_loss_after:.4f} nats a token; {shipped}." + _by_domain(tune, params.get("domains"))
     )
+
+
+def _by_domain(tune: TuneReport, domains: Mapping[str, Any] | None) -> str:
+    if domains is None:
+        return ""
+    before, best = tune.curve[0], next(point for point in tune.curve if point.step == tune.best_step)
+    total = sum(domains["shares"].values())
+    told = (
+        f"{name} ({percent(share / total)} of the windows) from {(before.domains or {})[name]:.4f} "
+        f"to {(best.domains or {})[name]:.4f}"
+        for name, share in domains["shares"].items()
+    )
+    return f" By domain: {', '.join(told)}."
 
 
 def _distilled(distill: Mapping[str, Any] | None) -> str:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
-from transformers import get_scheduler
 
 from workers.engine.checks.tuned import TunedTraces, tuned_traces
 from workers.engine.contracts.needed import needed
@@ -32,6 +31,7 @@ from workers.engine.removals.base import removal_of
 from workers.engine.report import TunePoint, TuneReport
 from workers.engine.store.clock import peak_resident_bytes
 from workers.engine.training.losses import distillation
+from workers.engine.training.schedule import rate_schedule
 from workers.engine.training.state import TuningState, captured, restored
 
 if TYPE_CHECKING:
@@ -100,14 +100,16 @@ class _Training:
         self.resumed_step, self.seconds = 0, 0.0  # of steps done here: no time of another attempt is reported
 
         found = self.checkpoint.load_tuning()
-        before = self._holdout_loss(f"/{spec.editor.stage}", removal_of(spec).gentler) if found is None else math.nan
+        before = math.nan
+        if found is None:
+            before = self._weighed(self._holdout_losses(f"/{spec.editor.stage}", removal_of(spec).gentler))
         self.trainable = self._prepared()
         self.optimizer = torch.optim.AdamW(
             list(self.trainable.parameters.values()),
             lr=self.params.learning_rate,
             weight_decay=self.params.weight_decay,
         )
-        self.schedule = get_scheduler("linear", self.optimizer, self.params.warmup, self.params.steps)
+        self.schedule = rate_schedule(self.optimizer, self.params)
         if found is None:
             self.state = TuningState(before)
             self._look()
@@ -180,7 +182,7 @@ class _Training:
             curve=[TunePoint(**point) for i, point in enumerate(curve) if i % every == 0 or point["step"] in shown],
             tokens_per_s=tokens / self.seconds if tokens else None,
             trained_parameters=sum(parameter.numel() for parameter in self.trainable.parameters.values()),
-            train_windows=len(self.text.train_NT),
+            train_windows=self.text.train_windows,
             holdout_windows=len(self.text.holdout_NT),
             peak_memory_bytes=peak_resident_bytes(),
             device_peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
@@ -244,26 +246,37 @@ class _Training:
     def _look(self) -> None:
         """Measure the held-out loss, and keep the trained parameters if it is the lowest so far."""
         state = self.state
-        loss = self._holdout_loss("/tune/learning_rate", f"lower `learning_rate`, {self.params.learning_rate:g} now")
+        remedy = f"lower `learning_rate`, {self.params.learning_rate:g} now"
+        losses = self._holdout_losses("/tune/learning_rate", remedy)
+        loss = self._weighed(losses)
         train_loss = math.fsum(state.train_losses) / len(state.train_losses) if state.train_losses else None
         state.stale += 1
         if loss < min((point["holdout_loss"] for point in state.curve), default=math.inf):
             state.best_step, state.stale = state.step, 0
             self.best = {name: p.detach().to("cpu", copy=True) for name, p in self.trainable.parameters.items()}
-        state.curve.append({"step": state.step, "holdout_loss": loss, "train_loss": train_loss})
+        named = dict(zip((domain.name for domain in self.text.domains), losses, strict=True))
+        domains = None if None in named else named
+        state.curve.append({"step": state.step, "holdout_loss": loss, "train_loss": train_loss, "domains": domains})
         state.train_losses.clear()
         trained_on = "" if train_loss is None else f", training loss {train_loss:.4f}"
-        self.events.log(f"step {state.step} of {self.params.steps}: held-out loss {loss:.4f}{trained_on}")
+        of_domains = "".join(f", of {name} {of:.4f}" for name, of in (domains or {}).items())
+        self.events.log(f"step {state.step} of {self.params.steps}: held-out loss {loss:.4f}{of_domains}{trained_on}")
 
-    def _holdout_loss(self, field: str, remedy: str) -> float:
-        """Nats a token. Raises NumericalFailure, with that cause and remedy, where it is not finite."""
+    def _weighed(self, losses: Sequence[float]) -> float:
+        """The loss of all domains, by their shares."""
+        return math.fsum(domain.share * loss for domain, loss in zip(self.text.domains, losses, strict=True))
+
+    def _holdout_losses(self, field: str, remedy: str) -> list[float]:
+        """Of each domain, nats a token. Raises NumericalFailure, with that cause and remedy, if one is not finite."""
         self.model.eval()
         with torch.no_grad(), self._precision():
             parts = self.text.holdout_NT.to(self.dense.device).split(self.at_once)
-            loss = torch.cat([nll(self.model, ids_BT) for ids_BT in parts]).mean().item()
-        if not math.isfinite(loss):
-            raise NumericalFailure(f"the held-out loss of tuning is {loss}", remedy, field=field)
-        return loss
+            loss_N = torch.cat([nll(self.model, ids_BT) for ids_BT in parts])
+            of_each = loss_N.split([len(domain.holdout_NT) for domain in self.text.domains])
+            losses: list[float] = torch.stack([of_one.mean() for of_one in of_each]).tolist()
+        if not all(map(math.isfinite, losses)):
+            raise NumericalFailure(f"the held-out loss of tuning is {self._weighed(losses)}", remedy, field=field)
+        return losses
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Autocast, where activations have another compute type than the float32 parameters."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from workers.engine.model.windows import consecutive_windows, ids_digest, load_tokens, wanted_of
+from workers.engine.contracts.texts import OneDomain, Wanted
+from workers.engine.errors import DatasetTooShort
+from workers.engine.model.windows import consecutive_windows, ids_digest, load_tokens
+from workers.engine.training.mixture import Mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,17 +25,53 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TuningText:
+class Domain:
     """Token ids, int64 [N, T], cut from one text without overlap."""
 
     train_NT: Tensor
     holdout_NT: Tensor
-    label: str
     read: TextReport | None = None
+    name: str | None = None
+    """None where the text is not divided into domains."""
+    share: float = 1.0
+    """Of the windows of all domains."""
+
+    def windows(self, first: int, count: int, seed: int) -> Tensor:
+        """`count` windows to train on, from number `first` on: every epoch goes through all of them in an order of its
+        own."""
+        size = len(self.train_NT)
+        epochs = range(first // size, -(-(first + count) // size))
+        order_N = torch.cat([_order(size, seed, epoch) for epoch in epochs])
+        begin = first - epochs.start * size
+        return self.train_NT[order_N[begin : begin + count]]
+
+
+@dataclass(frozen=True)
+class TuningText:
+    """The domains of a text."""
+
+    domains: tuple[Domain, ...]
+    label: str
+    mixture: Mixture = field(init=False)
+    holdout_NT: Tensor = field(init=False)
+    """Of every domain in turn."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mixture", Mixture.of([domain.share for domain in self.domains]))
+        object.__setattr__(self, "holdout_NT", torch.cat([domain.holdout_NT for domain in self.domains]))
+
+    @property
+    def train_windows(self) -> int:
+        """Different ones, of all domains."""
+        return sum(len(domain.train_NT) for domain in self.domains)
+
+    @property
+    def reads(self) -> list[TextReport]:
+        return [domain.read for domain in self.domains if domain.read is not None]
 
     @property
     def digest(self) -> str:
-        return ids_digest(torch.cat([self.holdout_NT, self.train_NT]))
+        return ids_digest(torch.cat([torch.cat([domain.holdout_NT, domain.train_NT]) for domain in self.domains]))
 
     @property
     def digests(self) -> dict[str, str]:
@@ -38,16 +79,15 @@ class TuningText:
         return {f"tune/{self.label}": self.digest}
 
     def batch(self, params: TuneMethodParams, step: int) -> Tensor:
-        """The windows of one step, int64 [batch, T]: every epoch goes through all windows in an order of its own.
-
-        It depends on the seed and the step alone, so that a resumed run continues the order of the killed one.
-        """
-        count = len(self.train_NT)
-        first, last = step * params.batch, (step + 1) * params.batch
-        epochs = range(first // count, -(-last // count))
-        order_N = torch.cat([_order(count, params.seed, epoch) for epoch in epochs])
-        begin = first - epochs.start * count
-        return self.train_NT[order_N[begin : begin + params.batch]]
+        """The windows of one step, int64 [batch, T]. They depend on the seed and the step alone, so that a resumed run
+        continues the order of the killed one."""
+        domain_B, number_B = self.mixture.places(step * params.batch, (step + 1) * params.batch)
+        ids_BT = self.domains[0].train_NT.new_empty(params.batch, params.sequence_length)
+        for number, domain in enumerate(self.domains):
+            mine_B = domain_B == number
+            if count := int(mine_B.sum()):
+                ids_BT[mine_B] = domain.windows(int(number_B[mine_B][0]), count, params.seed + (number << 32))
+        return ids_BT
 
 
 def tuning_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> TuningText | None:
@@ -59,19 +99,61 @@ def tuning_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
     if spec.tune is None:
         return None
     params = spec.tune
+    if params.domains is None:
+        whole = _domain(params, model, sources, None, 1.0, params.holdout, params.batch, params.steps * params.batch)
+        return TuningText((whole,), params.label)
+    shares = params.domains.shares
+    mixture = Mixture.of([*shares.values()])
+    counts = [
+        [max(1, count) for count in mixture.windows(windows)]
+        for windows in (params.holdout, params.batch, params.steps * params.batch)
+    ]
+    return TuningText(
+        tuple(
+            _domain(params, model, sources, name, share / sum(shares.values()), *windows)
+            for (name, share), *windows in zip(shares.items(), *counts, strict=True)
+        ),
+        params.label,
+    )
+
+
+def _domain(
+    params: TuneMethodParams,
+    model: LoadedModel,
+    sources: Sources,
+    name: str | None,
+    share: float,
+    holdout: int,
+    least: int,
+    most: int,
+) -> Domain:
+    """`holdout` windows, and `least` to `most` to train on, as many as the text has."""
     tokens = load_tokens(
         params,
         model.tokenizer,
         sources,
         "/tune",
-        wanted_of(params),
+        Wanted(holdout + most, params.sequence_length),
         vocabulary=model.architecture.vocabulary,
+        domain=OneDomain(params.domains.column, name) if params.domains and name is not None else None,
     )
-    least = params.holdout + params.batch
     fit = len(tokens.ids_T) // (params.sequence_length - len(tokens.opening))
-    count = max(least, min(params.holdout + params.steps * params.batch, fit))
-    windows_NT = consecutive_windows(tokens, params.sequence_length, count=count, field="/tune")
-    return TuningText(windows_NT[params.holdout :], windows_NT[: params.holdout], params.label, tokens.report)
+    count = max(holdout + least, min(holdout + most, fit))
+    with _naming(name):
+        windows_NT = consecutive_windows(tokens, params.sequence_length, count=count, field="/tune")
+    return Domain(windows_NT[holdout:], windows_NT[:holdout], tokens.report, name, share)
+
+
+@contextmanager
+def _naming(domain: str | None) -> Iterator[None]:
+    """Say which domain is too short."""
+    try:
+        yield
+    except DatasetTooShort as short:
+        if domain is None:
+            raise
+        remedy = f"{short.hint}, lower the share of {domain!r}, or leave it out"
+        raise DatasetTooShort(f"domain {domain!r}: {short.message}", remedy, field="/tune/domains/shares") from None
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:

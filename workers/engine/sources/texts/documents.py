@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from workers.engine.contracts.refs import DataRef
+    from workers.engine.contracts.texts import OneDomain
     from workers.engine.sources.resolve import Sources
 
 DOCUMENT_BREAK = "\n\n"
 """Between documents, as in the literature's WikiText protocol (GPTQ, SparseGPT, Wanda)."""
+_SHOWN = 20
+"""Names of domains in an error."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -47,15 +50,27 @@ class Tally:
 
 
 def documents(
-    ref: DataRef, tokenizer: PreTrainedTokenizerBase, sources: Sources, field: str, tally: Tally
+    ref: DataRef,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sources,
+    field: str,
+    tally: Tally,
+    domain: OneDomain | None = None,
 ) -> Iterator[Document]:
-    """The documents of `ref`, line ends as line feeds. `field` is its JSON pointer in the spec, for errors.
+    """The documents of `ref`, line ends as line feeds. `field` is its JSON pointer in the spec, for errors; `domain`:
+    those of one of its domains alone.
 
     Raises DatasetNotFound, HubUnavailable, or InvalidSpec where a file is not what its name says, a column is missing
     or a conversation cannot be written out.
     """
     path = resolve_dataset(ref, sources, field)
     if path is not None and kind_of(path) == ".txt":
+        if domain is not None:
+            raise InvalidSpec(
+                f"{path.name} is one text, without rows of a domain",
+                "give the domains as rows of a .jsonl or .parquet file, or leave `domains` out",
+                field=f"{field}/domains",
+            )
         yield Document(0, _clean(characters(path, f"{field}/dataset"), tally))
         return
     if path is None:
@@ -63,9 +78,36 @@ def documents(
     elif kind_of(path) == ".jsonl":
         rows = jsonl_rows(path, f"{field}/dataset")
     else:
-        columns = (ref.text_field, *([ref.document_field] if ref.document_field else []))
-        rows = parquet_rows(path, columns, f"{field}/dataset")
+        columns = [name for name in (ref.text_field, ref.document_field, domain and domain.column) if name]
+        rows = parquet_rows(path, tuple(dict.fromkeys(columns)), f"{field}/dataset")
+    if domain is not None:
+        rows = _of_domain(rows, domain, f"{field}/domains")
     yield from _of_rows(rows, ref, tokenizer, field, tally)
+
+
+def _of_domain(rows: Iterable[Row], domain: OneDomain, field: str) -> Iterator[Row]:
+    """The rows of a domain. Raises InvalidSpec where a row has none, and where none is of this one."""
+    others: dict[str, None] = {}
+    found = False
+    for where, row in rows:
+        if not isinstance(name := row.get(domain.column), str):
+            raise InvalidSpec(
+                f"{where} has no name of a domain in a column {domain.column!r}; its columns are "
+                f"{', '.join(row) or 'none'}",
+                "set `column` to one that holds a text in every row",
+                field=f"{field}/column",
+            )
+        if name == domain.name:
+            found = True
+            yield where, row
+        elif len(others) < _SHOWN:
+            others[name] = None
+    if not found:
+        raise InvalidSpec(
+            f"no row has {domain.name!r} in the column {domain.column!r}; there are {', '.join(others) or 'no rows'}",
+            "name domains that the text has, or leave it out",
+            field=f"{field}/shares/{domain.name}",
+        )
 
 
 def _of_rows(

@@ -1,0 +1,127 @@
+"""Tuning on a mixture of domains: what each step reads, what is held out, what is reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.engine.stages.test_tune import Folder, Killed, dying, pruned, tuning  # noqa: F401
+from tests.helpers.small_models import load, spec_of
+from workers.engine.errors import DatasetTooShort, InvalidSpec
+from workers.engine.events import Silent
+from workers.engine.pipeline import compress
+from workers.engine.sources.resolve import Sources
+from workers.engine.stages import tune as tune_stage
+from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.training.text import TuningText, tuning_text
+
+WORDS = {"sea": "the whale and the ship on the sea ", "law": "the judge and the law of the court "}
+SHARES = {"sea": 3.0, "law": 1.0}
+MIXED = {"dataset": "mixed.jsonl", "domains": {"column": "kind", "shares": SHARES}, "holdout": 4, "batch": 4}
+
+
+@pytest.fixture
+def mixed(sources: Sources) -> Sources:
+    """Rows of three domains in turn, each with words of its own."""
+    rows = [{"kind": kind, "text": words * 40} for kind, words in (WORDS | {"rest": "nothing else "}).items()]
+    (sources.data_dir / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 12))
+    return sources
+
+
+def text_of(sources: Sources, **changes: Any) -> tuple[TuningText, Any, Any]:
+    spec = spec_of(tune=tuning("full", **MIXED | changes))
+    model = load(spec, sources)
+    text = tuning_text(spec, model, sources)
+    assert text is not None
+    return text, spec.tune, model.tokenizer
+
+
+def test_each_step_takes_its_share_of_each_domain_and_of_no_other(tiny: Path, mixed: Sources) -> None:
+    text, params, tokenizer = text_of(mixed)
+    for step in range(6):
+        told = [tokenizer.decode(ids_T) for ids_T in text.batch(params, step)]
+        assert sum("whale" in one for one in told) == 3
+        assert sum("judge" in one for one in told) == 1
+        assert not any("nothing" in one for one in told)
+    assert [len(domain.holdout_NT) for domain in text.domains] == [3, 1]
+    assert [report.label for report in text.reads] == ["tune/mixed.jsonl: sea", "tune/mixed.jsonl: law"]
+
+
+def test_a_domain_that_runs_out_is_read_again(tiny: Path, mixed: Sources) -> None:
+    text, params, _ = text_of(mixed, steps=400)
+    law = text.domains[1]
+    assert len(law.train_NT) < 400
+    found = torch.stack([text.batch(params, step)[(text.mixture.places(4 * step, 4 * step + 4)[0] == 1)][0]
+                         for step in range(len(law.train_NT))])  # fmt: skip
+    assert sorted(found.tolist()) == sorted(law.train_NT.tolist())
+
+
+def test_killed_and_resumed_to_the_same_bytes_with_the_loss_of_each_domain(
+    pruned: Folder,  # noqa: F811
+    mixed: Sources,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = tuning("full", **MIXED)
+    expected, whole = pruned.tune("whole", tune=params)
+    for point in expected.curve:
+        assert point.domains is not None
+        assert point.holdout_loss == pytest.approx(0.75 * point.domains["sea"] + 0.25 * point.domains["law"])
+    monkeypatch.setattr(tune_stage, "CHECKPOINT_S", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save_tuning", dying(Checkpoint.save_tuning, 2))
+        with pytest.raises(Killed):
+            pruned.tune("killed", tune=params)
+    report, folder = pruned.tune("killed", tune=params)
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert report.curve == expected.curve
+
+
+def test_a_report_says_how_each_domain_fared(tiny: Path, mixed: Sources, tmp_path: Path) -> None:
+    report = compress(spec_of(tune=tuning("full", **MIXED)), tmp_path, mixed, Silent(), tmp_path / "checkpoint")
+    assert [text.label for text in report.texts][1:] == ["tune/mixed.jsonl: sea", "tune/mixed.jsonl: law"]
+    page = (tmp_path / "model/report.html").read_text()
+    assert "By domain: sea (75 % of the windows) from " in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "said"),
+    [
+        ({"domains": {"column": "kind", "shares": {"sea": 1.0, "air": 1.0}}}, "shares/air", "there are sea, law, rest"),
+        ({"domains": {"column": "topic", "shares": SHARES}}, "column", "no name of a domain in a column 'topic'"),
+        ({"dataset": "calibration.txt"}, "", "one text, without rows of a domain"),
+    ],
+)
+def test_what_the_text_does_not_have_is_refused_before_any_work(
+    changes: dict[str, Any], field: str, said: str, tiny: Path, mixed: Sources, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidSpec, match=said) as found:
+        compress(spec_of(tune=tuning("full", **MIXED | changes)), tmp_path, mixed, Silent(), tmp_path / "checkpoint")
+    assert found.value.field == f"/tune/domains/{field}".rstrip("/")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_domain_of_too_few_windows_is_named(tiny: Path, mixed: Sources) -> None:
+    with (mixed.data_dir / "mixed.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "air", "text": "a bird"}) + "\n")
+    with pytest.raises(DatasetTooShort, match="air"):
+        text_of(mixed, domains={"column": "kind", "shares": {"sea": 1.0, "air": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"holdout": 1}, "cannot be of 2 domains: raise `holdout`"),
+        ({"domains": {"column": "kind", "shares": {"sea": 1.0}}}, "at least 2 items"),
+        ({"domains": {"column": "kind", "shares": {"sea": 1.0, "law": 1e-4}}}, "raise its share"),
+        ({"domains": {"column": "kind", "shares": {"sea": 1.0, "law": 0.0}}}, "greater than 0"),
+        ({"domains": {"column": "kind", "shares": {"sea": 1e308, "law": 1e308}}}, "raise its share"),
+    ],
+)
+def test_shares_that_make_no_mixture_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        spec_of(tune=tuning("full", **MIXED | changes))
