@@ -9,6 +9,7 @@ N = windows, B = windows of a batch, T = tokens of a window, D = hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from workers.engine.maths.selection import all_finite, finite
 from workers.engine.model.loaded import block_tensors
 from workers.engine.model.loss import next_token_loss
 from workers.engine.model.output_head import head
+from workers.engine.model.repeatable import Repeatable
 from workers.engine.model.walk import At, walk
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def gradients(
         slice(begin, min(begin + step, end)) for start, end in pairwise(bounds) for begin in range(start, end, step)
     ]
     split_of = [next(s for s in range(splits) if batch.start < bounds[s + 1]) for batch in batches]
-    blocks = model.architecture.blocks
+    blocks, repeatable = model.architecture.blocks, Repeatable(model.device)
     with walk(model, calibration, run.checkpoint.scratch_file, batches) as way:
         inputs = [way.enter()]
         for block, outputs, _ in way.blocks(inputs[0], At.advance, last_wanted=True, keep=True):
@@ -109,7 +111,7 @@ def gradients(
             with way.at(block, inputs[block], block_tensors(model, block)) as at:
                 for index, batch in enumerate(batches):
                     split = split_of[index]
-                    _backward(at, batch, upstream)
+                    repeatable.run(partial(_backward, at, batch, upstream), at.module)
                     found.add(split, at, 1 / sizes[split], squared=squared)
                 before = at.outputs
             del at  # with the tensors it was given

@@ -12,6 +12,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from workers.engine.maths.selection import finite
 from workers.engine.model.loaded import described, load_model
 from workers.engine.model.loss import next_token_loss, nll
 from workers.engine.model.memory import give_back
+from workers.engine.model.repeatable import Repeatable
 from workers.engine.planning.predictions import tuned_at_once
 from workers.engine.registry import method_of
 from workers.engine.removals.base import removal_of
@@ -97,6 +99,7 @@ class _Training:
         self.model: PreTrainedModel = load_model(folder, dense.device, dense.dtype)
         self.teacher: PreTrainedModel | None = None
         self.best: dict[str, Tensor] = {}
+        self.repeatable = Repeatable(dense.device)
         self.resumed_step, self.seconds = 0, 0.0  # of steps done here: no time of another attempt is reported
 
         found = self.checkpoint.load_tuning()
@@ -209,15 +212,9 @@ class _Training:
         """Update the trained parameters once; returns the loss before that."""
         params = self.params
         ids_BT = self.text.batch(params, self.state.step).to(self.dense.device, non_blocking=True)
-        torch.manual_seed((params.seed << 24) + self.state.step + 1)  # dropout's
         self.model.train()
         self.optimizer.zero_grad()
-        losses = []
-        for part_BT in ids_BT.split(self.at_once):
-            with self._precision():
-                loss = self._loss(part_BT) * (len(part_BT) / len(ids_BT))
-            loss.backward()
-            losses.append(loss.detach())
+        losses = self.repeatable.run(partial(self._gradients, ids_BT), self.model)
         norm_ = clip_grad_norm_(list(self.trainable.parameters.values()), MAX_GRADIENT_NORM)
         # The device is waited for once, when it has been given all of the step but the update.
         *parts, norm = torch.stack([*losses, norm_]).tolist()
@@ -231,6 +228,17 @@ class _Training:
         self.optimizer.step()
         self.schedule.step()
         return total
+
+    def _gradients(self, ids_BT: Tensor) -> list[Tensor]:
+        """Fill the gradients of a step; returns the losses of its parts."""
+        torch.manual_seed((self.params.seed << 24) + self.state.step + 1)  # dropout's
+        losses = []
+        for part_BT in ids_BT.split(self.at_once):
+            with self._precision():
+                loss = self._loss(part_BT) * (len(part_BT) / len(ids_BT))
+            loss.backward()
+            losses.append(loss.detach())
+        return losses
 
     def _loss(self, ids_BT: Tensor) -> Tensor:
         logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
