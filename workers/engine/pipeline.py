@@ -6,7 +6,7 @@ larger than memory, and finished blocks become resume points once a minute: call
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from workers.engine.removals.assemble import assemble
 from workers.engine.removals.base import removal_of
 from workers.engine.removals.skipping import let_skip
 from workers.engine.removals.unit_scores import score_units
-from workers.engine.report import Report
+from workers.engine.report import MergedExpert, Report
 from workers.engine.reporting.wording import as_read
 from workers.engine.sources.resolve import resolve_model
 from workers.engine.stages.allocate import allocate
@@ -129,6 +129,7 @@ def compress(
             layers=made.layers,
             growth=made.growth,
             tune=made.tuned,
+            merges=[MergedExpert(**asdict(merge)) for merge in units.merges] if units else [],
             betas=made.betas,
             checks=made.checks,
             texts=texts,

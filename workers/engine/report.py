@@ -249,6 +249,18 @@ class Prediction(ReportModel):
     error_of_mean: float = Field(description="The same of the mean of the two blocks around.")
 
 
+class MergedExpert(ReportModel):
+    """An expert that went, averaged into one that stayed. Numbers are those of the dense model."""
+
+    block: int
+    expert: int = Field(description="That went.")
+    into: int = Field(description="That stayed.")
+    weight: float = Field(
+        description="Its share of the average, that of the tokens which the dense model sends to all experts of the "
+        "group. 0: none were sent to it, and it changes nothing."
+    )
+
+
 class Growth(ReportModel):
     """The blocks that were added, and how they were made."""
 
@@ -294,6 +306,9 @@ class Report(ReportModel):
     layers: list[LayerReport]
     growth: Growth | None = Field(None, description="null where the spec adds no blocks.")
     tune: TuneReport | None = Field(None, description="null where the spec tunes nothing.")
+    merges: list[MergedExpert] = Field(
+        default_factory=list, description="Which expert went into which, where experts are merged; else empty."
+    )
     betas: dict[str, float] = Field(
         default_factory=dict,
         description="Where experts are skipped: block -> the share of the largest weight below which one is.",

@@ -253,7 +253,7 @@ class CompressionSpec(SpecModel):
     @property
     def needs(self) -> Stat:
         """Everything that is measured on calibration text."""
-        after = Stat.ROUTING if self.edit.skips else Stat.NONE
+        after = Stat.ROUTING if self.edit.skips or self.edit.merges else Stat.NONE
         return (self.walk_needs | self.allocate_needs | self.unit_needs | after) & ~Stat.UNIT_SCORES
 
     @property
@@ -407,6 +407,8 @@ class CompressionSpec(SpecModel):
             ]
             if self.edit.skips:
                 named.append(f"`skip` of prune `{self.edit.method}`")
+            if self.edit.merges:
+                named.append(f"`merge` of prune `{self.edit.method}`")
             raise PydanticCustomError(
                 "calibration_required",
                 "{methods} looks at activations: add `calibrate` with a `dataset`",

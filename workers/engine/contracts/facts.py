@@ -116,12 +116,27 @@ class DenseUnits:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """An expert that goes, averaged into one of its block that stays."""
+
+    block: int
+    expert: int
+    """That goes."""
+    into: int
+    """That stays."""
+    weight: float
+    """Its share of the average, in [0, 1]; what those of one group leave is the share of the one that stays."""
+
+
+@dataclass(frozen=True)
 class Units:
     """The families of a model and the scores of their units."""
 
     families: Sequence[Family]
     scores: Sequence[Mapping[str, Sequence[float]]]
     """Block -> kind -> importance of each unit, higher is kept; `layer` holds one number."""
+    merges: Sequence[Merge] = ()
+    """Experts that go and are merged into others; empty where units are dropped."""
 
     def of(self, family: Family) -> Sequence[float]:
         return self.scores[family.block][family.kind]

@@ -239,8 +239,13 @@ class EditMethodParams(MethodParams):
         """Whether the result skips experts by their weights, measured on calibration text."""
         return False
 
+    @property
+    def merges(self) -> bool:
+        """Whether units that go are averaged into those that stay, in proportion to their use on calibration text."""
+        return False
+
     def held_bytes(self, shape: tuple[int, int]) -> int:
-        """Bytes that the method holds while it works on the (O, I) weights of a layer, where it reads no text."""
+        """Bytes that the method holds while it works on the (O, I) weights of a layer, and no text is read."""
         return 0
 
     def operations(self, shape: tuple[int, int], blocks: int) -> float:

@@ -44,6 +44,8 @@ class Routed:
     """The weights that their outputs are multiplied with."""
     asked: tuple[Any, ...]
     """The arguments of the router."""
+    logits_TE: Tensor
+    """What the router gives for each expert, before it chooses."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,16 @@ class Mixture:
     ) -> Iterator[None]:
         """Call `read` with every pass before the experts run, and `wrote` with the sum [T, D] that they give, within
         the context."""
-        asked: list[tuple[Any, ...]] = []
+        asked: list[tuple[tuple[Any, ...], Tensor]] = []
         route, compute = self.router.forward, self.experts.forward
 
         def ask(*args: Any) -> Any:
-            asked.append(args)
-            return route(*args)
+            found = route(*args)
+            asked.append((args, found[0].reshape(-1, found[0].shape[-1])))
+            return found
 
         def forward(hidden_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-            read(Routed(hidden_TD, index_TK, weight_TK, asked.pop()))
+            read(Routed(hidden_TD, index_TK, weight_TK, *asked.pop()))
             output_TD: Tensor = compute(hidden_TD, index_TK, weight_TK)
             wrote(output_TD)
             return output_TD
@@ -155,18 +158,18 @@ class ScaledInputs(Mixture):
     def watched(
         self, read: Callable[[Routed], None], wrote: Callable[[Tensor], None] = lambda _: None
     ) -> Iterator[None]:
-        asked: list[tuple[tuple[Any, ...], Tensor]] = []
+        asked: list[tuple[tuple[Any, ...], Tensor, Tensor]] = []
         route, compute = self.router.forward, self.experts.forward
 
         def ask(*args: Any) -> Any:
             scale_TE, logits_TE = route(*args)
-            asked.append((args, scale_TE))
+            asked.append((args, logits_TE, scale_TE))
             return scale_TE, logits_TE
 
         def forward(scaled_ND: Tensor) -> Tensor:
-            args, scale_TE = asked.pop()
+            args, logits_TE, scale_TE = asked.pop()
             weight_TK, index_TK = (scale_TE > 0).to(scale_TE.dtype).topk(self.router.top_k, dim=1)  # type: ignore[arg-type]
-            read(Routed(args[0].reshape(len(scale_TE), -1), index_TK, weight_TK, args))
+            read(Routed(args[0].reshape(len(scale_TE), -1), index_TK, weight_TK, args, logits_TE))
             output_ND: Tensor = compute(scaled_ND)
             wrote(output_ND.unflatten(0, (self.count, -1)).sum(dim=0))
             return output_ND

@@ -214,8 +214,8 @@ def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archite
     # experts of one once more as transformers' module holds them, in one tensor.
     blocks = (4 + architecture.has_experts) * block * stored_bytes
     selection = _SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
+    held = max(spec.edit.held_bytes(layer.shape) for layer in architecture.layers)
     if spec.needs is Stat.NONE:
-        held = max(spec.edit.held_bytes(layer.shape) for layer in architecture.layers)
         return _PROCESS_BYTES + max(outside, blocks + selection, held)
     calibrate = needed(spec.calibrate, "/calibrate")
     hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
@@ -234,7 +234,7 @@ def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archite
     if spec.refresh == "projection":
         twins = 2 if Stat.DENSE_INPUTS in spec.walk_needs else 1
         paused = twins * calibrated * compute_bytes * (mlp_width + 2 * hidden_size)
-    walk = blocks + block * compute_bytes + grams + paused + max(selection, forward)
+    walk = blocks + block * compute_bytes + grams + paused + max(selection, forward, held)
     scoring = _gradient_bytes(spec, block, min(calibrated, tokens), token)
     return _PROCESS_BYTES + _TOKENIZER_BYTES + max(outside, walk, scoring)
 
@@ -309,6 +309,7 @@ def predicted_elapsed_s(
         passes = 2.0 if not spec.removes.scored_first or spec.walk_needs else 0.0
         passes += bool((spec.allocate_needs | spec.unit_needs) & (Stat.INPUT_SQ_MEAN | Stat.GRAM | Stat.CHANGE))
         passes += _BACKWARD_PASSES * bool(spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT))
+        passes += (Stat.ROUTING in spec.unit_needs) + spec.edit.merges
         if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
             passes += 1 + architecture.blocks / 2
         work += passes * calibrate.samples * length * per_token

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.removes import Removes
     from workers.engine.events import Events
     from workers.engine.files.safetensors_bytes import TensorFacts
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import Growth, Report, Runtime
     from workers.engine.sources.resolve import ModelSource
@@ -188,6 +189,12 @@ class Removal:
 
     def protect(self, params: MethodParams, scores: Scores) -> None:
         """Set the scores of units that must stay to infinity."""
+
+    def decided(
+        self, spec: CompressionSpec, model: LoadedModel, units: Units, text: Calibration | None, run: Run
+    ) -> Units:
+        """The scored units, with what has to be measured once their scores say which go."""
+        return units
 
     # Allocation
 

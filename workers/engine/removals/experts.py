@@ -1,4 +1,4 @@
-"""Experts: whole ones of every mixture go, with their rows of the router; no other weight changes. Import-light.
+"""Experts: whole ones of every mixture go, dropped or merged into others, with their rows of the router. Import-light.
 
 E = experts of a block, D = hidden size.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from workers.engine.architectures.architecture import Family
@@ -35,13 +35,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.architectures.architecture import Architecture
-    from workers.engine.contracts.facts import Units
+    from workers.engine.contracts.facts import Merge, Units
     from workers.engine.files.safetensors_bytes import TensorFacts
+    from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import Report, Runtime
     from workers.engine.sources.resolve import ModelSource
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.clock import Clock
+    from workers.engine.store.run import Run
 
 EXPERTS = Removes("experts", units=("expert",), plurals=("experts",))
 _BEST_OF_GROUP = 2
@@ -108,13 +110,24 @@ class FewerExperts(Outcome):
 
 @dataclass(frozen=True)
 class DropExperts(Edit):
-    """Leaves out whole experts."""
+    """Leaves out whole experts, which may be merged into others before."""
 
     outcome: FewerExperts
+    architecture: Architecture
+    merges: Sequence[Merge]
+    dtype: str
+    """That tensors ship in, or `source`."""
 
     def finish_block(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         import torch
 
+        if merges := [merge for merge in self.merges if merge.block == block]:
+            from workers.engine.removals.merging import merged
+
+            new = merged(self.outcome.layout, self.architecture.block(block), tensors, merges)
+            if self.dtype == "source":  # others are rounded once, to what ships
+                new = {name: tensor.to(tensors[name].dtype) for name, tensor in new.items()}
+            tensors = {**tensors, **new}
         found = {}
         for name, tensor in tensors.items():
             if (renamed := self.outcome.renamed(name)) is None:
@@ -219,6 +232,17 @@ class Experts(Removal):
     def going(self, spec: CompressionSpec, family: Family) -> int:
         return family.units - _params(spec).kept(family.units)
 
+    def decided(
+        self, spec: CompressionSpec, model: LoadedModel, units: Units, text: Calibration | None, run: Run
+    ) -> Units:
+        """With the experts that those that go are merged into, where the spec asks for that."""
+        if not _params(spec).merges:
+            return units
+        from workers.engine.removals.merging import planned_merges
+
+        merges = planned_merges(model, kept_experts(spec, units), needed(text, "/calibrate"), run)
+        return replace(units, merges=merges)
+
     def sparsity(
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None
     ) -> Mapping[str, float] | None:
@@ -236,11 +260,16 @@ class Experts(Removal):
         sparsity: Mapping[str, float],
         clock: Clock,
     ) -> Edit:
-        kept = kept_experts(spec, needed(units, "the units' scores"))
-        return DropExperts(_outcome(model.architecture, kept, model.source.tensors))
+        units = needed(units, "the units' scores")
+        outcome = _outcome(model.architecture, kept_experts(spec, units), model.source.tensors)
+        return DropExperts(outcome, model.architecture, units.merges, spec.package.dtype)
 
     def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
-        return Mask(experts=kept_experts(spec, needed(units, "the units' scores")))
+        from workers.engine.removals.merging import written_by
+
+        units = needed(units, "the units' scores")
+        written = written_by(model.architecture.layout, model.source.tensors, units.merges)
+        return Mask(written=dict.fromkeys(written), experts=kept_experts(spec, units))
 
     def went(self, report: Report, share: str) -> str:
         of_block: dict[int, set[str]] = {}
@@ -249,8 +278,9 @@ class Experts(Removal):
                 of_block.setdefault(layer.block, set()).add(found[1])
         gone = sum(1 for layer in report.layers if layer.shape == (0, 0) and layer.reads != "hidden")
         experts, blocks = len(next(iter(of_block.values()))), len(of_block)
+        how = "merged into the others" if report.merges else "dropped"
         return (
-            f"{gone // blocks} of {experts} experts of each of {blocks} blocks were dropped, {report.parameters:,} "
+            f"{gone // blocks} of {experts} experts of each of {blocks} blocks were {how}, {report.parameters:,} "
             f"parameters became {report.parameters_after or 0:,}"
         )
 

@@ -51,10 +51,16 @@ def score_units(spec: CompressionSpec, model: LoadedModel, calibration: Calibrat
 
     Raises NumericalFailure where a score is not a number.
     """
+    removal = removal_of(spec)
+    found = removal.families(spec, model.architecture, model.source.config, model.source.tensors)
+    scores = run.checkpoint.load_json("unit-scores") or _scores(spec, model, found, calibration, run)
+    return removal.decided(spec, model, Units(found, scores), calibration, run)
+
+
+def _scores(
+    spec: CompressionSpec, model: LoadedModel, found: Sequence[Family], calibration: Calibration | None, run: Run
+) -> Scores:
     params = needed(spec.score, "/score")
-    found = removal_of(spec).families(spec, model.architecture, model.source.config, model.source.tensors)
-    if saved := run.checkpoint.load_json("unit-scores"):
-        return Units(found, saved)
     method = method_of("score", params)
     if method.measure is None:
         scores = _sums_over_weights(spec, model, found, calibration, run)
@@ -69,7 +75,7 @@ def score_units(spec: CompressionSpec, model: LoadedModel, calibration: Calibrat
                     f"block {block}: {method.name} gives {kind}s that are not a number", "check the dense model"
                 )
     run.checkpoint.save_json("unit-scores", scores)
-    return Units(found, scores)
+    return scores
 
 
 def _sums_over_weights(

@@ -81,6 +81,14 @@ def conditions(report: Report) -> list[str]:
         )
     if report.tune is not None:
         found.append(tuned(report.tune, report.spec["tune"]))
+    if report.merges:
+        idle = sum(merge.weight == 0 for merge in report.merges)
+        found.append(
+            f"{len(report.merges)} experts went into the ones of their block whose router logits are most like theirs, "
+            "averaged in proportion to the tokens sent to each after their channels were put in one order; their rows "
+            "of the router were dropped."
+            + (f" {idle} of them were sent none on the calibration text, and change nothing." if idle else "")
+        )
     if report.betas:
         low, high = min(report.betas.values()), max(report.betas.values())
         found.append(

@@ -1,6 +1,7 @@
-"""Experts: drops whole experts of every mixture, with their rows of the router. The others are as they were.
+"""Experts: drops whole experts of every mixture, or merges them into the others, with their rows of the router.
 
-Lu et al. 2024 (Not All Experts are Equal, arXiv:2402.14800); scores decide which. As many go of every block, as the
+Lu et al. 2024 (Not All Experts are Equal, arXiv:2402.14800); scores decide which. Dropped, the others are as they were;
+merged as by M-SMoE (Li et al. 2024, arXiv:2310.01334), see `removals/merging.py`. As many go of every block, as the
 configs of transformers say one number for all, and a token is sent to as many as before.
 """
 
@@ -15,6 +16,11 @@ from workers.engine.removals.experts import ExpertPruneParams, expert_pruner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+_MATCHING_BYTES = 20
+"""Per pair of channels of two experts that are put in one order: their product in float32, and what scipy makes of
+it."""
 
 
 class ExpertsParams(ExpertPruneParams):
@@ -33,6 +39,13 @@ class ExpertsParams(ExpertPruneParams):
         "text, after pruning, so that about half of the tokens skip one of two. Brings a modelling file.",
     )
 
+    merge: bool = Field(
+        False,
+        description="Instead of dropping (M-SMoE): each expert that goes is averaged into the one that stays whose "
+        "router logits are most like its own on the calibration text, in proportion to the tokens sent to each, after "
+        "its channels are put in the order in which both differ least. Its row of the router goes either way.",
+    )
+
     @model_validator(mode="after")
     def _one_target(self) -> ExpertsParams:
         if (self.experts is None) == (self.sparsity is None):
@@ -46,6 +59,16 @@ class ExpertsParams(ExpertPruneParams):
     @property
     def skips(self) -> bool:
         return self.skip
+
+    @property
+    def merges(self) -> bool:
+        return self.merge
+
+    def held_bytes(self, shape: tuple[int, int]) -> int:
+        return _MATCHING_BYTES * max(shape) ** 2 if self.merge else 0
+
+    def operations(self, shape: tuple[int, int], blocks: int) -> float:
+        return float(blocks * min(shape) ** 3) if self.merge else 0.0
 
     def kept(self, experts: int) -> int:
         return self.experts if self.experts is not None else experts - round((self.sparsity or 0.0) * experts)
