@@ -45,7 +45,7 @@ class Routed:
     asked: tuple[Any, ...]
     """The arguments of the router."""
     logits_TE: Tensor
-    """What the router gives for each expert, before it chooses."""
+    """Outputs of the router for each expert, before it chooses."""
 
 
 @dataclass(frozen=True)
