@@ -129,12 +129,12 @@ def undisturbed_digests(cluster: Cluster, tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.chaos
 def test_experts_go_after_a_kill_as_without_one(cluster: Cluster, tmp_path: Path) -> None:
-    """The second attempt takes the scores of the first."""
+    """The second attempt takes the scores of the first. They are merged into the others."""
     spec = {
         "model": {"id": "bookworm-moe-8m"},
         "calibrate": {"dataset": "calibration.txt", "samples": 4, "sequence_length": 256},
         "score": {"method": "naee"},
-        "prune": {"method": "experts", "experts": 6, "skip": True},
+        "prune": {"method": "experts", "experts": 6, "skip": True, "merge": True},
         "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 256, "samples": 4}],
     }
     digests = []
@@ -153,6 +153,7 @@ def test_experts_go_after_a_kill_as_without_one(cluster: Cluster, tmp_path: Path
         digests.append(job_digests(folder))
         report = cluster.http.get(f"/v1/jobs/{job_id}/report").json()
         assert len(report["betas"]) == 6
+        assert len(report["merges"]) == 6 * 2
     assert digests[0] == digests[1]
     code = "import sys; from transformers import AutoModelForCausalLM as Auto; "
     code += "print(Auto.from_pretrained(sys.argv[1], trust_remote_code=False).num_experts)"

@@ -73,6 +73,15 @@ def test_kept_experts_and_perplexity(
     assert found == pytest.approx(expected["heldout"], rel=1e-3)
 
 
+@pytest.mark.golden
+@pytest.mark.parametrize(("kept", "heldout"), [(6, 102.2026), (4, 553.1431)])
+def test_merged_experts(kept: int, heldout: float, windows: dict[str, Tensor], tmp_path: Path) -> None:
+    """The figures of docs/methods.md, of this program alone."""
+    parts = {"score": {"method": "reap"}, "prune": {"method": "experts", "experts": kept, "merge": True}}
+    compressed(tmp_path, windows["calibration"], parts, "bookworm-moe-8m")
+    assert perplexity(tmp_path / "model", windows["heldout"]) == pytest.approx(heldout, rel=1e-3)
+
+
 def test_losses_of_every_set_and_ratios_of_weights(windows: dict[str, Tensor]) -> None:
     """Of block 0: what its mixture reads depends on nothing that is pruned."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
