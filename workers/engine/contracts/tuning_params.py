@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -85,6 +85,12 @@ class TuneMethodParams(DataRef, MethodParams):
     )
 
     steps: int = Field(200, ge=1, le=1_000_000, description="Updates of the weights, each on `batch` windows.")
+    tokens: int | None = Field(
+        None,
+        ge=8,
+        le=10**12,
+        description="Budget of tokens, instead of `steps`: as many steps as read at least so many.",
+    )
     batch: int = Field(8, ge=1, le=4096, description="Windows per step.")
     sequence_length: int = Field(
         256, ge=8, le=32768, description="Tokens per window; at most the model's context length."
@@ -120,6 +126,36 @@ class TuneMethodParams(DataRef, MethodParams):
         False, description="Compute each block's activations twice instead of keeping them: less memory, more time."
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Of the order of the windows, of dropout, of new weights.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_of_tokens(cls, given: Any) -> Any:
+        """Steps follow from a budget of tokens. A stored spec has both, and they agree."""
+        if not isinstance(given, dict) or "steps" in given:
+            return given
+        tokens, batch, length = (
+            given.get(name, cls.model_fields[name].default) for name in ("tokens", "batch", "sequence_length")
+        )
+        if all(type(value) is int and value > 0 for value in (tokens, batch, length)):
+            return {**given, "steps": -(-tokens // (batch * length))}
+        return given  # refused field by field, if something is wrong
+
+    @model_validator(mode="after")
+    def _budget_and_steps_agree(self) -> TuneMethodParams:
+        step = self.batch * self.sequence_length
+        if self.tokens is not None and self.steps != -(-self.tokens // step):
+            raise PydanticCustomError(
+                "tokens_and_steps",
+                "{tokens} tokens are {needed} steps of {batch} x {length}, and `steps` says {steps}: leave one out",
+                {
+                    "tokens": self.tokens,
+                    "needed": -(-self.tokens // step),
+                    "batch": self.batch,
+                    "length": self.sequence_length,
+                    "steps": self.steps,
+                },
+            )
+        return self
 
     @model_validator(mode="after")
     def _warm_before_the_end(self) -> TuneMethodParams:
