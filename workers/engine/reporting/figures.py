@@ -49,6 +49,8 @@ _STYLE = {
     "legend.frameon": False,
 }
 _COLUMNS = 4
+_DOMAINS_SHOWN = 8
+"""More lines than that cannot be told apart; the sentence above has all of them."""
 
 
 def sparsity_figure(layers: Sequence[LayerReport]) -> str:
@@ -144,9 +146,10 @@ def loss_figure(tune: TuneReport, result: str) -> str:
         axis.axhline(tune.holdout_loss_before, color=FAINT, linestyle="--", label=f"{result}, held out")
         axis.plot([step for step, _ in trained], [loss for _, loss in trained], color=DENSE, label="training")
         axis.plot([p.step for p in looks], [p.holdout_loss for p in looks], "o-", color=PRUNED, ms=4, label="held out")
-        for name in looks[0].domains or {}:
+        domains = looks[0].domains or {}
+        for name in domains if len(domains) <= _DOMAINS_SHOWN else ():
             losses = [(point.step, (point.domains or {})[name]) for point in looks]
-            axis.plot(*zip(*losses, strict=True), ":", lw=1, label=name)
+            axis.plot(*zip(*losses, strict=True), ":", label=f"{name}, held out")
         best = next(point for point in looks if point.step == tune.best_step)
         axis.plot([best.step], [best.holdout_loss], "o", color=INK, ms=7, label="ships")
         axis.set_xlabel("step")
