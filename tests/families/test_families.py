@@ -23,7 +23,7 @@ from tests.families.sides import Side, Wrong
 from workers.engine.architectures.layouts import layouts
 
 SAMPLES: dict[str, tuple[str, ...]] = {
-    "Llama": ("gemma3_text", "qwen3"),
+    "Llama": ("gemma3_text", "qwen3", "qwen2_5_vl", "idefics3"),
     "mixture with Llama's names": ("qwen2_moe",),
 }
 """Layout -> families of it that run in every test; of the others the first in the table. `make families` runs all."""

@@ -7,8 +7,7 @@ import random
 from typing import Any
 
 import pytest
-import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 
 from tests.helpers.small_models import SIZES
 from workers.engine.architectures.built import family, like_llama, obeyed, table, ties_head
@@ -16,6 +15,7 @@ from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.expected import check_tensors, expected
 from workers.engine.architectures.generate import FILE, generate, written
 from workers.engine.architectures.generation.row import family_row
+from workers.engine.architectures.generation.shapes import built
 from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.safetensors_bytes import TensorFacts
@@ -51,8 +51,7 @@ def sizes(family: str, seed: int) -> dict[str, Any]:
 
 
 def really(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]](**obeyed(config)))
+    model = built(CONFIG_MAPPING[config["model_type"]], obeyed(config))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar
 
 import pytest
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.families.checkpoints import tiny_config
 from tests.families.checkpoints import tiny_model as made
+from tests.families.wrappers import wrapper_config
+from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.generation.shapes import saved
 from workers.engine.architectures.kinds import refuse
 from workers.engine.architectures.layouts import mixture
@@ -19,6 +22,8 @@ from workers.engine.architectures.wrappers import WHOLE, decoder_config, in_wrap
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.model.input_statistics import _watched
+from workers.engine.model.loaded import skeleton
+from workers.engine.removals.outcome import _refuse_shared
 
 STREAMS: dict[str, set[tuple[str, ...]]] = {
     "minicpm3": {("attention_input", "query_latent", "key_latent", "attention_output", "mlp_input", "mlp_hidden")},
@@ -99,6 +104,43 @@ class TestWrapper:
         with pytest.raises(UnsupportedModel, match="multimodal"):
             refuse(self.CONFIG | {"model_type": "florence2"}, ["config.json"])
 
+    def test_a_wrapper_is_judged_by_its_decoders_config(self) -> None:
+        text = {"model_type": "llama", "num_hidden_layers": 3}
+        refuse({"model_type": "deepseek_vl_hybrid", "text_config": text}, ["config.json"])  # no hybrid of blocks
+        with pytest.raises(UnsupportedModel, match="in both directions"):
+            refuse({"model_type": "paligemma", "text_config": {"model_type": "gemma"}}, ["config.json"])
+
+    def test_alone_it_is_saved_only_where_it_has_a_class_of_its_own(self) -> None:
+        for text, remedy in (("qwen2", "save its language model alone"), ("mllama_text_model", "use a model of a")):
+            with pytest.raises(UnsupportedModel) as found:
+                refuse({"model_type": "voxtral", "text_config": {"model_type": text}}, ["config.json"])
+            assert str(found.value.hint).startswith(remedy)
+
+    @pytest.mark.parametrize(("section", "said"), [([1, 1, 2], None), ([1, 1, 1], "4 pairs"), ([1, 1, 2.0], "whole")])
+    def test_pairs_of_dimensions_of_each_axis_of_a_position(self, section: list[Any], said: str | None) -> None:
+        rope = {"type": "mrope", "mrope_section": section}  # as Qwen's own files say it
+        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+        config = decoder_config({"model_type": "qwen2_5_vl", "rope_scaling": rope, "num_hidden_layers": 2, **sizes})
+        if said is None:
+            check_config(config)
+        else:
+            with pytest.raises(UnsupportedModel, match=said):
+                check_config(config)
+
+    def test_towers_are_not_built_and_the_device_is_not_theirs(self) -> None:
+        config = json.loads(wrapper_config("idefics3").to_json_string(use_diff=False))
+        model = skeleton(decoder_config(config), torch.device("cpu"), torch.float32)
+        beside = {name for name, _ in model.named_parameters()} - {"lm_head.weight"}
+        assert beside
+        assert all(name.startswith("model.text_model.") for name in beside)
+        assert model.model.device.type == "cpu"
+
+    def test_a_width_that_another_part_shares_stays(self) -> None:
+        before = {"model_type": "mistral", "intermediate_size": 48, WHOLE: {"model_type": "idefics2"}}
+        _refuse_shared(before, before | {"num_hidden_layers": 2}, "/prune")
+        with pytest.raises(UnsupportedModel, match="`intermediate_size` of its decoder's config"):
+            _refuse_shared(before, before | {"intermediate_size": 24}, "/prune")
+
     def test_a_flat_config_stays_flat(self) -> None:
         config = {"model_type": "qwen2_5_vl", "hidden_size": 8, "num_hidden_layers": 3, "vision_config": {"depth": 2}}
         decoder = decoder_config(config)
@@ -113,6 +155,7 @@ class TestWrapper:
         [
             ("gemma3", "language_model.model", "language_model.lm_head", "vision_tower.layers.0.q"),
             ("qwen3_vl", "model.language_model", "lm_head", "model.visual.blocks.0.q"),
+            ("smolvlm", "model.text_model", "lm_head", "model.connector.proj"),
             ("qwen2_5_vl", "model", "lm_head", "visual.blocks.0.q"),
         ],
     )

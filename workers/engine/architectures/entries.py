@@ -50,6 +50,10 @@ _OF_PARTS = ("default", "proportional")
 """Kinds that keep the width of heads, whatever part of them is rotated."""
 _NEEDED_BY_MINISTRAL3 = ("llama_4_scaling_beta", "original_max_position_embeddings")
 _LISTS = ("short_factor", "long_factor")
+_SECTION = "mrope_section"
+"""Entry for how many pairs of dimensions each axis of a position has, of time and of pictures."""
+_NAMED_MROPE = ("qwen2_vl_text", "qwen2_5_vl_text")
+"""Families whose files call the default kind `mrope`."""
 _MAY_BE_NULL = {"default": {*_ABOVE_0, *_LISTS} - {"rope_theta"}, "yarn": {"factor"}, "longrope": {"factor"}}
 """Kind of rotary embedding -> entries that may be null."""
 _PARTIAL = {"stablelm": 0.25}
@@ -288,6 +292,8 @@ def _wrong_rope(config: Mapping[str, Any], detailed: bool) -> Iterator[str]:
 
 def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any], detailed: bool) -> Iterator[str]:
     kind = entry.get("rope_type", entry.get("type", "default"))
+    if kind == "mrope" and config["model_type"] in _NAMED_MROPE:
+        kind = "default"
     if kind not in table()["rope_types"]:
         yield f"{shown(json.dumps(kind))} is no kind of rotary embedding"
         return
@@ -300,6 +306,9 @@ def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any], detaile
         if name in _LISTS:
             if not isinstance(part, list) or not all(_number(x, lambda x: x > 0) for x in part):
                 yield f"`{name}` is not a list of numbers above 0"
+        elif name == _SECTION:
+            if not isinstance(part, list) or not all(type(x) is int and x >= 0 for x in part):
+                yield f"`{name}` is {shown(json.dumps(part))}, not a list of whole numbers from 0"
         elif name in _ABOVE_0:
             if not _number(part, lambda x: x > 0):
                 yield f"`{name}` is {shown(json.dumps(part))}, not a number above 0"
@@ -326,6 +335,9 @@ def _wrong_rotation(entry: Mapping[str, Any], config: Mapping[str, Any], detaile
         for name in _NEEDED_BY_MINISTRAL3 if entry else ():
             if not _number(entry.get(name), lambda x: x > 0):
                 yield f"`{name}` is {shown(json.dumps(entry.get(name)))}, where this family needs a number above 0"
+    section = entry.get(_SECTION, [])
+    if isinstance(section, list) and section and sum(x for x in section if type(x) is int) != rotated // 2:
+        yield f"`{_SECTION}` does not add up to the {rotated // 2} pairs of dimensions of a head"
     if kind == "dynamic" and rotated == 2:
         yield "dynamic needs heads of more than 2 rotated dimensions"
     if kind == "yarn" and theta == 1:

@@ -21,6 +21,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto import modeling_auto as auto
 
 from workers.engine.architectures.generation.row import family_row
+from workers.engine.architectures.wrappers import WRAPPERS
 
 FILE = Path(__file__).with_name("families.json")
 _KINDS = (
@@ -38,7 +39,8 @@ def generate() -> dict[str, Any]:
     kinds: dict[str, list[str]] = {kind: [] for kind in (*lists, "other")}
     for model_type in sorted(CONFIG_MAPPING):
         kinds[next((kind for kind, _ in _KINDS if model_type in lists[kind]), "other")].append(model_type)
-    found = {name: family_row(name) for name in kinds["decoder"]}
+    towers = sorted({wrapper.text for wrapper in WRAPPERS.values()} - {*kinds["decoder"]})
+    found = {name: family_row(name) for name in (*kinds["decoder"], *towers)}
     declared = {field.name for field in fields(PreTrainedConfig)}
     return {
         "transformers": transformers.__version__,

@@ -11,7 +11,7 @@ from typing import Any
 
 from workers.engine.architectures.built import family, like_llama, table
 from workers.engine.architectures.layouts import layouts
-from workers.engine.architectures.wrappers import is_known
+from workers.engine.architectures.wrappers import decoder_config, is_known
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 
@@ -21,6 +21,10 @@ _TOWERS = (
     "vision_config", "audio_config", "text_config", "thinker_config", "vision_tower", "mm_vision_tower",
     "speech_config",
 )  # fmt: skip
+_NOT_ITS_DECODER = {
+    "paligemma": ", which attends to the whole prompt in both directions: text alone does not show how it writes",
+}
+"""Model types of wrappers -> why their decoders are not pruned in them, although they are of a known family."""
 _CLASSIFIER = re.compile(r"For(Sequence|Token)Classification|ForQuestionAnswering|ForMultipleChoice|RewardModel")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 _OF_EXPERTS = ("moe_intermediate_size", "num_experts_per_tok", "moe_layer_freq")
@@ -65,7 +69,7 @@ def refuse(config: Mapping[str, Any], names: Collection[str]) -> None:
     kind = next((kind for kind, types in table()["kinds"].items() if config["model_type"] in types), None)
     architectures = [name for name in _list(config.get("architectures")) if isinstance(name, str)]
     if is_known(config):
-        kind = "decoder"
+        kind, config = "decoder", decoder_config(config)
     elif kind == "multimodal" or any(isinstance(config.get(name), dict | str) for name in _TOWERS):
         raise _multimodal(model_type, config)
     if any(_CLASSIFIER.search(name) for name in architectures):
@@ -130,10 +134,12 @@ def _multimodal(model_type: str, config: Mapping[str, Any]) -> UnsupportedModel:
     text = config.get("text_config")
     inner = text.get("model_type") if isinstance(text, dict) else None
     tower = f"; its text tower is `{shown(inner)}`" if isinstance(inner, str) else ""
+    why = _NOT_ITS_DECODER.get(config["model_type"], "")
+    alone = inner is None or family(str(inner)) is not None
     return _is(
         model_type,
-        f"it is multimodal, a language model with towers for images, sound or other input{tower}",
-        "save its language model alone, by AutoModelForCausalLM, and use that",
+        f"it is multimodal, a language model with towers for images, sound or other input{tower}{why}",
+        "save its language model alone, by AutoModelForCausalLM, and use that" if alone else SUPPORTED,
     )
 
 

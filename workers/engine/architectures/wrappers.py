@@ -19,10 +19,14 @@ _TEXT = "text_config"
 _TIES = "tie_word_embeddings"
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 """Entries that old files leave to the decoder's defaults."""
-_PARTS = ("layers", "embed_tokens", "norm")
+_PARTS = ("layers", "embed_tokens", "norm", "embedding_norm", "final_layernorm")
 """Of the decoders."""
 _TOWERS = (
-    "vision_tower", "vision_model", "visual", "multi_modal_projector", "embed_vision", "audio_tower", "embed_audio",
+    "aligner", "audio_tower", "connector", "embed_audio", "embed_vision", "encoder",
+    "high_res_vision_alpha",
+    "high_res_vision_model", "high_res_vision_neck", "high_res_vision_proj", "image_newline", "image_tower", "merger",
+    "multi_modal_projector", "projector", "video_tower", "vision_embed_tokens", "vision_embedder", "vision_encoder",
+    "vision_model", "vision_projection", "vision_tower", "visual", "visual_embeddings_table",
 )  # fmt: skip
 
 
@@ -30,29 +34,72 @@ _TOWERS = (
 class Wrapper:
     """Where the class of a family of wrappers has its decoder."""
 
-    text: str | None = None
+    text: str
     """Model type of the decoder, where `text_config` does not name one."""
-    modules: tuple[tuple[str, str], ...] = (
-        *((f"model.{tower}", f"model.{tower}") for tower in _TOWERS),
-        ("model", "model.language_model"),
-    )
-    """(beginning of a path in the decoder's own class, the same in the wrapper's)."""
     ties_head: bool = False
     """Whether the head is the embedding where the config does not say."""
+    decoder: str = "model.language_model"
+    """Module path of the decoder in the wrapper's class."""
+    head: str = "lm_head"
+    """That of the output head."""
+    shared: tuple[str, ...] = ()
+    """Entries of the decoder's config by which other parts are built too."""
+
+    @property
+    def modules(self) -> tuple[tuple[str, str], ...]:
+        """(beginning of a path in the decoder's own class, the same in the wrapper's)."""
+        towers = tuple((f"model.{tower}", f"model.{tower}") for tower in _TOWERS)
+        return (*towers, ("model", self.decoder), ("lm_head", self.head))
 
 
 WRAPPERS: Mapping[str, Wrapper] = {
+    "aya_vision": Wrapper("cohere2", ties_head=True),
+    "cohere2_vision": Wrapper("cohere2", ties_head=True),
+    "deepseek_vl": Wrapper("llama", ties_head=True),
+    "deepseek_vl_hybrid": Wrapper("llama", ties_head=True),
+    "exaone4_5": Wrapper("exaone4"),
+    "fuyu": Wrapper("persimmon"),
     "gemma3": Wrapper("gemma3_text", ties_head=True),
     "gemma4": Wrapper("gemma4_text", ties_head=True),
-    "llama4": Wrapper("llama4_text", (("model", "language_model.model"), ("lm_head", "language_model.lm_head"))),
+    "gemma4_unified": Wrapper("gemma4_unified_text", ties_head=True),
+    "glm46v": Wrapper("glm4v_text"),
+    "glm4v": Wrapper("glm4v_text"),
+    "glm4v_moe": Wrapper("glm4v_moe_text"),
+    "glm_ocr": Wrapper("glm_ocr_text"),
+    "glmasr": Wrapper("llama", ties_head=True),
+    "got_ocr2": Wrapper("qwen2", ties_head=True),
+    "granite_docling": Wrapper("granite_docling_text", ties_head=True, decoder="model.text_model"),
+    "granite_speech": Wrapper("granite", ties_head=True),
+    "granite_speech_plus": Wrapper("granite", ties_head=True),
+    "idefics2": Wrapper("mistral", decoder="model.text_model", shared=("intermediate_size",)),
+    "idefics3": Wrapper("llama", decoder="model.text_model"),
+    "internvl": Wrapper("qwen2", ties_head=True),
+    "lfm2_vl": Wrapper("lfm2", ties_head=True),
+    "lfm3_vl": Wrapper("lfm3", ties_head=True),
+    "lighton_ocr": Wrapper("qwen3", ties_head=True),
+    "llama4": Wrapper("llama4_text", decoder="language_model.model", head="language_model.lm_head"),
     "llava": Wrapper("llama"),
+    "llava_next": Wrapper("llama"),
+    "llava_next_video": Wrapper("llama"),
+    "llava_onevision": Wrapper("qwen2"),
+    "minicpm_ocr": Wrapper("qwen3_5_text", ties_head=True),
+    "minicpmv4_6": Wrapper("qwen3_5_text"),
+    "minicpmv4_7": Wrapper("qwen3_5_text"),
     "mistral3": Wrapper("mistral", ties_head=True),
+    "moss_transcribe_diarize": Wrapper("qwen3", ties_head=True),
+    "ovis2": Wrapper("qwen2", ties_head=True),
+    "pp_chart2table": Wrapper("qwen2", ties_head=True),
     "qwen2_5_vl": Wrapper("qwen2_5_vl_text"),
     "qwen2_vl": Wrapper("qwen2_vl_text"),
     "qwen3_5": Wrapper("qwen3_5_text"),
     "qwen3_5_moe": Wrapper("qwen3_5_moe_text"),
+    "qwen3_asr": Wrapper("qwen3", ties_head=True),
     "qwen3_vl": Wrapper("qwen3_vl_text"),
     "qwen3_vl_moe": Wrapper("qwen3_vl_moe_text"),
+    "smolvlm": Wrapper("llama", decoder="model.text_model"),
+    "video_llama_3": Wrapper("qwen2"),
+    "video_llava": Wrapper("llama"),
+    "vipllava": Wrapper("llama"),
 }
 """Model types of the wrappers whose decoders are pruned."""
 
@@ -82,7 +129,7 @@ def names_of(config: Mapping[str, Any], stored: Iterable[str]) -> Names:
     if config.get("model_type") not in WRAPPERS:
         return PLAIN
     names = [*stored]
-    for decoder in ("language_model.model", "model.language_model"):
+    for decoder in ("language_model.model", "model.language_model", "model.text_model"):
         if any(name.startswith(f"{decoder}.") for name in names):
             head = "language_model.lm_head" if decoder.startswith("language_model") else "lm_head"
             parts = [(f"{decoder}.{part}.", f"model.{part}.") for part in _PARTS]

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -33,7 +34,7 @@ from workers.engine.architectures.file_names import names_in_files
 from workers.engine.architectures.per_layer import DIFFER, PER_LAYER, is_ours, modeling_class
 from workers.engine.architectures.recognise import recognise
 from workers.engine.architectures.skipping import BETAS, skipping_class
-from workers.engine.architectures.wrappers import WHOLE, WRAPPERS, decoder_config, whole_config
+from workers.engine.architectures.wrappers import WHOLE, WRAPPERS, Wrapper, decoder_config, whole_config
 from workers.engine.artifact import modeling_pruned
 from workers.engine.errors import EngineError, UnsupportedModel
 from workers.engine.files.companions import GENERATION, TOKENIZER_CONFIG
@@ -46,7 +47,7 @@ from workers.engine.ranks import Ranks
 from workers.engine.sources.resolve import INDEX, WEIGHTS, ModelSource
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workers.engine.model.transfers import Arrival
@@ -93,7 +94,24 @@ def skeleton(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype
     """The model of a config, its parameters on the meta device."""
     with _refusing(config["model_type"], "config.json"):
         built = AutoConfig.for_model(**_decoded(config)) if is_ours(config) else stock_config(config)
-        return empty_model(built, device, dtype).eval().requires_grad_(False)
+        found = empty_model(built, device, dtype).eval().requires_grad_(False)
+        if WHOLE in config:
+            _without_towers(found, WRAPPERS[config[WHOLE]["model_type"]], device)
+        return found
+
+
+def _without_towers(model: nn.Module, wrapper: Wrapper, device: torch.device) -> None:
+    """Take out what a wrapper has beside its decoder: it is not computed, and takes no memory."""
+    around = model.get_submodule(wrapper.decoder.rpartition(".")[0])
+    # It would take the device of its first parameter, which is on the meta device but for its turn.
+    around.__class__ = type(type(around).__name__, (type(around),), {"device": device})
+    path, kept = wrapper.decoder.split("."), {wrapper.decoder, wrapper.head}
+    for depth in range(len(path)):
+        parent = ".".join(path[:depth])
+        for name, _ in [*model.get_submodule(parent).named_children()]:
+            full = f"{parent}.{name}" if parent else name
+            if not any(part == full or part.startswith(f"{full}.") for part in kept):
+                setattr(model.get_submodule(parent), name, nn.Module())
 
 
 def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:
@@ -122,7 +140,7 @@ def empty_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dty
 
 
 def _auto_class(model_type: str) -> Any:
-    return AutoModelForImageTextToText if model_type in WRAPPERS else AutoModelForCausalLM
+    return AutoModelForMultimodalLM if model_type in WRAPPERS else AutoModelForCausalLM
 
 
 def _own_class(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
@@ -152,10 +170,6 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     }
     weights = in_modules(architecture.layout, architecture.sizes, weights)
     missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
-    if WHOLE in config:  # its towers have no weights: they are not computed
-        layout = architecture.layout
-        computed = tuple(f"{layout.in_module(part)}." for part in (layout.decoder, layout.head))
-        missing = {name for name in missing if name.startswith(computed)}
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     _refuse_incomplete(model_dir, missing, "use a complete checkpoint whose config.json describes its weights")
     model.generation_config = generation_settings(model_dir, model_dir.name) or model.generation_config

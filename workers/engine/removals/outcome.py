@@ -18,10 +18,11 @@ from workers.engine.architectures.built import (
     own_name,
     per_block,
     spelled,
+    value,
 )
 from workers.engine.architectures.entries import check_result
 from workers.engine.architectures.kept_blocks import entries_of_kept
-from workers.engine.architectures.wrappers import WHOLE
+from workers.engine.architectures.wrappers import WHOLE, WRAPPERS
 from workers.engine.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -129,7 +130,20 @@ def config_after(config: Mapping[str, Any], outcome: Outcome, source: ModelSourc
         changed |= outcome.block_entries(changed)
     if WHOLE in config:
         changed[WHOLE] = config[WHOLE]
+        _refuse_shared(config, changed, outcome.field)
     return changed
+
+
+def _refuse_shared(config: Mapping[str, Any], changed: Mapping[str, Any], field: str) -> None:
+    """Refuse to change an entry by which a wrapper builds other parts than its decoder too. UnsupportedModel."""
+    model_type = config[WHOLE]["model_type"]
+    for name in WRAPPERS[model_type].shared:
+        if value(changed, name) != value(config, name):
+            raise UnsupportedModel(
+                f"{model_type}: `{name}` of its decoder's config is the width of another of its parts too",
+                "remove heads alone, whole blocks with `depth`, or weights",
+                field=field,
+            )
 
 
 def _as_mistral(config: Mapping[str, Any], field: str) -> dict[str, Any]:

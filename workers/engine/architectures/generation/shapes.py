@@ -8,21 +8,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
-from transformers.core_model_loading import revert_weight_conversion
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 from transformers.initialization import no_init_weights
 
 from workers.engine.architectures.fused import EACH
+from workers.engine.architectures.wrappers import WRAPPERS
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 _IN_BLOCK = re.compile(r"(.*?)\.(\d+)\.(.+)", re.ASCII)
 
 
+class TextTower(PreTrainedModel):  # type: ignore[misc]  # untyped in transformers
+    """A decoder that transformers has in wrappers only, under the names of a language model of its own."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.model = AutoModel.from_config(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        wrapper = next(name for name, one in WRAPPERS.items() if one.text == config.model_type)
+        changes = get_checkpoint_conversion_mapping(wrapper) or ()
+        self._weight_conversions = [change for change in changes if isinstance(change, WeightConverter)] or None
+
+
 def built(config_class: type[PreTrainedConfig], entries: Mapping[str, Any]) -> Any:
     """The model of a config on the meta device. Raises whatever transformers does."""
+    config = config_class(**entries)
     with torch.device("meta"), no_init_weights():
-        return AutoModelForCausalLM.from_config(config_class(**entries))
+        if config_class in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return AutoModelForCausalLM.from_config(config)
+        return TextTower(config)
 
 
 def saved(model: Any) -> Shapes:
