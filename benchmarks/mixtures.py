@@ -29,6 +29,7 @@ EXPERT, ATTENTION = 3 * 192 * 224, 2 * 192 * 192 + 2 * 96 * 192
 TUNE = {
     "routers": {"method": "full", "train": "routers", "learning_rate": 1e-3},
     "full": {"method": "full", "learning_rate": 1e-4},
+    "lora": {"method": "lora"},
 }
 STEPS = {"dataset": "calibration.txt", "steps": 200, "batch": 4, "sequence_length": 256}
 
@@ -44,6 +45,10 @@ def cells() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         for kept in (6, 4):
             yield tuned(experts("reap", kept), name)
             yield tuned(weights("sparsegpt", kept), name)
+    half = {"way": "wanda", "size": "half of the weights", "tuned": ""}
+    yield half, masked(0.5)
+    for name in ("lora", "full"):
+        yield tuned((half, masked(0.5)), name)
     for layers in (1, 2):
         key = {"way": "block_influence, depth", "size": f"{BLOCKS - layers} of {BLOCKS} blocks", "tuned": ""}
         yield key, {"score": {"method": "block_influence"}, "prune": {"method": "depth", "layers": layers}}
@@ -57,11 +62,14 @@ def experts(score: str, kept: int) -> tuple[dict[str, Any], dict[str, Any]]:
 def weights(pruner: str, kept: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Weights everywhere, as many as these experts would leave."""
     gone = (EXPERTS - kept) * EXPERT / (EXPERTS * EXPERT + ATTENTION)
-    parts: dict[str, Any] = {"prune": {"method": "sparsegpt"}}
-    if pruner == "wanda":
-        parts = {"score": {"method": "wanda"}, "prune": {"method": "mask"}}
-    key = {"way": pruner, "size": f"as many weights as {kept} of {EXPERTS} experts", "tuned": ""}
-    return key, parts | {"prune": parts["prune"] | {"sparsity": round(gone, 4)}}
+    spec = (
+        masked(round(gone, 4)) if pruner == "wanda" else {"prune": {"method": "sparsegpt", "sparsity": round(gone, 4)}}
+    )
+    return {"way": pruner, "size": f"as many weights as {kept} of {EXPERTS} experts", "tuned": ""}, spec
+
+
+def masked(sparsity: float) -> dict[str, Any]:
+    return {"score": {"method": "wanda"}, "prune": {"method": "mask", "sparsity": sparsity}}
 
 
 def tuned(cell: tuple[dict[str, Any], dict[str, Any]], name: str) -> tuple[dict[str, Any], dict[str, Any]]:

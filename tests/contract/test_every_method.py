@@ -10,7 +10,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, get_args, get_origin
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.helpers.mixtures import tiny
 from tests.helpers.random_layers import (
     INPUTS,
     OUTPUTS,
@@ -31,14 +35,15 @@ from tests.helpers.random_layers import (
     weight,
 )
 from workers.engine.architectures.architecture import Architecture, LinearFacts
+from workers.engine.architectures.canonical import in_modules
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LayerTask, LinearStats
 from workers.engine.contracts.params import STAGES, Group, Stat, WeightPruneParams
 from workers.engine.errors import NumericalFailure
-from workers.engine.files.safetensors_bytes import TensorFacts
+from workers.engine.files.safetensors_bytes import TensorFacts, read_header
+from workers.engine.model.views import held
 from workers.engine.registry import Method, compared, method_of, methods
 from workers.engine.sources.resolve import ModelSource
-from workers.engine.training.trainable import linears
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 PRUNE_EXAMPLES: dict[str, list[dict[str, Any]]] = {
@@ -423,20 +428,64 @@ class TestRefine:
         assert method.params.model_validate_json(params.model_dump_json()) == params
 
 
-def llama(*, masked: bool, tied: bool = False) -> nn.Module:
-    """A random Llama of four blocks, in which half of the linear layers' weights may be zero."""
+Kind = Literal["dense", "masked", "mixture", "transposed"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MIXTURES = {"mixture": "mixtral", "transposed": "gpt_oss"}
+"""Families that hold all experts' matrices of a block in one parameter, as they are or transposed."""
+
+
+def built(kind: Kind, *, tied: bool = False) -> tuple[nn.Module, Architecture]:
+    """A random Llama of four blocks, or a mixture of two. Half of the linear layers' weights are zero, but where it is
+    dense."""
+    model = tiny(MIXTURES[kind]) if kind in MIXTURES else llama(tied=tied)
+    architecture = recognise(model.config.to_dict(), stored_facts(kind, tied=tied))
+    places = held(model, architecture)
+    for layer in architecture.layers if kind != "dense" else ():
+        at = places[layer.weight]
+        weight = at.view(model.get_parameter(at.parameter).data)
+        weight *= torch.rand(weight.shape) < 0.5
+    return model, architecture
+
+
+def llama(*, tied: bool) -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 50}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
-    for layer in linears(model, architecture_of(model), (nn.Linear,)).values() if masked else ():
-        layer.weight.data *= torch.rand(layer.weight.shape) < 0.5
-    return model
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads))
 
 
-def architecture_of(model: nn.Module) -> Architecture:
-    tensors = {name: TensorFacts("F32", tuple(tensor.shape)) for name, tensor in model.named_parameters()}
-    return recognise(model.config.to_dict(), tensors)
+@cache
+def stored_facts(kind: Kind, *, tied: bool) -> Mapping[str, TensorFacts]:
+    """The tensors that files of the model hold."""
+    if kind not in MIXTURES:
+        return {name: TensorFacts("F32", tuple(own.shape)) for name, own in llama(tied=tied).named_parameters()}
+    with TemporaryDirectory() as folder:
+        tiny(MIXTURES[kind]).save_pretrained(folder)
+        return {name: piece.facts for name, piece in read_header(Path(folder) / "model.safetensors").items()}
+
+
+def canonical(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+    """Copies of the model's tensors, by their canonical names."""
+    own = model.state_dict()
+    return {name: at.read(own[at.parameter]).clone() for name, at in held(model, architecture).items()}
+
+
+def params_of(method: Method, kind: Kind, **changes: Any) -> Any:
+    if kind in MIXTURES:
+        if method.name == "group":
+            pytest.skip("tunes no experts")
+        changes |= {"last_layers": {"blocks": 2}}.get(method.name, {})
+    return method.params(dataset="text.txt", **changes)
+
+
+def source_of(model: nn.Module, architecture: Architecture) -> ModelSource:
+    own = dict(model.named_parameters())
+    tensors = {
+        name: TensorFacts("F32", tuple(at.read(own[at.parameter]).shape))
+        for name, at in held(model, architecture).items()
+        if at.parameter in own
+    }
+    return ModelSource("random", model.config.to_dict(), tensors, {}, None)
 
 
 def loss_of(model: nn.Module) -> Tensor:
@@ -444,55 +493,58 @@ def loss_of(model: nn.Module) -> Tensor:
     return model(input_ids=ids_BT, labels=ids_BT).loss
 
 
-@named("tune")
-@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
-class TestTune:
-    def trained(self, method: Method, *, masked: bool) -> tuple[nn.Module, dict[str, Tensor], Any]:
-        """A prepared model after three steps with weight decay, what its weights were, and its trainable."""
-        model = llama(masked=masked)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        trainable = method.function(model, architecture_of(model), method.params(dataset="text.txt"))
-        optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=0.01, weight_decay=0.1)
-        model.train()
-        for _ in range(3):
-            optimizer.zero_grad()
-            loss_of(model).backward()
-            optimizer.step()
-        return model.eval(), before, trainable
+@cache
+def trained(name: str, kind: Kind) -> tuple[nn.Module, dict[str, Tensor], Any]:
+    """A model, prepared by a method, after three steps with weight decay, what its weights were, and its trainable."""
+    (method,) = (method for method in methods("tune") if method.name == name)
+    model, architecture = built(kind)
+    before = canonical(model, architecture)
+    trainable = method.function(model, architecture, params_of(method, kind))
+    optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=0.01, weight_decay=0.1)
+    model.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+    return model.eval(), before, trainable
 
-    def test_trains_float32_parameters_and_nothing_else(self, method: Method, masked: bool) -> None:
-        model = llama(masked=masked)
-        trainable = method.function(model.bfloat16(), architecture_of(model), method.params(dataset="text.txt"))
+
+@named("tune")
+@pytest.mark.parametrize("kind", KINDS)
+class TestTune:
+    def test_trains_float32_parameters_and_nothing_else(self, method: Method, kind: Kind) -> None:
+        model, architecture = built(kind)
+        own = {*model.state_dict()}
+        trainable = method.function(model.bfloat16(), architecture, params_of(method, kind))
         found = {id(parameter) for parameter in trainable.parameters.values()}
         assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == found
-        added = set(trainable.parameters) - set(llama(masked=masked).state_dict())
-        assert all(trainable.parameters[name].dtype == torch.float32 for name in added)
+        assert all(trainable.parameters[name].dtype == torch.float32 for name in trainable.parameters.keys() - own)
 
-    def test_every_parameter_learns(self, method: Method, masked: bool) -> None:
-        _, _, trainable = self.trained(method, masked=masked)
+    def test_every_parameter_learns(self, method: Method, kind: Kind) -> None:
+        _, _, trainable = trained(method.name, kind)
         for name, parameter in trainable.parameters.items():
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.any(), name
 
-    def test_what_is_merged_is_what_was_trained(self, method: Method, masked: bool) -> None:
-        model, before, trainable = self.trained(method, masked=masked)
-        plain = llama(masked=masked)
-        plain.load_state_dict({name: trainable.merged(name, tensor) for name, tensor in before.items()})
+    def test_what_is_merged_is_what_was_trained(self, method: Method, kind: Kind) -> None:
+        model, before, trainable = trained(method.name, kind)
+        plain, architecture = built(kind)
+        untrained = loss_of(plain.eval()).item()
+        merged = {name: trainable.merged(name, tensor) for name, tensor in before.items()}
+        plain.load_state_dict(in_modules(architecture.layout, architecture.sizes, merged))
         with torch.no_grad():
-            assert loss_of(plain.eval()).item() == pytest.approx(loss_of(model).item(), rel=1e-6)
-        assert loss_of(model).item() < loss_of(llama(masked=masked)).item()
+            assert loss_of(plain).item() == pytest.approx(loss_of(model).item(), rel=1e-6)
+        assert loss_of(model).item() < untrained
 
-    def test_zeros_stay_and_no_other_comes(self, method: Method, masked: bool) -> None:
-        _, before, trainable = self.trained(method, masked=masked)
-        for layer in architecture_of(llama(masked=masked)).layers:
+    def test_zeros_stay_and_no_other_comes(self, method: Method, kind: Kind) -> None:
+        _, before, trainable = trained(method.name, kind)
+        for layer in built(kind)[1].layers:
             merged_OI = trainable.merged(layer.weight, before[layer.weight])
             assert torch.equal(merged_OI == 0, before[layer.weight] == 0), layer.name
 
-    def test_what_is_stored_is_left_alone_and_what_was_not_trained_comes_back(
-        self, method: Method, masked: bool
-    ) -> None:
-        _, before, trainable = self.trained(method, masked=masked)
+    def test_what_is_stored_is_left_alone_and_what_was_not_trained_comes_back(self, method: Method, kind: Kind) -> None:
+        _, before, trainable = trained(method.name, kind)
         moved = 0
         for name, tensor in before.items():
             copy = tensor.clone()
@@ -503,35 +555,35 @@ class TestTune:
             moved += merged is not tensor
         assert moved
 
-    def test_starts_from_the_seed(self, method: Method, masked: bool) -> None:
-        first, second = (self.trained(method, masked=masked)[2].parameters for _ in range(2))
-        assert same(first, second)
+    def test_starts_from_the_seed(self, method: Method, kind: Kind) -> None:
+        again = trained.__wrapped__(method.name, kind)
+        assert same(trained(method.name, kind)[2].parameters, again[2].parameters)
 
-    def test_says_how_many_parameters_it_trains(self, method: Method, masked: bool) -> None:
-        model = llama(masked=masked, tied=masked)
-        tensors = {name: TensorFacts("F32", tuple(p.shape)) for name, p in model.named_parameters()}
-        source = ModelSource("llama", model.config.to_dict(), tensors, {}, None)
-        params = method.params(dataset="text.txt")
-        architecture = recognise(source.config, tensors)
+    def test_says_how_many_parameters_it_trains(self, method: Method, kind: Kind) -> None:
+        model, architecture = built(kind, tied=kind == "masked")
+        source, params = source_of(model, architecture), params_of(method, kind)
         trainable = method.function(model, architecture, params)
         promised = params.trained_parameters(source, architecture)
         assert promised == sum(parameter.numel() for parameter in trainable.parameters.values())
 
-    def test_parameters_survive_json(self, method: Method, masked: bool) -> None:
-        params = method.params(dataset="text.txt")
+    def test_parameters_survive_json(self, method: Method, kind: Kind) -> None:
+        params = params_of(method, kind)
         assert method.params.model_validate_json(params.model_dump_json()) == params
 
 
 @named("tune")
-def test_zeros_of_a_block_that_was_added_are_weights_like_others(method: Method) -> None:
+@pytest.mark.parametrize("kind", ["dense", "mixture"])
+def test_zeros_of_a_block_that_was_added_are_weights_like_others(method: Method, kind: Kind) -> None:
     """Those of LLaMA-Pro's copies, in the layers that add to the hidden states."""
-    model = llama(masked=False)
-    architecture = replace(architecture_of(model), new_blocks=frozenset({3}))
-    added = [layer.weight for layer in architecture.writing("hidden", 3)]
+    model, architecture = built(kind)
+    new = architecture.blocks - 1
+    architecture = replace(architecture, new_blocks=frozenset({new}))
+    added = [layer.weight for layer in architecture.writing("hidden", new)]
     for name in added:
-        model.get_parameter(name).data.zero_()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    trainable = method.function(model, architecture, method.params(dataset="text.txt"))
+        at = held(model, architecture)[name]
+        at.view(model.get_parameter(at.parameter).data).zero_()
+    before = canonical(model, architecture)
+    trainable = method.function(model, architecture, params_of(method, kind))
     optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=0.01)
     loss_of(model.train()).backward()
     optimizer.step()
@@ -539,16 +591,16 @@ def test_zeros_of_a_block_that_was_added_are_weights_like_others(method: Method)
         assert trainable.merged(name, before[name]).count_nonzero(), name
 
 
+@pytest.mark.parametrize("kind", ["masked", "mixture"])
 @pytest.mark.parametrize(
     "method", [m for m in methods("tune") if "train" in m.params.model_fields], ids=lambda m: m.name
 )
-def test_training_of_new_blocks_leaves_the_others_alone(method: Method) -> None:
-    model = llama(masked=True)
-    architecture = replace(architecture_of(model), new_blocks=frozenset({1, 3}))
-    params = method.params(dataset="text.txt", train="new_blocks")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tensors = {name: TensorFacts("F32", tuple(p.shape)) for name, p in model.named_parameters()}
-    promised = params.trained_parameters(ModelSource("llama", model.config.to_dict(), tensors, {}, None), architecture)
+def test_training_of_new_blocks_leaves_the_others_alone(method: Method, kind: Kind) -> None:
+    model, architecture = built(kind)
+    architecture = replace(architecture, new_blocks=frozenset({1, architecture.blocks - 1}))
+    params = params_of(method, kind, train="new_blocks")
+    before = canonical(model, architecture)
+    promised = params.trained_parameters(source_of(model, architecture), architecture)
     trainable = method.function(model, architecture, params)
     assert promised == sum(parameter.numel() for parameter in trainable.parameters.values())
     optimizer = torch.optim.AdamW(trainable.parameters.values(), lr=0.01)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
+from tests.helpers.mixtures import save
 from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
 from workers.engine.checks.trace import TOLERANCE
 from workers.engine.checks.verify import verify_tuned
@@ -51,6 +52,7 @@ FITTING = {"group": {"group_size": 16}}
 """Parameters with which a method fits `tiny`, whose MLP is 48 wide."""
 CUT = {"method": "structured", "sparsity": 0.35, "compensate": False}
 DROPPED = {"method": "depth", "layers": 1}
+GATE = "model.layers.0.block_sparse_moe.gate.weight"
 RANKING = {"method": "ranking"}
 
 
@@ -113,7 +115,7 @@ def halved(model: Path, folder: Path) -> Path:
     tensors = weights(folder)
     torch.manual_seed(2)
     for name, tensor in tensors.items():
-        if "proj" in name:
+        if "proj" in name or ".experts." in name:
             tensor[torch.rand(tensor.shape) < 0.5] = 0
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
@@ -286,6 +288,49 @@ def test_killed_and_resumed_to_the_same_bytes(
         same = {"tokens_per_s", "peak_memory_bytes", "resumed_step"}
         assert report.model_dump(exclude=same) == expected.model_dump(exclude=same)
     assert (whole / "model.safetensors").read_bytes() != (pruned.model / "model.safetensors").read_bytes()
+
+
+class TestMixtures:
+    """transformers holds the matrices of all experts in one tensor, files one by one."""
+
+    PARTS: ClassVar[dict[str, Any]] = {"model": {"id": "mixture"}}
+
+    @pytest.fixture
+    def mixture(self, sources: Sources, tmp_path: Path) -> Folder:
+        model = save("mixtral", sources.models_dir / "mixture")
+        return Folder(sources, halved(model, tmp_path / "pruned"), tmp_path)
+
+    def test_lora_is_resumed_to_the_same_bytes(self, mixture: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+        parts = self.PARTS | {"tune": tuning("lora", learning_rate=1e-2)}
+        report, folder = mixture.tune("whole", **parts)
+        assert report.holdout_loss_after < report.holdout_loss_before
+        before, after = weights(mixture.model), weights(folder)
+        of_experts = [name for name in before if ".experts." in name]
+        assert len(of_experts) == 2 * 8 * 3
+        for name in of_experts:
+            assert torch.equal(before[name] == 0, after[name] == 0), name
+            assert not torch.equal(before[name], after[name]), name
+        assert torch.equal(before[GATE], after[GATE]), "routers are left alone"
+        monkeypatch.setattr(tune_stage, "CHECKPOINT_S", 0.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "save_tuning", dying(Checkpoint.save_tuning, 2))
+            with pytest.raises(Killed):
+                mixture.tune("killed", **parts)
+        resumed, again = mixture.tune("killed", **parts)
+        assert resumed.resumed_step == 3
+        assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+    @pytest.mark.parametrize("method", ["full", "lora"])
+    def test_what_computes_in_half_precision_keeps_what_is_stored_in_full(self, method: str, mixture: Folder) -> None:
+        parts = self.PARTS | {"compute": {"dtype": "bfloat16", "device": "cpu"}}
+        report, folder = mixture.tune("run", tune=tuning(method, learning_rate=1e-2), **parts)
+        assert report.holdout_loss_after < report.holdout_loss_before
+        before, after = weights(mixture.model), weights(folder)
+        assert all(torch.equal(before[name] == 0, after[name] == 0) for name in before if ".experts." in name)
+        if method == "full":
+            report, folder = mixture.tune("fast", tune=tuning(method, learning_rate=1.0, warmup_steps=0), **parts)
+            assert report.best_step == 0
+            assert (folder / "model.safetensors").read_bytes() == (mixture.model / "model.safetensors").read_bytes()
 
 
 def test_a_job_goes_on_behind_its_tuning_and_counts_what_is_written(

@@ -173,6 +173,15 @@ class Layout:
         row = self._row(f"{found[1]}.weight")
         return self.in_module(layer if row is None else f"{self.block(found[0])}.{row.module}")
 
+    def matrix(self, layer: LinearFacts) -> tuple[str, ...]:
+        """Which of the matrices of its host a layer lies in: the tensor below the block, and the expert's number."""
+        below = f"{self.below(layer.name)}.weight"
+        row = self._row(below)
+        if row is None:
+            return ()
+        number = _NUMBER.search(below) if row.stacked else None
+        return (row.tensor, number[0]) if number else (row.tensor,)
+
     def of_experts(self, layer: LinearFacts) -> bool:
         """Whether a layer is one of an expert's, which are computed together."""
         row = self._row(f"{self.below(layer.name)}.weight")
@@ -357,14 +366,14 @@ class Architecture:
             found.setdefault(layer.stream, []).append(layer)
         return found
 
-    def modules(self) -> dict[str, tuple[int, int]]:
-        """Path, in transformers' model, of every module that computes linear layers of the blocks -> (O, I) of all that
-        it computes."""
-        found: dict[str, tuple[int, int]] = {}
+    def matrices(self) -> list[tuple[str, tuple[int, int]]]:
+        """(path of its module, (O, I)) of every matrix of transformers' model that holds linear layers of the blocks.
+        Experts have one each."""
+        found: dict[tuple[str, ...], tuple[int, int]] = {}
         for layer in self.layers:
-            path = self.layout.host(layer.name)
-            found[path] = found.get(path, (0, 0))[0] + layer.shape[0], layer.shape[1]
-        return found
+            key = (self.layout.host(layer.name), *self.layout.matrix(layer))
+            found[key] = found.get(key, (0, 0))[0] + layer.shape[0], layer.shape[1]
+        return [(key[0], shape) for key, shape in found.items()]
 
     def reading(self, kind: Kind, block: int | None = None) -> list[LinearFacts]:
         """The layers, of one block or of all, whose inputs belong to units of a kind."""

@@ -207,6 +207,11 @@ class TuneMethodParams(DataRef, MethodParams):
         return 0
 
     @property
+    def adds_to_experts(self) -> bool:
+        """Whether experts are computed twice, with updates that are added to the weights of all of a block."""
+        return False
+
+    @property
     def new_blocks_only(self) -> bool:
         """Whether nothing but blocks that the spec adds is trained."""
         return False

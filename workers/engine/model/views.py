@@ -35,6 +35,10 @@ class Held:
         """The part as a canonical tensor."""
         return whole if self.place is None else self.place.read(whole)
 
+    def write(self, whole: Tensor, part: Tensor) -> None:
+        """Write a canonical tensor where it lies, converted to the parameter's type and device."""
+        self.view(whole).copy_(part.reshape(self.view(whole).shape))
+
 
 def held(module: nn.Module, architecture: Architecture, path: str = "") -> Mapping[str, Held]:
     """Canonical name -> where the parameters of a module hold it. `path`: of the module in the model."""

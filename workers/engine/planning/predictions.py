@@ -55,6 +55,10 @@ _TRAINED_BYTES = 16
 """Per trained parameter, beside itself: its gradient, AdamW's two moments, the best state; all float32."""
 _KEPT_PER_HIDDEN, _KEPT_PER_MLP = 20, 6
 """Numbers per token and block that a backward pass needs, in hidden sizes and in widths of the MLP."""
+_KEPT_PER_SENT = 3
+"""The same for each expert that a token is sent to, in hidden sizes: its input, its output, and that times a weight."""
+_ADDED_BYTES = 13
+"""Per weight of a block's experts whose updates are added to them: the sum, its gradient, that masked, and the mask."""
 _KEPT_PER_LOGIT = 4
 """Copies of the logits in float32: as they are, shifted, their softmax and its gradient."""
 _RETAINED_BYTES, _RETAINED_PER_WEIGHT = 256 * 2**20, 80
@@ -190,15 +194,46 @@ def _tuning_bytes(
     linear = architecture.prunable_parameters
     base = linear * (params.base_bits / 8 if params.base_bits else compute_bytes)
     weights = int(base) + (source.parameters - linear) * compute_bytes + trained * _TRAINED_BYTES
-    mlp_width = max(layer.shape[0] for layer in architecture.layers)
-    inputs = sum(layer.shape[1] for layer in architecture.block(0))
-    kept = architecture.hidden_size * _KEPT_PER_HIDDEN + mlp_width * _KEPT_PER_MLP + inputs * params.input_copies
+    if params.adds_to_experts:
+        weights += _ADDED_BYTES * max(_of_experts(architecture, block) for block in range(architecture.blocks))
+    kept = _kept_numbers(params, architecture)
     blocks = params.blocks_back(source, architecture)
     per_token = kept + blocks * architecture.hidden_size if params.gradient_checkpointing else kept * blocks
     tokens = windows * params.sequence_length
     activations = tokens * (per_token * compute_bytes + architecture.vocabulary * 4 * _KEPT_PER_LOGIT)
     teacher = source.parameters * compute_bytes + stored if params.distill else 0
     return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, weights + activations + teacher)
+
+
+def _kept_numbers(params: TuneMethodParams, architecture: Architecture) -> int:
+    """Numbers per token that a block keeps for the backward pass: of a mixture, for each expert that it is sent to,
+    unless experts are computed again."""
+    layout, hidden_size = architecture.layout, architecture.hidden_size
+    width = max(layer.shape[0] for layer in architecture.layers)
+    copied = (
+        sum(layer.shape[1] for layer in architecture.block(block) if not layout.of_experts(layer))
+        for block in range(architecture.blocks)
+    )
+    kept = hidden_size * _KEPT_PER_HIDDEN + width * _KEPT_PER_MLP + max(copied) * params.input_copies
+    if not architecture.has_experts or params.adds_to_experts:
+        return kept
+    return kept + _sent(architecture) * (hidden_size * _KEPT_PER_SENT + _expert_width(architecture) * _KEPT_PER_MLP)
+
+
+def _of_experts(architecture: Architecture, block: int) -> int:
+    """Parameters of the matrices of a block's experts."""
+    return sum(layer.parameters for layer in architecture.block(block) if architecture.layout.of_experts(layer))
+
+
+def _sent(architecture: Architecture) -> int:
+    """Experts of a mixture that compute on a token."""
+    if any(part.reads_all for part in architecture.layout.mlps):
+        return max(facts.experts for facts in mixtures(architecture))
+    return architecture.sent
+
+
+def _expert_width(architecture: Architecture) -> int:
+    return max(layer.shape[1] for layer in architecture.layers if layer.reads == "expert_channel")
 
 
 def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, tokens: int) -> int:
@@ -274,11 +309,7 @@ def _token_numbers(architecture: Architecture) -> int:
     plain = 6 * max(layer.shape[0] for layer in architecture.layers) + 12 * architecture.hidden_size
     if not architecture.has_experts:
         return plain
-    width = max(layer.shape[1] for layer in architecture.layers if layer.reads == "expert_channel")
-    sent = architecture.sent
-    if any(part.reads_all for part in architecture.layout.mlps):
-        sent = max(facts.experts for facts in mixtures(architecture))
-    return plain + sent * (4 * width + 2 * architecture.hidden_size)
+    return plain + _sent(architecture) * (4 * _expert_width(architecture) + 2 * architecture.hidden_size)
 
 
 def _timed_tokens(spec: CompressionSpec) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ from workers.engine.model.loaded import described, load_model
 from workers.engine.model.loss import next_token_loss, nll
 from workers.engine.model.memory import give_back
 from workers.engine.model.repeatable import Repeatable
+from workers.engine.model.views import held
 from workers.engine.planning.predictions import tuned_at_once
 from workers.engine.registry import method_of
 from workers.engine.removals.base import removal_of
@@ -195,10 +196,15 @@ class _Training:
     def _prepared(self) -> Trainable:
         """The model, prepared by the method; trained parameters are float32, read from the stored values."""
         torch.manual_seed(self.params.seed)
+        places = held(self.model, self.architecture)
         trainable: Trainable = method_of("tune", self.params).function(self.model, self.architecture, self.params)
-        for name, parameter in trainable.parameters.items():
-            if parameter.dtype != torch.float32:  # the model's own, rounded to the compute type when it was loaded
-                parameter.data = read_tensor(self.slices[name]).to(self.dense.device, torch.float32)
+        # The model's own were rounded to the compute type when it was loaded.
+        rounded = {name: p for name, p in trainable.parameters.items() if p.dtype != torch.float32}
+        for parameter in rounded.values():
+            parameter.data = parameter.data.float()
+        for name, at in places.items():
+            if at.parameter in rounded and name in self.slices:
+                at.write(rounded[at.parameter].data, read_tensor(self.slices[name]))
         if self.params.gradient_checkpointing:
             self.model.activation_checkpointing_enable()
         if self.dense.device.type == "cpu":

@@ -63,7 +63,8 @@ def injected(
     whose zeros are no pruning's."""
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
     config._register_custom_module({nn.Linear: MaskedLora, Conv1D: MaskedLora})
-    inject_adapter_in_model(config, model, ADAPTER)
+    # Of a model of transformers, peft takes some of these names for those of experts, as files name them.
+    inject_adapter_in_model(config, nn.ModuleList([model]), ADAPTER)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MaskedLora)}
     for layer in layers.values():
         layer.lora_A.float()

@@ -24,10 +24,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def linears(model: nn.Module, architecture: Architecture, kinds: tuple[type[M], ...]) -> dict[str, M]:
-    """Path -> module that computes linear layers of the blocks, in the order of the forward pass. Raises
-    UnsupportedModel where one is of none of these `kinds`, as mixtures of experts have."""
+    """Path -> module that computes linear layers of the blocks, in the order of the forward pass, but for those of
+    `experts`. Raises UnsupportedModel where one is of none of these `kinds`."""
     found: dict[str, M] = {}
-    for path in architecture.modules():
+    of_experts = experts(model, architecture)
+    for path in dict.fromkeys(path for path, _ in architecture.matrices() if path not in of_experts):
         module = model.get_submodule(path)
         if not isinstance(module, kinds):
             raise UnsupportedModel(
@@ -36,6 +37,19 @@ def linears(model: nn.Module, architecture: Architecture, kinds: tuple[type[M], 
                 field="/tune/method",
             )
         found[path] = module
+    return found
+
+
+def experts(model: nn.Module, architecture: Architecture) -> dict[str, dict[str, bool]]:
+    """Path -> parameter -> whether it is [E, I, O] instead of [E, O, I], of the modules that hold all experts' matrices
+    of a block."""
+    found: dict[str, dict[str, bool]] = {}
+    places = held(model, architecture)
+    for layer in architecture.layers:
+        at = places[layer.weight]
+        if at.place is not None and at.place.expert is not None:
+            path, _, own = at.parameter.rpartition(".")
+            found.setdefault(path, {})[own] = at.place.transposed
     return found
 
 

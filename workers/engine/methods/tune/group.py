@@ -84,7 +84,7 @@ class GroupParams(TuneMethodParams):
         ]
 
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
-        return sum(self.rank * (o + i // self.group_size) for o, i in architecture.modules().values())
+        return sum(self.rank * (o + i // self.group_size) for _, (o, i) in architecture.matrices())
 
 
 @tuner(GroupParams, paper="arXiv:2309.14717")
