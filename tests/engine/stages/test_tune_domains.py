@@ -91,7 +91,7 @@ def test_a_report_says_how_each_domain_fared(tiny: Path, mixed: Sources, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "field", "said"),
     [
-        ({"domains": {"column": "kind", "shares": {"sea": 1.0, "air": 1.0}}}, "shares/air", "there are sea, law, rest"),
+        ({"domains": {"column": "kind", "shares": {"sea": 1.0, "air": 1.0}}}, "shares", "there are sea, law, rest"),
         ({"domains": {"column": "topic", "shares": SHARES}}, "column", "no name of a domain in a column 'topic'"),
         ({"dataset": "calibration.txt"}, "", "one text, without rows of a domain"),
     ],
@@ -117,6 +117,8 @@ def test_a_domain_of_too_few_windows_is_named(tiny: Path, mixed: Sources) -> Non
     [
         ({"holdout": 1}, "cannot be of 2 domains: raise `holdout`"),
         ({"domains": {"column": "kind", "shares": {"sea": 1.0}}}, "at least 2 items"),
+        ({"domains": {"column": "kind", "shares": {"sea": 1.0, "l\naw": 1.0}}}, "should match pattern"),
+        ({"domains": {"column": "kind", "shares": {"sea": 1.0, "law": True}}}, "valid number"),
         ({"domains": {"column": "kind", "shares": {"sea": 1.0, "law": 1e-4}}}, "raise its share"),
         ({"domains": {"column": "kind", "shares": {"sea": 1.0, "law": 0.0}}}, "greater than 0"),
         ({"domains": {"column": "kind", "shares": {"sea": 1e308, "law": 1e308}}}, "raise its share"),

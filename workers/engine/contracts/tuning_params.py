@@ -55,7 +55,7 @@ class Domains(SpecModel):
     """Rows of several domains, mixed in stated shares."""
 
     column: str = Field(pattern=COLUMN, description="Column that says which domain a row is of.")
-    shares: dict[Annotated[str, Field(min_length=1, max_length=96)], Annotated[float, Field(gt=0)]] = Field(
+    shares: dict[Annotated[str, Field(pattern=COLUMN)], Annotated[float, Field(gt=0)]] = Field(
         min_length=2,
         max_length=64,
         description="Domain -> its share of the windows, relative to the others. Rows of other domains are not read.",

@@ -106,7 +106,7 @@ def _of_domain(rows: Iterable[Row], domain: OneDomain, field: str) -> Iterator[R
         raise InvalidSpec(
             f"no row has {domain.name!r} in the column {domain.column!r}; there are {', '.join(others) or 'no rows'}",
             "name domains that the text has, or leave it out",
-            field=f"{field}/shares/{domain.name}",
+            field=f"{field}/shares",
         )
 
 
