@@ -116,12 +116,13 @@ def mixtral(sources: Sources) -> Path:
     return save("mixtral", sources.models_dir / "tiny")
 
 
-def test_the_first_block_beside_a_plain_program(mixtral: Path, sources: Sources, tmp_path: Path) -> None:
-    """Tokens and logits by hooks on transformers' model, and the average of modules' weights."""
+@pytest.mark.parametrize("number", [0, 1])
+def test_beside_a_plain_program(number: int, mixtral: Path, sources: Sources, tmp_path: Path) -> None:
+    """Tokens and logits by hooks on transformers' model, and the average of modules' weights; of the last block too."""
     report = run(spec(), sources, tmp_path)
     text = text_of(spec(), load(spec(), sources), sources)
     dense = AutoModelForCausalLM.from_pretrained(mixtral, dtype=torch.float32).eval()
-    block, logits, tokens_E = mixture_module(dense, 0), [], torch.zeros(EXPERTS)
+    block, logits = mixture_module(dense, number), []
     router_of(block).register_forward_hook(lambda _, __, output: logits.append(output[0]))
     with torch.no_grad():
         dense.model(text.windows_NT)
@@ -133,9 +134,9 @@ def test_the_first_block_beside_a_plain_program(mixtral: Path, sources: Sources,
         for expert in range(EXPERTS)
         if expert not in kept
     }
-    found = {merge.expert: merge for merge in report.merges if merge.block == 0}
+    found = {merge.expert: merge for merge in report.merges if merge.block == number}
     assert {expert: merge.into for expert, merge in found.items()} == into
-    result = mixture_module(AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32), 0)
+    result = mixture_module(AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32), number)
     torch.testing.assert_close(result.gate.weight, block.gate.weight[kept], rtol=0, atol=0)
     gate_up, down = block.experts.gate_up_proj.detach(), block.experts.down_proj.detach()
     gate, up = gate_up.chunk(2, dim=1)
@@ -171,7 +172,7 @@ def test_the_report_says_which_went_into_which(mixtral: Path, sources: Sources, 
     asked = spec(score={"method": "random"}, prune=HALF | {"merge": True, "skip": False})
     report = run(asked, sources, tmp_path)
     assert len({(merge.block, merge.expert) for merge in report.merges}) == 4 * 2
-    assert all(merge.expert != merge.into and 0 <= merge.weight < 1 for merge in report.merges)
+    assert all(merge.expert != merge.into and 0 < merge.weight < 1 for merge in report.merges)
     page = render(report)
     assert "were merged into the others" in page
     assert "Which expert went into which" in page
