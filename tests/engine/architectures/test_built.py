@@ -45,6 +45,9 @@ def sizes(family: str, seed: int) -> dict[str, Any]:
     for switch, (usual, changes) in row["switches"].items():
         if changes is not None and draw.random() < 0.5:
             found[switch] = not usual
+    if family == "cohere_compass_text":  # has no default
+        rope = {"rope_type": "default", "rope_theta": 10000.0}
+        found["rope_parameters"] = dict.fromkeys(("full_attention", "sliding_attention"), rope)
     if family in ("bitnet", "stablelm"):  # cannot compute with heads of another width
         found |= {"head_dim": 8, "hidden_size": 8 * keys * shared}
     return found

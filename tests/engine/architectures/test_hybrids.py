@@ -12,8 +12,12 @@ from transformers import AutoModelForCausalLM
 from tests.families.checkpoints import tiny_config
 from tests.families.checkpoints import tiny_model as made
 from tests.families.wrappers import wrapper_config
+from workers.engine.architectures.architecture import Kind
+from workers.engine.architectures.canonical import canonical_facts
+from workers.engine.architectures.coupled import check_alone
 from workers.engine.architectures.entries import check_config
 from workers.engine.architectures.generation.shapes import saved
+from workers.engine.architectures.kept_blocks import bound_to_numbers, entries_of_kept
 from workers.engine.architectures.kinds import refuse
 from workers.engine.architectures.layouts import mixture
 from workers.engine.architectures.mixers import LATENT, NOTHING, STATE
@@ -71,6 +75,32 @@ def test_the_layer_that_is_computed_first_shows_a_stream() -> None:
         for _ in range(2):
             model(input_ids=torch.arange(4, 20)[None], use_cache=False)
     assert sorted(seen) == sorted(2 * list(found.streams(0)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind", "said"),
+    [
+        ("mixtral", "channel", "lie inside experts"),
+        ("minicpm3", "head", "a space of lower rank"),
+        ("mamba", "head", "a recurrent state, without heads"),
+        ("gemma4_unified_text", "head", "a norm of heads of 512 dimensions, where others have 8"),
+    ],
+)
+def test_why_no_units_of_a_kind_are_removed_alone(model_type: str, kind: Kind, said: str) -> None:
+    model = tiny_model(model_type)
+    stored = {name: TensorFacts("F32", shape) for name, shape in saved(model).items()}
+    config = model.config.to_dict()
+    found = recognise(config, stored)
+    with pytest.raises(UnsupportedModel, match=said):
+        check_alone(found, config, canonical_facts(found.layout, found.sizes, stored), [kind])
+
+
+def test_a_share_of_the_root_of_the_number_of_blocks_stays() -> None:
+    config = {"model_type": "minicpm3", "scale_depth": 1.4, "num_hidden_layers": 8}
+    for kept in ([0, 7], [*range(8), 7]):
+        scale = entries_of_kept(config, kept, (), 8)["scale_depth"]
+        assert scale / len(kept) ** 0.5 == pytest.approx(1.4 / 8**0.5)
+    assert bound_to_numbers(config) is None
 
 
 def test_a_part_may_be_missing() -> None:

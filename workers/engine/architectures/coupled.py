@@ -20,6 +20,7 @@ from typing import Any
 from workers.engine.architectures.architecture import Architecture, Family, Kind, Member
 from workers.engine.architectures.built import head_dim
 from workers.engine.architectures.layouts import layouts
+from workers.engine.architectures.mixers import LATENT
 from workers.engine.architectures.wrappers import WHOLE
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.safetensors_bytes import TensorFacts
@@ -101,7 +102,7 @@ def check_alone(
         if not blocks:
             others = [other for other in kinds if other != kind]
             raise UnsupportedModel(
-                f"{architecture.model_type}: its blocks have no {kind}s that could be removed alone",
+                f"{architecture.model_type}: {_why_none(architecture, kind)}",
                 f'remove {others[0]}s only (`"units": ["{others[0]}"]`)' if others else "use an unstructured pruner",
                 field="/prune/units",
             )
@@ -114,7 +115,13 @@ def check_alone(
         if (around := within.get("head", {}).get(found[0])) and found[1].startswith(around):
             if "norm" in module and facts.shape == (width,):
                 continue
-            what = "is a norm over all heads" if "norm" in module else "follows the heads in a way that is not known"
+            all_heads = {layer.shape[0] for layer in architecture.writing("head", found[0])}
+            if "norm" not in module:
+                what = "follows the heads in a way that is not known"
+            elif len(facts.shape) == 1 and facts.shape[0] not in all_heads:
+                what = f"is a norm of heads of {facts.shape[0]} dimensions, where others have {width}"
+            else:
+                what = "is a norm over all heads"
             raise UnsupportedModel(
                 f"{name.removesuffix('.weight')} {what}, so that none can be removed alone",
                 'remove channels only (`"units": ["channel"]`), or use an unstructured pruner, or `depth`',
@@ -126,6 +133,17 @@ def check_alone(
                 "use an unstructured pruner, or one that drops whole layers",
                 field="/prune/units",
             )
+
+
+def _why_none(architecture: Architecture, kind: Kind) -> str:
+    """Why no block has units of a kind that could be removed alone."""
+    if kind == "channel" and architecture.has_experts:
+        return "the channels of its MLPs lie inside experts, which are removed as a whole, with `experts`"
+    if kind == "head" and any(layer.writes == LATENT for layer in architecture.layers):
+        return "its attention reads keys and values from a space of lower rank, which all heads share (MLA)"
+    if kind == "head" and not architecture.caching():
+        return "its blocks mix tokens by a recurrent state, without heads of attention"
+    return f"its blocks have no {kind}s that could be removed alone"
 
 
 def _parent(architecture: Architecture, block: int, kind: Kind) -> str:

@@ -61,7 +61,9 @@ _PARTIAL = {"stablelm": 0.25}
 _NUMBERS = ("layer_norm_eps", "logit_scale")
 """Entries that transformers accepts as null but cannot compute with."""
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "mlp_hidden_act", "afn")
-_ROPE_BY_TYPE = ("gemma3_text", "olmo3")
+_ROPE_BY_TYPE = ("cohere_compass_text", "gemma3_text", "olmo3")
+_ROPE_BY_TYPE_ALONE = "cohere_compass_text"
+"""The family that has no default of it."""
 """Families with a rotary embedding for each kind of attention."""
 _LARGEST = 2**31
 _REMEDY = 'remove channels only (`"units": ["channel"]`), or whole blocks with `depth`'
@@ -161,7 +163,7 @@ def _wrong(config: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
         if config.get(name) is not None and config[name] not in DTYPES:
             yield f"`{name}` is {shown(json.dumps(config[name]))}, not one of {', '.join(DTYPES)}"
     for name, entry in config.items():
-        if detailed and name in _NUMBERS and entry is None:
+        if detailed and name in _NUMBERS and entry is None and row["fields"].get(name, [(), 0])[1] is not None:
             yield f"`{name}` is null"
         if name == "lambda_std_dev" and not _number(entry, lambda x: x >= 0):
             yield f"`{name}` is {shown(json.dumps(entry))}, not a number from 0"
@@ -271,6 +273,10 @@ def _wrong_rope(config: Mapping[str, Any], detailed: bool) -> Iterator[str]:
         if name in config and not null_is_none and not _number(config[name], lambda x: x > 0):
             yield f"`{name}` is {shown(json.dumps(config[name]))}, not a number above 0"
     found = {name: config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name) is not None}
+    said = config.get("rope_parameters")
+    if config["model_type"] == _ROPE_BY_TYPE_ALONE and not (isinstance(said, dict) and {*LAYER_TYPES} & said.keys()):
+        yield "`rope_parameters` lacks the kinds of attention, each with its rotary embedding, as this family needs them"
+        return
     for name, entry in (found or {"rope_parameters": {}}).items():
         if not isinstance(entry, dict):
             yield f"`{name}` is {shown(json.dumps(entry))}, not an object"

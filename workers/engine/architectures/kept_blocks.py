@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ _LAST = ("moe_layer_end_index",)
 _STEP, _DENSE = "decoder_sparse_step", "mlp_only_layers"
 _PATTERN = "hybrid_override_pattern"
 _ATTENTION_TYPES = "attention_types"
+_OF_ROOT = "scale_depth"
+"""Entry of which what every block adds is scaled by a share: it over the root of the number of blocks."""
 _INTERVAL, _SHARED = "moe_layer_interval", "num_kv_shared_layers"
-NAMES = (*_NUMBERS, *FIRST, *_LAST, _STEP)
+NAMES = (*_NUMBERS, *FIRST, *_LAST, _STEP, _OF_ROOT)
 """Entries whose defaults count, too."""
 
 
@@ -57,6 +60,8 @@ def entries_of_kept(
     if type(step := config.get(_STEP)) is int and step > 1:  # every so many blocks have experts: said block by block
         dense = [block for block in range(blocks) if (block + 1) % step or block in (config.get(_DENSE) or ())]
         changed |= {_STEP: 1, _DENSE: [new for new, block in enumerate(kept) if block in dense]}
+    if isinstance(scale := config.get(_OF_ROOT), int | float):
+        changed[_OF_ROOT] = scale * math.sqrt(len(kept) / blocks)
     if isinstance(pattern := config.get(_PATTERN), str) and len(pattern) == blocks:
         changed[_PATTERN] = "".join(pattern[block] for block in kept)
     if isinstance(groups := config.get(_ATTENTION_TYPES), list):  # [[types, times], ...], as GPT-Neo writes them

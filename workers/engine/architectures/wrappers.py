@@ -55,6 +55,7 @@ class Wrapper:
 WRAPPERS: Mapping[str, Wrapper] = {
     "aya_vision": Wrapper("cohere2", ties_head=True),
     "cohere2_vision": Wrapper("cohere2", ties_head=True),
+    "cohere_compass": Wrapper("cohere_compass_text"),
     "deepseek_vl": Wrapper("llama", ties_head=True),
     "deepseek_vl_hybrid": Wrapper("llama", ties_head=True),
     "exaone4_5": Wrapper("exaone4"),

@@ -408,7 +408,7 @@ def _identity(block: Any) -> dict[str, Any]:
     for name, module in block.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, int | float | str | None) and not _NUMBER.search(key):
-                found[f"{name}.{key}"] = value
+                found[f"{name}.{key}"] = float(f"{value:.12g}") if isinstance(value, float) else value
     return found
 
 

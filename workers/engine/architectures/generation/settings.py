@@ -71,6 +71,13 @@ _OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"linear_head_dim": (16, 20, 24)},
     "bamba": {"attn_layer_indices": [1, 3]},
     "cohere2_moe": {"first_k_dense_replace": 1},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 1]}
+            for kind in ("sliding_attention", "full_attention")
+        },
+    },
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
