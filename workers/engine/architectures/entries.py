@@ -275,7 +275,7 @@ def _wrong_rope(config: Mapping[str, Any], detailed: bool) -> Iterator[str]:
     found = {name: config[name] for name in ("rope_parameters", "rope_scaling") if config.get(name) is not None}
     said = config.get("rope_parameters")
     if config["model_type"] == _ROPE_BY_TYPE_ALONE and not (isinstance(said, dict) and {*LAYER_TYPES} & said.keys()):
-        yield "`rope_parameters` lacks the kinds of attention, each with its rotary embedding, as this family needs them"
+        yield "`rope_parameters` lacks a rotary embedding for each kind of attention, which this family needs"
         return
     for name, entry in (found or {"rope_parameters": {}}).items():
         if not isinstance(entry, dict):
