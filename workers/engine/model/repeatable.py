@@ -31,7 +31,7 @@ class Repeatable:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch insists; Hopper's own size
 
     def run(self, passes: Callable[[], R], module: nn.Module) -> R:
-        """What `passes` returns, which fills gradients of `module` that were none before. It may be called twice."""
+        """The value of `passes`, which fills gradients of `module` that were none before. It may be called twice."""
         if not self._asked:
             return passes()
         try:
