@@ -337,7 +337,7 @@ class CompressionSpec(SpecModel):
             raise _at(
                 "allocate",
                 "nothing_to_allocate",
-                f"{self.editor.stage} `{self.editor.name}` has nothing to spread over blocks: leave `allocate` out",
+                f"{self.editor.stage} `{self.editor.name}` has {self.removes.not_spread}: leave `allocate` out",
                 self.allocate,
             )
         if not self.removes.tried and Stat.LOSS in allocator.needs:

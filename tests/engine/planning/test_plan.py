@@ -11,7 +11,7 @@ from transformers import LlamaConfig, Qwen3MoeConfig
 
 from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
 from workers.engine.architectures.entries import check_config
-from workers.engine.errors import DatasetNotFound, EngineError, InvalidSpec, SequenceTooLong
+from workers.engine.errors import DatasetNotFound, EngineError, InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.planning.plan import plan
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
@@ -175,6 +175,13 @@ def test_a_mixture_is_planned_with_its_experts_gone_and_tuned_after(examples: So
     )
     found = plan(spec, examples)
     assert found.parameters_after == found.parameters - 6 * 4 * (3 * 192 * 224 + 192)
+
+
+def test_groups_of_experts_are_refused_before_the_job(examples: Sources) -> None:
+    tune = {"method": "group", "dataset": "calibration.txt", "sequence_length": 32}
+    with pytest.raises(UnsupportedModel, match=r"w1 is held in one tensor with the others of all experts") as found:
+        plan(spec_of(model={"id": "bookworm-moe-8m"}, tune=tune), examples)
+    assert found.value.field == "/tune/method"
 
 
 def test_a_config_may_name_its_experts_as_other_families_do() -> None:

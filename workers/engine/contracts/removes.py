@@ -20,6 +20,8 @@ class Removes:
     """Whether the scores of a unit's weights, added up, are a score of the unit."""
     spread: bool = False
     """Whether an allocator decides the sparsity of each layer."""
+    not_spread: str = "nothing to spread over blocks"
+    """What it has, where that is not so."""
     tried: bool = False
     """Whether trial prunings of single weights predict its loss."""
     adds: bool = False

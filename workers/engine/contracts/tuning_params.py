@@ -223,6 +223,9 @@ class TuneMethodParams(DataRef, MethodParams):
     def check(self, layers: Sequence[LinearFacts]) -> None:
         """Raise InvalidSpec, naming the field, if a model with these linear layers cannot be tuned like this."""
 
+    def check_held(self, architecture: Architecture) -> None:
+        """As `check`, by the matrices in which transformers' modules hold the layers. Raises UnsupportedModel."""
+
     def check_multiples(self, channels: int) -> None:
         """As `check`, where the widths of MLPs are not known yet, except that they are multiples of `channels`."""
 

@@ -90,6 +90,8 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
             field="/calibrate/all_experts",
         )
     prospect = prospect_of(spec, source, architecture)  # refuses what cannot be removed
+    if spec.tune is not None:
+        spec.tune.check_held(architecture)
     if spec.tune is not None and prospect.outcome is not None:
         spec.tune.check(_layers_of(architecture, prospect.outcome, source.tensors))
     elif spec.tune is not None:

@@ -45,7 +45,12 @@ if TYPE_CHECKING:
     from workers.engine.store.clock import Clock
     from workers.engine.store.run import Run
 
-EXPERTS = Removes("experts", units=("expert",), plurals=("experts",))
+EXPERTS = Removes(
+    "experts",
+    units=("expert",),
+    plurals=("experts",),
+    not_spread="one number of experts for all blocks, as the configs of most families do",
+)
 _BEST_OF_GROUP = 2
 """Experts of a group by which routers of DeepSeek's kind judge it."""
 _NUMBER = re.compile(r"\.(\d+)\.[^.]+$")

@@ -15,7 +15,7 @@ from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import tuner
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
     from torch.nn import Module
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture, LinearFacts
     from workers.engine.contracts.facts import Trainable
     from workers.engine.contracts.tuning_params import DescribedModel
-    from workers.engine.model.views import Held
 
 
 class GroupParams(TuneMethodParams):
@@ -67,6 +66,17 @@ class GroupParams(TuneMethodParams):
                     field="/tune/group_size",
                 )
 
+    def check_held(self, architecture: Architecture) -> None:
+        """Codes are of whole matrices [O, I], each in a module of its own."""
+        for layer in architecture.layers:
+            if architecture.layout.matrix(layer):
+                kind = "the others of all experts" if architecture.layout.of_experts(layer) else "others, or transposed"
+                raise UnsupportedModel(
+                    f"{layer.name} is held in one tensor with {kind} here: its groups cannot be tuned alone",
+                    "tune with `lora`, `full` or `last_layers`",
+                    field="/tune/method",
+                )
+
     def check_multiples(self, channels: int) -> None:
         if channels % self.group_size:
             raise InvalidSpec(
@@ -93,12 +103,11 @@ def prepare(model: Module, architecture: Architecture, params: GroupParams) -> T
     from torch.nn import Linear
 
     from workers.engine.contracts.facts import Trainable
-    from workers.engine.model.views import held
     from workers.engine.training.groups import replaced
     from workers.engine.training.trainable import linears, pruned
 
-    found, places = linears(model, architecture, (Linear,)), held(model, architecture)
-    _refuse_fused(architecture, places)
+    params.check_held(architecture)
+    found = linears(model, architecture, (Linear,))
     params.check(architecture.layers)  # a structured result's widths are known only now
     model.requires_grad_(False)
     layers = replaced(
@@ -119,14 +128,3 @@ def prepare(model: Module, architecture: Architecture, params: GroupParams) -> T
         return stored if layer is None else layer.merged(stored)
 
     return Trainable(parameters, merged)
-
-
-def _refuse_fused(architecture: Architecture, places: Mapping[str, Held]) -> None:
-    """Codes are of whole stored matrices."""
-    for layer in architecture.layers:
-        if places[layer.weight].place is not None:
-            raise UnsupportedModel(
-                f"{layer.name} is a part of a larger matrix in this family, whose groups cannot be tuned alone",
-                "tune with `lora`, `full` or `last_layers`",
-                field="/tune/method",
-            )
