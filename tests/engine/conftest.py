@@ -7,9 +7,10 @@ import torch
 
 from tests.helpers.renamed_llama import renamed_layout
 from tests.helpers.small_models import examples, save_model, scratch, sources, tiny
+from tests.helpers.tuning import pruned
 from workers.engine.reporting import figures
 
-__all__ = ["examples", "renamed_layout", "save_model", "scratch", "sources", "tiny"]
+__all__ = ["examples", "pruned", "renamed_layout", "save_model", "scratch", "sources", "tiny"]
 
 
 @pytest.fixture(autouse=True)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import LlamaConfig
 
 from tests.helpers.mixtures import save
 from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
-from workers.engine.checks.trace import TOLERANCE
-from workers.engine.checks.verify import verify_tuned
+from tests.helpers.tuning import Folder, Killed, dying, halved, tuning, weights
 from workers.engine.errors import (
     DatasetNotFound,
     DatasetTooShort,
@@ -30,34 +24,22 @@ from workers.engine.errors import (
     SequenceTooLong,
 )
 from workers.engine.events import Silent
-from workers.engine.model.loaded import LoadedModel, load_model
+from workers.engine.model.loaded import load_model
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.registry import methods
-from workers.engine.report import Report, TuneReport
+from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages import tune as tune_stage
-from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
-from workers.engine.store.run import Run
 from workers.engine.training.losses import distillation
 from workers.engine.training.text import Domain, TuningText, tuning_text
 
 METHODS = [method.name for method in methods("tune")]
-FEW = {
-    "dataset": "calibration.txt", "steps": 6, "batch": 3, "sequence_length": 32, "holdout": 4, "evaluate_every": 2,
-    "distill": None,
-}  # fmt: skip
-FITTING = {"group": {"group_size": 16}}
-"""Parameters with which a method fits `tiny`, whose MLP is 48 wide."""
 CUT = {"method": "structured", "sparsity": 0.35, "compensate": False}
 DROPPED = {"method": "depth", "layers": 1}
 GATE = "model.layers.0.block_sparse_moe.gate.weight"
 RANKING = {"method": "ranking"}
-
-
-def tuning(method: str, **changes: Any) -> dict[str, Any]:
-    return {"method": method, **FEW, **FITTING.get(method, {}), **changes}
 
 
 class Lines(Silent):
@@ -75,54 +57,6 @@ class Lines(Silent):
 
     def resume(self, index: int, unit: str = "block") -> None:
         self.resumed.append((index, unit))
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A model pruned by half, of which every run tunes a copy."""
-
-    sources: Sources
-    model: Path
-    scratch: Path
-
-    def tune(self, name: str, events: Silent | None = None, **parts: Any) -> tuple[TuneReport, Path]:
-        """The report of a run under a name, and the folder it wrote. A name that was killed goes on."""
-        spec = spec_of(**parts)
-        dense = load(spec, self.sources)
-        text = self.text(spec, dense)
-        written = self.scratch / name / "model"
-        shutil.copytree(self.model, written, dirs_exist_ok=True)
-        run = Run.of(Checkpoint(self.scratch / name / "checkpoint"), events or Silent())
-        window_T = text.holdout_NT[0]
-        report, traces = tune(spec, dense, written, text, run, window_T)
-        assert verify_tuned(spec, dense, traces, written, window_T).difference < TOLERANCE
-        return report, written
-
-    def text(self, spec: Any, dense: LoadedModel) -> TuningText:
-        text = tuning_text(spec, dense, self.sources)
-        assert text is not None
-        return text
-
-
-@pytest.fixture
-def pruned(tiny: Path, sources: Sources, tmp_path: Path) -> Folder:
-    return Folder(sources, halved(tiny, tmp_path / "pruned"), tmp_path)
-
-
-def halved(model: Path, folder: Path) -> Path:
-    """A copy of a model without half of the weights of its linear layers."""
-    shutil.copytree(model, folder)
-    tensors = weights(folder)
-    torch.manual_seed(2)
-    for name, tensor in tensors.items():
-        if "proj" in name or ".experts." in name:
-            tensor[torch.rand(tensor.shape) < 0.5] = 0
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return dict(load_file(folder / "model.safetensors"))
 
 
 class TestText:
@@ -244,24 +178,6 @@ class TestWhatShips:
         monkeypatch.setattr(tune_stage, "tuned_at_once", lambda *_: 2)
         parts, _ = pruned.tune("parts", tune=params)
         assert parts.holdout_loss_after == pytest.approx(expected.holdout_loss_after, rel=1e-5)
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing in the engine catches it."""
-
-
-def dying(save: Callable[..., None], fatal: int) -> Callable[..., None]:
-    """A `save_tuning` after whose call number `fatal` (from 0) the process is gone."""
-    calls = 0
-
-    def save_and_die(*arguments: Any) -> None:
-        nonlocal calls
-        save(*arguments)
-        calls += 1
-        if calls == fatal + 1:
-            raise Killed
-
-    return save_and_die
 
 
 @pytest.mark.parametrize(

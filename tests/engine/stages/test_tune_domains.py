@@ -10,8 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.engine.stages.test_tune import Folder, Killed, dying, pruned, tuning  # noqa: F401
 from tests.helpers.small_models import load, spec_of
+from tests.helpers.tuning import Folder, Killed, dying, tuning
 from workers.engine.errors import DatasetTooShort, InvalidSpec
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
@@ -62,7 +62,7 @@ def test_a_domain_that_runs_out_is_read_again(tiny: Path, mixed: Sources) -> Non
 
 
 def test_killed_and_resumed_to_the_same_bytes_with_the_loss_of_each_domain(
-    pruned: Folder,  # noqa: F811
+    pruned: Folder,
     mixed: Sources,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

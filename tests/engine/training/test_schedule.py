@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.stages.test_tune import tuning
 from tests.helpers.small_models import spec_of
+from tests.helpers.tuning import tuning
 from workers.engine.training.schedule import rate_schedule
 
 
