@@ -137,7 +137,8 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     from workers.engine.model.loss import nll
     from workers.engine.model.windows import load_tokens, loss_windows
     from workers.engine.pipeline import compress
-    from workers.engine.sources.resolve import Sources
+    from workers.engine.planning.plan import feasible
+    from workers.engine.sources.resolve import Sources, resolve_model
     from workers.engine.spec import CompressionSpec
     from workers.engine.stages.load import load
     from workers.engine.stages.tune import tune
@@ -146,7 +147,7 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     spec, sources = CompressionSpec.model_validate(run["spec"]), Sources(Path(run["models"]), ROOT / "examples/data")
-    dense = load(spec, sources)
+    dense = load(spec, feasible(spec, resolve_model(spec.model, sources), sources))
     found: dict[str, Any] = {}
     if run.get("prune"):
         compress(spec, folder, sources, Silent(), folder / "checkpoint")

@@ -30,9 +30,10 @@ from workers.engine.events import Silent
 from workers.engine.gates import Gate, judge
 from workers.engine.model.loaded import LoadedModel
 from workers.engine.pipeline import compress
+from workers.engine.planning.plan import feasible
 from workers.engine.report import Metric
 from workers.engine.reporting.wording import ratio, verdict
-from workers.engine.sources.resolve import Sources
+from workers.engine.sources.resolve import Sources, resolve_model
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
@@ -65,7 +66,8 @@ def main() -> None:
         shutil.copytree(SOURCES.models_dir / "bookworm-7m", folder / "copy")
         spec = CompressionSpec.model_validate(QUARTER | {"evaluate": []})
         compress(spec, folder / "quarter", SOURCES, Silent(), folder / "checkpoint")
-        dense = load(CompressionSpec.model_validate(QUARTER), SOURCES)
+        spec = CompressionSpec.model_validate(QUARTER)
+        dense = load(spec, feasible(spec, resolve_model(spec.model, SOURCES), SOURCES))
         for label, model in (("a copy", folder / "copy"), ("a quarter less", folder / "quarter/model")):
             started_s = time.monotonic()
             with disturbed():
