@@ -431,7 +431,7 @@ MISFITS: dict[str, tuple[Break, str]] = {
     "experts": (config(num_local_experts=4), "mixture of experts"),
     "hybrid": (config(layer_types=["full_attention", "linear_attention"]), "a state-space model or a hybrid"),
     "vision": (config(vision_config={}), "multimodal"),
-    "vision-named": (config(model_type="qwen2_vl"), "multimodal"),
+    "vision-named": (config(model_type="voxtral"), "multimodal"),
     "text-tower": (config(model_type="paligemma", text_config={"model_type": "gemma"}), "tower is `gemma`"),
     "tower-of-a-wrapper": (config(model_type="gemma3", text_config={"model_type": "gemma3_text"}), "says 26 blocks"),
     "encoder": (config(model_type="bert"), "it is an encoder"),

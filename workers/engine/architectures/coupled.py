@@ -137,13 +137,20 @@ def check_alone(
 
 def _why_none(architecture: Architecture, kind: Kind) -> str:
     """Why no block has units of a kind that could be removed alone."""
-    if kind == "channel" and architecture.has_experts:
-        return "the channels of its MLPs lie inside experts, which are removed as a whole, with `experts`"
-    if kind == "head" and any(layer.writes == LATENT for layer in architecture.layers):
-        return "its attention reads keys and values from a space of lower rank, which all heads share (MLA)"
-    if kind == "head" and not architecture.caching():
-        return "its blocks mix tokens by a recurrent state, without heads of attention"
-    return f"its blocks have no {kind}s that could be removed alone"
+    latent = any(layer.writes == LATENT for layer in architecture.layers)
+    reasons: dict[str, dict[str, bool]] = {
+        "channel": {
+            "the channels of its MLPs lie inside experts, which are removed as a whole, with `experts`": (
+                architecture.has_experts
+            ),
+        },
+        "head": {
+            "its attention reads keys and values from a space of lower rank, which all heads share (MLA)": latent,
+            "its blocks mix tokens by a recurrent state, without heads of attention": not architecture.caching(),
+        },
+    }
+    none = f"its blocks have no {kind}s that could be removed alone"
+    return next((reason for reason, holds in reasons.get(kind, {}).items() if holds), none)
 
 
 def _parent(architecture: Architecture, block: int, kind: Kind) -> str:

@@ -21,7 +21,7 @@ class Removes:
     spread: bool = False
     """Whether an allocator decides the sparsity of each layer."""
     not_spread: str = "nothing to spread over blocks"
-    """What it has, where that is not so."""
+    """Said of it where that is not so."""
     tried: bool = False
     """Whether trial prunings of single weights predict its loss."""
     adds: bool = False

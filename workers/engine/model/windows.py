@@ -13,6 +13,7 @@ import torch
 
 from workers.engine.contracts.params import LossMethodParams
 from workers.engine.contracts.texts import OneDomain, Tokens, Wanted
+from workers.engine.contracts.tuning_params import TuneMethodParams
 from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
 from workers.engine.report import TextReport
 from workers.engine.sources.texts.documents import Tally, documents
@@ -39,6 +40,8 @@ def wanted_of(ref: DataRef) -> Wanted:
     match ref:
         case Calibrate(samples=count, sequence_length=length):
             return Wanted(count, length, characters=max(count * length * CHARACTERS_PER_TOKEN, LEAST_CHARACTERS))
+        case TuneMethodParams():
+            return Wanted(ref.holdout + ref.steps * ref.batch, ref.sequence_length)
         case LossMethodParams():
             return Wanted(ref.samples, ref.sequence_length, ref.per_document)
     raise TypeError(f"{type(ref).__name__} is no text of a spec")

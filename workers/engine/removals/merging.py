@@ -149,7 +149,7 @@ def _channel_axes(layout: Layout, layers: Sequence[LinearFacts]) -> dict[str, in
     for layer in layers:
         if expert_of(layout, layer.name) == 0:
             if layer.reads == "hidden":
-                axes |= {layer.weight: 0, f"{layer.name}.bias": 0}
+                axes |= {f"{layer.name}.{part}": 0 for part in ("weight", "bias")}
             else:
                 axes[layer.weight] = 1
     return axes
