@@ -198,10 +198,17 @@ class At:
 
     def advance(self) -> None:
         """Run all windows through the block as it is now, if its outputs are needed."""
+        if self.wanted:
+            self.run_all()
+
+    def run_all(self) -> None:
+        """Run all windows through the block as it is now; the outputs are kept if they are needed."""
         if self.wanted and not self.batches:  # a text of fewer windows than ranks
             self.outputs = self.walk.states()
-        for batch in self.batches if self.wanted else ():
-            self.keep(self.run(self.inputs.read(batch)))
+        for batch in self.batches:
+            output_BTD = self.run(self.inputs.read(batch))
+            if self.wanted:
+                self.keep(output_BTD)
 
 
 def passed(layout: Layout, hidden_BTD: Tensor) -> Tensor | tuple[Tensor, None]:

@@ -54,10 +54,7 @@ def planned_merges(model: LoadedModel, kept: Mapping[int, Sequence[int]], text: 
             return None
         routing = _Routing(mixture, model.device)
         with mixture.watched(routing.add):
-            for batch in at.batches:  # of the last block too, whose outputs nobody wants
-                output_BTD = at.run(at.inputs.read(batch))
-                if at.wanted:
-                    at.keep(output_BTD)
+            at.run_all()  # the last block too, whose outputs nobody wants
         return routing
 
     with walk(model, text, run.checkpoint.scratch_file) as way:

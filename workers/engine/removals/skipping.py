@@ -60,10 +60,7 @@ def measured(model: LoadedModel, text: Calibration, run: Run) -> dict[int, float
             found.append(second_over_first(routed.weight_TK).cpu())
 
         with mixture.watched(read):
-            for batch in at.batches:
-                output_BTD = at.run(at.inputs.read(batch))
-                if at.wanted:
-                    at.keep(output_BTD)
+            at.run_all()
         return float(torch.cat(found).median())
 
     with walk(model, text, run.checkpoint.scratch_file) as way:

@@ -99,10 +99,7 @@ def tuning_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
     if spec.tune is None:
         return None
     params = spec.tune
-    if params.domains is None:
-        whole = _domain(params, model, sources, None, 1.0, params.holdout, params.batch, params.steps * params.batch)
-        return TuningText((whole,), params.label)
-    shares = params.domains.shares
+    shares: dict[str | None, float] = dict(params.domains.shares.items()) if params.domains else {None: 1.0}
     mixture = Mixture.of([*shares.values()])
     counts = [
         [max(1, count) for count in mixture.windows(windows)]
