@@ -1,0 +1,99 @@
+"""The contract of methods that prune a model while it trains. Import-light.
+
+A method prepares the model and gives a `Procedure`, which the training loop calls step by step. At the end it gives
+weights of the dense shapes, and where units go their scores: what is then removed, and how, the spec's pruner does, as
+after any other score. So a method never cuts, and its result is written and checked like every other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from workers.engine.architectures.architecture import Family
+
+
+@dataclass(frozen=True)
+class Target:
+    """The part of the model that is to be gone when training ends."""
+
+    share: float
+    """Fraction of the prunable parameters, in (0, 1)."""
+    families: Sequence[Family] = ()
+    """Units that may go; empty where single weights go."""
+    going: Mapping[tuple[int, str], int] | None = None
+    """(block, kind) -> how many units of that family go, where it is known before; None where any may go that amount to
+    `share` together, each family keeping one."""
+    sparsity: Mapping[str, float] = field(default_factory=dict)
+    """Layer name -> fraction of its weights that goes; empty where units go."""
+    kept_of: tuple[int, int] | None = None
+    """(N, M) where N of every M consecutive inputs stay."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of a training: weights of the dense shapes, and what goes."""
+
+    merged: Callable[[str, Tensor], Tensor]
+    """`(tensor name, stored tensor in float32) -> tensor to store`, same shape, float32; what was not trained comes
+    back itself. The stored tensor is not written to."""
+    scores: Sequence[Mapping[str, Sequence[float]]] | None = None
+    """Block -> kind -> importance of each unit, finite, higher is kept: the units of `Target.going`, or of `share` in
+    the order of `ranking`, are those that the training decided on. None where single weights go: those that are
+    smallest then go."""
+
+
+class Procedure:
+    """A method at work on one model. The loop calls it in the order of its methods below, for each step."""
+
+    backward: ClassVar[bool] = True
+    """Whether gradients come from a backward pass through the model; else `estimate` makes them."""
+
+    parameters: Mapping[str, nn.Parameter]
+    """Name in the resume point -> trained parameter, float32. Others are frozen."""
+    state: Mapping[str, Tensor]
+    """Name in the resume point -> any other tensor that changes from step to step, in place."""
+
+    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+        """AdamW over all parameters; the schedule multiplies the rate of every group."""
+        import torch
+
+        return torch.optim.AdamW(list(self.parameters.values()), lr=learning_rate, weight_decay=weight_decay)
+
+    def begin(self, step: int) -> None:
+        """Before the forward passes of a step, counted from 0. Random numbers are seeded by the step already."""
+
+    def penalty(self, step: int) -> Tensor | None:
+        """A term of the loss that does not depend on the text, added once a step; None for none."""
+        return None
+
+    def estimate(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Of methods without a backward pass: fill `.grad` of the parameters from forward passes. `loss` computes that
+        of the step's windows (mean nats a token, a scalar without gradient). Returns the loss to report."""
+        raise NotImplementedError
+
+    def before_update(self, step: int) -> None:
+        """After the backward pass and the clipping of gradients, before the optimiser's update."""
+
+    def after_update(self, step: int, optimizer: Optimizer) -> None:
+        """After it: clamp, project, or remove."""
+
+    def evaluating(self) -> AbstractContextManager[object]:
+        """Within it the forward pass is that of the model as it would be cut now: without chance, and with units that
+        are to stay whole and the others gone."""
+        return nullcontext()
+
+    def figures(self) -> Mapping[str, float]:
+        """Numbers about the present state, for log and report, such as the share that is gone."""
+        return {}
+
+    def finished(self) -> Trained:
+        """After the last step. The model's forward pass within `evaluating` is that of the trained weights with the
+        units that go set to zero, to 1e-4."""
+        raise NotImplementedError
