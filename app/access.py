@@ -1,6 +1,6 @@
 """Who is asking, for which job, and whether the key may: looked up on every request, both in one query.
 
-The key stands in `Authorization: Bearer espk_…`.
+The key stands in `Authorization: Bearer espk_…`, or the cookie of a browser's session stands for it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from app.jobs.views import JOB_ID, JobView, Place
 from app.keys.scopes import Scope
 from app.keys.tokens import hash_token, well_formed
 from app.services import services
+from app.sessions import cookie
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Principal:
 
     key_id: str
     tenant_id: str
+    session: bool
+    """Whether a session's cookie stood for the key."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +86,31 @@ async def look_at_job(request: Request, job_id: str, scope: Scope | None) -> Job
 
 
 async def look(request: Request, job_id: str = "") -> Seen:
-    """The key and the job as they are now. Raises Unauthenticated where there is no key that could be one."""
+    """The key and the job as they are now. Raises Unauthenticated where there is no key that could be one, and
+    Forbidden where a session's cookie comes from another site's page."""
+    has = services(request)
+    job_id = job_id if is_id("job", job_id) else ""
+    if session := _session_of(request):
+        cookie.check_may_change(request, session, has.secret)
+        seen = await has.reader.look("", job_id, cookie.hash_token(session, has.secret))
+        if seen.key is None:
+            raise _unauthenticated("The session has ended: sign in again.", code="session_ended")
+        return seen
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise _unauthenticated("Send an API key: `Authorization: Bearer espk_…`.", code="unauthenticated")
     if not well_formed(token):
         raise _unauthenticated("The API key is mistyped or cut off: its checksum does not fit.", code="invalid_key")
-    has = services(request)
-    return await has.reader.look(hash_token(token, has.secret), job_id if is_id("job", job_id) else "")
+    return await has.reader.look(hash_token(token, has.secret), job_id)
 
 
 def no_such_job() -> NotFound:
     return NotFound("There is no such job: check the id, and that the key is of the tenant that submitted it.")
+
+
+def _session_of(request: Request) -> str | None:
+    """The text of a session. A key that is sent too comes first: no other site can make a browser send one."""
+    return None if "authorization" in request.headers else cookie.token_of(request)
 
 
 def _admitted(request: Request, seen: Seen, scope: Scope | None) -> Principal:
@@ -109,7 +125,7 @@ def _admitted(request: Request, seen: Seen, scope: Scope | None) -> Principal:
         raise Forbidden(f"This needs a key with the scope `{scope}`.", code="missing_scope", allowed=[scope])
     if key.touch:
         services(request).key_usage.note(key.id)
-    return Principal(key.id, key.tenant_id)
+    return Principal(key.id, key.tenant_id, session=_session_of(request) is not None)
 
 
 @lru_cache(maxsize=256)

@@ -34,6 +34,7 @@ from app.pages import endpoints as pages
 from app.queue import Relay
 from app.reports import endpoints as reports
 from app.services import Services
+from app.sessions import endpoints as sessions
 from app.settings import Settings, get_settings
 from app.storage import ArtifactStore
 from app.sweeps import endpoints as sweeps
@@ -104,7 +105,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
     app.add_middleware(PlainRefusal)
-    for feature in (jobs, history, artifacts, reports, sweeps, capabilities, health, metrics_endpoints, pages):
+    for feature in (
+        jobs,
+        history,
+        artifacts,
+        reports,
+        sweeps,
+        capabilities,
+        sessions,
+        health,
+        metrics_endpoints,
+        pages,
+    ):
         app.include_router(feature.router)
     app.router.routes[:0] = jobs.hot_routes
     return app

@@ -8,6 +8,7 @@ from sqlalchemy import text
 import app.deployment
 import app.jobs.models
 import app.keys.models
+import app.sessions.models
 import app.sweeps.models  # noqa: F401 - fills Base.metadata
 from app.db import Base, Database
 from app.settings import get_settings

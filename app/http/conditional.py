@@ -6,11 +6,11 @@ import re
 
 from app.errors import PreconditionFailed, RangeNotSatisfiable
 
-PRIVATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
+PRIVATE = {"Cache-Control": "private, no-cache", "Vary": "Authorization, Cookie"}
 """Headers of what one tenant may see and keep, if it asks each time whether that still holds."""
 PAGE_HEADERS = {
     "Cache-Control": "private, no-cache",
-    "Vary": "Authorization, Accept",
+    "Vary": "Authorization, Cookie, Accept",
     # A page brings its styles and plots along and needs nothing else.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "X-Content-Type-Options": "nosniff",

@@ -2,7 +2,7 @@
 
 A request that arrives while a query runs waits for the next one, so each is answered by a query that began after it
 arrived: nothing is cached, a status or a revoked key is never stale. One thread owns one connection; under load a
-round trip is shared by all requests that came in during the last.
+round trip is shared by all requests that came in during the last. Browsers' sessions cost one query more a round.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from app.errors import NotReady
 from app.jobs import repository
 from app.jobs.views import JobView, Place
 from app.keys.repository import KeyView
+from app.sessions import repository as sessions
 
 log = structlog.get_logger(__name__)
 LONGEST_LOOK_S = 4
@@ -40,7 +41,9 @@ class Seen(NamedTuple):
 
 class Question(NamedTuple):
     key_hash: str
+    """Empty where `session_hash` is given, which stands for it."""
     job_id: str
+    session_hash: str
     answer: asyncio.Future[Seen]
 
 
@@ -60,10 +63,13 @@ class StatusReader:
         self._questions.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def look(self, key_hash: str, job_id: str = "") -> Seen:
-        """The key of that hash and, if it is the key's tenant's, the job. Raises NotReady without a database."""
+    async def look(self, key_hash: str, job_id: str = "", session_hash: str = "") -> Seen:
+        """The key of that hash, or of the session of that one, and the job if it is the key's tenant's.
+
+        Raises NotReady without a database.
+        """
         answer: asyncio.Future[Seen] = self._loop.create_future()
-        self._questions.put(Question(key_hash, job_id, answer))
+        self._questions.put(Question(key_hash, job_id, session_hash, answer))
         try:
             async with asyncio.timeout(LONGEST_LOOK_S):
                 return await answer
@@ -120,6 +126,9 @@ class StatusReader:
         if self._connection is None:
             self._connection = self._engine.connect()
         connection = self._connection
+        if hashes := {question.session_hash for question in batch} - {""}:
+            found = sessions.key_hashes(connection, _padded(hashes))
+            batch = [q._replace(key_hash=found.get(q.session_hash, "")) if q.session_hash else q for q in batch]
         keys, jobs = repository.keys_and_jobs(
             connection, _padded({q.key_hash for q in batch}), _padded({q.job_id for q in batch})
         )

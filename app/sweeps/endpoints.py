@@ -187,7 +187,7 @@ def pareto(
         if kind == "text/html":
             html = page.render(_summary(sweep, _counts(children)), found)
             return Response(html, headers=PAGE_HEADERS, media_type=kind)
-    headers = {**PRIVATE, "Vary": "Authorization, Accept"}
+    headers = {**PRIVATE, "Vary": "Authorization, Cookie, Accept"}
     return Response(found.model_dump_json(), headers=headers, media_type=kind)
 
 
