@@ -571,7 +571,9 @@ class TestTune:
         assert method.params.model_validate_json(params.model_dump_json()) == params
 
 
-@named("tune")
+@pytest.mark.parametrize(
+    "method", [m for m in methods("tune") if not m.params(dataset="t.txt").multiplies], ids=lambda m: m.name
+)
 @pytest.mark.parametrize("kind", ["dense", "mixture"])
 def test_zeros_of_a_block_that_was_added_are_weights_like_others(method: Method, kind: Kind) -> None:
     """Those of LLaMA-Pro's copies, in the layers that add to the hidden states."""

@@ -389,6 +389,14 @@ class CompressionSpec(SpecModel):
                 f"{self.editor.stage} `{self.editor.name}` adds no blocks: `train` is `all`",
                 self.tune,
             )
+        if self.tune is not None and self.tune.multiplies and self.removes.adds:
+            raise _at(
+                "tune",
+                "nothing_to_multiply",
+                f"`{self.tune.method}` multiplies weights, and zeros that {self.editor.stage} `{self.editor.name}` may "
+                "begin with would stay: tune with `full` or `lora`",
+                self.tune,
+            )
         return self
 
     @model_validator(mode="after")

@@ -64,14 +64,17 @@ def test_units_of_shared_and_transposed_matrices_are_cut(
 
 
 LORA = {"method": "lora", "rank": 2}
+SPP = {"method": "spp", "rank": 2}
 
 
 @pytest.mark.parametrize(
     ("family", "tune"),
     [
         ("gpt2", LORA),
+        ("gpt2", SPP),
         ("gpt2", {"method": "last_layers"}),
         ("gpt2", {"method": "full"}),
+        ("phi3", SPP),
         ("phi3", LORA),
         ("gpt_neox", LORA),
     ],

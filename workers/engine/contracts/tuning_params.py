@@ -216,6 +216,11 @@ class TuneMethodParams(DataRef, MethodParams):
         """Whether nothing but blocks that the spec adds is trained."""
         return False
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether weights are only multiplied, so that zeros of added blocks never change either."""
+        return False
+
     def blocks_back(self, source: DescribedModel, architecture: Architecture) -> int:
         """Number of blocks, counted from the last, that the gradient passes through; their activations are kept."""
         return architecture.blocks

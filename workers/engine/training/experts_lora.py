@@ -1,20 +1,20 @@
 """LoRA of experts' matrices, which transformers' modules hold in one parameter for all: [E, O, I], or [E, I, O].
 
 Every expert has factors of its own. The update is added to the weights before the module computes with them, as peft
-does with such parameters, so how it multiplies, loops over or groups experts is its own affair, and the forward pass is
-that of the merged weights. It cannot leave inputs out: there is no dropout. Zeros that pruning left stay.
+does with such parameters, so the forward pass is that of the merged weights. It cannot leave inputs out: there is no
+dropout. Zeros that pruning left stay.
 E = experts, O = outputs, I = inputs, R = rank; P, Q = the axes of an expert's matrix as it is held.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
+
+from workers.engine.training.updated_experts import UpdatedExperts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,16 +22,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ExpertsLora(nn.Module):
+class ExpertsLora(UpdatedExperts):
     """A module that holds all experts of a block, with low-rank updates of some of its parameters."""
 
     def __init__(
         self, experts: nn.Module, transposed: Mapping[str, bool], *, rank: int, alpha: float, masked: bool
     ) -> None:
         """`transposed`: parameter -> whether it is [E, I, O]. `masked`: whether zeros come from pruning."""
-        super().__init__()
-        self.base_layer = experts
-        self.transposed, self.scale = dict(transposed), alpha / rank
+        super().__init__(experts, transposed)
+        self.scale = alpha / rank
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
         self.masked = set()
         for name, turned in transposed.items():
@@ -50,7 +49,6 @@ class ExpertsLora(nn.Module):
         }
 
     def updated(self, name: str) -> Tensor:
-        """A parameter with its update [E, P, Q], in its own type."""
         weight_EPQ = self.base_layer.get_parameter(name)
         left_EPR, right_ERQ = self.lora_B[name], self.lora_A[name]
         if self.transposed[name]:
@@ -70,10 +68,3 @@ class ExpertsLora(nn.Module):
         if name in self.masked:
             delta_PQ = delta_PQ.where(self.base_layer.get_parameter(name)[expert] != 0, 0)
         return delta_PQ
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # The updated weights, one copy of all experts, are made again in the backward pass instead of being kept.
-        return checkpoint(self._computed, args, kwargs, use_reentrant=False, preserve_rng_state=False)
-
-    def _computed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return functional_call(self.base_layer, {name: self.updated(name) for name in self.transposed}, args, kwargs)
