@@ -30,6 +30,7 @@ class Principal:
     """On whose behalf a request acts."""
 
     key_id: str
+    key_name: str
     tenant_id: str
     session: bool
     """Whether a session's cookie stood for the key."""
@@ -125,7 +126,7 @@ def _admitted(request: Request, seen: Seen, scope: Scope | None) -> Principal:
         raise Forbidden(f"This needs a key with the scope `{scope}`.", code="missing_scope", allowed=[scope])
     if key.touch:
         services(request).key_usage.note(key.id)
-    return Principal(key.id, key.tenant_id, session=_session_of(request) is not None)
+    return Principal(key.id, key.name, key.tenant_id, session=_session_of(request) is not None)
 
 
 @lru_cache(maxsize=256)

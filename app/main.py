@@ -12,9 +12,11 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from app import deployment
+from app.account import endpoints as account
 from app.artifacts import endpoints as artifacts
 from app.capabilities import endpoints as capabilities
 from app.db import Database
+from app.fleet import endpoints as workers
 from app.health import endpoints as health
 from app.health.look import Look
 from app.health.readiness import readiness
@@ -105,18 +107,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
     app.add_middleware(PlainRefusal)
-    for feature in (
-        jobs,
-        history,
-        artifacts,
-        reports,
-        sweeps,
-        capabilities,
-        sessions,
-        health,
-        metrics_endpoints,
-        pages,
-    ):
+    api = (jobs, history, artifacts, reports, sweeps, capabilities, workers, account, sessions)
+    for feature in (*api, health, metrics_endpoints, pages):
         app.include_router(feature.router)
     app.router.routes[:0] = jobs.hot_routes
     return app

@@ -10,6 +10,7 @@ import re
 import subprocess
 from typing import Literal
 
+from app.jobs.fleet import Hardware
 from app.settings import Settings
 
 NO_GPU = (
@@ -17,6 +18,7 @@ NO_GPU = (
     "set, `nvidia-smi --list-gpus` found none. Name them, or start it with ESPALIER_WORKER_DEVICES=cpu."
 )
 LISTING = ["nvidia-smi", "--list-gpus"]
+DETAILS = ["nvidia-smi", "--query-gpu=index,uuid,memory.total,name", "--format=csv,noheader,nounits"]
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """Devices of drivers: NVIDIA's, that of WSL, AMD's."""
 _LINE = re.compile(r"^(?P<instance>\s*)(?:GPU|MIG) .*\(UUID: (?P<uuid>\S+)\)$")
@@ -49,6 +51,16 @@ def threads(settings: Settings, taken: int, of: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) * taken // of) if of > 1 else 0
 
 
+def hardware() -> dict[str, Hardware]:
+    """Number and UUID of each GPU of the host -> what it is. Parts of one (MIG) are not listed."""
+    found: dict[str, Hardware] = {}
+    for line in _output(DETAILS).splitlines():
+        number, uuid, memory, model = (part.strip() for part in line.split(",", 3))
+        known = Hardware(model, int(memory) * 2**20 if memory.isdecimal() else None)
+        found[number] = found[uuid] = known
+    return found
+
+
 def _has_driver() -> bool:
     return any(map(os.path.exists, DRIVERS)) or bool(_listed())
 
@@ -65,13 +77,9 @@ def _parsed(visible: str) -> list[str]:
 
 def _listed() -> list[str]:
     """UUIDs, in the order of the bus. Of a GPU that is cut into instances (MIG), those of the instances."""
-    try:
-        listing = subprocess.run(LISTING, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
     found: list[str] = []
     whole = None
-    for line in listing.splitlines():
+    for line in _output(LISTING).splitlines():
         match = _LINE.match(line)
         if match is None:
             continue
@@ -83,3 +91,11 @@ def _listed() -> list[str]:
             whole = match["uuid"]
             found.append(whole)
     return found
+
+
+def _output(command: list[str]) -> str:
+    """The output of the driver's program; nothing where there is none, or it fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

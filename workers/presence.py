@@ -25,6 +25,9 @@ from app.logs import configure_logging
 from app.settings import get_settings
 from workers import devices
 from workers.celery_app import draining
+from workers.engine.contracts.params import STAGES
+from workers.engine.host import total_memory
+from workers.engine.registry import methods
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +43,15 @@ def this_worker() -> Worker:
     worker_id, host = new_id("wrk"), socket.gethostname()
     kind, names = devices.found(get_settings())
     keys = devices.keys(names, owner=host if kind == "gpu" else worker_id)
-    return Worker(worker_id, f"{host}:{os.getpid()}", kind, keys)
+    return Worker(
+        worker_id,
+        f"{host}:{os.getpid()}",
+        kind,
+        keys,
+        devices.hardware() if kind == "gpu" else {},
+        total_memory(),
+        {stage: [method.name for method in methods(stage)] for stage in STAGES},
+    )
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]

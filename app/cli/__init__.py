@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from app.cli import admin, compress, download, gate, jobs, logs, methods, processes, report, serve, store, sweeps
+from app.cli import (
+    account,
+    admin,
+    compress,
+    download,
+    gate,
+    jobs,
+    logs,
+    methods,
+    processes,
+    report,
+    serve,
+    store,
+    sweeps,
+)
 from app.cli.exits import MEANINGS
 from app.cli.options import Commands, Connection
 from workers.engine import DISTRIBUTION
@@ -67,6 +81,8 @@ cli.command("logs", rich_help_panel=JOBS)(logs.logs)
 cli.command("report", rich_help_panel=JOBS)(report.report)
 cli.command("gate", rich_help_panel=JOBS)(gate.gate)
 cli.command("download", rich_help_panel=JOBS)(download.download)
+cli.command("workers", rich_help_panel=JOBS)(account.workers)
+cli.command("whoami", rich_help_panel=JOBS)(account.whoami)
 
 sweep = typer.Typer(
     no_args_is_help=True, help="Jobs that differ in a few fields: submit, list, show, pareto, cancel, delete."

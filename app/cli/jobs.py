@@ -79,12 +79,15 @@ def list_jobs(
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Has this label; repeatable.")] = None,
     model: Annotated[str | None, typer.Option(help="Jobs on this model.")] = None,
     verdict: Annotated[str | None, typer.Option(help="Whose gates said so: pass, fail or inconclusive.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="Most jobs to show, newest first.")] = 20,
+    sort: Annotated[
+        str, typer.Option(help="created_at, updated_at, priority or model; with `-` the largest first.")
+    ] = "-created_at",
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Most jobs to show.")] = 20,
     cursor: Annotated[str | None, typer.Option(help="Go on after an earlier page: its next_cursor.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    params: list[tuple[str, Any]] = [("limit", limit)]
+    params: list[tuple[str, Any]] = [("limit", limit), ("sort", sort), ("count", "true")]
     params += [("label", f"{key}:{value}") for key, value in _labels(label or []).items()]
     narrowed = {"status": status, "model": model, "verdict": verdict, "cursor": cursor}
     params += [(k, v) for k, v in narrowed.items() if v is not None]
@@ -106,7 +109,7 @@ def list_jobs(
         )
     output.stdout.print(table)
     if page["has_more"]:
-        output.stderr.print(f"more: --cursor {page['next_cursor']}")
+        output.stderr.print(f"{page['total']:,} in all; more: --cursor {page['next_cursor']}")
 
 
 def status(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 from urllib.parse import urlencode
 
+import orjson
 from starlette.requests import Request
 
 from app.errors import InvalidCursor
@@ -15,14 +16,15 @@ from app.errors import InvalidCursor
 MAC_BYTES = 16
 
 
-def encode_cursor(secret: bytes, filters: str, created_at: int, job_id: str) -> str:
-    """`filters` is any text that is the same whenever the filters are."""
-    payload = f"{created_at}.{job_id}.{_digest(filters)}".encode()
+def encode_cursor(secret: bytes, filters: str, *position: int | str) -> str:
+    """`filters` is any text that is the same whenever filters and order are; `position` is what the last entry has of
+    the columns that the list is ordered by."""
+    payload = orjson.dumps([_digest(filters), *position])
     return base64.urlsafe_b64encode(_mac(secret, payload) + payload).decode()
 
 
-def decode_cursor(secret: bytes, filters: str, cursor: str) -> tuple[int, str]:
-    """(created_at, job id) of the last job of the page before. Raises InvalidCursor."""
+def decode_cursor(secret: bytes, filters: str, cursor: str) -> tuple[int | str, ...]:
+    """The position of the last entry of the page before. Raises InvalidCursor."""
     try:
         raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
@@ -31,13 +33,13 @@ def decode_cursor(secret: bytes, filters: str, cursor: str) -> tuple[int, str]:
     verbatim = base64.urlsafe_b64encode(raw).decode() == cursor  # several texts decode to the same bytes
     if not verbatim or not hmac.compare_digest(mac, _mac(secret, payload)):
         raise InvalidCursor("This is no cursor of this service: take `next_cursor` as it is, or begin without one.")
-    created_at, job_id, digest = payload.decode().split(".")
+    digest, *position = orjson.loads(payload)
     if digest != _digest(filters):
         raise InvalidCursor(
-            "The cursor belongs to a list with other filters: keep them, or begin without a cursor.",
+            "The cursor belongs to a list with other filters or another order: keep them, or begin without a cursor.",
             code="cursor_mismatch",
         )
-    return int(created_at), job_id
+    return tuple(position)
 
 
 def next_link(request: Request, cursor: str | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import Connection
 
 from app.jobs import repository
-from app.jobs.repository import Filters, Listed
+from app.jobs.repository import Listed, Page
 from app.jobs.views import Place, render
 
 Name = tuple[str, int, int, Place | None]
@@ -27,24 +27,16 @@ class Bodies:
         self._bodies: dict[Name, bytes] = {}
         self._lock = threading.Lock()
 
-    def page(
-        self,
-        connection: Connection,
-        tenant_id: str,
-        filters: Filters,
-        *,
-        older_than: tuple[int, str] | None,
-        limit: int,
-    ) -> tuple[Sequence[Listed], list[bytes]]:
-        """The tenant's jobs that pass the filters, newest first, from behind `older_than` = (created_at, id)."""
-        listed: Sequence[Listed] = repository.page(connection, tenant_id, filters, older_than=older_than, limit=limit)
+    def page(self, connection: Connection, tenant_id: str, asked: Page) -> tuple[Sequence[Listed], list[bytes]]:
+        """The tenant's jobs on that page."""
+        listed: Sequence[Listed] = repository.page(connection, tenant_id, asked)
         places = repository.places(connection, listed)
         bodies = [self._bodies.get(_name(job, places)) for job in listed]
         found = [body for body in bodies if body is not None]
         if len(found) == len(listed):
             return listed, found
         # All of them, in one statement: of two, the second might hold a job that has left the filter since the first.
-        views = repository.whole_page(connection, tenant_id, filters, older_than=older_than, limit=limit)
+        views = repository.whole_page(connection, tenant_id, asked)
         places = repository.places(connection, views)
         found = [render(job, places.get(job.id)) for job in views]
         self._keep({_name(job, places): body for job, body in zip(views, found, strict=True)})

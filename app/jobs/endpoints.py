@@ -25,8 +25,8 @@ from app.http.route import DirectRoute, StrictRoute, check_query
 from app.jobs import fleet, preflight, removals, repository, service
 from app.jobs.acceptance import accept_once
 from app.jobs.models import TERMINAL, Job
-from app.jobs.parameters import Cursor, JobId, Limit, filters
-from app.jobs.repository import Filters
+from app.jobs.parameters import Counted, Cursor, JobId, Limit, filters, order
+from app.jobs.repository import Filters, Order, Page
 from app.jobs.schemas import MAX_LABELS, JobPage, JobRead, JobSubmit, LabelsPatch
 from app.jobs.views import JOB_ID, JobView, Place, etag, render
 from app.services import Services, ServicesDep
@@ -91,6 +91,7 @@ def create(
             max_attempts=max_attempts,
             deadline_s=deadline_s,
             request_id=request.state.request_id,
+            asked_by=principal.key_name,
         )
         places = repository.places(session.connection(), [job])
         return job.id, render(job, places[job.id])
@@ -113,23 +114,26 @@ def list_jobs(
     principal: Reader,
     has: ServicesDep,
     narrowed: Annotated[Filters, Depends(filters)],
+    ordered: Annotated[Order, Depends(order)],
     limit: Limit = 50,
     cursor: Cursor = None,
+    count: Counted = False,
 ) -> Response:
-    """The tenant's jobs, newest first."""
-    binding = f"{principal.tenant_id} {narrowed}"
-    older_than = None if cursor is None else decode_cursor(has.secret, binding, cursor)
+    """The tenant's jobs, newest first unless `sort` says otherwise."""
+    binding = f"{principal.tenant_id} {narrowed} {ordered}"
+    behind = None if cursor is None else decode_cursor(has.secret, binding, cursor)
     with has.database.rows() as connection:
-        jobs, bodies = has.bodies.page(
-            connection, principal.tenant_id, narrowed, older_than=older_than, limit=limit + 1
-        )
+        asked = Page(narrowed, limit + 1, behind, ordered)
+        jobs, bodies = has.bodies.page(connection, principal.tenant_id, asked)
+        total = repository.total(connection, principal.tenant_id, narrowed) if count else None
     has_more = len(jobs) > limit
     jobs, bodies = jobs[:limit], bodies[:limit]
-    next_cursor = encode_cursor(has.secret, binding, jobs[-1].created_at, jobs[-1].id) if has_more else None
+    next_cursor = encode_cursor(has.secret, binding, *ordered.position(jobs[-1])) if has_more else None
     page = {
         "data": [orjson.Fragment(body) for body in bodies],
         "next_cursor": next_cursor,
         "has_more": has_more,
+        "total": total,
     }
     headers = {**PRIVATE, **next_link(request, next_cursor)}
     return Response(orjson.dumps(page), headers=headers, media_type="application/json")

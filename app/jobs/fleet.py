@@ -6,23 +6,31 @@ device is a GPU, or of a worker without GPUs a share of the processors. See atte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.db import now_ms, table
-from app.jobs.models import WorkerRecord
+from app.jobs.models import DeviceLease, Job, WorkerRecord
 from workers.engine.spec import CompressionSpec
 
 
 def queue_of(spec: CompressionSpec) -> str:
     """`gpu` for what only a worker with GPUs may take, else `any`."""
     return "gpu" if spec.compute.device == "cuda" else "any"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device, as far as it is known."""
+
+    model: str | None = None
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,12 @@ class Worker:
     """Key -> name, in the order they are handed out. The key is unique among all workers, but for those that share the
     device; the name is for the job's process.
     """
+    hardware: Mapping[str, Hardware] = field(default_factory=dict)
+    """Name -> what the device is; shares of the processors are none."""
+    memory_bytes: int | None = None
+    """The host's, or of it what the worker may take."""
+    methods: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Stage -> names of the methods that it has."""
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -47,7 +61,7 @@ def make_known(session: Session, worker: Worker, *, ttl_s: float) -> None:
     renew = (
         update(WorkerRecord)
         .where(WorkerRecord.id == worker.id)
-        .values(expires_at=expires_at)
+        .values(expires_at=expires_at, seen_at=now_ms())
         .returning(WorkerRecord.id)
         .execution_options(synchronize_session=False)
     )
@@ -60,6 +74,13 @@ def make_known(session: Session, worker: Worker, *, ttl_s: float) -> None:
                     kind=worker.kind,
                     devices=len(worker.devices),
                     expires_at=expires_at,
+                    seen_at=now_ms(),
+                    memory_bytes=worker.memory_bytes,
+                    parts=[
+                        {"key": key, "name": name, **asdict(worker.hardware.get(name, Hardware()))}
+                        for key, name in worker.devices.items()
+                    ],
+                    methods={stage: list(names) for stage, names in worker.methods.items()},
                 )
             )
 
@@ -72,6 +93,23 @@ def forget(session: Session, worker: Worker) -> None:
 def forget_silent(session: Session) -> None:
     """Drop workers that are not alive any more."""
     session.execute(delete(WorkerRecord).where(WorkerRecord.expires_at < now_ms()))
+
+
+def known(session: Session) -> Sequence[tuple[WorkerRecord, bool]]:
+    """(worker, whether it is alive), those with GPUs first, then by name. A silent one is forgotten within hours."""
+    alive = case((WorkerRecord.expires_at > now_ms(), True), else_=False)
+    rows = session.execute(
+        select(WorkerRecord, alive).order_by(WorkerRecord.kind.desc(), WorkerRecord.name, WorkerRecord.id)
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def jobs_on_devices(session: Session) -> dict[str, tuple[str, str]]:
+    """Key of a device -> (job, its tenant) of those that a job holds."""
+    rows = session.execute(
+        select(DeviceLease.device, DeviceLease.job_id, Job.tenant_id).join(Job, Job.id == DeviceLease.job_id)
+    )
+    return {row.device: (row.job_id, row.tenant_id) for row in rows}
 
 
 class Largest(NamedTuple):

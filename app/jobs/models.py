@@ -23,6 +23,8 @@ class Job(Base):
         Index("ix_jobs_list_status", "tenant_id", "status", "created_at", "id"),
         Index("ix_jobs_list_model", "tenant_id", "model_id", "created_at", "id"),
         Index("ix_jobs_list_verdict", "tenant_id", "verdict", "created_at", "id"),
+        Index("ix_jobs_list_updated", "tenant_id", "updated_at", "id"),
+        Index("ix_jobs_list_priority", "tenant_id", "priority", "created_at", "id"),
         Index(
             "ix_jobs_queue",
             text("priority DESC"),
@@ -76,6 +78,8 @@ class Job(Base):
     """The report's (pass, fail or inconclusive); None until the job has succeeded, and where its spec has no gates."""
     manifest_sha256: Mapped[str | None] = mapped_column(String(64))
     request_id: Mapped[str | None] = mapped_column(String(128))
+    asked_by: Mapped[str | None] = mapped_column(String(100))
+    """Name of the key that submitted it; None of jobs that are older than this column."""
 
     created_at: Mapped[int] = mapped_column(BigInteger)
     updated_at: Mapped[int] = mapped_column(BigInteger)
@@ -118,6 +122,13 @@ class WorkerRecord(Base):
     """cpu or gpu."""
     devices: Mapped[int]
     expires_at: Mapped[int] = mapped_column(BigInteger)
+    seen_at: Mapped[int | None] = mapped_column(BigInteger)
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """The host's, or of it what the worker may take."""
+    parts: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    """Its devices in their order: `{key, name, model, memory_bytes}`."""
+    methods: Mapped[dict[str, list[str]] | None] = mapped_column(Json)
+    """Stage -> names of the methods that it has."""
 
 
 class DeviceLease(Base):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 from fastapi import Path, Query
 from pydantic import AfterValidator, Field
@@ -10,10 +10,10 @@ from pydantic import AfterValidator, Field
 from app.access import no_such_job
 from app.errors import InvalidRequest
 from app.http.problems import field_error
-from app.http.queries import Instant, WholeNumber, milliseconds
+from app.http.queries import Flag, Instant, WholeNumber, milliseconds
 from app.ids import is_id
 from app.jobs.models import STATUSES
-from app.jobs.repository import Filters
+from app.jobs.repository import By, Filters, Order
 from app.jobs.views import JOB_ID
 from workers.engine.contracts.refs import NAME_OR_HUB_ID
 from workers.engine.report import Verdict
@@ -28,6 +28,7 @@ def _possible(job_id: str) -> str:
 JobId = Annotated[str, Path(examples=[JOB_ID]), AfterValidator(_possible)]
 Limit = Annotated[WholeNumber, Query(ge=1, le=200, description="Most entries of one page.")]
 Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")]
+Counted = Annotated[Flag, Query(description="Say how many there are in all, as `total`.")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9._/-]{1,40}:[^\x00-\x1f\x7f]{0,200}$")]
 
 
@@ -56,6 +57,16 @@ async def filters(  # async, or FastAPI would run it on a thread
         created_after=milliseconds(created_after),
         created_before=milliseconds(created_before),
     )
+
+
+async def order(
+    sort: Annotated[
+        Literal["-created_at", "created_at", "-updated_at", "updated_at", "-priority", "priority", "-model", "model"],
+        Query(description="What the list is ordered by; with `-` the largest, or newest, first."),
+    ] = "-created_at",
+) -> Order:
+    """Dependency: the list's order."""
+    return Order(by=cast(By, sort.removeprefix("-")), descending=sort.startswith("-"))
 
 
 def _statuses(text: str | None) -> tuple[str, ...]:

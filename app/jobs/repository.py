@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, select, tuple_, union_all
 from sqlalchemy.orm import Session
@@ -22,7 +22,45 @@ QUEUE_DEPTH = 1000
 """Places in the queue are counted up to this."""
 _job = table(Job).c
 _VIEW = select(*COLUMNS)
-_NEWEST = (_job.created_at.desc(), _job.id.desc())
+
+By = Literal["created_at", "updated_at", "priority", "model"]
+TOTAL_MOST = 10_000
+"""Jobs of a list are counted up to this."""
+_COLUMNS_OF: dict[By, tuple[str, ...]] = {
+    "created_at": ("created_at", "id"),
+    "updated_at": ("updated_at", "id"),
+    "priority": ("priority", "created_at", "id"),
+    "model": ("model_id", "created_at", "id"),
+}
+"""Each with an index of its own behind the tenant."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a list of jobs."""
+
+    by: By = "created_at"
+    descending: bool = True
+
+    @property
+    def columns(self) -> tuple[ColumnElement[Any], ...]:
+        return tuple(column.desc() if self.descending else column.asc() for column in self._key)
+
+    def behind(self, position: tuple[int | str, ...]) -> ColumnElement[bool]:
+        """The condition of jobs that come after that position."""
+        key = tuple_(*self._key)
+        return key < position if self.descending else key > position
+
+    def position(self, job: Listed) -> tuple[int | str, ...]:
+        """The job's values of the columns."""
+        return tuple(getattr(job, name) for name in _COLUMNS_OF[self.by])
+
+    @property
+    def _key(self) -> list[ColumnElement[Any]]:
+        return [_job[name] for name in _COLUMNS_OF[self.by]]
+
+
+NEWEST_FIRST = Order()
 
 
 @dataclass(frozen=True)
@@ -71,6 +109,10 @@ class Listed(Protocol):
     def queue(self) -> str: ...
     @property
     def devices(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def model_id(self) -> str: ...
 
 
 class ListedJob(NamedTuple):
@@ -83,32 +125,66 @@ class ListedJob(NamedTuple):
     created_at: int
     queue: str
     devices: int
+    priority: int
+    model_id: str
 
 
-_LISTED = select(_job.id, _job.version, _job.updated_at, _job.status, _job.created_at, _job.queue, _job.devices)
+_LISTED = select(*(_job[name] for name in ListedJob._fields))
 
 
-def page(
-    connection: Connection, tenant_id: str, filters: Filters, *, older_than: tuple[int, str] | None, limit: int
-) -> list[ListedJob]:
-    """The tenant's jobs that pass the filters, newest first, from behind `older_than` = (created_at, id)."""
-    conditions = _conditions(tenant_id, filters, older_than, limit)
-    rows = connection.execute(_LISTED.where(*conditions).order_by(*_NEWEST).limit(limit))
+class Page(NamedTuple):
+    """Which of the tenant's jobs that pass the filters: so many behind a position in an order."""
+
+    filters: Filters
+    limit: int
+    behind: tuple[int | str, ...] | None = None
+    order: Order = NEWEST_FIRST
+
+
+def page(connection: Connection, tenant_id: str, asked: Page) -> list[ListedJob]:
+    """The jobs of the page."""
+    rows = connection.execute(_LISTED.where(*_on(tenant_id, asked)).order_by(*asked.order.columns).limit(asked.limit))
     return [ListedJob(*row) for row in rows]
 
 
-def whole_page(
-    connection: Connection, tenant_id: str, filters: Filters, *, older_than: tuple[int, str] | None, limit: int
-) -> list[JobView]:
+def whole_page(connection: Connection, tenant_id: str, asked: Page) -> list[JobView]:
     """The same with all that is shown of each."""
-    conditions = _conditions(tenant_id, filters, older_than, limit)
-    rows = connection.execute(_VIEW.where(*conditions).order_by(*_NEWEST).limit(limit))
+    rows = connection.execute(_VIEW.where(*_on(tenant_id, asked)).order_by(*asked.order.columns).limit(asked.limit))
     return [JobView(*row) for row in rows]
 
 
-def _conditions(
-    tenant_id: str, filters: Filters, older_than: tuple[int, str] | None, limit: int
-) -> list[ColumnElement[bool]]:
+def total(connection: Connection, tenant_id: str, filters: Filters) -> int:
+    """How many of the tenant's jobs pass the filters, counted up to TOTAL_MOST."""
+    conditions = _passing(tenant_id, filters)
+    if filters.statuses:
+        conditions.append(_job.status.in_(filters.statuses))
+    found = select(_job.id).where(*conditions).limit(TOTAL_MOST).subquery()
+    return connection.execute(select(func.count()).select_from(found)).scalar_one()
+
+
+def _on(tenant_id: str, asked: Page) -> list[ColumnElement[bool]]:
+    conditions = _passing(tenant_id, asked.filters)
+    if asked.behind is not None:
+        conditions.append(asked.order.behind(asked.behind))
+    statuses = asked.filters.statuses
+    if len(statuses) == 1:
+        conditions.append(_job.status == statuses[0])
+    elif statuses:
+        # An index gives one status in order; of several, each is read up to the limit, then merged.
+        of_each = [
+            select(_job.id)
+            .where(*conditions, _job.status == status)
+            .order_by(*asked.order.columns)
+            .limit(asked.limit)
+            .subquery()
+            for status in statuses
+        ]
+        conditions = [_job.id.in_(union_all(*(select(found.c.id) for found in of_each)))]
+    return conditions
+
+
+def _passing(tenant_id: str, filters: Filters) -> list[ColumnElement[bool]]:
+    """The filters but for the statuses."""
     conditions: list[ColumnElement[bool]] = [_job.tenant_id == tenant_id]
     if filters.model_id is not None:
         conditions.append(_job.model_id == filters.model_id)
@@ -118,19 +194,8 @@ def _conditions(
         conditions.append(_job.created_at > filters.created_after)
     if filters.created_before is not None:
         conditions.append(_job.created_at < filters.created_before)
-    if older_than is not None:
-        conditions.append(tuple_(_job.created_at, _job.id) < older_than)
     for key, value in filters.labels:
         conditions.append(_job.id.in_(select(JobLabel.job_id).where(JobLabel.key == key, JobLabel.value == value)))
-    if len(filters.statuses) == 1:
-        conditions.append(_job.status == filters.statuses[0])
-    elif filters.statuses:
-        # An index gives one status in order; of several, each is read up to the limit, then merged.
-        of_each = [
-            select(_job.id).where(*conditions, _job.status == status).order_by(*_NEWEST).limit(limit).subquery()
-            for status in filters.statuses
-        ]
-        conditions = [_job.id.in_(union_all(*(select(found.c.id) for found in of_each)))]
     return conditions
 
 

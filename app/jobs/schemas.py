@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from app.jobs.repository import TOTAL_MOST
 from app.jobs.views import JOB_ID
 from workers.engine.report import Verdict
 from workers.engine.spec import CompressionSpec
@@ -149,6 +150,9 @@ class JobRead(Read):
     metrics: dict[str, MetricSummary] | None = Field(description="The report's measurements by name.")
     verdict: Verdict | None = Field(description="Of the spec's gates; null without gates, and until it has succeeded.")
     error: JobFailure | None = Field(description="Why the last attempt failed.")
+    asked_by: str | None = Field(
+        description="Name of the key that submitted it; null of jobs from before this was noted.", examples=["ci"]
+    )
     created_at: AwareDatetime
     updated_at: AwareDatetime
     started_at: AwareDatetime | None
@@ -161,6 +165,10 @@ class JobPage(Read):
     data: list[JobRead]
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page, with the same filters.")
     has_more: bool
+    total: int | None = Field(
+        description=f"With `count=true`: how many jobs pass the filters, on all pages; {TOTAL_MOST} is that many or "
+        "more. Else null."
+    )
 
 
 class EventRead(Read):

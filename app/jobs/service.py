@@ -39,6 +39,7 @@ def create(
     max_attempts: int,
     deadline_s: int,
     request_id: str | None,
+    asked_by: str | None = None,
     job_id: str | None = None,
     now: int | None = None,
 ) -> JobView:
@@ -67,6 +68,7 @@ def create(
         "attempt": 0,
         "fence": 0,
         "request_id": request_id,
+        "asked_by": asked_by,
     }
     connection = session.connection()
     at, spec_text = connection.execute(_INSERT_JOB, {**written, "now": now}).one()
@@ -102,6 +104,8 @@ def create(
         event_seq=1,
         queue=queue,
         devices=spec.compute.devices,
+        model_id=spec.model.id,
+        asked_by=asked_by,
     )
 
 

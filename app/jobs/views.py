@@ -47,6 +47,8 @@ class JobView(NamedTuple):
     event_seq: int
     queue: str
     devices: int
+    model_id: str
+    asked_by: str | None
 
 
 class Place(NamedTuple):
@@ -84,6 +86,8 @@ COLUMNS = (
     _job.event_seq,
     _job.queue,
     _job.devices,
+    _job.model_id,
+    _job.asked_by,
 )
 
 
@@ -115,6 +119,7 @@ def as_json(job: JobView, place: Place | None) -> dict[str, Any]:
         "metrics": _fragment(job.metrics),
         "verdict": job.verdict,
         "error": _fragment(job.error),
+        "asked_by": job.asked_by,
         "created_at": iso(job.created_at),
         "updated_at": iso(job.updated_at),
         "started_at": iso(job.started_at),

@@ -27,6 +27,7 @@ class KeyView(NamedTuple):
     expired: int
     touch: int
     """`last_used_at` is older than TOUCH_MS."""
+    name: str
 
 
 _key = table(ApiKey).c
@@ -38,6 +39,7 @@ KEY_COLUMNS = (
     case((_key.revoked_at.is_not(None), 1), else_=0),
     case((_key.expires_at <= now_ms(), 1), else_=0),
     case((func.coalesce(_key.last_used_at, 0) < now_ms() - TOUCH_MS, 1), else_=0),
+    _key.name,
 )
 
 

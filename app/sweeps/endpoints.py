@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Header, Path, Query
@@ -23,7 +23,7 @@ from app.ids import is_id
 from app.jobs import fleet, preflight, removals
 from app.jobs.acceptance import accept_once
 from app.jobs.models import ACTIVE
-from app.jobs.parameters import Cursor, Limit
+from app.jobs.parameters import Counted, Cursor, Limit
 from app.jobs.views import iso
 from app.services import Services, ServicesDep
 from app.sweeps import expand, page, repository, service
@@ -95,6 +95,7 @@ def create(
             max_attempts=max_attempts,
             deadline_s=deadline_s,
             request_id=request.state.request_id,
+            asked_by=principal.key_name,
         )
         body, _ = _rendered(session, sweep)
         return sweep.id, body
@@ -113,19 +114,29 @@ def create(
 
 @router.get("", operation_id="sweeps_list", response_model=SweepPage, responses=responses(400, 422))
 def list_sweeps(
-    request: Request, principal: Reader, has: ServicesDep, limit: Limit = 50, cursor: Cursor = None
+    request: Request,
+    principal: Reader,
+    has: ServicesDep,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    sort: Annotated[
+        Literal["-created_at", "created_at"], Query(description="With `-` the newest first.")
+    ] = "-created_at",
+    count: Counted = False,
 ) -> Response:
-    """The tenant's sweeps, newest first, without their children."""
-    binding = f"{principal.tenant_id} sweeps"
-    older_than = None if cursor is None else decode_cursor(has.secret, binding, cursor)
+    """The tenant's sweeps, newest first unless `sort` says otherwise, without their children."""
+    binding = f"{principal.tenant_id} sweeps {sort}"
+    behind = None if cursor is None else decode_cursor(has.secret, binding, cursor)
     with has.database.read() as session:
-        found = repository.page(session, principal.tenant_id, older_than=older_than, limit=limit + 1)
+        oldest_first = sort == "created_at"
+        found = repository.page(session, principal.tenant_id, behind=behind, limit=limit + 1, oldest_first=oldest_first)
+        total = repository.total(session, principal.tenant_id) if count else None
         sweeps, has_more = found[:limit], len(found) > limit
         counts = repository.count_children(session, [sweep.id for sweep in sweeps])
         data = [_summary(sweep, counts[sweep.id]) for sweep in sweeps]
     next_cursor = encode_cursor(has.secret, binding, sweeps[-1].created_at, sweeps[-1].id) if has_more else None
     headers = {**PRIVATE, **next_link(request, next_cursor)}
-    answer = {"data": data, "next_cursor": next_cursor, "has_more": has_more}
+    answer = {"data": data, "next_cursor": next_cursor, "has_more": has_more, "total": total}
     return Response(orjson.dumps(answer), headers=headers, media_type="application/json")
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
 from app.jobs.models import ACTIVE, Job, ReportRecord
+from app.jobs.repository import TOTAL_MOST
 from app.sweeps.models import Sweep, SweepChild
 
 
@@ -74,12 +75,22 @@ def lock_jobs(session: Session, sweep_id: str, statuses: Sequence[str]) -> Seque
     return [(row[0], row[1]) for row in rows]
 
 
-def page(session: Session, tenant_id: str, *, older_than: tuple[int, str] | None, limit: int) -> Sequence[Sweep]:
-    """The tenant's sweeps, newest first, from behind `older_than` = (created_at, id)."""
-    query = select(Sweep).where(Sweep.tenant_id == tenant_id)
-    if older_than is not None:
-        query = query.where(tuple_(Sweep.created_at, Sweep.id) < older_than)
-    return session.scalars(query.order_by(Sweep.created_at.desc(), Sweep.id.desc()).limit(limit)).all()
+def page(
+    session: Session, tenant_id: str, *, behind: tuple[int | str, ...] | None, limit: int, oldest_first: bool = False
+) -> Sequence[Sweep]:
+    """The tenant's sweeps, newest first unless asked otherwise, from behind (created_at, id)."""
+    query, key = select(Sweep).where(Sweep.tenant_id == tenant_id), (Sweep.created_at, Sweep.id)
+    if behind is not None:
+        query = query.where(tuple_(*key) > behind if oldest_first else tuple_(*key) < behind)
+    return session.scalars(
+        query.order_by(*(column.asc() if oldest_first else column.desc() for column in key)).limit(limit)
+    ).all()
+
+
+def total(session: Session, tenant_id: str) -> int:
+    """How many sweeps the tenant has, counted up to TOTAL_MOST."""
+    found = select(Sweep.id).where(Sweep.tenant_id == tenant_id).limit(TOTAL_MOST).subquery()
+    return session.execute(select(func.count()).select_from(found)).scalar_one()
 
 
 def count_children(session: Session, sweep_ids: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.jobs.repository import TOTAL_MOST
 from app.jobs.schemas import SPEC_EXAMPLE, JobFailure, JobStatus, LabelValue, MetricSummary, Read, Request, Scheduling
 from workers.engine.report import Verdict
 
@@ -154,6 +155,9 @@ class SweepPage(Read):
     data: list[SweepSummary]
     next_cursor: str | None
     has_more: bool
+    total: int | None = Field(
+        description=f"With `count=true`: how many sweeps there are; {TOTAL_MOST} is that many or more. Else null."
+    )
 
 
 class Axis(Read):

@@ -32,6 +32,7 @@ def create(
     max_attempts: int,
     deadline_s: int,
     request_id: str | None,
+    asked_by: str | None = None,
 ) -> Sweep:
     """Insert the sweep and a job for each child; they run in their order."""
     now = clock(session)
@@ -56,6 +57,7 @@ def create(
             max_attempts=max_attempts,
             deadline_s=deadline_s,
             request_id=request_id,
+            asked_by=asked_by,
             job_id=job_id,
             now=now,
         )

@@ -14,7 +14,7 @@ from app.http.pagination import encode_cursor
 from app.jobs import repository
 from app.jobs.bodies import Bodies
 from app.jobs.models import Job
-from app.jobs.repository import Filters
+from app.jobs.repository import Filters, Order, Page
 from app.jobs.schemas import JobPage
 from tests.helpers.api import GATED, SPEC, Api, judged
 from workers.engine.report import Verdict
@@ -76,6 +76,7 @@ class TestPages:
             "data": [],
             "next_cursor": None,
             "has_more": False,
+            "total": None,
         }
 
 
@@ -129,6 +130,69 @@ class TestFilters:
         assert listed(api, created_before=elsewhere) == [job["id"] for job in reversed(jobs[:2])]
 
 
+class TestOrders:
+    @pytest.mark.parametrize("by", ["created_at", "updated_at", "priority", "model"])
+    def test_pages_cover_every_job_once_in_order(self, api: Api, by: str) -> None:
+        for n in range(7):
+            job = api.submit({**SPEC, "model": {"id": "bookworm-7m" if n % 2 else "owner/name"}}, priority=n % 3)
+            if n % 3:
+                api.post(job, "cancel")
+        jobs = api.client.get("/v1/jobs").json()["data"]
+
+        def key(job: dict[str, Any]) -> tuple[Any, ...]:
+            first = {"model": job["spec"]["model"]["id"], "priority": job["priority"]}.get(by, job.get(by))
+            return (first, job["id"]) if by == "updated_at" else (first, job["created_at"], job["id"])
+
+        for sign in ("", "-"):
+            seen, cursor = [], None
+            while True:
+                query = {"sort": sign + by, "limit": 2, **({"cursor": cursor} if cursor else {})}
+                page = api.client.get("/v1/jobs", params=query).json()
+                seen += page["data"]
+                if (cursor := page["next_cursor"]) is None:
+                    break
+            assert seen == sorted(jobs, key=key, reverse=sign == "-")
+
+    def test_with_several_statuses(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        for n in (0, 3, 6):
+            api.post(jobs[n], "cancel")
+        assert listed(api, status="queued,cancelled", sort="created_at") == [job["id"] for job in jobs]
+
+    def test_a_cursor_is_bound_to_its_order(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        cursor = api.client.get("/v1/jobs?limit=1&sort=priority").json()["next_cursor"]
+        response = api.client.get("/v1/jobs", params={"limit": 1, "sort": "-priority", "cursor": cursor})
+        assert (response.status_code, response.json()["code"]) == (400, "cursor_mismatch")
+
+    def test_no_other(self, api: Api) -> None:
+        problem = api.client.get("/v1/jobs?sort=spec").json()
+        assert (problem["status"], problem["errors"][0]["pointer"]) == (422, "?sort")
+        assert "-created_at" in problem["errors"][0]["allowed"]
+
+
+class TestTotals:
+    def test_count_what_passes_the_filters_on_all_pages(
+        self, api: Api, jobs: list[dict[str, Any]], foreign: httpx2.Headers
+    ) -> None:
+        api.post(jobs[2], "cancel")
+
+        def total(headers: httpx2.Headers | None = None, **query: Any) -> int:
+            found: int = api.client.get(
+                "/v1/jobs", params={"count": "true", "limit": 1, **query}, headers=headers
+            ).json()["total"]
+            return found
+
+        assert total() == 7
+        assert total(status="queued") == 6
+        assert total(status="queued,cancelled", label="team:a") == 4
+        assert total(model="owner/other") == 0
+        assert total(foreign) == 0
+        assert api.client.get("/v1/jobs").json()["total"] is None
+
+    def test_end_somewhere(self, api: Api, jobs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(repository, "TOTAL_MOST", 3)
+        assert api.client.get("/v1/jobs?count=true").json()["total"] == 3
+
+
 class TestCursors:
     def cursor(self, api: Api) -> str:
         for _ in range(2):
@@ -174,6 +238,14 @@ def test_pages_of_a_large_table_come_from_an_index(api: Api) -> None:
     with api.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("analyze"))
     newer = (row["created_at"] + 1, "job_")
+    for order, behind, index in (
+        (Order("updated_at"), newer, "ix_jobs_list_updated"),
+        (Order("updated_at", descending=False), (0, ""), "ix_jobs_list_updated"),
+        (Order("priority"), (7, *newer), "ix_jobs_list_priority"),
+        (Order("model", descending=False), ("a", 0, ""), "ix_jobs_list_model"),
+    ):
+        assert index in (plan := explained(api, Page(Filters(), 51, behind, order))), (order, plan)
+        assert "SCAN jobs" not in plan and "Seq Scan on jobs" not in plan, (order, plan)  # noqa: PT018
     for filters, index in (
         (Filters(), "ix_jobs_list"),
         (Filters(statuses=("failed",)), "ix_jobs_list_status"),
@@ -182,13 +254,13 @@ def test_pages_of_a_large_table_come_from_an_index(api: Api) -> None:
         (Filters(verdict="fail"), "ix_jobs_list_verdict"),
         (Filters(labels=(("team", "rare"),)), "job_labels"),
     ):
-        plan = explained(api, filters, newer)
+        plan = explained(api, Page(filters, 51, newer))
         assert index in plan, (filters, plan)
         assert "SCAN jobs" not in plan, (filters, plan)
         assert "Seq Scan on jobs" not in plan, (filters, plan)
 
 
-def explained(api: Api, filters: Filters, older_than: tuple[int, str]) -> str:
+def explained(api: Api, asked: Page) -> str:
     """The database's plan for a page of 50."""
     engine, statements = api.database.engine, []
 
@@ -197,7 +269,7 @@ def explained(api: Api, filters: Filters, older_than: tuple[int, str]) -> str:
 
     event.listen(engine, "before_cursor_execute", note)
     with api.database.read() as session:
-        repository.whole_page(session.connection(), api.tenant_id, filters, older_than=older_than, limit=51)
+        repository.whole_page(session.connection(), api.tenant_id, asked)
     event.remove(engine, "before_cursor_execute", note)
     # The relay's thread looks into its outbox meanwhile.
     [(sql, parameters)] = [s for s in statements if "ORDER BY" in s[0] and "outbox" not in s[0]]
@@ -261,7 +333,7 @@ class TestKeptBodies:
         bodies = Bodies(most_bytes=2 * size)
         with api.database.rows() as connection:
             for _ in range(2):
-                _, found = bodies.page(connection, api.tenant_id, Filters(), older_than=None, limit=10)
+                _, found = bodies.page(connection, api.tenant_id, Page(Filters(), 10))
                 assert len(found) == 3
         assert 0 < bodies._bytes <= 2 * size
         assert bodies._bytes == sum(map(len, bodies._bodies.values()))

@@ -34,4 +34,4 @@ def test_down_and_up_again_keeps_the_jobs(api: Api, settings: Settings) -> None:
         assert session.execute(text("select id from jobs")).scalars().all() == [job["id"]]
     migrate.upgrade(settings.database_url)
     assert differences(api) == []
-    assert api.get(job).json() == {**job, "verdict": None}
+    assert api.get(job).json() == {**job, "verdict": None, "asked_by": None}

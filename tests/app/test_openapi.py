@@ -41,6 +41,7 @@ OPERATIONS = {
     "jobs_report": "GET /v1/jobs/{job_id}/report",
     "jobs_retry": "POST /v1/jobs/{job_id}/retry",
     "jobs_update": "PATCH /v1/jobs/{job_id}",
+    "me_get": "GET /v1/me",
     "metrics": "GET /metrics",
     "sessions_create": "POST /v1/session",
     "sessions_delete": "DELETE /v1/session",
@@ -51,6 +52,7 @@ OPERATIONS = {
     "sweeps_get": "GET /v1/sweeps/{sweep_id}",
     "sweeps_list": "GET /v1/sweeps",
     "sweeps_pareto": "GET /v1/sweeps/{sweep_id}/pareto",
+    "workers_list": "GET /v1/workers",
 }
 
 

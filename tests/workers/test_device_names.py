@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from app.cli.exits import Usage
 from app.cli.processes import worker_command
+from app.jobs.fleet import Hardware
 from app.settings import Settings
 from workers import devices
 
@@ -22,6 +23,15 @@ GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bb)
   MIG 3g.40gb     Device  1: (UUID: MIG-b1)
 GPU 2: NVIDIA A100-PCIE-40GB (UUID: GPU-cc)
 """
+
+
+def test_the_driver_says_what_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = "0, GPU-aa, 81559, NVIDIA H100, 80GB\n1, GPU-bb, [N/A], NVIDIA Thor\n"
+    monkeypatch.setattr(devices, "DETAILS", ["printf", "%s", listing])
+    h100, thor = Hardware("NVIDIA H100, 80GB", 81559 * 2**20), Hardware("NVIDIA Thor", None)
+    assert devices.hardware() == {"0": h100, "GPU-aa": h100, "1": thor, "GPU-bb": thor}
+    monkeypatch.setattr(devices, "DETAILS", ["no-such-program"])
+    assert devices.hardware() == {}
 
 
 @pytest.fixture

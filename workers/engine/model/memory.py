@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import torch
+
+from workers.engine.host import total_memory
 
 Place = Literal["device", "host", "file"]
 """Where hidden states may lie."""
@@ -60,17 +60,6 @@ def trim() -> None:
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
-
-
-def total_memory() -> int:
-    """Bytes of the host's memory, or of what our control group (version 2) may take of it."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with suppress(OSError):
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
-        for folder in (Path("/sys/fs/cgroup") / group, Path("/sys/fs/cgroup")):
-            with suppress(OSError, ValueError):  # of version 1, or `max`
-                limits.append(int((folder / "memory.max").read_text()))
-    return min(limits)
 
 
 def planned_memory(budget: int | None, device: torch.device, processes: int = 1) -> int:
