@@ -93,6 +93,16 @@ def hessian_of(gram_II: Tensor, dampening: float, layers: Sequence[LayerTask]) -
     )
 
 
+def without_inputs(weight_OI: Tensor, kept_I: Tensor, damped_II: Tensor) -> Tensor:
+    """W_K + W_P H_PK H_KK^-1, and zero in P: of all weights that read only the inputs of the boolean `kept_I`, K, those
+    of the least output error, without the others, P. It is the optimal brain surgeon's update for all P at once."""
+    lower_KK = torch.linalg.cholesky(damped_II[kept_I][:, kept_I])
+    change_KO = torch.cholesky_solve(damped_II[kept_I][:, ~kept_I] @ weight_OI[:, ~kept_I].T, lower_KK)
+    made_up_OI = torch.zeros_like(weight_OI)
+    made_up_OI[:, kept_I] = weight_OI[:, kept_I] + change_KO.T
+    return made_up_OI
+
+
 def _names(layers: Sequence[LayerTask]) -> str:
     return ", ".join(layer.name for layer in layers)
 

@@ -2,7 +2,7 @@
 
 Coupled slices go together as in LLM-Pruner (Ma et al. 2023, arXiv:2305.11627). What the layers that read the units lose
 can be made up for by least squares (the optimal brain surgeon's update of all remaining inputs at once).
-O = outputs, I = inputs, K = inputs kept, P = inputs pruned.
+O = outputs, I = inputs.
 """
 
 from __future__ import annotations
@@ -82,19 +82,13 @@ class StructuredParams(UnitPruneParams):
 def prune(reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: StructuredParams) -> Tensor:
     """The reader's weight [O, I], float32, zero in the inputs that go.
 
-    With `compensate` W_K + W_P H_PK H_KK^-1, which minimises the layer's mean squared output error over all weights of
-    the inputs that stay. Raises NumericalFailure if the statistics cannot be factorized.
+    With `compensate` its weights of the least mean squared output error over all weights of the inputs that stay.
+    Raises NumericalFailure if the statistics cannot be factorized.
     """
-    import torch
-
-    from workers.engine.maths.second_order import hessian_of
+    from workers.engine.maths.second_order import hessian_of, without_inputs
 
     weight_OI = reader.weight_OI.float()
     if not params.compensate or bool(kept_I.all()):
         return weight_OI * kept_I
     damped_II = hessian_of(needed(stats.gram_II, "Stat.GRAM"), params.dampening, [reader]).damped_II
-    lower_KK = torch.linalg.cholesky(damped_II[kept_I][:, kept_I])
-    change_KO = torch.cholesky_solve(damped_II[kept_I][:, ~kept_I] @ weight_OI[:, ~kept_I].T, lower_KK)
-    made_up_OI = torch.zeros_like(weight_OI)
-    made_up_OI[:, kept_I] = weight_OI[:, kept_I] + change_KO.T
-    return made_up_OI
+    return without_inputs(weight_OI, kept_I, damped_II)

@@ -1,0 +1,92 @@
+"""Which groups of coupled weights go next, while a model trains: one kind at a time, by the lowest cost.
+
+A group is a unit of a family: a key/value head with its query heads, an MLP channel. Its cost is the increase of the
+loss that is expected when it goes, per parameter, so that groups of different sizes compare. U = units of a family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+Key = tuple[int, str]
+"""(block, kind) of a family."""
+Course = Literal["linear", "cubic"]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """One family, as far as removing its units is concerned."""
+
+    parameters: int
+    """Of one unit."""
+    most: int
+    """Units that may still go."""
+    saliency_U: Tensor
+    """Expected increase of the loss when a unit goes, float64."""
+    kept_U: Tensor
+    """Boolean: units that are still there."""
+
+
+def gone_by(course: Course, progress: float) -> float:
+    """The share of all removals that is done at a share of the time, both in [0, 1]: `cubic` begins steeply and ends
+    gently (Zhu and Gupta 2017, arXiv:1710.01878)."""
+    return progress if course == "linear" else 1 - (1 - progress) ** 3
+
+
+def next_groups(families: Mapping[Key, Groups], missing: int, room: int) -> list[tuple[Key, int]]:
+    """(family, unit) of those that go now, in the order in which they go.
+
+    `missing` parameters are to go, and at most `room` may. One kind of group covers them: the one whose lowest groups
+    cost least per parameter. Others follow only where it has too few. A head may be larger than what is missing, and
+    then goes as a whole; what cannot go without exceeding `room` stays.
+    """
+    left = dict(families)
+    found: list[tuple[Key, int]] = []
+    while missing > 0:
+        offers = {kind: _covering(left, kind, missing, room) for kind in {kind for _, kind in left}}
+        costs = {kind: _cost(left, offer) for kind, offer in offers.items() if offer}
+        if not costs:
+            break
+        offer = offers[min(costs, key=lambda kind: (costs[kind], kind))]
+        for key, unit in offer:
+            groups = left[key]
+            kept_U = groups.kept_U.clone()
+            kept_U[unit] = False
+            left[key] = Groups(groups.parameters, groups.most - 1, groups.saliency_U, kept_U)
+        taken = sum(families[key].parameters for key, _ in offer)
+        found, missing, room = [*found, *offer], missing - taken, room - taken
+    return found
+
+
+def _covering(families: Mapping[Key, Groups], kind: str, missing: int, room: int) -> list[tuple[Key, int]]:
+    """The groups of a kind of the lowest cost per parameter, until what is missing is covered."""
+    order = []
+    for key in sorted(key for key in families if key[1] == kind):
+        groups = families[key]
+        units = groups.kept_U.nonzero().flatten()
+        cost_U = groups.saliency_U[units] / groups.parameters
+        first = torch.argsort(cost_U, stable=True)[: groups.most]
+        order += [(cost, key, unit) for cost, unit in zip(cost_U[first].tolist(), units[first].tolist(), strict=True)]
+    found: list[tuple[Key, int]] = []
+    for _, key, unit in sorted(order):
+        size = families[key].parameters
+        if missing <= 0:
+            break
+        if size <= room:
+            found.append((key, unit))
+            missing, room = missing - size, room - size
+    return found
+
+
+def _cost(families: Mapping[Key, Groups], offer: Sequence[tuple[Key, int]]) -> float:
+    """Of all groups of an offer together, per parameter."""
+    saliency = sum(families[key].saliency_U[unit].item() for key, unit in offer)
+    return saliency / sum(families[key].parameters for key, _ in offer)

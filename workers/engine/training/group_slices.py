@@ -1,0 +1,61 @@
+"""The slices of a model's parameters, and of what lies beside them in the same shapes, that units of a family own.
+
+U = units of a family.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from workers.engine.maths.unit_slices import unit_rows
+from workers.engine.model.views import held
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+
+    from workers.engine.architectures.architecture import Architecture, Family, Member
+
+    Value = Callable[[Sequence[Tensor]], Tensor]
+
+
+class GroupSlices:
+    """Reads and writes tensors by units, however transformers' modules hold them."""
+
+    def __init__(self, model: nn.Module, architecture: Architecture) -> None:
+        self._model, self._places = model, held(model, architecture)
+
+    def parameter(self, member: Member) -> nn.Parameter:
+        """The parameter that holds a member."""
+        return self._model.get_parameter(self._places[member.tensor].parameter)
+
+    def read(self, member: Member, beside: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        """A member's canonical part of a tensor of its parameter's shape."""
+        return self._places[member.tensor].read(beside(self.parameter(member)))
+
+    def write(self, member: Member, values: Tensor) -> None:
+        """Write a member's canonical values."""
+        self._places[member.tensor].write(self.parameter(member).data, values)
+
+    def sums(
+        self, family: Family, value: Callable[[Sequence[Tensor]], Tensor], *beside: Callable[..., Tensor]
+    ) -> Tensor:
+        """Sum over all weights and biases of each unit, float64 [U], of `value(tensors)`: a number for each of a
+        member's entries, from its parts of the tensors that `beside` names."""
+        total_U = torch.zeros(family.units, dtype=torch.float64)
+        for member in family.members:
+            values = value([self.read(member, one) for one in beside])
+            total_U += unit_rows(values, family, member).double().sum(dim=(1, 2)).cpu()
+        return total_U
+
+    def clear(self, family: Family, units: Sequence[int], whole: Tensor, member: Member) -> None:
+        """Set the slices that units own to zero in `whole`, of the shape of the member's parameter."""
+        place = self._places[member.tensor]
+        part = place.read(whole).clone()
+        width = part.shape[member.axis] // family.units
+        index = [unit * width + offset for unit in units for offset in range(width)]
+        part.index_fill_(member.axis, torch.tensor(index, device=part.device), 0)
+        place.write(whole, part)
