@@ -139,7 +139,9 @@ def compress(
             verdict=overall(gates),
             stages=clock.report(),
             runtimes=removal.runtimes(spec, made.outcome),
-            warnings=warnings(spec, prospect) + memory_warnings(spec.compute.memory_budget, clock.report()),
+            warnings=warnings(spec, prospect)
+            + (tuning.warnings if tuning else [])
+            + memory_warnings(spec.compute.memory_budget, clock.report()),
             resumed_blocks=made.resumed,
             resumed_allocation=made.resumed_allocation,
         )

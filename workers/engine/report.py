@@ -148,6 +148,11 @@ class TextReport(ReportModel):
     documents: int = Field(
         description="That something was read of. A .txt file is one; elsewhere see `document_field`."
     )
+    documents_held_out: int | None = Field(
+        None,
+        description="Of a training: those that its held-out windows are of, and that it never trains on; null where "
+        "the text has too few others, and windows of the same documents are trained on.",
+    )
     tokens: int = Field(description="Read; reading stops where the windows asked for are there.")
     rows_skipped: int = Field(description="Rows without text.")
     characters_replaced: int = Field(description="Lone surrogates, read as U+FFFD.")

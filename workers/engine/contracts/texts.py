@@ -21,6 +21,9 @@ class Wanted:
     """Tokens of a window, the opening ones included."""
     per_document: int | None = None
     """Most windows of each document. If given, no window spans two documents."""
+    held_out: int = 0
+    """Windows before these, of documents that are to have none of the `count`. Of a text that is one document as many
+    are read as without this."""
     characters: int = 0
     """Least number of characters to read, as far as the text has them."""
 

@@ -76,7 +76,8 @@ class Domains(SpecModel):
 
 
 class TuneMethodParams(DataRef, MethodParams):
-    """Base of the tuners' parameters. Their text is cut into windows; the first `holdout` are never trained on."""
+    """Base of the tuners' parameters. Their text is cut into windows; the first `holdout` are never trained on, nor the
+    documents that they are of."""
 
     domains: Domains | None = Field(
         None,
@@ -109,7 +110,8 @@ class TuneMethodParams(DataRef, MethodParams):
         16,
         ge=1,
         le=4096,
-        description="Windows kept from training, on which the best state is chosen: it is what ships.",
+        description="Windows kept from training, with the whole documents that they are of: the first of the text. On "
+        "them the best state is chosen: it is what ships. A text of one document gives its first windows.",
     )
     evaluate_every: int | None = Field(
         None, ge=1, description="Steps between looks at the held-out windows; null looks twenty times."

@@ -16,7 +16,7 @@ from workers.engine.contracts.texts import OneDomain, Tokens, Wanted
 from workers.engine.contracts.tuning_params import TuneMethodParams
 from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
 from workers.engine.report import TextReport
-from workers.engine.sources.texts.documents import Tally, documents
+from workers.engine.sources.texts.documents import Tally, documents, is_one_document
 from workers.engine.sources.texts.stream import Piece, pieces
 from workers.engine.sources.texts.token_ids import token_ids
 from workers.engine.spec import Calibrate
@@ -33,6 +33,8 @@ CHARACTERS_PER_TOKEN = 16
 much of a large dataset is fetched, and leaves text to choose from."""
 LEAST_CHARACTERS = 2**19
 """At least so much is read, however few windows are drawn."""
+SOUGHT = 2**23
+"""Tokens in which documents are sought beside those that are held out."""
 
 
 def wanted_of(ref: DataRef) -> Wanted:
@@ -41,10 +43,22 @@ def wanted_of(ref: DataRef) -> Wanted:
         case Calibrate(samples=count, sequence_length=length):
             return Wanted(count, length, characters=max(count * length * CHARACTERS_PER_TOKEN, LEAST_CHARACTERS))
         case TuneMethodParams():
-            return Wanted(ref.holdout + ref.steps * ref.batch, ref.sequence_length)
+            return Wanted(ref.steps * ref.batch, ref.sequence_length, held_out=ref.holdout)
         case LossMethodParams():
             return Wanted(ref.samples, ref.sequence_length, ref.per_document)
     raise TypeError(f"{type(ref).__name__} is no text of a spec")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows to train on and to measure on, int64 [N, L]."""
+
+    train_NL: Tensor
+    holdout_NL: Tensor
+    documents: int | None
+    """How many are held out whole; None where windows of the same documents are in both parts."""
+    short_rows: bool = False
+    """Whether documents are rows shorter than windows, which may be parts of the same ones."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,8 @@ def load_tokens(
     Raises DatasetNotFound, HubUnavailable, InvalidSpec where the text column is missing or the file is not what its
     name says, and UnsupportedModel where the tokenizer gives ids of `vocabulary` (rows of the embedding) or more.
     """
+    if wanted is not None and wanted.held_out and is_one_document(ref, sources, field):
+        wanted = replace(wanted, count=wanted.count and wanted.held_out + wanted.count, held_out=0)
     opening, tally, read = opening_ids(tokenizer, ref.bos, field), Tally(), _Read(wanted)
     read.stride -= len(opening)
     found = documents(ref, tokenizer, sources, field, tally, domain)
@@ -131,6 +147,28 @@ def consecutive_windows(tokens: Tokens, length: int, *, count: int | None, field
     return _consecutive(tokens, Wanted(count, length), field)[0].ids_NL
 
 
+def held_out_windows(tokens: Tokens, length: int, *, holdout: int, least: int, most: int, field: str) -> HeldOut:
+    """The first `holdout` windows, and up to `most` of the documents of which none of these is, in their order.
+
+    Where those have less than `least`, as in a text of one document, the windows that follow the first ones instead.
+    Raises DatasetTooShort where these are too few too.
+    """
+    own = length - len(tokens.opening)
+    held = {document for start, document in zip(tokens.starts, tokens.documents, strict=True) if start < holdout * own}
+    ends = [*tokens.starts[1:], len(tokens.ids_T)]
+    stretches = zip(tokens.starts, ends, tokens.documents, strict=True)
+    free = [tokens.ids_T[start:end] for start, end, document in stretches if document not in held]
+    others = replace(tokens, ids_T=torch.cat([tokens.ids_T[:0], *free]), starts=(0,), documents=(0,))
+    fit = len(others.ids_T) // own
+    if fit < least:
+        count = max(holdout + least, min(holdout + most, len(tokens.ids_T) // own))
+        windows_NL = consecutive_windows(tokens, length, count=count, field=field)
+        return HeldOut(windows_NL[holdout:], windows_NL[:holdout], None)
+    found, shares = _consecutive(tokens, Wanted(holdout, length), field)
+    train_NL = consecutive_windows(others, length, count=min(most, fit), field=field)
+    return HeldOut(train_NL, found.ids_NL, len(held), _parts(shares))
+
+
 def loss_windows(params: LossMethodParams, load: Callable[[LossMethodParams, Wanted], Tokens], field: str) -> Windows:
     """The windows whose loss an evaluation measures and a target may bound.
 
@@ -140,7 +178,7 @@ def loss_windows(params: LossMethodParams, load: Callable[[LossMethodParams, Wan
     """
     wanted = wanted_of(params)
     found, shares = _consecutive(load(params, wanted), wanted, field)
-    if params.document_field is None and statistics.median(shares) < 0.5:
+    if params.document_field is None and _parts(shares):
         return replace(found, documents=None)
     return found
 
@@ -192,6 +230,10 @@ class _Read:
         self._tokens = self._characters = 0
         self._windows: dict[int, int] = {}
         """Document -> windows in its stretches that are read to their end."""
+        self._held: set[int] = set()
+        """Documents of the windows that are held out."""
+        self._spent = 0
+        """Tokens of theirs, in stretches that are read to their end."""
 
     def add(self, piece: Piece) -> None:
         for key, start in piece.starts:
@@ -200,8 +242,11 @@ class _Read:
                 continue
             if self.documents:
                 self._windows[self.documents[-1]] = self._last_windows(self._tokens + start)
+                self._spent += self._held_tokens(self._tokens + start)
             self.starts.append(self._tokens + start)
             self.documents.append(number)
+            if self._wanted is not None and self.starts[-1] < self._wanted.held_out * self.stride:
+                self._held.add(number)
         small = max(piece.ids, default=0) < 2**31  # tokenizers count up to 2**32
         self.ids.append(torch.tensor(piece.ids, dtype=torch.int32 if small else torch.int64))
         self._tokens += len(piece.ids)
@@ -212,6 +257,11 @@ class _Read:
         wanted = self._wanted
         if wanted is None or wanted.count is None or self._characters < wanted.characters:
             return False
+        if wanted.held_out:
+            free = self._tokens - self._spent - self._held_tokens(self._tokens)
+            if free // self.stride >= wanted.count:
+                return True
+            return free == 0 and self._tokens >= max(SOUGHT, (wanted.held_out + wanted.count) * self.stride)
         if wanted.per_document is None:
             return self._tokens // self.stride >= wanted.count
         if not self.documents:
@@ -225,6 +275,10 @@ class _Read:
         if most is None:
             return 0
         return min(most, self._windows.get(self.documents[-1], 0) + (end - self.starts[-1]) // self.stride)
+
+    def _held_tokens(self, end: int) -> int:
+        """Tokens of the last stretch, which ends at `end`, if its document is held out."""
+        return end - self.starts[-1] if self.documents and self.documents[-1] in self._held else 0
 
 
 def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
@@ -247,6 +301,11 @@ def _consecutive(tokens: Tokens, wanted: Wanted, field: str) -> tuple[Windows, l
     starts = starts[: wanted.count]
     documents, shares = _documents_of(tokens, starts, own)
     return Windows(_window_ids(tokens, starts, own), documents), shares
+
+
+def _parts(shares: Sequence[float]) -> bool:
+    """Whether documents are much shorter than windows, of which these are the largest shares."""
+    return statistics.median(shares) < 0.5
 
 
 def _starts_by_document(tokens: Tokens, own: int, most: int) -> list[int]:

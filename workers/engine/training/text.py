@@ -1,4 +1,4 @@
-"""The text that a pruned model is tuned on: disjoint windows to train on and to evaluate on. N = windows."""
+"""The text of a tuning: windows to train on and, of other documents, to measure on. N = windows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from workers.engine.contracts.texts import OneDomain, Wanted
 from workers.engine.errors import DatasetTooShort
-from workers.engine.model.windows import consecutive_windows, ids_digest, load_tokens
+from workers.engine.model.windows import HeldOut, held_out_windows, ids_digest, load_tokens
 from workers.engine.training.mixture import Mixture
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Domain:
     """None where the text is not divided into domains."""
     share: float = 1.0
     """Of the windows of all domains."""
+    warning: str | None = None
+    """A sentence where what is held out may be of documents that are trained on."""
 
     def windows(self, first: int, count: int, seed: int) -> Tensor:
         """`count` windows to train on, from number `first` on: every epoch goes through all of them in an order of its
@@ -70,6 +72,10 @@ class TuningText:
         return [domain.read for domain in self.domains if domain.read is not None]
 
     @property
+    def warnings(self) -> list[str]:
+        return [domain.warning for domain in self.domains if domain.warning is not None]
+
+    @property
     def digest(self) -> str:
         return ids_digest(torch.cat([torch.cat([domain.holdout_NT, domain.train_NT]) for domain in self.domains]))
 
@@ -93,8 +99,9 @@ class TuningText:
 def tuning_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> TuningText | None:
     """The windows of the spec, or None where nothing is tuned.
 
-    The first `holdout` are held out, whatever the number of steps, so runs of different lengths compare. Raises what
-    reading data raises, and DatasetTooShort where less than one step's windows would be left.
+    The first `holdout` are held out, and their documents are not trained on, whatever the number of steps, so runs of
+    different lengths compare. Raises what reading data raises, and DatasetTooShort where less than one step's windows
+    would be left.
     """
     if spec.tune is None:
         return None
@@ -130,15 +137,29 @@ def _domain(
         model.tokenizer,
         sources,
         "/tune",
-        Wanted(holdout + most, params.sequence_length),
+        Wanted(most, params.sequence_length, held_out=holdout),
         vocabulary=model.architecture.vocabulary,
         domain=OneDomain(params.domains.column, name) if params.domains and name is not None else None,
     )
-    fit = len(tokens.ids_T) // (params.sequence_length - len(tokens.opening))
-    count = max(holdout + least, min(holdout + most, fit))
     with _naming(name):
-        windows_NT = consecutive_windows(tokens, params.sequence_length, count=count, field="/tune")
-    return Domain(windows_NT[holdout:], windows_NT[:holdout], tokens.report, name, share)
+        found = held_out_windows(tokens, params.sequence_length, holdout=holdout, least=least, most=most, field="/tune")
+    read = tokens.report and tokens.report.model_copy(update={"documents_held_out": found.documents})
+    return Domain(found.train_NL, found.holdout_NL, read, name, share, _warning(params, found, read))
+
+
+def _warning(params: TuneMethodParams, found: HeldOut, read: TextReport | None) -> str | None:
+    label = read.label if read else params.label
+    if found.documents is None:
+        return (
+            f"{label}: its held-out windows are of documents that are trained on, as there are no others: their loss "
+            "says little about other text, and the state that ships is chosen by it"
+        )
+    if found.short_rows and params.document_field is None:
+        return (
+            f"{label}: its rows are shorter than windows. If they are parts of documents, held-out rows are of "
+            "documents that are trained on: say in `document_field` which rows belong together"
+        )
+    return None
 
 
 @contextmanager

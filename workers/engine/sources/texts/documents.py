@@ -49,6 +49,12 @@ class Tally:
     """Lone surrogates, which no encoding has, became U+FFFD."""
 
 
+def is_one_document(ref: DataRef, sources: Sources, field: str) -> bool:
+    """Whether a text is a .txt file. Raises DatasetNotFound."""
+    path = resolve_dataset(ref, sources, field)
+    return path is not None and kind_of(path) == ".txt"
+
+
 def documents(
     ref: DataRef,
     tokenizer: PreTrainedTokenizerBase,
