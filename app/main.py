@@ -32,6 +32,7 @@ from app.keys.usage import KeyUsage
 from app.logs import configure_logging
 from app.metrics import endpoints as metrics_endpoints
 from app.metrics.collector import StateCollector
+from app.models import endpoints as models
 from app.pages import endpoints as pages
 from app.queue import Relay
 from app.reports import endpoints as reports
@@ -107,7 +108,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
     app.add_middleware(PlainRefusal)
-    api = (jobs, history, artifacts, reports, sweeps, capabilities, workers, account, sessions)
+    api = (jobs, history, artifacts, reports, sweeps, capabilities, models, workers, account, sessions)
     for feature in (*api, health, metrics_endpoints, pages):
         app.include_router(feature.router)
     app.router.routes[:0] = jobs.hot_routes

@@ -81,6 +81,7 @@ cli.command("logs", rich_help_panel=JOBS)(logs.logs)
 cli.command("report", rich_help_panel=JOBS)(report.report)
 cli.command("gate", rich_help_panel=JOBS)(gate.gate)
 cli.command("download", rich_help_panel=JOBS)(download.download)
+cli.command("models", rich_help_panel=JOBS)(account.models)
 cli.command("workers", rich_help_panel=JOBS)(account.workers)
 cli.command("whoami", rich_help_panel=JOBS)(account.whoami)
 

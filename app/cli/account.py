@@ -1,8 +1,9 @@
-"""`whoami` and `workers`: what the service knows of the caller, and what does its work."""
+"""`whoami`, `workers`, `models`: what the service knows of the caller, what does its work, what there is to do."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
@@ -49,6 +50,41 @@ def workers(context: typer.Context, as_json: AsJson = False) -> None:
             output.local_time(worker["last_seen_at"]) if worker["last_seen_at"] else "",
         )
     output.stdout.print(table)
+
+
+def models(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="One of them: each method, and why it does not fit.")
+    ] = None,
+    results: Annotated[bool, typer.Option("--results", help="Those that your jobs have made.")] = False,
+    cursor: Annotated[str | None, typer.Option(help="Go on after an earlier page: its next_cursor.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the models of the service, or show what can be done to one."""
+    with connect(context) as service:
+        if model is not None:
+            found = service.get(f"/v1/models/{quote(model, safe='')}")
+        else:
+            params = {"source": "job" if results else "local", "limit": 50, **({"cursor": cursor} if cursor else {})}
+            found = service.get("/v1/models", params=params)
+    if as_json:
+        output.print_json(found)
+        return
+    if model is not None:
+        table = output.table("", "stage", "method", "fits", "why not")
+        for each in found["abilities"]:
+            table.add_row(each["stage"], each["method"], "yes" if each["fits"] else "no", escape(each["reason"] or ""))
+        output.stdout.print(table if found["abilities"] else escape(found["reason"]))
+        return
+    table = output.table("", "model", "type", "parameters", "methods that fit", right=("parameters",))
+    for each in found["data"]:
+        parameters = "" if each["parameters"] is None else output.number(each["parameters"])
+        fitting = " ".join(each["methods"]) or f"[yellow]none:[/] {escape(each['reason'])}"
+        table.add_row(each["id"], escape(each["model_type"] or ""), parameters, fitting)
+    output.stdout.print(table)
+    if found["has_more"]:
+        output.stderr.print(f"more: --cursor {found['next_cursor']}")
 
 
 def _device(device: dict[str, Any]) -> str:

@@ -29,20 +29,18 @@ def local_model(ref: ModelRef, sources: Sources) -> ModelSource:
     """As `resolve_model`, of a model in the models directory. Raises what that raises."""
     from workers.engine.sources.resolve import resolve_model
 
-    identity = _identity(sources.models_dir / ref.id)
-    if identity is None:
-        return resolve_model(ref, sources)
-    return _described(ref, sources, identity)
+    files = identity(sources.models_dir / ref.id)
+    return resolve_model(ref, sources) if files is None else _described(ref, sources, files)
 
 
 @lru_cache(maxsize=32)
-def _described(ref: ModelRef, sources: Sources, identity: Identity) -> ModelSource:
+def _described(ref: ModelRef, sources: Sources, files: Identity) -> ModelSource:
     from workers.engine.sources.resolve import resolve_model
 
     return resolve_model(ref, sources)
 
 
-def _identity(folder: Path) -> Identity | None:
+def identity(folder: Path) -> Identity | None:
     """A value that changes with any file of the folder; None where that cannot be detected, or not yet."""
     found: list[tuple[object, ...]] = [(os.path.realpath(folder),)]
     newest = 0

@@ -26,7 +26,7 @@ def dry_run(spec: CompressionSpec, settings: Settings, largest: Largest) -> Plan
     from workers.engine.planning.plan import plan  # brings the hub's client along: 0.2 s, not spent at start-up
 
     try:
-        planned = plan(spec, _sources(settings))
+        planned = plan(spec, sources(settings))
     except EngineError as error:
         raise _refusal(error) from error
     if (lack := waiting_for(largest, queue_of(spec), spec.compute.devices)) is None:
@@ -45,9 +45,9 @@ def check(spec: CompressionSpec, settings: Settings) -> None:
     local = spec.model.local and all(ref.local for ref in spec.texts().values())
     if not (local and settings.models_dir.is_dir() and settings.data_dir.is_dir()):
         return
-    sources = _sources(settings)
+    found = sources(settings)
     try:
-        feasible(spec, local_model(spec.model, sources), sources)
+        feasible(spec, local_model(spec.model, found), found)
     except EngineError as error:
         raise _refusal(error) from error
 
@@ -67,7 +67,7 @@ def limits(submit: Scheduling, settings: Settings) -> tuple[int, int]:
     return submit.max_attempts or settings.max_attempts, submit.deadline_s or settings.deadline_s
 
 
-def _sources(settings: Settings) -> Sources:
+def sources(settings: Settings) -> Sources:
     from workers.engine.sources.resolve import Sources
 
     return Sources(models_dir=settings.models_dir, data_dir=settings.data_dir)

@@ -46,6 +46,8 @@ OPERATIONS = {
     "sessions_create": "POST /v1/session",
     "sessions_delete": "DELETE /v1/session",
     "sessions_get": "GET /v1/session",
+    "models_get": "GET /v1/models/{model_id}",
+    "models_list": "GET /v1/models",
     "sweeps_cancel": "POST /v1/sweeps/{sweep_id}/cancel",
     "sweeps_create": "POST /v1/sweeps",
     "sweeps_delete": "DELETE /v1/sweeps/{sweep_id}",

@@ -234,7 +234,7 @@ async def prepared(app: FastAPI) -> tuple[str, dict[str, str]]:
     job, sweep = ids
     for path in (f"/v1/jobs/{job}/cancel", f"/v1/sweeps/{sweep}/cancel"):  # so that streams and waits end
         assert (await send(app, Sent("POST", path.encode()), key)).status == 200
-    return key, {"job_id": job, "sweep_id": sweep, "path": "model.safetensors"}
+    return key, {"job_id": job, "sweep_id": sweep, "path": "model.safetensors", "model_id": "bookworm-7m"}
 
 
 def test_two_thousand_bad_requests(app: FastAPI, documented: set[str]) -> None:

@@ -27,7 +27,7 @@ def document() -> dict[str, Any]:
 @cache
 def _paths() -> dict[re.Pattern[str], dict[str, Any]]:
     return {
-        re.compile(re.sub(r"\{path\}", "(.+)", path).replace("{job_id}", "([^/]+)").replace("{sweep_id}", "([^/]+)")): p
+        re.compile(re.sub(r"\{\w+\}", "([^/]+)", path.replace("{path}", "(.+)"))): p
         for path, p in document()["paths"].items()
     }
 

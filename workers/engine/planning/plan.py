@@ -73,16 +73,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
     Raises UnsupportedModel, InvalidSpec (a pattern or groups that do not divide a width), SequenceTooLong,
     DatasetNotFound, HubUnavailable, MemoryBudgetTooSmall.
     """
-    architecture = recognise(source.config, source.stored)
-    if is_ours(source.config):
-        raise UnsupportedModel(
-            f"{source.id}: its blocks differ in width (`{PER_LAYER}` in config.json), as results do whose blocks lost "
-            "different numbers of heads or channels",
-            "prune the model it was made of, or one whose blocks are alike",
-            field="/model/id",
-        )
-    check_config(source.config)
-    check_tensors(architecture.layout, source.config, source.stored)
+    architecture = checked_architecture(source)
     if spec.calibrate is not None and spec.calibrate.all_experts and not architecture.has_experts:
         raise InvalidSpec(
             f"{source.id} is no mixture of experts, so there are no experts to read all tokens",
@@ -107,6 +98,21 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
             )
     predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
     return prospect
+
+
+def checked_architecture(source: ModelSource) -> Architecture:
+    """The structure of a model that can be edited at all. Raises UnsupportedModel."""
+    architecture = recognise(source.config, source.stored)
+    if is_ours(source.config):
+        raise UnsupportedModel(
+            f"{source.id}: its blocks differ in width (`{PER_LAYER}` in config.json), as results do whose blocks lost "
+            "different numbers of heads or channels",
+            "prune the model it was made of, or one whose blocks are alike",
+            field="/model/id",
+        )
+    check_config(source.config)
+    check_tensors(architecture.layout, source.config, source.stored)
+    return architecture
 
 
 def prospect_of(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Prospect:
