@@ -105,6 +105,11 @@ class TestDryRun:
             ({"prune": {"method": "structured", "sparsity": 0.98}}, "/prune/units", "one unit of each kind stays"),
             ({"prune": {"method": "structured", "sparsity": 1.5}}, "/prune/sparsity", "less than 1"),
             (
+                {"score": {"method": "random"}, "prune": {"method": "shape", "hidden": 512, "layers": 4}},
+                "/prune/hidden",
+                "give at most 256",
+            ),
+            (
                 {"score": {"method": "layer_taylor"}, "prune": {"method": "depth", "layers": 7}},
                 "/prune",
                 "7 of 8 blocks are to go, and 6 must stay",

@@ -31,6 +31,12 @@ def unit_methods(stage: Any, *units: str) -> list[Method]:
     return found
 
 
+def pruners_of(*units: str) -> list[Method]:
+    found = [method for method in methods("prune") if method.units == units]
+    assert found
+    return found
+
+
 def variants(method: Method) -> Iterator[Any]:
     """The defaults, and every choice of every parameter that has some."""
     yield method.params()
@@ -72,7 +78,7 @@ def dense(method: Method, params: Any, worthless: int | None = None) -> list[Den
                 for family in own:
                     for member in family.members:
                         rows = part[member.tensor].movedim(member.axis, 0).unflatten(0, (family.units, -1))
-                        rows[1] = 0  # a view
+                        rows[1:2] = 0  # a view
             if block == worthless:
                 for part in (tensors, *gradients):
                     for tensor in part.values():
@@ -144,7 +150,7 @@ class TestUnitScore:
             for block in range(BLOCKS):
                 assert scores[block][kind].argmin() == min(1, UNITS[kind] - 1) or block == 2
                 assert scores[2][kind].max() <= scores[block][kind].min()
-        if method.units != ("layer",):
+        if "channel" in method.units:
             assert scores[0]["channel"][1] < scores[0]["channel"].median()
         else:
             assert scores[2]["layer"] < min(scores[block]["layer"] for block in (0, 1, 3))
@@ -164,7 +170,7 @@ def mask_of_kept() -> Tensor:
 def unit_pruners() -> list[Any]:
     return [
         pytest.param(method, method.params.model_validate({"sparsity": 0.5} | changes), id=f"{method.name}-{changes}")
-        for method in unit_methods("prune", "head", "channel")
+        for method in pruners_of("head", "channel")
         for changes in [{}, *({"compensate": False} for _ in [0] if "compensate" in method.params.model_fields)]
     ]
 
@@ -256,7 +262,7 @@ class TestCompensation:
         torch.testing.assert_close(found_OI, expected_OI, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", unit_methods("prune", "layer"), ids=lambda method: method.name)
+@pytest.mark.parametrize("method", pruners_of("layer"), ids=lambda method: method.name)
 class TestLayerPrune:
     @pytest.mark.parametrize("gone", [1, 3, 7])
     def test_drops_exactly_as_many_of_the_lowest(self, method: Method, gone: int) -> None:
@@ -282,7 +288,7 @@ class TestLayerPrune:
                 method.params.model_validate(both_or_none)
 
 
-@pytest.mark.parametrize("method", unit_methods("prune", "hidden"), ids=lambda method: method.name)
+@pytest.mark.parametrize("method", pruners_of("hidden"), ids=lambda method: method.name)
 class TestHiddenPrune:
     @pytest.mark.parametrize(("sparsity", "multiple", "kept"), [(0, 1, 32), (0.2, 1, 26), (0.2, 8, 24), (0.9, 1, 3)])
     def test_keeps_exactly_as_many_of_the_highest(
@@ -308,6 +314,25 @@ class TestHiddenPrune:
         assert (error.value.field, bool(error.value.hint)) == ("/prune/multiple_of", True)
 
 
+@pytest.mark.parametrize("method", pruners_of("hidden", "head", "layer", "channel"), ids=lambda method: method.name)
+class TestShapePrune:
+    @pytest.mark.parametrize("count", [1, 5, 32])
+    def test_keeps_exactly_as_many_of_the_highest(self, method: Method, count: int) -> None:
+        scores = torch.randperm(32, generator=seeded(1)).double().tolist()
+        before = list(scores)
+        params = method.params.model_validate({"hidden": count})
+        assert method.function(scores, count, params) == [index for index in range(32) if before[index] >= 32 - count]
+        assert scores == before
+
+    def test_of_ties_the_higher_index_stays_and_infinity_always(self, method: Method) -> None:
+        params = method.params.model_validate({"heads": 3})
+        assert method.function([math.inf, 1.0, 1.0, 2.0, 1.0], 3, params) == [0, 3, 4]
+
+    def test_takes_at_least_one_size(self, method: Method) -> None:
+        with pytest.raises(ValueError, match="at least one of `hidden`"):
+            method.params.model_validate({})
+
+
 def unit_allocators() -> Any:
     found = [method for method in methods("allocate") if Stat.UNIT_SCORES in method.needs]
     assert found
@@ -316,7 +341,7 @@ def unit_allocators() -> Any:
 
 def kept_of(facts: AllocationFacts, sparsity: Mapping[str, float], kinds: Sequence[str]) -> dict[tuple[int, str], int]:
     """Units of every family that stay, by the rule that cuts them."""
-    (method,) = unit_methods("prune", "head", "channel")
+    (method,) = pruners_of("head", "channel")
     params: Any = method.params.model_validate({"sparsity": 0.5, "units": kinds})
     return dict(kept_units(facts.layers, FAMILIES, sparsity, params, discover()["allocate", "uniform"].params()))
 

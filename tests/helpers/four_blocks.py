@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers.random_layers import seeded
 from workers.engine.architectures.architecture import Architecture
-from workers.engine.architectures.coupled import families, hidden_families
+from workers.engine.architectures.coupled import block_families, families, hidden_families
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.facts import AllocationFacts, Units
 from workers.engine.files.safetensors_bytes import TensorFacts
@@ -27,7 +27,7 @@ FACTS = {f"model.layers.{b}.{name}": TensorFacts("F32", shape) for b in range(BL
 FACTS["model.embed_tokens.weight"] = TensorFacts("F32", (64, 16))
 ARCHITECTURE: Architecture = recognise(CONFIG, FACTS)
 FAMILIES = families(ARCHITECTURE, CONFIG, FACTS)
-ALL_FAMILIES = FAMILIES + hidden_families(ARCHITECTURE, CONFIG, FACTS)
+ALL_FAMILIES = FAMILIES + hidden_families(ARCHITECTURE, CONFIG, FACTS) + block_families(ARCHITECTURE)
 UNITS = {"head": 3, "channel": 20, "hidden": 16, "layer": 1, "expert": 6}
 
 

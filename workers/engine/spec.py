@@ -151,8 +151,8 @@ class CompressionSpec(SpecModel):
     score: ScoreParams | None = Field(
         None,
         description="How important each weight, head, channel, hidden dimension or block is. Required by `mask`, "
-        "`structured`, `hidden` and `depth`; `mrp` and `fista` start from it if it is given; `sparsegpt` chooses for "
-        "itself.",
+        "`structured`, `hidden`, `depth` and `shape`; `mrp` and `fista` start from it if it is given; `sparsegpt` "
+        "chooses for itself.",
     )
     allocate: AllocateParams = Field(
         default_factory=lambda: defaults("allocate", _DEFAULT.name),
@@ -312,21 +312,25 @@ class CompressionSpec(SpecModel):
         if self.score is not None and pruner.scores == "unused":
             message = f"{pruner.stage} `{pruner.name}` uses no scores: leave `score` out"
             raise _at("score", "score_unused", message, self.score)
-        if self.score is not None and not _fits(method_of("score", self.score), pruner):
+        units = self.edit.kinds or pruner.units
+        fitting = ", ".join(scorer.name for scorer in methods("score") if {*units} <= {*scorer.units})
+        if self.score is not None and not {*units} <= {*method_of("score", self.score).units}:
             raise PydanticCustomError(
                 "score_of_other_units",
                 "prune `{method}` removes {removed}, and score `{score}` is about {scored}: {fitting} would fit",
                 {
                     "method": pruner.name,
-                    "removed": _plural(pruner.units),
+                    "removed": _plural(units),
                     "score": self.score.method,
                     "scored": _plural(method_of("score", self.score).units),
-                    "fitting": ", ".join(m.name for m in methods("score") if _fits(m, pruner)),
+                    "fitting": fitting,
                 },
             )
         if self.score is None and pruner.scores == "required":
             raise PydanticCustomError(
-                "score_required", 'prune `{method}` needs `score`, e.g. {"method": "wanda"}', {"method": pruner.name}
+                "score_required",
+                'prune `{method}` needs `score`, {"method": …}: {fitting} would fit',
+                {"method": pruner.name, "fitting": fitting},
             )
         return self
 
@@ -491,11 +495,6 @@ def _at(field: str, code: str, message: str, given: object) -> ValidationError:
     """The error of one field that does not go with another."""
     mistake = InitErrorDetails(type=PydanticCustomError(code, message), loc=(field,), input=given)
     return ValidationError.from_exception_data("spec", [mistake])
-
-
-def _fits(scorer: Method, pruner: Method) -> bool:
-    """Whether a score is about anything that a pruner removes."""
-    return bool({*scorer.units} & {*pruner.units})
 
 
 def _plural(units: tuple[Unit, ...]) -> str:

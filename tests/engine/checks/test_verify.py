@@ -35,6 +35,9 @@ DEPTH = {
     "prune": {"method": "depth", "layers": 1},
 }
 HIDDEN = {"score": {"method": "magnitude"}, "prune": {"method": "hidden", "sparsity": 0.25}}
+SHAPE = {
+    "score": {"method": "random"}, "prune": {"method": "shape", "hidden": 36, "heads": 4, "layers": 2, "channels": 20}
+}  # fmt: skip
 TUNED = {"tune": {"method": "lora", "dataset": "calibration.txt", "steps": 3, "batch": 2, "sequence_length": 32}}
 TUNED["tune"] |= {"distill": None, "holdout": 2, "learning_rate": 1e-2, "warmup_steps": 0, "evaluate_every": 3}
 REMOVALS = {
@@ -64,6 +67,8 @@ RIGHT: dict[str, tuple[dict[str, Any], bool]] = {
     "depth": (DEPTH, False),
     "hidden": (HIDDEN, True),
     "hidden-bfloat16": (HIDDEN | BFLOAT16, False),
+    "shape": (SHAPE, True),
+    "shape-bfloat16": (SHAPE | BFLOAT16, False),
     "tuned": (WIDTHS | TUNED, True),
     "tuned-bfloat16": (WIDTHS | TUNED | BFLOAT16 | {"compute": {"dtype": "bfloat16"}}, False),
 }
@@ -157,6 +162,10 @@ def other_head(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"model.layers.2.self_attn.{name}"] = tensors[f"model.layers.2.self_attn.{name}"].flip(0)
 
 
+def other_inputs(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.1.mlp.down_proj.weight"] = tensors["model.layers.1.mlp.down_proj.weight"].flip(1)
+
+
 def gains(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.norm.weight"] /= (48 / 36) ** 0.5
 
@@ -180,6 +189,9 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Callable[[Path], None], str]] = {
     "turned": ("llama", UNITS, rewritten(turned), r"layers\.1\.mlp\.down_proj"),
     "other-head": ("qwen2", UNITS, rewritten(other_head), r"layers\.2\.self_attn\.o_proj"),
     "gains": ("llama", HIDDEN, rewritten(gains), "logits"),
+    "shape-gains": ("llama", SHAPE, rewritten(gains), "logits"),
+    "shape-inputs": ("llama", SHAPE, rewritten(other_inputs), r"layers\.1\.mlp\.down_proj"),
+    "shape-layers": ("llama", SHAPE, rewritten(swapped), r"layers\.0\.mlp\.down_proj"),
     "renamed": ("llama", MASK, rewritten(renamed), r"no tensor|input_layernorm"),
     "modeling": ("llama", WIDTHS, of_another_make, MODELING),
 }

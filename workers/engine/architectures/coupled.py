@@ -7,6 +7,7 @@ A family is a row of like units along one axis of several tensors:
 
     hidden    a dimension of the vector that blocks read and add to: rows of the layers that write into it (o_proj and
               down_proj), columns of those that read it
+    layer     a whole block, alone in its family
 
 Removing a unit from all of them leaves a valid block; a hidden dimension goes from all blocks, and from embedding, head
 and norms (`Layout.hidden_axis`). Norms of queries and keys are shared by all heads and stay.
@@ -78,6 +79,16 @@ def hidden_families(
         members = (*writers, *readers)
         size = sum(tensors[member.tensor].parameters for member in members) // architecture.hidden_size
         found.append(Family(block, "hidden", architecture.hidden_size, members, size, 0))
+    return tuple(found)
+
+
+def block_families(architecture: Architecture) -> tuple[Family, ...]:
+    """Every block as a family of one unit, which owns all its linear layers."""
+    found = []
+    for block in range(architecture.blocks):
+        layers = architecture.block(block)
+        members = tuple(Member(layer.weight, 0) for layer in layers)
+        found.append(Family(block, "layer", 1, members, sum(layer.parameters for layer in layers), 0))
     return tuple(found)
 
 

@@ -113,7 +113,15 @@ class MaskedModel:
         )
 
     def _tensor(self, name: str) -> Tensor:
-        """Float32, on the device. Reads no more than it takes: the models are larger than what is computed of them."""
+        """Float32, on the device, zero in the inputs that were only cut."""
+        whole = self._with_inputs(name)
+        if (kept_I := self.mask.inputs.get(name)) is None:
+            return whole
+        index_I = torch.tensor(kept_I, device=whole.device)
+        return torch.zeros_like(whole).index_copy_(1, index_I, whole[:, index_I])
+
+    def _with_inputs(self, name: str) -> Tensor:
+        """The same before that. Reads no more than it takes: the models are larger than what is computed of them."""
         kept_I = self.mask.written.get(name)
         written = name in self.mask.written
         if written and kept_I is None and not self.unrounded:

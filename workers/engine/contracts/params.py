@@ -220,6 +220,11 @@ class EditMethodParams(MethodParams):
         return None
 
     @property
+    def kinds(self) -> tuple[Unit, ...]:
+        """The kinds of unit that go, of those of the method; empty where all may."""
+        return ()
+
+    @property
     def kept_of(self) -> tuple[int, int] | None:
         """(N, M) where N of every M consecutive inputs are kept on average over the layers, else None."""
         return None

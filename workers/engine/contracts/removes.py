@@ -11,7 +11,7 @@ class Removes:
 
     name: str
     units: tuple[str, ...]
-    """Units that its pruners remove; a score fits if it scores at least one of them."""
+    """Units that its pruners remove; a score fits if it scores all of them that a spec asks for."""
     plurals: tuple[str, ...]
     """The same as messages name several of them."""
     scored_first: bool = True

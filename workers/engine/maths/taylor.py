@@ -2,11 +2,12 @@
 
 Removing w changes the loss by -(w g - w^2 h / 2) to second order, with g the gradient and h the curvature, for which
 the empirical Fisher information A (the mean square of every window's gradient) stands in.
-U = units of a family, W = vectors of a unit in the member with the fewest, C = weights of a vector.
+U = units of a family, W = vectors of a unit, as many as divide those of all members, C = weights of a vector.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -40,8 +41,8 @@ def unit_importance(importances: Mapping[str, Tensor], family: Family, form: For
     """[M, U, W] float64 of the M weight matrices of a family: each row or column that a unit owns, as the sum of its
     weights' absolute importances (`element`) or the absolute value of their sum (`vector`).
 
-    Matrices in which a unit owns more vectors (a group's query heads) are folded onto those of the one with the
-    fewest, so that vectors of one head position are added up.
+    Matrices in which a unit owns more vectors (a group's query heads) are folded onto fewer, so that vectors of one
+    head position are added up.
     """
     rows = []
     for member in family.members:
@@ -49,5 +50,5 @@ def unit_importance(importances: Mapping[str, Tensor], family: Family, form: For
             continue
         values_UWC = unit_rows(importances[member.tensor], family, member).double()
         rows.append(values_UWC.abs().sum(dim=2) if form == "element" else values_UWC.sum(dim=2).abs())
-    fewest = min(values_UW.shape[1] for values_UW in rows)
+    fewest = math.gcd(*(values_UW.shape[1] for values_UW in rows))
     return torch.stack([values_UW.reshape(family.units, -1, fewest).sum(dim=1) for values_UW in rows])

@@ -79,6 +79,8 @@ def _edits(method: Method, architecture: Architecture) -> Iterator[dict[str, Any
     elif "layers" in fields:  # how many stay, or come
         layers = 1 if method.stage == "grow" else max(1, architecture.blocks - 1)
         yield {"method": method.name, "layers": layers}
+        # Where blocks must stay, narrower ones may do.
+        yield from ({"method": method.name, other: 1} for other in ("channels", "hidden") if other in fields)
 
 
 @cache

@@ -92,6 +92,8 @@ class Mask:
 
     written: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
     """Weight that the edit wrote -> the inputs that stay of it; None where all do."""
+    inputs: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Weight that the edit only cut -> the inputs that stay of it."""
     dimensions: Sequence[int] | None = None
     """Hidden dimensions that stay; None where all do."""
     experts: Mapping[int, Sequence[int]] = field(default_factory=dict)

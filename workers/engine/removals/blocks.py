@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from workers.engine.architectures.coupled import block_families
 from workers.engine.architectures.kept_blocks import bound_to_numbers
 from workers.engine.contracts.params import PruneMethodParams
 from workers.engine.contracts.protocols import P_contra
@@ -16,9 +17,10 @@ from workers.engine.removals.base import Edit, Removal, Scores
 from workers.engine.removals.outcome import Outcome
 
 if TYPE_CHECKING:
-    from workers.engine.architectures.architecture import Architecture
+    from workers.engine.architectures.architecture import Architecture, Family
     from workers.engine.contracts.facts import Units
     from workers.engine.contracts.params import MethodParams
+    from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import Report
     from workers.engine.sources.resolve import ModelSource
@@ -69,16 +71,18 @@ class Blocks(Removal):
         architecture: Architecture,
         sparsity: Mapping[str, float] | None,
     ) -> Outcome:
-        dropped = _params(spec).dropped(architecture.blocks)
-        left = architecture.blocks - dropped
-        must_stay = max(1, sum(spec.score.protected) if spec.score else 0)
-        if left < must_stay:
-            raise InvalidSpec(
-                f"{dropped} of {architecture.blocks} blocks are to go, and {must_stay} must stay",
-                "drop fewer blocks, or lower protect_first and protect_last of the score",
-                field="/prune",
-            )
+        left = architecture.blocks - _params(spec).dropped(architecture.blocks)
+        check_left(spec, architecture, left)
         return Outcome(architecture.layout, range(left))
+
+    def families(
+        self,
+        spec: CompressionSpec,
+        architecture: Architecture,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, TensorFacts],
+    ) -> Sequence[Family]:
+        return block_families(architecture)
 
     def protect(self, params: MethodParams, scores: Scores) -> None:
         first, last = params.protected
@@ -113,6 +117,17 @@ class Blocks(Removal):
 
 
 REMOVAL = Blocks()
+
+
+def check_left(spec: CompressionSpec, architecture: Architecture, left: int) -> None:
+    """Refuse to leave fewer blocks than the score protects: InvalidSpec."""
+    must_stay = max(1, sum(spec.score.protected) if spec.score else 0)
+    if left < must_stay:
+        raise InvalidSpec(
+            f"{architecture.blocks - left} of {architecture.blocks} blocks are to go, and {must_stay} must stay",
+            "drop fewer blocks, or lower protect_first and protect_last of the score",
+            field="/prune",
+        )
 
 
 def _params(spec: CompressionSpec) -> BlockPruneParams:

@@ -180,9 +180,7 @@ class HeadsChannels(Removal):
         written: dict[str, Sequence[int] | None] = {}
         kept = _kept(units, _narrow(outcome))
         for family in units.families:
-            width = model.source.tensors[family.reader.tensor].shape[1] // family.units
-            units_left = kept[family.block, family.kind]
-            written[family.reader.tensor] = [unit * width + offset for unit in units_left for offset in range(width)]
+            written[family.reader.tensor] = inputs_of(family, kept[family.block, family.kind], model.source.tensors)
         return Mask(written)
 
     def went(self, report: Report, share: str) -> str:
@@ -216,6 +214,12 @@ def _alike(spec: CompressionSpec) -> bool:
     """Whether all blocks will lose the same fraction, whatever it is."""
     params = _params(spec)
     return method_of("allocate", spec.allocate).even and not (params.protect_first or params.protect_last)
+
+
+def inputs_of(family: Family, units: Sequence[int], tensors: Mapping[str, TensorFacts]) -> list[int]:
+    """The inputs of the layer that reads a family, of some of its units. `tensors`: the dense model's."""
+    width = tensors[family.reader.tensor].shape[1] // family.units
+    return [unit * width + offset for unit in units for offset in range(width)]
 
 
 def _kept(units: Units, outcome: NarrowBlocks) -> dict[tuple[int, str], list[int]]:

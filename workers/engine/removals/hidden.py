@@ -134,7 +134,7 @@ class Hidden(Removal):
 
     def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
         assert isinstance(prospect.outcome, NarrowModel)  # it is always known
-        return super().warnings(spec, prospect) + _gain_warnings(spec, prospect.source, prospect.outcome)
+        return super().warnings(spec, prospect) + gain_warnings(spec, prospect.source, prospect.outcome)
 
     def of_whole(self, spec: CompressionSpec, prospect: Prospect, share: float) -> str | None:
         return None  # embeddings lose as much
@@ -178,11 +178,15 @@ REMOVAL = Hidden()
 
 
 def kept_dimensions(spec: CompressionSpec, units: Units | None) -> list[int]:
-    """The hidden dimensions that stay. A dimension's score is the sum over all blocks."""
-    by_block = [block["hidden"] for block in needed(units, "the units' scores").scores]
-    scores = [math.fsum(values) for values in zip(*by_block, strict=True)]
-    kept: list[int] = spec.editor.function(scores, spec.edit)
+    """The hidden dimensions that stay."""
+    scores = needed(units, "the units' scores").scores
+    kept: list[int] = spec.editor.function(dimension_scores(scores), spec.edit)
     return kept
+
+
+def dimension_scores(scores: Sequence[Mapping[str, Sequence[float]]]) -> list[float]:
+    """The score of every hidden dimension: the sum over these blocks."""
+    return [math.fsum(values) for values in zip(*(block["hidden"] for block in scores), strict=True)]
 
 
 def _params(spec: CompressionSpec) -> HiddenPruneParams:
@@ -190,7 +194,7 @@ def _params(spec: CompressionSpec) -> HiddenPruneParams:
     return spec.prune
 
 
-def _gain_warnings(spec: CompressionSpec, source: ModelSource, outcome: NarrowModel) -> list[str]:
+def gain_warnings(spec: CompressionSpec, source: ModelSource, outcome: NarrowModel) -> list[str]:
     """Warnings of the rounding of norms' gains, which are multiplied by sqrt(D / K)."""
     kept, of = outcome.kept, outcome.of
     stored: set[str] = {spec.package.dtype}

@@ -121,7 +121,7 @@ def _of_measured(
     key = environment(model) | {
         "score": params.model_dump(mode="json", exclude=set(params.unmeasured)),
         "calibration": calibration.digest if calibration and spec.unit_needs else "",
-        "of": spec.removes.name,
+        "of": sorted({family.kind for family in found}),
     }
     if Stat.EXPERT_SETS in spec.unit_needs:  # of as many as are to go
         key["prune"] = spec.edit.model_dump(mode="json")

@@ -37,7 +37,7 @@ class TaylorParams(MethodParams):
         "sum",
         description="How the matrices of a unit are combined: `first` and `last` take that one alone. The first "
         "writes queries or the gate, the last reads the heads or channels; of a hidden dimension the attention output "
-        "and the second matrix of the MLP.",
+        "and the second matrix of the MLP; of a block its first and last matrix.",
     )
 
     @property
@@ -79,7 +79,7 @@ def measure(block: DenseUnits, params: TaylorParams) -> Mapping[str, Tensor]:
 @unit_scorer(
     TaylorParams,
     paper="arXiv:2305.11627",
-    units=("head", "channel", "hidden"),
+    units=("head", "channel", "hidden", "layer"),
     needs=Stat.GRADIENT | Stat.SQUARED_GRADIENT,
     measure=measure,
 )
