@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from tests.helpers.api import Api
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PAGES = ("/", "/docs")
+PAGES = ("/", "/about", "/docs")
 
 
 @pytest.fixture
@@ -46,14 +46,25 @@ def test_behind_a_proxy_the_document_names_the_path(app: FastAPI) -> None:
 
 
 def test_pages_are_strict_about_methods(anyone: Api) -> None:
-    for path in (*PAGES, "/openapi.json", "/docs/start.js"):
+    for path in (*PAGES, "/openapi.json", "/docs/start.js", "/ui/app.js"):
         for method in ("POST", "PUT", "PATCH", "DELETE"):
             response = anyone.client.request(method, path)
             assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed"), (method, path)
             assert response.headers["Allow"] == "GET, HEAD, OPTIONS"
         assert anyone.client.options(path).headers["Allow"] == "GET, HEAD, OPTIONS"
         assert anyone.client.head(path).status_code == 200
-    for path in ("/redoc", "/docs/../pyproject.toml", "/docs/%2e%2e/index.html", "/docs/templates", "/docs/a/b"):
+    for path in (
+        "/redoc",
+        "/docs/../pyproject.toml",
+        "/docs/%2e%2e/index.html",
+        "/docs/templates",
+        "/docs/a/b",
+        "/ui",
+        "/ui/",
+        "/ui/../endpoints.py",
+        "/ui/index.html",
+        "/ui/vendor",
+    ):
         assert anyone.client.get(path).status_code == 404, path
 
 
@@ -66,3 +77,17 @@ def test_the_api_page_is_drawn_without_the_internet(server: httpx2.Client, tmp_p
     drawn = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     assert "/v1/jobs/{job_id}" in re.sub(r"\u200b|<wbr>", "", drawn)
     assert drawn.count('class="opblock ') > 20
+
+
+def test_scripts_and_styles_are_asked_for_anew_and_sent_when_they_have_changed(anyone: Api) -> None:
+    for path in ("/", "/ui/app.js", "/ui/style.css", "/ui/pages/job.js"):
+        first = anyone.client.get(path)
+        assert first.headers["Cache-Control"] == "no-cache"
+        assert anyone.client.get(path, headers={"If-None-Match": first.headers["ETag"]}).status_code == 304
+
+
+def test_no_page_of_another_site_can_hold_ours_or_run_in_it(anyone: Api) -> None:
+    policy = anyone.client.get("/").headers["Content-Security-Policy"]
+    assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(policy.split("; "))
+    assert "unsafe" not in policy
+    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", anyone.client.get("/").text)

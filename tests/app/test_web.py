@@ -1,0 +1,231 @@
+"""The pages in every state, on reports made by hand: what they show, who they let in, how they look and read."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from playwright.sync_api import Browser, Page, expect
+from sqlalchemy import update
+
+from app.db import now_ms
+from app.jobs import fleet
+from app.keys import service as keys
+from app.keys.models import ApiKey
+from app.sessions.models import BrowserSession
+from tests.helpers.api import GATED, SPEC, W1, Api, judged, make_key
+from tests.helpers.browser import beyond_the_screen, chromium, findings, needs_chromium, opened, sign_in
+
+__all__ = ["chromium"]
+pytestmark = needs_chromium
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def database_url(migrated_sqlite: Path, tmp_path: Path) -> str:
+    """SQLite alone: pages ask the API only, and tests/e2e/test_web.py has both databases."""
+    return f"sqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'espalier.db')}"
+
+
+@pytest.fixture
+def web(server: httpx2.Client, app: FastAPI) -> Api:
+    """The API behind a real socket, and hands to play the worker."""
+    services = app.state.services
+    with services.database.write() as session:
+        fleet.make_known(session, W1, ttl_s=600)
+    text, key_id, tenant_id = make_key(services, "ours")
+    server.headers["Authorization"] = f"Bearer {text}"
+    return Api(server, services, text, key_id, tenant_id)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def page(chromium: Browser, web: Api) -> Iterator[Page]:
+    with opened(chromium, str(web.client.base_url)) as page:
+        sign_in(page, web.key)
+        yield page
+
+
+def all_states(web: Api) -> dict[str, str]:
+    """A job in each state; name -> id."""
+    made: dict[str, dict[str, Any]] = {"succeeded": web.submit(GATED, labels={"team": HOSTILE})}
+    web.succeed(web.claim(), judged("pass"))
+    made["failed"] = web.submit(GATED)
+    held = web.claim()
+    web.log(held, 1, f"loading\rloaded\n{HOSTILE}\n")
+    web.fail(held)
+    made["cancelled"] = web.submit(SPEC)
+    web.post(made["cancelled"], "cancel")
+    made["running"] = web.submit(SPEC)
+    held = web.claim()
+    losses = [
+        ("progress", {"stage": "prune", "done": n, "total": 8, "unit": "step", "loss": 3.5 / n}) for n in (1, 2, 3)
+    ]
+    web.record(held, ("stage", {"stage": "prune"}), *losses, ("log", {"message": HOSTILE}))
+    made["queued"] = web.submit({**SPEC, "compute": {"device": "cuda"}})
+    return {name: job["id"] for name, job in made.items()}
+
+
+class TestTheSession:
+    def test_a_wrong_key_is_refused_in_words(self, chromium: Browser, web: Api) -> None:
+        with opened(chromium, str(web.client.base_url)) as page:
+            page.goto("/#/jobs")
+            page.get_by_label("API key").fill("espk_nothing")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("alert")).to_contain_text("mistyped or cut off")
+            assert page.context.cookies() == []
+
+    def test_no_script_can_read_it_and_signing_out_ends_it(self, page: Page, web: Api) -> None:
+        [cookie] = page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"], cookie["secure"]) == (True, "Strict", False)
+        assert page.evaluate("document.cookie") == ""
+        assert page.evaluate("JSON.stringify({...localStorage, ...sessionStorage})") == "{}"
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_label("API key")).to_be_visible()
+        assert page.context.cookies() == []
+        copied = {"Cookie": f"{cookie['name']}={cookie['value']}"}
+        answer = httpx2.get(f"{web.client.base_url}/v1/jobs", headers=copied, trust_env=False)
+        assert answer.json()["code"] == "session_ended"
+        page.reload()
+        expect(page.get_by_label("API key")).to_be_visible()
+
+    def test_its_end_is_seen_at_once_and_the_page_is_found_again(self, page: Page, web: Api) -> None:
+        job = web.submit()
+        page.goto(f"/#/jobs/{job['id']}")
+        expect(page.locator(".head .badge")).to_have_text("queued")
+        with web.database.write() as session:
+            session.execute(update(BrowserSession).values(expires_at=now_ms()))
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
+        expect(page.get_by_label("API key")).to_be_visible()
+        assert web.get(job).json()["status"] == "queued"
+        page.get_by_label("API key").fill(web.key)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.locator(".head .badge")).to_have_text("queued")
+
+    def test_a_revoked_key_takes_it_along(self, page: Page, web: Api) -> None:
+        expect(page.get_by_text("There are no jobs yet.")).to_be_visible()
+        with web.database.write() as session:
+            keys.revoke_key(session, web.key_id)
+        expect(page.get_by_label("API key")).to_be_visible()  # the list is read every few seconds
+
+    def test_shows_only_what_the_key_may(self, chromium: Browser, web: Api) -> None:
+        job = web.succeeded()
+        reader, key_id, _ = make_key(web.services, "ours", scopes=("jobs:read",))
+        with web.database.write() as session:
+            session.execute(update(ApiKey).where(ApiKey.id == key_id).values(name="looker"))
+        with opened(chromium, str(web.client.base_url)) as page:
+            sign_in(page, reader)
+            expect(page.get_by_text("ours · looker")).to_be_visible()
+            page.goto(f"/#/jobs/{job['id']}")
+            expect(page.get_by_text("it lacks the scope artifacts:read")).to_be_visible()
+            assert page.get_by_role("button", name=re.compile("Delete|Cancel|Retry|label")).count() == 0
+
+    def test_another_tenants_job_is_no_job(self, chromium: Browser, web: Api) -> None:
+        job = web.succeeded()
+        theirs, _, _ = make_key(web.services, "theirs")
+        with opened(chromium, str(web.client.base_url)) as page:
+            sign_in(page, theirs)
+            expect(page.get_by_text("There are no jobs yet.")).to_be_visible()
+            page.goto(f"/#/jobs/{job['id']}")
+            expect(page.get_by_role("heading", level=1)).to_have_text("There is no such job")
+
+
+def test_the_list_is_filtered_and_paged(page: Page, web: Api) -> None:
+    states = all_states(web)
+    for number in range(26):
+        web.submit(labels={"number": str(number)})
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(25)
+    page.get_by_role("link", name="Next page").click()
+    expect(rows).to_have_count(6)
+    page.get_by_role("link", name="First page").click()
+    expect(rows).to_have_count(25)
+    page.get_by_label("Status").select_option("failed")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("runner_died")
+    page.get_by_label("Status").select_option("any")
+    page.get_by_label("Label").fill("number:7")
+    page.keyboard.press("Enter")
+    expect(rows).to_have_count(1)
+    assert "label=number" in page.url
+    page.get_by_label("Label").fill("not a label")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("?label")
+    page.get_by_role("button", name="Clear").click()
+    expect(rows).to_have_count(25)
+    page.get_by_label("Verdict").select_option("pass")
+    expect(rows).to_have_count(1)
+    rows.get_by_role("link").first.click()
+    expect(page.locator("main")).to_contain_text(states["succeeded"])
+
+
+def test_texts_of_others_are_shown_as_text(page: Page, web: Api) -> None:
+    """Labels, logs and messages of events may hold anything."""
+    states = all_states(web)
+    page.goto(f"/#/jobs/{states['succeeded']}")
+    expect(page.locator(".tag")).to_contain_text(HOSTILE)
+    page.goto(f"/#/jobs/{states['failed']}")
+    expect(page.get_by_role("log")).to_have_text(f"loaded\n{HOSTILE}\n")
+    page.goto(f"/#/jobs/{states['running']}")
+    expect(page.get_by_role("cell", name=HOSTILE)).to_be_visible()
+    assert page.locator("main img").count() == 0
+
+
+def test_labels_are_changed_and_a_mistake_is_explained(page: Page, web: Api) -> None:
+    job = web.submit(labels={"team": "search"})
+    page.goto(f"/#/jobs/{job['id']}")
+    page.get_by_role("button", name="Remove the label team").click()
+    expect(page.locator(".tag")).to_have_count(0)
+    page.get_by_role("button", name="add a label").click()
+    page.get_by_label("New label").fill("Wrong Key:1")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("/labels")
+    page.get_by_label("New label").fill("stage:done: twice")
+    page.keyboard.press("Enter")
+    expect(page.locator(".tag")).to_contain_text("stage: done: twice")
+    assert web.get(job).json()["labels"] == {"stage": "done: twice"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_reads_well_and_fits_on_a_telephone(chromium: Browser, web: Api, scheme: Any) -> None:
+    states = all_states(web)
+    paths = ["jobs", "nowhere", *(f"jobs/{job_id}" for job_id in states.values())]
+    with opened(chromium, str(web.client.base_url), color_scheme=scheme) as page:
+        page.goto("/")
+        expect(page.get_by_label("API key")).to_be_visible()
+        assert findings(page) == []
+        sign_in(page, web.key)
+        for path in paths:
+            page.goto(f"/#/{path}")
+            expect(page.get_by_role("heading", level=1)).to_be_visible()
+            expect(page.get_by_text("Loading")).to_have_count(0)
+            for width in (390, 1600):
+                page.set_viewport_size({"width": width, "height": 844})
+                assert beyond_the_screen(page) <= 0, (path, width)
+                assert findings(page) == [], (path, width)
+
+
+def test_works_from_the_keyboard(page: Page, web: Api) -> None:
+    job = web.submit()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.reload()
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+    page.get_by_role("link", name="bookworm-7m").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+    page.get_by_role("button", name="Cancel").focus()
+    page.keyboard.press("Space")
+    expect(page.get_by_role("dialog").get_by_role("button", name="Let it run")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.keyboard.press("Space")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator(".head .badge")).to_have_text("cancelled")
+    assert web.get(job).json()["status"] == "cancelled"

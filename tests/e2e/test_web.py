@@ -1,0 +1,79 @@
+"""The pages at work: a real browser, the real service with a worker, on both backends."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.helpers.browser import chromium, needs_chromium, opened, sign_in
+from tests.helpers.cluster import SLOW, WANDA, Cluster
+
+__all__ = ["chromium"]
+pytestmark = needs_chromium
+EVALUATED = {
+    **WANDA,
+    "calibrate": {"dataset": "calibration.txt", "samples": 2, "sequence_length": 64},
+    "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 4}],
+    "gates": [{"metric": "perplexity/heldout.txt", "max": 3.0}],
+}
+
+
+@pytest.fixture
+def page(chromium: Browser, cluster: Cluster) -> Iterator[Page]:
+    with opened(chromium, str(cluster.http.base_url)) as page:
+        sign_in(page, cluster.key)
+        yield page
+
+
+def test_a_job_is_followed_from_the_queue_to_its_files(page: Page, cluster: Cluster, tmp_path: Path) -> None:
+    expect(page.get_by_text("There are no jobs yet.")).to_be_visible()
+    job_id = cluster.submit(EVALUATED, labels={"team": "web"})
+    page.get_by_role("link", name="bookworm-7m").click()  # the list shows it by itself
+    heading = page.get_by_role("heading", level=1)
+    expect(heading).to_contain_text("bookworm-7m: wanda, uniform, mask")
+    # Nothing is loaded again from here on: the page follows the job.
+    expect(page.get_by_role("heading", name="Result")).to_be_visible(timeout=90_000)
+    expect(page.locator("main")).to_contain_text("50.0 % of the prunable weights")
+    assert page.locator(".head .badge").all_text_contents() == ["succeeded", "pass"]
+    expect(page.get_by_role("row", name=re.compile("perplexity.heldout.* pass"))).to_be_visible()
+    page.get_by_text("What happened").click()
+    for stage in ("calibrate", "prune", "evaluate"):
+        expect(page.get_by_role("cell", name=stage, exact=True).first).to_be_visible()
+
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="model.safetensors").click()
+    downloading.value.save_as(tmp_path / "model")
+    files = {file["path"]: file for file in cluster.http.get(f"/v1/jobs/{job_id}/artifacts").json()["data"]}
+    assert hashlib.sha256((tmp_path / "model").read_bytes()).hexdigest() == files["model.safetensors"]["sha256"]
+
+    with page.expect_popup() as report:
+        page.get_by_role("link", name="The report").click()
+    expect(report.value.get_by_role("heading", level=1)).to_contain_text("bookworm-7m")
+
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
+    assert cluster.job(job_id)["status"] == "succeeded"
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("There are no jobs yet.")).to_be_visible()
+    assert cluster.http.get(f"/v1/jobs/{job_id}").status_code == 404
+
+
+def test_a_job_is_stopped_and_taken_up_again(page: Page, cluster: Cluster) -> None:
+    job_id = cluster.submit(SLOW)
+    page.goto(f"/#/jobs/{job_id}")
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    expect(page.locator("dl.facts").first).to_contain_text(re.compile(r"Done\d+ of \d+ "))
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
+    expect(page.locator(".head .badge")).to_have_text("cancelled")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator(".head .badge")).to_have_text(re.compile("queued|running"))
+    assert cluster.job(job_id)["status"] in ("queued", "running")
+    cluster.http.post(f"/v1/jobs/{job_id}/cancel")
+    expect(page.locator(".head .badge")).to_have_text("cancelled")  # told by the stream
