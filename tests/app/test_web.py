@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -195,7 +196,7 @@ def test_labels_are_changed_and_a_mistake_is_explained(page: Page, web: Api) -> 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_reads_well_and_fits_on_a_telephone(chromium: Browser, web: Api, scheme: Any) -> None:
     states = all_states(web)
-    paths = ["jobs", "nowhere", *(f"jobs/{job_id}" for job_id in states.values())]
+    paths = ["jobs", "nowhere", "new", *(f"jobs/{job_id}" for job_id in states.values())]
     with opened(chromium, str(web.client.base_url), color_scheme=scheme) as page:
         page.goto("/")
         expect(page.get_by_label("API key")).to_be_visible()
@@ -209,6 +210,50 @@ def test_every_page_reads_well_and_fits_on_a_telephone(chromium: Browser, web: A
                 page.set_viewport_size({"width": width, "height": 844})
                 assert beyond_the_screen(page) <= 0, (path, width)
                 assert findings(page) == [], (path, width)
+
+
+def test_the_form_has_every_parameter_of_every_method(page: Page, web: Api) -> None:
+    page.goto("/#/new")
+    capabilities = web.client.get("/v1/capabilities").json()
+    for stage in capabilities["stages"]:
+        if stage["stage"] == "evaluate":
+            continue
+        part = page.locator(".stage", has=page.get_by_label(stage["stage"], exact=True))
+        for method in stage["methods"]:
+            part.get_by_label(stage["stage"], exact=True).select_option(method["name"])
+            expect(part.locator(f"#stage-{stage['stage']}-note")).not_to_be_empty()
+            names = [name.replace("_", " ") for name in method["parameters"]["properties"] if name != "method"]
+            shown = part.locator("label, legend").all_text_contents()[1:]
+            missing = [name for name in names if not any(text.strip().startswith(name) for text in shown)]
+            assert missing == [], (stage["stage"], method["name"])
+    for method in capabilities["stages"][-1]["methods"]:
+        page.get_by_label("Add a measurement").select_option(method["name"])
+    page.get_by_role("button", name="Add to gates").click()
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert findings(page) == []
+
+
+def test_a_job_is_made_from_another(page: Page, web: Api) -> None:
+    spec = {**GATED, "prune": {"method": "mask", "sparsity": 0.3}, "seed": 7}
+    job = web.submit(spec, labels={"team": "search"}, priority=5)
+    page.goto(f"/#/jobs/{job['id']}")
+    page.get_by_role("link", name="New from this").click()
+    page.get_by_text("The same as JSON").click()
+    text = page.get_by_label("Spec as JSON")
+    expect(text).to_have_value(re.compile('"seed": 7'))
+    given = json.loads(text.input_value())  # what differs from the defaults, and nothing else
+    assert given == {**spec, "allocate": {"method": "uniform"}}
+    page.get_by_label("sparsity").fill("0.4")
+    expect(text).to_have_value(re.compile('"sparsity": 0.4'))
+    text.fill(json.dumps({**given, "prune": {"method": "mask", "sparsity": 0.6}}))
+    expect(page.get_by_label("sparsity")).to_have_value("0.6")
+    text.fill("{")
+    expect(text).to_have_attribute("aria-invalid", "true")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("bookworm-7m")
+    made = web.client.get(f"/v1/jobs/{page.url.rpartition('/')[2]}").json()
+    assert made["spec"] == {**job["spec"], "prune": {**job["spec"]["prune"], "sparsity": 0.6}}
+    assert made["labels"] == {"team": "search"}
 
 
 def test_works_from_the_keyboard(page: Page, web: Api) -> None:

@@ -64,6 +64,31 @@ def test_a_job_is_followed_from_the_queue_to_its_files(page: Page, cluster: Clus
     assert cluster.http.get(f"/v1/jobs/{job_id}").status_code == 404
 
 
+def test_a_first_job_is_put_together_in_the_form(page: Page, cluster: Cluster) -> None:
+    page.get_by_role("link", name="New job").click()
+    plan = page.get_by_role("region", name="Dry run")
+    expect(plan).to_contain_text("6,951,168")  # what stands there at first is valid
+    page.get_by_label("score", exact=True).select_option("wanda")
+    calibrate = page.get_by_role("group", name="calibrate")
+    expect(plan).to_contain_text("add `calibrate` with a `dataset`")
+    page.get_by_role("checkbox", name="calibrate").check()
+    calibrate.get_by_label("dataset").fill("calibration.txt")
+    page.get_by_label("sparsity").fill("1.5")
+    expect(page.get_by_label("sparsity")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator(".field", has=page.get_by_label("sparsity")).locator(".wrong")).to_contain_text("less than 1")
+    page.get_by_label("sparsity").fill("0.25")
+    expect(plan).to_contain_text("1,474,560 (25.0 % of the prunable)")
+    page.get_by_label("Add a measurement").select_option("size")
+    page.get_by_label("labels").fill("team:web")
+    expect(plan.get_by_text("valid", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("bookworm-7m: wanda, uniform, mask")
+    job = cluster.job(page.url.rpartition("/")[2])
+    assert (job["spec"]["prune"]["sparsity"], job["labels"]) == (0.25, {"team": "web"})
+    assert job["spec"]["evaluate"] == [{"method": "size"}]
+    cluster.http.post(f"/v1/jobs/{job['id']}/cancel")
+
+
 def test_a_job_is_stopped_and_taken_up_again(page: Page, cluster: Cluster) -> None:
     job_id = cluster.submit(SLOW)
     page.goto(f"/#/jobs/{job_id}")

@@ -4,13 +4,15 @@ import * as api from "./api.js";
 import { Failed, Loading } from "./parts.js";
 import { Jobs } from "./pages/jobs.js";
 import { Job } from "./pages/job.js";
+import { New } from "./pages/new.js";
 import { SignIn } from "./pages/signin.js";
 
 const PAGES = [
   [/^jobs$/, Jobs, "jobs"],
   [/^jobs\/(job_[0-9a-f]{32})$/, Job, "jobs"],
+  [/^new$/, New, "new"],
 ];
-const NAVIGATION = [["jobs", "Jobs"]];
+const NAVIGATION = [["jobs", "Jobs"], ["new", "New job"]];
 
 function place() {
   const [path, search = ""] = location.hash.replace(/^#\/?/, "").split("?");

@@ -115,6 +115,7 @@ function Actions({ job, me, reload, onError }) {
     ${["queued", "running"].includes(job.status) && may("jobs:cancel") && html`<${Action} label="Cancel" kind="danger" act=${change("cancel")} onError=${onError}
       ask=${{ title: "Cancel this job?", text: "It stops, and its unfinished work can be taken up by a retry.", yes: "Cancel the job", no: "Let it run" }} />`}
     ${["failed", "cancelled"].includes(job.status) && may("jobs:write") && html`<${Action} label="Retry" act=${change("retry")} onError=${onError} />`}
+    ${may("jobs:write") && html`<a class="button" href="#/new?from=${job.id}">New from this</a>`}
     ${ended && may("jobs:write") && html`<${Action} label="Delete" kind="danger" act=${remove} onError=${onError}
       ask=${{ title: "Delete this job and its files?", text: "Its result, report and log go, for everybody. This cannot be undone.", yes: "Delete" }} />`}`;
 }
