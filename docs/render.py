@@ -168,7 +168,8 @@ def parameters_markdown() -> str:
         "`GET /v1/capabilities` show the same. Fields of an object are named with dots. `null` is how JSON says none. "
         "[methods.md](methods.md) says which method to take.",
         "## The spec",
-        "One field per stage (`score`, `allocate`, `prune` or `grow`, `refine`, `tune`, `evaluate`: below), and these:",
+        "One field per stage (`score`, `allocate`, `train`, `prune` or `grow`, `refine`, `tune`, `evaluate`: below), "
+        "and these:",
         *(_field(field) for field in found.fields),
     ]
     for stage in found.stages:

@@ -19,7 +19,7 @@ SPARSITY = "sparsity"
 
 ROUNDING = 0.005
 """Counts of weights are rounded in every row, of channels and heads in every block: 60 % of a row of 256 is 59.8 %."""
-DECIDING = ("score", "allocate", *EDITS, "refine", "tune")
+DECIDING = ("score", "allocate", "train", *EDITS, "refine", "tune")
 """The stages whose methods make one result differ from another."""
 
 

@@ -23,6 +23,7 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.run import Run
+from workers.engine.training import loop
 from workers.engine.training.text import TuningText, tuning_text
 
 FEW = {
@@ -90,7 +91,7 @@ class Killed(BaseException):
 
 
 def dying(save: Callable[..., None], fatal: int) -> Callable[..., None]:
-    """A `save_tuning` after whose call number `fatal` (from 0) the process is gone."""
+    """A `save_training` after whose call number `fatal` (from 0) the process is gone."""
     calls = 0
 
     def save_and_die(*arguments: Any) -> None:
@@ -101,3 +102,9 @@ def dying(save: Callable[..., None], fatal: int) -> Callable[..., None]:
             raise Killed
 
     return save_and_die
+
+
+def saving_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a resume point after every step of a training."""
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(loop, "WRITING_SHARE", 0)

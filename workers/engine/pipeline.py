@@ -6,7 +6,8 @@ larger than memory, and finished blocks become resume points once a minute: call
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import ChainMap
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +40,11 @@ from workers.engine.stages.prune import expert_tokens, layer_reports, prune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.points import Points
 from workers.engine.store.run import Run
-from workers.engine.training.text import tuning_text
+from workers.engine.training.text import training_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from workers.engine.contracts.facts import Allocation, Units
@@ -49,11 +52,15 @@ if TYPE_CHECKING:
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.removals.outcome import Outcome
-    from workers.engine.report import Growth, LayerReport, Origin, ResultCheck, TuneReport
+    from workers.engine.report import Growth, LayerReport, Origin, ResultCheck, TrainReport, TuneReport
     from workers.engine.sources.resolve import Sources
-    from workers.engine.spec import CompressionSpec
+    from workers.engine.spec import CompressionSpec, Trains
     from workers.engine.stages.evaluate import Evaluation
     from workers.engine.training.text import TuningText
+
+
+_TRAININGS: dict[Trains, str] = {"train": "training", "tune": "tuning"}
+"""Field of the spec -> name of the digest of its text."""
 
 
 def compress(
@@ -83,14 +90,14 @@ def compress(
             model = dense.model = load(spec, prospect, ranks)
             ranks.first(lambda: check_vectors(model))
         with clock.stage("calibrate"):
-            text, tuning = ranks.first(lambda: _texts(spec, model, sources))
-            digests = {"calibration": text.digest if text else None, "tuning": tuning.digest if tuning else None}
-            run.checkpoint.claim(fingerprint(spec, model, **digests))
+            text, trainings = ranks.first(lambda: _texts(spec, model, sources))
+            digests = {_TRAININGS[stage]: found.digest for stage, found in trainings.items()}
+            run.checkpoint.claim(fingerprint(spec, model, calibration=text.digest if text else None, **digests))
         units = None
         if spec.scores_first:
             with clock.stage("score"):
                 units = score_units(spec, model, text, run)
-        job = _Job(spec, model, sources, text, tuning, units, model_dir)
+        job = _Job(spec, model, sources, text, trainings, units, workdir)
         tries, made = Tries(spec, run), None
         while made is None:  # more than once where the result breaks a bound that can only be measured on it
             try:
@@ -98,12 +105,12 @@ def compress(
             except BoundExceeded:
                 continue
         texts = [text.read] if text and text.read else []
-        texts += (tuning.reads if tuning else []) + made.evaluation.texts
+        texts += [read for found in trainings.values() for read in found.reads] + made.evaluation.texts
         for found in texts:
             if found.rows_skipped or found.characters_replaced:
                 events.log(f"{found.label}: {as_read(found)}")
         removal = removal_of(spec)
-        lost = removal.importance_lost(spec, model.architecture, units, made.outcome, made.allocation.target)
+        lost = removal.importance_lost(spec, model.architecture, made.units, made.outcome, made.allocation.target)
         gates = judge(spec.gates, made.evaluation.metrics)
         report = Report(
             origin=origin,
@@ -112,7 +119,13 @@ def compress(
             provenance=provenance(
                 spec,
                 model,
-                made.evaluation.data_digests | (text.digests if text else {}) | (tuning.digests if tuning else {}),
+                dict(
+                    ChainMap(
+                        *(found.digests for found in trainings.values()),
+                        text.digests if text else {},
+                        made.evaluation.data_digests,
+                    )
+                ),
             ),
             parameters=model.source.parameters,
             parameters_after=parameters_after(model.source, made.outcome),
@@ -126,10 +139,11 @@ def compress(
             importance_lost=lost and lost[0],
             importance_lost_by_ranking=lost and lost[1],
             refresh=spec.refresh if spec.walk_needs else None,
+            train=made.trained,
             layers=made.layers,
             growth=made.growth,
             tune=made.tuned,
-            merges=[MergedExpert(**asdict(merge)) for merge in units.merges] if units else [],
+            merges=[MergedExpert(**asdict(merge)) for merge in made.units.merges] if made.units else [],
             betas=made.betas,
             checks=made.checks,
             texts=texts,
@@ -140,7 +154,7 @@ def compress(
             stages=clock.report(),
             runtimes=removal.runtimes(spec, made.outcome),
             warnings=warnings(spec, prospect)
-            + (tuning.warnings if tuning else [])
+            + [warning for found in trainings.values() for warning in found.warnings]
             + memory_warnings(spec.compute.memory_budget, clock.report()),
             resumed_blocks=made.resumed,
             resumed_allocation=made.resumed_allocation,
@@ -150,10 +164,13 @@ def compress(
     return report
 
 
-def _texts(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> tuple[Calibration | None, TuningText | None]:
-    """Texts for calibration and tuning, where the spec needs them."""
+def _texts(
+    spec: CompressionSpec, model: LoadedModel, sources: Sources
+) -> tuple[Calibration | None, dict[Trains, TuningText]]:
+    """Texts for calibration and trainings, where the spec needs them."""
     refuse_unknown_tokens(spec, model, sources)
-    return calibration(spec, model, sources), tuning_text(spec, model, sources)
+    trainings = {stage: training_text(stage, params, model, sources) for stage, params in spec.trainings.items()}
+    return calibration(spec, model, sources), trainings
 
 
 @dataclass(frozen=True)
@@ -164,9 +181,15 @@ class _Job:
     model: LoadedModel
     sources: Sources
     text: Calibration | None
-    tuning: TuningText | None
+    trainings: Mapping[Trains, TuningText]
     units: Units | None
-    model_dir: Path
+    """With scores of the dense model; None where there are none, or a training decides."""
+    workdir: Path
+
+    @property
+    def model_dir(self) -> Path:
+        """Of the result."""
+        return self.workdir / "model"
 
 
 @dataclass(frozen=True)
@@ -174,11 +197,14 @@ class _Made:
     """The result of one try and its measurements."""
 
     allocation: Allocation
+    units: Units | None
+    """Scored units, as they were decided on."""
     outcome: Outcome
     resumed: int
     resumed_allocation: bool
     checks: list[ResultCheck]
     growth: Growth | None
+    trained: TrainReport | None
     tuned: TuneReport | None
     betas: dict[str, float]
     layers: list[LayerReport]
@@ -190,14 +216,21 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
     spec, model, run, ranks = job.spec, job.model, tries.present, job.model.ranks
     clock = run.clock
     resumed_allocation = run.checkpoint.load_json("allocation") is not None
-    with clock.stage("allocate"):
-        allocation = allocate(spec, model, job.text, job.sources, job.units, tries)
+    allocation = None
+    if not spec.trained_allocation:
+        with clock.stage("allocate"):
+            allocation = allocate(spec, model, job.text, job.sources, job.units, tries)
+    ids_T = window(spec, model, job.text)
+    pruned, trained = job, None
+    if spec.train is not None:
+        with clock.stage("train"):
+            pruned, allocation, trained = ranks.first(lambda: _trained(job, allocation, run, ids_T))
+    allocation = needed(allocation, "the allocation")
     with clock.stage(spec.editor.stage):  # scores layers and runs the calibration text through pruned blocks too
-        outcome, resumed = prune(spec, model, job.text, job.units, allocation, run)
-        ranks.first(lambda: _written(job, outcome, run))
+        outcome, resumed = prune(pruned.spec, pruned.model, job.text, pruned.units, allocation, run)
+        ranks.first(lambda: _written(pruned, outcome, run))
     with clock.stage("verify"):
-        ids_T = window(spec, model, job.text)
-        checks = ranks.first(lambda: _verified(job, outcome, run, ids_T))
+        checks = ranks.first(lambda: _verified(pruned, outcome, run, ids_T))
         tries.check_decode_time(allocation, model, job.model_dir)
     tuned, more_checks = ranks.first(lambda: _tuned(job, outcome, run, ids_T))
     growth = removal_of(spec).growth(outcome, run.checkpoint)
@@ -209,8 +242,29 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
             spec, model, job.model_dir, job.sources, tries.shared, lambda ratio: tries.check(allocation, ratio)
         )
     return _Made(
-        allocation, outcome, resumed, resumed_allocation, checks + more_checks, growth, tuned, betas, layers, evaluation
+        allocation=allocation,
+        units=pruned.units,
+        outcome=outcome,
+        resumed=resumed,
+        resumed_allocation=resumed_allocation,
+        checks=checks + more_checks,
+        growth=growth,
+        trained=trained,
+        tuned=tuned,
+        betas=betas,
+        layers=layers,
+        evaluation=evaluation,
     )
+
+
+def _trained(job: _Job, allocation: Allocation | None, run: Run, ids_T: Tensor) -> tuple[_Job, Allocation, TrainReport]:
+    """The job as it goes on with the trained model in the dense one's place, and what the training decided."""
+    from workers.engine.stages.train import train  # as of `tune`
+
+    model, units, allocation, report = train(
+        job.spec, job.model, allocation, job.units, job.workdir / "trained", job.trainings["train"], run, ids_T
+    )
+    return replace(job, spec=job.spec.as_trained(), model=model, units=units), allocation, report
 
 
 def _written(job: _Job, outcome: Outcome, run: Run) -> None:
@@ -233,11 +287,11 @@ def _skipping(job: _Job, run: Run) -> dict[str, float]:
 
 def _tuned(job: _Job, outcome: Outcome, run: Run, ids_T: Tensor) -> tuple[TuneReport | None, list[ResultCheck]]:
     """The training, if the spec asks for it, and the check of what it made."""
-    if job.tuning is None:
+    if "tune" not in job.trainings:
         return None, []
     from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
 
     with run.clock.stage("tune"):
-        tuned, traces = tune(job.spec, job.model, job.model_dir, job.tuning, run, ids_T, outcome.new)
+        tuned, traces = tune(job.spec, job.model, job.model_dir, job.trainings["tune"], run, ids_T, outcome.new)
     with run.clock.stage("verify"):
         return tuned, [verify_tuned(job.spec, job.model, traces, job.model_dir, ids_T)]

@@ -23,6 +23,7 @@ from workers.engine.contracts.protocols import (
     PairedEvaluator,
     Refiner,
     Scorer,
+    Trainer,
     Tuner,
     UnitMeasure,
     UnitScorer,
@@ -45,7 +46,8 @@ class Method:
     needs: Stat = Stat.NONE
     group: Group = "row"
     units: tuple[Unit, ...] = ()
-    """Scorers: units that they score. Pruners: units that they remove; growers remove none."""
+    """Scorers: units that they score. Trainers: units that they decide on. Pruners: units that they remove; growers
+    remove none."""
     removes: Removes | None = None
     """Pruners and growers: the kind of unit, that goes or is added."""
     even: bool = False
@@ -56,7 +58,7 @@ class Method:
     """Allocators: whether their guarantee does not hold where sparsities are rounded to an N:M pattern."""
     patterns: tuple[str, ...] = ()
     scores: Scores = "required"
-    """Pruners and growers: whether a score is required, optional or not used."""
+    """Pruners, growers and trainers: whether a score is required, optional or not used."""
     updates_weights: bool = False
     """Pruners: whether the weights that stay are changed to make up for those that go."""
     whole_model: bool = True
@@ -194,6 +196,19 @@ def refiner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable
 
     def register(function: Refiner[P]) -> Refiner[P]:
         _register("refine", params, function, paper=paper, needs=needs)
+        return function
+
+    return register
+
+
+def trainer(
+    params: type[P], *, paper: str, units: tuple[Unit, ...], scores: Scores = "unused"
+) -> Callable[[Trainer[P]], Trainer[P]]:
+    """Register a method that prunes a model while it trains. `params` extends `TrainMethodParams`. `units`: what it can
+    decide on. `scores`: whether it can begin from the spec's scores."""
+
+    def register(function: Trainer[P]) -> Trainer[P]:
+        _register("train", params, function, paper=paper, units=units, scores=scores)
         return function
 
     return register

@@ -88,7 +88,7 @@ class LayerReport(ReportModel):
 
 
 class TunePoint(ReportModel):
-    """Losses at one step of tuning."""
+    """Losses at one step of a training."""
 
     step: int = Field(description="Updates before it; 0 is the model as prepared, for `group` already quantised.")
     holdout_loss: float = Field(description="Nats a token.")
@@ -96,19 +96,18 @@ class TunePoint(ReportModel):
     domains: dict[str, float] | None = Field(
         None, description="Held-out loss of each domain; `holdout_loss` weighs them by their shares. null: no domains."
     )
+    figures: dict[str, float] | None = Field(
+        None, description="Numbers that the method follows, such as the share that is gone. null where it has none."
+    )
 
 
-class TuneReport(ReportModel):
-    """The training of the pruned model. Losses are mean negative log-likelihoods a token, in nats."""
+class TrainingReport(ReportModel):
+    """Figures of any training. Losses are mean negative log-likelihoods a token, in nats."""
 
     method: str
     steps: int = Field(description="Steps done.")
-    stopped_early: bool
-    best_step: int = Field(description="Whose weights ship: the lowest held-out loss.")
-    holdout_loss_before: float = Field(description="Of the pruned model.")
-    holdout_loss_after: float = Field(description="Of the best step, before rounding to the stored type.")
     curve: list[TunePoint] = Field(
-        description="About a hundred looks at most, the first, the best and the last among them."
+        description="About a hundred looks at most, the first, the last and what ships among them."
     )
     tokens_per_s: float | None = Field(
         description="Trained on per second in this attempt; looks and resume points not counted. null where an earlier "
@@ -117,9 +116,31 @@ class TuneReport(ReportModel):
     trained_parameters: int
     train_windows: int = Field(description="Different windows; read again where the steps take more.")
     holdout_windows: int
-    peak_memory_bytes: int = Field(description="Largest resident set of the process seen by the end of the tuning.")
-    device_peak_memory_bytes: int | None = Field(description="Largest GPU allocation while tuning; null on CPU.")
+    peak_memory_bytes: int = Field(description="Largest resident set of the process seen by the end of it.")
+    device_peak_memory_bytes: int | None = Field(description="Largest GPU allocation meanwhile; null on CPU.")
     resumed_step: int = Field(description="Where this run began; the steps before were found durable.")
+
+
+class TuneReport(TrainingReport):
+    """The training of the pruned model."""
+
+    stopped_early: bool
+    best_step: int = Field(description="Whose weights ship: the lowest held-out loss.")
+    holdout_loss_before: float = Field(description="Of the pruned model.")
+    holdout_loss_after: float = Field(description="Of the best step, before rounding to the stored type.")
+
+
+class TrainReport(TrainingReport):
+    """The training in which it was decided what goes."""
+
+    holdout_loss_before: float = Field(description="Of the dense model.")
+    holdout_loss_after: float = Field(
+        description="Of the model as it is pruned, after the last step and before rounding to the stored type."
+    )
+    difference: float = Field(
+        description="Largest relative difference, over the outputs of all blocks, between the trained model without "
+        "what goes and the weights that are pruned, before rounding."
+    )
 
 
 class ResultCheck(ReportModel):
@@ -310,6 +331,7 @@ class Report(ReportModel):
     )
     layers: list[LayerReport]
     growth: Growth | None = Field(None, description="null where the spec adds no blocks.")
+    train: TrainReport | None = Field(None, description="null where the spec does not prune while training.")
     tune: TuneReport | None = Field(None, description="null where the spec tunes nothing.")
     merges: list[MergedExpert] = Field(
         default_factory=list, description="Which expert went into which, where experts are merged; else empty."

@@ -29,12 +29,18 @@ from workers.engine.contracts.params import (
     Unit,
 )
 from workers.engine.contracts.refs import DataRef, ModelRef, SpecModel
-from workers.engine.contracts.tuning_params import TuneMethodParams
+from workers.engine.contracts.train_params import TrainMethodParams
+from workers.engine.contracts.tuning_params import TrainingParams, TuneMethodParams
 from workers.engine.gates import Gate, measured_names
 from workers.engine.registry import Method, compared, defaults, method_of, methods
 
 if TYPE_CHECKING:
     from workers.engine.contracts.removes import Removes
+
+Trains = Literal["train", "tune"]
+"""Fields of a spec that train a model, in the order of the job."""
+AFTER_TRAINING = "magnitude"
+"""The score of weights that a training has decided on: those that go are zero."""
 
 
 class Calibrate(DataRef):
@@ -120,11 +126,12 @@ if TYPE_CHECKING:
     EvaluateParams = MethodParams
     PruneParams = PruneMethodParams
     GrowParams = GrowMethodParams
+    TrainParams = TrainMethodParams
     TuneParams = TuneMethodParams
 else:
     ScoreParams, AllocateParams = _union("score"), _union("allocate")
     PruneParams, RefineParams, EvaluateParams = _union("prune"), _union("refine"), _union("evaluate")
-    GrowParams, TuneParams = _union("grow"), _union("tune")
+    GrowParams, TrainParams, TuneParams = _union("grow"), _union("train"), _union("tune")
 
 
 class CompressionSpec(SpecModel):
@@ -151,13 +158,18 @@ class CompressionSpec(SpecModel):
     score: ScoreParams | None = Field(
         None,
         description="How important each weight, head, channel, hidden dimension or block is. Required by `mask`, "
-        "`structured`, `hidden`, `depth` and `shape`; `mrp` and `fista` start from it if it is given; `sparsegpt` "
-        "chooses for itself.",
+        "`structured`, `hidden`, `depth` and `shape`, unless there is `train`; `mrp` and `fista` start from it if it is "
+        "given; `sparsegpt` chooses for itself.",
     )
     allocate: AllocateParams = Field(
         default_factory=lambda: defaults("allocate", _DEFAULT.name),
         description="How sparsity is spread over layers.",
         json_schema_extra={"default": {"method": _DEFAULT.name}},
+    )
+    train: TrainParams | None = Field(
+        None,
+        description="Decides what goes while the dense model is trained on text: `prune` says of what kind and how "
+        "much, and cuts it out of the trained model.",
     )
     prune: PruneParams | None = Field(
         None, description="What is removed, and how much. Required, unless the spec has `grow`."
@@ -216,9 +228,26 @@ class CompressionSpec(SpecModel):
 
     def texts(self) -> dict[str, DataRef]:
         """JSON pointer -> text, for every text that the spec names."""
-        parts: dict[str, object] = {"/calibrate": self.calibrate, "/tune": self.tune}
+        parts: dict[str, object] = {"/calibrate": self.calibrate, "/train": self.train, "/tune": self.tune}
         parts |= {f"/evaluate/{index}": params for index, params in enumerate(self.evaluate)}
         return {pointer: part for pointer, part in parts.items() if isinstance(part, DataRef)}
+
+    @property
+    def trainings(self) -> dict[Trains, TrainingParams]:
+        """Field -> parameters, of the trainings that the spec asks for."""
+        found: dict[Trains, TrainingParams | None] = {"train": self.train, "tune": self.tune}
+        return {field: params for field, params in found.items() if params is not None}
+
+    @property
+    def trained_allocation(self) -> bool:
+        """Whether the training spreads the sparsity over the layers too."""
+        return self.train is not None and Stat.UNIT_SCORES in method_of("allocate", self.allocate).needs
+
+    def as_trained(self) -> CompressionSpec:
+        """The spec of what follows its training, which has decided what goes."""
+        score = None if self.removes.scored_first else defaults("score", AFTER_TRAINING)
+        prune = needed(self.prune, "/prune").as_trained
+        return self.model_copy(update={"train": None, "score": score, "prune": prune})
 
     @property
     def edit(self) -> EditMethodParams:
@@ -237,12 +266,14 @@ class CompressionSpec(SpecModel):
 
     @property
     def scores_first(self) -> bool:
-        """Whether units are scored on the dense model before anything goes."""
+        """Whether units are scored on the dense model before anything goes, or is trained."""
         return self.score is not None and self.removes.scored_first
 
     @property
     def walk_needs(self) -> Stat:
         """Statistics of a layer's inputs that are collected right before it is pruned."""
+        if self.train is not None:
+            return Stat.NONE
         needs = self.editor.needs & ~self.edit.waives
         if self.score is not None and not self.removes.scored_first:
             needs |= method_of("score", self.score).needs
@@ -276,6 +307,8 @@ class CompressionSpec(SpecModel):
     @property
     def group(self) -> Group:
         """Where weights are compared with one another."""
+        if self.train is not None:
+            return method_of("score", defaults("score", AFTER_TRAINING)).group
         return method_of("score", self.score).group if self.score else self.editor.group
 
     @property
@@ -307,6 +340,61 @@ class CompressionSpec(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _a_training_that_fits(self) -> CompressionSpec:
+        if self.train is None:
+            return self
+        trainer, pruner = method_of("train", self.train), self.editor
+        if self.prune is None:
+            raise _at("train", "nothing_to_prune", "`train` prunes while it trains, and `grow` adds: use `tune`", None)
+        units = self.edit.kinds or pruner.units
+        if not {*units} <= {*trainer.units}:
+            fitting = [method.name for method in methods("train") if {*units} <= {*method.units}]
+            raise PydanticCustomError(
+                "training_of_other_units",
+                "prune `{method}` removes {removed}, and train `{trainer}` decides on {decided}: {fitting}",
+                {
+                    "method": pruner.name,
+                    "removed": _plural(units),
+                    "trainer": trainer.name,
+                    "decided": _plural(trainer.units),
+                    "fitting": f"{', '.join(fitting)} would fit" if fitting else "leave `train` out",
+                },
+            )
+        if pruner.updates_weights and not self.removes.scored_first:
+            message = f"prune `{pruner.name}` changes weights after the training has decided: use `mask`"
+            raise _at("prune", "update_after_training", message, self.prune)
+        if self.score is not None and trainer.scores == "unused":
+            message = f"train `{trainer.name}` decides what goes: leave `score` out"
+            raise _at("score", "score_unused", message, self.score)
+        if self.refine is not None:
+            message = "the zeros are where the training left them: leave `refine` out"
+            raise _at("refine", "nothing_to_refine", message, self.refine)
+        if self.edit.bound is not None:
+            raise _at(
+                "prune",
+                "bound_of_training",
+                f"{self.edit.bound.name} is foreseen for pruning without training: give a sparsity, or another limit",
+                self.prune,
+            )
+        allocator = method_of("allocate", self.allocate)
+        ranks = Stat.UNIT_SCORES in allocator.needs
+        if Stat.LOSS in allocator.needs or (self.removes.scored_first and not (allocator.even or ranks)):
+            others = ["uniform", "ranking"] if self.removes.scored_first else ["uniform", "owl"]
+            raise PydanticCustomError(
+                "allocation_of_training",
+                "allocate `{method}` measures what pruning without training costs: use {others}",
+                {"method": allocator.name, "others": " or ".join(f"`{name}`" for name in others)},
+            )
+        if ranks and self.edit.target is None:
+            raise _at(
+                "allocate",
+                "free_widths_to_a_size",
+                "which widths keep the size is known of blocks that are alike: use `uniform`, or give `sparsity`",
+                self.allocate,
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_score_where_needed(self) -> CompressionSpec:
         pruner = self.editor
         if self.score is not None and pruner.scores == "unused":
@@ -326,7 +414,7 @@ class CompressionSpec(SpecModel):
                     "fitting": fitting,
                 },
             )
-        if self.score is None and pruner.scores == "required":
+        if self.score is None and pruner.scores == "required" and self.train is None:
             raise PydanticCustomError(
                 "score_required",
                 'prune `{method}` needs `score`, {"method": …}: {fitting} would fit',

@@ -231,7 +231,7 @@ def test_a_tuned_result_that_is_not_the_tuned_model_is_found(
 ) -> None:
     from workers.engine.stages import tune
 
-    monkeypatch.setattr(tune._Training, "write", lambda _: None)
+    monkeypatch.setattr(tune._Tuning, "write", lambda _: None)
     with pytest.raises(ResultMismatch, match="tuned model"):
         run(MASK | TUNED)
 

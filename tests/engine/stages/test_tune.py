@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from tests.helpers.mixtures import save
 from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
-from tests.helpers.tuning import Folder, Killed, dying, halved, tuning, weights
+from tests.helpers.tuning import Folder, Killed, dying, halved, saving_every_step, tuning, weights
 from workers.engine.errors import (
     DatasetNotFound,
     DatasetTooShort,
@@ -32,6 +32,7 @@ from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages import tune as tune_stage
 from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.training import loop
 from workers.engine.training.losses import distillation
 from workers.engine.training.text import Domain, TuningText, tuning_text
 
@@ -175,7 +176,7 @@ class TestWhatShips:
         expected, _ = pruned.tune("whole", tune=params)
         recomputed, _ = pruned.tune("recomputed", tune=params | {"gradient_checkpointing": True})
         assert recomputed.holdout_loss_after == pytest.approx(expected.holdout_loss_after, rel=1e-6)
-        monkeypatch.setattr(tune_stage, "tuned_at_once", lambda *_: 2)
+        monkeypatch.setattr(tune_stage, "trained_at_once", lambda *_: 2)
         parts, _ = pruned.tune("parts", tune=params)
         assert parts.holdout_loss_after == pytest.approx(expected.holdout_loss_after, rel=1e-5)
 
@@ -189,10 +190,10 @@ def test_killed_and_resumed_to_the_same_bytes(
     params: dict[str, Any], pruned: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, whole = pruned.tune("whole", tune=params)
-    monkeypatch.setattr(tune_stage, "CHECKPOINT_S", 0.0)
+    saving_every_step(monkeypatch)
     for fatal in (1, 2):  # after a look at the held-out windows, and between two
         with monkeypatch.context() as patch:
-            patch.setattr(Checkpoint, "save_tuning", dying(Checkpoint.save_tuning, fatal))
+            patch.setattr(Checkpoint, "save_training", dying(Checkpoint.save_training, fatal))
             with pytest.raises(Killed):
                 pruned.tune(f"killed-{fatal}", tune=params)
         torch.manual_seed(99)  # another process has another state
@@ -227,9 +228,9 @@ class TestMixtures:
             assert torch.equal(before[name] == 0, after[name] == 0), name
             assert not torch.equal(before[name], after[name]), name
         assert torch.equal(before[GATE], after[GATE]), "routers are left alone"
-        monkeypatch.setattr(tune_stage, "CHECKPOINT_S", 0.0)
+        saving_every_step(monkeypatch)
         with monkeypatch.context() as patch:
-            patch.setattr(Checkpoint, "save_tuning", dying(Checkpoint.save_tuning, 2))
+            patch.setattr(Checkpoint, "save_training", dying(Checkpoint.save_training, 2))
             with pytest.raises(Killed):
                 mixture.tune("killed", **parts)
         resumed, again = mixture.tune("killed", **parts)
@@ -269,14 +270,14 @@ def test_a_job_goes_on_behind_its_tuning_and_counts_what_is_written(
     assert first.zeros == counted == sum(layer.zeros for layer in first.layers)
     assert any(label == "tune/calibration.txt" for label in first.provenance.data_digests)
     assert "tune" in [stage.stage for stage in first.stages]
-    saved = Checkpoint(tmp_path / "checkpoint").load_tuning()
+    saved = Checkpoint(tmp_path / "checkpoint").load_training("tuning")
     assert saved is not None
     assert {name.partition("/")[0] for name in saved[0]} == {"best"}, "of a finished training only what ships is kept"
 
     def fail(*_: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(tune_stage._Training, "train", fail)
+    monkeypatch.setattr(loop.Loop, "_step", fail)
     again = run()
     assert again.tune is not None
     assert again.tune.resumed_step == 6
@@ -380,7 +381,7 @@ class TestRefusals:
         assert peak(tune=params | {"method": "last_layers", "blocks": 1}) < tuned
         assert peak(tune=params, compute={"memory_budget": tuned - 1}) < tuned, "fewer windows at once"
         budget = {"memory_budget": max(pruning, 2**29)}
-        with pytest.raises(MemoryBudgetTooSmall, match="full tunes the whole model") as found:
+        with pytest.raises(MemoryBudgetTooSmall, match="full trains the whole model") as found:
             plan(spec_of(tune=tuning("full", batch=1, sequence_length=128), compute=budget), sources)
         assert found.value.field == "/tune"
 
@@ -398,7 +399,7 @@ class TestRefusals:
         assert plan(spec_of(), sources).elapsed_s < elapsed() < elapsed(steps=600) < elapsed(steps=600, distill={})
 
     def test_a_loss_that_is_no_number_names_the_rate(self, pruned: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tune_stage, "next_token_loss", lambda logits, ids: logits.sum() * math.nan)
+        monkeypatch.setattr(loop, "next_token_loss", lambda logits, ids: logits.sum() * math.nan)
         with pytest.raises(NumericalFailure, match="step 1 of tuning: the loss is nan") as found:
             pruned.tune("run", tune=tuning("full"))
         assert found.value.field == "/tune/learning_rate"
@@ -409,7 +410,7 @@ class TestRefusals:
         monkeypatch.setattr(torch.optim, "AdamW", Leaping)
         # Only what ships is out of range, and the loss has not seen it.
         largest = lambda model, ids_BT: -next(model.parameters()).double().abs().max().expand(len(ids_BT))  # noqa: E731
-        monkeypatch.setattr(tune_stage, "nll", largest)
+        monkeypatch.setattr(loop, "nll", largest)
         with pytest.raises(NumericalFailure, match="beyond the range of F16") as found:
             pruned.tune("run", tune=tuning("full", steps=1))
         assert found.value.field == "/package/dtype"

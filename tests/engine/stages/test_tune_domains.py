@@ -11,12 +11,11 @@ import torch
 from pydantic import ValidationError
 
 from tests.helpers.small_models import load, spec_of
-from tests.helpers.tuning import Folder, Killed, dying, tuning
+from tests.helpers.tuning import Folder, Killed, dying, saving_every_step, tuning
 from workers.engine.errors import DatasetTooShort, InvalidSpec
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.sources.resolve import Sources
-from workers.engine.stages import tune as tune_stage
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.training.text import TuningText, tuning_text
 
@@ -71,9 +70,9 @@ def test_killed_and_resumed_to_the_same_bytes_with_the_loss_of_each_domain(
     for point in expected.curve:
         assert point.domains is not None
         assert point.holdout_loss == pytest.approx(0.75 * point.domains["sea"] + 0.25 * point.domains["law"])
-    monkeypatch.setattr(tune_stage, "CHECKPOINT_S", 0.0)
+    saving_every_step(monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save_tuning", dying(Checkpoint.save_tuning, 2))
+        patch.setattr(Checkpoint, "save_training", dying(Checkpoint.save_training, 2))
         with pytest.raises(Killed):
             pruned.tune("killed", tune=params)
     report, folder = pruned.tune("killed", tune=params)

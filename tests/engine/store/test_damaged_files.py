@@ -81,7 +81,10 @@ KINDS: dict[str, tuple[Write, Read]] = {
     "blocks-00000-00001": (save_blocks, lambda c: c.finished_blocks() and c.block(1)),
     "hidden-00002": (save_hidden, load_hidden),
     "grams-00001": (lambda c: c.save_grams(1, TENSORS), lambda c: present(c.grams(1))),
-    "tuning": (lambda c: c.save_tuning(TENSORS, {"step": 3}), lambda c: str(c.load_tuning() or "")),
+    "tuning": (
+        lambda c: c.save_training("tuning", TENSORS, {"step": 3}),
+        lambda c: str(c.load_training("tuning") or ""),
+    ),
 }
 ENTRIES: dict[str, tuple[Write, Read]] = {
     "json": (lambda c: c.keep_json("kind", KEY, {"x": 1.5}), lambda c: c.json("kind", KEY)),
@@ -148,7 +151,7 @@ def test_a_point_that_replaces_another_leaves_one_of_them_at_every_moment(
 
     for call in ("replace", "unlink"):
         folder = tmp_path / call
-        Checkpoint(folder).save_tuning(TENSORS, {"step": 1})
+        Checkpoint(folder).save_training("tuning", TENSORS, {"step": 1})
         done = getattr(Path, call)
 
         for moment in ("before", "after"):
@@ -161,8 +164,8 @@ def test_a_point_that_replaces_another_leaves_one_of_them_at_every_moment(
             with monkeypatch.context() as patch:
                 patch.setattr(Path, call, dying)
                 with pytest.raises(Killed):
-                    Checkpoint(folder).save_tuning(TENSORS, {"step": 2})
-            found = Checkpoint(folder).load_tuning()
+                    Checkpoint(folder).save_training("tuning", TENSORS, {"step": 2})
+            found = Checkpoint(folder).load_training("tuning")
             assert found is not None
             assert found[1]["step"] in (1, 2)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from workers.engine.architectures.architecture import Architecture
-    from workers.engine.contracts.facts import Trainable
     from workers.engine.files.safetensors_bytes import Slice
     from workers.engine.model.loaded import LoadedModel
 
@@ -41,9 +40,14 @@ class TunedTraces:
 
 
 def tuned_traces(
-    model: PreTrainedModel, trainable: Trainable, dense: LoadedModel, folder: Path, ids_T: Tensor
+    model: PreTrainedModel,
+    merged_of: Callable[[str, Tensor], Tensor],
+    dense: LoadedModel,
+    folder: Path,
+    ids_T: Tensor,
 ) -> TunedTraces:
     """Traces of a trained model whose weights are not yet written over those in `folder`, which it was made from.
+    `merged_of`: (tensor name, stored tensor in float32) -> trained tensor.
 
     Raises ResultMismatch where the merged weights compute other outputs than the trained model.
     """
@@ -52,7 +56,7 @@ def tuned_traces(
     def merged(module: str, *, rounded: bool) -> dict[str, Tensor]:
         found = {}
         for name, stored in stored_tensors(result, module).items():
-            exact = trainable.merged(name, stored.float())
+            exact = merged_of(name, stored.float())
             found[name] = exact.to(stored.dtype).float() if rounded else exact
         return found
 

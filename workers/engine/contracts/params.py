@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.engine.contracts.refs import DataRef, SpecModel
 
-Stage = Literal["score", "allocate", "prune", "grow", "refine", "tune", "evaluate"]
+Stage = Literal["score", "allocate", "train", "prune", "grow", "refine", "tune", "evaluate"]
 Unit = str
 """A kind of unit that is scored and removed, as the files of `removals/` name it: `weight`; `head` with its key/value
 group; `channel` of an MLP; `hidden`, a dimension of the vector that all blocks read and add to; `layer`, a block;
@@ -238,6 +238,11 @@ class EditMethodParams(MethodParams):
     def bound(self) -> Bounds | None:
         """A bound that can only be measured on the result; the target is then searched for it."""
         return None
+
+    @property
+    def as_trained(self) -> Self:
+        """The same, where a training has decided what goes and the weights are those of a model without it."""
+        return self
 
     @property
     def skips(self) -> bool:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Probe,
         Trainable,
     )
+    from workers.engine.contracts.training import Procedure, Target
 
 P_contra = TypeVar("P_contra", bound=MethodParams, contravariant=True)
 
@@ -85,6 +86,15 @@ class Tuner(Protocol[P_contra]):
     """
 
     def __call__(self, model: nn.Module, architecture: Architecture, params: P_contra, /) -> Trainable: ...
+
+
+class Trainer(Protocol[P_contra]):
+    """`(model, architecture, target, params) -> procedure`: prepares the whole dense model, in memory, to be trained
+    while what `target` says goes."""
+
+    def __call__(
+        self, model: nn.Module, architecture: Architecture, target: Target, params: P_contra, /
+    ) -> Procedure: ...
 
 
 class Evaluator(Protocol[P_contra]):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from workers.engine.architectures.architecture import Family
+    from workers.engine.architectures.architecture import Family, LinearFacts
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,21 @@ class Target:
     """Fraction of the prunable parameters, in (0, 1)."""
     families: Sequence[Family] = ()
     """Units that may go; empty where single weights go."""
-    going: Mapping[tuple[int, str], int] | None = None
-    """(block, kind) -> how many units of that family go, where it is known before; None where any may go that amount to
-    `share` together, each family keeping one."""
+    going: Mapping[tuple[int | None, str], int] | None = None
+    """(block, kind) -> how many units of that family go, where it is known before; the block is None for kinds that are
+    the whole model's: `hidden` and `layer`. None where any units may go that amount to `share` together: each family
+    keeps one."""
+    layers: Sequence[LinearFacts] = ()
+    """Layers whose weights may go; empty where units go."""
     sparsity: Mapping[str, float] = field(default_factory=dict)
-    """Layer name -> fraction of its weights that goes; empty where units go."""
+    """Layer name -> fraction of its weights that goes."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Layer name -> how many of its weights go: exact. Without a pattern they may lie anywhere in the layer."""
+    scores: Sequence[Mapping[str, Sequence[float]]] | None = None
+    """Block -> kind -> importance of each unit in the dense model, where the spec has a score to begin from."""
     kept_of: tuple[int, int] | None = None
-    """(N, M) where N of every M consecutive inputs stay."""
+    """(N, M) where N of every M consecutive inputs stay, on average over the layers; of one layer, M minus its sparsity
+    times M."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,9 @@ class Trained:
     """`(tensor name, stored tensor in float32) -> tensor to store`, same shape, float32; what was not trained comes
     back itself. The stored tensor is not written to."""
     scores: Sequence[Mapping[str, Sequence[float]]] | None = None
-    """Block -> kind -> importance of each unit, finite, higher is kept: the units of `Target.going`, or of `share` in
-    the order of `ranking`, are those that the training decided on. None where single weights go: those that are
-    smallest then go."""
+    """Block -> kind -> importance of each unit, finite, higher is kept. Below zero goes, and is as many as
+    `Target.going` says, or as amount to `Target.share` to within a unit of the smallest kind; zero and above stays.
+    None where single weights go: those that are smallest then go, and `merged` gives zeros there."""
 
 
 class Procedure:
@@ -60,14 +68,25 @@ class Procedure:
     state: Mapping[str, Tensor]
     """Name in the resume point -> any other tensor that changes from step to step, in place."""
 
+    def __init__(self) -> None:
+        self.parameters, self.state = {}, {}
+
     def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
         """AdamW over all parameters; the schedule multiplies the rate of every group."""
         import torch
 
         return torch.optim.AdamW(list(self.parameters.values()), lr=learning_rate, weight_decay=weight_decay)
 
+    def clipped(self) -> list[nn.Parameter]:
+        """The parameters whose gradients are together scaled down to a norm of at most 1."""
+        return list(self.parameters.values())
+
     def begin(self, step: int) -> None:
-        """Before the forward passes of a step, counted from 0. Random numbers are seeded by the step already."""
+        """Before the forward passes of a step, counted from 0. Random numbers are seeded by the step already.
+
+        The step's windows go through in parts, each with a backward pass of its own, and a step may begin twice: draw
+        numbers here, change no state, and build what depends on parameters anew in every forward pass.
+        """
 
     def penalty(self, step: int) -> Tensor | None:
         """A term of the loss that does not depend on the text, added once a step; None for none."""
@@ -75,7 +94,7 @@ class Procedure:
 
     def estimate(self, loss: Callable[[], Tensor]) -> Tensor:
         """Of methods without a backward pass: fill `.grad` of the parameters from forward passes. `loss` computes that
-        of the step's windows (mean nats a token, a scalar without gradient). Returns the loss to report."""
+        of the step's windows (mean nats a token, a scalar without gradient). Returns the loss to report, a scalar."""
         raise NotImplementedError
 
     def before_update(self, step: int) -> None:

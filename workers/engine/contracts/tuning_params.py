@@ -1,4 +1,4 @@
-"""Parameters of every tuner: text, steps, learning rate, when to evaluate and when to stop. Import-light."""
+"""Parameters of every training: text, steps, learning rate, when to evaluate and when to stop. Import-light."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ class Domains(SpecModel):
         return self
 
 
-class TuneMethodParams(DataRef, MethodParams):
-    """Base of the tuners' parameters. Their text is cut into windows; the first `holdout` are never trained on, nor the
-    documents that they are of."""
+class TrainingParams(DataRef, MethodParams):
+    """Base of the parameters of all that trains. Its text is cut into windows; the first `holdout` are never trained
+    on, nor the documents that they are of."""
 
     domains: Domains | None = Field(
         None,
@@ -111,13 +111,10 @@ class TuneMethodParams(DataRef, MethodParams):
         ge=1,
         le=4096,
         description="Windows kept from training, with the whole documents that they are of: the first of the text. On "
-        "them the best state is chosen: it is what ships. A text of one document gives its first windows.",
+        "them the loss is measured. A text of one document gives its first windows.",
     )
     evaluate_every: int | None = Field(
         None, ge=1, description="Steps between looks at the held-out windows; null looks twenty times."
-    )
-    patience: int | None = Field(
-        None, ge=1, description="Stop after so many looks in a row without a lower held-out loss; null never does."
     )
     distill: Distill | None = Field(
         default_factory=Distill,
@@ -143,7 +140,7 @@ class TuneMethodParams(DataRef, MethodParams):
         return given  # refused field by field, if something is wrong
 
     @model_validator(mode="after")
-    def _budget_and_steps_agree(self) -> TuneMethodParams:
+    def _budget_and_steps_agree(self) -> TrainingParams:
         step = self.batch * self.sequence_length
         if self.tokens is not None and self.steps != -(-self.tokens // step):
             raise PydanticCustomError(
@@ -160,7 +157,7 @@ class TuneMethodParams(DataRef, MethodParams):
         return self
 
     @model_validator(mode="after")
-    def _warm_before_the_end(self) -> TuneMethodParams:
+    def _warm_before_the_end(self) -> TrainingParams:
         if self.warmup_steps is not None and self.warmup_steps >= self.steps:
             raise PydanticCustomError(
                 "warmup_too_long",
@@ -170,7 +167,7 @@ class TuneMethodParams(DataRef, MethodParams):
         return self
 
     @model_validator(mode="after")
-    def _domains_are_held_out(self) -> TuneMethodParams:
+    def _domains_are_held_out(self) -> TrainingParams:
         if self.domains is not None and self.holdout < len(self.domains.shares):
             raise PydanticCustomError(
                 "domains_not_held_out",
@@ -199,6 +196,17 @@ class TuneMethodParams(DataRef, MethodParams):
         return self.evaluate_every or -(-self.steps // EVALUATIONS)
 
     @property
+    def passes(self) -> float:
+        """Forward passes through the model that a window of a step costs; a backward pass counts as two."""
+        return 4 if self.distill else 3
+
+    @property
+    def copies(self) -> int:
+        """Float32 numbers that the method keeps per trained parameter, beside the parameter, its gradient, AdamW's
+        moments and the best state."""
+        return 0
+
+    @property
     def base_bits(self) -> float | None:
         """Bits a weight of the linear layers takes while it is not trained; None in the compute type."""
         return None
@@ -213,6 +221,33 @@ class TuneMethodParams(DataRef, MethodParams):
         """Whether experts are computed twice, with updates that are added to the weights of all of a block."""
         return False
 
+    def blocks_back(self, source: DescribedModel, architecture: Architecture) -> int:
+        """Number of blocks, counted from the last, that the gradient passes through; their activations are kept."""
+        return architecture.blocks
+
+    def warnings(self, source: DescribedModel) -> list[str]:
+        """Sentences about effects of this method on this model that a user might not expect."""
+        return []
+
+    def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
+        """How many float32 parameters are trained on this model."""
+        raise NotImplementedError
+
+
+class TuneMethodParams(TrainingParams):
+    """Base of the tuners' parameters."""
+
+    holdout: int = Field(
+        16,
+        ge=1,
+        le=4096,
+        description="Windows kept from training, with the whole documents that they are of: the first of the text. On "
+        "them the best state is chosen: it is what ships. A text of one document gives its first windows.",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after so many looks in a row without a lower held-out loss; null never does."
+    )
+
     @property
     def new_blocks_only(self) -> bool:
         """Whether nothing but blocks that the spec adds is trained."""
@@ -223,10 +258,6 @@ class TuneMethodParams(DataRef, MethodParams):
         """Whether weights are only multiplied, so that zeros of added blocks never change either."""
         return False
 
-    def blocks_back(self, source: DescribedModel, architecture: Architecture) -> int:
-        """Number of blocks, counted from the last, that the gradient passes through; their activations are kept."""
-        return architecture.blocks
-
     def check(self, layers: Sequence[LinearFacts]) -> None:
         """Raise InvalidSpec, naming the field, if a model with these linear layers cannot be tuned like this."""
 
@@ -235,14 +266,6 @@ class TuneMethodParams(DataRef, MethodParams):
 
     def check_multiples(self, channels: int) -> None:
         """As `check`, where the widths of MLPs are not known yet, except that they are multiples of `channels`."""
-
-    def warnings(self, source: DescribedModel) -> list[str]:
-        """Sentences about effects of this method on this model that a user might not expect."""
-        return []
-
-    def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
-        """How many float32 parameters are trained on this model."""
-        raise NotImplementedError
 
 
 class AllOrNewParams(TuneMethodParams):

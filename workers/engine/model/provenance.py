@@ -65,14 +65,20 @@ def environment(model: LoadedModel) -> dict[str, str]:
 
 
 def fingerprint(
-    spec: CompressionSpec, model: LoadedModel, *, calibration: str | None, tuning: str | None
+    spec: CompressionSpec,
+    model: LoadedModel,
+    *,
+    calibration: str | None,
+    training: str | None = None,
+    tuning: str | None = None,
 ) -> dict[str, str]:
-    """Values that a resume point and the run that continues from it must share. `calibration`, `tuning`: digests of the
-    texts, None where none is read."""
+    """Values that a resume point and the run that continues from it must share. `calibration`, `training`, `tuning`:
+    digests of the texts, None where none is read."""
     return environment(model) | {
         "resume_points": "3",  # of what is kept in them, and how
         "spec": spec.digest(),
         "calibration": calibration or "none",
+        **({"training": training} if training else {}),
         "tuning": tuning or "none",
         "peft": version("peft"),
         "batch_tokens": str(model.batch_tokens),  # decides in which order sums are rounded

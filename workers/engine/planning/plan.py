@@ -156,7 +156,7 @@ def warnings(spec: CompressionSpec, prospect: Prospect) -> list[str]:
     found, source, removal = [], prospect.source, removal_of(spec)
     if spec.calibrate is not None and spec.needs is Stat.NONE:
         found.append("no method of this spec looks at activations: `calibrate` is not used")
-    found += removal.warnings(spec, prospect) + tuning_warnings(spec, source)
+    found += removal.warnings(spec, prospect) + training_warnings(spec, source)
     if WHOLE in source.config:
         found.append("of the model its decoder alone is pruned, and measured, on text: what it says of images is not")
     share = prospect.architecture.prunable_parameters / source.parameters
@@ -167,11 +167,12 @@ def warnings(spec: CompressionSpec, prospect: Prospect) -> list[str]:
     return found
 
 
-def tuning_warnings(spec: CompressionSpec, source: ModelSource) -> list[str]:
-    """The same of the tuning."""
-    if spec.tune is None:
-        return []
-    found = list(spec.tune.warnings(source))
-    if any(field.startswith("/evaluate") and ref.label == spec.tune.label for field, ref in spec.texts().items()):
-        found.append(f"{spec.tune.label} is tuned on and measured on: its figures say little about other text")
+def training_warnings(spec: CompressionSpec, source: ModelSource) -> list[str]:
+    """The same of trainings."""
+    found = []
+    for stage, params in spec.trainings.items():
+        found += params.warnings(source)
+        if any(field.startswith("/evaluate") and ref.label == params.label for field, ref in spec.texts().items()):
+            done = {"train": "trained", "tune": "tuned"}[stage]
+            found.append(f"{params.label} is {done} on and measured on: its figures say little about other text")
     return found

@@ -23,9 +23,9 @@ from workers.engine.removals.base import removal_of
 
 if TYPE_CHECKING:
     from workers.engine.contracts.params import MethodParams
-    from workers.engine.contracts.tuning_params import TuneMethodParams
+    from workers.engine.contracts.tuning_params import TrainingParams
     from workers.engine.sources.resolve import ModelSource
-    from workers.engine.spec import CompressionSpec
+    from workers.engine.spec import CompressionSpec, Trains
 
 TRIAL_TOKENS = 8192
 """Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""
@@ -33,8 +33,8 @@ BATCH_TOKENS = 4096
 """Tokens per forward pass of calibration on a CPU, where memory allows: more would make nothing faster."""
 GPU_BATCH_TOKENS = 32_768
 """The same on a GPU: a block's kernels and the additions to its Gram matrices are then an eighth as many."""
-TUNED_TOKENS = 2048
-"""Tokens per forward and backward pass of tuning where the budget allows."""
+TRAINED_TOKENS = 2048
+"""Tokens per forward and backward pass of a training where the budget allows."""
 _PROCESS_BYTES = 420 * 2**20
 """Python with torch and transformers imported."""
 _TOKENIZER_BYTES = 80 * 2**20
@@ -152,48 +152,51 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
             )
         peak = max(peak, whole)
     larger = removal_of(spec).largest(spec, source, architecture)
-    if spec.tune is not None:
-        peak = max(peak, _tuning_bytes(spec, spec.tune, *larger, tuned_at_once(spec, source, architecture)))
+    for stage in spec.trainings:
+        windows = trained_at_once(spec, stage, source, architecture)
+        peak = max(peak, _training_bytes(spec, stage, source, architecture, windows))
     if (spec.evaluate or _decode_time(spec)) and (models := whole_models(spec, source, architecture, budget)):
         peak = max(peak, _evaluation_bytes(spec, *larger, models))
     return peak
 
 
-def tuned_at_once(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
-    """Windows per forward and backward pass of tuning: at most TUNED_TOKENS tokens, halved to keep the spec's budget.
+def trained_at_once(spec: CompressionSpec, stage: Trains, source: ModelSource, architecture: Architecture) -> int:
+    """Windows per forward and backward pass of `tune` or `train`: at most TRAINED_TOKENS tokens, halved to keep the
+    spec's budget.
 
     Raises MemoryBudgetTooSmall if one window at a time is still too much.
     """
-    tune = needed(spec.tune, "/tune")
-    source, architecture = removal_of(spec).largest(spec, source, architecture)
-    budget = spec.compute.memory_budget
-    windows = min(tune.batch, max(1, TUNED_TOKENS // tune.sequence_length))
-    while budget is not None and (peak := _tuning_bytes(spec, tune, source, architecture, windows)) > budget:
+    params, budget = spec.trainings[stage], spec.compute.memory_budget
+    windows = min(params.batch, max(1, TRAINED_TOKENS // params.sequence_length))
+    while budget is not None and (peak := _training_bytes(spec, stage, source, architecture, windows)) > budget:
         if windows == 1:
             raise MemoryBudgetTooSmall(
-                f"{tune.method} tunes the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
+                f"{params.method} trains the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
                 f"{budget / 2**20:.0f} MiB",
                 f"allow {peak} bytes, or use shorter windows, `gradient_checkpointing`, or a method that trains less",
-                field="/tune",
+                field=f"/{stage}",
             )
         windows //= 2
     return windows
 
 
-def _tuning_bytes(
-    spec: CompressionSpec, params: TuneMethodParams, source: ModelSource, architecture: Architecture, windows: int
+def _training_bytes(
+    spec: CompressionSpec, stage: Trains, source: ModelSource, architecture: Architecture, windows: int
 ) -> int:
     """The process with the whole model, what trains, and the activations of so many windows.
 
-    The sizes of the larger of dense model and result are counted.
+    `train` has the dense model; of `tune` the sizes of the larger of dense model and result are counted.
     """
+    params = spec.trainings[stage]
+    if stage == "tune":
+        source, architecture = removal_of(spec).largest(spec, source, architecture)
     compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
     stored = sum(facts.bytes for facts in source.tensors.values())
     trained = params.trained_parameters(source, architecture)
     loading = source.parameters * compute_bytes + stored
     linear = architecture.prunable_parameters
     base = linear * (params.base_bits / 8 if params.base_bits else compute_bytes)
-    weights = int(base) + (source.parameters - linear) * compute_bytes + trained * _TRAINED_BYTES
+    weights = int(base) + (source.parameters - linear) * compute_bytes + trained * (_TRAINED_BYTES + 4 * params.copies)
     if params.adds_to_experts:
         weights += _ADDED_BYTES * max(_of_experts(architecture, block) for block in range(architecture.blocks))
     kept = _kept_numbers(params, architecture)
@@ -205,7 +208,7 @@ def _tuning_bytes(
     return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, weights + activations + teacher)
 
 
-def _kept_numbers(params: TuneMethodParams, architecture: Architecture) -> int:
+def _kept_numbers(params: TrainingParams, architecture: Architecture) -> int:
     """Numbers per token that a block keeps for the backward pass: of a mixture, for each expert that it is sent to,
     unless experts are computed again."""
     layout, hidden_size = architecture.layout, architecture.hidden_size
@@ -352,12 +355,11 @@ def predicted_elapsed_s(
             work += _PROBES * _PROBE_PASSES * min(length, _PROBE_TOKENS) * per_token
     work += sum(spec.edit.operations(layer.shape, architecture.blocks) for layer in architecture.block(0))
     source, architecture = removal_of(spec).largest(spec, source, architecture)
-    if spec.tune is not None:
-        length = spec.tune.sequence_length
+    for training in spec.trainings.values():
+        length = training.sequence_length
         per_token = 2 * source.parameters + _attention_flops(architecture, length)
-        looks = 2 + spec.tune.steps // spec.tune.look_every
-        trained = spec.tune.steps * spec.tune.batch * (4 if spec.tune.distill else 3)  # backward costs two forward
-        work += length * per_token * (trained + looks * spec.tune.holdout)
+        looks = 2 + training.steps // training.look_every
+        work += length * per_token * (training.steps * training.batch * training.passes + looks * training.holdout)
     for params in spec.evaluate:
         per_token = 2 * source.parameters + _attention_flops(architecture, params.window_tokens)
         work += 2 * _tokens_read(params, data_dir) * per_token

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.facts import AllocationFacts, LinearStats, Units
     from workers.engine.contracts.params import MethodParams
     from workers.engine.contracts.removes import Removes
+    from workers.engine.contracts.training import Target
     from workers.engine.events import Events
     from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.model.calibration import Calibration
@@ -197,6 +198,28 @@ class Removal:
     ) -> Units:
         """The scored units, with what has to be measured once their scores say which go."""
         return units
+
+    # Training
+
+    def target(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Target:
+        """The target of a training that decides on these units. `sparsity`: of every layer; None where
+        the training spreads it."""
+        raise NotImplementedError
+
+    def decided_sparsity(self, architecture: Architecture, units: Units) -> Mapping[str, float]:
+        """Layer name -> fraction to remove, where a training gave units that go a score below zero."""
+        raise NotImplementedError
+
+    def without(self, merged: Callable[[str, Tensor], Tensor], units: Units) -> Callable[[str, Tensor], Tensor]:
+        """The trained weights, `(tensor name, stored tensor) -> tensor`, such that they compute what is left when units
+        whose score is below zero are gone, in the dense shapes."""
+        raise NotImplementedError
 
     # Allocation
 

@@ -15,6 +15,7 @@ from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
+from workers.engine.contracts.training import Target
 from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.maths.spreading import parameters
 from workers.engine.registry import method_of, pruner
@@ -142,6 +143,38 @@ class HeadsChannels(Removal):
             )
         found = checked(spec.allocate, replace(facts, layers=layers), share)
         return {layer.name: found.get(layer.name, 0.0) for layer in facts.layers}
+
+    def target(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Target:
+        params = _params(spec)
+        found = families(architecture, source.config, source.tensors)
+        may_go = [family for family in found if family.kind in params.units]
+        if sparsity is None:
+            return Target(needed(params.target, "/prune/sparsity"), may_go)
+        widths = kept_units(architecture.layers, found, sparsity, params, spec.allocate)
+        going: dict[tuple[int | None, str], int] = {
+            (family.block, family.kind): family.units - widths[family.block, family.kind] for family in may_go
+        }
+        gone = sum(going[family.block, family.kind] * family.unit_parameters for family in may_go)
+        return Target(gone / architecture.prunable_parameters, may_go, going)
+
+    def decided_sparsity(self, architecture: Architecture, units: Units) -> Mapping[str, float]:
+        share = {
+            member.tensor: sum(score < 0 for score in units.of(family)) / family.units
+            for family in units.families
+            for member in family.members
+        }
+        return {layer.name: share.get(layer.weight, 0.0) for layer in architecture.layers}
+
+    def without(self, merged: Callable[[str, Tensor], Tensor], units: Units) -> Callable[[str, Tensor], Tensor]:
+        from workers.engine.removals.without_units import without_units
+
+        return without_units(merged, units)
 
     def allocated(self, spec: CompressionSpec, units: Units | None) -> Units | None:
         return units and units.of_kinds(_params(spec).units)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Group, Scores, Stat, WeightPruneParams
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
+from workers.engine.contracts.training import Target
 from workers.engine.errors import InvalidSpec, PromiseBroken
 from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Mask, Prospect, Removal
@@ -124,6 +126,25 @@ class Weights(Removal):
         if kept_of is None:
             return sparsity
         return whole_groups(facts.layers, sparsity, kept_of, spec.allocate.least_sparsity)
+
+    def target(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Target:
+        params, sparsity = _params(spec), needed(sparsity, "the sparsity of the layers")
+        counts = {
+            layer.name: params.removed(layer.shape, sparsity[layer.name], spec.group) for layer in architecture.layers
+        }
+        return Target(
+            sum(counts.values()) / architecture.prunable_parameters,
+            layers=architecture.layers,
+            sparsity=sparsity,
+            counts=counts,
+            kept_of=spec.edit.kept_of,
+        )
 
     def edit(
         self,

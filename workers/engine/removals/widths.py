@@ -35,6 +35,10 @@ class UnitPruneParams(PruneMethodParams):
     """Channels kept are a multiple of this."""
 
     @property
+    def kinds(self) -> tuple[Unit, ...]:
+        return self.units
+
+    @property
     def size_limit(self) -> AtMost | None:
         return self.at_most
 

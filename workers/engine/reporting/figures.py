@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from workers.engine.report import LayerReport, Metric, StageReport, TuneReport
+    from workers.engine.report import LayerReport, Metric, StageReport, TunePoint
 
 # Placeholders that matplotlib accepts as colours; `_svg` replaces them by the page's CSS variables.
 INK, FAINT, DENSE, PRUNED = "#010101", "#020202", "#030303", "#040404"
@@ -136,28 +136,28 @@ def metrics_figure(metrics: Sequence[Metric], result: str) -> str:
         )
 
 
-def loss_figure(tune: TuneReport, result: str) -> str:
-    """Held-out and training loss over the steps of tuning, and the loss of the result (`pruned`) before it."""
-    looks = tune.curve
+def loss_figure(looks: Sequence[TunePoint], ships: int, before: float, model: str) -> str:
+    """Held-out and training loss over the steps of a training. `ships`: the step whose weights do; `before`: held-out
+    loss of the model (`dense`, `pruned`) that was trained."""
     trained = [(point.step, point.train_loss) for point in looks if point.train_loss is not None]
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 3.2), layout="constrained")
         axis = figure.subplots()
-        axis.axhline(tune.holdout_loss_before, color=FAINT, linestyle="--", label=f"{result}, held out")
+        axis.axhline(before, color=FAINT, linestyle="--", label=f"{model}, held out")
         axis.plot([step for step, _ in trained], [loss for _, loss in trained], color=DENSE, label="training")
         axis.plot([p.step for p in looks], [p.holdout_loss for p in looks], "o-", color=PRUNED, ms=4, label="held out")
         domains = looks[0].domains or {}
         for name in domains if len(domains) <= _DOMAINS_SHOWN else ():
             losses = [(point.step, (point.domains or {})[name]) for point in looks]
             axis.plot(*zip(*losses, strict=True), ":", label=f"{name}, held out")
-        best = next(point for point in looks if point.step == tune.best_step)
+        best = next(point for point in looks if point.step == ships)
         axis.plot([best.step], [best.holdout_loss], "o", color=INK, ms=7, label="ships")
         axis.set_xlabel("step")
         axis.set_ylabel("loss, nats a token")
         axis.grid(axis="y")
         axis.locator_params(axis="x", integer=True)
         figure.legend(loc="outside upper right", ncols=4)
-        return _svg(figure, "Loss on held-out and on training windows over the steps of the tuning")
+        return _svg(figure, "Loss on held-out and on training windows over the steps")
 
 
 def stages_figure(stages: Sequence[StageReport]) -> str:

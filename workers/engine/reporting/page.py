@@ -13,7 +13,7 @@ from workers.engine.reporting import wording
 from workers.engine.reporting.figures import loss_figure, metrics_figure, sparsity_figure, stages_figure, widths_figure
 
 if TYPE_CHECKING:
-    from workers.engine.report import Report
+    from workers.engine.report import Report, TrainingReport
 
 _HEADLINES = 3
 
@@ -35,9 +35,21 @@ def render(report: Report) -> str:
         sparsity_figure=Markup(sparsity_figure(report.layers) if kind.draws_sparsity else ""),
         widths_figure=Markup(widths_figure(report.layers) if kind.draws_widths else ""),
         metrics_figure=Markup(metrics_figure(directed, kind.result)) if directed else None,
-        loss_figure=Markup(loss_figure(report.tune, kind.result)) if report.tune else None,
+        trainings=_trainings(report, kind.result),
         stages_figure=Markup(stages_figure(report.stages)),
     )
+
+
+def _trainings(report: Report, result: str) -> list[tuple[str, TrainingReport, int, Markup]]:
+    """Every training in the order of the job: its heading, figures, the step that ships, and its plot."""
+    found: list[tuple[str, TrainingReport, int, Markup]] = []
+    if (train := report.train) is not None:
+        plot = loss_figure(train.curve, train.steps, train.holdout_loss_before, "dense")
+        found.append(("Training", train, train.steps, Markup(plot)))
+    if (tune := report.tune) is not None:
+        plot = loss_figure(tune.curve, tune.best_step, tune.holdout_loss_before, result)
+        found.append(("Tuning", tune, tune.best_step, Markup(plot)))
+    return found
 
 
 @cache

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from workers.engine.removals.base import Removal
-    from workers.engine.report import Bound, GateResult, Growth, Metric, Report, TextReport, TuneReport
+    from workers.engine.report import (
+        Bound,
+        GateResult,
+        Growth,
+        Metric,
+        Report,
+        TextReport,
+        TrainingReport,
+        TrainReport,
+        TunePoint,
+        TuneReport,
+    )
 
 Verdict = Literal["better", "worse", "within spread", "same", ""]
 GATED = {"ratio": "pruned / dense", "difference": "pruned − dense", "pruned": "pruned"}
@@ -26,7 +37,7 @@ VERDICT_MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 
 def compressing_methods(report: Report) -> list[Method]:
     """The methods that decided the weights, in pipeline order."""
-    stages: tuple[Stage, ...] = ("score", "allocate", *EDITS, "refine", "tune")
+    stages: tuple[Stage, ...] = ("score", "allocate", "train", *EDITS, "refine", "tune")
     return [discover()[stage, params["method"]] for stage in stages if (params := report.spec.get(stage))]
 
 
@@ -35,6 +46,7 @@ def sentence(report: Report) -> str:
     spec, method, kind = report.spec, editor(report), edited(report)
     pattern = spec[method.stage].get("pattern")
     scored = f"scored by {spec['score']['method']}, " if spec.get("score") else ""
+    scored += f"decided on in training by {spec['train']['method']}, " if spec.get("train") else ""
     spread = f"spread over the layers by {spec['allocate']['method']}, " if kind.removes.spread else ""
     refined = f", moved by {spec['refine']['method']}" if spec.get("refine") else ""
     went = kind.went(report, percent(report.sparsity))
@@ -79,6 +91,8 @@ def conditions(report: Report) -> list[str]:
             f"{percent(report.importance_lost)} of all importance by their scores, those of different widths "
             f"(`ranking`) would have held {percent(report.importance_lost_by_ranking or 0)}."
         )
+    if report.train is not None:
+        found.append(trained(report.train, report.spec["train"]))
     if report.tune is not None:
         found.append(tuned(report.tune, report.spec["tune"]))
     if report.merges:
@@ -127,8 +141,9 @@ def resumed(report: Report) -> list[str]:
         found.append("How much each layer loses was decided by an earlier attempt at the job.")
     if report.resumed_blocks:
         found.append(f"{report.resumed_blocks} blocks were finished by an earlier attempt.")
-    if report.tune is not None and report.tune.resumed_step:
-        found.append(f"The first {report.tune.resumed_step} steps of the tuning were done by an earlier attempt.")
+    for name, training in (("training", report.train), ("tuning", report.tune)):
+        if training is not None and training.resumed_step:
+            found.append(f"The first {training.resumed_step} steps of the {name} were done by an earlier attempt.")
     if names := [metric.name for metric in report.metrics if metric.resumed]:
         found.append(f"The dense model was measured by an earlier attempt: {', '.join(names)}.")
     return [*found, "The time of earlier attempts is in none of these figures."] if found else []
@@ -174,24 +189,43 @@ def bounded(bound: Bound) -> str:
     return text
 
 
+def trained(train: TrainReport, params: Mapping[str, Any]) -> str:
+    """How the model was trained while it was decided what goes."""
+    return (
+        f"Before, {train.method} trained {train.trained_parameters:,} parameters for {_trained_on(train, params)}. "
+        f"The loss on held-out windows of that text is {train.holdout_loss_before:.4f} nats a token for the dense "
+        f"model and {train.holdout_loss_after:.4f} for the trained one without what goes."
+        + _by_domain(train.curve[0], train.curve[-1], params.get("domains"))
+    )
+
+
 def tuned(tune: TuneReport, params: Mapping[str, Any]) -> str:
     """How the model was trained after pruning, in two sentences."""
     bits = params.get("bits", 16)
     quantised = f" of weights in {bits} bits, stored dense," if bits < 16 else ""
     shipped = "the last step ships" if tune.best_step == tune.steps else f"step {tune.best_step} ships, the best"
     return (
-        f"Then {tune.method} trained {tune.trained_parameters:,} parameters{quantised} for {tune.steps} steps of "
-        f"{params['batch']} x {params['sequence_length']} tokens of {params['dataset']}"
-        + _distilled(params["distill"])
-        + f". The loss on held-out windows of that text went from {tune.holdout_loss_before:.4f} to "
-        f"{tune.holdout_loss_after:.4f} nats a token; {shipped}." + _by_domain(tune, params.get("domains"))
+        f"Then {tune.method} trained {tune.trained_parameters:,} parameters{quantised} for "
+        f"{_trained_on(tune, params)}. The loss on held-out windows of that text went from "
+        f"{tune.holdout_loss_before:.4f} to {tune.holdout_loss_after:.4f} nats a token; {shipped}."
+        + _by_domain(
+            tune.curve[0],
+            next(point for point in tune.curve if point.step == tune.best_step),
+            params.get("domains"),
+        )
     )
 
 
-def _by_domain(tune: TuneReport, domains: Mapping[str, Any] | None) -> str:
+def _trained_on(training: TrainingReport, params: Mapping[str, Any]) -> str:
+    return (
+        f"{training.steps} steps of {params['batch']} x {params['sequence_length']} tokens of {params['dataset']}"
+        + _distilled(params["distill"])
+    )
+
+
+def _by_domain(before: TunePoint, best: TunePoint, domains: Mapping[str, Any] | None) -> str:
     if domains is None:
         return ""
-    before, best = tune.curve[0], next(point for point in tune.curve if point.step == tune.best_step)
     total = sum(domains["shares"].values())
     told = (
         f"{name} ({percent(share / total)} of the windows) from {(before.domains or {})[name]:.4f} "

@@ -7,7 +7,8 @@
     hidden-00008-2of4.<digest>.bin      the same of one of several ranks' windows; a point is whole with all of them
     grams-00003.<digest>.safetensors    second moments of a dense block's inputs, where trial prunings need them
     new-00012-00003.<digest>.safetensors  one tensor of a block that is added, the third of block 12
-    tuning.<digest>.safetensors         state of the training: parameters, the optimiser's moments, the best state
+    training.<digest>.safetensors       state of `train`: parameters, the optimiser's moments, the method's own
+    tuning.<digest>.safetensors         the same of `tune`, and the best state
     <name>.<digest>.json                results of whole stages
     try-2/                              the same of a further try, where the first result broke what the spec bounds
 
@@ -225,13 +226,13 @@ class Checkpoint:
                     return self.latest_hidden(at_most)
         return None
 
-    def save_tuning(self, tensors: Mapping[str, Tensor], state: Any) -> None:
-        """Keep a point of the training: tensors and a JSON-serialisable state, in one file."""
-        self._save("tuning", tensors, metadata={"state": json.dumps(state, sort_keys=True)})
+    def save_training(self, name: str, tensors: Mapping[str, Tensor], state: Any) -> None:
+        """Keep a point of the training `name`: tensors and a JSON-serialisable state, in one file."""
+        self._save(name, tensors, metadata={"state": json.dumps(state, sort_keys=True)})
 
-    def load_tuning(self) -> tuple[dict[str, Tensor], Any] | None:
-        """(tensors on the CPU, state) that `save_tuning` kept last, or None."""
-        while path := self._sealed.find("tuning", _TENSORS):
+    def load_training(self, name: str) -> tuple[dict[str, Tensor], Any] | None:
+        """(tensors on the CPU, state) that `save_training` kept last, or None."""
+        while path := self._sealed.find(name, _TENSORS):
             with suppress(FileNotFoundError), safe_open(path, framework="pt") as stored:
                 state = json.loads(stored.metadata()["state"])
                 return {name: stored.get_tensor(name) for name in stored.keys()}, state  # noqa: SIM118

@@ -111,7 +111,7 @@ class GroupLinear(nn.Module):
         return self._grouped(values_NI).sum(dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = _GroupProduct.apply(x, self.offsets(), self)  # type: ignore[no-untyped-call]
+        found: Tensor = _GroupProduct.apply(x, self.offsets(), self)
         return found if self.bias is None else found + self.bias
 
     def _grouped(self, values_NI: Tensor) -> Tensor:

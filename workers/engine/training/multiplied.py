@@ -58,7 +58,7 @@ class MultipliedLinear(nn.Module):
         return factor_OI.T if self.transposed else factor_OI
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = _Product.apply(x, self.a_RI, self.b_O, self)  # type: ignore[no-untyped-call]
+        found: Tensor = _Product.apply(x, self.a_RI, self.b_O, self)
         bias = self.base_layer.bias
         return found if bias is None else found + bias.to(found.dtype)
 

@@ -10,17 +10,19 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
 
+    from workers.engine.contracts.training import Procedure
+
 
 @dataclass
-class TuningState:
+class TrainingState:
     """The part of the state that is not tensors."""
 
     holdout_loss_before: float
-    """Held-out loss of the pruned model, before it was prepared for training."""
+    """Held-out loss of the model, before it was prepared for training."""
     step: int = 0
     """Steps done."""
     best_step: int = 0
@@ -35,18 +37,21 @@ class TuningState:
 
 
 def captured(
-    state: TuningState,
+    state: TrainingState,
     best: Mapping[str, Tensor],
-    parameters: Mapping[str, nn.Parameter],
+    procedure: Procedure,
     optimizer: Optimizer,
     schedule: LRScheduler,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, JSON) for `restored`. Of a training that has ended only the best state is kept."""
+    """(tensors, JSON) for `restored`. Of a training that has ended only what ships is kept: the best state where one is
+    kept, else the last."""
     tensors = {f"best/{name}": tensor for name, tensor in best.items()}
     found: dict[str, Any] = {"state": asdict(state)}
+    if not (state.ended and best):
+        tensors |= {f"parameter/{name}": parameter.detach() for name, parameter in procedure.parameters.items()}
+        tensors |= {f"own/{name}": tensor for name, tensor in procedure.state.items()}
     if not state.ended:
         moments = optimizer.state_dict()
-        tensors |= {f"parameter/{name}": parameter.detach() for name, parameter in parameters.items()}
         for index, of_parameter in moments["state"].items():
             tensors |= {f"moment/{index}/{name}": tensor for name, tensor in of_parameter.items()}
         found["groups"] = moments["param_groups"]
@@ -57,15 +62,17 @@ def captured(
 def restored(
     tensors: Mapping[str, Tensor],
     found: Mapping[str, Any],
-    parameters: Mapping[str, nn.Parameter],
+    procedure: Procedure,
     optimizer: Optimizer,
     schedule: LRScheduler,
-) -> tuple[TuningState, dict[str, Tensor]]:
-    """The state and its best tensors; parameters, moments and rate are put back where they were."""
-    state = TuningState(**found["state"])
+) -> tuple[TrainingState, dict[str, Tensor]]:
+    """The state and its best tensors; parameters, the method's state, moments and rate are put back where they were."""
+    state = TrainingState(**found["state"])
+    for name, tensor in _under("parameter/", tensors).items():
+        procedure.parameters[name].data.copy_(tensor)
+    for name, tensor in _under("own/", tensors).items():
+        procedure.state[name].copy_(tensor)
     if not state.ended:
-        for name, tensor in _under("parameter/", tensors).items():
-            parameters[name].data.copy_(tensor)
         moments: dict[int, dict[str, Tensor]] = {}
         for path, tensor in _under("moment/", tensors).items():
             index, _, name = path.partition("/")

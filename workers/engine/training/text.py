@@ -1,11 +1,11 @@
-"""The text of a tuning: windows to train on and, of other documents, to measure on. N = windows."""
+"""The text of a training: windows to train on and, of other documents, to measure on. N = windows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ from workers.engine.training.mixture import Mixture
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.contracts.tuning_params import TuneMethodParams
+    from workers.engine.contracts.tuning_params import TrainingParams
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import TextReport
     from workers.engine.sources.resolve import Sources
@@ -54,6 +54,7 @@ class TuningText:
 
     domains: tuple[Domain, ...]
     label: str
+    """Stage and data set."""
     mixture: Mixture = field(init=False)
     holdout_NT: Tensor = field(init=False)
     """Of every domain in turn."""
@@ -81,10 +82,10 @@ class TuningText:
 
     @property
     def digests(self) -> dict[str, str]:
-        """`tune/<label>` -> `sha256:` digest of all windows."""
-        return {f"tune/{self.label}": self.digest}
+        """Label -> `sha256:` digest of all windows."""
+        return {self.label: self.digest}
 
-    def batch(self, params: TuneMethodParams, step: int) -> Tensor:
+    def batch(self, params: TrainingParams, step: int) -> Tensor:
         """The windows of one step, int64 [batch, T]. They depend on the seed and the step alone, so that a resumed run
         continues the order of the killed one."""
         domain_B, number_B = self.mixture.places(step * params.batch, (step + 1) * params.batch)
@@ -97,32 +98,38 @@ class TuningText:
 
 
 def tuning_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> TuningText | None:
-    """The windows of the spec, or None where nothing is tuned.
+    """The windows that the spec tunes on, or None where nothing is tuned. Raises what `training_text` raises."""
+    return None if spec.tune is None else training_text("tune", spec.tune, model, sources)
+
+
+def training_text(
+    stage: Literal["train", "tune"], params: TrainingParams, model: LoadedModel, sources: Sources
+) -> TuningText:
+    """The windows of a training.
 
     The first `holdout` are held out, and their documents are not trained on, whatever the number of steps, so runs of
     different lengths compare. Raises what reading data raises, and DatasetTooShort where less than one step's windows
     would be left.
     """
-    if spec.tune is None:
-        return None
-    params = spec.tune
     shares: dict[str | None, float] = dict(params.domains.shares.items()) if params.domains else {None: 1.0}
     mixture = Mixture.of([*shares.values()])
     counts = [
         [max(1, count) for count in mixture.windows(windows)]
         for windows in (params.holdout, params.batch, params.steps * params.batch)
     ]
+    field = f"/{stage}"
     return TuningText(
         tuple(
-            _domain(params, model, sources, name, share / sum(shares.values()), *windows)
+            _domain(params, field, model, sources, name, share / sum(shares.values()), *windows)
             for (name, share), *windows in zip(shares.items(), *counts, strict=True)
         ),
-        params.label,
+        f"{stage}/{params.label}",
     )
 
 
 def _domain(
-    params: TuneMethodParams,
+    params: TrainingParams,
+    field: str,
     model: LoadedModel,
     sources: Sources,
     name: str | None,
@@ -136,23 +143,23 @@ def _domain(
         params,
         model.tokenizer,
         sources,
-        "/tune",
+        field,
         Wanted(most, params.sequence_length, held_out=holdout),
         vocabulary=model.architecture.vocabulary,
         domain=OneDomain(params.domains.column, name) if params.domains and name is not None else None,
     )
-    with _naming(name):
-        found = held_out_windows(tokens, params.sequence_length, holdout=holdout, least=least, most=most, field="/tune")
+    with _naming(name, field):
+        found = held_out_windows(tokens, params.sequence_length, holdout=holdout, least=least, most=most, field=field)
     read = tokens.report and tokens.report.model_copy(update={"documents_held_out": found.documents})
-    return Domain(found.train_NL, found.holdout_NL, read, name, share, _warning(params, found, read))
+    return Domain(found.train_NL, found.holdout_NL, read, name, share, _warning(params, field, found, read))
 
 
-def _warning(params: TuneMethodParams, found: HeldOut, read: TextReport | None) -> str | None:
+def _warning(params: TrainingParams, field: str, found: HeldOut, read: TextReport | None) -> str | None:
     label = read.label if read else params.label
     if found.documents is None:
         return (
             f"{label}: its held-out windows are of documents that are trained on, as there are no others: their loss "
-            "says little about other text, and the state that ships is chosen by it"
+            "says little about other text" + (", and the state that ships is chosen by it" if field == "/tune" else "")
         )
     if found.short_rows and params.document_field is None:
         return (
@@ -163,7 +170,7 @@ def _warning(params: TuneMethodParams, found: HeldOut, read: TextReport | None) 
 
 
 @contextmanager
-def _naming(domain: str | None) -> Iterator[None]:
+def _naming(domain: str | None, field: str) -> Iterator[None]:
     """Say which domain is too short."""
     try:
         yield
@@ -171,7 +178,7 @@ def _naming(domain: str | None) -> Iterator[None]:
         if domain is None:
             raise
         remedy = f"{short.hint}, lower the share of {domain!r}, or leave it out"
-        raise DatasetTooShort(f"domain {domain!r}: {short.message}", remedy, field="/tune/domains/shares") from None
+        raise DatasetTooShort(f"domain {domain!r}: {short.message}", remedy, field=f"{field}/domains/shares") from None
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:

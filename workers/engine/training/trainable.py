@@ -78,7 +78,7 @@ def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[st
         parameters[name] = parameter
         if (kept_OI := masks.get(name)) is not None:
             # AdamW does not change a weight of zero whose gradient was always zero, decay included.
-            parameter.register_hook(lambda gradient, kept=kept_OI: gradient * kept)  # type: ignore[no-untyped-call]
+            parameter.register_hook(lambda gradient, kept=kept_OI: gradient * kept)
     # A tied head may be stored under its own name too.
     values = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
 

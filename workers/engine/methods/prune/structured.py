@@ -57,7 +57,7 @@ class StructuredParams(UnitPruneParams):
     compensate: bool = Field(
         True,
         description="Have the layers that read heads and channels make up for lost inputs, by least squares on "
-        "calibration text.",
+        "calibration text. After `train` there is nothing to make up for, and it has no effect.",
     )
     dampening: float = Field(
         0.01, gt=0, le=1, description="Added to the diagonal of the inputs' Gram matrix, as a fraction of its mean."
@@ -72,6 +72,10 @@ class StructuredParams(UnitPruneParams):
     @property
     def target(self) -> float | None:
         return self.sparsity
+
+    @property
+    def as_trained(self) -> StructuredParams:
+        return self.model_copy(update={"compensate": False})
 
     @property
     def waives(self) -> Stat:

@@ -1,0 +1,193 @@
+"""The laws of every method that prunes a model while it trains, on a job from spec to result."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.small_models import EXAMPLES, spec_of
+from tests.helpers.training import TARGETS, jobs, training
+from tests.helpers.tuning import Killed, dying, saving_every_step, weights
+from workers.engine.checks.trace import TOLERANCE
+from workers.engine.errors import MemoryBudgetTooSmall, NumericalFailure, PromiseBroken
+from workers.engine.events import Silent
+from workers.engine.pipeline import compress
+from workers.engine.planning.plan import plan
+from workers.engine.registry import Method
+from workers.engine.report import Report
+from workers.engine.sources.resolve import Sources
+from workers.engine.stages import train as train_stage
+from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.training import loop
+from workers.engine.training.gradual import Gradual
+
+JOBS = jobs()
+every_job = pytest.mark.parametrize(("method", "target", "parts"), JOBS, ids=[f"{m.name}-{t}" for m, t, _ in JOBS])
+GRADUAL = {"score": None, "calibrate": None, "train": training("gradual")} | TARGETS["weight"]["unstructured"]
+MEASURED = {"evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32, "samples": 4}]}
+
+
+def run(parts: dict[str, Any], sources: Sources, folder: Path) -> Report:
+    return compress(spec_of(**parts), folder, sources, Silent(), folder / "checkpoint")
+
+
+@every_job
+def test_a_job_keeps_its_target_and_its_checks_and_is_resumed_to_the_same_bytes(
+    method: Method,
+    target: str,
+    parts: dict[str, Any],
+    tiny: Path,
+    sources: Sources,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = run(parts, sources, tmp_path / "whole")
+    planned = plan(spec_of(**parts), sources)
+    assert report.train is not None
+    assert report.train.method == method.name
+    assert report.train.difference < TOLERANCE
+    assert {check.against for check in report.checks} == {"masked dense model", "walked model"}
+    assert all(check.difference < TOLERANCE for check in report.checks)
+    asked = parts["prune"].get("sparsity", 0.5)
+    if planned.parameters_after is None:  # free widths: to within the smallest unit, a channel of 3 x 32 parameters
+        assert abs(report.sparsity - asked) <= 3 * 32 / report.prunable_parameters
+        assert len({layer.shape for layer in report.layers if layer.name.endswith("up_proj")}) > 1
+    else:
+        assert report.parameters_after == planned.parameters_after
+    if planned.zeros_after:
+        assert report.zeros == planned.zeros_after
+    result = tmp_path / "whole/model"
+    if target != "ranking":  # else of code of its own
+        loaded = AutoModelForCausalLM.from_pretrained(result)
+        assert loaded(torch.arange(5)[None]).logits.isfinite().all()
+
+    saving_every_step(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save_training", dying(Checkpoint.save_training, 2))
+        with pytest.raises(Killed):
+            run(parts, sources, tmp_path / "killed")
+    torch.manual_seed(99)  # another process has another state
+    again = run(parts, sources, tmp_path / "killed")
+    assert again.train is not None
+    assert again.train.resumed_step == 3
+    assert again.train.curve == report.train.curve
+    assert (tmp_path / "killed/model/model.safetensors").read_bytes() == (result / "model.safetensors").read_bytes()
+
+
+def test_the_dense_model_is_what_is_compared_with_and_tuning_goes_on_from_the_trained(
+    tiny: Path, sources: Sources, tmp_path: Path
+) -> None:
+    dense = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    alone = run(GRADUAL | MEASURED, sources, tmp_path / "alone")
+    tune = {"method": "full", "dataset": "calibration.txt", "steps": 2, "batch": 2, "sequence_length": 32, "holdout": 4}
+    both = run(GRADUAL | MEASURED | {"tune": tune}, sources, tmp_path / "both")
+    assert {path.name: path.read_bytes() for path in tiny.iterdir()} == dense
+    assert both.metrics[0].dense == alone.metrics[0].dense
+    assert both.train is not None
+    assert both.tune is not None
+    assert both.tune.holdout_loss_before == pytest.approx(both.train.holdout_loss_after, abs=1e-5)
+    assert {"train/calibration.txt", "tune/calibration.txt"} <= both.provenance.data_digests.keys()
+    page = (tmp_path / "both/model/report.html").read_text()
+    assert page.index('id="training"') < page.index('id="tuning"')
+    assert "decided on in training by gradual" in page
+    assert {*plan(spec_of(**GRADUAL, **MEASURED, tune=tune), sources).warnings} <= {*both.warnings}
+
+
+def test_a_training_that_ended_is_not_done_again(
+    tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(GRADUAL, sources, tmp_path)
+    before = weights(tmp_path / "model")
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(loop.Loop, "_step", fail)
+    again = run(GRADUAL, sources, tmp_path)
+    assert again.train is not None
+    assert (again.train.resumed_step, again.train.tokens_per_s) == (6, None)
+    assert first.train is not None
+    assert again.train.curve == first.train.curve
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "model").items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_job_at_its_step(
+    tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.next_token_loss
+    losses = iter([1.0, math.nan])
+    monkeypatch.setattr(loop, "next_token_loss", lambda *given: real(*given) * next(losses))
+    with pytest.raises(NumericalFailure, match="step 2 of training: the loss is nan") as found:
+        run(GRADUAL, sources, tmp_path)
+    assert found.value.field == "/train/learning_rate"
+    assert "warmup_steps" in found.value.hint
+
+
+def test_weights_that_are_not_those_that_were_trained_are_found(
+    tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(Gradual):
+        def finished(self) -> Any:
+            trained = super().finished()
+            return type(trained)(lambda name, stored: trained.merged(name, stored) * (1 + ("v_proj" in name)))
+
+    monkeypatch.setattr("workers.engine.training.gradual.Gradual", Wrong)
+    with pytest.raises(Exception, match=r"first the outputs of model\.layers\.0\.self_attn\.o_proj"):
+        run(GRADUAL, sources, tmp_path)
+
+
+def test_a_method_that_decides_on_another_number_is_found() -> None:
+    from workers.engine.architectures.architecture import Family, Member
+    from workers.engine.contracts.facts import Units
+    from workers.engine.contracts.training import Target
+
+    family = Family(0, "channel", 4, (Member("down.weight", 1),), 1, 0)
+    target = Target(0.5, (family,), {(0, "channel"): 2})
+    with pytest.raises(PromiseBroken, match="2 channels were to go, and the training decided on 1"):
+        train_stage._check(target, Units((family,), [{"channel": [1.0, 0.0, -1.0, 2.0]}]))
+    with pytest.raises(PromiseBroken, match="all of its units"):
+        train_stage._check(target, Units((family,), [{"channel": [-1.0] * 4}]))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("parts", "code"),
+        [
+            ({"score": {"method": "magnitude"}}, "score_unused"),
+            ({"prune": {"method": "structured", "sparsity": 0.5}}, "training_of_other_units"),
+            ({"prune": {"method": "sparsegpt", "sparsity": 0.5}}, "update_after_training"),
+            ({"prune": {"method": "mask", "perplexity_ratio": 1.1}, **MEASURED}, "bound_of_training"),
+            ({"refine": {"method": "dsnot"}}, "nothing_to_refine"),
+            ({"allocate": {"method": "search"}}, "allocation_of_training"),
+            ({"prune": None, "grow": {"method": "duplicate", "layers": 1}}, "nothing_to_prune"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_what_does_not_go_together_is_refused_before_work(self, parts: dict[str, Any], code: str) -> None:
+        with pytest.raises(ValidationError) as found:
+            spec_of(**GRADUAL | parts)
+        assert code in [error["type"] for error in found.value.errors()]
+
+    def test_memory_is_planned_and_bounded(self, tiny: Path, sources: Sources) -> None:
+        train, budget = training("gradual", sequence_length=128), {"memory_budget": 2**29}
+        assert plan(spec_of(**GRADUAL | {"train": train}), sources).peak_memory_bytes > 2**29
+        with pytest.raises(MemoryBudgetTooSmall, match="gradual trains the whole model") as found:
+            plan(spec_of(**GRADUAL | {"train": train, "compute": budget}), sources)
+        assert found.value.field == "/train"
+
+    def test_a_text_that_is_too_short_names_the_field(self, tiny: Path, sources: Sources, tmp_path: Path) -> None:
+        (sources.data_dir / "short.txt").write_text((EXAMPLES / "data/heldout.txt").read_text()[:300])
+        with pytest.raises(Exception, match=r"the text has \d+") as found:
+            run(GRADUAL | {"train": training("gradual", dataset="short.txt")}, sources, tmp_path)
+        assert getattr(found.value, "field", "").startswith("/train")
+
+    def test_a_stored_spec_gives_the_same_job(self) -> None:
+        spec = spec_of(**GRADUAL)
+        assert type(spec).model_validate_json(json.dumps(spec.model_dump(mode="json"))).digest() == spec.digest()

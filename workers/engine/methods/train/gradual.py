@@ -1,0 +1,38 @@
+"""Gradual: sets the smallest weights to zero, ever more of them, while the model trains (arXiv:1710.01878).
+
+Zhu and Gupta 2017. The sparsity rises as 1 - (1 - t)^3, fast at first; then the mask stays and what is left trains on.
+O = outputs, I = inputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from workers.engine.contracts.train_params import TrainMethodParams
+from workers.engine.contracts.tuning_params import LearningRate
+from workers.engine.registry import trainer
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from workers.engine.architectures.architecture import Architecture
+    from workers.engine.contracts.training import Procedure, Target
+
+
+class GradualParams(TrainMethodParams):
+    """Zero the smallest weights little by little."""
+
+    method: Literal["gradual"] = Field("gradual", description="Zero the smallest weights little by little.")
+    learning_rate: LearningRate = 3e-4
+    ramp: float = Field(0.5, gt=0, le=1, description="Fraction of the steps in which the sparsity rises.")
+    interval: int = Field(10, ge=1, description="Steps between two masks while it rises.")
+
+
+@trainer(GradualParams, paper="arXiv:1710.01878", units=("weight",))
+def prepare(model: Module, architecture: Architecture, target: Target, params: GradualParams) -> Procedure:
+    """All weights train; a weight may come back while the sparsity rises, as masks are made of the weights at hand."""
+    from workers.engine.training.gradual import Gradual
+
+    return Gradual(model, architecture, target, max(1, int(params.steps * params.ramp)), params.interval)

@@ -1,0 +1,267 @@
+"""The training loop, for `tune` and `train`: steps, looks at the held-out loss, resume points.
+
+The order of the windows and the random numbers of a step follow from the seed and the step, so that a resumed run ends
+in the same bytes. What trains, and what else happens in a step, is the method's (`contracts/training.py`).
+B = windows, T = tokens of one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from workers.engine.errors import NumericalFailure
+from workers.engine.model.loss import next_token_loss, nll
+from workers.engine.model.repeatable import Repeatable
+from workers.engine.training.losses import distillation
+from workers.engine.training.schedule import rate_schedule
+from workers.engine.training.state import TrainingState, captured, restored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from workers.engine.contracts.training import Procedure
+    from workers.engine.contracts.tuning_params import TrainingParams
+    from workers.engine.store.run import Run
+    from workers.engine.training.text import TuningText
+
+CHECKPOINT_S = 60.0
+"""Least time between resume points."""
+WRITING_SHARE = 20
+"""A resume point is written at most once in so many times as long as the last took."""
+MAX_GRADIENT_NORM = 1.0
+"""The gradient of all trained parameters is scaled down to this norm, as in transformers' Trainer by default."""
+_NAMES = {"tune": "tuning", "train": "training"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything of a training but the model."""
+
+    stage: Literal["tune", "train"]
+    params: TrainingParams
+    text: TuningText
+    device: torch.device
+    dtype: torch.dtype
+    """Of forward passes."""
+    at_once: int
+    """Windows per forward and backward pass."""
+    run: Run
+
+    @property
+    def name(self) -> str:
+        """Of the stage, as a noun, in messages and for its resume points."""
+        return _NAMES[self.stage]
+
+    @property
+    def rate(self) -> tuple[str, str]:
+        """Where the learning rate stands in the spec, and the remedy that lowers it."""
+        return f"/{self.stage}/learning_rate", f"lower `learning_rate`, {self.params.learning_rate:g} now"
+
+    def found(self) -> tuple[dict[str, Tensor], Any] | None:
+        """The last resume point."""
+        return self.run.checkpoint.load_training(self.name)
+
+    def holdout_losses(self, model: PreTrainedModel, field: str, remedy: str) -> list[float]:
+        """Of each domain, nats a token. Raises NumericalFailure, with that cause and remedy, if one is not finite."""
+        model.eval()
+        with torch.no_grad(), self.precision():
+            parts = self.text.holdout_NT.to(self.device).split(self.at_once)
+            loss_N = torch.cat([nll(model, ids_BT) for ids_BT in parts])
+            of_each = loss_N.split([len(domain.holdout_NT) for domain in self.text.domains])
+            losses: list[float] = torch.stack([of_one.mean() for of_one in of_each]).tolist()
+        if not all(map(math.isfinite, losses)):
+            raise NumericalFailure(f"the held-out loss of {self.name} is {self.weighed(losses)}", remedy, field=field)
+        return losses
+
+    def weighed(self, losses: Sequence[float]) -> float:
+        """The loss of all domains, by their shares."""
+        return math.fsum(domain.share * loss for domain, loss in zip(self.text.domains, losses, strict=True))
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Autocast, where activations have another compute type than the float32 parameters."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+class Loop:
+    """The training of one model by one method."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        model: PreTrainedModel,
+        procedure: Procedure,
+        found: tuple[dict[str, Tensor], Any] | None,
+        before: float,
+        *,
+        keeps_best: bool,
+    ) -> None:
+        """Begin, or restore the resume point that was `found`. `before`: held-out loss of the model as it was.
+        `keeps_best`: whether the state with the lowest held-out loss is kept beside the present one."""
+        self.setting, self.model, self.procedure, self.keeps_best = setting, model, procedure, keeps_best
+        self.params, self.events = setting.params, setting.run.events
+        self.best: dict[str, Tensor] = {}
+        self.resumed_step, self.seconds = 0, 0.0  # of steps done here: no time of another attempt is reported
+        self._repeatable = Repeatable(setting.device)
+        self._teacher: PreTrainedModel | None = None
+        self._writing_s = 0.0
+        self._optimizer = procedure.optimizer(setting.params.learning_rate, setting.params.weight_decay)
+        self._schedule = rate_schedule(self._optimizer, setting.params)
+        if found is None:
+            self.state = TrainingState(before)
+            self._look()
+        else:
+            self.state, self.best = restored(*found, procedure, self._optimizer, self._schedule)
+            self.resumed_step = self.state.step
+            self.events.resume(self.resumed_step, "step")
+
+    def run(self, load_teacher: Callable[[], PreTrainedModel], patience: int | None = None) -> None:
+        """Train to the last step, or until the held-out loss has not fallen for `patience` evaluations."""
+        params, state = self.params, self.state
+        if state.ended:
+            return
+        if params.distill is not None:
+            self._teacher = load_teacher().requires_grad_(False)
+        saved = time.monotonic()
+        self.events.progress(state.step, params.steps, "step")
+        while not state.ended:
+            started = time.perf_counter()
+            loss = self._step()
+            self.seconds += time.perf_counter() - started
+            state.step += 1
+            state.train_losses.append(loss)
+            if state.step % params.look_every == 0 or state.step == params.steps:
+                self._look()
+                state.stopped_early = state.stale == patience and state.step < params.steps
+            state.ended = state.step == params.steps or state.stopped_early
+            self.events.progress(state.step, params.steps, "step", loss)
+            if state.ended or time.monotonic() - saved >= max(CHECKPOINT_S, WRITING_SHARE * self._writing_s):
+                self._save()
+                saved = time.monotonic()
+        self._teacher = None
+
+    def end(self) -> None:
+        """Free what only further steps need, and take the best state where it is kept."""
+        self.model.eval()
+        self._optimizer.zero_grad()
+        self._optimizer.state.clear()
+        for name, best in self.best.items():
+            self.procedure.parameters[name].data.copy_(best)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Of the steps done here; None where there were none."""
+        tokens = (self.state.step - self.resumed_step) * self.params.batch * self.params.sequence_length
+        return tokens / self.seconds if tokens else None
+
+    def _step(self) -> float:
+        """Update the trained parameters once; returns the loss before that."""
+        step, procedure = self.state.step, self.procedure
+        ids_BT = self.setting.text.batch(self.params, step).to(self.setting.device, non_blocking=True)
+        self.model.train()
+        self._optimizer.zero_grad()
+        if procedure.backward:
+            losses = self._repeatable.run(partial(self._gradients, ids_BT), self.model)
+        else:
+            losses = [self._estimate(ids_BT)]
+        norm_ = clip_grad_norm_(procedure.clipped(), MAX_GRADIENT_NORM)
+        # The device is waited for once, when it has been given all of the step but the update.
+        *parts, norm = torch.stack([*losses, norm_]).tolist()
+        total = sum(parts)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            field, remedy = self.setting.rate
+            raise NumericalFailure(
+                f"step {step + 1} of {self.setting.name}: the loss is {total}, the length of its gradient {norm}",
+                f"{remedy}, or raise `warmup_steps`",
+                field=field,
+            )
+        procedure.before_update(step)
+        self._optimizer.step()
+        self._schedule.step()
+        procedure.after_update(step, self._optimizer)
+        return total
+
+    def _gradients(self, ids_BT: Tensor) -> list[Tensor]:
+        """Fill the gradients of a step; returns the losses of its parts, and of its penalty."""
+        self._begin()
+        losses = []
+        for part_BT in ids_BT.split(self.setting.at_once):
+            with self.setting.precision():
+                loss = self._loss(part_BT) * (len(part_BT) / len(ids_BT))
+            loss.backward()
+            losses.append(loss.detach())
+        if (penalty := self.procedure.penalty(self.state.step)) is not None:
+            penalty.backward()
+            losses.append(penalty.detach())
+        return losses
+
+    @torch.no_grad()
+    def _estimate(self, ids_BT: Tensor) -> Tensor:
+        """The same of a method without a backward pass."""
+        self._begin()
+
+        def loss() -> Tensor:
+            parts = ids_BT.split(self.setting.at_once)
+            with self.setting.precision():
+                return torch.stack([self._loss(part_BT) * (len(part_BT) / len(ids_BT)) for part_BT in parts]).sum()
+
+        return self.procedure.estimate(loss)
+
+    def _begin(self) -> None:
+        torch.manual_seed((self.params.seed << 24) + self.state.step + 1)  # dropout's, and the method's
+        self.procedure.begin(self.state.step)
+
+    def _loss(self, ids_BT: Tensor) -> Tensor:
+        logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
+        loss = next_token_loss(logits_BTV[:, :-1], ids_BT[:, 1:])
+        distill = self.params.distill
+        if self._teacher is None or distill is None:
+            return loss
+        with torch.no_grad():
+            dense_BTV = self._teacher(input_ids=ids_BT, use_cache=False).logits
+        from_dense = distillation(logits_BTV, dense_BTV, distill.temperature)
+        return (1 - distill.weight) * loss + distill.weight * from_dense
+
+    def _look(self) -> None:
+        """Measure the held-out loss, and keep the trained parameters if it is the lowest so far."""
+        state, text = self.state, self.setting.text
+        with self.procedure.evaluating():
+            losses = self.setting.holdout_losses(self.model, *self.setting.rate)
+        loss = self.setting.weighed(losses)
+        train_loss = math.fsum(state.train_losses) / len(state.train_losses) if state.train_losses else None
+        state.stale += 1
+        if self.keeps_best and loss < min((point["holdout_loss"] for point in state.curve), default=math.inf):
+            state.best_step, state.stale = state.step, 0
+            parameters = self.procedure.parameters.items()
+            self.best = {name: p.detach().to("cpu", copy=True) for name, p in parameters}
+        named = dict(zip((domain.name for domain in text.domains), losses, strict=True))
+        domains = None if None in named else named
+        figures = dict(self.procedure.figures())
+        point = {"step": state.step, "holdout_loss": loss, "train_loss": train_loss, "domains": domains}
+        state.curve.append(point | {"figures": figures or None})
+        state.train_losses.clear()
+        trained_on = "" if train_loss is None else f", training loss {train_loss:.4f}"
+        of_domains = "".join(f", of {name} {of:.4f}" for name, of in (domains or {}).items())
+        others = "".join(f", {name} {value:.4f}" for name, value in figures.items())
+        self.events.log(
+            f"step {state.step} of {self.params.steps}: held-out loss {loss:.4f}{of_domains}{trained_on}{others}"
+        )
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        point = captured(self.state, self.best, self.procedure, self._optimizer, self._schedule)
+        self.setting.run.checkpoint.save_training(self.setting.name, *point)
+        self._writing_s = time.monotonic() - started
+        self.events.checkpoint(self.state.step - 1, "step")
