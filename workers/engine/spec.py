@@ -158,8 +158,8 @@ class CompressionSpec(SpecModel):
     score: ScoreParams | None = Field(
         None,
         description="How important each weight, head, channel, hidden dimension or block is. Required by `mask`, "
-        "`structured`, `hidden`, `depth` and `shape`, unless there is `train`; `mrp` and `fista` start from it if it is "
-        "given; `sparsegpt` chooses for itself.",
+        "`structured`, `hidden`, `depth` and `shape`, unless there is `train`; `mrp` and `fista` start from it if it "
+        "is given; `sparsegpt` chooses for itself.",
     )
     allocate: AllocateParams = Field(
         default_factory=lambda: defaults("allocate", _DEFAULT.name),

@@ -248,7 +248,7 @@ def test_the_reader_is_updated_as_least_squares_would(config: PretrainedConfig, 
 
 
 def record(run: Run, family: Any) -> list[Tensor]:
-    """What the reader of a family will read."""
+    """Inputs of the reader of a family."""
     inputs: list[Tensor] = []
     reader = run.found.model.get_submodule(family.reader.tensor.removesuffix(".weight"))
     reader.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))

@@ -1,4 +1,4 @@
-"""What a model computes with factors on its units, beside the same factors multiplied into the weights."""
+"""A model with factors on its units computes what it does with the same factors multiplied into the weights."""
 
 from __future__ import annotations
 
