@@ -29,6 +29,7 @@ class Order(Enum):
     CANCEL = "cancel"
     TIMEOUT = "timeout"
     DRAIN = "drain"
+    PAUSE = "pause"
     ABANDON = "abandon"
     """Another worker has the job: kill the child at once."""
 
@@ -61,8 +62,8 @@ def supervise(
 ) -> Exit:
     """Watch the child that `start` makes until it ends, calling `on_tick(new events)` every `tick_s` seconds.
 
-    Any order but CONTINUE sends SIGTERM to the group, DRAIN SIGUSR1, by which the child keeps what it has finished, and
-    SIGKILL follows after `grace_s` (ABANDON: at once). The group is dead when this returns or raises.
+    Any order but CONTINUE sends SIGTERM to the group, DRAIN and PAUSE SIGUSR1, by which the child keeps what it has
+    finished, and SIGKILL follows after `grace_s` (ABANDON: at once). The group is dead when this returns or raises.
     """
     killed_before = _oom_kills()
     with log.open("ab") as log_file:
@@ -86,7 +87,7 @@ def supervise(
                 pending, next_tick = [], now + tick_s
                 if order is not Order.CONTINUE:
                     kill_at = now + (0 if order is Order.ABANDON else grace_s)
-                    child.signal(signal.SIGUSR1 if order is Order.DRAIN else signal.SIGTERM)
+                    child.signal(signal.SIGUSR1 if order in (Order.DRAIN, Order.PAUSE) else signal.SIGTERM)
             if now >= kill_at:
                 child.signal(signal.SIGKILL)
     finally:

@@ -196,6 +196,8 @@ class Attempt:
             return Order.CANCEL
         if orders.overdue:
             return Order.TIMEOUT
+        if orders.pause:
+            return Order.PAUSE
         return Order.DRAIN if draining() else Order.CONTINUE
 
     def _conclude(self, end: Exit) -> None:
@@ -204,7 +206,9 @@ class Attempt:
                 raise Fenced
             case Order.CANCEL:
                 self._cancelled()
-            case Order.DRAIN:
+            case Order.PAUSE if end.returncode == 0:  # it was done before it was told
+                self._publish()
+            case Order.DRAIN | Order.PAUSE:
                 self._finish(lambda session: attempts.release(session, self.held), keep_checkpoint=True)
             case Order.CONTINUE if end.returncode == 0:
                 self._publish()

@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, watch, list, status, cancel, retry, delete."""
+"""Commands about jobs: submit, watch, list, status, cancel, pause, resume, retry, delete."""
 
 from __future__ import annotations
 
@@ -124,6 +124,16 @@ def cancel(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> No
     _act(context, job_id, "cancel", as_json)
 
 
+def pause(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Have a job keep what it has finished and give its worker back."""
+    _act(context, job_id, "pause", as_json)
+
+
+def resume(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Queue a paused job again, at the place it had."""
+    _act(context, job_id, "resume", as_json)
+
+
 def retry(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Queue a failed or cancelled job again."""
     _act(context, job_id, "retry", as_json)
@@ -185,7 +195,11 @@ def attempts_text(job: dict[str, Any]) -> str:
     counted = job["max_attempts"] - job["attempts_left"]
     text = f"{counted} of at most {job['max_attempts']}"
     uncounted = job["attempt"] - counted
-    return text if not uncounted else f"{text}; {uncounted} more handed back by a stopped worker, or before a retry"
+    return (
+        text
+        if not uncounted
+        else f"{text}; {uncounted} more paused, handed back by a stopped worker, or before a retry"
+    )
 
 
 def _act(context: typer.Context, job_id: str, verb: str, as_json: bool) -> None:

@@ -20,6 +20,8 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 STATUS_STYLE = {
     "queued": "yellow",
     "running": "cyan",
+    "pausing": "yellow",
+    "paused": "yellow",
     "cancelling": "magenta",
     "succeeded": "green",
     "failed": "red",

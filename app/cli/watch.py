@@ -82,6 +82,8 @@ def _show(event: JobEvent, shown: Display) -> None:
             shown.say(f"attempt {event.attempt} started on {data['worker']}")
         case "queued" if "error" in data:
             shown.say(f"queued again: {data['error']['message']} ({data['error']['code']})")
+        case "queued" if data.get("reason") == "resumed":
+            shown.say("queued again: it goes on behind its finished blocks")
         case "queued" if data.get("reason") == "worker_shutdown":
             shown.say(f"handed back: its worker is being stopped; attempt {event.attempt} does not count")
         case "queued" if "reason" in data:
@@ -94,7 +96,9 @@ def _show(event: JobEvent, shown: Display) -> None:
             shown.show(data["stage"], 0, 0, "")
         case "progress":
             shown.show(data["stage"], data["done"], data["total"], data["unit"], data["rate"], data["eta_s"])
-        case "cancelling":
-            shown.show("cancelling", 0, 0, "")
+        case "paused":
+            shown.say("paused: `espalier resume` queues it again")
+        case "cancelling" | "pausing":
+            shown.show(event.type, 0, 0, "")
         case _:
             pass

@@ -47,6 +47,7 @@ class Orders:
     """Orders that a worker gets when it renews its lease."""
 
     cancel: bool
+    pause: bool
     overdue: bool
 
 
@@ -138,7 +139,7 @@ def renew(session: Session, held: Claim, *, ttl_s: float) -> Orders:
     ).one_or_none()
     if row is None:
         raise Fenced
-    return Orders(cancel=row.status == "cancelling", overdue=row.overdue)
+    return Orders(cancel=row.status == "cancelling", pause=row.status == "pausing", overdue=row.overdue)
 
 
 def record(
@@ -198,10 +199,16 @@ def cancelled(session: Session, held: Claim) -> None:
 
 
 def release(session: Session, held: Claim) -> None:
-    """Give the job back because this worker is shutting down; it does not count as an attempt."""
+    """Give the job back because this worker is shutting down, or the job is to pause; it does not count as an
+    attempt."""
     job = _held(session, held)
     if job.status == "cancelling":
         return cancelled(session, held)
+    if job.status == "pausing":
+        close_attempt(session, job, "paused")
+        transition(session, job, "paused")
+        job.attempts_left += 1
+        return
     close_attempt(session, job, "released")
     transition(session, job, "queued", {"reason": "worker_shutdown"})
     job.attempts_left += 1

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, list, look, label, cancel, retry, delete. What a job is, the service and the views say."""
+"""Jobs over HTTP: submit, list, look, label, cancel, pause, resume, retry, delete. See the service and the views."""
 
 from __future__ import annotations
 
@@ -215,6 +215,21 @@ def delete(job_id: JobId, principal: Writer, has: ServicesDep) -> Response:
 def cancel(job_id: JobId, principal: Canceller, has: ServicesDep) -> Response:
     """Stop a job. A queued one is `cancelled` at once, a running one `cancelling` for a few seconds. Idempotent."""
     return _changing(has, principal, job_id, service.cancel)
+
+
+@router.post("/{job_id}/pause", operation_id="jobs_pause", response_model=JobRead, responses=responses(404, 409))
+def pause(job_id: JobId, principal: Canceller, has: ServicesDep) -> Response:
+    """Have a job keep what it has finished and give its worker back. A queued one is `paused` at once, a running one
+    `pausing` for a few seconds. Idempotent."""
+    return _changing(has, principal, job_id, service.pause)
+
+
+@router.post("/{job_id}/resume", operation_id="jobs_resume", response_model=JobRead, responses=responses(404, 409))
+def resume(job_id: JobId, principal: Writer, has: ServicesDep) -> Response:
+    """Queue a paused job again, at the place it had: it goes on behind its finished blocks. Idempotent."""
+    response = _changing(has, principal, job_id, service.resume)
+    has.relay.wake()
+    return response
 
 
 @router.post("/{job_id}/retry", operation_id="jobs_retry", response_model=JobRead, responses=responses(404, 409))

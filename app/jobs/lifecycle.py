@@ -3,12 +3,16 @@
     queued ──► running ──► succeeded | failed
       ▲           │
       └───────────┘  lease lost, retryable failure, worker shut down
-    queued | running ──► cancelling ──► cancelled
-    failed | cancelled ──► queued        by `retry`
+    queued | running ──► cancelling ──► cancelled        also from pausing and paused
+    running ──► pausing ──► paused ──► queued            by `pause` and `resume`; a queued job is paused at once
+    failed | cancelled ──► queued                        by `retry`
+
+An attempt that ends while its job is `pausing` ends it as it would have, but that the job is not queued again: it is
+paused.
 
 Every change goes through `transition`, which writes the job and its event together. Who changes what:
 
-    service.py     clients      submit, label, cancel, retry, delete
+    service.py     clients      submit, label, cancel, pause, resume, retry, delete
     attempts.py    workers      claim, renew, record, succeed, fail, cancelled, release; fenced by a `Claim`
     upkeep.py      reconciler   take back from silent workers, announce again; messages that were sent
 
@@ -36,23 +40,27 @@ from app.jobs import removals
 from app.jobs.models import TERMINAL, Attempt, DeviceLease, Event, Job, Outbox
 
 ALLOWED: dict[str, frozenset[str]] = {
-    "queued": frozenset({"running", "cancelling"}),
-    "running": frozenset({"succeeded", "failed", "queued", "cancelling"}),
+    "queued": frozenset({"running", "cancelling", "paused"}),
+    "running": frozenset({"succeeded", "failed", "queued", "cancelling", "pausing"}),
+    "pausing": frozenset({"succeeded", "failed", "paused", "cancelling"}),
+    "paused": frozenset({"queued", "cancelling"}),
     "cancelling": frozenset({"cancelled"}),
     "failed": frozenset({"queued"}),
     "cancelled": frozenset({"queued"}),
     "succeeded": frozenset(),
 }
 VERBS: dict[str, list[str]] = {
-    "queued": ["cancel"],
-    "running": ["cancel"],
+    "queued": ["cancel", "pause"],
+    "running": ["cancel", "pause"],
+    "pausing": ["cancel", "pause"],
+    "paused": ["cancel", "pause", "resume"],
     "cancelling": ["cancel"],
     "succeeded": ["delete"],
     "failed": ["retry", "delete"],
     "cancelled": ["cancel", "retry", "delete"],
 }
 """Status -> actions that a client may take."""
-HELD = ("running", "cancelling")
+HELD = ("running", "pausing", "cancelling")
 """A worker holds the job's lease."""
 
 
@@ -73,6 +81,7 @@ def transition(session: Session, job: Job, to: str, data: dict[str, Any] | None 
         job.lease_owner = job.lease_expires_at = None
         session.execute(delete(DeviceLease).where(DeviceLease.job_id == job.id))
     job.finished_at = now if to in TERMINAL else None
+    job.paused_at = now if to == "paused" else None
     session.add(Event(job_id=job.id, seq=job.event_seq, type=to, attempt=job.attempt, data=data or {}, at=now))
     session.flush()
 
@@ -81,7 +90,9 @@ def fail_or_retry(session: Session, job: Job, error: Failure, *, outcome: str, b
     """End the attempt with `error`, and the job unless that is retryable and attempts are left."""
     close_attempt(session, job, outcome, error)
     job.error = error.as_json(job.attempt)
-    if error.retryable and job.attempts_left > 0:
+    if error.retryable and job.attempts_left > 0 and job.status == "pausing":
+        transition(session, job, "paused", {"reason": error.code, "error": job.error})
+    elif error.retryable and job.attempts_left > 0:
         transition(session, job, "queued", {"reason": error.code, "error": job.error})
         tried = job.max_attempts - job.attempts_left
         announce(session, job, delay_ms=int(backoff_s * 1000 * 2 ** max(tried - 1, 0)))

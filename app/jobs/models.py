@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.db import Base, Json, Serial
 from app.keys.models import Tenant
 
-ACTIVE = ("queued", "running", "cancelling")
+ACTIVE = ("queued", "running", "pausing", "paused", "cancelling")
 TERMINAL = ("succeeded", "failed", "cancelled")
 STATUSES = ACTIVE + TERMINAL
 
@@ -68,6 +68,8 @@ class Job(Base):
     not_before: Mapped[int] = mapped_column(BigInteger)
     """The job cannot be claimed earlier. Its last message to the workers is due then too."""
     deadline_at: Mapped[int | None] = mapped_column(BigInteger)
+    paused_at: Mapped[int | None] = mapped_column(BigInteger)
+    """Since when it has been `paused`; the deadline moves by that time when it is resumed."""
 
     stage: Mapped[str | None] = mapped_column(String(32))
     progress: Mapped[dict[str, Any] | None] = mapped_column(Json)
@@ -105,7 +107,7 @@ class Attempt(Base):
     fence: Mapped[int]
     worker: Mapped[str] = mapped_column(String(200))
     outcome: Mapped[str] = mapped_column(String(16), default="running")
-    """running, succeeded, failed, cancelled, lost (its lease expired) or released (its worker shut down)."""
+    """running, succeeded, failed, cancelled, lost (its lease expired), released (its worker shut down) or paused."""
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     started_at: Mapped[int] = mapped_column(BigInteger)
     finished_at: Mapped[int | None] = mapped_column(BigInteger)

@@ -11,7 +11,7 @@ from app.jobs.views import JOB_ID
 from workers.engine.report import Verdict
 from workers.engine.spec import CompressionSpec
 
-JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+JobStatus = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
 
 # No control characters: PostgreSQL cannot store NUL, and the others only ever come from a mistake.
 LabelKey = Annotated[str, Field(pattern=r"^[a-z0-9._/-]{1,40}$")]
@@ -136,11 +136,11 @@ class JobRead(Read):
     queue: Queue | None = Field(description="Of a queued job.")
     attempt: int = Field(
         description="Number of the present or last attempt, 0 before the first: all that were begun, those included "
-        "that a stopping worker handed back and those before a retry."
+        "that a stopping worker handed back or a pause ended, and those before a retry."
     )
     max_attempts: int = Field(description="How many may count before a retryable failure is final.")
     attempts_left: int = Field(
-        description="How many more may count. One that was handed back does not; a retry gives all of them anew."
+        description="How many more may count. One handed back or paused does not; a retry gives all of them anew."
     )
     labels: dict[str, str]
     priority: int
@@ -193,8 +193,8 @@ class AttemptRead(Read):
     number: int
     worker: str
     outcome: str = Field(
-        description="running, succeeded, failed, cancelled, lost (its worker fell silent) or released (its worker was "
-        "stopped and handed the job back; does not count)."
+        description="running, succeeded, failed, cancelled, lost (its worker fell silent), released (its worker was "
+        "stopped and handed the job back) or paused; the last two do not count."
     )
     error: JobFailure | None
     started_at: AwareDatetime

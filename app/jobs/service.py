@@ -1,4 +1,4 @@
-"""Operations of clients on jobs: submit, label, cancel, retry, delete. See lifecycle.py."""
+"""Operations of clients on jobs: submit, label, cancel, pause, resume, retry, delete. See lifecycle.py."""
 
 from __future__ import annotations
 
@@ -122,10 +122,35 @@ def cancel(session: Session, job: Job, data: dict[str, Any] | None = None) -> No
     """Stop the job, whatever it is doing. Idempotent; raises InvalidTransition once it has succeeded or failed."""
     if job.status in ("cancelling", "cancelled"):
         return
-    was_queued = job.status == "queued"
+    waited = job.status in ("queued", "paused")
     transition(session, job, "cancelling", data)
-    if was_queued:  # nobody is working on it
+    if waited:  # nobody is working on it
         transition(session, job, "cancelled")
+
+
+def pause(session: Session, job: Job) -> None:
+    """Have the job keep what it has finished and give its worker back, until it is resumed. Idempotent; raises
+    InvalidTransition once it is being cancelled or has ended."""
+    if job.status not in ("pausing", "paused"):
+        transition(session, job, "pausing" if job.status == "running" else "paused")
+
+
+def resume(session: Session, job: Job) -> None:
+    """Queue a paused job again, at the place it had, with the time it had left. Idempotent; raises InvalidTransition
+    while it is still pausing, and once it is being cancelled or has ended."""
+    if job.status in ("queued", "running"):
+        return
+    if job.status != "paused":  # a failed job may become queued too, but not by this verb
+        raise InvalidTransition(
+            f"The job is {job.status}: only a paused job can be resumed.",
+            allowed=VERBS[job.status],
+            current=job.status,
+        )
+    paused_at = job.paused_at
+    transition(session, job, "queued", {"reason": "resumed"})
+    if job.deadline_at is not None and paused_at is not None:
+        job.deadline_at += job.updated_at - paused_at
+    announce(session, job, delay_ms=0)
 
 
 def retry(session: Session, job: Job) -> None:

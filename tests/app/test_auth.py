@@ -159,6 +159,8 @@ class TestRequests:
             ("GET", "/{id}/artifacts", None, "artifacts:read"),
             ("GET", "/{id}/artifacts/model.safetensors", None, "artifacts:read"),
             ("POST", "/{id}/cancel", None, "jobs:cancel"),
+            ("POST", "/{id}/pause", None, "jobs:cancel"),
+            ("POST", "/{id}/resume", None, "jobs:write"),
             ("POST", "/{id}/retry", None, "jobs:write"),
             ("DELETE", "/{id}", None, "jobs:write"),
         ]

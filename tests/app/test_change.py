@@ -90,7 +90,7 @@ class TestRetry:
 
     def test_only_what_has_ended_badly_can_be_retried(self, api: Api) -> None:
         job = api.submit()
-        assert api.post(job, "retry").json()["allowed"] == ["cancel"]
+        assert api.post(job, "retry").json()["allowed"] == ["cancel", "pause"]
         api.succeed(api.claim())
         assert api.post(job, "retry").status_code == 409
 
@@ -125,3 +125,17 @@ class TestDelete:
         monkeypatch.setattr(api.services.store, "delete_job", unavailable)
         assert api.client.delete(f"/v1/jobs/{job['id']}").status_code == 204
         assert api.get(job).status_code == 404
+
+
+class TestPause:
+    def test_a_queued_job_waits_until_it_is_resumed(self, api: Api) -> None:
+        job = api.submit()
+        paused = api.post(job, "pause").json()
+        assert (paused["status"], paused["queue"], paused["finished_at"]) == ("paused", None, None)
+        assert api.post(job, "retry").json()["allowed"] == ["cancel", "pause", "resume"]
+        assert api.client.delete(f"/v1/jobs/{job['id']}").status_code == 409
+        resumed = api.post(job, "resume").json()
+        assert (resumed["status"], resumed["queue"]["position"]) == ("queued", 1)
+        api.succeed(api.claim())
+        for verb in ("pause", "resume"):
+            assert (api.post(job, verb).status_code, api.post(job, verb).json()["allowed"]) == (409, ["delete"])

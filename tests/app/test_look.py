@@ -72,6 +72,8 @@ class TestDocument:
             ("PATCH", "", {"labels": {}}),
             ("DELETE", "", None),
             ("POST", "/cancel", None),
+            ("POST", "/pause", None),
+            ("POST", "/resume", None),
             ("POST", "/retry", None),
             ("GET", "/events", None),
             ("GET", "/attempts", None),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from app import migrate
 from app.db import Base
@@ -35,3 +37,21 @@ def test_down_and_up_again_keeps_the_jobs(api: Api, settings: Settings) -> None:
     migrate.upgrade(settings.database_url)
     assert differences(api) == []
     assert api.get(job).json() == {**job, "verdict": None, "asked_by": None}
+
+
+def test_a_paused_job_is_queued_by_going_back(api: Api, settings: Settings) -> None:
+    job = api.submit()
+    api.post(job, "pause")
+    done = api.succeeded()
+    api.services.relay.stop()
+    migrate.downgrade(settings.database_url, "0008")
+    with api.database.write() as session:
+        assert session.execute(text("select status from jobs where id = :id"), job).scalar_one() == "queued"
+        assert session.execute(text("select count(*) from events")).scalar_one() > 3
+    with pytest.raises(IntegrityError), api.database.write() as session:
+        session.execute(text("update jobs set status = 'paused'"))
+    migrate.upgrade(settings.database_url)
+    assert api.post(job, "pause").json()["status"] == "paused"
+    assert api.get(done).json() == done
+    with pytest.raises(IntegrityError), api.database.write() as session:
+        session.execute(text("update jobs set status = 'nonsense'"))

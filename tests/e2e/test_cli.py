@@ -151,7 +151,10 @@ def test_logs_are_followed_over_a_second_attempt_to_the_end_of_the_job(service: 
 
 @pytest.mark.parametrize(
     ("attempt", "left", "said"),
-    [(1, 2, "1 of at most 3"), (3, 1, "2 of at most 3; 1 more handed back by a stopped worker, or before a retry")],
+    [
+        (1, 2, "1 of at most 3"),
+        (3, 1, "2 of at most 3; 1 more paused, handed back by a stopped worker, or before a retry"),
+    ],
 )
 def test_attempts_that_do_not_count_are_not_counted(attempt: int, left: int, said: str) -> None:
     assert attempts_text({"attempt": attempt, "max_attempts": 3, "attempts_left": left}) == said

@@ -176,6 +176,44 @@ def test_a_worker_told_to_stop_gives_its_job_back(cluster: Cluster) -> None:
     assert any(e["type"] == "resume" for e in cluster.events(job_id))
 
 
+def test_a_paused_job_frees_its_worker_and_goes_on_behind_its_blocks(cluster: Cluster) -> None:
+    job_id = cluster.submit(SLOW, max_attempts=1)
+    cluster.wait_for_event(job_id, "checkpoint", block=1)
+    assert cluster.http.post(f"/v1/jobs/{job_id}/pause").json()["status"] == "pausing"
+    other = cluster.submit(MAGNITUDE)
+    assert cluster.wait(other)["status"] == "succeeded"
+    job = cluster.job(job_id)
+    assert (job["status"], job["attempts_left"]) == ("paused", 1)
+    assert cluster.runners() == []
+    assert cluster.http.post(f"/v1/jobs/{job_id}/resume").json()["status"] == "queued"
+    job = cluster.wait(job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 2)
+    assert cluster.wait_for_event(job_id, "resume")["data"]["block"] >= 2
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("victim", ["runner", "worker0", "api", "reconciler"])
+def test_a_kill_while_a_job_pauses_loses_nothing(cluster: Cluster, tmp_path: Path, victim: str) -> None:
+    """Whoever is killed between the order and its end, the job is paused, goes on, and makes the same bytes."""
+    job_id = cluster.submit(SLOW)
+    cluster.wait_for_event(job_id, "checkpoint", block=2)
+    assert cluster.http.post(f"/v1/jobs/{job_id}/pause").json()["status"] == "pausing"
+    if victim == "runner":
+        for runner in cluster.runners():
+            runner.kill()
+    else:
+        cluster.kill(victim)
+        cluster.processes[victim].wait()
+        cluster.start(victim)
+        eventually(cluster.ready, 30)
+    eventually(lambda: cluster.job(job_id)["status"] == "paused", 60)
+    assert cluster.runners() == []
+    cluster.http.post(f"/v1/jobs/{job_id}/resume")
+    assert cluster.wait(job_id)["status"] == "succeeded"
+    verify(cluster, job_id, tmp_path)
+    assert job_digests(tmp_path) == undisturbed_digests(cluster, tmp_path)
+
+
 def test_resume_points_of_another_make_are_removed_and_the_job_starts_over(cluster: Cluster) -> None:
     """As after an upgrade between two attempts."""
     cluster.kill("worker0", signal.SIGTERM)

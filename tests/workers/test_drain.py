@@ -29,9 +29,14 @@ time.sleep(60)
 
 @pytest.mark.parametrize(
     ("order", "told"),
-    [(Order.DRAIN, signal.SIGUSR1), (Order.CANCEL, signal.SIGTERM), (Order.TIMEOUT, signal.SIGTERM)],
+    [
+        (Order.DRAIN, signal.SIGUSR1),
+        (Order.PAUSE, signal.SIGUSR1),
+        (Order.CANCEL, signal.SIGTERM),
+        (Order.TIMEOUT, signal.SIGTERM),
+    ],
 )
-def test_only_a_drain_lets_the_child_keep_what_it_has_finished(
+def test_only_drain_and_pause_let_the_child_keep_what_it_has_finished(
     order: Order, told: signal.Signals, tmp_path: Path
 ) -> None:
     seen: list[object] = []

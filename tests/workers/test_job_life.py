@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from app.errors import InvalidTransition
 from app.failure import Failure
 from app.ids import new_id
 from app.jobs import attempts, service, upkeep, worker_repository
+from app.jobs.lifecycle import HELD
 from app.jobs.models import STATUSES, Artifact, Attempt, Event, Job, Outbox, ReportRecord
 from app.queue import relay
 from app.settings import Settings
@@ -227,7 +230,7 @@ def test_cancel_while_running_is_an_order_to_the_worker(database: Database, tena
     held = claimed(database)
     act(database, job_id, service.cancel)
     with database.write() as session:
-        assert attempts.renew(session, held, ttl_s=60) == attempts.Orders(cancel=True, overdue=False)
+        assert attempts.renew(session, held, ttl_s=60) == attempts.Orders(cancel=True, pause=False, overdue=False)
     with pytest.raises(InvalidTransition):
         succeed(database, held)  # the cancel came first
     with database.write() as session:
@@ -252,6 +255,177 @@ def test_cancel_with_a_dead_worker_ends_with_its_lease(database: Database, tenan
     expire_lease(database, job_id)
     reap(database)
     assert status(database, job_id) == "cancelled"
+
+
+def pausing(database: Database, tenant: str, **changes: Any) -> attempts.Claim:
+    """A claim of a job that was told to pause."""
+    submit(database, tenant, **changes)
+    held = claimed(database)
+    act(database, held.job_id, service.pause)
+    return held
+
+
+def test_pause_while_queued_is_immediate_and_keeps_the_place(database: Database, tenant: str) -> None:
+    first, second = submit(database, tenant), submit(database, tenant)
+    act(database, first, service.pause)
+    act(database, first, service.pause)  # idempotent
+    assert claimed(database).job_id == second
+    assert claim(database) is None
+    third = submit(database, tenant)
+    for _ in range(2):
+        act(database, first, service.resume)
+    assert events(database, first) == ["queued", "paused", "queued"]
+    assert outbox(database)[-1] == first  # somebody is told
+    assert [claimed(database).job_id for _ in range(2)] == [first, third]
+
+
+def test_pause_while_running_is_an_order_to_the_worker_and_frees_its_devices(database: Database, tenant: str) -> None:
+    one = worker("one", devices=1)
+    job_id = submit(database, tenant, max_attempts=1)
+    held = claim(database, by=one)
+    assert held is not None
+    act(database, job_id, service.pause)
+    with database.write() as session:
+        assert attempts.renew(session, held, ttl_s=60) == attempts.Orders(cancel=False, pause=True, overdue=False)
+        attempts.record(session, held, [("checkpoint", {"block": 3})], None)  # as it finishes its block
+    assert claim(database, by=one) is None
+    with database.write() as session:
+        attempts.release(session, held)
+    assert status(database, job_id) == "paused"
+    with database.read() as session:
+        assert session.get_one(Attempt, (job_id, 1)).outcome == "paused"
+        job = session.get_one(Job, job_id)
+        assert (job.lease_expires_at, job.attempts_left) == (None, 1)
+    other = submit(database, tenant)
+    taken = claim(database, by=one)
+    assert taken is not None
+    assert taken.job_id == other
+    act(database, job_id, service.resume)
+    successor = claimed(database)
+    assert (successor.job_id, successor.attempt, successor.fence) == (job_id, 2, 2)
+    with pytest.raises(attempts.Fenced), database.write() as session:
+        attempts.release(session, held)
+    succeed(database, successor)
+    assert events(database, job_id) == [
+        "queued", "running", "pausing", "checkpoint", "paused", "queued", "running", "succeeded",
+    ]  # fmt: skip
+
+
+def test_a_job_that_ends_before_it_pauses_has_ended(database: Database, tenant: str) -> None:
+    held = pausing(database, tenant)
+    succeed(database, held)
+    assert status(database, held.job_id) == "succeeded"
+    held = pausing(database, tenant)
+    with database.write() as session:
+        attempts.fail(session, held, FINAL, backoff_s=0)
+    assert status(database, held.job_id) == "failed"
+
+
+def test_a_failure_that_would_queue_a_pausing_job_pauses_it(database: Database, tenant: str) -> None:
+    held = pausing(database, tenant, max_attempts=2)
+    with database.write() as session:
+        attempts.fail(session, held, RETRYABLE, backoff_s=100)
+    assert status(database, held.job_id) == "paused"
+    act(database, held.job_id, service.resume)
+    assert claimed(database).attempt == 2  # at once: the wait is over, or nobody minds
+    act(database, held.job_id, service.pause)
+    expire_lease(database, held.job_id)
+    assert reap(database) == 1
+    assert status(database, held.job_id) == "failed"  # both attempts counted
+
+
+def test_a_worker_that_dies_while_its_job_pauses_leaves_it_paused(database: Database, tenant: str) -> None:
+    zombie = pausing(database, tenant)
+    expire_lease(database, zombie.job_id)
+    assert reap(database) == 1
+    assert status(database, zombie.job_id) == "paused"
+    with pytest.raises(attempts.Fenced), database.write() as session:
+        attempts.release(session, zombie)
+    act(database, zombie.job_id, service.resume)
+    succeed(database, claimed(database))
+
+
+def test_a_cancel_ends_pausing_and_paused_jobs(database: Database, tenant: str) -> None:
+    held = pausing(database, tenant)
+    act(database, held.job_id, service.cancel)
+    with database.write() as session:
+        assert attempts.renew(session, held, ttl_s=60) == attempts.Orders(cancel=True, pause=False, overdue=False)
+        attempts.release(session, held)  # it was about to pause
+    assert status(database, held.job_id) == "cancelled"
+    job_id = submit(database, tenant)
+    act(database, job_id, service.pause)
+    act(database, job_id, service.cancel)
+    assert events(database, job_id) == ["queued", "paused", "cancelling", "cancelled"]
+
+
+def test_the_deadline_waits_with_a_paused_job(database: Database, tenant: str) -> None:
+    held = pausing(database, tenant, deadline_s=60)
+    with database.write() as session:
+        attempts.release(session, held)
+        session.execute(text("update jobs set paused_at = paused_at - 5000, deadline_at = deadline_at - 5000"))
+    with database.read() as session:
+        before = session.get_one(Job, held.job_id)
+    act(database, held.job_id, service.resume)
+    with database.read() as session:
+        after = session.get_one(Job, held.job_id)
+    assert after.paused_at is None
+    assert before.deadline_at is not None
+    assert after.deadline_at == before.deadline_at + after.updated_at - (before.paused_at or 0)
+    assert after.deadline_at - before.deadline_at >= 5000
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_order_of_events_loses_a_job(database: Database, tenant: str, seed: int) -> None:
+    """Clients, workers, their deaths and the reconciler in any order: every job can still be brought to its end, and
+    no attempt too many counts."""
+    rng = random.Random(seed)
+    jobs = [submit(database, tenant, max_attempts=50) for _ in range(2)]
+    held: dict[str, attempts.Claim] = {}
+    zombies: list[attempts.Claim] = []
+
+    def client(verb: str) -> None:
+        with suppress(InvalidTransition):
+            act(database, rng.choice(jobs), getattr(service, verb))
+
+    def write(each: attempts.Claim, how: str) -> None:
+        with database.write() as session:
+            if how == "fail":
+                attempts.fail(session, each, RETRYABLE, backoff_s=0)
+            else:
+                attempts.release(session, each)
+
+    for _ in range(60):
+        match rng.choice(["claim", "pause", "pause", "resume", "cancel", "retry", "kill", "end", "zombie"]):
+            case "claim":
+                if (claimed_now := claim(database)) is not None:
+                    held[claimed_now.job_id] = claimed_now
+            case "kill" if held:
+                job_id, lost = held.popitem()
+                zombies.append(lost)
+                expire_lease(database, job_id)
+                assert reap(database) == 1
+            case "end" if held:
+                write(held.popitem()[1], rng.choice(["fail", "release"]))
+            case "zombie" if zombies:
+                with pytest.raises(attempts.Fenced):
+                    write(rng.choice(zombies), rng.choice(["fail", "release"]))
+            case "pause" | "resume" | "cancel" | "retry" as verb:
+                client(verb)
+        with database.read() as session:
+            for job in session.scalars(select(Job)):
+                assert (job.lease_expires_at is not None) == (job.id in held) == (job.status in HELD)
+                counted = select(func.count()).where(Attempt.job_id == job.id, Attempt.outcome.in_(("failed", "lost")))
+                assert job.status == "failed" or job.attempts_left > 0
+                assert session.execute(counted).scalar_one() <= 50
+    for each in list(held.values()):
+        write(each, "release")
+    for job_id in jobs:
+        for verb in (service.resume, service.retry):
+            with suppress(InvalidTransition):
+                act(database, job_id, verb)
+    for _ in jobs:
+        succeed(database, claimed(database))
+    assert {status(database, job_id) for job_id in jobs} == {"succeeded"}
 
 
 def test_a_worker_shutting_down_gives_the_job_back_for_free(database: Database, tenant: str) -> None:
@@ -282,10 +456,18 @@ def test_the_deadline_reaches_the_worker_and_outlives_it(database: Database, ten
 @pytest.mark.parametrize("start", STATUSES)
 def test_only_the_documented_transitions_exist(database: Database, tenant: str, start: str) -> None:
     """From each status, try every verb; those the table forbids raise and write nothing."""
-    verbs = {"cancel": service.cancel, "retry": service.retry, "remove": service.remove}
+    verbs = {
+        "cancel": service.cancel,
+        "pause": service.pause,
+        "resume": service.resume,
+        "retry": service.retry,
+        "remove": service.remove,
+    }
     permitted = {
-        "queued": {"cancel"},
-        "running": {"cancel"},
+        "queued": {"cancel", "pause", "resume"},
+        "running": {"cancel", "pause", "resume"},
+        "pausing": {"cancel", "pause"},
+        "paused": {"cancel", "pause", "resume"},
         "cancelling": {"cancel"},
         "succeeded": {"remove"},
         "failed": {"retry", "remove"},
