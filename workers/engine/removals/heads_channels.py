@@ -205,7 +205,7 @@ class HeadsChannels(Removal):
         kept = _kept(units, outcome)
         solve = spec.editor.function
         return CutUnits(
-            outcome, outcome.families, spec, kept, lambda task, kept_I, stats: solve(task, kept_I, stats, spec.edit)
+            outcome, units.families, spec, kept, lambda task, kept_I, stats: solve(task, kept_I, stats, spec.edit)
         )
 
     def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:

@@ -14,11 +14,11 @@ import torch
 
 from workers.engine.contracts.facts import LayerTask
 from workers.engine.contracts.training import Procedure, Trained
-from workers.engine.errors import InvalidSpec
 from workers.engine.maths.group_choice import Groups, gone_by, next_groups
 from workers.engine.maths.second_order import hessian_of, without_inputs
+from workers.engine.training.budget import parameters_going
 from workers.engine.training.group_slices import GroupSlices
-from workers.engine.training.recent_inputs import RecentInputs
+from workers.engine.training.recent_inputs import RecentInputs, gram
 from workers.engine.training.trainable import unfrozen
 from workers.engine.training.unit_masks import UnitMasks
 
@@ -79,12 +79,12 @@ class PruningAware(Procedure):
             for key, family in self._families.items()
         }
         self._prunable = architecture.prunable_parameters
-        self._wanted = self._budget(target)
+        self._wanted = parameters_going(target, self._prunable)
         trainable = unfrozen(model, architecture, lambda _: True)
         self.parameters, self._merged = trainable.parameters, trainable.merged
         self._masks = UnitMasks(model, architecture, target.families)
         self._slices = GroupSlices(model, architecture)
-        self._recent = RecentInputs(model, architecture)
+        self._recent = RecentInputs(model, architecture, gram)
         units = {key: family.units for key, family in self._families.items()}
         self._order = {key: torch.zeros(count, dtype=torch.int64) for key, count in units.items()}
         """Number of the removal in which each unit went, from 1; 0 for those that are there."""
@@ -137,21 +137,6 @@ class PruningAware(Procedure):
 
     # What goes
 
-    def _budget(self, target: Target) -> int:
-        """Parameters that go."""
-        able = sum(self._most[key] * family.unit_parameters for key, family in self._families.items())
-        if target.going is not None:
-            return able
-        wanted = round(target.share * self._prunable)
-        if able < wanted:
-            raise InvalidSpec(
-                f"{target.share:.1%} of the parameters are to go, and at most {able / self._prunable:.1%} can: one of "
-                "each kind stays in every block",
-                "lower the sparsity, or let heads and channels go",
-                field="/prune/sparsity",
-            )
-        return wanted
-
     def _gone(self) -> int:
         gone = {key: int((order_U > 0).sum()) for key, order_U in self._order.items()}
         return sum(gone[key] * family.unit_parameters for key, family in self._families.items())
@@ -196,7 +181,7 @@ class PruningAware(Procedure):
         stays_U = there_U.clone()
         stays_U[list(going)] = False
         there_I, stays_I = there_U.repeat_interleave(width), stays_U.repeat_interleave(width)
-        gram_II = self._recent.gram(family)[there_I][:, there_I]
+        gram_II = self._recent.mean(family)[there_I][:, there_I]
         task = LayerTask(family.reader.tensor.removesuffix(".weight"), weight_OI, 0.0)
         damped_II = hessian_of(gram_II, dampening, [task]).damped_II
         updated_OI = weight_OI.clone()

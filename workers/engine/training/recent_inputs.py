@@ -1,4 +1,4 @@
-"""Gram matrices of the inputs that layers read in the forward passes of a step. I = inputs, N = tokens."""
+"""Sums over the inputs that layers read in the forward passes of a step. I = inputs, N = tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
@@ -16,11 +16,21 @@ if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture, Family
 
 
-class RecentInputs:
-    """Records them between `record` and `stop`, of the layers that read families' units."""
+def gram(inputs_NI: Tensor) -> Tensor:
+    """Sum of x x^T, [I, I]."""
+    return inputs_NI.T @ inputs_NI
 
-    def __init__(self, model: nn.Module, architecture: Architecture) -> None:
-        self._model, self._layout = model, architecture.layout
+
+def squares(inputs_NI: Tensor) -> Tensor:
+    """Sum of x^2, [I]."""
+    return inputs_NI.square().sum(dim=0)
+
+
+class RecentInputs:
+    """Records between `record` and `stop`, of the layers that read families' units, `summed` inputs."""
+
+    def __init__(self, model: nn.Module, architecture: Architecture, summed: Callable[[Tensor], Tensor]) -> None:
+        self._model, self._layout, self._summed = model, architecture.layout, summed
         self._handles: list[RemovableHandle] = []
         self._sums: dict[str, Tensor] = {}
         self._tokens: dict[str, int] = {}
@@ -38,8 +48,8 @@ class RecentInputs:
             self._handles.pop().remove()
         self._sums, self._tokens = {}, {}
 
-    def gram(self, family: Family) -> Tensor:
-        """[I, I], float32: the mean of x x^T over the tokens recorded, as its reader reads them."""
+    def mean(self, family: Family) -> Tensor:
+        """The sum over the tokens recorded divided by their number, float32."""
         name = family.reader.tensor
         return self._sums[name] / self._tokens[name]
 
@@ -47,6 +57,6 @@ class RecentInputs:
     def _add(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         inputs_NI = args[0].detach().flatten(0, -2).float()
         with torch.autocast(inputs_NI.device.type, enabled=False):
-            gram_II = inputs_NI.T @ inputs_NI
-        self._sums[name] = self._sums[name].add_(gram_II) if name in self._sums else gram_II
+            found = self._summed(inputs_NI)
+        self._sums[name] = self._sums[name].add_(found) if name in self._sums else found
         self._tokens[name] = self._tokens.get(name, 0) + len(inputs_NI)
