@@ -9,7 +9,12 @@ from workers.engine.registry import Method, methods
 FEW: dict[str, Any] = {
     "dataset": "calibration.txt", "steps": 6, "batch": 2, "sequence_length": 32, "holdout": 4, "evaluate_every": 3,
 }  # fmt: skip
-OWN: dict[str, dict[str, Any]] = {"efficient_llm": {"every": 1, "variant": "B"}, "gradual": {"interval": 2}}
+OWN: dict[str, dict[str, Any]] = {
+    "ast": {"interval": 2},
+    "efficient_llm": {"every": 1, "variant": "B"},
+    "elsa": {"interval": 2},
+    "gradual": {"interval": 2},
+}
 """Parameters with which a method does in six steps what it does in thousands."""
 TARGETS: dict[str, dict[str, dict[str, Any]]] = {
     "weight": {

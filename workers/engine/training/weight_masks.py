@@ -1,0 +1,93 @@
+"""The weights that go, as masks of the parameters that hold them, where the model trains and they still may come back.
+
+A parameter may hold several layers, or one transposed. O = outputs, I = inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from workers.engine.maths.selection import lowest, lowest_of_groups
+from workers.engine.model.views import held
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workers.engine.architectures.architecture import Architecture, LinearFacts
+    from workers.engine.contracts.training import Target
+
+
+class WeightMasks:
+    """Masks of the layers of a target, of exactly as many weights as are to go."""
+
+    def __init__(self, model: nn.Module, architecture: Architecture, target: Target) -> None:
+        """Nothing is masked yet."""
+        places = held(model, architecture)
+        self._target = target
+        self._layers = [(layer, places[layer.weight]) for layer in target.layers]
+        names = dict.fromkeys(place.parameter for _, place in self._layers)
+        self.parameters = {name: model.get_parameter(name) for name in names}
+        """Those that hold layers which are pruned, by their names in the model."""
+        self.gone = {
+            name: torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+            for name, parameter in self.parameters.items()
+        }
+        """Name of the parameter -> weights that go. Written in place."""
+
+    @torch.no_grad()
+    def take(self, scores: Mapping[str, Tensor]) -> int:
+        """Mask the weights with the lowest scores, given in the parameters' shapes, and no others. Returns how many of
+        them were not masked before."""
+        changed = []
+        for layer, place in self._layers:
+            gone = self.gone[place.parameter]
+            gone_OI = self._lowest(layer, place.read(scores[place.parameter]))
+            changed.append((gone_OI & ~place.read(gone)).sum())
+            place.write(gone, gone_OI)
+        return int(torch.stack(changed).sum())
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it the masked weights are zero."""
+        kept = self.hide()
+        try:
+            yield
+        finally:
+            self.show(kept)
+
+    @torch.no_grad()
+    def hide(self) -> dict[str, Tensor]:
+        """`zero`; returns the weights as they were, for `show`."""
+        kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.zero()
+        return kept
+
+    @torch.no_grad()
+    def show(self, kept: Mapping[str, Tensor]) -> None:
+        """Undo `hide`."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(kept[name])
+
+    @torch.no_grad()
+    def zero(self) -> None:
+        """Set the masked weights to zero."""
+        for name, parameter in self.parameters.items():
+            parameter.masked_fill_(self.gone[name], 0)
+
+    @property
+    def share(self) -> float:
+        """Of the layers' weights, that is masked."""
+        total = sum(layer.parameters for layer, _ in self._layers)
+        return sum(int(gone.sum()) for gone in self.gone.values()) / total
+
+    def _lowest(self, layer: LinearFacts, score_OI: Tensor) -> Tensor:
+        """Boolean [O, I]."""
+        if self._target.kept_of is None:
+            return lowest(score_OI.reshape(1, -1), self._target.counts[layer.name]).reshape(score_OI.shape)
+        m = self._target.kept_of[1]
+        count = round(m * self._target.sparsity[layer.name])
+        return lowest_of_groups(score_OI.reshape(-1, m), count).reshape(score_OI.shape)
