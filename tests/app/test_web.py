@@ -20,8 +20,9 @@ from app.jobs import fleet
 from app.keys import service as keys
 from app.keys.models import ApiKey
 from app.sessions.models import BrowserSession
-from tests.helpers.api import GATED, SPEC, W1, Api, judged, make_key
+from tests.helpers.api import GATED, REPORT, SPEC, W1, WANDA, Api, judged, make_key
 from tests.helpers.browser import beyond_the_screen, chromium, findings, needs_chromium, opened, sign_in
+from workers.engine.report import LayerReport, TunePoint, TuneReport
 
 __all__ = ["chromium"]
 pytestmark = needs_chromium
@@ -50,6 +51,14 @@ def page(chromium: Browser, web: Api) -> Iterator[Page]:
     with opened(chromium, str(web.client.base_url)) as page:
         sign_in(page, web.key)
         yield page
+
+
+def tuned() -> TuneReport:
+    return TuneReport(
+        method="lora", steps=3, stopped_early=False, best_step=3, holdout_loss_before=3.0, holdout_loss_after=2.7,
+        curve=[], tokens_per_s=None, trained_parameters=1, train_windows=1, holdout_windows=1, peak_memory_bytes=1,
+        device_peak_memory_bytes=None, resumed_step=0,
+    )  # fmt: skip
 
 
 def all_states(web: Api) -> dict[str, str]:
@@ -195,8 +204,19 @@ def test_labels_are_changed_and_a_mistake_is_explained(page: Page, web: Api) -> 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_reads_well_and_fits_on_a_telephone(chromium: Browser, web: Api, scheme: Any) -> None:
+    sweep = a_sweep(web)
     states = all_states(web)
-    paths = ["jobs", "nowhere", "new", *(f"jobs/{job_id}" for job_id in states.values())]
+    compared = ",".join(child["job_id"] for child in sweep["children"])
+    paths = [
+        "jobs",
+        "nowhere",
+        "new",
+        "sweeps",
+        f"sweeps/{sweep['id']}",
+        f"compare?jobs={compared}",
+        "workers",
+        *(f"jobs/{job_id}" for job_id in states.values()),
+    ]
     with opened(chromium, str(web.client.base_url), color_scheme=scheme) as page:
         page.goto("/")
         expect(page.get_by_label("API key")).to_be_visible()
@@ -254,6 +274,110 @@ def test_a_job_is_made_from_another(page: Page, web: Api) -> None:
     made = web.client.get(f"/v1/jobs/{page.url.rpartition('/')[2]}").json()
     assert made["spec"] == {**job["spec"], "prune": {**job["spec"]["prune"], "sparsity": 0.6}}
     assert made["labels"] == {"team": "search"}
+
+
+def a_sweep(web: Api) -> dict[str, Any]:
+    """Of four children: three with results, the third beaten by the second; one failed."""
+    grid = {"/score/method": ["magnitude", "wanda"], "/prune/sparsity": [0.4, 0.6]}
+    spec = {**GATED, "calibrate": WANDA["calibrate"]}
+    answer = web.client.post("/v1/sweeps", json={"name": HOSTILE, "spec": spec, "grid": grid})
+    for number, (sparsity, perplexity) in enumerate([(0.4, 11.0), (0.6, 12.0), (0.4, 13.0)]):
+        report = judged("fail" if number == 2 else "pass")
+        metric = report.metrics[0].model_copy(
+            update={"pruned": perplexity, "pruned_stderr": 0.25, "ratio_stderr": 0.02}
+        )
+        web.succeed(web.claim(), report.model_copy(update={"sparsity": sparsity, "metrics": [metric]}))
+    web.fail(web.claim())
+    return dict(web.client.get(f"/v1/sweeps/{answer.json()['id']}").json())
+
+
+def test_a_sweep_is_a_plot_to_point_at(page: Page, web: Api) -> None:
+    sweep = a_sweep(web)
+    page.get_by_role("navigation").get_by_role("link", name="Sweeps").click()
+    expect(page.get_by_role("cell", name="1 failed, 3 succeeded")).to_be_visible()
+    page.get_by_role("link", name=HOSTILE).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+    marks = page.locator("a.point")
+    expect(marks).to_have_count(3)
+    readout = page.locator(".readout")
+    marks.nth(1).hover()
+    expect(readout).to_contain_text("Number 1, on the front, gates pass · perplexity/a.txt 12 ± 0.5 · sparsity 60.0 %")
+    page.keyboard.press("Tab")  # pointing does not move the focus
+    marks.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    expect(marks.nth(2)).to_be_focused()
+    expect(readout).to_contain_text("Number 2, gates fail")
+    expect(readout).to_contain_text("/score/method wanda")
+    assert page.locator(".mark.hollow").count() == 2  # the failed gate, and its entry in the legend
+    expect(page.get_by_text("dense 10", exact=True)).to_be_visible()
+    page.get_by_label("quality").select_option("sparsity")
+    expect(page.locator("figure")).to_contain_text("sparsity, more is better")
+    assert "quality=sparsity" in page.url
+    page.get_by_label("Choose number 0").check()
+    page.get_by_label("Choose number 1").check()
+    page.get_by_role("link", name="Compare 2").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Compare 2 jobs")
+    assert sweep["children"][1]["job_id"] in page.url
+
+
+def test_jobs_are_compared(page: Page, web: Api) -> None:
+    sweep = a_sweep(web)
+    expect(page.locator("tbody tr")).to_have_count(4)
+    for choice in page.get_by_role("checkbox", name=re.compile("Choose bookworm")).all():
+        choice.check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Compare 4 jobs")
+    measured = page.get_by_role("row", name=re.compile("perplexity.a.txt"))
+    expect(measured).to_contain_text("1.1 ± 0.039 ×")  # 1.96 standard errors
+    spec = page.locator("section", has=page.get_by_role("heading", name="Spec"))
+    differing = spec.locator("tbody th").all_text_contents()
+    assert differing == ["/score/method", "/prune/sparsity"]
+    spec.get_by_role("checkbox").check()
+    expect(spec.get_by_role("rowheader", name="/model/id")).to_be_visible()
+    for _ in range(2):
+        page.get_by_role("button", name=re.compile("Leave out")).first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Compare 2 jobs")
+    page.goto(f"/#/compare?jobs={sweep['children'][0]['job_id']}")
+    expect(page.get_by_text("Choose two to 8 jobs")).to_be_visible()
+
+
+def test_layers_and_losses_lie_over_one_another(page: Page, web: Api) -> None:
+    jobs = [web.submit(), web.submit()]
+    for shift in (0.0, 0.1):
+        name = "model.layers.{}.mlp.up_proj"
+        layers = [
+            LayerReport(
+                name=name.format(n), block=n, reads="hidden", shape=(8 - n, 4), parameters=32, zeros=0,
+                target_sparsity=0.5, sparsity=0.1 * n + shift,
+            )
+            for n in range(3)
+        ]  # fmt: skip
+        curve = [TunePoint(step=n, holdout_loss=3.0 - 0.1 * n - shift, train_loss=None) for n in range(4)]
+        tune = tuned().model_copy(update={"curve": curve})
+        web.succeed(web.claim(), REPORT.model_copy(update={"layers": layers, "tune": tune}))
+    page.goto(f"/#/compare?jobs={jobs[0]['id']},{jobs[1]['id']}")
+    plots = page.get_by_role("img")
+    expect(plots).to_have_count(2)
+    said = "sparsity of all linear layers, block by block. A: from 0 to 0.2; B: from 0.1 to 0.3"
+    expect(plots.nth(0)).to_have_attribute("aria-label", said)
+    expect(plots.nth(1)).to_have_attribute(
+        "aria-label", "Held-out loss while tuning. A: from 3 to 2.7; B: from 2.9 to 2.6"
+    )
+    page.get_by_label("What", exact=True).select_option("outputs")
+    page.get_by_label("Of", exact=True).select_option("mlp.up_proj")
+    expect(plots.nth(0)).to_have_attribute("aria-label", re.compile("outputs of mlp.up_proj.* A: from 8 to 6"))
+    page.goto(f"/#/jobs/{jobs[0]['id']}")
+    expect(plots).to_have_attribute("aria-label", re.compile("Held-out loss while tuning"))
+
+
+def test_workers_are_seen_with_what_they_do(page: Page, web: Api) -> None:
+    job = web.submit()
+    web.claim()
+    page.get_by_role("link", name="Workers").click()
+    worker = page.get_by_role("region", name="Worker w1")
+    expect(worker.get_by_text("alive")).to_be_visible()
+    worker.get_by_role("link", name="a job of yours").click()
+    expect(page.locator("main")).to_contain_text(job["id"])
 
 
 def test_works_from_the_keyboard(page: Page, web: Api) -> None:

@@ -2,17 +2,25 @@
 import { html, render, useEffect, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Failed, Loading } from "./parts.js";
+import { Compare } from "./pages/compare.js";
 import { Jobs } from "./pages/jobs.js";
 import { Job } from "./pages/job.js";
 import { New } from "./pages/new.js";
 import { SignIn } from "./pages/signin.js";
+import { Sweep } from "./pages/sweep.js";
+import { Sweeps } from "./pages/sweeps.js";
+import { Workers } from "./pages/workers.js";
 
 const PAGES = [
   [/^jobs$/, Jobs, "jobs"],
   [/^jobs\/(job_[0-9a-f]{32})$/, Job, "jobs"],
   [/^new$/, New, "new"],
+  [/^compare$/, Compare, "jobs"],
+  [/^sweeps$/, Sweeps, "sweeps"],
+  [/^sweeps\/(swp_[0-9a-f]{32})$/, Sweep, "sweeps"],
+  [/^workers$/, Workers, "workers"],
 ];
-const NAVIGATION = [["jobs", "Jobs"], ["new", "New job"]];
+const NAVIGATION = [["jobs", "Jobs"], ["new", "New job"], ["sweeps", "Sweeps"], ["workers", "Workers"]];
 
 function place() {
   const [path, search = ""] = location.hash.replace(/^#\/?/, "").split("?");

@@ -35,11 +35,8 @@ export function duration(seconds) {
 export function ago(iso, now = Date.now()) {
   const seconds = Math.max(0, (now - Date.parse(iso)) / 1000);
   if (seconds < 60) return "just now";
-  for (const [unit, size] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
-    const count = Math.floor(seconds / size);
-    if (count >= 1) return `${count} ${unit}${count > 1 ? "s" : ""} ago`;
-  }
-  return "just now";
+  const [unit, size] = seconds >= 172800 ? ["d", 86400] : seconds >= 7200 ? ["h", 3600] : ["min", 60];
+  return `${Math.floor(seconds / size)} ${unit} ago`;
 }
 
 export function moment(iso) {

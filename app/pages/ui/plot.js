@@ -51,8 +51,8 @@ export function Axes({ of, x, y }) {
   const { xTicks, yTicks, width, height } = of;
   const floor = height - BOTTOM;
   return html`<g aria-hidden="true">
-    ${yTicks.map((at) => html`<line class="grid" x1=${LEFT} x2=${width - RIGHT} y1=${of.y(at)} y2=${of.y(at)} /><text x=${LEFT - 7} y=${of.y(at) + 4} text-anchor="end">${number(at)}</text>`)}
-    ${xTicks.map((at) => html`<line class="axis" x1=${of.x(at)} x2=${of.x(at)} y1=${floor} y2=${floor + 4} /><text x=${of.x(at)} y=${floor + 17} text-anchor="middle">${number(at)}</text>`)}
+    ${yTicks.map((at) => html`<line class="grid" x1=${LEFT} x2=${width - RIGHT} y1=${of.y(at)} y2=${of.y(at)} /><text x=${LEFT - 7} y=${of.y(at) + 4} text-anchor="end">${number(at, 9)}</text>`)}
+    ${xTicks.map((at) => html`<line class="axis" x1=${of.x(at)} x2=${of.x(at)} y1=${floor} y2=${floor + 4} /><text x=${of.x(at)} y=${floor + 17} text-anchor="middle">${number(at, 9)}</text>`)}
     <line class="axis" x1=${LEFT} x2=${width - RIGHT} y1=${floor} y2=${floor} /><line class="axis" x1=${LEFT} x2=${LEFT} y1=${TOP} y2=${floor} />
     <text class="title" x=${(LEFT + width - RIGHT) / 2} y=${height - 8} text-anchor="middle">${x}</text>
     <text class="title" transform=${`translate(13 ${(TOP + floor) / 2}) rotate(-90)`} text-anchor="middle">${y}</text>

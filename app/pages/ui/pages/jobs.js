@@ -2,18 +2,20 @@
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact-3.1.1.js";
 import * as api from "../api.js";
 import { ago, asked, methods, moment, number, percent, short } from "../format.js";
+import { MOST } from "./compare.js";
 import { Badge, Failed, Loading, Tags, Title, go, useLoaded } from "../parts.js";
 
 const STATUSES = [["", "any"], ["queued,running,cancelling", "not ended"], ["queued", "queued"], ["running", "running"],
   ["succeeded", "succeeded"], ["failed", "failed"], ["cancelled", "cancelled"]];
 const VERDICTS = ["pass", "fail", "inconclusive"];
 const FILTERS = ["status", "verdict", "model", "label"];
+const SORTS = [["", "newest"], ["created_at", "oldest"], ["-updated_at", "changed last"], ["-priority", "priority"], ["model", "model"]];
 const LIVE_MS = 3000;
 
 export function Jobs({ search, me }) {
   const asking = search.toString();
   const { data, error } = useLoaded(
-    (signal) => api.get(`v1/jobs${api.query({ ...parameters(search), limit: 25 })}`, { signal }), [asking], { everyMs: LIVE_MS, keep: true });
+    (signal) => api.get(`v1/jobs${api.query({ ...parameters(search), limit: 25, count: "true" })}`, { signal }), [asking], { everyMs: LIVE_MS, keep: true });
   const [chosen, setChosen] = useState([]);
   const toggle = (id) => setChosen(chosen.includes(id) ? chosen.filter((each) => each !== id) : [...chosen, id]);
   const open = (changes) => {
@@ -22,7 +24,9 @@ export function Jobs({ search, me }) {
   };
   const narrowed = FILTERS.some((name) => search.has(name));
   return html`
-    <${Title} text="Jobs" />
+    <${Title} text="Jobs" actions=${chosen.length > 0 && html`<span class="muted" role="status">${chosen.length} chosen</span>
+      <button type="button" onClick=${() => setChosen([])}>Choose none</button>
+      <button type="button" class="main" disabled=${chosen.length < 2} onClick=${() => go(`compare?jobs=${chosen.join(",")}`)}>Compare</button>`} />
     <${Filters} search=${search} open=${open} />
     <${Failed} error=${error} />
     ${!data && !error && html`<${Loading} what="jobs" />`}
@@ -40,7 +44,7 @@ export function Jobs({ search, me }) {
 
 function parameters(search) {
   const found = {};
-  for (const name of [...FILTERS, "cursor"]) {
+  for (const name of [...FILTERS, "sort", "cursor"]) {
     const values = search.getAll(name);
     if (values.length) found[name] = values.length > 1 ? values : values[0];
   }
@@ -68,6 +72,8 @@ function Filters({ search, open }) {
       <option value="">any</option>${VERDICTS.map((each) => html`<option value=${each}>${each}</option>`)}</select></div>
     <div><label for="model">Model</label><input ...${typed("model")} placeholder="Qwen/Qwen3-0.6B" /></div>
     <div><label for="label">Label</label><input ...${typed("label")} placeholder="team:search" /></div>
+    <div><label for="sort">Order</label><select id="sort" value=${search.get("sort") || ""} onChange=${(event) => open({ ...draft, sort: event.target.value })}>
+      ${SORTS.map(([value, name]) => html`<option value=${value}>${name}</option>`)}</select></div>
     <button>Filter</button>
     ${FILTERS.some((name) => search.has(name)) && html`<button type="button" onClick=${() => go("jobs")}>Clear</button>`}
   </form>`;
@@ -75,16 +81,17 @@ function Filters({ search, open }) {
 
 function List({ jobs, chosen, toggle }) {
   return html`<table class="cards">
-    <thead><tr><th>Model</th><th>Methods</th><th>Asked for</th><th>Status</th><th>Verdict</th><th>Measured</th><th>Labels</th><th>Submitted</th></tr></thead>
-    <tbody>${jobs.map((job) => html`<tr key=${job.id}>
-      <th scope="row"><a href="#/jobs/${job.id}">${job.spec.model.id}</a> <code class="muted">${short(job.id)}</code></th>
+    <thead><tr><th><span class="unseen">Chosen</span></th><th>Model</th><th>Methods</th><th>Asked for</th><th>Status</th><th>Verdict</th><th>Measured</th><th>Labels</th><th>Submitted</th></tr></thead>
+    <tbody>${jobs.map((job) => html`<tr key=${job.id} class=${chosen.includes(job.id) ? "chosen" : ""}>
+      <td class="tight"><input type="checkbox" aria-label="Choose ${job.spec.model.id} ${short(job.id)}" checked=${chosen.includes(job.id)} disabled=${!chosen.includes(job.id) && chosen.length >= MOST} onChange=${() => toggle(job.id)} /></td>
+      <th scope="row"><a href="#/jobs/${job.id}">${job.spec.model.id}</a> <code class="muted whole">${short(job.id)}</code></th>
       <td data-label="Methods">${methods(job.spec).map(({ method }) => method).join(" · ")}</td>
       <td data-label="Asked for">${asked(job.spec)}</td>
       <td data-label="Status"><${Status} job=${job} /></td>
       <td data-label="Verdict">${job.verdict && html`<${Badge} of=${job.verdict} />`}</td>
       <td data-label="Measured">${measured(job)}</td>
       <td data-label="Labels">${Object.keys(job.labels).length > 0 && html`<span><${Tags} labels=${job.labels} /></span>`}</td>
-      <td data-label="Submitted"><time datetime=${job.created_at} title=${moment(job.created_at)}>${ago(job.created_at)}</time></td>
+      <td data-label="Submitted"><time class="whole" datetime=${job.created_at} title=${moment(job.created_at)}>${ago(job.created_at)}</time></td>
     </tr>`)}</tbody></table>`;
 }
 
@@ -99,5 +106,5 @@ function Status({ job }) {
 // The first measurement that compares the two models.
 function measured(job) {
   const [name, metric] = Object.entries(job.metrics || {}).find(([, each]) => each.ratio !== null) || [];
-  return metric ? html`<span><span class="muted">${name}</span> ${number(metric.pruned)} <span class="muted">(${number(metric.ratio, 3)} ×)</span></span>` : "";
+  return metric ? html`<span><span class="muted">${name}</span> <span class="whole">${number(metric.pruned)} <span class="muted">(${number(metric.ratio, 3)} ×)</span></span></span>` : "";
 }

@@ -3,7 +3,8 @@ import { html, useEffect, useMemo, useRef, useState } from "../vendor/htm-preact
 import * as api from "../api.js";
 import { bytes, duration, number, percent } from "../format.js";
 import { Failed, Loading, Title, go, useLoaded } from "../parts.js";
-import { Field, Fields, prose, sparse, words } from "../schema.js";
+import { asGiven } from "../given.js";
+import { Field, Fields, prose, words } from "../schema.js";
 
 const START = { score: { method: "magnitude" }, prune: { method: "mask", sparsity: 0.5 } };
 const BEFORE = ["model", "calibrate"];
@@ -23,22 +24,6 @@ export function New({ search, me }) {
   const model = data.models.find((each) => each.compressible);
   const start = data.job ? asGiven(data.job.spec, data.capabilities) : { ...(model && { model: { id: model.id } }), ...START };
   return html`<${Form} ...${data} start=${start} me=${me} />`;
-}
-
-// A job's spec has all defaults filled in; here only what differs from them.
-function asGiven(spec, capabilities) {
-  const found = {};
-  for (const field of capabilities.fields) {
-    found[field.name] = sparse(spec[field.name], field.parameters.properties[field.name], field.parameters.$defs || {});
-  }
-  for (const { stage, methods } of capabilities.stages) {
-    const one = (value) => {
-      const method = methods.find((each) => each.name === value.method);
-      return method ? sparse(value, method.parameters, method.parameters.$defs || {}) : value;
-    };
-    if (spec[stage]) found[stage] = Array.isArray(spec[stage]) ? spec[stage].map(one) : one(spec[stage]);
-  }
-  return Object.fromEntries(Object.entries(found).filter(([, value]) => value !== undefined && value !== null && !(typeof value === "object" && Object.keys(value).length === 0)));
 }
 
 function Form({ capabilities, models, job, start, me }) {
