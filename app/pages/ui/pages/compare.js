@@ -28,7 +28,8 @@ export function Compare({ search }) {
         <td>${jobs.length > 2 && html`<button type="button" class="plain" aria-label="Leave out ${letter}" onClick=${() => go(`compare?jobs=${ids.filter((id) => id !== job.id).join(",")}`)}>leave out</button>`}</td></tr>`)}</tbody></table></section>
     <${Measured} jobs=${jobs} />
     <${Layers} jobs=${jobs.filter((each) => each.report)} />
-    <${Tuned} jobs=${jobs.filter((each) => each.report?.tune)} />
+    <${Learnt} stage="train" title="Training" jobs=${jobs.filter((each) => each.report?.train)} />
+    <${Learnt} stage="tune" title="Tuning" jobs=${jobs.filter((each) => each.report?.tune)} />
     <${Differences} jobs=${jobs} />`;
 }
 
@@ -87,10 +88,10 @@ function Layers({ jobs }) {
     <${Curve} series=${series} label="${name} of ${kind || "all linear layers"}, block by block" x="block" y=${axis} whole=${true} legend=${true} /></section>`;
 }
 
-function Tuned({ jobs }) {
+function Learnt({ jobs, stage, title }) {
   if (jobs.length === 0) return null;
-  return html`<section class="card"><h2>Tuning</h2><${Curve} label="Held-out loss while tuning" x="step" y="nats a token" legend=${true}
-    series=${jobs.map((each) => ({ name: each.letter, kind: each.kind, points: each.report.tune.curve.map((point) => [point.step, point.holdout_loss]) }))} /></section>`;
+  return html`<section class="card"><h2>${title}</h2><${Curve} label="Held-out loss while ${title.toLowerCase()}" x="step" y="nats a token" legend=${true}
+    series=${jobs.map((each) => ({ name: each.letter, kind: each.kind, points: each.report[stage].curve.map((point) => [point.step, point.holdout_loss]) }))} /></section>`;
 }
 
 function leaves(value, pointer = "") {

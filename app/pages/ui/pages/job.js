@@ -6,9 +6,9 @@ import { Action, Badge, Copy, Failed, Loading, Sorted, Tag, Tags, Title, go } fr
 import { Metrics, Gates } from "./measured.js";
 import { Curve } from "./curve.js";
 
-const ACTIVE = ["queued", "running", "cancelling"];
+const ACTIVE = ["queued", "running", "pausing", "paused", "cancelling"];
 const FINISHED = ["succeeded", "failed", "cancelled"];
-const EVENTS = ["queued", "running", "cancelling", "succeeded", "failed", "cancelled", "stage", "progress", "checkpoint", "resume", "log"];
+const EVENTS = ["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled", "stage", "progress", "checkpoint", "resume", "log"];
 const KEPT_EVENTS = 2000;
 const EVENTS_AT_ONCE = 500;
 const LOG_LINES = 200;
@@ -112,7 +112,9 @@ function Actions({ job, me, reload, onError }) {
   const remove = async () => { await api.json("DELETE", `v1/jobs/${job.id}`); go("jobs"); };
   const ended = FINISHED.includes(job.status);
   return html`
-    ${["queued", "running"].includes(job.status) && may("jobs:cancel") && html`<${Action} label="Cancel" kind="danger" act=${change("cancel")} onError=${onError}
+    ${["queued", "running"].includes(job.status) && may("jobs:cancel") && html`<${Action} label="Pause" act=${change("pause")} onError=${onError} />`}
+    ${job.status === "paused" && may("jobs:write") && html`<${Action} label="Resume" act=${change("resume")} onError=${onError} />`}
+    ${["queued", "running", "pausing", "paused"].includes(job.status) && may("jobs:cancel") && html`<${Action} label="Cancel" kind="danger" act=${change("cancel")} onError=${onError}
       ask=${{ title: "Cancel this job?", text: "It stops, and its unfinished work can be taken up by a retry.", yes: "Cancel the job", no: "Let it run" }} />`}
     ${["failed", "cancelled"].includes(job.status) && may("jobs:write") && html`<${Action} label="Retry" act=${change("retry")} onError=${onError} />`}
     ${may("jobs:write") && html`<a class="button" href="#/new?from=${job.id}">New from this</a>`}
@@ -131,6 +133,9 @@ function Now({ job, events }) {
     return html`<section class="card"><h2>In the queue</h2><p>${queue?.waiting_for
       ? `It waits: ${queue.waiting_for}.`
       : queue?.position ? `Place ${number(queue.position)} in the order of claims.` : "It waits for a worker."}</p></section>`;
+  }
+  if (job.status === "paused") {
+    return html`<section class="card"><h2>Paused</h2><p>What is finished is kept and the worker is free. Resumed, the job goes on from there, at the place in the queue that it had.</p></section>`;
   }
   const share = progress && progress.total ? progress.done / progress.total : 0;
   // A step that a later attempt did again counts once.
@@ -169,8 +174,8 @@ function Result({ job }) {
     ${report.warnings.length > 0 && html`<div class="alert warn"><ul>${report.warnings.map((each) => html`<li>${each}</li>`)}</ul></div>`}
     ${report.gates.length > 0 && html`<${Gates} gates=${report.gates} verdict=${report.verdict} />`}
     <${Metrics} metrics=${report.metrics} />
-    ${report.tune && html`<h3>Tuning</h3><${Curve} label="Held-out loss while tuning" x="step" y="nats a token"
-      series=${[{ name: "held-out", points: report.tune.curve.map((each) => [each.step, each.holdout_loss]) }]} />`}
+    ${[["train", "Training", "training"], ["tune", "Tuning", "tuning"]].map(([stage, title, doing]) => report[stage] && html`<h3>${title}</h3><${Curve} label="Held-out loss while ${doing}" x="step" y="nats a token"
+      series=${[{ name: "held-out", points: report[stage].curve.map((each) => [each.step, each.holdout_loss]) }]} />`)}
     ${report.runtimes.length > 0 && html`<h3>What loads it</h3><table class="cards"><thead><tr><th>Runtime</th><th>Loads</th><th>Faster</th><th>Note</th></tr></thead>
       <tbody>${report.runtimes.map((each) => html`<tr><th scope="row">${each.runtime}</th><td data-label="Loads">${each.loads ? "yes" : "no"}</td><td data-label="Faster">${each.faster ? "yes" : "no"}</td><td data-label="Note">${each.note}</td></tr>`)}</tbody></table>`}
   </section>`;

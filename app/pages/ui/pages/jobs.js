@@ -5,7 +5,7 @@ import { ago, asked, methods, moment, number, percent, short } from "../format.j
 import { MOST } from "./compare.js";
 import { Badge, Failed, Loading, Tags, Title, go, useLoaded } from "../parts.js";
 
-const STATUSES = [["", "any"], ["queued,running,cancelling", "not ended"], ["queued", "queued"], ["running", "running"],
+const STATUSES = [["", "any"], ["queued,running,pausing,paused,cancelling", "not ended"], ["queued", "queued"], ["running", "running"], ["paused", "paused"],
   ["succeeded", "succeeded"], ["failed", "failed"], ["cancelled", "cancelled"]];
 const VERDICTS = ["pass", "fail", "inconclusive"];
 const FILTERS = ["status", "verdict", "model", "label"];
