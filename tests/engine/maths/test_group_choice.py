@@ -45,6 +45,16 @@ def test_what_does_not_fit_stays_and_the_other_kind_follows_where_one_has_too_fe
     assert next_groups(found, missing=0, room=999) == []
 
 
+def test_a_kind_waits_where_the_other_could_not_complete_what_goes() -> None:
+    # 65 of 50 + 3 x 10 go: a head and a channel. After two channels neither would fit.
+    found = families([99, 99], [1, 2, 3, 4])
+    assert next_groups(found, missing=20, room=65) == [((0, "head"), 0)]
+    assert next_groups(found, missing=65, room=65) == [((0, "head"), 0), ((0, "channel"), 0)]
+    assert next_groups(found, missing=10, room=65) == [((0, "channel"), 0)]
+    # Where nothing completes it the cheaper goes all the same.
+    assert next_groups(found, missing=10, room=500) == [((0, "channel"), 0)]
+
+
 def test_quotas_and_units_that_are_gone_are_minded_and_ties_go_by_place() -> None:
     found = families([9, 9], [1, 1, 1, 1], [1, 1, 1, 1], most=1)
     found[0, "channel"].kept_U[0] = False

@@ -16,7 +16,7 @@ from tests.helpers.small_models import EXAMPLES, spec_of
 from tests.helpers.training import TARGETS, jobs, training
 from tests.helpers.tuning import Killed, dying, saving_every_step, weights
 from workers.engine.checks.trace import TOLERANCE
-from workers.engine.errors import MemoryBudgetTooSmall, NumericalFailure, PromiseBroken
+from workers.engine.errors import InvalidSpec, MemoryBudgetTooSmall, NumericalFailure, PromiseBroken
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
@@ -174,6 +174,23 @@ class TestRefusals:
         with pytest.raises(ValidationError) as found:
             spec_of(**GRADUAL | parts)
         assert code in [error["type"] for error in found.value.errors()]
+
+    @pytest.mark.parametrize(
+        ("changes", "field", "message"),
+        [
+            ({"sparsity": 0.9}, "/prune/sparsity", "at most 67.5%"),
+            ({"sparsity": 0.4, "protect_first": 2}, "/prune/sparsity", "at most 22.5%"),
+            ({"sparsity": 0.4, "channel_multiple": 16}, "/prune/channel_multiple", "single channels"),
+        ],
+        ids=["more than may go", "protected blocks", "multiples"],
+    )
+    def test_free_widths_that_cannot_be_are_refused_before_work(
+        self, changes: dict[str, Any], field: str, message: str, tiny: Path, sources: Sources
+    ) -> None:
+        parts = {"prune": {"method": "structured", **changes}, "allocate": {"method": "ranking"}}
+        with pytest.raises(InvalidSpec, match=message) as found:
+            plan(spec_of(score=None, calibrate=None, train=training("efficient_llm"), **parts), sources)
+        assert found.value.field == field
 
     def test_memory_is_planned_and_bounded(self, tiny: Path, sources: Sources) -> None:
         train, budget = training("gradual", sequence_length=128), {"memory_budget": 2**29}

@@ -12,7 +12,6 @@ from transformers import PretrainedConfig
 
 from tests.helpers.in_memory import GPT2, LLAMA, ids_of, in_memory
 from workers.engine.contracts.training import Target
-from workers.engine.errors import InvalidSpec
 from workers.engine.model.loss import next_token_loss
 from workers.engine.training.sampled_masks import SampledMasks, Sampling
 
@@ -21,9 +20,11 @@ KEYS = [(block, kind) for block in range(2) for kind in ("head", "channel")]
 
 
 class Run:
-    def __init__(self, config: PretrainedConfig = LLAMA, share: float = 0.4, going: Any = None, **own: Any) -> None:
+    def __init__(
+        self, config: PretrainedConfig = LLAMA, share: float = 0.4, going: Any = None, least: Any = None, **own: Any
+    ) -> None:
         self.found = in_memory(config)
-        self.target = Target(share, self.found.families, going)
+        self.target = Target(share, self.found.families, going, least or {})
         settings: dict[str, Any] = {
             "samples": 2, "window": 5, "exact": False, "from_weights": False, "head_rate": None,
         }  # fmt: skip
@@ -139,6 +140,14 @@ def test_as_many_go_of_each_family_as_the_target_says() -> None:
         assert float(part_U.sum()) <= stays + 1e-2
 
 
+def test_no_family_loses_more_than_it_may() -> None:
+    run = Run(least={(0, "channel"): 19, (1, "head"): 3})
+    gone = run.gone()
+    assert len(gone[0, "channel"]) <= 1
+    assert gone[1, "head"] == []
+    assert len(gone[0, "head"]) == 2
+
+
 @CONFIGS
 def test_evaluation_is_on_the_model_without_the_units_that_go(config: PretrainedConfig) -> None:
     run = Run(config).to(4)
@@ -196,8 +205,3 @@ def test_losses_that_are_not_finite_are_left_out() -> None:
 def test_heads_have_a_rate_of_their_own() -> None:
     run = Run(head_rate=0.5)
     assert [group["lr"] for group in run.optimizer.param_groups] == [0.5, 0.05]
-
-
-def test_more_than_can_go_is_refused() -> None:
-    with pytest.raises(InvalidSpec, match="one of each kind stays"):
-        Run(share=0.9)

@@ -29,8 +29,9 @@ class Target:
     """Units that may go; empty where single weights go."""
     going: Mapping[tuple[int | None, str], int] | None = None
     """(block, kind) -> how many units of that family go, where it is known before; the block is None for kinds that are
-    the whole model's: `hidden` and `layer`. None where any units may go that amount to `share` together: each family
-    keeps one."""
+    the whole model's: `hidden` and `layer`. None where any units may go that amount to `share` together."""
+    least: Mapping[tuple[int | None, str], int] = field(default_factory=dict)
+    """(block, kind) -> how many units of that family stay at least, where that is more than one."""
     layers: Sequence[LinearFacts] = ()
     """Layers whose weights may go; empty where units go."""
     sparsity: Mapping[str, float] = field(default_factory=dict)

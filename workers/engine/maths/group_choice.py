@@ -45,25 +45,52 @@ def next_groups(families: Mapping[Key, Groups], missing: int, room: int) -> list
     """(family, unit) of those that go now, in the order in which they go.
 
     `missing` parameters are to go, and at most `room` may. One kind of group covers them: the one whose lowest groups
-    cost least per parameter. Others follow only where it has too few. A head may be larger than what is missing, and
-    then goes as a whole; what cannot go without exceeding `room` stays.
+    cost least per parameter, if the others can still make up for the rest of `room`, to within the smallest. Others
+    follow only where it has too few. A head may be larger than what is missing, and then goes as a whole; what cannot
+    go without exceeding `room` stays.
     """
     left = dict(families)
     found: list[tuple[Key, int]] = []
     while missing > 0:
-        offers = {kind: _covering(left, kind, missing, room) for kind in {kind for _, kind in left}}
-        costs = {kind: _cost(left, offer) for kind, offer in offers.items() if offer}
-        if not costs:
+        offers = [_covering(left, kind, missing, room) for kind in sorted({kind for _, kind in left})]
+        offers = sorted((offer for offer in offers if offer), key=lambda offer: _cost(left, offer))
+        if not offers:
             break
-        offer = offers[min(costs, key=lambda kind: (costs[kind], kind))]
-        for key, unit in offer:
-            groups = left[key]
-            kept_U = groups.kept_U.clone()
-            kept_U[unit] = False
-            left[key] = Groups(groups.parameters, groups.most - 1, groups.saliency_U, kept_U)
-        taken = sum(families[key].parameters for key, _ in offer)
-        found, missing, room = [*found, *offer], missing - taken, room - taken
+        afterwards = [(offer, _without(left, offer), room - _size(left, offer)) for offer in offers]
+        completing = [one for one in afterwards if _completes(one[1], one[2])]
+        offer, left, room = (completing or afterwards)[0]
+        found, missing = [*found, *offer], missing - _size(families, offer)
     return found
+
+
+def _without(families: Mapping[Key, Groups], offer: Sequence[tuple[Key, int]]) -> dict[Key, Groups]:
+    left = dict(families)
+    for key, unit in offer:
+        groups = left[key]
+        kept_U = groups.kept_U.clone()
+        kept_U[unit] = False
+        left[key] = Groups(groups.parameters, groups.most - 1, groups.saliency_U, kept_U)
+    return left
+
+
+def _size(families: Mapping[Key, Groups], offer: Sequence[tuple[Key, int]]) -> int:
+    return sum(families[key].parameters for key, _ in offer)
+
+
+def _completes(families: Mapping[Key, Groups], room: int) -> bool:
+    """Whether groups can amount to `room`, to within the smallest: as few large ones as let small ones cover the
+    rest."""
+    counts: dict[int, int] = {}
+    for groups in families.values():
+        counts[groups.parameters] = counts.get(groups.parameters, 0) + groups.most
+    smallest, *larger = sorted(counts)
+    rest = room - counts[smallest] * smallest
+    for size in larger:
+        taken = min(counts[size], max(0, -(-(rest - smallest + 1) // size)))
+        if taken * size > room:
+            return False
+        rest, room = rest - taken * size, room - taken * size
+    return rest < smallest
 
 
 def _covering(families: Mapping[Key, Groups], kind: str, missing: int, room: int) -> list[tuple[Key, int]]:
@@ -88,5 +115,4 @@ def _covering(families: Mapping[Key, Groups], kind: str, missing: int, room: int
 
 def _cost(families: Mapping[Key, Groups], offer: Sequence[tuple[Key, int]]) -> float:
     """Of all groups of an offer together, per parameter."""
-    saliency = sum(families[key].saliency_U[unit].item() for key, unit in offer)
-    return saliency / sum(families[key].parameters for key, _ in offer)
+    return sum(families[key].saliency_U[unit].item() for key, unit in offer) / _size(families, offer)

@@ -25,7 +25,7 @@ from workers.engine.removals.narrow_blocks import NarrowBlocks
 from workers.engine.removals.outcome import Outcome, config_after
 from workers.engine.removals.runtimes import own_code, stock_checkpoint
 from workers.engine.removals.spread import checked
-from workers.engine.removals.widths import UnitPruneParams, best_units, kept_units
+from workers.engine.removals.widths import UnitPruneParams, best_units, kept_units, most_units
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +69,14 @@ class HeadsChannels(Removal):
     def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
         params, at_most = _params(spec), spec.edit.size_limit
         check_alone(architecture, source.config, source.tensors, params.units)
+        if spec.trained_allocation:
+            self.target(spec, source, architecture, None)
+            if params.channel_multiple > 1:
+                raise InvalidSpec(
+                    "a training that spreads the sparsity decides on single channels",
+                    "leave `channel_multiple` out, or use allocate `uniform`",
+                    field="/prune/channel_multiple",
+                )
         differ = len(families(architecture, source.config, source.tensors)) < 2 * architecture.blocks
         if at_most is not None and at_most.decode_time is not None and differ:
             raise UnsupportedModel(
@@ -155,7 +163,7 @@ class HeadsChannels(Removal):
         found = families(architecture, source.config, source.tensors)
         may_go = [family for family in found if family.kind in params.units]
         if sparsity is None:
-            return Target(needed(params.target, "/prune/sparsity"), may_go)
+            return _free(params, may_go, architecture, spec.allocate.most_of_units)
         widths = kept_units(architecture.layers, found, sparsity, params, spec.allocate)
         going: dict[tuple[int | None, str], int] = {
             (family.block, family.kind): family.units - widths[family.block, family.kind] for family in may_go
@@ -253,6 +261,25 @@ def inputs_of(family: Family, units: Sequence[int], tensors: Mapping[str, Tensor
     """The inputs of the layer that reads a family, of some of its units. `tensors`: the dense model's."""
     width = tensors[family.reader.tensor].shape[1] // family.units
     return [unit * width + offset for unit in units for offset in range(width)]
+
+
+def _free(params: UnitPruneParams, may_go: Sequence[Family], architecture: Architecture, most: float) -> Target:
+    """The target of a training that spreads the sparsity. Raises InvalidSpec where the units cannot amount to it."""
+    share, last = needed(params.target, "/prune/sparsity"), architecture.blocks - 1 - params.protect_last
+    free = [family for family in may_go if params.protect_first <= family.block <= last]
+    least: dict[tuple[int | None, str], int] = {
+        (family.block, family.kind): family.units - most_units(family.units, most) for family in free
+    }
+    able = sum((family.units - least[family.block, family.kind]) * family.unit_parameters for family in free)
+    able_share = able / architecture.prunable_parameters
+    if able_share < share:
+        raise InvalidSpec(
+            f"{share:.1%} of the parameters are to go, and at most {able_share:.1%} can: `most` lets at most {most:g} "
+            "of a kind go in a block, and one stays",
+            "lower the sparsity, raise `most`, let heads and channels go, or protect fewer blocks",
+            field="/prune/sparsity",
+        )
+    return Target(share, free, least=least)
 
 
 def _kept(units: Units, outcome: NarrowBlocks) -> dict[tuple[int, str], list[int]]:

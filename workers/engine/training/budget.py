@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workers.engine.errors import InvalidSpec
-
 if TYPE_CHECKING:
     from workers.engine.contracts.training import Target
 
 
 def parameters_going(target: Target, prunable: int) -> int:
-    """Of the `prunable` parameters. Raises InvalidSpec where one unit of each family cannot stay."""
+    """Of the `prunable` parameters."""
+    if target.going is None:
+        return round(target.share * prunable)
     sizes = {(family.block, family.kind): family.unit_parameters for family in target.families}
-    if target.going is not None:
-        return sum(target.going[key] * size for key, size in sizes.items())
-    able = sum((family.units - 1) * family.unit_parameters for family in target.families)
-    wanted = round(target.share * prunable)
-    if able < wanted:
-        raise InvalidSpec(
-            f"{target.share:.1%} of the parameters are to go, and at most {able / prunable:.1%} can: one of each kind "
-            "stays in every block",
-            "lower the sparsity, or let heads and channels go",
-            field="/prune/sparsity",
-        )
-    return wanted
+    return sum(target.going[key] * size for key, size in sizes.items())

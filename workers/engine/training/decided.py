@@ -47,16 +47,19 @@ def lowest_of_each(importance: Mapping[Row, Tensor], going: Mapping[Row, int]) -
     return {row: lowest(values_N.detach()[None], going.get(row, 0))[0] for row, values_N in importance.items()}
 
 
-def lowest_of_all(importance: Mapping[Row, Tensor], sizes: Mapping[Row, int], budget: float) -> dict[Row, Tensor]:
-    """Row -> bool [N]: the lowest units of all rows together. `sizes`: parameters of one unit.
+def lowest_of_all(
+    importance: Mapping[Row, Tensor], sizes: Mapping[Row, int], budget: float, stay: Mapping[Row, int]
+) -> dict[Row, Tensor]:
+    """Row -> bool [N]: the lowest units of all rows together. `sizes`: parameters of one unit. `stay`: units of a row
+    that stay at least, one where it is not said.
 
-    What goes amounts to `budget` parameters to within half a unit of the smallest kind, as far as every row keeping
-    one unit allows. Of equal units those go first of whose row the least has gone.
+    What goes amounts to `budget` parameters to within half a unit of the smallest kind, as far as what must stay
+    allows. Of equal units those go first of whose row the least has gone.
     """
     order: list[tuple[float, float, Row, int]] = []
     for row, values_N in importance.items():
         values = values_N.tolist()
-        own = sorted(range(len(values)), key=values.__getitem__)[:-1]
+        own = sorted(range(len(values)), key=values.__getitem__)[: len(values) - stay.get(row, 1)]
         order += [(values[unit], place / len(values), row, unit) for place, unit in enumerate(own)]
     least, closed, too_large = min(sizes.values()), [], []
     left = budget + least / 2

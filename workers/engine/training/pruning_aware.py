@@ -70,12 +70,11 @@ class Removing:
 
 class PruningAware(Procedure):
     def __init__(self, model: nn.Module, architecture: Architecture, target: Target, removing: Removing) -> None:
-        """Raises InvalidSpec where the units cannot amount to the target."""
         super().__init__()
         self._removing = removing
         self._families: dict[Key, Family] = {(family.block, family.kind): family for family in target.families}
         self._most = {
-            key: family.units - 1 if target.going is None else target.going[key]
+            key: family.units - target.least.get(key, 1) if target.going is None else target.going[key]
             for key, family in self._families.items()
         }
         self._prunable = architecture.prunable_parameters

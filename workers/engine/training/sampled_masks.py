@@ -55,7 +55,6 @@ class SampledMasks(Procedure):
     backward: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, architecture: Architecture, target: Target, sampling: Sampling) -> None:
-        """Raises InvalidSpec where the units cannot amount to the target."""
         super().__init__()
         model.requires_grad_(False)
         self._sampling, self._target, self._prunable = sampling, target, architecture.prunable_parameters
@@ -219,7 +218,7 @@ class SampledMasks(Procedure):
             own = left
             if number + 1 < len(kinds):
                 own = sum((1 - self._share(family)) * family.units * family.unit_parameters for family in families)
-            closed = lowest_of_all(rows, sizes, own)
+            closed = lowest_of_all(rows, sizes, own, self._target.least)
             left -= sum(int(closed_U.sum()) * sizes[row] for row, closed_U in closed.items())
             found |= closed
         return found
