@@ -240,8 +240,9 @@ class CompressionSpec(SpecModel):
 
     @property
     def trained_allocation(self) -> bool:
-        """Whether the training spreads the sparsity over the layers too."""
-        return self.train is not None and Stat.UNIT_SCORES in method_of("allocate", self.allocate).needs
+        """Whether the training decides on the sparsity of each layer too: it spreads it, or there is none to spread."""
+        spreads = Stat.UNIT_SCORES in method_of("allocate", self.allocate).needs or not self.removes.spread
+        return self.train is not None and spreads
 
     def as_trained(self) -> CompressionSpec:
         """The spec of what follows its training, which has decided what goes."""

@@ -21,9 +21,9 @@ from tests.helpers.four_blocks import ALL_FAMILIES, CONFIG, FACTS, SHAPES
 from tests.helpers.random_layers import seeded
 from tests.helpers.small_models import SIZES, SaveModel, Walked, block_tensors, load, spec_of, walk
 from workers.engine.architectures.recognise import recognise
-from workers.engine.contracts.facts import DenseUnits
+from workers.engine.contracts.facts import DenseUnits, Units
 from workers.engine.contracts.refs import ModelRef
-from workers.engine.errors import InvalidSpec, UnsupportedModel
+from workers.engine.errors import InvalidSpec, PromiseBroken, UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.methods.score.taylor import TaylorParams, measure
@@ -34,7 +34,9 @@ from workers.engine.planning.plan import plan
 from workers.engine.removals.assemble import assemble
 from workers.engine.removals.outcome import config_after
 from workers.engine.removals.shape import REMOVAL as SHAPE
+from workers.engine.removals.without_units import sparsity_without, without_units
 from workers.engine.sources.resolve import ModelSource, Sources, resolve_model
+from workers.engine.stages import train as train_stage
 
 IDS_BT = torch.arange(100, 124).reshape(2, 12)
 TEXT = {"dataset": "calibration.txt", "samples": 4, "sequence_length": 32}
@@ -102,6 +104,46 @@ def test_computes_what_the_masked_model_does(
         found_BTV, expected_BTV = cut(IDS_BT).logits, expected(IDS_BT, use_cache=False).logits
     torch.testing.assert_close(found_BTV, expected_BTV, rtol=1e-4, atol=1e-5)
     assert expected_BTV.std() > 100 * (found_BTV - expected_BTV).abs().max()
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "qwen2"])
+def test_a_trained_model_without_units_is_the_masked_one_in_the_dense_shapes(
+    name: str, save_model: SaveModel, sources: Sources, tmp_path: Path
+) -> None:
+    """Zeros stand where units go, so a model of the dense class and config computes what the masked one does."""
+    folder = save_model("tiny", FAMILIES[name])
+    done = walk(shape(**ALL), sources, tmp_path / "walk")
+    scores = done.checkpoint.load_json("unit-scores")
+    blocks = [*done.outcome.blocks]
+    hidden = torch.tensor([scores[block]["hidden"] for block in blocks]).sum(dim=0).tolist()
+    signed = []
+    for block, of_block in enumerate(scores):
+        counts = {"head": ALL["heads"] // 2, "channel": ALL["channels"], "hidden": ALL["hidden"]}
+        kept = {kind: best(hidden if kind == "hidden" else of_block[kind], count) for kind, count in counts.items()}
+        found = {kind: [1.0 if u in kept[kind] else -1.0 for u in range(len(of_block[kind]))] for kind in counts}
+        signed.append(found | {"layer": [1.0 if block in blocks else -1.0]})
+    source, architecture = done.model.source, done.model.architecture
+    units = Units(SHAPE.families(done.spec, architecture, source.config, source.tensors), signed)
+    target = SHAPE.target(done.spec, source, architecture, None)
+    assert target.going is not None
+    assert {kind: count for (block, kind), count in target.going.items() if block is None} == {"hidden": 12, "layer": 1}
+    assert sum(target.going[block, "channel"] for block in range(3)) == 3 * (48 - 20)
+    train_stage._check(target, units)
+    with pytest.raises(PromiseBroken, match="the model: 1 layers were to go, and the training decided on 0"):
+        train_stage._check(target, Units(units.families, [block | {"layer": [1.0]} for block in signed]))
+    lost = sparsity_without(architecture, units)
+    assert lost == pytest.approx(dict(done.allocation.sparsity))
+    sizes = {layer.name: layer.parameters for layer in architecture.layers}
+    mean = sum(lost[name] * size for name, size in sizes.items()) / sum(sizes.values())
+    assert target.share == pytest.approx(mean)
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    without = without_units(lambda _, stored: stored, architecture, units)
+    model.load_state_dict({name: without(name, tensor) for name, tensor in model.state_dict().items()})
+    with torch.no_grad():
+        found_BTV = model(IDS_BT, use_cache=False).logits
+        expected_BTV = masked(folder, scores, ALL)(IDS_BT, use_cache=False).logits
+    torch.testing.assert_close(found_BTV, expected_BTV, rtol=1e-4, atol=1e-5)
 
 
 PUBLISHED = [

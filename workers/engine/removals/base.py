@@ -153,9 +153,7 @@ class Removal:
         target, outcome = spec.edit.target, prospect.outcome
         if not target or outcome is None:
             return []
-        left = outcome.parameters(prospect.source.tensors)
-        kept = sum(left.get(layer.weight, 0) for layer in prospect.architecture.layers)
-        removed = 1 - kept / prospect.architecture.prunable_parameters
+        removed = outcome.share_gone(prospect.architecture, prospect.source.tensors)
         if abs(removed - target) <= 0.005:
             return []
         return [f"{removed:.1%} of the blocks' parameters will be removed, not {target:.1%}: whole units go"]
@@ -210,15 +208,6 @@ class Removal:
     ) -> Target:
         """The target of a training that decides on these units. `sparsity`: of every layer; None where
         the training spreads it."""
-        raise NotImplementedError
-
-    def decided_sparsity(self, architecture: Architecture, units: Units) -> Mapping[str, float]:
-        """Layer name -> fraction to remove, where a training gave units that go a score below zero."""
-        raise NotImplementedError
-
-    def without(self, merged: Callable[[str, Tensor], Tensor], units: Units) -> Callable[[str, Tensor], Tensor]:
-        """The trained weights, `(tensor name, stored tensor) -> tensor`, such that they compute what is left when units
-        whose score is below zero are gone, in the dense shapes."""
         raise NotImplementedError
 
     # Allocation

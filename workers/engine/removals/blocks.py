@@ -11,6 +11,7 @@ from workers.engine.architectures.kept_blocks import bound_to_numbers
 from workers.engine.contracts.params import PruneMethodParams
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
+from workers.engine.contracts.training import Target
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Removal, Scores
@@ -88,6 +89,19 @@ class Blocks(Removal):
         first, last = params.protected
         for block in (*range(first), *range(len(scores) - last, len(scores))):
             scores[block]["layer"] = [math.inf]
+
+    def target(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Target:
+        outcome = self.outcome(spec, source, architecture, sparsity)
+        gone = architecture.blocks - len(outcome.blocks)
+        return Target(
+            outcome.share_gone(architecture, source.tensors), block_families(architecture), {(None, "layer"): gone}
+        )
 
     def sparsity(
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None

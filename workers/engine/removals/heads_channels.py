@@ -171,19 +171,6 @@ class HeadsChannels(Removal):
         gone = sum(going[family.block, family.kind] * family.unit_parameters for family in may_go)
         return Target(gone / architecture.prunable_parameters, may_go, going)
 
-    def decided_sparsity(self, architecture: Architecture, units: Units) -> Mapping[str, float]:
-        share = {
-            member.tensor: sum(score < 0 for score in units.of(family)) / family.units
-            for family in units.families
-            for member in family.members
-        }
-        return {layer.name: share.get(layer.weight, 0.0) for layer in architecture.layers}
-
-    def without(self, merged: Callable[[str, Tensor], Tensor], units: Units) -> Callable[[str, Tensor], Tensor]:
-        from workers.engine.removals.without_units import without_units
-
-        return without_units(merged, units)
-
     def allocated(self, spec: CompressionSpec, units: Units | None) -> Units | None:
         return units and units.of_kinds(_params(spec).units)
 

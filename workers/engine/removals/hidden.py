@@ -16,6 +16,7 @@ from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import PruneMethodParams
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
+from workers.engine.contracts.training import Target
 from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Mask, Prospect, Removal
 from workers.engine.removals.outcome import Outcome
@@ -147,6 +148,17 @@ class Hidden(Removal):
         tensors: Mapping[str, TensorFacts],
     ) -> Sequence[Family]:
         return hidden_families(architecture, config, tensors)
+
+    def target(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Target:
+        gone = architecture.hidden_size - _params(spec).kept(architecture.hidden_size)
+        found = hidden_families(architecture, source.config, source.tensors)
+        return Target(_params(spec).share_removed(architecture.hidden_size), found, {(None, "hidden"): gone})
 
     def sparsity(self, spec: CompressionSpec, architecture: Architecture, units: Units | None) -> Mapping[str, float]:
         gone = _params(spec).share_removed(architecture.hidden_size)

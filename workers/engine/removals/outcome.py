@@ -26,7 +26,7 @@ from workers.engine.architectures.wrappers import WHOLE, WRAPPERS
 from workers.engine.errors import UnsupportedModel
 
 if TYPE_CHECKING:
-    from workers.engine.architectures.architecture import Layout
+    from workers.engine.architectures.architecture import Architecture, Layout
     from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.sources.resolve import ModelSource
 
@@ -102,6 +102,12 @@ class Outcome:
             name: math.prod(shape) * (1 if (within := self.layout.split(name)) is None else times[within[0]])
             for name, shape in self.tensor_shapes(tensors).items()
         }
+
+    def share_gone(self, architecture: Architecture, tensors: Mapping[str, TensorFacts]) -> float:
+        """Fraction of the prunable parameters that the result lacks."""
+        left = self.parameters(tensors)
+        kept = sum(left.get(layer.weight, 0) for layer in architecture.layers)
+        return 1 - kept / architecture.prunable_parameters
 
 
 def config_after(config: Mapping[str, Any], outcome: Outcome, source: ModelSource | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import PruneMethodParams, Unit
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
+from workers.engine.contracts.training import Target
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Mask, Prospect, Removal, Scores
@@ -202,6 +203,24 @@ class Shape(Removal):
 
     def protect(self, params: MethodParams, scores: Scores) -> None:
         BLOCKS.protect(params, scores)
+
+    def target(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> Target:
+        share = self.outcome(spec, source, architecture, sparsity).share_gone(architecture, source.tensors)
+        found = self.families(spec, architecture, source.config, source.tensors)
+        going: dict[tuple[int | None, str], int] = {
+            (family.block, family.kind): family.units - _count(spec, architecture, family)
+            for family in found
+            if family.kind in _WITHIN_BLOCKS
+        }
+        dense, sizes = {"hidden": architecture.hidden_size, "layer": architecture.blocks}, _params(spec).sizes
+        going |= {(None, kind): dense[kind] - sizes[kind] for kind in dense if kind in sizes}
+        return Target(share, found, going)
 
     def sparsity(
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None

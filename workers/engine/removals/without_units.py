@@ -1,4 +1,4 @@
-"""Trained weights without the units that go: zero in the columns that read them."""
+"""A model of the dense shapes without the units that a training has given a score below zero."""
 
 from __future__ import annotations
 
@@ -7,23 +7,57 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
+    from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.facts import Units
 
 
-def without_units(merged: Callable[[str, Tensor], Tensor], units: Units) -> Callable[[str, Tensor], Tensor]:
-    """`merged`, with zeros in the weights that read units whose score is below zero: then nothing depends on them."""
-    going = {family.reader.tensor: torch.tensor([score < 0 for score in units.of(family)]) for family in units.families}
+def without_units(
+    merged: Callable[[str, Tensor], Tensor], architecture: Architecture, units: Units
+) -> Callable[[str, Tensor], Tensor]:
+    """The trained weights, `(tensor name, stored tensor) -> tensor`, so that nothing depends on units that go: zero in
+    the columns that read heads and channels, in hidden dimensions wherever they are, and in all of a layer."""
+    layout = architecture.layout
+    readers: dict[str, Tensor] = {}
+    layers: set[int] = set()
+    gone_D = torch.zeros(architecture.hidden_size, dtype=torch.bool)
+    for family in units.families:
+        gone_U = torch.tensor([score < 0 for score in units.of(family)])
+        if family.kind == "hidden":
+            gone_D = gone_U
+        elif family.kind == "layer":
+            layers |= {family.block} if bool(gone_U) else set()
+        else:
+            readers[family.reader.tensor] = gone_U
 
     def found(name: str, stored: Tensor) -> Tensor:
-        weight = merged(name, stored)
-        gone_U = going.get(name)
-        if gone_U is None or not bool(gone_U.any()):
-            return weight
-        gone_I = gone_U.repeat_interleave(weight.shape[1] // len(gone_U)).to(weight.device)
-        return weight.masked_fill(gone_I, 0)
+        tensor = merged(name, stored)
+        within = layout.split(name)
+        if within is not None and within[0] in layers:
+            return torch.zeros_like(tensor)
+        if name in readers and bool(readers[name].any()):
+            gone_I = readers[name].repeat_interleave(tensor.shape[1] // len(readers[name]))
+            tensor = tensor.masked_fill(gone_I.to(tensor.device), 0)
+        if bool(gone_D.any()) and (axis := layout.hidden_axis(name)) is not None:
+            tensor = tensor.index_fill(axis, gone_D.nonzero().flatten().to(tensor.device), 0)
+        return tensor
 
     return found
+
+
+def sparsity_without(architecture: Architecture, units: Units) -> Mapping[str, float]:
+    """Layer name -> fraction of it that those units are."""
+    left = {
+        (family.block, family.kind): sum(score >= 0 for score in units.of(family)) / family.units
+        for family in units.families
+    }
+    return {
+        layer.name: 1
+        - left.get((layer.block, layer.reads), 1.0)
+        * left.get((layer.block, layer.writes), 1.0)
+        * left.get((layer.block, "layer"), 1.0)
+        for layer in architecture.layers
+    }

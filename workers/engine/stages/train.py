@@ -22,6 +22,7 @@ from workers.engine.model.loaded import described, load_model, result_of
 from workers.engine.planning.predictions import trained_at_once
 from workers.engine.registry import method_of
 from workers.engine.removals.base import removal_of
+from workers.engine.removals.without_units import sparsity_without, without_units
 from workers.engine.report import TrainReport
 from workers.engine.sources.resolve import INDEX
 from workers.engine.training.loop import Loop, Setting
@@ -80,13 +81,13 @@ def train(
     units = None if trained.scores is None else Units(target.families, trained.scores)
     if units is not None:
         _check(target, units)
-        trained = replace(trained, merged=removal.without(trained.merged, units))
+        trained = replace(trained, merged=without_units(trained.merged, dense.architecture, units))
     _copy(dense, folder)
     with procedure.evaluating():
         difference = tuned_traces(model, trained.merged, dense, folder, window_T).difference
     overwrite_trained(described(folder)[1], trained.merged, setting)
     if allocation is None:
-        sparsity = removal.decided_sparsity(dense.architecture, needed(units, "the units' scores"))
+        sparsity = sparsity_without(dense.architecture, needed(units, "the units' scores"))
         allocation = Allocation(target.share, sparsity, {})
     report = TrainReport(
         method=params.method,
@@ -102,15 +103,21 @@ def train(
 def _check(target: Target, units: Units) -> None:
     """Raise PromiseBroken unless as many units go as were to."""
     gone = {(f.block, f.kind): sum(score < 0 for score in units.of(f)) for f in target.families}
-    if any(count == family.units for family, count in zip(target.families, gone.values(), strict=True)):
+    going = target.going or {}
+    if any(gone[f.block, f.kind] == f.units and (None, f.kind) not in going for f in target.families):
         raise PromiseBroken("a block would lose all of its units of a kind", _REMEDY, field="/train")
-    for (block, kind), count in (target.going or {}).items():
-        if block is not None and gone[block, kind] != count:
-            raise PromiseBroken(
-                f"block {block}: {count} {kind}s were to go, and the training decided on {gone[block, kind]}",
-                _REMEDY,
-                field="/train",
-            )
+    for (block, kind), count in going.items():
+        families = [family for family in target.families if family.kind == kind and block in (None, family.block)]
+        of_each = [gone[family.block, kind] for family in families]
+        alone = all(family.units == 1 for family in families)  # one in each block, or the same ones in all
+        for decided in [sum(of_each)] if alone else of_each:
+            if decided != count:
+                where = "the model" if block is None else f"block {block}"
+                raise PromiseBroken(
+                    f"{where}: {count} {kind}s were to go, and the training decided on {decided}",
+                    _REMEDY,
+                    field="/train",
+                )
 
 
 def _copy(dense: LoadedModel, folder: Path) -> None:
