@@ -26,9 +26,9 @@ TARGETS: dict[str, dict[str, dict[str, Any]]] = {
         "ranking": {"prune": {"method": "structured", "sparsity": 0.4}, "allocate": {"method": "ranking"}},
         "channels": {"prune": {"method": "structured", "sparsity": 0.3, "units": ["channel"]}},
     },
-    "hidden": {"hidden": {"prune": {"method": "hidden", "sparsity": 0.25}}},
-    "layer": {
-        "depth": {"prune": {"method": "depth", "layers": 1}},
+    "layer": {"depth": {"prune": {"method": "depth", "layers": 1}}},
+    "hidden": {
+        "hidden": {"prune": {"method": "hidden", "sparsity": 0.25}},
         "shape": {"prune": {"method": "shape", "hidden": 24, "heads": 2, "layers": 2, "channels": 30}},
     },
 }
