@@ -24,7 +24,7 @@ def test_as_many_go_as_are_to_and_the_smallest(sparsity: float, kept_of: tuple[i
     model, architecture = llama()
     target = target_of(architecture, sparsity, kept_of)
     masks = WeightMasks(model, architecture, target)
-    sizes = {name: parameter.detach().abs() for name, parameter in masks.parameters.items()}
+    sizes = masks.sizes()
     total = sum(target.counts.values())
     assert masks.take(sizes) == total
     assert masks.take(sizes) == 0, "the same ones again"
@@ -36,12 +36,17 @@ def test_as_many_go_as_are_to_and_the_smallest(sparsity: float, kept_of: tuple[i
         else:
             assert (gone_OI.view(-1, kept_of[1]).sum(dim=1) == kept_of[1] - kept_of[0]).all()
     assert masks.share == total / architecture.prunable_parameters
+    masks.take(sizes, 0.5)
+    for layer in architecture.layers:
+        of_each = target.counts[layer.name] if kept_of is None else kept_of[1] - kept_of[0]
+        counted = masks.gone[layer.weight].reshape(-1, layer.parameters if kept_of is None else kept_of[1]).sum(dim=1)
+        assert (counted == of_each // 2).all(), "rounded down"
 
 
 def test_what_is_hidden_is_shown_again() -> None:
     model, architecture = llama()
     masks = WeightMasks(model, architecture, target_of(architecture, 0.5))
-    masks.take({name: parameter.detach().abs() for name, parameter in masks.parameters.items()})
+    masks.take(masks.sizes())
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with masks.applied():
         for layer in architecture.layers:
@@ -65,7 +70,7 @@ def test_groups_are_of_inputs_where_parameters_are_transposed_or_shared(
     stored = {name: piece.facts for name, piece in read_header(tmp_path / "model.safetensors").items()}
     architecture = recognise(model.config.to_dict(), stored)
     masks = WeightMasks(model, architecture, target_of(architecture, 0.5, (2, 4)))
-    masks.take({name: parameter.detach().abs() for name, parameter in masks.parameters.items()})
+    masks.take(masks.sizes())
     assert len(masks.parameters) < len(architecture.layers)
     places = held(model, architecture)
     for layer in architecture.layers:

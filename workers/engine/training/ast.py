@@ -42,7 +42,7 @@ class Ast(Procedure):
         self._decay = 0.0
         self._ramp = max(1, round(params.steps * params.ramp))
         self._returned = torch.zeros((), dtype=torch.int64)
-        self._masks.take(self._sizes())
+        self._masks.take(self._masks.sizes())
         self.parameters = self._trainable.parameters
         self.state = {f"gone/{name}": gone for name, gone in self._masks.gone.items()} | {"returned": self._returned}
 
@@ -67,7 +67,7 @@ class Ast(Procedure):
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         done = step + 1
         if done <= self._ramp and (done % self._params.interval == 0 or done == self._ramp):
-            self._returned.fill_(self._masks.take(self._sizes()))
+            self._returned.fill_(self._masks.take(self._masks.sizes()))
 
     def evaluating(self) -> AbstractContextManager[None]:
         return self._masks.applied()
@@ -80,9 +80,6 @@ class Ast(Procedure):
     def finished(self) -> Trained:
         self._masks.zero()
         return Trained(self._trainable.merged)
-
-    def _sizes(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().abs() for name, parameter in self._masks.parameters.items()}
 
 
 class PulledAdamW(Optimizer):

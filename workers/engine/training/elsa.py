@@ -58,12 +58,11 @@ class Elsa(Procedure):
 
     @torch.no_grad()
     def before_update(self, step: int) -> None:
+        if self._projected:
+            self._masks.hold()
+            return
         for name, parameter in self._masks.parameters.items():
-            if parameter.grad is None:
-                continue
-            if self._projected:
-                parameter.grad.masked_fill_(self._masks.gone[name], 0)
-            else:
+            if parameter.grad is not None:
                 away = parameter - self._z[name] + self._u[name]
                 parameter.grad.add_(away, alpha=self._params.penalty)
 

@@ -39,13 +39,13 @@ class WeightMasks:
         """Name of the parameter -> weights that go. Written in place."""
 
     @torch.no_grad()
-    def take(self, scores: Mapping[str, Tensor]) -> int:
-        """Mask the weights with the lowest scores, given in the parameters' shapes, and no others. Returns how many of
-        them were not masked before."""
+    def take(self, scores: Mapping[str, Tensor], share: float = 1.0) -> int:
+        """Mask the weights with the lowest scores, given in the parameters' shapes, and no others: a share of those
+        that are to go, of a layer or of each group rounded down. Returns how many of them were not masked before."""
         changed = []
         for layer, place in self._layers:
             gone = self.gone[place.parameter]
-            gone_OI = self._lowest(layer, place.read(scores[place.parameter]))
+            gone_OI = self._lowest(layer, place.read(scores[place.parameter]), share)
             changed.append((gone_OI & ~place.read(gone)).sum())
             place.write(gone, gone_OI)
         return int(torch.stack(changed).sum())
@@ -78,16 +78,28 @@ class WeightMasks:
         for name, parameter in self.parameters.items():
             parameter.masked_fill_(self.gone[name], 0)
 
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Set the gradients of the masked weights to zero."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(self.gone[name], 0)
+
+    def sizes(self) -> dict[str, Tensor]:
+        """The weights' absolute values, as scores."""
+        return {name: parameter.detach().abs() for name, parameter in self.parameters.items()}
+
     @property
     def share(self) -> float:
         """Of the layers' weights, that is masked."""
         total = sum(layer.parameters for layer, _ in self._layers)
         return sum(int(gone.sum()) for gone in self.gone.values()) / total
 
-    def _lowest(self, layer: LinearFacts, score_OI: Tensor) -> Tensor:
+    def _lowest(self, layer: LinearFacts, score_OI: Tensor, share: float) -> Tensor:
         """Boolean [O, I]."""
         if self._target.kept_of is None:
-            return lowest(score_OI.reshape(1, -1), self._target.counts[layer.name]).reshape(score_OI.shape)
+            count = int(self._target.counts[layer.name] * share)
+            return lowest(score_OI.reshape(1, -1), count).reshape(score_OI.shape)
         m = self._target.kept_of[1]
-        count = round(m * self._target.sparsity[layer.name])
+        count = int(round(m * self._target.sparsity[layer.name]) * share)
         return lowest_of_groups(score_OI.reshape(-1, m), count).reshape(score_OI.shape)

@@ -48,8 +48,8 @@ class AstParams(TrainMethodParams):
     interval: int = Field(10, ge=1, le=1_000_000, description="Steps between two masks.")
     distill: Distill | None = Field(
         default_factory=lambda: Distill(weight=0.67, temperature=2.0),
-        description="Learn from the dense model, which is then in memory too: by default with two thirds of the loss, at "
-        "temperature 2. null learns from the text alone.",
+        description="Learn from the dense model, which is then in memory too: with two thirds of the loss and at "
+        "temperature 2, unless said. null learns from the text alone.",
     )
 
     @property

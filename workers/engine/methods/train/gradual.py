@@ -1,7 +1,6 @@
 """Gradual: sets the smallest weights to zero, ever more of them, while the model trains (arXiv:1710.01878).
 
 Zhu and Gupta 2017. The sparsity rises as 1 - (1 - t)^3, fast at first; then the mask stays and what is left trains on.
-O = outputs, I = inputs.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class GradualParams(TrainMethodParams):
 
 @trainer(GradualParams, paper="arXiv:1710.01878", units=("weight",))
 def prepare(model: Module, architecture: Architecture, target: Target, params: GradualParams) -> Procedure:
-    """All weights train; a weight may come back while the sparsity rises, as masks are made of the weights at hand."""
+    """All weights train that are left; those that are gone stay so."""
     from workers.engine.training.gradual import Gradual
 
     return Gradual(model, architecture, target, max(1, int(params.steps * params.ramp)), params.interval)
