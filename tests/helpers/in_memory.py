@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
 from workers.engine.architectures.architecture import Architecture, Family
-from workers.engine.architectures.coupled import families
+from workers.engine.architectures.coupled import block_families, families, hidden_families
 from workers.engine.architectures.recognise import recognise
 from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.model.views import held
@@ -62,3 +64,29 @@ def ids_of(model: InMemory, windows: int = 3, tokens: int = 12, seed: int = 1) -
     """Random token ids [windows, tokens]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(model.architecture.vocabulary, (windows, tokens), generator=generator)
+
+
+def units(found: InMemory, *kinds: str) -> list[Family]:
+    """The units of some kinds."""
+    kept = list(found.families)
+    if "hidden" in kinds:
+        names = held(found.model, found.architecture)
+        tensors = {name: TensorFacts("F32", tuple(found.read(name).shape)) for name in names}
+        kept += hidden_families(found.architecture, found.model.config.to_dict(), tensors)
+    if "layer" in kinds:
+        kept += block_families(found.architecture)
+    return [family for family in kept if family.kind in kinds]
+
+
+def logits(found: InMemory) -> Tensor:
+    with torch.no_grad():
+        found_BTV: Tensor = found.model(input_ids=ids_of(found), use_cache=False).logits
+    return found_BTV
+
+
+def write(found: InMemory, change: Callable[[str, Tensor], Tensor]) -> None:
+    """Change every tensor once; a tied head is its embedding."""
+    tied = found.model.config.tie_word_embeddings
+    for name in held(found.model, found.architecture):
+        if not (tied and name == found.architecture.layout.head_weight):
+            found.write(name, change(name, found.read(name).clone()))

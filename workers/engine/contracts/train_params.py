@@ -27,6 +27,11 @@ class TrainMethodParams(TrainingParams):
         compute type."""
         return True
 
+    @property
+    def read_first(self) -> str:
+        """Text that the model reads before every window while it trains, and does not learn; empty for none."""
+        return ""
+
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         """All of them, unless a method trains fewer."""
         return source.parameters

@@ -181,6 +181,11 @@ class TrainingParams(DataRef, MethodParams):
         return self.sequence_length
 
     @property
+    def read_tokens(self) -> int:
+        """Most tokens that the model reads in a window while it trains."""
+        return self.sequence_length
+
+    @property
     def warmup(self) -> int:
         """Steps of the warm-up."""
         return self.steps // WARMUP_SHARE if self.warmup_steps is None else self.warmup_steps

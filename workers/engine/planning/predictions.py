@@ -202,7 +202,7 @@ def _training_bytes(
     kept = _kept_numbers(params, architecture)
     blocks = params.blocks_back(source, architecture)
     per_token = kept + blocks * architecture.hidden_size if params.gradient_checkpointing else kept * blocks
-    tokens = windows * params.sequence_length
+    tokens = windows * params.read_tokens
     activations = tokens * (per_token * compute_bytes + architecture.vocabulary * 4 * _KEPT_PER_LOGIT)
     teacher = source.parameters * compute_bytes + stored if params.distill else 0
     return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, weights + activations + teacher)

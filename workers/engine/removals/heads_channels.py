@@ -270,8 +270,9 @@ def _free(params: UnitPruneParams, may_go: Sequence[Family], architecture: Archi
 
 
 def _kept(units: Units, outcome: NarrowBlocks) -> dict[tuple[int, str], list[int]]:
-    """(block, kind) -> units that stay, ascending."""
-    return {
+    """(block, kind) -> units that stay, ascending: all of a family without scores, of which none go."""
+    kept = {(family.block, family.kind): list(range(family.units)) for family in outcome.families}
+    return kept | {
         (family.block, family.kind): best_units(units.of(family), outcome.widths[family.block, family.kind])
         for family in units.families
     }

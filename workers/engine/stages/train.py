@@ -26,6 +26,7 @@ from workers.engine.removals.without_units import sparsity_without, without_unit
 from workers.engine.report import TrainReport
 from workers.engine.sources.resolve import INDEX
 from workers.engine.training.loop import Loop, Setting
+from workers.engine.training.prompted import prompt_ids, prompted
 from workers.engine.training.results import make_ready, overwrite_trained, reported
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def train(
         before = setting.weighed(setting.holdout_losses(model, "/model/id", "check the dense model"))
     torch.manual_seed(params.seed)
     procedure: Procedure = method_of("train", params).function(model, dense.architecture, target, params)
+    if params.read_first:
+        prompted(model, *prompt_ids(params, dense))
     make_ready(model, setting)
     loop = Loop(setting, model, procedure, found, before, keeps_best=False)
     loop.run(lambda: load_model(dense.path, dense.device, dense.dtype))
