@@ -79,6 +79,8 @@ def list_jobs(
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Has this label; repeatable.")] = None,
     model: Annotated[str | None, typer.Option(help="Jobs on this model.")] = None,
     verdict: Annotated[str | None, typer.Option(help="Whose gates said so: pass, fail or inconclusive.")] = None,
+    method: Annotated[str | None, typer.Option(help="Whose spec has this method, in any stage.")] = None,
+    search: Annotated[str | None, typer.Option(help="A part of the id, the model, a method or a label.")] = None,
     sort: Annotated[
         str, typer.Option(help="created_at, updated_at, priority or model; with `-` the largest first.")
     ] = "-created_at",
@@ -89,7 +91,14 @@ def list_jobs(
     """List jobs, newest first."""
     params: list[tuple[str, Any]] = [("limit", limit), ("sort", sort), ("count", "true")]
     params += [("label", f"{key}:{value}") for key, value in _labels(label or []).items()]
-    narrowed = {"status": status, "model": model, "verdict": verdict, "cursor": cursor}
+    narrowed = {
+        "status": status,
+        "model": model,
+        "verdict": verdict,
+        "method": method,
+        "search": search,
+        "cursor": cursor,
+    }
     params += [(k, v) for k, v in narrowed.items() if v is not None]
     with connect(context) as service:
         page = service.get("/v1/jobs", params=params)

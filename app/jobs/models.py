@@ -51,6 +51,8 @@ class Job(Base):
     spec: Mapped[dict[str, Any]] = mapped_column(Json)
     spec_digest: Mapped[str] = mapped_column(String(80))
     model_id: Mapped[str] = mapped_column(String(200))
+    methods: Mapped[str] = mapped_column(String(500), server_default=text("''"))
+    """Names of the spec's methods, a space before and behind each: what lists are filtered by."""
     queue: Mapped[str] = mapped_column(String(16))
     """`any`, or `gpu` for what only a GPU worker may take."""
     devices: Mapped[int] = mapped_column(server_default=text("1"))

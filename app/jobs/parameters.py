@@ -15,7 +15,9 @@ from app.ids import is_id
 from app.jobs.models import STATUSES
 from app.jobs.repository import By, Filters, Order
 from app.jobs.views import JOB_ID
+from workers.engine.contracts.params import STAGES
 from workers.engine.contracts.refs import NAME_OR_HUB_ID
+from workers.engine.registry import methods
 from workers.engine.report import Verdict
 
 
@@ -42,6 +44,16 @@ async def filters(  # async, or FastAPI would run it on a thread
     ] = None,
     model: Annotated[str | None, Query(pattern=NAME_OR_HUB_ID, description="The spec's `model.id`.")] = None,
     verdict: Annotated[Verdict | None, Query(description="Of the spec's gates.")] = None,
+    method: Annotated[
+        str | None, Query(max_length=100, description="A method that the spec has, in any stage.", examples=["wanda"])
+    ] = None,
+    search: Annotated[
+        str | None,
+        Query(
+            pattern=r"^[^\x00-\x1f\x7f]{1,100}$",
+            description="A part of the id, the model, a method's name or a label; upper and lower case are the same.",
+        ),
+    ] = None,
     created_after: Annotated[
         Instant | None,
         Query(description="Exclusive. ISO 8601 with its offset.", examples=["2026-11-22T00:00:00Z"]),
@@ -54,6 +66,8 @@ async def filters(  # async, or FastAPI would run it on a thread
         labels=tuple(sorted((key, value) for key, _, value in (text.partition(":") for text in label or ()))),
         model_id=model,
         verdict=verdict,
+        method=_method(method),
+        search=search,
         created_after=milliseconds(created_after),
         created_before=milliseconds(created_before),
     )
@@ -67,6 +81,14 @@ async def order(
 ) -> Order:
     """Dependency: the list's order."""
     return Order(by=cast(By, sort.removeprefix("-")), descending=sort.startswith("-"))
+
+
+def _method(name: str | None) -> str | None:
+    known = sorted({method.name for stage in STAGES for method in methods(stage)})
+    if name is not None and name not in known:
+        detail = "there is no such method: GET /v1/capabilities lists them"
+        raise InvalidRequest(f"?method: {detail}.", errors=[field_error("?method", "unknown_method", detail, known)])
+    return name
 
 
 def _statuses(text: str | None) -> tuple[str, ...]:

@@ -6,7 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, select, tuple_, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.orm import Session
 
 from app.db import now_ms, table
@@ -71,6 +83,10 @@ class Filters:
     labels: tuple[tuple[str, str], ...] = ()
     model_id: str | None = None
     verdict: str | None = None
+    method: str | None = None
+    """Of any stage."""
+    search: str | None = None
+    """A part of the id, the model, a method's name or a label, in any case."""
     created_after: int | None = None
     """Milliseconds, exclusive."""
     created_before: int | None = None
@@ -162,6 +178,14 @@ def total(connection: Connection, tenant_id: str, filters: Filters) -> int:
     return connection.execute(select(func.count()).select_from(found)).scalar_one()
 
 
+def _holds(text: str) -> ColumnElement[bool]:
+    """Whether a job has the text somewhere. Reads jobs one after another, in the order of the list."""
+    label = table(JobLabel).c
+    in_label = or_(label.key.icontains(text, autoescape=True), label.value.icontains(text, autoescape=True))
+    in_job = [column.icontains(text, autoescape=True) for column in (_job.id, _job.model_id, _job.methods)]
+    return or_(*in_job, exists().where(label.job_id == _job.id, in_label))
+
+
 def _on(tenant_id: str, asked: Page) -> list[ColumnElement[bool]]:
     conditions = _passing(tenant_id, asked.filters)
     if asked.behind is not None:
@@ -190,6 +214,10 @@ def _passing(tenant_id: str, filters: Filters) -> list[ColumnElement[bool]]:
         conditions.append(_job.model_id == filters.model_id)
     if filters.verdict is not None:
         conditions.append(_job.verdict == filters.verdict)
+    if filters.method is not None:
+        conditions.append(_job.methods.contains(f" {filters.method} ", autoescape=True))
+    if filters.search is not None:
+        conditions.append(_holds(filters.search))
     if filters.created_after is not None:
         conditions.append(_job.created_at > filters.created_after)
     if filters.created_before is not None:

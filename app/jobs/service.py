@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from app.jobs.fleet import queue_of
 from app.jobs.lifecycle import VERBS, announce, transition
 from app.jobs.models import TERMINAL, Event, Job, JobLabel, Outbox
 from app.jobs.views import JobView
+from workers.engine.contracts.params import STAGES
 from workers.engine.spec import CompressionSpec
 
 _JOBS = table(Job)
@@ -50,15 +51,17 @@ def create(
     job_id = job_id or new_id("job")
     queue = queue_of(spec)
     spec_digest = spec.digest()
+    document = spec.model_dump(mode="json")
     written = {
         "id": job_id,
         "tenant_id": tenant_id,
         "status": "queued",
         "version": 1,
         "event_seq": 1,
-        "spec": spec.model_dump(mode="json"),
+        "spec": document,
         "spec_digest": spec_digest,
         "model_id": spec.model.id,
+        "methods": _methods(document),
         "queue": queue,
         "devices": spec.compute.devices,
         "priority": priority,
@@ -183,3 +186,13 @@ def remove_finished(session: Session, jobs: Sequence[Job]) -> None:
         removals.record_job(session, job)
     session.flush()
     session.execute(delete(Job).where(Job.id.in_([job.id for job in jobs])))
+
+
+def _methods(spec: Mapping[str, Any]) -> str:
+    """As Job.methods has them."""
+    chosen = [each for stage in STAGES for each in _several(spec.get(stage))]
+    return f" {' '.join(dict.fromkeys(each['method'] for each in chosen))} "
+
+
+def _several(stage: Any) -> list[Any]:
+    return stage if isinstance(stage, list) else [stage] if stage else []

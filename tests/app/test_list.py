@@ -16,7 +16,7 @@ from app.jobs.bodies import Bodies
 from app.jobs.models import Job
 from app.jobs.repository import Filters, Order, Page
 from app.jobs.schemas import JobPage
-from tests.helpers.api import GATED, SPEC, Api, judged
+from tests.helpers.api import GATED, SPEC, WANDA, Api, judged
 from workers.engine.report import Verdict
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -43,6 +43,41 @@ def jobs(api: Api) -> list[dict[str, Any]]:
             at = 1_700_000_000_000 + 1000 * min(n, 5)
             session.execute(update(Job).where(Job.id == job["id"]).values(created_at=at))
     return sorted((api.get(job).json() for job in made), key=lambda job: (job["created_at"], job["id"]))
+
+
+class TestMethodsAndText:
+    def test_a_method_is_found_in_any_stage_and_by_its_whole_name(self, api: Api) -> None:
+        plain = api.submit()["id"]
+        measured = api.submit({**GATED, "allocate": {"method": "owl"}, "calibrate": WANDA["calibrate"]})["id"]
+        assert listed(api, method="magnitude") == [measured, plain]
+        assert listed(api, method="uniform") == [plain]  # the default counts
+        assert listed(api, method="owl") == listed(api, method="size") == [measured]
+        assert listed(api, method="mask", verdict="pass") == []
+        refused = api.client.get("/v1/jobs", params={"method": "mas"})
+        assert (refused.status_code, refused.json()["errors"][0]["code"]) == (422, "unknown_method")
+        assert "wanda" in refused.json()["errors"][0]["allowed"]
+
+    def test_text_is_found_in_id_model_methods_and_labels(self, api: Api, foreign: httpx2.Headers) -> None:
+        one = api.submit(labels={"team": "Search", "share": "100%"})["id"]
+        other = api.submit({**SPEC, "model": {"id": "Owner/my_name"}})["id"]
+        api.client.post("/v1/jobs", json={"spec": SPEC, "labels": {"team": "search"}}, headers=foreign)
+        for text_, found in {
+            one[-8:]: [one], "search": [one], "TEAM": [one], "0%": [one], "%": [one],
+            "owner/MY_": [other], "y_n": [other], "my%": [], "_ame": [], "MAGNITUDE": [other, one], "job_": [other, one], "nowhere": [], "'": [], "\\": [],
+        }.items():  # fmt: skip
+            assert listed(api, search=text_) == found, text_
+        assert listed(api, search="mask", model="bookworm-7m", label="team:Search") == [one]
+        assert api.client.get("/v1/jobs", params={"search": "a\0"}).status_code == 422
+
+    def test_pages_keep_to_what_is_sought(self, api: Api, jobs: list[dict[str, Any]]) -> None:
+        first = api.client.get("/v1/jobs", params={"search": "OWNER", "limit": 3, "count": "true"}).json()
+        assert (len(first["data"]), first["total"]) == (3, 4)
+        second = api.client.get(
+            "/v1/jobs", params={"search": "OWNER", "limit": 3, "cursor": first["next_cursor"]}
+        ).json()
+        assert len(second["data"]) == 1
+        moved = api.client.get("/v1/jobs", params={"search": "book", "cursor": first["next_cursor"]})
+        assert moved.json()["code"] == "cursor_mismatch"
 
 
 class TestPages:

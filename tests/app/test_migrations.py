@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from app import migrate
 from app.db import Base
 from app.settings import Settings
-from tests.helpers.api import Api
+from tests.helpers.api import GATED, Api
 
 
 def differences(api: Api) -> list[Any]:
@@ -28,7 +28,9 @@ def test_they_make_what_the_models_say(api: Api) -> None:
 
 
 def test_down_and_up_again_keeps_the_jobs(api: Api, settings: Settings) -> None:
-    job = api.succeeded()
+    job = api.submit(GATED)
+    api.succeed(api.claim())
+    job = api.get(job).json()
     api.services.relay.stop()
     migrate.downgrade(settings.database_url, "0001")
     assert differences(api) != []
@@ -37,6 +39,8 @@ def test_down_and_up_again_keeps_the_jobs(api: Api, settings: Settings) -> None:
     migrate.upgrade(settings.database_url)
     assert differences(api) == []
     assert api.get(job).json() == {**job, "verdict": None, "asked_by": None}
+    for method, found in {"magnitude": 1, "size": 1, "wanda": 0}.items():
+        assert len(api.client.get("/v1/jobs", params={"method": method}).json()["data"]) == found
 
 
 def test_a_paused_job_is_queued_by_going_back(api: Api, settings: Settings) -> None:

@@ -1,21 +1,24 @@
 // The list of jobs: filtered, paged, kept up to date.
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact-3.1.1.js";
 import * as api from "../api.js";
-import { ago, asked, methods, moment, number, percent, short } from "../format.js";
+import { ago, asked, methods as methodsOf, moment, number, percent, short } from "../format.js";
 import { MOST } from "./compare.js";
 import { Badge, Failed, Loading, Tags, Title, go, useLoaded } from "../parts.js";
 
 const STATUSES = [["", "any"], ["queued,running,pausing,paused,cancelling", "not ended"], ["queued", "queued"], ["running", "running"], ["paused", "paused"],
   ["succeeded", "succeeded"], ["failed", "failed"], ["cancelled", "cancelled"]];
 const VERDICTS = ["pass", "fail", "inconclusive"];
-const FILTERS = ["status", "verdict", "model", "label"];
+const FILTERS = ["search", "status", "verdict", "method", "model", "label"];
 const SORTS = [["", "newest"], ["created_at", "oldest"], ["-updated_at", "changed last"], ["-priority", "priority"], ["model", "model"]];
 const LIVE_MS = 3000;
+const SEARCHED_MS = 15000; // a search reads job after job
 
 export function Jobs({ search, me }) {
   const asking = search.toString();
   const { data, error } = useLoaded(
-    (signal) => api.get(`v1/jobs${api.query({ ...parameters(search), limit: 25, count: "true" })}`, { signal }), [asking], { everyMs: LIVE_MS, keep: true });
+    (signal) => api.get(`v1/jobs${api.query({ ...parameters(search), limit: 25, count: "true" })}`, { signal }), [asking], { everyMs: search.has("search") ? SEARCHED_MS : LIVE_MS, keep: true });
+  const known = useLoaded((signal) => api.get("v1/capabilities", { signal }), []);
+  const names = [...new Set((known.data?.stages || []).flatMap((stage) => stage.methods.map((method) => method.name)))].sort();
   const [chosen, setChosen] = useState([]);
   const toggle = (id) => setChosen(chosen.includes(id) ? chosen.filter((each) => each !== id) : [...chosen, id]);
   const open = (changes) => {
@@ -27,7 +30,7 @@ export function Jobs({ search, me }) {
     <${Title} text="Jobs" actions=${chosen.length > 0 && html`<span class="muted" role="status">${chosen.length} chosen</span>
       <button type="button" onClick=${() => setChosen([])}>Choose none</button>
       <button type="button" class="main" disabled=${chosen.length < 2} onClick=${() => go(`compare?jobs=${chosen.join(",")}`)}>Compare</button>`} />
-    <${Filters} search=${search} open=${open} />
+    <${Filters} search=${search} open=${open} methods=${names} />
     <${Failed} error=${error} />
     ${!data && !error && html`<${Loading} what="jobs" />`}
     ${data && html`<section class="card" aria-label="List of jobs">
@@ -51,7 +54,7 @@ function parameters(search) {
   return found;
 }
 
-function Filters({ search, open }) {
+function Filters({ search, open, methods }) {
   const given = () => Object.fromEntries(FILTERS.map((name) => [name, search.get(name) || ""]));
   const [draft, setDraft] = useState(given);
   const shown = useRef(draft);
@@ -66,10 +69,13 @@ function Filters({ search, open }) {
   const chosen = (name) => ({ id: name, name, value: draft[name], onChange: (event) => open(set(name, event.target.value)) });
   const send = (event) => { event.preventDefault(); open(draft); };
   return html`<form class="filters" role="search" aria-label="Filters" onSubmit=${send}>
+    <div class="wide"><label for="search">Search</label><input type="search" ...${typed("search")} placeholder="part of an id, model, method or label" /></div>
     <div><label for="status">Status</label><select ...${chosen("status")}>
       ${STATUSES.map(([value, name]) => html`<option value=${value}>${name}</option>`)}</select></div>
     <div><label for="verdict">Verdict</label><select ...${chosen("verdict")}>
       <option value="">any</option>${VERDICTS.map((each) => html`<option value=${each}>${each}</option>`)}</select></div>
+    <div><label for="method">Method</label><select ...${chosen("method")}>
+      <option value="">any</option>${(draft.method && !methods.includes(draft.method) ? [draft.method, ...methods] : methods).map((each) => html`<option value=${each}>${each}</option>`)}</select></div>
     <div><label for="model">Model</label><input ...${typed("model")} placeholder="Qwen/Qwen3-0.6B" /></div>
     <div><label for="label">Label</label><input ...${typed("label")} placeholder="team:search" /></div>
     <div><label for="sort">Order</label><select id="sort" value=${search.get("sort") || ""} onChange=${(event) => open({ ...draft, sort: event.target.value })}>
@@ -85,7 +91,7 @@ function List({ jobs, chosen, toggle }) {
     <tbody>${jobs.map((job) => html`<tr key=${job.id} class=${chosen.includes(job.id) ? "chosen" : ""}>
       <td class="tight"><input type="checkbox" aria-label="Choose ${job.spec.model.id} ${short(job.id)}" checked=${chosen.includes(job.id)} disabled=${!chosen.includes(job.id) && chosen.length >= MOST} onChange=${() => toggle(job.id)} /></td>
       <th scope="row"><a href="#/jobs/${job.id}">${job.spec.model.id}</a> <code class="muted whole">${short(job.id)}</code></th>
-      <td data-label="Methods">${methods(job.spec).map(({ method }) => method).join(" · ")}</td>
+      <td data-label="Methods">${methodsOf(job.spec).map(({ method }) => method).join(" · ")}</td>
       <td data-label="Asked for">${asked(job.spec)}</td>
       <td data-label="Status"><${Status} job=${job} /></td>
       <td data-label="Verdict">${job.verdict && html`<${Badge} of=${job.verdict} />`}</td>
