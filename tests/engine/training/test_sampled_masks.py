@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from tests.helpers.in_memory import GPT2, LLAMA, ids_of, in_memory
+from workers.engine.architectures.coupled import block_families
 from workers.engine.contracts.training import Target
 from workers.engine.model.loss import next_token_loss
 from workers.engine.training.sampled_masks import SampledMasks, Sampling
@@ -138,6 +139,24 @@ def test_as_many_go_of_each_family_as_the_target_says() -> None:
     for block, stays in ((0, 13), (1, 20)):
         part_U = run.procedure.parameters["channel"].data.split(20)[block]
         assert float(part_U.sum()) <= stays + 1e-2
+
+
+def test_layers_go_in_all_blocks_together() -> None:
+    found = in_memory(LLAMA)
+    families = block_families(found.architecture)
+    target = Target(0.5, families, {(None, "layer"): 1})
+    sampling = Sampling(samples=2, window=5, exact=False, from_weights=True, head_rate=None)
+    procedure = SampledMasks(found.model, found.architecture, target, sampling)
+    optimizer = procedure.optimizer(0.05, 0.0)
+    for step in range(60):
+        procedure.begin(step)
+        procedure.estimate(lambda: 3 - procedure._masks.values[1, "layer"].sum())
+        optimizer.step()
+        procedure.after_update(step, optimizer)
+    assert float(procedure.parameters["layer"].sum()) <= 1 + 1e-2
+    scores = procedure.finished().scores
+    assert scores is not None
+    assert [block["layer"][0] < 0 for block in scores] == [True, False]
 
 
 def test_no_family_loses_more_than_it_may() -> None:

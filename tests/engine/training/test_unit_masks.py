@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig
 
 from tests.helpers.in_memory import GPT2, LLAMA, InMemory, ids_of, in_memory
+from workers.engine.architectures.coupled import block_families
 from workers.engine.training.unit_masks import UnitMasks
 
 CONFIGS = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["grouped queries", "fused and transposed"])
@@ -69,6 +70,20 @@ def test_a_removed_unit_gets_no_gradient_in_any_of_its_tensors(config: Pretraine
         assert by_unit[1].count_nonzero() == 0, member
         if not member.tensor.endswith("bias"):  # a key's gets none: the softmax is the same
             assert by_unit[0].count_nonzero() > 0, member
+
+
+@CONFIGS
+def test_a_layer_without_its_factor_is_a_model_without_the_layer(config: PretrainedConfig) -> None:
+    found = in_memory(config)
+    dense = logits(found)
+    masks = UnitMasks(found.model, found.architecture, block_families(found.architecture))
+    assert torch.equal(logits(found), dense)
+    masks.values[0, "layer"].zero_()
+    masked = logits(found)
+    masks.remove()
+    blocks = found.model.get_submodule(found.architecture.layout.blocks)
+    del blocks[0]
+    assert torch.equal(logits(found), masked)
 
 
 def test_factors_get_gradients_and_take_the_type_of_the_inputs() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from workers.engine.contracts.training import Procedure, Trained
 from workers.engine.maths.bernoulli import exact_gradient, papers_gradient, probabilities, projected
 from workers.engine.training.budget import parameters_going
-from workers.engine.training.decided import lowest_of_all, lowest_of_each, row_of, scores_of
+from workers.engine.training.decided import lowest_of_all, lowest_of_each, row_of, rows_of, scores_of, units_of
 from workers.engine.training.group_slices import GroupSlices
 from workers.engine.training.recent_inputs import RecentInputs, squares
 from workers.engine.training.unit_masks import UnitMasks
@@ -117,19 +117,21 @@ class SampledMasks(Procedure):
 
     @torch.no_grad()
     def after_update(self, step: int, optimizer: Optimizer) -> None:
-        """Bring the probabilities back to what the target lets stay: in each family where it says how many go there,
-        else in all of a kind."""
+        """Bring the probabilities back to what the target lets stay: in each row where it says how many go there, else
+        in all of a kind."""
+        going = self._target.going
         for kind, families in self._by_kind.items():
-            whole_N = self.parameters[kind].data
-            parts = [whole_N] if self._target.going is None else self._of_families(kind, whole_N)
-            stay = [family.units * self._share(family) for family in families]
-            for part_N, budget in zip(parts, [sum(stay)] if self._target.going is None else stay, strict=True):
-                part_N.copy_(projected(part_N, budget))
+            stays_N = self.parameters[kind].data
+            if going is None:
+                stays_N.copy_(projected(stays_N, sum(family.units * self._share(family) for family in families)))
+                continue
+            for row, stays_U in self._by_row(kind).items():
+                stays_U.copy_(projected(stays_U, len(stays_U) - going[row]))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         closed = self._closed()
-        self._apply({kind: ~torch.cat([closed[row_of(f)] for f in found]) for kind, found in self._by_kind.items()})
+        self._apply({kind: ~torch.cat([closed[row] for row in self._by_row(kind)]) for kind in self._by_kind})
         try:
             yield
         finally:
@@ -152,25 +154,26 @@ class SampledMasks(Procedure):
         return Trained(lambda _, stored: stored, found)
 
     def _share(self, family: Family) -> float:
-        """Share of the family's units that stays on average: heads and channels lose the same where the target does not
-        say how many."""
+        """Share of the units of a family's row that stays on average: heads and channels lose the same where the target
+        does not say how many."""
         if self._target.going is not None:
-            return 1 - self._target.going[row_of(family)] / family.units
+            row = row_of(family)
+            return 1 - self._target.going[row] / units_of(rows_of(self._target.families)[row])
         return 1 - self._wanted / sum(one.units * one.unit_parameters for one in self._target.families)
 
     def _start(self, loss: Callable[[], Tensor]) -> None:
-        """Set the first probabilities."""
+        """Set the first probabilities. No layer reads another as a whole: those of layers stay alike."""
         self._begun.fill_(True)
-        if not self._sampling.from_weights:
+        read = [family for family in self._target.families if family.kind != "layer"]
+        if not (read and self._sampling.from_weights):
             return
-        self._inputs.record(self._target.families)
+        self._inputs.record(read)
         loss()
-        for kind, families in self._by_kind.items():
-            for family, stays_U in zip(families, self._of_families(kind, self.parameters[kind].data), strict=True):
-                weight_OI = self._slices.read(family.reader, lambda parameter: parameter.data).float()
-                score_I = weight_OI.abs().mean(dim=0) * self._inputs.mean(family).sqrt()
-                score_U = score_I.view(family.units, -1).sum(dim=1).cpu()
-                stays_U.copy_(probabilities(score_U, self._share(family)))
+        for family in read:
+            weight_OI = self._slices.read(family.reader, lambda parameter: parameter.data).float()
+            score_I = weight_OI.abs().mean(dim=0) * self._inputs.mean(family).sqrt()
+            score_U = score_I.view(family.units, -1).sum(dim=1).cpu()
+            self._by_row(family.kind)[row_of(family)].copy_(probabilities(score_U, self._share(family)))
         self._inputs.stop()
 
     def _follow(self, loss: Tensor) -> None:
@@ -197,12 +200,14 @@ class SampledMasks(Procedure):
         """The values of each family's units, as views."""
         return torch.split(values_N, [family.units for family in self._by_kind[kind]])
 
+    def _by_row(self, kind: Kind) -> dict[Row, Tensor]:
+        """The probabilities of each row of a kind, as views."""
+        rows = rows_of(self._by_kind[kind])
+        parts = torch.split(self.parameters[kind].data, [units_of(families) for families in rows.values()])
+        return dict(zip(rows, parts, strict=True))
+
     def _importance(self) -> dict[Row, Tensor]:
-        return {
-            row_of(family): stays_U
-            for kind, families in self._by_kind.items()
-            for family, stays_U in zip(families, self._of_families(kind, self.parameters[kind].data), strict=True)
-        }
+        return {row: stays_U for kind in self._by_kind for row, stays_U in self._by_row(kind).items()}
 
     def _closed(self) -> dict[Row, Tensor]:
         """Row -> bool [U]: units that go, of the lowest probabilities. Where the target does not say how many, heads go

@@ -1,6 +1,7 @@
 """Factors on the units of a model, applied where a layer reads them: what it computes without those whose factor is 0.
 
-A unit's values are an interval of the reader's inputs, one interval after the other. U = units of a family.
+A unit's values are an interval of the reader's inputs, one interval after the other. A layer's factor multiplies what
+its block adds to the hidden states. U = units of a family.
 """
 
 from __future__ import annotations
@@ -30,9 +31,15 @@ class UnitMasks:
         """(block, kind) -> factor of each unit, [U]. Written in place or replaced, between forward passes; one that
         requires gradients gets them. It is read in the type of the layer's inputs."""
         self._handles = []
+        layout = architecture.layout
         for family in families:
-            reader = model.get_submodule(architecture.layout.host(family.reader.tensor.removesuffix(".weight")))
             key = (family.block, family.kind)
+            if family.kind == "layer":
+                block = model.get_submodule(layout.in_module(layout.block(family.block)))
+                self.values[key] = torch.ones(1, device=next(block.parameters()).device)
+                self._handles.append(block.register_forward_hook(partial(self._added, key), with_kwargs=True))
+                continue
+            reader = model.get_submodule(layout.host(family.reader.tensor.removesuffix(".weight")))
             self.values[key] = torch.ones(family.units, device=next(reader.parameters()).device)
             self._handles.append(reader.register_forward_pre_hook(partial(self._read, key)))
 
@@ -47,3 +54,13 @@ class UnitMasks:
         factors_U = self.values[key].to(inputs.dtype)
         factors_I = factors_U.repeat_interleave(inputs.shape[-1] // len(factors_U))
         return (inputs * factors_I, *others)
+
+    def _added(
+        self, key: tuple[int, Kind], module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> Any:
+        """The block's output, hidden states [..., D] or a tuple that begins with them."""
+        hidden, *others = output if isinstance(output, tuple) else (output,)
+        before = args[0] if args else named["hidden_states"]
+        factor = self.values[key].to(hidden.dtype)
+        hidden = hidden * factor + before * (1 - factor)
+        return (hidden, *others) if isinstance(output, tuple) else hidden

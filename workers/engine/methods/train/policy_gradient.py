@@ -1,6 +1,6 @@
 """Policy gradient: which units stay is learnt from forward passes alone (Gao et al. 2024, arXiv:2406.10576).
 
-Every head and every channel has a probability to stay. In a step several models are drawn, their losses on the same
+Every head, channel or layer has a probability to stay. In a step several models are drawn, their losses on the same
 windows say how the probabilities move, and these are projected onto what the target allows. No weight changes, and
 nothing is kept for a backward pass. Steps, windows, rate and estimate are those of the authors' code. Other than there:
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 class PolicyGradientParams(TrainMethodParams):
-    """Learn which heads and channels stay from forward passes alone."""
+    """Learn which heads, channels or layers stay from forward passes alone."""
 
     method: Literal["policy_gradient"] = Field(
-        "policy_gradient", description="Learn which heads and channels stay from forward passes alone."
+        "policy_gradient", description="Learn which heads, channels or layers stay from forward passes alone."
     )
     steps: int = Field(15_000, ge=1, le=1_000_000, description="Updates of the probabilities.")
     sequence_length: int = Field(128, ge=8, le=32768, description="Tokens per window.")
@@ -78,7 +78,7 @@ class PolicyGradientParams(TrainMethodParams):
         return channels + sum(layer.shape[0] for layer in architecture.caching())
 
 
-@trainer(PolicyGradientParams, paper="arXiv:2406.10576", units=("head", "channel"))
+@trainer(PolicyGradientParams, paper="arXiv:2406.10576", units=("head", "channel", "layer"))
 def prepare(model: Module, architecture: Architecture, target: Target, params: PolicyGradientParams) -> Procedure:
     """Only probabilities are trained; the model is frozen."""
     from workers.engine.training.sampled_masks import SampledMasks, Sampling
