@@ -192,6 +192,15 @@ class TestRefusals:
             plan(spec_of(score=None, calibrate=None, train=training("efficient_llm"), **parts), sources)
         assert found.value.field == field
 
+    @pytest.mark.parametrize(
+        ("method", "target"), [("gradual", "unstructured"), ("efficient_llm", "uniform"), ("efficient_llm", "ranking")]
+    )
+    def test_a_training_that_is_to_remove_nothing(self, method: str, target: str, tiny: Path, sources: Sources) -> None:
+        (parts,) = (parts for trainer, name, parts in JOBS if (trainer.name, name) == (method, target))
+        with pytest.raises(InvalidSpec, match="removes nothing") as found:
+            plan(spec_of(**parts | {"prune": parts["prune"] | {"sparsity": 0.0}}), sources)
+        assert (found.value.field, "`tune`" in found.value.hint) == ("/prune", True)
+
     def test_memory_is_planned_and_bounded(self, tiny: Path, sources: Sources) -> None:
         train, budget = training("gradual", sequence_length=128), {"memory_budget": 2**29}
         assert plan(spec_of(**GRADUAL | {"train": train}), sources).peak_memory_bytes > 2**29

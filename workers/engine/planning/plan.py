@@ -81,6 +81,12 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
             field="/calibrate/all_experts",
         )
     prospect = prospect_of(spec, source, architecture)  # refuses what cannot be removed
+    if spec.train is not None and _keeps_all(spec, prospect):
+        raise InvalidSpec(
+            f"prune `{spec.edit.method}` as it is given removes nothing, so there is nothing to decide on in training",
+            "ask for more to go, or leave `train` out and use `tune`",
+            field="/prune",
+        )
     if spec.tune is not None:
         spec.tune.check_held(architecture)
     if spec.tune is not None and prospect.outcome is not None:
@@ -98,6 +104,14 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
             )
     predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
     return prospect
+
+
+def _keeps_all(spec: CompressionSpec, prospect: Prospect) -> bool:
+    """Whether it is known before that nothing goes."""
+    source, outcome = prospect.source, prospect.outcome
+    if outcome is None or removal_of(spec).zeros(spec, prospect) != 0:
+        return spec.edit.target == 0
+    return outcome.share_gone(prospect.architecture, source.tensors) == 0
 
 
 def checked_architecture(source: ModelSource) -> Architecture:
