@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import AutoModelForCausalLM
 
 from tests.helpers.small_models import load, spec_of
 from tests.helpers.tuning import Folder, Killed, dying, saving_every_step, tuning
 from workers.engine.errors import DatasetTooShort, InvalidSpec
 from workers.engine.events import Silent
+from workers.engine.model.loss import nll
 from workers.engine.pipeline import compress
 from workers.engine.sources.resolve import Sources
 from workers.engine.store.checkpoint import Checkpoint
+from workers.engine.training import loop
 from workers.engine.training.text import TuningText, tuning_text
+from workers.engine.training.turns import Turns
 
 WORDS = {"sea": "the whale and the ship on the sea ", "law": "the judge and the law of the court "}
 SHARES = {"sea": 3.0, "law": 1.0}
 MIXED = {"dataset": "mixed.jsonl", "domains": {"column": "kind", "shares": SHARES}, "holdout": 4, "batch": 4}
+
+DYNAMIC = {"domains": {"column": "kind", "shares": SHARES, "dynamic": {"reference": {"sea": 8.0, "law": 6.0}}}}
 
 
 @pytest.fixture
@@ -60,12 +67,14 @@ def test_a_domain_that_runs_out_is_read_again(tiny: Path, mixed: Sources) -> Non
     assert sorted(found.tolist()) == sorted(law.train_NT.tolist())
 
 
+@pytest.mark.parametrize("changes", [{}, DYNAMIC], ids=["fixed", "dynamic"])
 def test_killed_and_resumed_to_the_same_bytes_with_the_loss_of_each_domain(
     pruned: Folder,
     mixed: Sources,
     monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
 ) -> None:
-    params = tuning("full", **MIXED)
+    params = tuning("full", **MIXED | changes)
     expected, whole = pruned.tune("whole", tune=params)
     for point in expected.curve:
         assert point.domains is not None
@@ -78,6 +87,45 @@ def test_killed_and_resumed_to_the_same_bytes_with_the_loss_of_each_domain(
     report, folder = pruned.tune("killed", tune=params)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert report.curve == expected.curve
+
+
+def test_shares_follow_what_the_loss_of_a_domain_has_above_its_reference(pruned: Folder, mixed: Sources) -> None:
+    report, _ = pruned.tune("dynamic", tune=tuning("full", **MIXED | DYNAMIC))
+    shares = {"sea": 0.75, "law": 0.25}
+    assert report.curve[0].figures is None
+    for point in report.curve[1:]:
+        assert point.figures is not None
+        assert point.domains is not None
+        grown = {"sea": point.domains["sea"] - 8, "law": point.domains["law"] - 6}
+        shares = {name: share * math.exp(grown[name]) for name, share in shares.items()}
+        shares = {name: share / sum(shares.values()) for name, share in shares.items()}
+        found = {name: point.figures[f"share of {name}"] for name in shares}
+        assert sum(found.values()) == pytest.approx(1)
+        assert found == pytest.approx(shares, abs=1e-3)  # less what is spread evenly
+    assert shares["law"] > 0.9
+
+
+def test_without_a_reference_it_is_the_dense_model_on_the_held_out_windows(
+    pruned: Folder, mixed: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Turns] = []
+    monkeypatch.setattr(loop, "Turns", lambda *given: made.append(Turns(*given)) or made[-1])
+    domains = {"domains": {"column": "kind", "shares": SHARES, "dynamic": {}}}
+    spec = spec_of(tune=tuning("full", **MIXED | domains, steps=2))
+    pruned.tune("dynamic", tune=tuning("full", **MIXED | domains, steps=2))
+    text = pruned.text(spec, load(spec, mixed))
+    dense = AutoModelForCausalLM.from_pretrained(mixed.models_dir / "tiny")
+    with torch.no_grad():
+        expected = [nll(dense, domain.holdout_NT).mean().item() for domain in text.domains]
+    assert made[0].references == pytest.approx(expected, abs=1e-5)
+
+
+def test_any_domain_may_get_all_windows_where_shares_follow_losses(tiny: Path, mixed: Sources) -> None:
+    text, params, tokenizer = text_of(mixed, **DYNAMIC)
+    turns = Turns([1.0, 1.0], [0.0, 1.0])
+    told = [tokenizer.decode(ids_T) for step in range(6) for ids_T in text.batch(params, step, turns)]
+    assert all("judge" in one for one in told)
+    assert len(text.domains[1].train_NT) == 24 > len(text_of(mixed)[0].domains[1].train_NT)
 
 
 def test_a_report_says_how_each_domain_fared(tiny: Path, mixed: Sources, tmp_path: Path) -> None:
@@ -114,6 +162,10 @@ def test_a_domain_of_too_few_windows_is_named(tiny: Path, mixed: Sources) -> Non
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (
+            {"domains": {"column": "kind", "shares": SHARES, "dynamic": {"reference": {"sea": 1.0, "air": 1.0}}}},
+            "`reference` names air, sea, and `shares` law, sea",
+        ),
         ({"holdout": 1}, "cannot be of 2 domains: raise `holdout`"),
         ({"domains": {"column": "kind", "shares": {"sea": 1.0}}}, "at least 2 items"),
         ({"domains": {"column": "kind", "shares": {"sea": 1.0, "l\naw": 1.0}}}, "should match pattern"),

@@ -51,6 +51,19 @@ class Distill(SpecModel):
     temperature: float = Field(1.0, gt=0, le=100, description="Divides both models' logits; above 1 it flattens them.")
 
 
+class Dynamic(SpecModel):
+    """Shares that follow the losses of the domains: dynamic batch loading (Xia et al. 2023, arXiv:2310.06694)."""
+
+    reference: dict[Annotated[str, Field(pattern=COLUMN)], Annotated[float, Field(gt=0, le=100)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=64,
+        description="Domain -> held-out loss, nats a token, above which its share grows, below which it shrinks; null "
+        "takes the dense model's.",
+        examples=[{"novels": 3.1, "myth": 2.9}],
+    )
+
+
 class Domains(SpecModel):
     """Rows of several domains, mixed in stated shares."""
 
@@ -60,6 +73,11 @@ class Domains(SpecModel):
         max_length=64,
         description="Domain -> its share of the windows, relative to the others. Rows of other domains are not read.",
         examples=[{"novels": 2.0, "myth": 1.0}],
+    )
+    dynamic: Dynamic | None = Field(
+        None,
+        description="After every look at the held-out windows a domain's share is multiplied by the exponential of "
+        "its loss less a reference, beginning with `shares`; null leaves the shares as they are.",
     )
 
     @model_validator(mode="after")
@@ -72,6 +90,17 @@ class Domains(SpecModel):
                     "{name} has a share of {share} of all windows, less than {least}: leave it out, or raise its share",
                     {"name": name, "share": f"{share / total:.2g}", "least": LEAST_SHARE},
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _a_reference_for_each(self) -> Domains:
+        reference = None if self.dynamic is None else self.dynamic.reference
+        if reference is not None and reference.keys() != self.shares.keys():
+            raise PydanticCustomError(
+                "references_of_other_domains",
+                "`reference` names {named}, and `shares` {shared}: give a loss for each, or leave `reference` out",
+                {"named": ", ".join(sorted(reference)), "shared": ", ".join(sorted(self.shares))},
+            )
         return self
 
 

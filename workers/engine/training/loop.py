@@ -19,10 +19,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from workers.engine.errors import NumericalFailure
 from workers.engine.model.loss import next_token_loss, nll
+from workers.engine.model.memory import give_back
 from workers.engine.model.repeatable import Repeatable
 from workers.engine.training.losses import distillation
 from workers.engine.training.schedule import rate_schedule
 from workers.engine.training.state import TrainingState, captured, restored
+from workers.engine.training.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -134,6 +136,8 @@ class Loop:
             return
         if params.distill is not None:
             self._teacher = load_teacher().requires_grad_(False)
+        if state.turns is None:
+            state.turns = self._first_turns(lambda: self._teacher or load_teacher())
         saved = time.monotonic()
         self.events.progress(state.step, params.steps, "step")
         while not state.ended:
@@ -152,6 +156,18 @@ class Loop:
                 saved = time.monotonic()
         self._teacher = None
 
+    def _first_turns(self, load_dense: Callable[[], PreTrainedModel]) -> Turns | None:
+        """The domains' turns at the beginning, where their shares follow their losses."""
+        domains, text = self.params.domains, self.setting.text
+        if domains is None or domains.dynamic is None:
+            return None
+        if domains.dynamic.reference is not None:
+            references = [domains.dynamic.reference[name] for name in domains.shares]
+        else:
+            references = self.setting.holdout_losses(load_dense(), "/model/id", "check the dense model")
+            give_back()
+        return Turns(references, [domain.share for domain in text.domains])
+
     def end(self) -> None:
         """Free what only further steps need, and take the best state where it is kept."""
         self.model.eval()
@@ -169,7 +185,7 @@ class Loop:
     def _step(self) -> float:
         """Update the trained parameters once; returns the loss before that."""
         step, procedure = self.state.step, self.procedure
-        ids_BT = self.setting.text.batch(self.params, step).to(self.setting.device, non_blocking=True)
+        ids_BT = self.setting.text.batch(self.params, step, self.state.turns).to(self.setting.device, non_blocking=True)
         self.model.train()
         self._optimizer.zero_grad()
         if procedure.backward:
@@ -249,6 +265,9 @@ class Loop:
         named = dict(zip((domain.name for domain in text.domains), losses, strict=True))
         domains = None if None in named else named
         figures = dict(self.procedure.figures())
+        if state.turns is not None:
+            state.turns.look(losses)
+            figures |= {f"share of {name}": share for name, share in zip(named, state.turns.weights, strict=True)}
         point = {"step": state.step, "holdout_loss": loss, "train_loss": train_loss, "domains": domains}
         state.curve.append(point | {"figures": figures or None})
         state.train_losses.clear()

@@ -1,6 +1,6 @@
 """The state of a training: the content of its resume point.
 
-Neither the order of the windows nor random numbers are in it: both follow from the seed and the step.
+Neither the order of a domain's windows nor random numbers are in it: both follow from the seed and the step.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from workers.engine.training.turns import Turns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +36,8 @@ class TrainingState:
     """A `TunePoint` for each evaluation."""
     stopped_early: bool = False
     ended: bool = False
+    turns: Turns | None = None
+    """Of domains whose shares follow their losses."""
 
 
 def captured(
@@ -68,6 +72,8 @@ def restored(
 ) -> tuple[TrainingState, dict[str, Tensor]]:
     """The state and its best tensors; parameters, the method's state, moments and rate are put back where they were."""
     state = TrainingState(**found["state"])
+    if found["state"].get("turns") is not None:
+        state.turns = Turns(**found["state"]["turns"])
     for name, tensor in _under("parameter/", tensors).items():
         procedure.parameters[name].data.copy_(tensor)
     for name, tensor in _under("own/", tensors).items():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workers.engine.report import TextReport
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
+    from workers.engine.training.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,13 @@ class TuningText:
         """Label -> `sha256:` digest of all windows."""
         return {self.label: self.digest}
 
-    def batch(self, params: TrainingParams, step: int) -> Tensor:
-        """The windows of one step, int64 [batch, T]. They depend on the seed and the step alone, so that a resumed run
-        continues the order of the killed one."""
-        domain_B, number_B = self.mixture.places(step * params.batch, (step + 1) * params.batch)
+    def batch(self, params: TrainingParams, step: int, turns: Turns | None = None) -> Tensor:
+        """The windows of one step, int64 [batch, T]. They depend on the seed, the step and the turns alone, so that a
+        resumed run continues the order of the killed one. `turns`: of domains whose shares change."""
+        if turns is None:
+            domain_B, number_B = self.mixture.places(step * params.batch, (step + 1) * params.batch)
+        else:
+            domain_B, number_B = turns.take(params.batch)
         ids_BT = self.domains[0].train_NT.new_empty(params.batch, params.sequence_length)
         for number, domain in enumerate(self.domains):
             mine_B = domain_B == number
@@ -117,6 +121,8 @@ def training_text(
         [max(1, count) for count in mixture.windows(windows)]
         for windows in (params.holdout, params.batch, params.steps * params.batch)
     ]
+    if params.domains is not None and params.domains.dynamic is not None:  # any may get all windows
+        counts[2] = [params.steps * params.batch] * len(shares)
     field = f"/{stage}"
     return TuningText(
         tuple(
