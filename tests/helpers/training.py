@@ -29,10 +29,11 @@ TARGETS: dict[str, dict[str, dict[str, Any]]] = {
     "layer": {"depth": {"prune": {"method": "depth", "layers": 1}}},
     "hidden": {
         "hidden": {"prune": {"method": "hidden", "sparsity": 0.25}},
-        "shape": {"prune": {"method": "shape", "hidden": 24, "heads": 2, "layers": 2, "channels": 30}},
+        "width": {"prune": {"method": "shape", "hidden": 24, "heads": 2, "channels": 30}},
     },
+    "hidden layer": {"shape": {"prune": {"method": "shape", "hidden": 24, "heads": 2, "layers": 2, "channels": 30}}},
 }
-"""Kind of unit -> target -> parts of a spec."""
+"""Kinds of unit -> target -> parts of a spec."""
 
 
 def training(method: str, **changes: Any) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def jobs() -> list[tuple[Method, str, dict[str, Any]]]:
     return [
         (method, name, {"score": None, "calibrate": None, "train": training(method.name)} | parts)
         for method in methods("train")
-        for unit, targets in TARGETS.items()
-        if unit in method.units
+        for units, targets in TARGETS.items()
+        if {*units.split()} <= {*method.units}
         for name, parts in targets.items()
     ]

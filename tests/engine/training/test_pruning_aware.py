@@ -8,10 +8,12 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig
 
 from tests.helpers.in_memory import GPT2, LLAMA, ids_of, in_memory
+from workers.engine.architectures.coupled import hidden_families
 from workers.engine.contracts.training import Target
+from workers.engine.files.safetensors_bytes import TensorFacts
 from workers.engine.model.loss import next_token_loss
 from workers.engine.training.pruning_aware import PruningAware, Removing
 
@@ -198,6 +200,44 @@ def test_the_masked_model_is_the_one_without_the_groups(config: PretrainedConfig
             )
     with torch.no_grad():
         assert torch.allclose(run.found.model(input_ids=ids_NT, use_cache=False).logits, masked, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+def test_hidden_dimensions_go_from_everywhere_and_stay_zero(tied: bool) -> None:
+    config = LlamaConfig(**LLAMA.to_diff_dict() | {"tie_word_embeddings": tied})
+    found = in_memory(config)
+    described = config.to_dict()
+    tensors = {name: TensorFacts("F32", tuple(p.shape)) for name, p in found.model.named_parameters()}
+    families = (*found.families, *hidden_families(found.architecture, described, tensors))
+    going = {(None, "hidden"): 5} | {(f.block, f.kind): 1 for f in found.families}
+    procedure = PruningAware(found.model, found.architecture, Target(0.4, families, going), removing(dampening=0.01))
+    optimizer = procedure.optimizer(1e-2, 0.1)
+    for step in range(8):
+        optimizer.zero_grad()
+        procedure.begin(step)
+        ids_NT = ids_of(found, seed=step)
+        loss = next_token_loss(found.model(input_ids=ids_NT, use_cache=False).logits[:, :-1], ids_NT[:, 1:])
+        loss.backward()
+        procedure.before_update(step)
+        optimizer.step()
+        procedure.after_update(step, optimizer)
+    scores = procedure.finished().scores
+    assert scores is not None
+    assert scores[0]["hidden"] == scores[1]["hidden"]
+    gone = [d for d, score in enumerate(scores[0]["hidden"]) if score < 0]
+    assert len(gone) == 5
+    assert all(sum(score < 0 for score in block[kind]) == 1 for block in scores for kind in ("head", "channel"))
+    left = [d for d in range(config.hidden_size) if d not in gone]
+    of_dimensions = 0
+    for name, parameter in found.model.named_parameters():
+        axis = found.architecture.layout.hidden_axis(name)
+        assert axis is not None
+        by_dimension = parameter.data.movedim(axis, 0)
+        assert by_dimension[gone].count_nonzero() == 0, name
+        assert by_dimension[left].reshape(len(left), -1).any(dim=1).all(), name
+        of_dimensions += by_dimension[gone].numel()
+    row = procedure._families[None, "hidden"]
+    assert of_dimensions == sum(procedure._slices.parameter(m).numel() for m in row.members) * 5 // config.hidden_size
 
 
 def test_as_many_go_of_each_family_as_the_target_says() -> None:

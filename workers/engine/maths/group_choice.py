@@ -1,7 +1,8 @@
 """Which groups of coupled weights go next, while a model trains: one kind at a time, by the lowest cost.
 
-A group is a unit of a family: a key/value head with its query heads, an MLP channel. Its cost is the increase of the
-loss that is expected when it goes, per parameter, so that groups of different sizes compare. U = units of a family.
+A group is a unit of a family: a key/value head with its query heads, an MLP channel, a hidden dimension. Its cost is
+the increase of the loss that is expected when it goes, per parameter, so that groups of different sizes compare.
+U = units of a family.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-Key = tuple[int, str]
-"""(block, kind) of a family."""
+Key = tuple[int | None, str]
+"""(block, kind) of a family; the block is None for hidden dimensions, which are the whole model's."""
 Course = Literal["linear", "cubic"]
 
 

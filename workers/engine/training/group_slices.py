@@ -5,19 +5,22 @@ U = units of a family.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from workers.engine.architectures.architecture import Member
 from workers.engine.maths.unit_slices import unit_rows
 from workers.engine.model.views import held
+from workers.engine.training.budget import unit_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
-    from workers.engine.architectures.architecture import Architecture, Family, Member
+    from workers.engine.architectures.architecture import Architecture, Family
 
     Value = Callable[[Sequence[Tensor]], Tensor]
 
@@ -26,11 +29,22 @@ class GroupSlices:
     """Reads and writes tensors by units, however transformers' modules hold them."""
 
     def __init__(self, model: nn.Module, architecture: Architecture) -> None:
-        self._model, self._places = model, held(model, architecture)
+        self._model, self._places, self._layout = model, held(model, architecture), architecture.layout
 
     def parameter(self, member: Member) -> nn.Parameter:
         """The parameter that holds a member."""
         return self._model.get_parameter(self._places[member.tensor].parameter)
+
+    def of_the_model(self, hidden: Sequence[Family]) -> Family:
+        """The hidden dimensions of all blocks as one family, with those of embedding, output head and norms."""
+        members, seen = [], set()
+        for name, at in self._places.items():
+            axis, parameter = self._layout.hidden_axis(name), self._model.get_parameter(at.parameter)
+            if axis is None or (id(parameter), at.place) in seen:  # a tied head is its embedding
+                continue
+            seen.add((id(parameter), at.place))
+            members.append(Member(name, axis))
+        return replace(hidden[0], members=tuple(members), unit_parameters=unit_parameters(hidden))
 
     def read(self, member: Member, beside: Callable[[nn.Parameter], Tensor]) -> Tensor:
         """A member's canonical part of a tensor of its parameter's shape."""

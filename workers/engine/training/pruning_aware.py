@@ -2,7 +2,9 @@
 
 A running estimate of what the loss would gain says which. A group that goes is zero from then on, in all its tensors
 and in the optimiser's moments, and its values are masked, so that no gradient brings it back: it is cut out when
-training has ended. O = outputs, I = inputs, U = units of a family.
+training has ended. A hidden dimension is zero everywhere then, so that norms, which divide by the root mean square of
+all of them, give what they will give of those that are left, times a constant that the cut accounts for.
+O = outputs, I = inputs, U = units of a family.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from workers.engine.contracts.training import Procedure, Trained
 from workers.engine.maths.group_choice import Groups, gone_by, next_groups
 from workers.engine.maths.second_order import hessian_of, without_inputs
 from workers.engine.training.budget import parameters_going
+from workers.engine.training.decided import row_of, rows_of
 from workers.engine.training.group_slices import GroupSlices
 from workers.engine.training.recent_inputs import RecentInputs, gram
 from workers.engine.training.trainable import unfrozen
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 
     from workers.engine.architectures.architecture import Architecture, Family
     from workers.engine.contracts.training import Target
-    from workers.engine.maths.group_choice import Course, Key
+    from workers.engine.maths.group_choice import Course
+    from workers.engine.training.decided import Row
 
 Saliency = Literal["second_moment", "squared_gradient", "taylor"]
 _BETAS = (0.9, 0.95)
@@ -72,17 +76,21 @@ class PruningAware(Procedure):
     def __init__(self, model: nn.Module, architecture: Architecture, target: Target, removing: Removing) -> None:
         super().__init__()
         self._removing = removing
-        self._families: dict[Key, Family] = {(family.block, family.kind): family for family in target.families}
-        self._most = {
-            key: family.units - target.least.get(key, 1) if target.going is None else target.going[key]
-            for key, family in self._families.items()
+        self._target, self._slices = target, GroupSlices(model, architecture)
+        self._families: dict[Row, Family] = {
+            row: families[0] if row[1] != "hidden" else self._slices.of_the_model(families)
+            for row, families in rows_of(target.families).items()
         }
-        self._prunable = architecture.prunable_parameters
-        self._wanted = parameters_going(target, self._prunable)
+        self._most = {
+            row: family.units - target.least.get(row, 1) if target.going is None else target.going[row]
+            for row, family in self._families.items()
+        }
+        self._wanted = parameters_going(target, architecture.prunable_parameters)
         trainable = unfrozen(model, architecture, lambda _: True)
         self.parameters, self._merged = trainable.parameters, trainable.merged
-        self._masks = UnitMasks(model, architecture, target.families)
-        self._slices = GroupSlices(model, architecture)
+        self._read = [family for row, family in self._families.items() if row[1] != "hidden"]
+        """Families of which one layer reads the units."""
+        self._masks = UnitMasks(model, architecture, self._read)
         self._recent = RecentInputs(model, architecture, gram)
         units = {key: family.units for key, family in self._families.items()}
         self._order = {key: torch.zeros(count, dtype=torch.int64) for key, count in units.items()}
@@ -90,16 +98,14 @@ class PruningAware(Procedure):
         self._saliency = {key: torch.zeros(count, dtype=torch.float64) for key, count in units.items()}
         """Running sum of the saliency; its mean is over `_measured`."""
         self._measured = torch.zeros((), dtype=torch.float64)
-        self._next: list[tuple[Key, int]] = []
+        self._next: list[tuple[Row, int]] = []
         self._adamw: Optimizer | None = None
-        self.state = {"measured": self._measured}
-        for (block, kind), mask_U in self._masks.values.items():
-            name = f"{block}/{kind}"
-            self.state |= {
-                f"kept/{name}": mask_U,
-                f"order/{name}": self._order[block, kind],
-                f"saliency/{name}": self._saliency[block, kind],
-            }
+        self.state = {
+            "measured": self._measured,
+            **{f"kept/{_name(key)}": mask_U for key, mask_U in self._masks.values.items()},
+            **{f"order/{_name(key)}": order_U for key, order_U in self._order.items()},
+            **{f"saliency/{_name(key)}": saliency_U for key, saliency_U in self._saliency.items()},
+        }
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
         parameters = list(self.parameters.values())
@@ -111,7 +117,8 @@ class PruningAware(Procedure):
         self._next = self._chosen(self._removing.share(step)) if self._removing.now(step) else []
         self._recent.stop()
         if self._removing.dampening is not None:
-            self._recent.record([self._families[key] for key in dict.fromkeys(key for key, _ in self._next)])
+            losing = [self._families[row] for row in dict.fromkeys(row for row, _ in self._next)]
+            self._recent.record([family for family in losing if family in self._read])
 
     def before_update(self, step: int) -> None:
         if self._removing.saliency != "second_moment":
@@ -129,7 +136,7 @@ class PruningAware(Procedure):
             self._measure(self._by_second_moment)
 
     def figures(self) -> Mapping[str, float]:
-        return {"share gone": self._gone() / self._prunable}
+        return {"share gone": self._target.share * self._gone() / self._wanted}
 
     def finished(self) -> Trained:
         return Trained(self._merged, self._scores())
@@ -140,7 +147,7 @@ class PruningAware(Procedure):
         gone = {key: int((order_U > 0).sum()) for key, order_U in self._order.items()}
         return sum(gone[key] * family.unit_parameters for key, family in self._families.items())
 
-    def _chosen(self, share: float) -> list[tuple[Key, int]]:
+    def _chosen(self, share: float) -> list[tuple[Row, int]]:
         """The groups that go, for `share` of all removals to be done."""
         gone, groups = self._gone(), {}
         for key, family in self._families.items():
@@ -153,16 +160,17 @@ class PruningAware(Procedure):
     @torch.no_grad()
     def _remove(self, optimizer: Optimizer) -> None:
         """Take out the groups that were chosen when the step began."""
-        units: dict[Key, list[int]] = {}
+        units: dict[Row, list[int]] = {}
         went = sum(int((order_U > 0).sum()) for order_U in self._order.values())
         for number, (key, unit) in enumerate(self._next, start=went + 1):
             self._order[key][unit] = number
             units.setdefault(key, []).append(unit)
         for key, going in units.items():
             family = self._families[key]
-            if self._removing.dampening is not None:
-                self._make_up(family, going, self._removing.dampening)
-            self._masks.values[key][going] = 0
+            if family in self._read:
+                if self._removing.dampening is not None:
+                    self._make_up(family, going, self._removing.dampening)
+                self._masks.values[family.block, family.kind][going] = 0
             for member in family.members:
                 parameter = self._slices.parameter(member)
                 moments = optimizer.state.get(parameter, {})
@@ -225,13 +233,19 @@ class PruningAware(Procedure):
 
     def _scores(self) -> list[dict[str, Sequence[float]]]:
         """Below zero what went, lowest what went first; above it what stayed, by saliency."""
-        blocks = 1 + max(block for block, _ in self._families)
-        found: list[dict[str, Sequence[float]]] = [{} for _ in range(blocks)]
+        families = self._target.families
+        found: list[dict[str, Sequence[float]]] = [{} for _ in range(1 + max(family.block for family in families))]
         last = max(int(order_U.max()) for order_U in self._order.values())
-        for (block, kind), order_U in self._order.items():
-            mean_U = self._saliency[block, kind] / self._measured
-            found[block][kind] = torch.where(order_U > 0, (order_U - last - 1).double(), mean_U).tolist()
+        for family in families:
+            order_U = self._order[row_of(family)]
+            mean_U = self._saliency[row_of(family)] / self._measured
+            found[family.block][family.kind] = torch.where(order_U > 0, (order_U - last - 1).double(), mean_U).tolist()
         return found
+
+
+def _name(row: Row) -> str:
+    block, kind = row
+    return kind if block is None else f"{block}/{kind}"
 
 
 def _weight(parameter: nn.Parameter) -> Tensor:

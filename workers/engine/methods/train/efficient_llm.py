@@ -1,4 +1,4 @@
-"""EfficientLLM: heads and channels go one kind at a time while the model trains (Xing et al. 2025, arXiv:2502.06663).
+"""EfficientLLM: heads, channels, stem go kind by kind while the model trains (Xing et al. 2025, arXiv:2502.06663).
 
 A running estimate of each group's saliency, the loss that its removal is expected to cost, says which go; at every
 removal one kind, heads or channels, whose lowest groups cost least per parameter. Variant B also has the layers that
@@ -9,7 +9,8 @@ and not their code; what the paper leaves open is settled so:
   others can be chosen.
 - Its text has both an alternation of removal and training and a removal before all training: `pipeline` chooses. In
   the second weights rest while groups go.
-- Hidden dimensions, with embeddings and output head, stay: `structured` cuts heads and channels.
+- The stem, hidden dimensions with embeddings and output head, goes where the pruner removes it (`hidden`, `shape`); no
+  layer makes up for it.
 - A head goes as a key/value head with the query heads that share it.
 """
 
@@ -37,10 +38,10 @@ _REFRESH, _DECAY = 10, 0.9
 
 
 class EfficientLLMParams(TrainMethodParams):
-    """Remove heads and channels one after the other, and train all weights."""
+    """Remove units one after the other, and train all weights."""
 
     method: Literal["efficient_llm"] = Field(
-        "efficient_llm", description="Remove heads and channels one after the other, and train all weights."
+        "efficient_llm", description="Remove units one after the other, and train all weights."
     )
     learning_rate: LearningRate = 3e-4
     weight_decay: float = Field(0.1, ge=0, le=1, description="AdamW's, of everything that is trained.")
@@ -93,7 +94,7 @@ class EfficientLLMParams(TrainMethodParams):
         return _ENDS[self.pipeline] if self.end is None else self.end
 
 
-@trainer(EfficientLLMParams, paper="arXiv:2502.06663", units=("head", "channel"))
+@trainer(EfficientLLMParams, paper="arXiv:2502.06663", units=("head", "channel", "hidden"))
 def prepare(model: Module, architecture: Architecture, target: Target, params: EfficientLLMParams) -> Procedure:
     """All parameters are trained, embeddings and norms included."""
     from workers.engine.training.pruning_aware import PruningAware, Removing
