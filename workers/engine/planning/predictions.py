@@ -356,10 +356,10 @@ def predicted_elapsed_s(
     work += sum(spec.edit.operations(layer.shape, architecture.blocks) for layer in architecture.block(0))
     source, architecture = removal_of(spec).largest(spec, source, architecture)
     for training in spec.trainings.values():
-        length = training.sequence_length
-        per_token = 2 * source.parameters + _attention_flops(architecture, length)
+        per_token = 2 * source.parameters + _attention_flops(architecture, training.read_tokens)
         looks = 2 + training.steps // training.look_every
-        work += length * per_token * (training.steps * training.batch * training.passes + looks * training.holdout)
+        read = training.steps * training.batch * training.passes * training.read_tokens
+        work += per_token * (read + looks * training.holdout * training.sequence_length)
     for params in spec.evaluate:
         per_token = 2 * source.parameters + _attention_flops(architecture, params.window_tokens)
         work += 2 * _tokens_read(params, data_dir) * per_token

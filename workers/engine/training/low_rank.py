@@ -36,14 +36,9 @@ def low_rank(
     layout, places = architecture.layout, held(model, architecture)
     stacked = {path: found for path, found in experts(model, architecture).items() if trained(path)}
     paths = [path for path in linears(model, architecture, (nn.Linear, Conv1D)) if trained(path)]
-    layers = injected(
-        model,
-        paths,
-        rank=rank,
-        alpha=alpha,
-        dropout=dropout,
-        unmasked=[path for path in paths if architecture.is_new(path)],
-    )
+    model.requires_grad_(False)
+    unmasked = [path for path in paths if architecture.is_new(path)]
+    layers = injected(model, paths, rank=rank, alpha=alpha, dropout=dropout, unmasked=unmasked) if paths else {}
     mixtures = {
         path: ExpertsLora(
             model.get_submodule(path), transposed, rank=rank, alpha=alpha, masked=not architecture.is_new(path)
