@@ -35,6 +35,7 @@ PERPLEXITY_ROUNDING = 1e-5
 """Relative."""
 TEXT = {"dataset": "calibration.txt", "samples": 7, "sequence_length": 32}
 """Windows that two ranks cannot share evenly."""
+TUNE = {"method": "full", "dataset": "calibration.txt", "steps": 2, "batch": 2, "sequence_length": 32, "holdout": 3}
 SPECS: dict[str, dict[str, Any]] = {
     "wanda": {},
     "sparsegpt": {"score": None, "prune": {"method": "sparsegpt", "sparsity": 0.5}},
@@ -44,6 +45,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "calibrate": TEXT | {"refresh": "projection"},
     },
     "taylor": {"score": {"method": "taylor"}, "prune": {"method": "structured", "sparsity": 0.25}},
+    "tuned": {"tune": TUNE},
 }
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 5}
 
@@ -110,6 +112,18 @@ def test_a_rank_that_is_killed_is_one_failure_and_a_resume(root: Path, parent: W
     again = job(root, "again")
     assert finished(again, parent)["resumed_blocks"] >= 2
     assert weights(again) == weights(whole)
+
+
+def test_a_rank_that_dies_in_training_is_the_jobs_one_failure(root: Path, parent: Warm) -> None:
+    running = Running(job(root, "killed", tune=TUNE | {"steps": 10_000}), parent)
+    running.until("progress", done=2, unit="step")
+    first, second = ranks(parent)
+    os.kill(second, signal.SIGKILL)
+    code, events, _ = running.finish()
+    assert code == 128 + signal.SIGKILL
+    errors = [event for event in events if event["event"] == "error"]
+    assert [(error["code"], error["rank"], error["retryable"]) for error in errors] == [("runner_died", 1, True)]
+    assert not alive(first)
 
 
 def test_a_host_too_small_for_so_many_processes_says_so() -> None:

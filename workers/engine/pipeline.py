@@ -232,7 +232,7 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
     with clock.stage("verify"):
         checks = ranks.first(lambda: _verified(pruned, outcome, run, ids_T))
         tries.check_decode_time(allocation, model, job.model_dir)
-    tuned, more_checks = ranks.first(lambda: _tuned(job, outcome, run, ids_T))
+    tuned, more_checks = _tuned(job, outcome, run, ids_T)
     growth = removal_of(spec).growth(outcome, run.checkpoint)
     tokens = expert_tokens(run)
     layers = ranks.first(lambda: layer_reports(spec, model, allocation, outcome, job.model_dir, tokens))
@@ -286,12 +286,16 @@ def _skipping(job: _Job, run: Run) -> dict[str, float]:
 
 
 def _tuned(job: _Job, outcome: Outcome, run: Run, ids_T: Tensor) -> tuple[TuneReport | None, list[ResultCheck]]:
-    """The training, if the spec asks for it, and the check of what it made."""
+    """The training, if the spec asks for it, and the check of what it made. All ranks train."""
     if "tune" not in job.trainings:
         return None, []
     from workers.engine.stages.tune import tune  # a third of all imports, and most jobs do not tune
 
     with run.clock.stage("tune"):
         tuned, traces = tune(job.spec, job.model, job.model_dir, job.trainings["tune"], run, ids_T, outcome.new)
+
+    def verified() -> ResultCheck:
+        return verify_tuned(job.spec, job.model, needed(traces, "traces"), job.model_dir, ids_T)
+
     with run.clock.stage("verify"):
-        return tuned, [verify_tuned(job.spec, job.model, traces, job.model_dir, ids_T)]
+        return tuned, [job.model.ranks.first(verified)]

@@ -538,6 +538,17 @@ class CompressionSpec(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _as_many_windows_on_every_device(self) -> CompressionSpec:
+        if self.tune is not None and self.tune.batch % self.compute.devices:
+            raise PydanticCustomError(
+                "batch_not_divisible",
+                "each of {devices} devices trains on as many windows of a step, and {batch} cannot be divided so: take "
+                "a multiple of {devices} for `tune.batch`",
+                {"devices": self.compute.devices, "batch": self.tune.batch},
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_ratio_of_something_measured(self) -> CompressionSpec:
         if self._bounds_a_ratio and self.ratio_text is None:
             raise PydanticCustomError(

@@ -187,6 +187,9 @@ class Trainable:
     merged: Callable[[str, Tensor], Tensor]
     """`(tensor name, stored tensor in float32) -> tensor to store`, same shape, float32; what was not trained comes
     back itself. The stored tensor is not written to."""
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name in the resume point -> boolean, true where a weight may change, of the same shape. The gradient is zero
+    elsewhere, where the parameter is whole; of one that is divided over ranks, the loop sees to it."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def fingerprint(
     """Values that a resume point and the run that continues from it must share. `calibration`, `training`, `tuning`:
     digests of the texts, None where none is read."""
     return environment(model) | {
-        "resume_points": "3",  # of what is kept in them, and how
+        "resume_points": "4",  # of what is kept in them, and how
         "spec": spec.digest(),
         "calibration": calibration or "none",
         **({"training": training} if training else {}),

@@ -20,6 +20,7 @@ from workers.engine.contracts.needed import needed
 from workers.engine.errors import PromiseBroken
 from workers.engine.model.loaded import described, load_model, result_of
 from workers.engine.planning.predictions import trained_at_once
+from workers.engine.ranks import Ranks
 from workers.engine.registry import method_of
 from workers.engine.removals.base import removal_of
 from workers.engine.removals.without_units import sparsity_without, without_units
@@ -28,6 +29,7 @@ from workers.engine.sources.resolve import INDEX
 from workers.engine.training.loop import Loop, Setting
 from workers.engine.training.prompted import prompt_ids, prompted
 from workers.engine.training.results import make_ready, overwrite_trained, reported
+from workers.engine.training.shards import Shards
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,14 +64,15 @@ def train(
     """
     params, removal = needed(spec.train, "/train"), removal_of(spec)
     at_once = trained_at_once(spec, "train", dense.source, dense.architecture)
-    setting = Setting("train", params, text, dense.device, dense.dtype, at_once, run)
+    shards = Shards(Ranks(), dense.device)  # the first rank trains alone
+    setting = Setting("train", params, text, dense.device, dense.dtype, at_once, run, shards)
     sparsity = None if allocation is None else allocation.sparsity
     target = removal.target(spec, dense.source, dense.architecture, sparsity)
     if scored is not None:
         target = replace(target, scores=scored.scores)
     dtype = torch.float32 if params.trains_all else dense.dtype
     model = load_model(dense.path, dense.device, dtype)
-    found, before = setting.found(), math.nan
+    found, before = setting.points.found(), math.nan
     if found is None:
         before = setting.weighed(setting.holdout_losses(model, "/model/id", "check the dense model"))
     torch.manual_seed(params.seed)

@@ -26,12 +26,13 @@ from workers.engine.removals.base import removal_of
 from workers.engine.report import TuneReport
 from workers.engine.training.loop import Loop, Setting
 from workers.engine.training.results import make_ready, overwrite_trained, reported
+from workers.engine.training.shards import Shards, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from workers.engine.contracts.facts import Trainable
@@ -49,18 +50,27 @@ def tune(
     run: Run,
     window_T: Tensor,
     new: Sequence[int] = (),
-) -> tuple[TuneReport, TunedTraces]:
+) -> tuple[TuneReport, TunedTraces | None]:
     """Train the model in `folder`, and store the state with the lowest held-out loss in it. `dense`: the dense model;
     `new`: the blocks that were added to it, by their numbers in the result.
 
-    Also returns the traces of that state on a window of token ids [T]. Raises NumericalFailure where a loss is not
-    finite, InvalidSpec where the pruned model does not fit the method.
+    Also returns the traces of that state on a window of token ids [T], on the first rank; None on others, which take
+    part in the training. Raises NumericalFailure where a loss is not finite, InvalidSpec where the pruned model does
+    not fit the method.
     """
     tuning = _Tuning(spec, dense, folder, text, run, new)
     tuning.train()
-    traces = tuned_traces(tuning.model, tuning.trainable.merged, dense, folder, window_T)
-    tuning.write()
-    return tuning.report(), traces
+    best = tuning.whole()
+    traces: list[TunedTraces] = []
+
+    def write() -> TuneReport:
+        tuning.put_together(best)
+        traces.append(tuned_traces(tuning.model, tuning.trainable.merged, dense, folder, window_T))
+        tuning.write()
+        return tuning.report()
+
+    report = dense.ranks.first(write)
+    return report, traces[0] if traces else None
 
 
 class _Tuning:
@@ -73,25 +83,49 @@ class _Tuning:
         run: Run,
         new: Sequence[int],
     ) -> None:
-        """Prepare the model, and restore the last resume point, if there is one."""
-        self.params, self.dense = needed(spec.tune, "/tune"), dense
+        """Prepare the model, divide it over the ranks, and restore the last resume point, if there is one."""
+        self.params, self.dense, self.folder = needed(spec.tune, "/tune"), dense, folder
         at_once = trained_at_once(spec, "tune", dense.source, dense.architecture)
-        self.setting = Setting("tune", self.params, text, dense.device, dense.dtype, at_once, run)
+        shards = Shards(dense.ranks, dense.device)
+        self.setting = Setting("tune", self.params, text, dense.device, dense.dtype, at_once, run, shards)
         architecture, self.slices = described(folder)
         self.architecture = replace(architecture, new_blocks=frozenset(new))
         self.model: PreTrainedModel = load_model(folder, dense.device, dense.dtype)
-        found, before = self.setting.found(), math.nan
+        found, before = self.setting.points.found(), math.nan
         if found is None:
             losses = self.setting.holdout_losses(self.model, f"/{spec.editor.stage}", removal_of(spec).gentler)
             before = self.setting.weighed(losses)
         self.trainable = self._prepared()
-        self.loop = Loop(self.setting, self.model, _Plain(self.trainable), found, before, keeps_best=True)
+        parameters = shards.divided_parameters(self.model, self.architecture, self.trainable.parameters)
+        masks = self.trainable.masks if shards.divided else {}
+        self.loop = Loop(self.setting, self.model, _Plain(parameters), found, before, keeps_best=True, masks=masks)
 
     def train(self) -> None:
         """Train, and take the state with the lowest held-out loss."""
-        dense = self.dense
-        self.loop.run(lambda: load_model(dense.path, dense.device, dense.dtype), self.params.patience)
+        self.loop.run(self._teacher, self.params.patience)
         self.loop.end()
+
+    def whole(self) -> dict[str, Tensor] | None:
+        """The trained parameters, of which each rank holds a part, on the first rank; None where they are whole."""
+        if not self.setting.shards.divided:
+            return None
+        found = {}
+        for name, parameter in self.loop.procedure.parameters.items():
+            all_of_it = whole(parameter.detach())
+            if self.dense.ranks.leads:
+                found[name] = all_of_it.cpu()
+        return found
+
+    def put_together(self, best: Mapping[str, Tensor] | None) -> None:
+        """Where it was divided, prepare the model anew, whole, with these parameters."""
+        if best is None:
+            return
+        del self.model
+        self.model = load_model(self.folder, self.dense.device, self.dense.dtype)
+        self.trainable = self._prepared()
+        for name, parameter in self.trainable.parameters.items():
+            parameter.data.copy_(best[name])
+        self.model.eval()
 
     def write(self) -> None:
         """Write trained tensors into the folder's files, each rounded once to its stored type."""
@@ -108,6 +142,11 @@ class _Tuning:
             holdout_loss_after=min(point["holdout_loss"] for point in state.curve),
             **reported(loop, self.trainable.parameters.values()),
         )
+
+    def _teacher(self) -> PreTrainedModel:
+        found = load_model(self.dense.path, self.dense.device, self.dense.dtype)
+        self.setting.shards.divide(found, self.dense.architecture)
+        return found
 
     def _prepared(self) -> Trainable:
         """The model, prepared by the method; trained parameters are float32, read from the stored values."""
@@ -128,6 +167,6 @@ class _Tuning:
 class _Plain(Procedure):
     """Nothing but AdamW on the parameters of a tuner."""
 
-    def __init__(self, trainable: Trainable) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
-        self.parameters = trainable.parameters
+        self.parameters = parameters

@@ -30,6 +30,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -120,6 +121,11 @@ class Checkpoint:
             return None
 
         return self.ranks.first(read)
+
+    def remove_json(self, name: str) -> None:
+        """Forget what `save_json` kept, if it did."""
+        for path in self.directory.glob(f"{name}.*.json") if self.ranks.leads else ():
+            path.unlink(missing_ok=True)
 
     def outside(self) -> Path:
         """File of the tensors that belong to no block; it exists once `save_outside` has returned."""
@@ -231,11 +237,15 @@ class Checkpoint:
         self._save(name, tensors, metadata={"state": json.dumps(state, sort_keys=True)})
 
     def load_training(self, name: str) -> tuple[dict[str, Tensor], Any] | None:
-        """(tensors on the CPU, state) that `save_training` kept last, or None."""
-        while path := self._sealed.find(name, _TENSORS):
+        """(tensors on the CPU, state) that `save_training` kept last, or None. The same on all ranks."""
+        find = partial(self._sealed.find, name, _TENSORS)
+        while path := self.ranks.first(find):
+            found = None
             with suppress(FileNotFoundError), safe_open(path, framework="pt") as stored:
                 state = json.loads(stored.metadata()["state"])
-                return {name: stored.get_tensor(name) for name in stored.keys()}, state  # noqa: SIM118
+                found = {name: stored.get_tensor(name) for name in stored.keys()}, state  # noqa: SIM118
+            if all(self.ranks.gather(found is not None)):  # else a newer one has taken its place: look again
+                return found
         return None
 
     def scratch_file(self) -> BinaryIO:

@@ -22,12 +22,14 @@ from workers.engine.model.loss import next_token_loss, nll
 from workers.engine.model.memory import give_back
 from workers.engine.model.repeatable import Repeatable
 from workers.engine.training.losses import distillation
+from workers.engine.training.points import TrainingPoints
 from workers.engine.training.schedule import rate_schedule
+from workers.engine.training.shards import kept, whole
 from workers.engine.training.state import TrainingState, captured, restored
 from workers.engine.training.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from workers.engine.contracts.training import Procedure
     from workers.engine.contracts.tuning_params import TrainingParams
     from workers.engine.store.run import Run
+    from workers.engine.training.shards import Shards
+    from workers.engine.training.state import Point
     from workers.engine.training.text import TuningText
 
 CHECKPOINT_S = 60.0
@@ -59,6 +63,11 @@ class Setting:
     at_once: int
     """Windows per forward and backward pass."""
     run: Run
+    shards: Shards
+
+    @property
+    def points(self) -> TrainingPoints:
+        return TrainingPoints(self.run.checkpoint, self.name, self.shards)
 
     @property
     def name(self) -> str:
@@ -70,16 +79,13 @@ class Setting:
         """Where the learning rate stands in the spec, and the remedy that lowers it."""
         return f"/{self.stage}/learning_rate", f"lower `learning_rate`, {self.params.learning_rate:g} now"
 
-    def found(self) -> tuple[dict[str, Tensor], Any] | None:
-        """The last resume point."""
-        return self.run.checkpoint.load_training(self.name)
-
     def holdout_losses(self, model: PreTrainedModel, field: str, remedy: str) -> list[float]:
         """Of each domain, nats a token. Raises NumericalFailure, with that cause and remedy, if one is not finite."""
         model.eval()
+        mine_NT, count = self.shards.padded(self.text.holdout_NT)
         with torch.no_grad(), self.precision():
-            parts = self.text.holdout_NT.to(self.device).split(self.at_once)
-            loss_N = torch.cat([nll(model, ids_BT) for ids_BT in parts])
+            parts = mine_NT.to(self.device).split(self.at_once)
+            loss_N = self.shards.gathered(torch.cat([nll(model, ids_BT) for ids_BT in parts])[:count])
             of_each = loss_N.split([len(domain.holdout_NT) for domain in self.text.domains])
             losses: list[float] = torch.stack([of_one.mean() for of_one in of_each]).tolist()
         if not all(map(math.isfinite, losses)):
@@ -105,13 +111,15 @@ class Loop:
         setting: Setting,
         model: PreTrainedModel,
         procedure: Procedure,
-        found: tuple[dict[str, Tensor], Any] | None,
+        found: Point | None,
         before: float,
         *,
         keeps_best: bool,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Begin, or restore the resume point that was `found`. `before`: held-out loss of the model as it was.
-        `keeps_best`: whether the state with the lowest held-out loss is kept beside the present one."""
+        `keeps_best`: whether the state with the lowest held-out loss is kept beside the present one. `masks`: of
+        parameters that are divided over ranks, where they may change, [whole shape]."""
         self.setting, self.model, self.procedure, self.keeps_best = setting, model, procedure, keeps_best
         self.params, self.events = setting.params, setting.run.events
         self.best: dict[str, Tensor] = {}
@@ -119,13 +127,16 @@ class Loop:
         self._repeatable = Repeatable(setting.device)
         self._teacher: PreTrainedModel | None = None
         self._writing_s = 0.0
+        self._masks = {
+            name: setting.shards.like(procedure.parameters[name], mask) for name, mask in (masks or {}).items()
+        }
         self._optimizer = procedure.optimizer(setting.params.learning_rate, setting.params.weight_decay)
         self._schedule = rate_schedule(self._optimizer, setting.params)
         if found is None:
             self.state = TrainingState(before)
             self._look()
         else:
-            self.state, self.best = restored(*found, procedure, self._optimizer, self._schedule)
+            self.state, self.best = restored(found, procedure, self._optimizer, self._schedule)
             self.resumed_step = self.state.step
             self.events.resume(self.resumed_step, "step")
 
@@ -192,9 +203,9 @@ class Loop:
             losses = self._repeatable.run(partial(self._gradients, ids_BT), self.model)
         else:
             losses = [self._estimate(ids_BT)]
-        norm_ = clip_grad_norm_(procedure.clipped(), MAX_GRADIENT_NORM)
+        norm_ = whole(clip_grad_norm_(procedure.clipped(), MAX_GRADIENT_NORM))
         # The device is waited for once, when it has been given all of the step but the update.
-        *parts, norm = torch.stack([*losses, norm_]).tolist()
+        *parts, norm = self.setting.shards.mean(torch.stack([*losses, norm_])).tolist()
         total = sum(parts)
         if not (math.isfinite(total) and math.isfinite(norm)):
             field, remedy = self.setting.rate
@@ -212,12 +223,15 @@ class Loop:
     def _gradients(self, ids_BT: Tensor) -> list[Tensor]:
         """Fill the gradients of a step; returns the losses of its parts, and of its penalty."""
         self._begin()
-        losses = []
-        for part_BT in ids_BT.split(self.setting.at_once):
+        mine_BT, losses = self.setting.shards.mine(ids_BT), []
+        for part_BT in mine_BT.split(self.setting.at_once):
             with self.setting.precision():
-                loss = self._loss(part_BT) * (len(part_BT) / len(ids_BT))
+                loss = self._loss(part_BT) * (len(part_BT) / len(mine_BT))
             loss.backward()
             losses.append(loss.detach())
+        for name, mask in self._masks.items():
+            if (gradient := self.procedure.parameters[name].grad) is not None:
+                gradient.mul_(mask)
         if (penalty := self.procedure.penalty(self.state.step)) is not None:
             penalty.backward()
             losses.append(penalty.detach())
@@ -236,7 +250,8 @@ class Loop:
         return self.procedure.estimate(loss)
 
     def _begin(self) -> None:
-        torch.manual_seed((self.params.seed << 24) + self.state.step + 1)  # dropout's, and the method's
+        own = self.setting.shards.ranks.rank << 56  # each rank draws dropout of its own
+        torch.manual_seed(own + (self.params.seed << 24) + self.state.step + 1)  # dropout's, and the method's
         self.procedure.begin(self.state.step)
 
     def _loss(self, ids_BT: Tensor) -> Tensor:
@@ -261,7 +276,7 @@ class Loop:
         if self.keeps_best and loss < min((point["holdout_loss"] for point in state.curve), default=math.inf):
             state.best_step, state.stale = state.step, 0
             parameters = self.procedure.parameters.items()
-            self.best = {name: p.detach().to("cpu", copy=True) for name, p in parameters}
+            self.best = {name: kept(parameter) for name, parameter in parameters}
         named = dict(zip((domain.name for domain in text.domains), losses, strict=True))
         domains = None if None in named else named
         figures = dict(self.procedure.figures())
@@ -281,6 +296,6 @@ class Loop:
     def _save(self) -> None:
         started = time.monotonic()
         point = captured(self.state, self.best, self.procedure, self._optimizer, self._schedule)
-        self.setting.run.checkpoint.save_training(self.setting.name, *point)
+        self.setting.points.save(*point, self.state.step)
         self._writing_s = time.monotonic() - started
         self.events.checkpoint(self.state.step - 1, "step")

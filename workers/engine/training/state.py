@@ -5,10 +5,13 @@ Neither the order of a domain's windows nor random numbers are in it: both follo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from workers.engine.training.shards import kept
 from workers.engine.training.turns import Turns
 
 if TYPE_CHECKING:
@@ -40,6 +43,15 @@ class TrainingState:
     """Of domains whose shares follow their losses."""
 
 
+@dataclass(frozen=True)
+class Point:
+    """A resume point: its JSON, and how tensors are read from it."""
+
+    state: Any
+    fill: Callable[[Mapping[str, Tensor]], None]
+    """Fills tensors, by their names in the point, in place."""
+
+
 def captured(
     state: TrainingState,
     best: Mapping[str, Tensor],
@@ -47,10 +59,10 @@ def captured(
     optimizer: Optimizer,
     schedule: LRScheduler,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, JSON) for `restored`. Of a training that has ended only what ships is kept: the best state where one is
-    kept, else the last."""
+    """(tensors, JSON) of a resume point. Of a training that has ended only what ships is kept: the best state where one
+    is kept, else the last."""
     tensors = {f"best/{name}": tensor for name, tensor in best.items()}
-    found: dict[str, Any] = {"state": asdict(state)}
+    found: dict[str, Any] = {"state": asdict(state), "best": bool(best)}
     if not (state.ended and best):
         tensors |= {f"parameter/{name}": parameter.detach() for name, parameter in procedure.parameters.items()}
         tensors |= {f"own/{name}": tensor for name, tensor in procedure.state.items()}
@@ -58,35 +70,39 @@ def captured(
         moments = optimizer.state_dict()
         for index, of_parameter in moments["state"].items():
             tensors |= {f"moment/{index}/{name}": tensor for name, tensor in of_parameter.items()}
+        found["moments"] = {
+            index: {name: moment.dim() == 0 for name, moment in of_parameter.items()}
+            for index, of_parameter in moments["state"].items()
+        }  # whether it is a number, or of the parameter's shape
         found["groups"] = moments["param_groups"]
         found["schedule"] = schedule.state_dict()
-    return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}, found
+    return tensors, found
 
 
 def restored(
-    tensors: Mapping[str, Tensor],
-    found: Mapping[str, Any],
-    procedure: Procedure,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
+    point: Point, procedure: Procedure, optimizer: Optimizer, schedule: LRScheduler
 ) -> tuple[TrainingState, dict[str, Tensor]]:
     """The state and its best tensors; parameters, the method's state, moments and rate are put back where they were."""
+    found = point.state
     state = TrainingState(**found["state"])
     if found["state"].get("turns") is not None:
         state.turns = Turns(**found["state"]["turns"])
-    for name, tensor in _under("parameter/", tensors).items():
-        procedure.parameters[name].data.copy_(tensor)
-    for name, tensor in _under("own/", tensors).items():
-        procedure.state[name].copy_(tensor)
+    best = {name: kept(parameter) for name, parameter in procedure.parameters.items() if found["best"]}
+    tensors: dict[str, Tensor] = {f"best/{name}": tensor for name, tensor in best.items()}
+    if not (state.ended and best):
+        tensors |= {f"parameter/{name}": parameter.detach() for name, parameter in procedure.parameters.items()}
+        tensors |= {f"own/{name}": tensor for name, tensor in procedure.state.items()}
+    moments: dict[int, dict[str, Tensor]] = {}
     if not state.ended:
-        moments: dict[int, dict[str, Tensor]] = {}
-        for path, tensor in _under("moment/", tensors).items():
-            index, _, name = path.partition("/")
-            moments.setdefault(int(index), {})[name] = tensor
+        ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, scalars in found["moments"].items():
+            like = ordered[int(index)].detach()
+            moments[int(index)] = {
+                name: torch.zeros(()) if scalar else torch.zeros_like(like) for name, scalar in scalars.items()
+            }
+            tensors |= {f"moment/{index}/{name}": moment for name, moment in moments[int(index)].items()}
+    point.fill(tensors)
+    if not state.ended:
         optimizer.load_state_dict({"state": moments, "param_groups": found["groups"]})
         schedule.load_state_dict(found["schedule"])
-    return state, _under("best/", tensors)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return state, best

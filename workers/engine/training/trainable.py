@@ -88,4 +88,4 @@ def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[st
             stored if found is None or found.parameter not in values else found.read(values[found.parameter].detach())
         )
 
-    return Trainable(parameters, merged)
+    return Trainable(parameters, merged, {name: kept for name in parameters if (kept := masks.get(name)) is not None})

@@ -1,0 +1,94 @@
+"""Shards: a model in training divided over the ranks of a job, by torch's FSDP2 (`fully_shard`).
+
+Each rank holds a part of every parameter, of its gradient and of AdamW's moments, and gathers the whole parameters of
+one block while it is computed. Every rank trains on its part of a step's windows. B = windows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from workers.engine.architectures.architecture import Architecture
+    from workers.engine.ranks import Ranks
+
+
+class Shards:
+    """How trainings of a job are divided. With one rank nothing is, and no call communicates."""
+
+    def __init__(self, ranks: Ranks, device: torch.device) -> None:
+        self.ranks = ranks
+        self.divided = ranks.count > 1
+        self._mesh = init_device_mesh(device.type, (ranks.count,)) if self.divided else None
+
+    def divide(self, model: nn.Module, architecture: Architecture) -> None:
+        """Leave this rank its part of every parameter. Blocks are gathered one by one; what is outside of them, a tied
+        embedding too, together."""
+        if self._mesh is None:
+            return
+        layout = architecture.layout
+        for block in range(architecture.blocks):
+            module = model.get_submodule(layout.in_module(layout.block(block)))
+            fully_shard(module, mesh=self._mesh)
+        fully_shard(model, mesh=self._mesh)
+
+    def divided_parameters(
+        self, model: nn.Module, architecture: Architecture, parameters: Mapping[str, nn.Parameter]
+    ) -> dict[str, nn.Parameter]:
+        """`divide` a model; returns these of its parameters as they are then, under the same keys."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        paths = {key: names[id(parameter)] for key, parameter in parameters.items()}
+        whole = [*model.parameters()]
+        self.divide(model, architecture)
+        found = {key: model.get_parameter(path) for key, path in paths.items()}
+        if self.divided:
+            for parameter in whole:  # closures still name them
+                parameter.data = parameter.new_empty(0)
+        return found
+
+    def like(self, parameter: Tensor, whole: Tensor) -> Tensor:
+        """This rank's part of a tensor of a parameter's shape, which all ranks have."""
+        if not isinstance(parameter, DTensor):
+            return whole
+        return distribute_tensor(whole.to(parameter.device), self._mesh, parameter.placements, src_data_rank=None)
+
+    def mine(self, ids_BT: Tensor) -> Tensor:
+        """This rank's part of the windows, as many on all; their number must be a multiple of that of the ranks."""
+        return ids_BT[self.ranks.share(len(ids_BT))]
+
+    def padded(self, ids_BT: Tensor) -> tuple[Tensor, int]:
+        """(this rank's part of any number of windows, filled up to as many on all ranks; how many of them count)."""
+        ranks = self.ranks
+        most = -(-len(ids_BT) // ranks.count)
+        mine_BT = ids_BT[ranks.share(len(ids_BT))]
+        missing = most - len(mine_BT)
+        return torch.cat([mine_BT, ids_BT[:1].expand(missing, -1)]), len(mine_BT)
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """The numbers of all ranks, one after the other, on the CPU."""
+        return torch.cat(self.ranks.gather(values.cpu()))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all ranks, in place."""
+        self.ranks.add(values)
+        return values.div_(self.ranks.count) if self.divided else values
+
+
+def kept(parameter: Tensor) -> Tensor:
+    """A copy, on the CPU; of a divided parameter this rank's part of one, where the parameter is."""
+    found = parameter.detach()
+    return found.clone() if isinstance(found, DTensor) else found.to("cpu", copy=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on every rank. All ranks must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
