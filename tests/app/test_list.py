@@ -63,7 +63,8 @@ class TestMethodsAndText:
         api.client.post("/v1/jobs", json={"spec": SPEC, "labels": {"team": "search"}}, headers=foreign)
         for text_, found in {
             one[-8:]: [one], "search": [one], "TEAM": [one], "0%": [one], "%": [one],
-            "owner/MY_": [other], "y_n": [other], "my%": [], "_ame": [], "MAGNITUDE": [other, one], "job_": [other, one], "nowhere": [], "'": [], "\\": [],
+            "owner/MY_": [other], "y_n": [other], "my%": [], "_ame": [], "MAGNITUDE": [other, one],
+            "job_": [other, one], "nowhere": [], "'": [], "\\": [],
         }.items():  # fmt: skip
             assert listed(api, search=text_) == found, text_
         assert listed(api, search="mask", model="bookworm-7m", label="team:Search") == [one]
