@@ -17,6 +17,7 @@ from workers.engine.files.manifest import file_entries, verify
 from workers.engine.methods.score.wanda import WandaParams
 from workers.engine.removals.runtimes import own_code, stock_checkpoint
 from workers.engine.report import Report
+from workers.engine.reporting.figures import widths_figure
 from workers.engine.reporting.model_card import render as render_card
 from workers.engine.reporting.page import render as render_page
 from workers.engine.stages.package import package
@@ -48,6 +49,15 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_a_page_of_a_model_that_lost_its_only_attention_has_no_figure_of_widths() -> None:
+    dropped = [
+        layer.model_copy(update={"shape": (0, 0)}) if layer.reads == "head" else layer for layer in report_of().layers
+    ]
+    assert widths_figure(dropped) == ""
+    dropped[0] = dropped[0].model_copy(update={"shape": (4, 8)})
+    assert "Width of attention" in widths_figure(dropped)
 
 
 @pytest.mark.usefixtures("drawn")

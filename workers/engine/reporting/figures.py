@@ -85,11 +85,11 @@ def sparsity_figure(layers: Sequence[LayerReport]) -> str:
 
 
 def widths_figure(layers: Sequence[LayerReport]) -> str:
-    """Inputs of the layers that read heads and channels over blocks, dense and pruned; empty where no layer was cut, or
-    the report does not name those layers."""
+    """Inputs of the layers that read heads and channels over blocks, dense and pruned; empty where no layer was cut,
+    none of a kind is left, or the report does not name those layers."""
     panels = {"head": "attention", "channel": "MLP"}
     uncut = all(math.prod(layer.shape) == layer.parameters for layer in layers)
-    if uncut or not {*panels} <= {layer.reads for layer in layers}:
+    if uncut or not {*panels} <= {layer.reads for layer in layers if layer.shape[0]}:
         return ""
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.6, 3.0), layout="constrained")
