@@ -23,7 +23,7 @@ CONFIGS = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["grouped queries
 def removing(**changes: Any) -> Removing:
     found: dict[str, Any] = {
         "begins": 2, "ends": 6, "every": 1, "course": "cubic", "saliency": "second_moment", "decay": 0.9, "refresh": 2,
-        "dampening": None, "rests": False,
+        "dampening": None, "recent": 1, "rests": False,
     }  # fmt: skip
     return Removing(**found | changes)
 
@@ -275,10 +275,9 @@ def test_the_reader_is_updated_as_least_squares_would(config: PretrainedConfig, 
     going, key = [0, 2], (family.block, family.kind)
     before_OI = run.found.reader(family).double()
     inputs = record(run, family)
-    run.procedure._recent.record([family])
+    run.procedure._recent.record()
     run.loss(0)
-    run.procedure._next = [(key, unit) for unit in going]
-    run.procedure._remove(run.optimizer)
+    run.procedure._remove([(key, unit) for unit in going], run.optimizer)
     after_OI = run.found.reader(family).double()
     stays_I = torch.ones(family.units, dtype=torch.bool).index_fill(0, torch.tensor(going), False)
     stays_I = stays_I.repeat_interleave(before_OI.shape[1] // family.units)
@@ -309,12 +308,10 @@ def test_a_twin_takes_over_what_a_channel_gave() -> None:
     for writer in (mlp.gate_proj, mlp.up_proj):
         writer.weight.data[5] = writer.weight.data[11]
     column_O = mlp.down_proj.weight.data[:, [5, 11]].sum(dim=1)
-    family = next(family for family in run.found.families if family.kind == "channel")
-    run.procedure._recent.record([family])
+    run.procedure._recent.record()
     with torch.no_grad():
         before = run.loss(0)
-        run.procedure._next = [((0, "channel"), 5)]
-        run.procedure._remove(run.optimizer)
+        run.procedure._remove([((0, "channel"), 5)], run.optimizer)
         assert torch.allclose(run.loss(0), before, atol=1e-5)
     assert torch.allclose(mlp.down_proj.weight.data[:, 11], column_O, atol=1e-3)
 
@@ -335,8 +332,8 @@ def test_weights_rest_while_groups_go_and_train_afterwards() -> None:
 
 @pytest.mark.parametrize("dampening", [None, 0.01])
 def test_goes_on_from_a_copy_of_its_state_to_the_same_bytes(dampening: float | None) -> None:
-    whole = Run(dampening=dampening).to(7)
-    half, rest = Run(dampening=dampening).to(4), Run(dampening=dampening)
+    own = {"dampening": dampening, "every": 3, "recent": 2}
+    whole, half, rest = Run(**own).to(7), Run(**own).to(4), Run(**own)  # it stops between the inputs of a removal
     for name, parameter in half.procedure.parameters.items():
         rest.procedure.parameters[name].data.copy_(parameter)
     for name, tensor in half.procedure.state.items():

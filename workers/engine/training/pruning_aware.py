@@ -59,6 +59,8 @@ class Removing:
     """Steps from one refresh to the next, of a saliency that is not measured every step."""
     dampening: float | None
     """Of the least squares by which layers make up for inputs that go; None where they do not."""
+    recent: int
+    """Steps up to a removal whose inputs these see, as far as they are after the one before."""
     rests: bool
     """Whether weights do not train before all groups are gone."""
 
@@ -66,6 +68,10 @@ class Removing:
         """Whether groups go at the end of a step, counted from 0."""
         done = step + 1
         return self.begins < done <= self.ends and ((done - self.begins) % self.every == 0 or done == self.ends)
+
+    def records(self, step: int) -> bool:
+        """Whether the least squares of a removal see the inputs of a step."""
+        return self.dampening is not None and any(self.now(later) for later in range(step, step + self.recent))
 
     def share(self, step: int) -> float:
         """Of all that goes, what is gone at the end of a step."""
@@ -91,20 +97,22 @@ class PruningAware(Procedure):
         self._read = [family for row, family in self._families.items() if row[1] != "hidden"]
         """Families of which one layer reads the units."""
         self._masks = UnitMasks(model, architecture, self._read)
-        self._recent = RecentInputs(model, architecture, gram)
+        recorded = self._read if removing.dampening is not None else []
+        self._recent = RecentInputs(model, architecture, recorded, gram)
         units = {key: family.units for key, family in self._families.items()}
         self._order = {key: torch.zeros(count, dtype=torch.int64) for key, count in units.items()}
         """Number of the removal in which each unit went, from 1; 0 for those that are there."""
         self._saliency = {key: torch.zeros(count, dtype=torch.float64) for key, count in units.items()}
         """Running sum of the saliency; its mean is over `_measured`."""
         self._measured = torch.zeros((), dtype=torch.float64)
-        self._next: list[tuple[Row, int]] = []
         self._adamw: Optimizer | None = None
         self.state = {
             "measured": self._measured,
             **{f"kept/{_name(key)}": mask_U for key, mask_U in self._masks.values.items()},
             **{f"order/{_name(key)}": order_U for key, order_U in self._order.items()},
             **{f"saliency/{_name(key)}": saliency_U for key, saliency_U in self._saliency.items()},
+            **{f"gram/{name}": gram_II for name, gram_II in self._recent.sums.items()},
+            **{f"tokens/{name}": count for name, count in self._recent.tokens.items()},
         }
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
@@ -113,12 +121,8 @@ class PruningAware(Procedure):
         return self._adamw
 
     def begin(self, step: int) -> None:
-        """Choose what goes at the end of the step, so that only inputs of layers that lose some are recorded."""
-        self._next = self._chosen(self._removing.share(step)) if self._removing.now(step) else []
-        self._recent.stop()
-        if self._removing.dampening is not None:
-            losing = [self._families[row] for row in dict.fromkeys(row for row, _ in self._next)]
-            self._recent.record([family for family in losing if family in self._read])
+        if self._removing.records(step):
+            self._recent.record()
 
     def before_update(self, step: int) -> None:
         if self._removing.saliency != "second_moment":
@@ -129,8 +133,11 @@ class PruningAware(Procedure):
                 group["lr"] = 0.0  # the schedule sets it again; moments are kept up
 
     def after_update(self, step: int, optimizer: Optimizer) -> None:
-        self._remove(optimizer)
+        self._recent.stop()
         removing, done = self._removing, step + 1
+        if removing.now(step):
+            self._remove(self._chosen(removing.share(step)), optimizer)
+            self._recent.clear()
         soon = removing.now(done) or done % removing.refresh == 0
         if removing.saliency == "second_moment" and soon and done < removing.ends:
             self._measure(self._by_second_moment)
@@ -158,11 +165,11 @@ class PruningAware(Procedure):
         return next_groups(groups, round(share * self._wanted) - gone, self._wanted - gone)
 
     @torch.no_grad()
-    def _remove(self, optimizer: Optimizer) -> None:
-        """Take out the groups that were chosen when the step began."""
+    def _remove(self, chosen: Sequence[tuple[Row, int]], optimizer: Optimizer) -> None:
+        """Take out groups."""
         units: dict[Row, list[int]] = {}
         went = sum(int((order_U > 0).sum()) for order_U in self._order.values())
-        for number, (key, unit) in enumerate(self._next, start=went + 1):
+        for number, (key, unit) in enumerate(chosen, start=went + 1):
             self._order[key][unit] = number
             units.setdefault(key, []).append(unit)
         for key, going in units.items():
@@ -177,11 +184,9 @@ class PruningAware(Procedure):
                 beside = [moments[name] for name in ("exp_avg", "exp_avg_sq") if name in moments]
                 for whole in (parameter.data, *beside):
                     self._slices.clear(family, going, whole, member)
-        self._next = []
-        self._recent.stop()
 
     def _make_up(self, family: Family, going: Sequence[int], dampening: float) -> None:
-        """Update the weights of the reader that stay, by least squares over the inputs of this step."""
+        """Update the weights of the reader that stay, by least squares over recent inputs."""
         weight_OI = self._slices.read(family.reader, lambda parameter: parameter.data)
         width = weight_OI.shape[1] // family.units
         there_U = self._masks.values[family.block, family.kind] != 0

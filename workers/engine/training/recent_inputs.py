@@ -1,4 +1,4 @@
-"""Sums over the inputs that layers read in the forward passes of a step. I = inputs, N = tokens."""
+"""Sums over the inputs that layers read in forward passes. I = inputs, N = tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from workers.engine.training.group_slices import GroupSlices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,36 +29,54 @@ def squares(inputs_NI: Tensor) -> Tensor:
 
 
 class RecentInputs:
-    """Records between `record` and `stop`, of the layers that read families' units, `summed` inputs."""
+    """Of the layers that read families' units: what is `summed` of the inputs, while it records."""
 
-    def __init__(self, model: nn.Module, architecture: Architecture, summed: Callable[[Tensor], Tensor]) -> None:
-        self._model, self._layout, self._summed = model, architecture.layout, summed
+    def __init__(
+        self,
+        model: nn.Module,
+        architecture: Architecture,
+        families: Sequence[Family],
+        summed: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._summed = summed
+        self._readers: dict[str, nn.Module] = {}
         self._handles: list[RemovableHandle] = []
-        self._sums: dict[str, Tensor] = {}
-        self._tokens: dict[str, int] = {}
-
-    def record(self, families: Sequence[Family]) -> None:
-        """Record the inputs of their readers from now on, after masks that were put on them before."""
+        self.sums: dict[str, Tensor] = {}
+        """Tensor of the reader -> the sum, float32, written in place."""
+        self.tokens: dict[str, Tensor] = {}
+        """The same -> how many tokens it is over, float64 scalar."""
+        slices = GroupSlices(model, architecture)
         for family in families:
             name = family.reader.tensor
-            reader = self._model.get_submodule(self._layout.host(name.removesuffix(".weight")))
+            weight_OI = slices.read(family.reader, lambda parameter: parameter.data)
+            self._readers[name] = model.get_submodule(architecture.layout.host(name.removesuffix(".weight")))
+            self.sums[name] = summed(torch.zeros(0, weight_OI.shape[1], device=weight_OI.device))
+            self.tokens[name] = torch.zeros((), dtype=torch.float64)
+
+    def record(self) -> None:
+        """Add what is read from now on, after masks that were put on the readers before."""
+        self.stop()
+        for name, reader in self._readers.items():
             self._handles.append(reader.register_forward_pre_hook(partial(self._add, name)))
 
     def stop(self) -> None:
-        """Forget what was recorded, and take the hooks off."""
+        """Add nothing more."""
         while self._handles:
             self._handles.pop().remove()
-        self._sums, self._tokens = {}, {}
+
+    def clear(self) -> None:
+        """Forget all inputs."""
+        for total in (*self.sums.values(), *self.tokens.values()):
+            total.zero_()
 
     def mean(self, family: Family) -> Tensor:
-        """The sum over the tokens recorded divided by their number, float32."""
+        """The sum divided by the number of tokens, float32."""
         name = family.reader.tensor
-        return self._sums[name] / self._tokens[name]
+        return self.sums[name] / float(self.tokens[name])
 
     @torch.no_grad()
     def _add(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         inputs_NI = args[0].detach().flatten(0, -2).float()
         with torch.autocast(inputs_NI.device.type, enabled=False):
-            found = self._summed(inputs_NI)
-        self._sums[name] = self._sums[name].add_(found) if name in self._sums else found
-        self._tokens[name] = self._tokens.get(name, 0) + len(inputs_NI)
+            self.sums[name] += self._summed(inputs_NI)
+        self.tokens[name] += len(inputs_NI)

@@ -62,9 +62,10 @@ class SampledMasks(Procedure):
         self._by_kind: dict[Kind, list[Family]] = {}
         for family in target.families:
             self._by_kind.setdefault(family.kind, []).append(family)
-        self._slices = GroupSlices(model, architecture)
+        self._model, self._architecture, self._slices = model, architecture, GroupSlices(model, architecture)
         self._masks = UnitMasks(model, architecture, target.families)
-        self._inputs = RecentInputs(model, architecture, squares)
+        self._read = [family for family in target.families if family.kind != "layer"]
+        """Families whose units a layer reads."""
         # On the CPU, so that chance is the same on every device.
         self.parameters = {
             kind: nn.Parameter(
@@ -162,19 +163,19 @@ class SampledMasks(Procedure):
         return 1 - self._wanted / sum(one.units * one.unit_parameters for one in self._target.families)
 
     def _start(self, loss: Callable[[], Tensor]) -> None:
-        """Set the first probabilities. No layer reads another as a whole: those of layers stay alike."""
+        """Set the first probabilities. Those of layers, which nothing reads as a unit, stay alike."""
         self._begun.fill_(True)
-        read = [family for family in self._target.families if family.kind != "layer"]
-        if not (read and self._sampling.from_weights):
+        if not self._sampling.from_weights:
             return
-        self._inputs.record(read)
+        inputs = RecentInputs(self._model, self._architecture, self._read, squares)
+        inputs.record()
         loss()
-        for family in read:
+        inputs.stop()
+        for family in self._read:
             weight_OI = self._slices.read(family.reader, lambda parameter: parameter.data).float()
-            score_I = weight_OI.abs().mean(dim=0) * self._inputs.mean(family).sqrt()
+            score_I = weight_OI.abs().mean(dim=0) * inputs.mean(family).sqrt()
             score_U = score_I.view(family.units, -1).sum(dim=1).cpu()
             self._by_row(family.kind)[row_of(family)].copy_(probabilities(score_U, self._share(family)))
-        self._inputs.stop()
 
     def _follow(self, loss: Tensor) -> None:
         """Let the baseline follow the mean loss of a step."""

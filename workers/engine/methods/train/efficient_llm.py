@@ -76,6 +76,13 @@ class EfficientLLMParams(TrainMethodParams):
         description="Of variant B: added to the diagonal of the inputs' Gram matrix, as a fraction of its mean.",
     )
 
+    recent: int = Field(
+        10,
+        ge=1,
+        description="Of variant B: steps up to a removal whose inputs the least squares see, none before the "
+        "last removal. They should have some times as many tokens as the MLP has channels.",
+    )
+
     @model_validator(mode="after")
     def _time_to_remove(self) -> EfficientLLMParams:
         if self.steps < 2:
@@ -87,6 +94,11 @@ class EfficientLLMParams(TrainMethodParams):
                 {"begin": self.begin, "end": self.ends_at},
             )
         return self
+
+    @property
+    def copies(self) -> int:
+        """Gram matrices of what reads heads and channels take less than as many numbers as the model has."""
+        return 1 if self.variant == "B" else 0
 
     @property
     def ends_at(self) -> float:
@@ -109,6 +121,7 @@ def prepare(model: Module, architecture: Architecture, target: Target, params: E
         decay=_DECAY,
         refresh=_REFRESH,
         dampening=params.dampening if params.variant == "B" else None,
+        recent=params.recent,
         rests=params.pipeline == "sequential",
     )
     return PruningAware(model, architecture, target, removing)
