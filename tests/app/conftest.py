@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.http.protocol import BoundedProtocol
 from app.jobs import fleet
 from app.main import create_app
 from app.settings import Settings
-from tests.helpers.api import ROOT, W1, Api, eventually, make_key
+from tests.helpers.api import ROOT, W1, Api, make_key, served
 from tests.helpers.conformity import conforming
 
 
@@ -59,21 +55,13 @@ def foreign(api: Api) -> httpx2.Headers:
 @pytest.fixture
 def server(app: FastAPI) -> Iterator[httpx2.Client]:
     """The same app behind a real socket: for streams, waits and requests at once."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=BoundedProtocol, ws="none", log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    eventually(lambda: server.started)
-    text, _, _ = make_key(app.state.services, "ours")
-    with httpx2.Client(
-        base_url=f"http://127.0.0.1:{listener.getsockname()[1]}",
-        headers={"Authorization": f"Bearer {text}"},
-        timeout=30,
-        trust_env=False,
-        event_hooks={"response": [conforming]},
-    ) as client:
-        yield client
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    with served(app) as url:
+        text, _, _ = make_key(app.state.services, "ours")
+        with httpx2.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {text}"},
+            timeout=30,
+            trust_env=False,
+            event_hooks={"response": [conforming]},
+        ) as client:
+            yield client

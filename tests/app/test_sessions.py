@@ -18,6 +18,8 @@ from app.sessions.models import BrowserSession
 from tests.helpers.api import SPEC, Api, make_key
 from tests.helpers.conformity import conforming, document
 
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""What asks nothing of the database that TestTheEnd, on both, does not."""
 HERE = {"Sec-Fetch-Site": "same-origin", "Origin": "http://testserver"}
 
 
@@ -58,6 +60,7 @@ def code(response: httpx2.Response) -> tuple[int, str]:
     return response.status_code, response.json()["code"]
 
 
+@on_sqlite
 class TestSigningIn:
     def test_takes_a_key_and_gives_a_cookie_no_script_can_read(self, browser: Browser) -> None:
         attributes = {part.strip().lower() for part in browser.cookie.split(";")[1:]}
@@ -150,6 +153,7 @@ class TestTheEnd:
         assert code(browser.get("/v1/jobs")) == (401, "expired_key")
 
 
+@on_sqlite
 class TestWhatItMay:
     def test_as_much_as_its_key(self, api: Api) -> None:
         text, _, _ = make_key(api.services, "ours", scopes=("jobs:read",))
@@ -163,14 +167,17 @@ class TestWhatItMay:
     def test_no_other_tenants(self, api: Api, foreign: httpx2.Headers) -> None:
         job = api.succeeded()
         browser = Browser(api, foreign["Authorization"].partition(" ")[2])
+        sweep = api.client.post("/v1/sweeps", json={"spec": SPEC, "grid": {"/seed": [1, 2]}}).json()
         for path, operations in document()["paths"].items():
-            if "{job_id}" in path:
+            if "{job_id}" in path or "{sweep_id}" in path:
                 for method in operations:
                     where = path.replace("{job_id}", job["id"]).replace("{path}", "README.md")
+                    where = where.replace("{sweep_id}", sweep["id"])
                     body = {"labels": {}} if method == "patch" else None
                     answer = browser.client.request(method, where, json=body, headers=browser.csrf)
                     assert answer.status_code == 404, (method, path)
-        assert browser.get("/v1/jobs").json()["data"] == []
+        for path in ("/v1/jobs", "/v1/jobs?search=mask", "/v1/sweeps", "/v1/models?source=job"):
+            assert browser.get(path).json()["data"] == [], path
         assert api.get(job).json() == job
 
     def test_a_key_that_is_sent_too_comes_first(self, api: Api, browser: Browser, foreign: httpx2.Headers) -> None:
@@ -198,6 +205,7 @@ def changing() -> list[tuple[str, str]]:
     ]
 
 
+@on_sqlite
 class TestOtherSites:
     """A page of another site that makes the browser ask, cookie included."""
 

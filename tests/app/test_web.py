@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import update
 
 from app.db import now_ms
 from app.jobs import fleet
+from app.jobs.models import ACTIVE, Job
 from app.keys import service as keys
 from app.keys.models import ApiKey
+from app.main import create_app
+from app.services import Services
 from app.sessions.models import BrowserSession
-from tests.helpers.api import GATED, REPORT, SPEC, W1, WANDA, Api, judged, make_key
+from app.settings import Settings
+from tests.helpers.api import GATED, REPORT, ROOT, SPEC, W1, WANDA, Api, judged, make_key, served
 from tests.helpers.browser import beyond_the_screen, chromium, findings, needs_chromium, opened, sign_in
+from tests.helpers.conformity import conforming
 from workers.engine.report import LayerReport, TunePoint, TuneReport
 
 __all__ = ["chromium"]
@@ -29,21 +34,40 @@ pytestmark = needs_chromium
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
-@pytest.fixture
-def database_url(migrated_sqlite: Path, tmp_path: Path) -> str:
-    """SQLite alone: pages ask the API only, and tests/e2e/test_web.py has both databases."""
-    return f"sqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'espalier.db')}"
+@pytest.fixture(scope="module")
+def running(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Services]]:
+    """URL and inside of one API for all tests. On SQLite alone: tests/e2e/test_web.py has both databases."""
+    home = tmp_path_factory.mktemp("web")
+    settings = Settings(
+        home=home,
+        database_url=f"sqlite:///{shutil.copyfile(migrated_sqlite, home / 'espalier.db')}",
+        secret_key="for tests only",
+        models_dir=ROOT / "examples/models",
+        data_dir=ROOT / "examples/data",
+        log_level="error",
+    )
+    app = create_app(settings)
+    with served(app) as url:
+        services: Services = app.state.services
+        with services.database.write() as session:
+            fleet.make_known(session, W1, ttl_s=3000)
+        yield url, services
 
 
 @pytest.fixture
-def web(server: httpx2.Client, app: FastAPI) -> Api:
-    """The API behind a real socket, and hands to play the worker."""
-    services = app.state.services
-    with services.database.write() as session:
-        fleet.make_known(session, W1, ttl_s=600)
-    text, key_id, tenant_id = make_key(services, "ours")
-    server.headers["Authorization"] = f"Bearer {text}"
-    return Api(server, services, text, key_id, tenant_id)  # type: ignore[arg-type]
+def web(running: tuple[str, Services]) -> Iterator[Api]:
+    """The API, a key of a new tenant, and hands to play the worker."""
+    url, services = running
+    text, key_id, tenant_id = make_key(services, f"ours-{uuid.uuid4().hex[:8]}")
+    with httpx2.Client(
+        base_url=url,
+        headers={"Authorization": f"Bearer {text}"},
+        trust_env=False,
+        event_hooks={"response": [conforming]},
+    ) as client:
+        yield Api(client, services, text, key_id, tenant_id)  # type: ignore[arg-type]
+    with services.database.write() as session:  # the next test's worker finds its own jobs only
+        session.execute(update(Job).where(Job.status.in_(ACTIVE)).values(status="cancelled", lease_expires_at=None))
 
 
 @pytest.fixture
@@ -51,6 +75,10 @@ def page(chromium: Browser, web: Api) -> Iterator[Page]:
     with opened(chromium, str(web.client.base_url)) as page:
         sign_in(page, web.key)
         yield page
+
+
+def name_of(web: Api) -> str:
+    return str(web.client.get("/v1/me").json()["tenant"]["name"])
 
 
 def tuned() -> TuneReport:
@@ -126,19 +154,19 @@ class TestTheSession:
 
     def test_shows_only_what_the_key_may(self, chromium: Browser, web: Api) -> None:
         job = web.succeeded()
-        reader, key_id, _ = make_key(web.services, "ours", scopes=("jobs:read",))
+        reader, key_id, _ = make_key(web.services, name_of(web), scopes=("jobs:read",))
         with web.database.write() as session:
             session.execute(update(ApiKey).where(ApiKey.id == key_id).values(name="looker"))
         with opened(chromium, str(web.client.base_url)) as page:
             sign_in(page, reader)
-            expect(page.get_by_text("ours · looker")).to_be_visible()
+            expect(page.get_by_text("· looker")).to_be_visible()
             page.goto(f"/#/jobs/{job['id']}")
             expect(page.get_by_text("it lacks the scope artifacts:read")).to_be_visible()
             assert page.get_by_role("button", name=re.compile("Delete|Cancel|Retry|label")).count() == 0
 
     def test_another_tenants_job_is_no_job(self, chromium: Browser, web: Api) -> None:
         job = web.succeeded()
-        theirs, _, _ = make_key(web.services, "theirs")
+        theirs, _, _ = make_key(web.services, "others")
         with opened(chromium, str(web.client.base_url)) as page:
             sign_in(page, theirs)
             expect(page.get_by_text("There are no jobs yet.")).to_be_visible()
@@ -202,8 +230,8 @@ def test_labels_are_changed_and_a_mistake_is_explained(page: Page, web: Api) -> 
     assert web.get(job).json()["labels"] == {"stage": "done: twice"}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_reads_well_and_fits_on_a_telephone(chromium: Browser, web: Api, scheme: Any) -> None:
+@pytest.mark.parametrize(("scheme", "read_at"), [("light", 390), ("dark", 1600)])
+def test_every_page_reads_well_and_fits_on_a_telephone(chromium: Browser, web: Api, scheme: Any, read_at: int) -> None:
     sweep = a_sweep(web)
     states = all_states(web)
     compared = ",".join(child["job_id"] for child in sweep["children"])
@@ -229,7 +257,8 @@ def test_every_page_reads_well_and_fits_on_a_telephone(chromium: Browser, web: A
             for width in (390, 1600):
                 page.set_viewport_size({"width": width, "height": 844})
                 assert beyond_the_screen(page) <= 0, (path, width)
-                assert findings(page) == [], (path, width)
+                if width == read_at:
+                    assert findings(page) == [], (path, width)
 
 
 def test_the_form_has_every_parameter_of_every_method(page: Page, web: Api) -> None:
@@ -334,9 +363,9 @@ def test_jobs_are_compared(page: Page, web: Api) -> None:
     assert differing == ["/score/method", "/prune/sparsity"]
     spec.get_by_role("checkbox").check()
     expect(spec.get_by_role("rowheader", name="/model/id")).to_be_visible()
-    for _ in range(2):
+    for left in (3, 2):
         page.get_by_role("button", name=re.compile("Leave out")).first.click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Compare 2 jobs")
+        expect(page.get_by_role("heading", level=1)).to_have_text(f"Compare {left} jobs")
     page.goto(f"/#/compare?jobs={sweep['children'][0]['job_id']}")
     expect(page.get_by_text("Choose two to 8 jobs")).to_be_visible()
 

@@ -1,4 +1,4 @@
-"""The pages at work: a real browser, the real service with a worker, on both backends."""
+"""The pages at work: a real browser and the real service, on SQLite with a worker, on PostgreSQL and Redis without."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.helpers.browser import chromium, needs_chromium, opened, sign_in
-from tests.helpers.cluster import SLOW, WANDA, Cluster
+from tests.helpers.cluster import SLOW, WANDA, Cluster, Redis, running
 
 __all__ = ["chromium"]
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.xdist_group("web")]
 EVALUATED = {
     **WANDA,
     "calibrate": {"dataset": "calibration.txt", "samples": 2, "sequence_length": 64},
     "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 4}],
     "gates": [{"metric": "perplexity/heldout.txt", "max": 3.0}],
 }
+
+
+embedded = pytest.mark.parametrize("cluster", ["embedded"], indirect=True)
 
 
 @pytest.fixture
@@ -30,6 +33,7 @@ def page(chromium: Browser, cluster: Cluster) -> Iterator[Page]:
         yield page
 
 
+@embedded
 def test_a_job_is_followed_from_the_queue_to_its_files(page: Page, cluster: Cluster, tmp_path: Path) -> None:
     expect(page.get_by_text("There are no jobs yet.")).to_be_visible()
     job_id = cluster.submit(EVALUATED, labels={"team": "web"})
@@ -64,7 +68,56 @@ def test_a_job_is_followed_from_the_queue_to_its_files(page: Page, cluster: Clus
     assert cluster.http.get(f"/v1/jobs/{job_id}").status_code == 404
 
 
-def test_a_first_job_is_put_together_in_the_form(page: Page, cluster: Cluster) -> None:
+@embedded
+def test_a_job_is_stopped_and_taken_up_again(page: Page, cluster: Cluster) -> None:
+    job_id = cluster.submit(SLOW)
+    page.goto(f"/#/jobs/{job_id}")
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    expect(page.locator("dl.facts").first).to_contain_text(re.compile(r"Done\d+ of \d+ "))
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator(".head .badge")).to_have_text("paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.get_by_role("progressbar")).to_be_visible(timeout=20_000)
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
+    expect(page.locator(".head .badge")).to_have_text("cancelled")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator(".head .badge")).to_have_text(re.compile("queued|running"))
+    assert cluster.job(job_id)["status"] in ("queued", "running")
+    cluster.http.post(f"/v1/jobs/{job_id}/cancel")
+    expect(page.locator(".head .badge")).to_have_text("cancelled")  # told by the stream
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_first_job_is_put_together_in_the_form(
+    chromium: Browser, database_url: str, redis: Redis, tmp_path: Path
+) -> None:
+    """And led from there by its buttons: PostgreSQL and Redis, and no worker."""
+    service = Cluster(tmp_path / "home", database_url=database_url, broker_url=redis.url)
+    with running(service, workers=0), opened(chromium, str(service.http.base_url)) as page:
+        sign_in(page, service.key)
+        put_together(page)
+        job_id = page.url.rpartition("/")[2]
+        job = service.job(job_id)
+        assert (job["spec"]["prune"]["sparsity"], job["labels"]) == (0.25, {"team": "web"})
+        assert job["spec"]["evaluate"] == [{"method": "size"}]
+        state = page.locator(".head .badge")
+        expect(page.get_by_text("no live worker")).to_be_visible()
+        for button, then in (("Pause", "paused"), ("Resume", "queued"), ("Cancel", "cancelled"), ("Retry", "queued")):
+            page.get_by_role("button", name=button).click()
+            if button == "Cancel":
+                page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
+            expect(state).to_have_text(then)
+            assert service.job(job_id)["status"] == then
+        service.http.post(f"/v1/jobs/{job_id}/cancel")
+        expect(state).to_have_text("cancelled")  # told by the stream
+        page.get_by_role("button", name="Delete").click()
+        page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        expect(page.get_by_text("There are no jobs yet.")).to_be_visible()
+        assert service.http.get(f"/v1/jobs/{job_id}").status_code == 404
+
+
+def put_together(page: Page) -> None:
     page.get_by_role("link", name="New job").click()
     plan = page.get_by_role("region", name="Dry run")
     expect(plan).to_contain_text("6,951,168")  # what stands there at first is valid
@@ -83,26 +136,3 @@ def test_a_first_job_is_put_together_in_the_form(page: Page, cluster: Cluster) -
     expect(plan.get_by_text("valid", exact=True)).to_be_visible()
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("bookworm-7m: wanda, uniform, mask")
-    job = cluster.job(page.url.rpartition("/")[2])
-    assert (job["spec"]["prune"]["sparsity"], job["labels"]) == (0.25, {"team": "web"})
-    assert job["spec"]["evaluate"] == [{"method": "size"}]
-    cluster.http.post(f"/v1/jobs/{job['id']}/cancel")
-
-
-def test_a_job_is_stopped_and_taken_up_again(page: Page, cluster: Cluster) -> None:
-    job_id = cluster.submit(SLOW)
-    page.goto(f"/#/jobs/{job_id}")
-    expect(page.get_by_role("progressbar")).to_be_visible()
-    expect(page.locator("dl.facts").first).to_contain_text(re.compile(r"Done\d+ of \d+ "))
-    page.get_by_role("button", name="Pause").click()
-    expect(page.locator(".head .badge")).to_have_text("paused")
-    page.get_by_role("button", name="Resume").click()
-    expect(page.get_by_role("progressbar")).to_be_visible(timeout=20_000)
-    page.get_by_role("button", name="Cancel").click()
-    page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
-    expect(page.locator(".head .badge")).to_have_text("cancelled")
-    page.get_by_role("button", name="Retry").click()
-    expect(page.locator(".head .badge")).to_have_text(re.compile("queued|running"))
-    assert cluster.job(job_id)["status"] in ("queued", "running")
-    cluster.http.post(f"/v1/jobs/{job_id}/cancel")
-    expect(page.locator(".head .badge")).to_have_text("cancelled")  # told by the stream

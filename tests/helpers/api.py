@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.db import Database
 from app.failure import Failure
+from app.http.protocol import BoundedProtocol
 from app.jobs import attempts
 from app.keys import service as keys
 from app.keys.scopes import SCOPES
@@ -159,6 +166,21 @@ def make_key(
             session, secret=services.secret, tenant=tenant, name="test", scopes=scopes, expires_days=expires_days
         )
         return text, key.id, key.tenant_id
+
+
+@contextlib.contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The app behind a real socket, for streams, waits, browsers and requests at once; its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=BoundedProtocol, ws="none", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    eventually(lambda: server.started)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
 
 
 def eventually(condition: Any, within_s: float = 10) -> None:
