@@ -28,9 +28,9 @@ embedded = pytest.mark.parametrize("cluster", ["embedded"], indirect=True)
 
 @pytest.fixture
 def page(chromium: Browser, cluster: Cluster) -> Iterator[Page]:
-    with opened(chromium, str(cluster.http.base_url)) as page:
-        sign_in(page, cluster.key)
-        yield page
+    with opened(chromium, str(cluster.http.base_url)) as tab:
+        sign_in(tab.page, cluster.key)
+        yield tab.page
 
 
 @embedded
@@ -94,7 +94,8 @@ def test_a_first_job_is_put_together_in_the_form(
 ) -> None:
     """And led from there by its buttons: PostgreSQL and Redis, and no worker."""
     service = Cluster(tmp_path / "home", database_url=database_url, broker_url=redis.url)
-    with running(service, workers=0), opened(chromium, str(service.http.base_url)) as page:
+    with running(service, workers=0), opened(chromium, str(service.http.base_url)) as tab:
+        page = tab.page
         sign_in(page, service.key)
         put_together(page)
         job_id = page.url.rpartition("/")[2]
