@@ -30,7 +30,7 @@ from tests.helpers.conformity import conforming
 from workers.engine.report import LayerReport, TunePoint, TuneReport
 
 __all__ = ["chromium"]
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.xdist_group("web")]
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
