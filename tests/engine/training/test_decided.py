@@ -10,7 +10,7 @@ from workers.engine.training.decided import lowest_of_all, lowest_of_each, rows_
 
 
 def family(block: int, kind: str, units: int, size: int = 1) -> Family:
-    return Family(block, kind, units, (), size, 0)
+    return Family(block, kind, units, (), size, 0, shared=kind == "hidden", is_block=kind == "layer")
 
 
 FAMILIES = [

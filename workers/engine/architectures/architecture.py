@@ -308,6 +308,10 @@ class Family:
     unit_biases: int
     groups: int = 1
     """Consecutive groups of the units, all of which must lose as many."""
+    shared: bool = False
+    """Whether every block has the same units, as hidden dimensions: one goes from all blocks."""
+    is_block: bool = False
+    """Whether its one unit is the block itself, which no layer reads."""
 
     @property
     def reader(self) -> Member:

@@ -78,7 +78,7 @@ def hidden_families(
         readers = [Member(layer.weight, 1) for layer in architecture.reading("hidden", block)]
         members = (*writers, *readers)
         size = sum(tensors[member.tensor].parameters for member in members) // architecture.hidden_size
-        found.append(Family(block, "hidden", architecture.hidden_size, members, size, 0))
+        found.append(Family(block, "hidden", architecture.hidden_size, members, size, 0, shared=True))
     return tuple(found)
 
 
@@ -88,7 +88,8 @@ def block_families(architecture: Architecture) -> tuple[Family, ...]:
     for block in range(architecture.blocks):
         layers = architecture.block(block)
         members = tuple(Member(layer.weight, 0) for layer in layers)
-        found.append(Family(block, "layer", 1, members, sum(layer.parameters for layer in layers), 0))
+        parameters = sum(layer.parameters for layer in layers)
+        found.append(Family(block, "layer", 1, members, parameters, 0, is_block=True))
     return tuple(found)
 
 

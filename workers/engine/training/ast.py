@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.training import Target
-    from workers.engine.methods.train.ast import AstParams
 
 BETAS = (0.9, 0.95)
 """As in the authors' runs."""
@@ -33,14 +32,17 @@ BETAS = (0.9, 0.95)
 class Ast(Procedure):
     """Masks of the smallest weights, taken anew every some steps while the decay grows; then they hold still."""
 
-    def __init__(self, model: nn.Module, architecture: Architecture, target: Target, params: AstParams) -> None:
+    def __init__(
+        self, model: nn.Module, architecture: Architecture, target: Target, *, ramp: int, interval: int, pull: float
+    ) -> None:
+        """`ramp`: steps in which masks change, every `interval` of them, and the pull on masked weights grows to
+        `pull`."""
         super().__init__()
-        self._params = params
+        self._ramp, self._interval, self._pull = ramp, interval, pull
         self._trainable = unfrozen(model, architecture, lambda _: True)
         self._masks = WeightMasks(model, architecture, target)
         self._kept: dict[str, Tensor] = {}
         self._decay = 0.0
-        self._ramp = max(1, round(params.steps * params.ramp))
         self._returned = torch.zeros((), dtype=torch.int64)
         self._masks.take(self._masks.sizes())
         self.parameters = self._trainable.parameters
@@ -62,11 +64,11 @@ class Ast(Procedure):
     def before_update(self, step: int) -> None:
         self._masks.show(self._kept)
         self._kept = {}
-        self._decay = self._params.masked_decay * min(1.0, (step + 1) / self._ramp)
+        self._decay = self._pull * min(1.0, (step + 1) / self._ramp)
 
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         done = step + 1
-        if done <= self._ramp and (done % self._params.interval == 0 or done == self._ramp):
+        if done <= self._ramp and (done % self._interval == 0 or done == self._ramp):
             self._returned.fill_(self._masks.take(self._masks.sizes()))
 
     def evaluating(self) -> AbstractContextManager[None]:

@@ -23,4 +23,4 @@ def parameters_going(target: Target, prunable: int) -> int:
 
 def unit_parameters(families: Sequence[Family]) -> int:
     """Of one unit of a row: a hidden dimension is in all blocks."""
-    return sum(family.unit_parameters for family in families[: None if families[0].kind == "hidden" else 1])
+    return sum(family.unit_parameters for family in families[: None if families[0].shared else 1])

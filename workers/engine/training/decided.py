@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 Row = tuple[int | None, str]
 """(block, kind), as in `Target.going`."""
-_OF_THE_MODEL = ("hidden", "layer")
 
 
 def row_of(family: Family) -> Row:
     """The row of a family."""
-    return (None if family.kind in _OF_THE_MODEL else family.block, family.kind)
+    return (None if family.shared or family.is_block else family.block, family.kind)
 
 
 def rows_of(families: Sequence[Family]) -> dict[Row, list[Family]]:
@@ -39,7 +38,7 @@ def rows_of(families: Sequence[Family]) -> dict[Row, list[Family]]:
 
 def units_of(families: Sequence[Family]) -> int:
     """How many units a row of these families has."""
-    return len(families) if families[0].kind == "layer" else families[0].units
+    return len(families) if families[0].is_block else families[0].units
 
 
 def lowest_of_each(importance: Mapping[Row, Tensor], going: Mapping[Row, int]) -> dict[Row, Tensor]:
@@ -94,5 +93,5 @@ def scores_of(
         else:
             score_N = [1.0] * units_of(of_row)
         for number, family in enumerate(of_row):
-            scores[family.block][family.kind] = [score_N[number]] if family.kind == "layer" else score_N
+            scores[family.block][family.kind] = [score_N[number]] if family.is_block else score_N
     return scores

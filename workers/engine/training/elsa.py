@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.training import Target
-    from workers.engine.methods.train.elsa import ElsaParams
 
 
 _LEAST = 1e-16
@@ -35,12 +34,22 @@ _LEAST = 1e-16
 class Elsa(Procedure):
     """x are the parameters; z and u are kept beside them, in their shapes."""
 
-    def __init__(self, model: nn.Module, architecture: Architecture, target: Target, params: ElsaParams) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        architecture: Architecture,
+        target: Target,
+        *,
+        projection: int,
+        interval: int,
+        penalty: float,
+    ) -> None:
+        """`projection`: the step that ends with the final mask; until then z and u are updated every `interval` steps.
+        `penalty`: lambda."""
         super().__init__()
-        self._params = params
+        self._projection, self._interval, self._penalty = projection, interval, penalty
         self._trainable = unfrozen(model, architecture, lambda _: True)
         self._masks = WeightMasks(model, architecture, target)
-        self._projection = max(1, params.steps - round(params.steps * params.settle))
         self._optimizer: Optimizer | None = None
         self._projected = torch.zeros((), dtype=torch.bool)
         x = self._x()
@@ -64,7 +73,7 @@ class Elsa(Procedure):
         for name, parameter in self._masks.parameters.items():
             if parameter.grad is not None:
                 away = parameter - self._z[name] + self._u[name]
-                parameter.grad.add_(away, alpha=self._params.penalty)
+                parameter.grad.add_(away, alpha=self._penalty)
 
     @torch.no_grad()
     def after_update(self, step: int, optimizer: Optimizer) -> None:
@@ -74,7 +83,7 @@ class Elsa(Procedure):
                 self._masks.take(self._scores(self._x()))
                 self._projected.fill_(True)
             self._masks.zero()  # Adam's moments of before would still move them
-        elif done % self._params.interval == 0:
+        elif done % self._interval == 0:
             sums = {name: x + self._u[name] for name, x in self._x().items()}
             self._masks.take(self._scores(sums))
             for name, parameter in self._masks.parameters.items():

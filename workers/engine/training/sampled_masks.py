@@ -64,7 +64,7 @@ class SampledMasks(Procedure):
             self._by_kind.setdefault(family.kind, []).append(family)
         self._model, self._architecture, self._slices = model, architecture, GroupSlices(model, architecture)
         self._masks = UnitMasks(model, architecture, target.families)
-        self._read = [family for family in target.families if family.kind != "layer"]
+        self._read = [family for family in target.families if not family.is_block]
         """Families whose units a layer reads."""
         # On the CPU, so that chance is the same on every device.
         self.parameters = {

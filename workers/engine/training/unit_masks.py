@@ -34,7 +34,7 @@ class UnitMasks:
         layout = architecture.layout
         for family in families:
             key = (family.block, family.kind)
-            if family.kind == "layer":
+            if family.is_block:
                 block = model.get_submodule(layout.in_module(layout.block(family.block)))
                 self.values[key] = torch.ones(1, device=next(block.parameters()).device)
                 self._handles.append(block.register_forward_hook(partial(self._added, key), with_kwargs=True))

@@ -62,4 +62,5 @@ def prepare(model: Module, architecture: Architecture, target: Target, params: A
     """All parameters train; those of linear layers of the blocks behind masks."""
     from workers.engine.training.ast import Ast
 
-    return Ast(model, architecture, target, params)
+    ramp = max(1, round(params.steps * params.ramp))
+    return Ast(model, architecture, target, ramp=ramp, interval=params.interval, pull=params.masked_decay)

@@ -50,4 +50,12 @@ def prepare(model: Module, architecture: Architecture, target: Target, params: E
     """All parameters train; those of linear layers of the blocks are drawn to sparse ones."""
     from workers.engine.training.elsa import Elsa
 
-    return Elsa(model, architecture, target, params)
+    projection = max(1, params.steps - round(params.steps * params.settle))
+    return Elsa(
+        model,
+        architecture,
+        target,
+        projection=projection,
+        interval=params.interval,
+        penalty=params.penalty,
+    )
