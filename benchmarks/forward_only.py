@@ -23,7 +23,7 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.spec import CompressionSpec
 
 ROOT = Path(__file__).parents[1]
-METHODS = ("policy_gradient", "efficient_llm")
+METHODS = ("efficient_llm", "policy_gradient")
 IMPORTS = (
     "import workers.engine.stages.train, workers.engine.pipeline, resource, transformers\n"
     "from transformers import LlamaForCausalLM\n"
@@ -47,11 +47,13 @@ def main() -> None:
         print(f"weights in float32: {size / 2**20:.0f} MiB; imports: {imports / 2**20:.0f} MiB\n")
         print("| method | peak MiB | less imports | predicted MiB | of `efficient_llm` |")
         print("|---|---:|---:|---:|---:|")
-        peaks = {method: _peak(folder, method, arguments) for method in METHODS}
-        for method, (peak, predicted) in peaks.items():
-            own, whole = peak - imports, peaks["efficient_llm"][0] - imports
+        whole = None
+        for method in METHODS:
+            peak, predicted = _peak(folder, method, arguments)
+            own = peak - imports
+            whole = whole or own
             mib = " | ".join(f"{number / 2**20:.0f}" for number in (peak, own, predicted))
-            print(f"| {method} | {mib} | {own / whole:.2f} |")
+            print(f"| {method} | {mib} | {own / whole:.2f} |", flush=True)
 
 
 def _peak(folder: Path, method: str, arguments: argparse.Namespace) -> tuple[int, int]:
