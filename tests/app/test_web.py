@@ -224,6 +224,26 @@ def test_texts_of_others_are_shown_as_text(page: Page, web: Api) -> None:
     assert page.locator("main img").count() == 0
 
 
+def test_a_hidden_page_holds_no_connection_and_misses_nothing(page: Page, web: Api) -> None:
+    job = web.submit()
+    held = web.claim()
+    page.goto(f"/#/jobs/{job['id']}")
+    expect(page.get_by_role("cell", name="running")).to_be_visible()
+    turn = """(hidden) => {
+      Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(turn, True)
+    web.record(held, ("log", {"message": "while nobody looked"}))
+    page.wait_for_timeout(1000)
+    assert page.get_by_role("cell", name="while nobody looked").count() == 0
+    page.evaluate(turn, False)
+    expect(page.get_by_role("cell", name="while nobody looked")).to_have_count(1)
+    expect(page.get_by_role("cell", name="running")).to_have_count(1)  # nothing is told twice
+    web.succeed(held)
+    expect(page.get_by_role("heading", name="Result")).to_be_visible()
+
+
 def test_labels_are_changed_and_a_mistake_is_explained(page: Page, web: Api) -> None:
     job = web.submit(labels={"team": "search"})
     page.goto(f"/#/jobs/{job['id']}")

@@ -13,6 +13,7 @@ const KEPT_EVENTS = 2000;
 const EVENTS_AT_ONCE = 500;
 const LOG_LINES = 200;
 const LOG_EVERY_MS = 3000;
+const STREAM_AGAIN_MS = 3000;
 
 export function Job({ id, me }) {
   const { job, gone, error, events, reload } = useJob(id);
@@ -54,6 +55,7 @@ function useJob(id) {
     let reading = false;
     let wanted = false;
     let stream = null;
+    let last = 0;
     const read = async () => {
       if (reading) { wanted = true; return; }
       reading = true;
@@ -72,21 +74,25 @@ function useJob(id) {
       }
       if (wanted) { wanted = false; soon(); }
     };
-    const soon = () => { clearTimeout(timer); timer = setTimeout(read, 300); };
+    const soon = (ms = 300) => { clearTimeout(timer); timer = setTimeout(read, ms); };
+    const leave = () => { stream?.close(); stream = null; };
     const follow = () => {
-      stream = new EventSource(`v1/jobs/${id}/events`, { withCredentials: false });
-      const seen = new Set();
+      if (document.hidden) return;
+      stream = new EventSource(`v1/jobs/${id}/events?after=${last}`);
       const heard = (event) => {
         const data = JSON.parse(event.data);
-        if (seen.has(data.seq)) return;
-        seen.add(data.seq);
+        last = data.seq;
         setEvents((before) => [...before, data].slice(-KEPT_EVENTS));
         soon();
       };
       for (const type of EVENTS) stream.addEventListener(type, heard);
-      stream.addEventListener("end", () => { stream.close(); stream = null; soon(); });
-      stream.addEventListener("error", soon);
+      stream.addEventListener("end", () => { leave(); soon(); });
+      // It takes itself up again after a broken connection, and not after a refusal.
+      stream.addEventListener("error", () => { if (stream?.readyState === EventSource.CLOSED) leave(); soon(STREAM_AGAIN_MS); });
     };
+    // A browser has six connections to a service: a page that nobody looks at holds none of them.
+    const turned = () => { if (document.hidden) leave(); else read(); };
+    document.addEventListener("visibilitychange", turned);
     load.current = read;
     (async () => {
       await read();
@@ -101,7 +107,7 @@ function useJob(id) {
         } catch { /* the job says what is wrong */ }
       }
     })();
-    return () => { stop.abort(); clearTimeout(timer); stream?.close(); };
+    return () => { stop.abort(); clearTimeout(timer); leave(); document.removeEventListener("visibilitychange", turned); };
   }, [id]);
   return { job, error, gone, events, reload: () => load.current() };
 }
