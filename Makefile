@@ -5,9 +5,10 @@
 # verdicts  what reports say of speed on a disturbed machine
 # golden  all comparisons with the authors' figures               methods every pruner with every allocator, docs/methods.md
 # gpu    every kind of job on a GPU beside the CPU, and the benchmark there; goes on where it was interrupted
+# training  pruning while training beside pruning once and training as long: hours, goes on where it was interrupted
 # families  every family that transformers builds, each kind of job on a tiny one: docs/families.md; goes on likewise
 # docs   the generated tables of README.md and docs/
-.PHONY: demo serve test lint bench chaos golden digests methods methods-real methods-mixture verdicts gpu families docs setup
+.PHONY: demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
@@ -21,6 +22,7 @@ golden: setup ; $(BIN)/pytest tests/golden -m "golden or not golden" --log-cli-l
 methods: setup ; $(BIN)/python -m benchmarks.methods && $(BIN)/python -m benchmarks.structured
 methods-real: setup ; $(BIN)/python -m benchmarks.real_model
 methods-mixture: setup ; $(BIN)/python -m benchmarks.mixtures
+training: setup ; $(BIN)/python -m benchmarks.training
 digests: setup ; $(BIN)/python -m benchmarks.digests $(or $(BASE),main)
 verdicts: setup ; $(BIN)/python -m benchmarks.verdicts
 gpu: setup ; $(BIN)/python -m benchmarks.gpu

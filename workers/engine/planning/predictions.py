@@ -197,6 +197,9 @@ def _training_bytes(
     linear = architecture.prunable_parameters
     base = linear * (params.base_bits / 8 if params.base_bits else compute_bytes)
     weights = int(base) + (source.parameters - linear) * compute_bytes + trained * (_TRAINED_BYTES + 4 * params.copies)
+    if stage == "tune" and spec.compute.devices > 1:  # a part of all, and the whole of a block and of what is outside
+        block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
+        weights = weights // spec.compute.devices + 4 * (block + source.parameters - linear)
     if params.adds_to_experts:
         weights += _ADDED_BYTES * max(_of_experts(architecture, block) for block in range(architecture.blocks))
     kept = _kept_numbers(params, architecture)

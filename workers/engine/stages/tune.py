@@ -110,17 +110,17 @@ class _Tuning:
         if not self.setting.shards.divided:
             return None
         found = {}
-        for name, parameter in self.loop.procedure.parameters.items():
+        for name, parameter in self.loop.let_go().items():
             all_of_it = whole(parameter.detach())
             if self.dense.ranks.leads:
                 found[name] = all_of_it.cpu()
+        del self.model
         return found
 
     def put_together(self, best: Mapping[str, Tensor] | None) -> None:
         """Where it was divided, prepare the model anew, whole, with these parameters."""
         if best is None:
             return
-        del self.model
         self.model = load_model(self.folder, self.dense.device, self.dense.dtype)
         self.trainable = self._prepared()
         for name, parameter in self.trainable.parameters.items():
