@@ -156,6 +156,19 @@ def test_a_method_that_decides_on_another_number_is_found() -> None:
         train_stage._check(target, Units((family,), [{"channel": [-1.0] * 4}]))
 
 
+def test_a_policy_gradient_changes_no_weight(tiny: Path, sources: Sources, tmp_path: Path) -> None:
+    parts = {"score": None, "calibrate": None, "train": training("policy_gradient", learning_rate=1.0)}
+    run(parts | TARGETS["head"]["uniform"], sources, tmp_path)
+    dense, result = weights(tiny), weights(tmp_path / "model")
+    for block in range(3):
+        before, after = (tensors[f"model.layers.{block}.mlp.up_proj.weight"] for tensors in (dense, result))
+        kept = [(before == row).all(dim=1).nonzero().flatten().tolist() for row in after]
+        assert [len(found) for found in kept] == [1] * len(after)
+        assert len(after) < len(before)
+        reader = f"model.layers.{block}.mlp.down_proj.weight"
+        assert torch.equal(result[reader], dense[reader][:, [found[0] for found in kept]])
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("parts", "code"),
