@@ -84,7 +84,7 @@ class PruningAware(Procedure):
         self._removing = removing
         self._target, self._slices = target, GroupSlices(model, architecture)
         self._families: dict[Row, Family] = {
-            row: families[0] if row[1] != "hidden" else self._slices.of_the_model(families)
+            row: self._slices.of_the_model(families) if families[0].shared else families[0]
             for row, families in rows_of(target.families).items()
         }
         self._most = {
@@ -94,7 +94,7 @@ class PruningAware(Procedure):
         self._wanted = parameters_going(target, architecture.prunable_parameters)
         trainable = unfrozen(model, architecture, lambda _: True)
         self.parameters, self._merged = trainable.parameters, trainable.merged
-        self._read = [family for row, family in self._families.items() if row[1] != "hidden"]
+        self._read = [family for family in self._families.values() if not family.shared]
         """Families of which one layer reads the units."""
         self._masks = UnitMasks(model, architecture, self._read)
         recorded = self._read if removing.dampening is not None else []
