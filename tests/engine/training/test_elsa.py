@@ -110,3 +110,14 @@ def test_weights_that_never_had_a_gradient_go_by_size() -> None:
     run.optimizer.state[parameter] = {"exp_avg_sq": torch.zeros_like(parameter)}
     shown = run.shown()[UP]
     assert torch.equal(shown != 0, kept(run.weights()[UP].square(), 16 * 24 // 2))
+
+
+def test_nearness_may_be_of_size_alone() -> None:
+    run = Driven.by("elsa", 0.5, **RUN, nearness="size")
+    for _ in range(2):
+        run.step()
+    assert torch.equal(run.shown()[UP] != 0, kept(run.weights()[UP].square(), 16 * 24 // 2))
+    curved = Driven.by("elsa", 0.5, **RUN)
+    for _ in range(2):
+        curved.step()
+    assert not torch.equal(curved.shown()[UP] != 0, kept(curved.weights()[UP].square(), 16 * 24 // 2))

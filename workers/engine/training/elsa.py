@@ -43,10 +43,12 @@ class Elsa(Procedure):
         projection: int,
         interval: int,
         penalty: float,
+        curved: bool,
     ) -> None:
         """`projection`: the step that ends with the final mask; until then z and u are updated every `interval` steps.
-        `penalty`: lambda."""
+        `penalty`: lambda. `curved`: whether nearness counts weights by Adam's second moment."""
         super().__init__()
+        self._curved = curved
         self._projection, self._interval, self._penalty = projection, interval, penalty
         self._trainable = unfrozen(model, architecture, lambda _: True)
         self._masks = WeightMasks(model, architecture, target)
@@ -115,10 +117,11 @@ class Elsa(Procedure):
         return {name: parameter.detach() for name, parameter in self._masks.parameters.items()}
 
     def _scores(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """v w^2, by Adam's second moment v, or w^2 before there is one."""
+        """v w^2, by Adam's second moment v; w^2 before there is one, and where it does not count."""
         found = {}
         for name, weight in weights.items():
-            moments = self._optimizer.state.get(self._masks.parameters[name]) if self._optimizer else None
+            optimizer = self._optimizer if self._curved else None
+            moments = optimizer.state.get(self._masks.parameters[name]) if optimizer else None
             squared = weight.square()
             found[name] = squared.mul_(moments["exp_avg_sq"] + _LEAST) if moments else squared
         return found

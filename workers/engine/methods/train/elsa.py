@@ -36,6 +36,11 @@ class ElsaParams(TrainMethodParams):
     learning_rate: LearningRate = 2e-4
     penalty: float = Field(0.01, gt=0, le=1000, description="How hard weights are drawn to the sparse copy (lambda).")
     interval: int = Field(32, ge=1, le=1_000_000, description="Steps between two sparse copies.")
+    nearness: Literal["curvature", "size"] = Field(
+        "curvature",
+        description="Of a sparse copy: weights count by Adam's second moments (the paper's), or by their size alone (an "
+        "option of the authors' code).",
+    )
     settle: float = Field(
         0.0, ge=0, lt=1, description="Share of the steps, the last ones, that train what is left behind the final mask."
     )
@@ -58,4 +63,5 @@ def prepare(model: Module, architecture: Architecture, target: Target, params: E
         projection=projection,
         interval=params.interval,
         penalty=params.penalty,
+        curved=params.nearness == "curvature",
     )
