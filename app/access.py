@@ -32,6 +32,7 @@ class Principal:
     key_id: str
     key_name: str
     tenant_id: str
+    scopes: frozenset[str]
     session: bool
     """Whether a session's cookie stood for the key."""
 
@@ -105,6 +106,17 @@ async def look(request: Request, job_id: str = "") -> Seen:
     return await has.reader.look(hash_token(token, has.secret), job_id)
 
 
+def check_priority(principal: Principal, priority: int) -> None:
+    """Raises Forbidden where the key may not submit ahead of its tenant's other jobs."""
+    scope: Scope = "jobs:priority"
+    if priority > 0 and scope not in principal.scopes:
+        raise Forbidden(
+            f"A priority above 0 needs a key with the scope `{scope}`: leave `priority` out, or at most 0.",
+            code="missing_scope",
+            allowed=[scope],
+        )
+
+
 def no_such_job() -> NotFound:
     return NotFound("There is no such job: check the id, and that the key is of the tenant that submitted it.")
 
@@ -122,11 +134,14 @@ def _admitted(request: Request, seen: Seen, scope: Scope | None) -> Principal:
         raise _unauthenticated("This API key has been revoked; use another one.", code="revoked_key")
     if key.expired:
         raise _unauthenticated("This API key has expired; use another one.", code="expired_key")
+    if key.max_requests is not None and not hasattr(request.state, "counted"):  # a stream looks again and again
+        request.state.counted = True
+        services(request).rates.count(key.tenant_id, key.max_requests)
     if scope is not None and scope not in _scopes(key.scopes):
         raise Forbidden(f"This needs a key with the scope `{scope}`.", code="missing_scope", allowed=[scope])
     if key.touch:
         services(request).key_usage.note(key.id)
-    return Principal(key.id, key.name, key.tenant_id, session=_session_of(request) is not None)
+    return Principal(key.id, key.name, key.tenant_id, _scopes(key.scopes), session=_session_of(request) is not None)
 
 
 @lru_cache(maxsize=256)

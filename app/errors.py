@@ -6,6 +6,7 @@
     ├── ArtifactLost 410
     ├── InvalidRequest 422   InvalidCursor 400   MalformedRequest 400
     ├── RangeNotSatisfiable 416   UnsupportedMediaType 415
+    ├── QuotaExceeded 403   QuotaReached 429   TooManyRequests 429
     └── NotReady 503
 
 `code` is stable: clients switch on it. `detail` says what is wrong and what to do about it.
@@ -54,6 +55,18 @@ class Unauthenticated(AppError):
 
 class Forbidden(AppError):
     status, code, title = 403, "forbidden", "The key may not do this"
+
+
+class QuotaExceeded(AppError):
+    status, code, title = 403, "quota_exceeded", "The tenant has used up a quota"
+
+
+class QuotaReached(AppError):
+    status, code, title = 429, "quota_reached", "The tenant has as many jobs as it may"
+
+
+class TooManyRequests(AppError):
+    status, code, title = 429, "rate_limited", "The tenant sends more requests than it may"
 
 
 class NotFound(AppError):

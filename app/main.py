@@ -35,6 +35,7 @@ from app.metrics.collector import StateCollector
 from app.models import endpoints as models
 from app.pages import endpoints as pages
 from app.queue import Relay
+from app.rates import Rates
 from app.reports import endpoints as reports
 from app.services import Services
 from app.sessions import endpoints as sessions
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             bodies=Bodies(),
             reader=reader,
             key_usage=KeyUsage(database),
+            rates=Rates(),
             readiness=Look(partial(readiness, probed), name="readiness", wait_s=1, recent_s=1),
             metrics=Look(partial(metrics_endpoints.exposition, metrics), name="metrics", wait_s=2 * PATIENCE_S),
             slots=asyncio.Semaphore(SLOTS),

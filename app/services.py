@@ -16,6 +16,7 @@ from app.jobs.bodies import Bodies
 from app.jobs.status_reader import StatusReader
 from app.keys.usage import KeyUsage
 from app.queue import Relay
+from app.rates import Rates
 from app.settings import Settings
 from app.storage import ArtifactStore
 
@@ -31,6 +32,7 @@ class Services:
     bodies: Bodies
     reader: StatusReader
     key_usage: KeyUsage
+    rates: Rates
     readiness: Look[Readiness | None]
     metrics: Look[bytes | None]
     slots: asyncio.Semaphore

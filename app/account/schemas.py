@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import AwareDatetime, Field
+from typing import Annotated
 
-from app.jobs.schemas import Read
+from pydantic import AwareDatetime, ConfigDict, Field
+
+from app.jobs.schemas import Read, Request
 from app.keys.scopes import Scope
 
 
@@ -29,9 +31,70 @@ class Limits(Read):
     deadline_s: int = Field(description="Longest run of a job, in seconds.")
 
 
+class Quotas(Read):
+    """Bounds of what a tenant may use; null where there is none."""
+
+    queued: int | None = Field(description="Jobs that are queued or paused. More are a 429 `quota_reached`.")
+    running: int | None = Field(description="Jobs at once. Others wait in the queue.")
+    stored_bytes: int | None = Field(description="Of results. Once it is reached, new jobs are a 403 `quota_exceeded`.")
+    device_seconds: int | None = Field(
+        description="Of a calendar month, UTC. Once it is reached, new jobs are a 403 and queued ones wait."
+    )
+    requests: int | None = Field(description="A minute, of each API process. More are a 429 `rate_limited`.")
+
+
+class Usage(Read):
+    """What a tenant uses of its quotas, or would."""
+
+    queued: int
+    running: int
+    stored_bytes: int
+    device_seconds: float = Field(description="Of this month: time of attempts times the devices that each held.")
+    resets_at: AwareDatetime = Field(description="When the next month begins.")
+
+
 class Me(Read):
     """The key of the request, and whose it is."""
 
     tenant: TenantRead
     key: KeyRead
     limits: Limits
+    quotas: Quotas
+    usage: Usage
+
+
+class TenantDetail(TenantRead):
+    """A tenant as an operator sees it."""
+
+    created_at: AwareDatetime
+    weight: int = Field(description="Its share of the workers, against the weights of the others that wait.")
+    quotas: Quotas
+    usage: Usage
+
+
+class TenantList(Read):
+    data: list[TenantDetail]
+
+
+Bound = Annotated[int, Field(ge=0, le=2**53)] | None
+
+
+class QuotasPatch(Request):
+    """Quotas to change; null takes one away, those that are left out stay."""
+
+    queued: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    running: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    stored_bytes: Bound = None
+    device_seconds: Bound = None
+    requests: Annotated[int, Field(ge=1, le=10**6)] | None = None
+
+
+class TenantPatch(Request):
+    """Changes to a tenant."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"weight": 2, "quotas": {"queued": 500, "running": None}}]}
+    )
+
+    weight: int | None = Field(None, ge=1, le=1000, description="null or left out: as it is.")
+    quotas: QuotasPatch = QuotasPatch()

@@ -111,6 +111,11 @@ keys.command("list")(admin.keys_list)
 keys.command("revoke")(admin.keys_revoke)
 cli.add_typer(keys, name="keys", rich_help_panel=OPERATE)
 
+tenants = typer.Typer(no_args_is_help=True, help="Tenants: list, set shares and quotas.")
+tenants.command("list")(admin.tenants_list)
+tenants.command("set")(admin.tenants_set)
+cli.add_typer(tenants, name="tenants", rich_help_panel=OPERATE)
+
 db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, current.")
 db.command("upgrade")(admin.db_upgrade)
 db.command("current")(admin.db_current)

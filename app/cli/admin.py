@@ -1,4 +1,4 @@
-"""Commands of the operator: API keys, migrations, configuration. They work on the database, not over HTTP."""
+"""Commands of the operator: API keys, tenants, migrations, configuration. They work on the database, not over HTTP."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.markup import escape
 from sqlalchemy.orm import Session
 
 from app import migrate
+from app.account import tenants
 from app.cli import output
 from app.cli.exits import Usage
 from app.cli.options import AsJson, load_settings
@@ -21,7 +22,7 @@ from app.db import Database
 from app.errors import AppError
 from app.keys import service as keys
 from app.keys.models import ApiKey
-from app.keys.scopes import SCOPES
+from app.keys.scopes import SCOPES, USUAL
 from app.settings import Settings
 
 
@@ -42,7 +43,9 @@ def migrated(settings: Settings) -> Iterator[Database]:
 def keys_create(
     tenant: Annotated[str, typer.Option(help="Whose jobs the key sees; made if new.")],
     name: Annotated[str, typer.Option(help="What the key is for.")],
-    scope: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SCOPES)}; repeatable. Default: all.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(SCOPES)}; repeatable. Default: all but admin.")
+    ] = None,
     expires_days: Annotated[int | None, typer.Option(min=1, max=3650, help="Default: never.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +58,7 @@ def keys_create(
             secret=settings.secret(),
             tenant=tenant,
             name=name,
-            scopes=scope or list(SCOPES),
+            scopes=scope or list(USUAL),
             expires_days=expires_days,
         )
         return {**_key_json(key), "tenant": tenant, "text": text}
@@ -90,6 +93,67 @@ def keys_revoke(
     with migrated(load_settings()) as database:
         revoked = database.transact(lambda session: _key_json(keys.revoke_key(session, key_id)))
     output.print_json(revoked) if as_json else output.stdout.print(f"{key_id} revoked")
+
+
+def tenants_list(as_json: AsJson = False) -> None:
+    """List the tenants, their shares, and what they use of their quotas."""
+    with migrated(load_settings()) as database, database.read() as session:
+        found = [tenants.detail(session, tenant) for tenant in tenants.every(session)]
+    _print_tenants(found, as_json=as_json)
+
+
+Quota = Annotated[int | None, typer.Option(min=-1, help="-1 takes it away.")]
+
+
+def tenants_set(
+    name: Annotated[str, typer.Argument(metavar="TENANT", help="A tenant's name, from `tenants list`.")],
+    weight: Annotated[int | None, typer.Option(min=1, max=1000, help="Its share of the workers.")] = None,
+    queued: Quota = None,
+    running: Quota = None,
+    stored_bytes: Quota = None,
+    device_seconds: Quota = None,
+    requests: Quota = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set a tenant's share of the workers, and its quotas."""
+    given = {
+        "queued": queued,
+        "running": running,
+        "stored_bytes": stored_bytes,
+        "device_seconds": device_seconds,
+        "requests": requests,
+    }
+    quotas = {quota: None if bound == -1 else bound for quota, bound in given.items() if bound is not None}
+    if quotas.get("requests") == 0:
+        raise Usage("--requests 0 would lock the tenant out: revoke its keys instead")
+
+    def change(session: Session) -> dict[str, Any]:
+        found = tenants.named(session, name)
+        tenant = None if found is None else tenants.locked(session, found.id)
+        if tenant is None:
+            raise Usage(f"there is no tenant {name}: `espalier tenants list` shows the ones there are")
+        tenants.change(session, tenant, weight=weight, quotas=quotas)
+        return tenants.detail(session, tenant)
+
+    with migrated(load_settings()) as database:
+        _print_tenants([database.transact(change)], as_json=as_json)
+
+
+def _print_tenants(found: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(found)
+        return
+    table = output.table("", "tenant", "weight", *(name.replace("_", " ") for name in tenants.QUOTAS))
+    for tenant in found:
+        used, quotas = tenant["usage"], tenant["quotas"]
+        shown = [_used(used.get(name), quotas[name]) for name in tenants.QUOTAS]
+        table.add_row(escape(tenant["name"]), str(tenant["weight"]), *shown)
+    output.stdout.print(table)
+
+
+def _used(used: float | None, quota: int | None) -> str:
+    parts = [f"{used:,.0f}" if used is not None else "", f"of {quota:,}" if quota is not None else ""]
+    return " ".join(part for part in parts if part)
 
 
 def db_upgrade(

@@ -65,12 +65,16 @@ class Problem(BaseModel):
     )
     allowed: list[str] | None = Field(None, description="What would have been valid instead.")
     current: str | None = Field(None, description="The state that forbids the request.")
+    quota: str | None = Field(None, description="The tenant's quota that is used up.", examples=["queued"])
+    limit: int | None = Field(None, description="How much it allows.")
+    used: float | None = Field(None, description="How much is used.")
+    resets_at: str | None = Field(None, description="When it begins anew, where it does by itself.")
     retryable: bool | None = Field(None, description="Whether the same request may succeed later.")
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a route that wants a key: these problems, and those that any such route may answer."""
-    return described(*statuses, 401, 403, 500, 503)
+    return described(*statuses, 401, 403, 429, 500, 503)
 
 
 def described(*statuses: int) -> dict[int | str, dict[str, Any]]:

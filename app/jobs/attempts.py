@@ -9,16 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import case, func, insert, update
+from sqlalchemy import Row, case, func, insert, update
 from sqlalchemy.orm import Session
 
 from app.db import clock, now_ms
 from app.failure import Failure
-from app.jobs import fleet
+from app.jobs import fleet, turns, usage
 from app.jobs import worker_repository as repository
 from app.jobs.fleet import Worker
 from app.jobs.lifecycle import HELD, announce, close_attempt, fail_or_retry, transition
 from app.jobs.models import Artifact, Attempt, DeviceLease, Event, Job, ReportRecord
+from app.jobs.turns import Turn
 from workers.engine.report import FileEntry, Report
 
 
@@ -54,49 +55,17 @@ class Orders:
 def claim(session: Session, worker: Worker, *, ttl_s: float, overtaking_ms: int) -> Claim | None:
     """Take the next queued job that enough of the worker's devices are free for, or None; it has them until it ends.
 
-    One compare-and-set UPDATE: of many claimants one wins. A job that needs more devices than are free is passed over,
-    but only for `overtaking_ms` from its submission: after that the worker takes nothing behind it, so that it starts
-    at the latest when the worker's running jobs have ended.
+    One compare-and-set UPDATE: of many claimants one wins. Whose turn it is, and which of the tenant's jobs is next,
+    says turns.py. A job that needs more devices than are free is passed over, but only for `overtaking_ms` from its
+    submission: after that the worker takes nothing behind it in its tenant's turn, so that it starts at the latest when
+    the worker's running jobs have ended.
     """
     fleet.make_known(session, worker, ttl_s=ttl_s)
     free = repository.free_devices(session, worker)
     if not free:
         return None
-    next_to_run = repository.next_to_run(session, worker, free=len(free), overtaking_ms=overtaking_ms)
-    row = session.execute(
-        update(Job)
-        .where(Job.id == repository.unlocked(next_to_run), Job.status == "queued")
-        .values(
-            status="running",
-            attempt=Job.attempt + 1,
-            attempts_left=Job.attempts_left - 1,
-            fence=Job.fence + 1,
-            version=Job.version + 1,
-            event_seq=Job.event_seq + 1,
-            lease_owner=worker.name,
-            lease_expires_at=now_ms() + int(ttl_s * 1000),
-            started_at=func.coalesce(Job.started_at, now_ms()),
-            deadline_at=func.coalesce(Job.deadline_at, now_ms() + Job.deadline_s * 1000),
-            updated_at=now_ms(),
-            stage=None,
-            progress=None,
-            error=None,
-        )
-        .returning(
-            Job.id,
-            Job.tenant_id,
-            Job.attempt,
-            Job.fence,
-            Job.spec,
-            Job.devices,
-            Job.deadline_s,
-            Job.attempts_left,
-            Job.event_seq,
-            Job.updated_at,
-        )
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    if row is None:
+    turn, row = _take(session, worker, free=len(free), ttl_s=ttl_s, overtaking_ms=overtaking_ms)
+    if turn is None or row is None:
         return None
     taken = free[: row.devices]
     session.add_all(DeviceLease(device=key, job_id=row.id) for key in sorted(taken))
@@ -117,8 +86,54 @@ def claim(session: Session, worker: Worker, *, ttl_s: float, overtaking_ms: int)
     session.flush()
     if row.devices > 1:
         _announce_another(session, worker, overtaking_ms)
+    turns.charge(session, turn, devices=row.devices)
     last = row.attempts_left <= 0
     return Claim(row.id, row.tenant_id, row.attempt, row.fence, row.spec, row.deadline_s, names, last)
+
+
+def _take(
+    session: Session, worker: Worker, *, free: int, ttl_s: float, overtaking_ms: int
+) -> tuple[Turn | None, Row[Any] | None]:
+    """The first turn that has a job nobody else is about to take, and that job, now running."""
+    for turn in turns.turns(session, worker, free=free, overtaking_ms=overtaking_ms):
+        if not usage.may_start(session, turn.tenant_id):
+            continue
+        row = session.execute(
+            update(Job)
+            .where(Job.id == repository.unlocked(turn.job), Job.status == "queued")
+            .values(
+                status="running",
+                attempt=Job.attempt + 1,
+                attempts_left=Job.attempts_left - 1,
+                fence=Job.fence + 1,
+                version=Job.version + 1,
+                event_seq=Job.event_seq + 1,
+                lease_owner=worker.name,
+                lease_expires_at=now_ms() + int(ttl_s * 1000),
+                started_at=func.coalesce(Job.started_at, now_ms()),
+                deadline_at=func.coalesce(Job.deadline_at, now_ms() + Job.deadline_s * 1000),
+                updated_at=now_ms(),
+                stage=None,
+                progress=None,
+                error=None,
+            )
+            .returning(
+                Job.id,
+                Job.tenant_id,
+                Job.attempt,
+                Job.fence,
+                Job.spec,
+                Job.devices,
+                Job.deadline_s,
+                Job.attempts_left,
+                Job.event_seq,
+                Job.updated_at,
+            )
+            .execution_options(synchronize_session=False)
+        ).one_or_none()
+        if row is not None:
+            return turn, row
+    return None, None
 
 
 def _announce_another(session: Session, worker: Worker, overtaking_ms: int) -> None:
@@ -181,6 +196,9 @@ def succeed(
         insert(Artifact),
         [{"job_id": job.id, "path": f.path, "bytes": f.bytes, "sha256": f.sha256, "key": key} for f, key in files],
     )
+    job.stored_bytes = sum(entry.bytes for entry, _ in files)
+    session.flush()
+    usage.count_stored(session, job.tenant_id, job.stored_bytes)
 
 
 def fail(session: Session, held: Claim, error: Failure, *, backoff_s: float) -> None:

@@ -15,14 +15,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
-from app.access import Canceller, JobSeen, Principal, Reader, Writer, look_at_job, no_such_job
+from app.access import Canceller, JobSeen, Principal, Reader, Writer, check_priority, look_at_job, no_such_job
 from app.errors import InvalidRequest
 from app.http.conditional import PRIVATE, check_if_match, matches, wait_preference
 from app.http.pagination import decode_cursor, encode_cursor, next_link
 from app.http.problems import field_error, responses
 from app.http.queries import Flag
 from app.http.route import DirectRoute, StrictRoute, check_query
-from app.jobs import fleet, preflight, removals, repository, service
+from app.jobs import fleet, preflight, removals, repository, service, usage
 from app.jobs.acceptance import accept_once
 from app.jobs.models import TERMINAL, Job
 from app.jobs.parameters import Counted, Cursor, JobId, Limit, filters, order
@@ -74,6 +74,7 @@ def create(
     ] = None,
 ) -> Response:
     """Submit a job."""
+    check_priority(principal, submit.priority)
     if dry_run:
         with has.database.read() as session:
             largest = fleet.largest(session.connection())
@@ -93,6 +94,7 @@ def create(
             request_id=request.state.request_id,
             asked_by=principal.key_name,
         )
+        usage.check_more(session, principal.tenant_id)
         places = repository.places(session.connection(), [job])
         return job.id, render(job, places[job.id])
 
@@ -235,7 +237,12 @@ def resume(job_id: JobId, principal: Writer, has: ServicesDep) -> Response:
 @router.post("/{job_id}/retry", operation_id="jobs_retry", response_model=JobRead, responses=responses(404, 409))
 def retry(job_id: JobId, principal: Writer, has: ServicesDep) -> Response:
     """Queue a failed or cancelled job again, with all its attempts."""
-    response = _changing(has, principal, job_id, service.retry)
+
+    def again(session: Session, job: Job) -> None:
+        service.retry(session, job)
+        usage.check_more(session, principal.tenant_id)
+
+    response = _changing(has, principal, job_id, again)
     has.relay.wake()
     return response
 

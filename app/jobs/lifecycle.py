@@ -21,9 +21,10 @@ belongs together.
 
 Locks are taken in one order, so that no two transactions wait for each other: the worker, the sweep, its jobs in the
 order of their ids, what hangs on a job (labels, attempts, devices in the order of their keys, events, artifacts,
-report, messages, sweep child), the Idempotency-Key. Whoever writes what hangs on a job has locked the job first,
-whether a foreign key would or not; but for the relay, which forgets messages. It skips those that are locked, as chores
-over many rows do.
+report, messages, sweep child), the tenant (its turns and quotas), the Idempotency-Key. Whoever writes what hangs on a
+job has locked the job first, whether a foreign key would or not; but for the relay, which forgets messages. It skips
+those that are locked, as chores over many rows do. A claim may lock the tenant before the job, for which it does not
+wait.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from sqlalchemy.orm import Session
 from app.db import clock
 from app.errors import InvalidTransition
 from app.failure import Failure
-from app.jobs import removals
+from app.jobs import removals, usage
 from app.jobs.models import TERMINAL, Attempt, DeviceLease, Event, Job, Outbox
 
 ALLOWED: dict[str, frozenset[str]] = {
@@ -107,6 +108,7 @@ def close_attempt(session: Session, job: Job, outcome: str, error: Failure | Non
         attempt.outcome = outcome
         attempt.error = error.as_json(job.attempt) if error else None
         attempt.finished_at = clock(session)
+        job.device_ms += usage.note(session, job, attempt)
         if outcome != "succeeded":
             removals.record_attempt(session, job)
 

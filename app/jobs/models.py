@@ -27,6 +27,7 @@ class Job(Base):
         Index("ix_jobs_list_priority", "tenant_id", "priority", "created_at", "id"),
         Index(
             "ix_jobs_queue",
+            "tenant_id",
             text("priority DESC"),
             "created_at",
             "id",
@@ -70,6 +71,9 @@ class Job(Base):
     not_before: Mapped[int] = mapped_column(BigInteger)
     """The job cannot be claimed earlier. Its last message to the workers is due then too."""
     deadline_at: Mapped[int | None] = mapped_column(BigInteger)
+    device_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Of the attempts that have ended: their time, times their devices."""
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     paused_at: Mapped[int | None] = mapped_column(BigInteger)
     """Since when it has been `paused`; the deadline moves by that time when it is resumed."""
 
@@ -113,6 +117,21 @@ class Attempt(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     started_at: Mapped[int] = mapped_column(BigInteger)
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class DeviceTime(Base):
+    """Time that an ended attempt held devices. Rows outlive their job, and are summed up by month."""
+
+    __tablename__ = "device_times"
+    __table_args__ = (Index("ix_device_times_tenant", "tenant_id", "at", "device_ms"),)
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey(Tenant.id))
+    job_id: Mapped[str] = mapped_column(String(40))
+    attempt: Mapped[int]
+    at: Mapped[int] = mapped_column(BigInteger)
+    """When it ended."""
+    device_ms: Mapped[int] = mapped_column(BigInteger)
 
 
 class WorkerRecord(Base):

@@ -129,6 +129,8 @@ class Listed(Protocol):
     def priority(self) -> int: ...
     @property
     def model_id(self) -> str: ...
+    @property
+    def tenant_id(self) -> str: ...
 
 
 class ListedJob(NamedTuple):
@@ -143,6 +145,7 @@ class ListedJob(NamedTuple):
     devices: int
     priority: int
     model_id: str
+    tenant_id: str
 
 
 _LISTED = select(*(_job[name] for name in ListedJob._fields))
@@ -230,7 +233,9 @@ def _passing(tenant_id: str, filters: Filters) -> list[ColumnElement[bool]]:
 _ORDER_OF_CLAIMS = (_job.priority.desc(), _job.created_at, _job.id)
 _LINE = (
     select(_job.id, _job.created_at, func.row_number().over(order_by=_ORDER_OF_CLAIMS).label("place"))
-    .where(_job.status == literal_column("'queued'"))  # as the index has it: a parameter might be anything
+    .where(
+        _job.tenant_id == bindparam("tenant_id"), _job.status == literal_column("'queued'")
+    )  # as the index has it: a parameter might be anything
     .order_by(*_ORDER_OF_CLAIMS)
     .limit(bindparam("depth"))
     .subquery()
@@ -242,18 +247,24 @@ _PLACES = select(*_LARGEST.c, _LINE.c.id, _LINE.c.place).join_from(
 
 
 def places(connection: Connection, jobs: Iterable[Listed]) -> dict[str, Place]:
-    """Id -> where the job stands, of those of the jobs that are queued. Positions end with QUEUE_DEPTH.
+    """Id -> where the job stands in its tenant's queue, of those of the jobs that are queued. Positions end with
+    QUEUE_DEPTH.
 
     There may be others made in the same time: a range of times is one statement, however many jobs there are.
     """
-    queued = [job for job in jobs if job.status == "queued"]
-    if not queued:
-        return {}
-    times = [job.created_at for job in queued]
-    asked = {"depth": QUEUE_DEPTH, "oldest": min(times), "newest": max(times)}
-    rows = connection.execute(_PLACES, asked).all()
-    largest, positions = Largest(*rows[0][:2]), {row[2]: row[3] for row in rows}
-    return {job.id: Place(positions.get(job.id), waiting_for(largest, job.queue, job.devices)) for job in queued}
+    queued: dict[str, list[Listed]] = {}
+    for job in jobs:
+        if job.status == "queued":
+            queued.setdefault(job.tenant_id, []).append(job)
+    found: dict[str, Place] = {}
+    for tenant_id, of_tenant in queued.items():
+        times = [job.created_at for job in of_tenant]
+        asked = {"tenant_id": tenant_id, "depth": QUEUE_DEPTH, "oldest": min(times), "newest": max(times)}
+        rows = connection.execute(_PLACES, asked).all()
+        largest, positions = Largest(*rows[0][:2]), {row[2]: row[3] for row in rows}
+        for job in of_tenant:
+            found[job.id] = Place(positions.get(job.id), waiting_for(largest, job.queue, job.devices))
+    return found
 
 
 _key = table(ApiKey).c

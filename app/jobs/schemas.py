@@ -31,7 +31,12 @@ class Scheduling(Request):
     labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, max_length=MAX_LABELS, description="Free key-value pairs to find the job by."
     )
-    priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
+    priority: int = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Of your tenant's jobs, higher ones run first. More than 0 needs the scope `jobs:priority`.",
+    )
     max_attempts: int | None = Field(
         None, ge=1, le=10, description="At most, and by default, what the service is configured for."
     )
@@ -84,8 +89,8 @@ class Progress(Read):
 
 class Queue(Read):
     position: int | None = Field(
-        description="Place in the order of claims, 1 is next; null beyond the first 1000. Waits before a retry are not "
-        "counted in."
+        description="Place among your tenant's queued jobs, 1 is next at your turn; null beyond the first 1000. Waits "
+        "before a retry are not counted in."
     )
     waiting_for: str | None = Field(
         description="What no live worker has, where none can take the job; null otherwise.",
@@ -115,6 +120,7 @@ class MetricSummary(Read):
 class Durations(Read):
     queued_s: float | None = Field(description="From submission to the first start.")
     running_s: float | None = Field(description="From the first start to the end; null until then.")
+    device_s: float = Field(description="Time of the attempts that have ended, times the devices that each held.")
 
 
 class Links(Read):

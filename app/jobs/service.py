@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.db import clock, now_ms, table
 from app.errors import InvalidTransition
 from app.ids import new_id
-from app.jobs import removals
+from app.jobs import removals, usage
 from app.jobs.fleet import queue_of
 from app.jobs.lifecycle import VERBS, announce, transition
 from app.jobs.models import TERMINAL, Event, Job, JobLabel, Outbox
@@ -109,6 +109,8 @@ def create(
         devices=spec.compute.devices,
         model_id=spec.model.id,
         asked_by=asked_by,
+        tenant_id=tenant_id,
+        device_ms=0,
     )
 
 
@@ -182,10 +184,14 @@ def remove(session: Session, job: Job) -> None:
 
 def remove_finished(session: Session, jobs: Sequence[Job]) -> None:
     """Delete the jobs, which are locked and have ended, and all their rows, and record that their files may go."""
+    freed: dict[str, int] = {}
     for job in jobs:
         removals.record_job(session, job)
+        freed[job.tenant_id] = freed.get(job.tenant_id, 0) + job.stored_bytes
     session.flush()
     session.execute(delete(Job).where(Job.id.in_([job.id for job in jobs])))
+    for tenant_id in sorted(freed):
+        usage.count_stored(session, tenant_id, -freed[tenant_id])
 
 
 def _methods(spec: Mapping[str, Any]) -> str:

@@ -44,7 +44,6 @@ def lock_unannounced(session: Session, *, older_than_ms: int, limit: int) -> Seq
             Job.not_before <= now_ms() - older_than_ms,
             ~select(Outbox.id).where(Outbox.job_id == Job.id).exists(),
         )
-        .order_by(Job.priority.desc(), Job.created_at, Job.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()

@@ -49,13 +49,15 @@ class JobView(NamedTuple):
     devices: int
     model_id: str
     asked_by: str | None
+    tenant_id: str
+    device_ms: int
 
 
 class Place(NamedTuple):
     """Where a queued job stands."""
 
     position: int | None
-    """In the order of claims, from 1; None beyond those that are counted."""
+    """In the tenant's queue, from 1; None beyond those that are counted."""
     waiting_for: str | None
     """The reason why no live worker can take the job; None if one can."""
 
@@ -88,6 +90,8 @@ COLUMNS = (
     _job.devices,
     _job.model_id,
     _job.asked_by,
+    _job.tenant_id,
+    _job.device_ms,
 )
 
 
@@ -127,6 +131,7 @@ def as_json(job: JobView, place: Place | None) -> dict[str, Any]:
         "durations": {
             "queued_s": _seconds(job.created_at, job.started_at),
             "running_s": _seconds(job.started_at, job.finished_at),
+            "device_s": job.device_ms / 1000,
         },
         "links": {
             "self": path,

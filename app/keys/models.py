@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, String
+from sqlalchemy import BigInteger, ForeignKey, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Json
@@ -14,6 +14,20 @@ class Tenant(Base):
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(100), unique=True)
     created_at: Mapped[int] = mapped_column(BigInteger)
+    weight: Mapped[int] = mapped_column(server_default=text("1"))
+    """Its share of the workers, against the weights of the others that wait."""
+    share_start: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    share_end: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Of its last claim, in virtual time: see app/jobs/turns.py."""
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Of the results of its jobs."""
+    max_queued: Mapped[int | None]
+    max_running: Mapped[int | None]
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_device_seconds: Mapped[int | None] = mapped_column(BigInteger)
+    """In a month."""
+    max_requests: Mapped[int | None]
+    """In a minute. None of all five: no quota."""
 
 
 class ApiKey(Base):

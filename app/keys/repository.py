@@ -28,6 +28,8 @@ class KeyView(NamedTuple):
     touch: int
     """`last_used_at` is older than TOUCH_MS."""
     name: str
+    max_requests: int | None
+    """The tenant's, in a minute."""
 
 
 _key = table(ApiKey).c
@@ -40,6 +42,7 @@ KEY_COLUMNS = (
     case((_key.expires_at <= now_ms(), 1), else_=0),
     case((func.coalesce(_key.last_used_at, 0) < now_ms() - TOUCH_MS, 1), else_=0),
     _key.name,
+    select(Tenant.max_requests).where(Tenant.id == _key.tenant_id).scalar_subquery(),
 )
 
 

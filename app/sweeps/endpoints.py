@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.access import Canceller, Principal, Reader, Writer
+from app.access import Canceller, Principal, Reader, Writer, check_priority
 from app.errors import NotFound
 from app.http.conditional import PAGE_HEADERS, PRIVATE, matches
 from app.http.negotiation import negotiate
@@ -20,7 +20,7 @@ from app.http.problems import responses
 from app.http.queries import Flag
 from app.http.route import StrictRoute
 from app.ids import is_id
-from app.jobs import fleet, preflight, removals
+from app.jobs import fleet, preflight, removals, usage
 from app.jobs.acceptance import accept_once
 from app.jobs.models import ACTIVE
 from app.jobs.parameters import Counted, Cursor, Limit
@@ -74,6 +74,7 @@ def create(
     ] = None,
 ) -> Response:
     """Submit jobs that differ in a few fields of their spec: all of them, or with one mistake in any of them none."""
+    check_priority(principal, submit.priority)
     children = expand.children(submit)
     if dry_run:
         return Response(_plan(children, has).model_dump_json(), media_type="application/json")
@@ -97,6 +98,7 @@ def create(
             request_id=request.state.request_id,
             asked_by=principal.key_name,
         )
+        usage.check_more(session, principal.tenant_id)
         body, _ = _rendered(session, sweep)
         return sweep.id, body
 

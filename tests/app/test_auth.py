@@ -170,6 +170,14 @@ class TestRequests:
             assert refused.json()["allowed"] == [scope]
             assert ask(method, path, body, scope).status_code not in (401, 403), (method, path)
 
+    def test_a_priority_above_0_asks_for_its_scope(self, api: Api) -> None:
+        headers = {"Authorization": f"Bearer {make_key(api.services, 'ours', ('jobs:write',))[0]}"}
+        for path, body in (("/v1/jobs", {"spec": SPEC}), ("/v1/sweeps", {"spec": SPEC, "grid": {"/seed": [1, 2]}})):
+            for priority, status in ((-5, 202), (0, 202), (1, 403)):
+                answer = api.client.post(path, json={**body, "priority": priority}, headers=headers)
+                assert answer.status_code == status
+            assert (answer.json()["code"], answer.json()["allowed"]) == ("missing_scope", ["jobs:priority"])
+
     def test_the_last_use_is_noted_once_a_minute(self, api: Api) -> None:
         def last_used() -> int | None:
             with api.database.read() as session:

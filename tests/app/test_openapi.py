@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from app.account.schemas import TenantPatch
 from app.jobs.schemas import JobRead, JobSubmit, LabelsPatch
 from app.sweeps.schemas import SweepRead, SweepSubmit
 from tests.helpers.api import SPEC, Api
@@ -56,6 +57,9 @@ OPERATIONS = {
     "sweeps_get": "GET /v1/sweeps/{sweep_id}",
     "sweeps_list": "GET /v1/sweeps",
     "sweeps_pareto": "GET /v1/sweeps/{sweep_id}/pareto",
+    "tenants_get": "GET /v1/tenants/{tenant_id}",
+    "tenants_list": "GET /v1/tenants",
+    "tenants_update": "PATCH /v1/tenants/{tenant_id}",
     "workers_list": "GET /v1/workers",
 }
 
@@ -111,7 +115,7 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
     walk(document)
 
 
-@pytest.mark.parametrize("model", [JobSubmit, LabelsPatch, SweepSubmit])
+@pytest.mark.parametrize("model", [JobSubmit, LabelsPatch, SweepSubmit, TenantPatch])
 def test_examples_are_valid(document: dict[str, Any], model: type[Any]) -> None:
     examples = document["components"]["schemas"][model.__name__]["examples"]
     assert examples

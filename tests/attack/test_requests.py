@@ -134,6 +134,7 @@ def good_bodies(sweep: str) -> dict[str, dict[str, Any]]:
     return {
         "jobs_create": {"spec": gated, "labels": {"a": "b"}, "priority": 1, "max_attempts": 1, "deadline_s": 60},
         "jobs_update": {"labels": {"a": None}},
+        "tenants_update": {"weight": 2, "quotas": {"queued": 5, "running": None, "requests": 100_000}},
         "sweeps_create": {
             "name": "n",
             "spec": {**SPEC, **gated},
@@ -234,7 +235,13 @@ async def prepared(app: FastAPI) -> tuple[str, dict[str, str]]:
     job, sweep = ids
     for path in (f"/v1/jobs/{job}/cancel", f"/v1/sweeps/{sweep}/cancel"):  # so that streams and waits end
         assert (await send(app, Sent("POST", path.encode()), key)).status == 200
-    return key, {"job_id": job, "sweep_id": sweep, "path": "model.safetensors", "model_id": "bookworm-7m"}
+    return key, {
+        "job_id": job,
+        "sweep_id": sweep,
+        "path": "model.safetensors",
+        "model_id": "bookworm-7m",
+        "tenant_id": "ten_" + "0" * 32,
+    }
 
 
 def test_two_thousand_bad_requests(app: FastAPI, documented: set[str]) -> None:
