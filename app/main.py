@@ -42,6 +42,7 @@ from app.sessions import endpoints as sessions
 from app.settings import Settings, get_settings
 from app.storage import ArtifactStore
 from app.sweeps import endpoints as sweeps
+from app.webhooks import endpoints as webhooks
 
 PATIENCE_S = 2
 """How long a request waits for the database, which a person or a program at the other end waits for too."""
@@ -110,7 +111,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
     app.add_middleware(PlainRefusal)
-    api = (jobs, history, artifacts, reports, sweeps, capabilities, models, workers, account, sessions)
+    api = (jobs, history, artifacts, reports, sweeps, capabilities, models, workers, account, sessions, webhooks)
     for feature in (*api, health, metrics_endpoints, pages):
         app.include_router(feature.router)
     app.router.routes[:0] = jobs.hot_routes

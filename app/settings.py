@@ -42,6 +42,11 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
+    webhook_allow: str = Field(
+        "",
+        description="Private networks that webhooks may reach, with commas, such as 10.1.0.0/16, there over http too. "
+        "Else they are sent to public addresses over https only.",
+    )
     max_body_bytes: int = Field(1_000_000, ge=1024, description="Largest request body accepted.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
 

@@ -9,7 +9,8 @@ import app.deployment
 import app.jobs.models
 import app.keys.models
 import app.sessions.models
-import app.sweeps.models  # noqa: F401 - fills Base.metadata
+import app.sweeps.models
+import app.webhooks.models  # noqa: F401 - fills Base.metadata
 from app.db import Base, Database
 from app.settings import get_settings
 

@@ -1,5 +1,5 @@
 """Repairs the state after crashes: expired leases, unsent messages, sweeps to stop, files of deleted jobs and lost
-attempts.
+attempts. Sends what webhooks are to be told.
 
 Start any number, one is enough: `python -m workers.reconciler`. Each chore is safe to repeat and stands alone: one that
 fails is logged and tried again next time.
@@ -24,6 +24,8 @@ from app.settings import Settings, get_settings
 from app.storage import ArtifactStore
 from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
+from app.webhooks import service as webhooks
+from app.webhooks.deliverer import AT_ONCE, Deliverer
 from workers import scratch
 
 log = structlog.get_logger(__name__)
@@ -74,6 +76,9 @@ class Reconciler:
     def forget_workers(self) -> None:
         self.database.transact(fleet.forget_silent)
 
+    def forget_deliveries(self) -> None:
+        self.database.transact(webhooks.forget_old)
+
     def forget_removals(self) -> None:
         self.database.transact(removals.forget)
 
@@ -103,8 +108,12 @@ def main() -> None:
         (reconciler.sweep_scratch, settings.reconcile_s),
         (reconciler.forget_keys, FORGET_S),
         (reconciler.forget_removals, FORGET_S),
+        (reconciler.forget_deliveries, FORGET_S),
         (reconciler.forget_workers, FORGET_S),
     ]
+    # On a thread of its own: a receiver that does not answer holds up nothing else.
+    deliverer = Deliverer(Database(settings.database_url, pool_size=AT_ONCE), settings)
+    threading.Thread(target=deliverer.run, args=[stop], name="webhooks", daemon=True).start()
     due = [0.0] * len(chores)
     log.info("reconciler_started")
     while not stop.is_set():

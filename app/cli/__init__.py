@@ -22,6 +22,7 @@ from app.cli import (
     serve,
     store,
     sweeps,
+    webhooks,
 )
 from app.cli.exits import MEANINGS
 from app.cli.options import Commands, Connection
@@ -97,6 +98,21 @@ sweep.command("pareto")(sweeps.pareto)
 sweep.command("cancel")(sweeps.cancel)
 sweep.command("delete")(sweeps.delete)
 cli.add_typer(sweep, name="sweep", rich_help_panel=JOBS)
+
+hooks = typer.Typer(
+    no_args_is_help=True,
+    help="Have others told of jobs: create, list, enable, disable, delete, rotate, test, deliveries, redeliver.",
+)
+hooks.command("create")(webhooks.create)
+hooks.command("list")(webhooks.list_webhooks)
+hooks.command("enable")(webhooks.enable)
+hooks.command("disable")(webhooks.disable)
+hooks.command("delete")(webhooks.delete)
+hooks.command("rotate")(webhooks.rotate)
+hooks.command("test")(webhooks.send_test)
+hooks.command("deliveries")(webhooks.deliveries)
+hooks.command("redeliver")(webhooks.redeliver)
+cli.add_typer(hooks, name="webhooks", rich_help_panel=JOBS)
 
 cli.command("api", rich_help_panel=OPERATE)(processes.api)
 cli.command("worker", rich_help_panel=OPERATE)(processes.worker)

@@ -46,7 +46,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a job."""
-    body: dict[str, Any] = {"spec": read_json(spec), "labels": _labels(label or [])}
+    body: dict[str, Any] = {"spec": read_json(spec), "labels": labels_of(label or [])}
     options = {"priority": priority, "max_attempts": max_attempts, "deadline_s": deadline_s}
     body |= {key: value for key, value in options.items() if value is not None}
     with connect(context) as service:
@@ -90,7 +90,7 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     params: list[tuple[str, Any]] = [("limit", limit), ("sort", sort), ("count", "true")]
-    params += [("label", f"{key}:{value}") for key, value in _labels(label or []).items()]
+    params += [("label", f"{key}:{value}") for key, value in labels_of(label or []).items()]
     narrowed = {
         "status": status,
         "model": model,
@@ -217,7 +217,8 @@ def _act(context: typer.Context, job_id: str, verb: str, as_json: bool) -> None:
     output.print_json(job) if as_json else print_job(job)
 
 
-def _labels(pairs: list[str]) -> dict[str, str]:
+def labels_of(pairs: list[str]) -> dict[str, str]:
+    """The labels that options give as KEY=VALUE. Raises Usage."""
     for pair in pairs:
         if "=" not in pair:
             raise Usage(f"--label {pair}: write KEY=VALUE")

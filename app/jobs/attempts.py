@@ -20,6 +20,7 @@ from app.jobs.fleet import Worker
 from app.jobs.lifecycle import HELD, announce, close_attempt, fail_or_retry, transition
 from app.jobs.models import Artifact, Attempt, DeviceLease, Event, Job, ReportRecord
 from app.jobs.turns import Turn
+from app.webhooks import outbox
 from workers.engine.report import FileEntry, Report
 
 
@@ -84,6 +85,14 @@ def claim(session: Session, worker: Worker, *, ttl_s: float, overtaking_ms: int)
         )
     )
     session.flush()
+    outbox.note(
+        session.connection(),
+        tenant_id=row.tenant_id,
+        job_id=row.id,
+        seq=row.event_seq,
+        status="running",
+        at=row.updated_at,
+    )
     if row.devices > 1:
         _announce_another(session, worker, overtaking_ms)
     turns.charge(session, turn, devices=row.devices)

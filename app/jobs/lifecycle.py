@@ -21,10 +21,10 @@ belongs together.
 
 Locks are taken in one order, so that no two transactions wait for each other: the worker, the sweep, its jobs in the
 order of their ids, what hangs on a job (labels, attempts, devices in the order of their keys, events, artifacts,
-report, messages, sweep child), the tenant (its turns and quotas), the Idempotency-Key. Whoever writes what hangs on a
-job has locked the job first, whether a foreign key would or not; but for the relay, which forgets messages. It skips
-those that are locked, as chores over many rows do. A claim may lock the tenant before the job, for which it does not
-wait.
+report, messages, sweep child), the tenant (its turns and quotas), webhooks, the Idempotency-Key. Whoever writes what
+hangs on a job has locked the job first, whether a foreign key would or not; but for the relay, which forgets messages.
+It skips those that are locked, as chores over many rows do. A claim may lock the tenant before the job, for which it
+does not wait.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from app.errors import InvalidTransition
 from app.failure import Failure
 from app.jobs import removals, usage
 from app.jobs.models import TERMINAL, Attempt, DeviceLease, Event, Job, Outbox
+from app.webhooks import outbox
 
 ALLOWED: dict[str, frozenset[str]] = {
     "queued": frozenset({"running", "cancelling", "paused"}),
@@ -85,6 +86,7 @@ def transition(session: Session, job: Job, to: str, data: dict[str, Any] | None 
     job.paused_at = now if to == "paused" else None
     session.add(Event(job_id=job.id, seq=job.event_seq, type=to, attempt=job.attempt, data=data or {}, at=now))
     session.flush()
+    outbox.note(session.connection(), tenant_id=job.tenant_id, job_id=job.id, seq=job.event_seq, status=to, at=now)
 
 
 def fail_or_retry(session: Session, job: Job, error: Failure, *, outcome: str, backoff_s: float) -> None:

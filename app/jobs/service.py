@@ -17,6 +17,7 @@ from app.jobs.fleet import queue_of
 from app.jobs.lifecycle import VERBS, announce, transition
 from app.jobs.models import TERMINAL, Event, Job, JobLabel, Outbox
 from app.jobs.views import JobView
+from app.webhooks import outbox
 from workers.engine.contracts.params import STAGES
 from workers.engine.spec import CompressionSpec
 
@@ -82,6 +83,7 @@ def create(
         )
     event = {"job_id": job_id, "seq": 1, "type": "queued", "attempt": 0, "data": {}, "at": at}
     connection.execute(_INSERT_EVENT, event)
+    outbox.note(connection, tenant_id=tenant_id, job_id=job_id, seq=1, status="queued", at=at)
     connection.execute(_INSERT_MESSAGE, {"job_id": job_id, "queue": queue, "due_at": at})
     return JobView(
         id=job_id,

@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
 from app.account.schemas import TenantPatch
 from app.jobs.schemas import JobRead, JobSubmit, LabelsPatch
 from app.sweeps.schemas import SweepRead, SweepSubmit
+from app.webhooks.schemas import RotateRequest, WebhookPatch, WebhookSubmit
 from tests.helpers.api import SPEC, Api
 from tests.helpers.conformity import document
 
@@ -60,6 +61,15 @@ OPERATIONS = {
     "tenants_get": "GET /v1/tenants/{tenant_id}",
     "tenants_list": "GET /v1/tenants",
     "tenants_update": "PATCH /v1/tenants/{tenant_id}",
+    "webhooks_create": "POST /v1/webhooks",
+    "webhooks_delete": "DELETE /v1/webhooks/{webhook_id}",
+    "webhooks_deliveries": "GET /v1/webhooks/{webhook_id}/deliveries",
+    "webhooks_get": "GET /v1/webhooks/{webhook_id}",
+    "webhooks_list": "GET /v1/webhooks",
+    "webhooks_redeliver": "POST /v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver",
+    "webhooks_rotate": "POST /v1/webhooks/{webhook_id}/rotate",
+    "webhooks_test": "POST /v1/webhooks/{webhook_id}/test",
+    "webhooks_update": "PATCH /v1/webhooks/{webhook_id}",
     "workers_list": "GET /v1/workers",
 }
 
@@ -115,7 +125,9 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
     walk(document)
 
 
-@pytest.mark.parametrize("model", [JobSubmit, LabelsPatch, SweepSubmit, TenantPatch])
+@pytest.mark.parametrize(
+    "model", [JobSubmit, LabelsPatch, SweepSubmit, TenantPatch, WebhookSubmit, WebhookPatch, RotateRequest]
+)
 def test_examples_are_valid(document: dict[str, Any], model: type[Any]) -> None:
     examples = document["components"]["schemas"][model.__name__]["examples"]
     assert examples

@@ -134,6 +134,9 @@ def good_bodies(sweep: str) -> dict[str, dict[str, Any]]:
     return {
         "jobs_create": {"spec": gated, "labels": {"a": "b"}, "priority": 1, "max_attempts": 1, "deadline_s": 60},
         "jobs_update": {"labels": {"a": None}},
+        "webhooks_create": {"url": "https://127.0.0.1/", "events": ["job.failed"], "labels": {"a": "b"}},
+        "webhooks_update": {"url": "https://127.0.0.1/", "events": [], "labels": {}, "enabled": True},
+        "webhooks_rotate": {"keep_hours": 1},
         "tenants_update": {"weight": 2, "quotas": {"queued": 5, "running": None, "requests": 100_000}},
         "sweeps_create": {
             "name": "n",
