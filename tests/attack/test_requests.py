@@ -244,6 +244,8 @@ async def prepared(app: FastAPI) -> tuple[str, dict[str, str]]:
         "path": "model.safetensors",
         "model_id": "bookworm-7m",
         "tenant_id": "ten_" + "0" * 32,
+        "webhook_id": "whk_" + "0" * 32,
+        "delivery_id": "1",
     }
 
 

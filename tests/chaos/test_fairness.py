@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import httpx2
 import pytest
 from sqlalchemy import func, select
@@ -15,17 +18,24 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 FLOOD = 500
 
 
-def client(cluster: Cluster, tenant: str) -> httpx2.Client:
+@contextmanager
+def client(cluster: Cluster, tenant: str) -> Iterator[httpx2.Client]:
     with cluster.database.write() as session:
         _, key = keys.create_key(
             session, secret=cluster.config.secret(), tenant=tenant, name=tenant, scopes=SCOPES, expires_days=None
         )
-    return httpx2.Client(base_url=cluster.http.base_url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx2.Client(base_url=cluster.http.base_url, headers=headers, timeout=60) as http:
+        yield http
 
 
 def test_a_flood_holds_up_nobody_else(cluster: Cluster) -> None:
     cluster.start("worker1")
-    flood, *others = (client(cluster, name) for name in ("flood", "b", "c"))
+    with client(cluster, "flood") as flood, client(cluster, "b") as b, client(cluster, "c") as c:
+        flooded(cluster, flood, [b, c])
+
+
+def flooded(cluster: Cluster, flood: httpx2.Client, others: list[httpx2.Client]) -> None:
     sweeps = []
     for count in (250, FLOOD - 250):
         body = {"spec": MAGNITUDE, "grid": {"/seed": list(range(count))}, "priority": 100}
