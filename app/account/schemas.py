@@ -44,7 +44,7 @@ class Quotas(Read):
 
 
 class Usage(Read):
-    """What a tenant uses of its quotas, or would."""
+    """Amounts that a tenant uses of its quotas, or would."""
 
     queued: int
     running: int

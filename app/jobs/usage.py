@@ -27,7 +27,7 @@ WAITING = ("queued", "paused")
 
 
 class Usage(NamedTuple):
-    """What a tenant uses now."""
+    """Amounts that a tenant uses now."""
 
     queued: int
     running: int
