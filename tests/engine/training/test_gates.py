@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, OPTConfig, Phi3Config, PretrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from tests.families.checkpoints import tiny_config
 from tests.helpers.in_memory import GPT2, LLAMA, InMemory, ids_of, in_memory, logits, units, write
+from workers.engine.contracts.facts import Units
 from workers.engine.maths.hard_concrete import drawn
+from workers.engine.removals.without_units import without_units
+from workers.engine.training.decided import scores_of
 from workers.engine.training.gates import Gates
 
 TIED = LlamaConfig(**{**LLAMA.to_dict(), "tie_word_embeddings": True})
@@ -21,6 +25,8 @@ PHI3 = Phi3Config(
     num_key_value_heads=3, max_position_embeddings=32, pad_token_id=0,
 )  # fmt: skip
 """Two matrices hold several."""
+DOGE = tiny_config("doge", num_hidden_layers=2)
+"""Its blocks scale the hidden vector that passes through them."""
 OPT = OPTConfig(
     vocab_size=64, hidden_size=24, ffn_dim=20, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=24,
     max_position_embeddings=32,
@@ -68,6 +74,20 @@ def test_heads_and_channels_without_chance_are_the_merged_model(config: Pretrain
         read_OI = found.reader(family)
         gone_N = (read_OI.view(len(read_OI), family.units, -1) == 0).all(dim=2).all(dim=0)
         assert torch.equal(gone_N, closed[row])
+
+
+def test_a_closed_layer_passes_on_what_it_reads_in_a_family_that_scales_it_too() -> None:
+    found = in_memory(DOGE)
+    for block in found.model.model.layers:
+        block.input_residual.data.uniform_(0.5, 2)
+    gates = gated(found, "layer")
+    closed = {(None, "layer"): torch.tensor([True, False])}
+    with gates.settled(closed):
+        expected_BTV = logits(found)
+    families = units(found, "layer")
+    scores = scores_of(families, gates.alphas, closed)
+    write(found, without_units(gates.merged(closed), found.architecture, Units(families, scores)))
+    assert (logits(found) - expected_BTV).abs().max() < 1e-5 * expected_BTV.abs().max()
 
 
 @pytest.mark.parametrize("config", [LLAMA, TIED], ids=["llama", "tied"])

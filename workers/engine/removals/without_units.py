@@ -19,7 +19,7 @@ def without_units(
     merged: Callable[[str, Tensor], Tensor], architecture: Architecture, units: Units
 ) -> Callable[[str, Tensor], Tensor]:
     """The trained weights, `(tensor name, stored tensor) -> tensor`, so that nothing depends on units that go: zero in
-    the columns that read heads and channels, in hidden dimensions wherever they are, and in all of a layer."""
+    the columns that read heads and channels, in hidden dimensions wherever they are, and in all modules of a layer."""
     layout = architecture.layout
     readers: dict[str, Tensor] = {}
     layers: set[int] = set()
@@ -37,7 +37,8 @@ def without_units(
         tensor = merged(name, stored)
         within = layout.split(name)
         if within is not None and within[0] in layers:
-            return torch.zeros_like(tensor)
+            # What scales the hidden vector that passes through the block lies beside its modules, as in Doge.
+            return torch.zeros_like(tensor) if "." in within[1] else torch.ones_like(tensor)
         if name in readers and bool(readers[name].any()):
             gone_I = readers[name].repeat_interleave(tensor.shape[1] // len(readers[name]))
             tensor = tensor.masked_fill(gone_I.to(tensor.device), 0)

@@ -1,10 +1,10 @@
 """Gates on the units of a model: what each unit gives is multiplied by a number in [0, 1], whose chance of being 0 is
 learnt.
 
-A unit that one layer reads, a head or a channel, is gated where that layer reads it. Gates of hidden dimensions
-multiply what the embedding and the blocks write into them, and norms then divide by the root mean square of the
-dimensions that are open; a layer's gate multiplies what its attention and its MLP write (Xia et al. 2023,
-arXiv:2310.06694). N = units of a row, I = inputs, K of D = hidden dimensions that are open.
+A unit that one layer reads, a head or a channel, is gated where that layer reads it, and a decoder block by what it
+adds. Gates of hidden dimensions multiply what the embedding and the blocks write into them, and norms then divide by
+the root mean square of the dimensions that are open (Xia et al. 2023, arXiv:2310.06694). N = units of a row, K of D =
+hidden dimensions that are open.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,8 +33,8 @@ _START, _SPREAD = math.log(99), 0.01
 """Mean and standard deviation of alpha at the start, a chance of 0.2 % to be closed: of channels in Compresso's code;
 the larger means of other kinds there are clamped to about this after the first step."""
 _HIDDEN, _LAYER = (None, "hidden"), (None, "layer")
-_WRITTEN: tuple[Row, ...] = (_HIDDEN, _LAYER)
-"""Rows whose units many layers read: they are gated where they are written."""
+_ONE_OR_NONE: tuple[Row, ...] = (_HIDDEN, _LAYER)
+"""Rows whose gates are 0 or 1 in the end."""
 
 
 class Gates:
@@ -53,13 +52,9 @@ class Gates:
         self._settled: Mapping[Row, Tensor] = {}
         self._values: dict[Row, Tensor] = {}
         model.register_forward_pre_hook(self._set)
-        self._read = UnitMasks(model, architecture, [family for family in families if row_of(family) not in _WRITTEN])
-        for number, family in enumerate(self.rows.get(_LAYER, [])):
-            self._gate_written(model, architecture, family.block, partial(self._of_layer, number))
+        self._masks = UnitMasks(model, architecture, [family for family in families if row_of(family) != _HIDDEN])
         if _HIDDEN in self.rows:
-            for block in range(architecture.blocks):
-                self._gate_written(model, architecture, block, self._of_hidden)
-            self._gate_around_blocks(model)
+            self._gate_hidden(model, architecture)
 
     def draw(self) -> None:
         """Let chance set the gates, anew at every call, by torch's own generator."""
@@ -82,7 +77,7 @@ class Gates:
         embedding, which may be the output head too.
         """
         return {
-            row: (~closed[row]).float() if row in _WRITTEN else hard_concrete.settled(alpha_N.detach(), closed[row])
+            row: (~closed[row]).float() if row in _ONE_OR_NONE else hard_concrete.settled(alpha_N.detach(), closed[row])
             for row, alpha_N in self.alphas.items()
         }
 
@@ -90,7 +85,7 @@ class Gates:
         """`(tensor name, trained tensor in float32) -> tensor that computes the same without gates`, itself where it
         has none. What closed hidden dimensions and layers hold is left as it is."""
         values = self.values(closed)
-        readers = {of_row[0].reader.tensor: row for row, of_row in self.rows.items() if row not in _WRITTEN}
+        readers = {of_row[0].reader.tensor: row for row, of_row in self.rows.items() if row not in _ONE_OR_NONE}
         root = _open_root(values[_HIDDEN]) if _HIDDEN in values else None
 
         def merge(name: str, tensor: Tensor) -> Tensor:
@@ -113,31 +108,20 @@ class Gates:
             else:
                 value_N = torch.ones_like(alpha_N)
             self._values[row] = value_N
-            block, kind = row
-            if block is not None:
-                self._read.values[block, kind] = value_N
+            for number, family in enumerate(self.rows[row]):
+                if row != _HIDDEN:
+                    own_N = value_N[number : number + 1] if row == _LAYER else value_N
+                    self._masks.values[family.block, family.kind] = own_N
 
-    def _of_layer(self, number: int) -> Tensor:
-        return self._values[_LAYER][number]
-
-    def _of_hidden(self) -> Tensor:
-        return self._values[_HIDDEN]
-
-    def _gate_written(
-        self, model: nn.Module, architecture: Architecture, block: int, value: Callable[[], Tensor]
-    ) -> None:
-        hosts = [self._layout.host(layer.name) for layer in architecture.writing("hidden", block)]
-        for host in dict.fromkeys(hosts):
-            _multiply_output(model.get_submodule(host), value)
-
-    def _gate_around_blocks(self, model: nn.Module) -> None:
-        """Hidden dimensions of the embedding and, less the gates' own, of norms."""
-        embedding = model.get_submodule(self._layout.in_module(self._layout.embedding))
-        _multiply_output(embedding, self._of_hidden)
+    def _gate_hidden(self, model: nn.Module, architecture: Architecture) -> None:
+        layout = self._layout
+        hosts = [layout.host(layer.name) for layer in architecture.writing("hidden")]
+        for name in dict.fromkeys([layout.in_module(layout.embedding), *hosts]):
+            _multiply_output(model.get_submodule(name), lambda: self._values[_HIDDEN])
         for name, _ in model.named_parameters():
-            if self._layout.is_hidden_norm(self._layout.from_module(name)):
+            if layout.is_hidden_norm(layout.from_module(name)):
                 norm = model.get_submodule(name.rpartition(".")[0])
-                _multiply_output(norm, lambda: _open_root(self._of_hidden()))
+                _multiply_output(norm, lambda: _open_root(self._values[_HIDDEN]))
 
 
 def _multiply_output(module: nn.Module, value: Callable[[], Tensor]) -> None:

@@ -6,7 +6,8 @@ target and gates are those of the authors' code, for 0.42 billion tokens. Other 
 
 - A head's gate is that of a key/value head with the query heads that share it; one layer reads it, and is gated.
 - The gradient of the weights alone is clipped: that of gates grows with the multipliers, and would drown it.
-- Hidden dimensions are gated where they are written, not a second time behind norms.
+- Hidden dimensions are gated where they are written, not a second time behind norms; a layer by what its block adds,
+  where attention and MLP have a gate each.
 - At the end gates of heads and channels are merged with the value they have, as there; those of hidden dimensions and
   layers become 1, since an embedding may be the output head too.
 - The rate falls to 0 instead of to a tenth, and the continued training that follows is the spec's `tune`.
