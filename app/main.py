@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from app import deployment
 from app.account import endpoints as account
+from app.account import keys as account_keys
 from app.artifacts import endpoints as artifacts
 from app.capabilities import endpoints as capabilities
 from app.db import Database
@@ -111,7 +112,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
     app.add_middleware(PlainRefusal)
-    api = (jobs, history, artifacts, reports, sweeps, capabilities, models, workers, account, sessions, webhooks)
+    api = (
+        jobs,
+        history,
+        artifacts,
+        reports,
+        sweeps,
+        capabilities,
+        models,
+        workers,
+        account,
+        account_keys,
+        sessions,
+        webhooks,
+    )
     for feature in (*api, health, metrics_endpoints, pages):
         app.include_router(feature.router)
     app.router.routes[:0] = jobs.hot_routes

@@ -98,3 +98,35 @@ class TenantPatch(Request):
 
     weight: int | None = Field(None, ge=1, le=1000, description="null or left out: as it is.")
     quotas: QuotasPatch = QuotasPatch()
+
+
+class KeyDetail(KeyRead):
+    """A key as an operator sees it."""
+
+    tenant: TenantRead
+    revoked_at: AwareDatetime | None
+    last_used_at: AwareDatetime | None = Field(description="To the minute.")
+
+
+class KeyList(Read):
+    data: list[KeyDetail]
+
+
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
+
+
+class KeySubmit(Request):
+    """A key to make."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"tenant": "research", "name": "ci", "scopes": ["jobs:read", "jobs:write"]}]}
+    )
+
+    tenant: Name = Field(description="Whose it is, by name; a tenant that is not there yet is made.")
+    name: Name = Field(description="For people: where it is used.")
+    scopes: list[Scope] = Field(min_length=1, description="What it may do.")
+    expires_days: int | None = Field(None, ge=1, le=3650, description="Days until it ends; null: never.")
+
+
+class KeyWithText(KeyDetail):
+    text: str = Field(description="What goes behind `Bearer`. It is shown this once.")

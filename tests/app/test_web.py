@@ -446,6 +446,62 @@ def test_workers_are_seen_with_what_they_do(page: Page, web: Api) -> None:
     expect(page.locator("main")).to_contain_text(job["id"])
 
 
+def test_an_operator_makes_a_key_and_revokes_it(page: Page, web: Api) -> None:
+    page.get_by_role("link", name="Tenants and keys").click()
+    making = page.get_by_role("form", name="New key")
+    making.get_by_label("Tenant").fill(f"new-{uuid.uuid4().hex[:6]}")
+    making.get_by_label("Name").fill("laptop")
+    making.get_by_label("Ends after, days").fill("0")
+    making.get_by_role("button", name="Make a key").click()
+    expect(page.get_by_role("alert")).to_contain_text("/expires_days")
+    making.get_by_label("Ends after, days").fill("7")
+    making.get_by_role("button", name="Make a key").click()
+    text = page.get_by_role("status").locator("pre").text_content() or ""
+    theirs = {"Authorization": f"Bearer {text}"}
+    me = web.client.get("/v1/me", headers=theirs).json()
+    assert (me["key"]["name"], "admin" in me["key"]["scopes"]) == ("laptop", False)
+    row = page.get_by_role("row").filter(has_text=me["tenant"]["name"]).filter(has_text="laptop")
+    row.get_by_role("button", name="Revoke").click()
+    row.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    expect(row).to_have_count(0)  # revoked ones are not shown
+    assert web.client.get("/v1/me", headers=theirs).json()["code"] == "revoked_key"
+    page.get_by_label("also revoked and expired ones").check()
+    expect(row).to_contain_text("revoked")
+
+
+def test_an_operator_sets_quotas_and_their_tenant_sees_them(page: Page, web: Api) -> None:
+    name = name_of(web)
+    page.get_by_role("link", name="Tenants and keys").click()
+    page.get_by_role("button", name=f"Change {name}").click()
+    setting = page.get_by_role("form", name=f"Shares and quotas of {name}")
+    setting.get_by_label("Weight").fill("0")
+    setting.get_by_role("button", name="Set").click()
+    expect(page.get_by_role("alert")).to_contain_text("/weight")
+    setting.get_by_label("Weight").fill("3")
+    setting.get_by_label("Jobs queued or paused").fill("2")
+    setting.get_by_role("button", name="Set").click()
+    expect(setting).to_have_count(0)
+    expect(page.get_by_role("row").filter(has_text=name).first).to_contain_text("0 of 2")
+    web.submit()
+    page.get_by_role("link", name=f"{name} · test").click()
+    expect(page.get_by_role("progressbar", name="Jobs queued or paused, used")).to_have_js_property("value", 1)
+    web.submit()
+    assert web.client.post("/v1/jobs", json={"spec": SPEC}).json()["code"] == "quota_reached"
+
+
+def test_who_is_no_operator_is_offered_nothing_of_it(page: Page, web: Api) -> None:
+    reader, _, _ = make_key(web.services, name_of(web), scopes=("jobs:read",))
+    sign_in(page, reader)
+    assert page.get_by_role("navigation").get_by_role("link").all_text_contents() == [
+        "Jobs",
+        "New job",
+        "Sweeps",
+        "Workers",
+    ]
+    page.goto("/#/tenants")
+    expect(page.get_by_role("alert")).to_contain_text("scope `admin`")
+
+
 def test_works_from_the_keyboard(page: Page, web: Api) -> None:
     job = web.submit()
     expect(page.locator("tbody tr")).to_have_count(1)

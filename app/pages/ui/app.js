@@ -2,6 +2,8 @@
 import { html, render, useEffect, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Failed, Loading } from "./parts.js";
+import { Account } from "./pages/account.js";
+import { Admin } from "./pages/admin.js";
 import { Compare } from "./pages/compare.js";
 import { Jobs } from "./pages/jobs.js";
 import { Job } from "./pages/job.js";
@@ -19,8 +21,10 @@ const PAGES = [
   [/^sweeps$/, Sweeps, "sweeps"],
   [/^sweeps\/(swp_[0-9a-f]{32})$/, Sweep, "sweeps"],
   [/^workers$/, Workers, "workers"],
+  [/^account$/, Account, "account"],
+  [/^tenants$/, Admin, "tenants"],
 ];
-const NAVIGATION = [["jobs", "Jobs"], ["new", "New job"], ["sweeps", "Sweeps"], ["workers", "Workers"]];
+const NAVIGATION = [["jobs", "Jobs"], ["new", "New job"], ["sweeps", "Sweeps"], ["workers", "Workers"], ["tenants", "Tenants and keys", "admin"]];
 
 function place() {
   const [path, search = ""] = location.hash.replace(/^#\/?/, "").split("?");
@@ -32,8 +36,8 @@ function Frame({ me, here, onSignOut }) {
   return html`<a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.querySelector("h1")?.focus(); }}>To the content</a>
     <header class="bar">
       <a class="name" href="#/jobs">espalier</a>
-      <nav aria-label="Pages"><ul>${NAVIGATION.map(([path, name]) => html`<li key=${path}><a href="#/${path}" aria-current=${found?.part === path ? "page" : null}>${name}</a></li>`)}</ul></nav>
-      <div class="who"><span>${me.tenant.name} · ${me.key.name}</span><button type="button" onClick=${onSignOut}>Sign out</button></div>
+      <nav aria-label="Pages"><ul>${NAVIGATION.filter(([, , scope]) => !scope || me.key.scopes.includes(scope)).map(([path, name]) => html`<li key=${path}><a href="#/${path}" aria-current=${found?.part === path ? "page" : null}>${name}</a></li>`)}</ul></nav>
+      <div class="who"><a href="#/account" aria-current=${found?.part === "account" ? "page" : null}>${me.tenant.name} · ${me.key.name}</a><button type="button" onClick=${onSignOut}>Sign out</button></div>
     </header>
     <main id="main">${found
       ? html`<${found.Page} key=${here.path} me=${me} id=${found.match[1]} search=${here.search} />`

@@ -26,7 +26,7 @@ function Tenants({ tenants, reload, onError }) {
   return html`<section class="card"><h2>Tenants</h2><div class="scroll" tabindex="0" role="group" aria-label="Tenants"><table class="cards">
     <thead><tr><th>Tenant</th><th class="num">Weight</th>${QUOTAS.map(([name, title]) => html`<th class="num" key=${name}>${title}</th>`)}<th><span class="unseen">Change</span></th></tr></thead>
     <tbody>${tenants.map((tenant) => html`<tr key=${tenant.id}><th scope="row">${tenant.name}</th><td class="num" data-label="Weight">${tenant.weight}</td>
-      ${QUOTAS.map(([name, title, text]) => html`<td class="num" data-label=${title} key=${name}><span>${tenant.usage[name] === undefined ? "" : text(tenant.usage[name])} <span class="muted">${tenant.quotas[name] === null ? "" : `of ${text(tenant.quotas[name])}`}</span></span></td>`)}
+      ${QUOTAS.map(([name, title, text]) => html`<td class="num" data-label=${title} key=${name}>${[tenant.usage[name] === undefined ? "" : text(tenant.usage[name]), tenant.quotas[name] === null ? "" : `of ${text(tenant.quotas[name])}`].filter(Boolean).join(" ")}</td>`)}
       <td><button type="button" aria-label="Change ${tenant.name}" aria-expanded=${editing === tenant.id} onClick=${() => setEditing(editing === tenant.id ? null : tenant.id)}>Change</button></td></tr>`)}</tbody></table></div>
     ${tenants.filter((tenant) => tenant.id === editing).map((tenant) => html`<${Change} key=${tenant.id} tenant=${tenant} onError=${onError} done=${() => { setEditing(null); reload(); }} />`)}
     <p class="note">A tenant's weight is its share of the workers, against the weights of the others that wait.</p></section>`;
