@@ -19,7 +19,7 @@ from tests.helpers.api import SPEC, Api, make_key
 from tests.helpers.conformity import conforming, document
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-"""What asks nothing of the database that TestTheEnd, on both, does not."""
+"""For classes that ask nothing of the database that TestTheEnd, on both, does not."""
 HERE = {"Sec-Fetch-Site": "same-origin", "Origin": "http://testserver"}
 
 
