@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.helpers.cluster import eventually
 from workers.children import Spawned, runner_command
 from workers.warm import Warm
@@ -61,3 +63,13 @@ class Running:
 
 def weights(workdir: Path) -> bytes:
     return (workdir / "model/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def parent() -> Iterator[Warm]:
+    """One for all: it takes seconds to import what its runners need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS")  # the suite's own: libraries start as many threads as they do elsewhere
+        parent = Warm()
+    yield parent
+    parent.close()

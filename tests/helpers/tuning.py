@@ -23,7 +23,6 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.run import Run
-from workers.engine.training import loop
 from workers.engine.training.text import TuningText, tuning_text
 
 FEW = {
@@ -106,5 +105,4 @@ def dying(save: Callable[..., None], fatal: int) -> Callable[..., None]:
 
 def saving_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a resume point after every step of a training."""
-    monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
-    monkeypatch.setattr(loop, "WRITING_SHARE", 0)
+    monkeypatch.setattr(Checkpoint, "every_s", 0.0)

@@ -80,6 +80,11 @@ class Checkpoint:
         for leftover in directory.glob("*.tmp") if self.ranks.leads else ():
             leftover.unlink(missing_ok=True)
 
+    @property
+    def every_s(self) -> float:
+        """Least time between two points; 0 keeps every one that there could be."""
+        return self._points.every_s
+
     def claim(self, fingerprint: Mapping[str, str]) -> None:
         """Write the fingerprint into the folder. Raises CheckpointMismatch if it holds another one."""
         found = self.load_json("fingerprint")

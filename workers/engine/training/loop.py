@@ -41,10 +41,8 @@ if TYPE_CHECKING:
     from workers.engine.training.state import Point
     from workers.engine.training.text import TuningText
 
-CHECKPOINT_S = 60.0
-"""Least time between resume points."""
-WRITING_SHARE = 20
-"""A resume point is written at most once in so many times as long as the last took."""
+_WRITING_SHARE = 20
+"""A resume point is written at most once in so many times as long as the last took, unless all are to be kept."""
 MAX_GRADIENT_NORM = 1.0
 """The gradient of all trained parameters is scaled down to this norm, as in transformers' Trainer by default."""
 _NAMES = {"tune": "tuning", "train": "training"}
@@ -162,7 +160,7 @@ class Loop:
                 state.stopped_early = state.stale == patience and state.step < params.steps
             state.ended = state.step == params.steps or state.stopped_early
             self.events.progress(state.step, params.steps, "step", loss)
-            if state.ended or time.monotonic() - saved >= max(CHECKPOINT_S, WRITING_SHARE * self._writing_s):
+            if state.ended or self._due(time.monotonic() - saved):
                 self._save()
                 saved = time.monotonic()
         self._teacher = None
@@ -299,6 +297,12 @@ class Loop:
         self.events.log(
             f"step {state.step} of {self.params.steps}: held-out loss {loss:.4f}{of_domains}{trained_on}{others}"
         )
+
+    def _due(self, elapsed_s: float) -> bool:
+        """Whether a resume point is to be written, so long after the last. The same on all ranks."""
+        every_s = self.setting.run.checkpoint.every_s
+        due = not every_s or elapsed_s >= max(every_s, _WRITING_SHARE * self._writing_s)
+        return self.setting.shards.ranks.first(lambda: due)
 
     def _save(self) -> None:
         started = time.monotonic()
