@@ -21,6 +21,7 @@ from tests.helpers.four_blocks import ALL_FAMILIES, CONFIG, FACTS, SHAPES
 from tests.helpers.random_layers import seeded
 from tests.helpers.small_models import SIZES, SaveModel, Walked, block_tensors, load, spec_of, walk
 from workers.engine.architectures.recognise import recognise
+from workers.engine.checks.trace import left_out
 from workers.engine.contracts.facts import DenseUnits, Units
 from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import InvalidSpec, PromiseBroken, UnsupportedModel
@@ -110,7 +111,8 @@ def test_computes_what_the_masked_model_does(
 def test_a_trained_model_without_units_is_the_masked_one_in_the_dense_shapes(
     name: str, save_model: SaveModel, sources: Sources, tmp_path: Path
 ) -> None:
-    """Zeros stand where units go, so a model of the dense class and config computes what the masked one does."""
+    """Zeros stand where units go, so a model of the dense class and config computes, without the layers that go, what
+    the masked one does."""
     folder = save_model("tiny", FAMILIES[name])
     done = walk(shape(**ALL), sources, tmp_path / "walk")
     scores = done.checkpoint.load_json("unit-scores")
@@ -140,7 +142,7 @@ def test_a_trained_model_without_units_is_the_masked_one_in_the_dense_shapes(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     without = without_units(lambda _, stored: stored, architecture, units)
     model.load_state_dict({name: without(name, tensor) for name, tensor in model.state_dict().items()})
-    with torch.no_grad():
+    with torch.no_grad(), left_out(model, architecture.layout, {*range(3)} - {*blocks}):
         found_BTV = model(IDS_BT, use_cache=False).logits
         expected_BTV = masked(folder, scores, ALL)(IDS_BT, use_cache=False).logits
     torch.testing.assert_close(found_BTV, expected_BTV, rtol=1e-4, atol=1e-5)

@@ -13,10 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.families.checkpoints import tiny_config
 from tests.helpers.in_memory import GPT2, LLAMA, InMemory, ids_of, in_memory, logits, units, write
-from workers.engine.contracts.facts import Units
+from workers.engine.checks.trace import left_out
 from workers.engine.maths.hard_concrete import drawn
-from workers.engine.removals.without_units import without_units
-from workers.engine.training.decided import scores_of
 from workers.engine.training.gates import Gates
 
 TIED = LlamaConfig(**{**LLAMA.to_dict(), "tie_word_embeddings": True})
@@ -25,8 +23,6 @@ PHI3 = Phi3Config(
     num_key_value_heads=3, max_position_embeddings=32, pad_token_id=0,
 )  # fmt: skip
 """Two matrices hold several."""
-DOGE = tiny_config("doge", num_hidden_layers=2)
-"""Its blocks scale the hidden vector that passes through them."""
 OPT = OPTConfig(
     vocab_size=64, hidden_size=24, ffn_dim=20, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=24,
     max_position_embeddings=32,
@@ -76,18 +72,15 @@ def test_heads_and_channels_without_chance_are_the_merged_model(config: Pretrain
         assert torch.equal(gone_N, closed[row])
 
 
-def test_a_closed_layer_passes_on_what_it_reads_in_a_family_that_scales_it_too() -> None:
-    found = in_memory(DOGE)
-    for block in found.model.model.layers:
-        block.input_residual.data.uniform_(0.5, 2)
+@pytest.mark.parametrize("family", ["doge", "openai-gpt"])
+def test_a_closed_layer_passes_on_what_it_reads_where_zeros_would_not(family: str) -> None:
+    found = in_memory(tiny_config(family))
     gates = gated(found, "layer")
-    closed = {(None, "layer"): torch.tensor([True, False])}
+    closed = {(None, "layer"): torch.arange(found.architecture.blocks) == 1}
     with gates.settled(closed):
         expected_BTV = logits(found)
-    families = units(found, "layer")
-    scores = scores_of(families, gates.alphas, closed)
-    write(found, without_units(gates.merged(closed), found.architecture, Units(families, scores)))
-    assert (logits(found) - expected_BTV).abs().max() < 1e-5 * expected_BTV.abs().max()
+    with left_out(found.model, found.architecture.layout, [1]):
+        assert (logits(found) - expected_BTV).abs().max() < 1e-5 * expected_BTV.abs().max()
 
 
 @pytest.mark.parametrize("config", [LLAMA, TIED], ids=["llama", "tied"])

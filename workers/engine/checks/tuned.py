@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.engine.architectures.canonical import canonical_places
-from workers.engine.checks.trace import Trace, compare, in_turn, streamed, trace
+from workers.engine.checks.trace import Trace, compare, in_turn, left_out, streamed, trace
 from workers.engine.checks.verify import stored_tensors
 from workers.engine.files.tensors import read_tensor
 from workers.engine.model.loaded import in_float32, result_of
@@ -45,9 +45,11 @@ def tuned_traces(
     dense: LoadedModel,
     folder: Path,
     ids_T: Tensor,
+    gone: Collection[int] = (),
 ) -> TunedTraces:
     """Traces of a trained model whose weights are not yet written over those in `folder`, which it was made from.
-    `merged_of`: (tensor name, stored tensor in float32) -> trained tensor.
+    `merged_of`: (tensor name, stored tensor in float32) -> trained tensor. `gone`: blocks that the trained model passes
+    by; the one with merged weights is run without them.
 
     Raises ResultMismatch where the merged weights compute other outputs than the trained model.
     """
@@ -64,10 +66,13 @@ def tuned_traces(
     opened = partial(_unrounded, model, architecture, result.slices)
     with in_turn(model, architecture.layout, range(architecture.blocks), opened):
         trained = trace(model, architecture, ids_T)
-    with streamed(result, lambda module: merged(module, rounded=False)) as skeleton:
-        exact = trace(skeleton, architecture, ids_T)
-    with streamed(result, lambda module: merged(module, rounded=True)) as skeleton:
-        as_stored = trace(skeleton, architecture, ids_T)
+    with left_out(result.skeleton, architecture.layout, gone):
+        with streamed(result, lambda module: merged(module, rounded=False)) as skeleton:
+            exact = trace(skeleton, architecture, ids_T)
+        with streamed(result, lambda module: merged(module, rounded=True)) as skeleton:
+            as_stored = trace(skeleton, architecture, ids_T)
+    within = tuple(f"{architecture.layout.block(block)}." for block in gone)
+    trained = {name: shown_PD for name, shown_PD in trained.items() if not (within and name.startswith(within))}
     return TunedTraces(compare(exact, trained, architecture, "tuned model"), exact, as_stored)
 
 

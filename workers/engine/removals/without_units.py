@@ -19,26 +19,20 @@ def without_units(
     merged: Callable[[str, Tensor], Tensor], architecture: Architecture, units: Units
 ) -> Callable[[str, Tensor], Tensor]:
     """The trained weights, `(tensor name, stored tensor) -> tensor`, so that nothing depends on units that go: zero in
-    the columns that read heads and channels, in hidden dimensions wherever they are, and in all modules of a layer."""
+    the columns that read heads and channels, and in hidden dimensions wherever they are. Layers that go keep theirs:
+    zeros would not make every family's pass on what they read."""
     layout = architecture.layout
     readers: dict[str, Tensor] = {}
-    layers: set[int] = set()
     gone_D = torch.zeros(architecture.hidden_size, dtype=torch.bool)
     for family in units.families:
         gone_U = torch.tensor([score < 0 for score in units.of(family)])
         if family.kind == "hidden":
             gone_D = gone_U
-        elif family.kind == "layer":
-            layers |= {family.block} if bool(gone_U) else set()
-        else:
+        elif not family.is_block:
             readers[family.reader.tensor] = gone_U
 
     def found(name: str, stored: Tensor) -> Tensor:
         tensor = merged(name, stored)
-        within = layout.split(name)
-        if within is not None and within[0] in layers:
-            # What scales the hidden vector that passes through the block lies beside its modules, as in Doge.
-            return torch.zeros_like(tensor) if "." in within[1] else torch.ones_like(tensor)
         if name in readers and bool(readers[name].any()):
             gone_I = readers[name].repeat_interleave(tensor.shape[1] // len(readers[name]))
             tensor = tensor.masked_fill(gone_I.to(tensor.device), 0)

@@ -90,7 +90,8 @@ def train(
         trained = replace(trained, merged=without_units(trained.merged, dense.architecture, units))
     _copy(dense, folder)
     with procedure.evaluating():
-        difference = tuned_traces(model, trained.merged, dense, folder, window_T).difference
+        gone = {f.block for f in units.families if f.is_block and units.of(f)[0] < 0} if units is not None else ()
+        difference = tuned_traces(model, trained.merged, dense, folder, window_T, gone).difference
     overwrite_trained(described(folder)[1], trained.merged, setting)
     if allocation is None:
         sparsity = sparsity_without(dense.architecture, needed(units, "the units' scores"))

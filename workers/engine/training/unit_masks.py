@@ -58,9 +58,10 @@ class UnitMasks:
     def _added(
         self, key: tuple[int, Kind], module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
     ) -> Any:
-        """The block's output, hidden states [..., D] or a tuple that begins with them."""
-        hidden, *others = output if isinstance(output, tuple) else (output,)
+        """The block's output, hidden states [..., D] or a tuple or list that begins with them."""
+        several = isinstance(output, tuple | list)
+        hidden, *others = output if several else (output,)
         before = args[0] if args else named["hidden_states"]
         factor = self.values[key].to(hidden.dtype)
         hidden = hidden * factor + before * (1 - factor)
-        return (hidden, *others) if isinstance(output, tuple) else hidden
+        return type(output)((hidden, *others)) if several else hidden
