@@ -153,7 +153,7 @@ def deliveries(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """What was sent to a webhook, or waits for it, newest first. It is kept for 30 days."""
+    """Messages that were sent to a webhook, or wait for it, newest first. They are kept for 30 days."""
     binding = f"{principal.tenant_id} {webhook_id} {state}"
     older_than = None if cursor is None else int(decode_cursor(has.secret, binding, cursor)[0])
     with has.database.read() as session:
