@@ -7,9 +7,11 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
 
 from app import deployment
 from app.account import endpoints as account
@@ -45,6 +47,20 @@ from app.storage import ArtifactStore
 from app.sweeps import endpoints as sweeps
 from app.webhooks import endpoints as webhooks
 
+CORS: dict[str, Any] = {
+    "allow_credentials": False,
+    "allow_methods": ["GET", "HEAD", "POST", "PATCH", "DELETE"],
+    "allow_headers": [
+        *("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "If-Range"),
+        *("Last-Event-ID", "Prefer", "Range", "X-Request-ID"),
+    ],
+    "expose_headers": [
+        *("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "Idempotency-Replayed", "Preference-Applied"),
+        *("Content-Disposition", "Content-Range", "Repr-Digest"),
+    ],
+    "max_age": 600,
+}
+"""For pages of `cors_origins`."""
 PATIENCE_S = 2
 """How long a request waits for the database, which a person or a program at the other end waits for too."""
 
@@ -109,6 +125,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     openapi.install(app)
     problems.install(app)
+    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, **CORS)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, registry=metrics)
     app.add_middleware(PlainRefusal)

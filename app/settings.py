@@ -42,6 +42,11 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
+    cors_origins: str = Field(
+        "",
+        description="Origins whose pages may call the API with a key, with commas, such as https://dash.example.org. "
+        "They get no cookie.",
+    )
     webhook_allow: str = Field(
         "",
         description="Private networks that webhooks may reach, with commas, such as 10.1.0.0/16, there over http too. "

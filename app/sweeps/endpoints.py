@@ -26,7 +26,7 @@ from app.jobs.models import ACTIVE
 from app.jobs.parameters import Counted, Cursor, Limit
 from app.jobs.views import iso
 from app.services import Services, ServicesDep
-from app.sweeps import expand, page, repository, service
+from app.sweeps import expand, page, repository, service, table
 from app.sweeps.models import Sweep
 from app.sweeps.pareto import pareto as compare
 from app.sweeps.repository import ChildRow
@@ -146,18 +146,29 @@ def list_sweeps(
     "/{sweep_id}",
     operation_id="sweeps_get",
     response_model=SweepRead,
-    responses={**responses(404), 304: {"description": "The sweep is as the ETag in If-None-Match says."}},
+    responses={
+        **responses(404, 406),
+        200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
+        304: {"description": "The sweep is as the ETag in If-None-Match says."},
+    },
 )
 def get(
     sweep_id: SweepId,
     principal: Reader,
     has: ServicesDep,
     if_none_match: Annotated[str | None, Header(description="ETag of the answer you have.")] = None,
+    accept: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """A sweep with its children: what each varies, its job, how that is, and what it measured."""
+    """A sweep with its children: what each varies, its job, how that is, and what it measured; with `Accept: text/csv`
+    a table of the children."""
+    kind = negotiate(accept, ["application/json", "text/csv"])
     with has.database.read() as session:
-        body, etag = _rendered(session, _owned(session, principal, sweep_id))
-    headers = {**PRIVATE, "ETag": etag}
+        sweep = _owned(session, principal, sweep_id)
+        if kind == "text/csv":
+            found = table.as_csv(sweep.parameters, repository.children(session, sweep_id))
+            return Response(found, headers={**PRIVATE, "Vary": "Authorization, Accept"}, media_type=kind)
+        body, etag = _rendered(session, sweep)
+    headers = {**PRIVATE, "Vary": "Authorization, Accept", "ETag": etag}
     if matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")

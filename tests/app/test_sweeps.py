@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from typing import Any
@@ -492,3 +494,16 @@ class TestPareto:
         assert labels == ["0 magnitude ✓", "1 magnitude ✗", "2 wanda ✓", "3 wanda ✗"]
         assert len(re.findall(r'<line class="error"', page)) == 4
         assert len(re.findall(r'<line class="dense"', page)) == 1
+
+
+def test_a_table_of_the_children(api: Api) -> None:
+    body = {"spec": SPEC, "grid": {"/prune/sparsity": [0.4, 0.5], "/seed": [1]}}
+    sweep = api.client.post("/v1/sweeps", json=body).json()
+    api.succeed(api.claim())
+    answer = api.client.get(f"/v1/sweeps/{sweep['id']}", headers={"Accept": "text/csv"})
+    assert answer.headers["Content-Type"].startswith("text/csv")
+    first, second = csv.DictReader(io.StringIO(answer.text))
+    assert (first["number"], first["/prune/sparsity"], first["status"]) == ("0", "0.4", "succeeded")
+    assert (first["perplexity/a.txt dense"], first["perplexity/a.txt ratio"]) == ("10.0", "1.1")
+    assert (second["/prune/sparsity"], second["status"], second["perplexity/a.txt ratio"]) == ("0.5", "queued", "")
+    assert second["job_id"] == sweep["children"][1]["job_id"]

@@ -1,0 +1,26 @@
+"""A sweep as a table: a row for each child, with what it varies and what it measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from app.sweeps.repository import ChildRow
+
+SIDES = ("dense", "pruned", "ratio")
+
+
+def as_csv(parameters: Sequence[str], children: Sequence[ChildRow]) -> str:
+    """RFC 4180, with a head. A metric has a column for each of SIDES; what is not known is empty."""
+    metrics = list(dict.fromkeys(name for child in children for name in child.metrics or {}))
+    text = io.StringIO()
+    rows = csv.writer(text)
+    sides = [f"{name} {side}" for name in metrics for side in SIDES]
+    rows.writerow(["number", *parameters, "job_id", "status", "verdict", *sides])
+    for child in children:
+        known = child.metrics or {}
+        measured = [known.get(name, {}).get(side) for name in metrics for side in SIDES]
+        values = [child.values.get(parameter) for parameter in parameters]
+        rows.writerow([child.number, *values, child.job_id, child.status or "deleted", child.verdict, *measured])
+    return text.getvalue()
