@@ -172,9 +172,9 @@ class TestDelivery:
         down = Receiver()
         webhook = make(api, down.url)
         down.close()
-        for _ in range(8):
+        for _ in range(4):
             api.succeeded()
-        expected = 8 * 3
+        expected = 4 * 3
         for _ in range(4):  # the tries of its first hour
             all_due(api)
             assert sender.step(limit=100) == expected
