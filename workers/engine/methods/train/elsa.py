@@ -38,8 +38,8 @@ class ElsaParams(TrainMethodParams):
     interval: int = Field(32, ge=1, le=1_000_000, description="Steps between two sparse copies.")
     nearness: Literal["curvature", "size"] = Field(
         "curvature",
-        description="Of a sparse copy: weights count by Adam's second moments (the paper's), or by their size alone (an "
-        "option of the authors' code).",
+        description="Of a sparse copy: weights count by Adam's second moments (the paper's), or by their size alone "
+        "(an option of the authors' code).",
     )
     settle: float = Field(
         0.0, ge=0, lt=1, description="Share of the steps, the last ones, that train what is left behind the final mask."
