@@ -38,6 +38,8 @@ SEEDS = {"50%": 3, "2:4": 3}
 """Seeds of each size; one for the others."""
 MASKED = {"2:4": {"pattern": "2:4"}, "80%": {"sparsity": 0.8}, "90%": {"sparsity": 0.9}}
 CUT = {"25%": 0.25, "50%": 0.5}
+RATES = {"sheared": 3e-4, "compresso": 1e-3}
+"""Of searches: those of the authors' code are for steps of far more tokens."""
 DENSE, RANDOM = "dense, trained", "random weights, trained"
 
 
@@ -60,8 +62,9 @@ def cut(share: float, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     search, rest = int(TOKENS * SEARCHED), TOKENS - int(TOKENS * SEARCHED)
     for variant in ("A", "B"):
         yield f"efficient_llm {variant}", {"spec": free | trained("efficient_llm", TOKENS, seed, variant=variant)}
-    yield "sheared", {"spec": prune | trained("sheared", search, seed) | tuned(rest, seed)}
-    yield "compresso", {"spec": free | trained("compresso", search, seed) | tuned(rest, seed)}
+    for name, allocated in (("sheared", prune), ("compresso", free)):
+        of_search = trained(name, search, seed, learning_rate=RATES[name])
+        yield name, {"spec": allocated | of_search | tuned(rest, seed)}
     samples = 2  # forward passes of a window
     of_search = trained("policy_gradient", search // samples, seed, samples=samples, sequence_length=128)
     yield "policy_gradient", {"spec": free | of_search | tuned(rest, seed)}
