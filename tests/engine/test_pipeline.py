@@ -211,13 +211,15 @@ def specs() -> list[Any]:
     for method in methods("prune"):
         if {"weight", "expert"} & {*method.units}:  # experts: tests/engine/removals/test_experts.py
             continue
-        prune = {"method": method.name, "sparsity": 0.34}
+        shaped = "sparsity" not in method.params.model_fields  # then a score is about all that goes
+        target = {"hidden": 24, "heads": 2, "layers": 2, "channels": 32} if shaped else {"sparsity": 0.34}
+        prune = {"method": method.name} | target
         for scorer in methods("score"):
-            if {*scorer.units} & {*method.units}:
+            if {*method.units} <= {*scorer.units} or (not shaped and {*scorer.units} & {*method.units}):
                 ends = {name: 0 for name in ("protect_first", "protect_last") if name in scorer.params.model_fields}
                 score = {"method": scorer.name, **ends}
                 found.append(pytest.param({"prune": prune, "score": score}, id=f"{method.name}-{scorer.name}"))
-        if "head" in method.units:
+        if "head" in method.units and not shaped:
             plain = {"prune": prune | {"compensate": False}, "score": {"method": "random"}}
             found.append(pytest.param(plain, id=f"{method.name}-plain"))
             ranked = {"prune": prune, "allocate": {"method": "ranking"}}

@@ -135,17 +135,20 @@ def every_walk() -> list[Any]:
         for refiner in methods("refine"):
             parts[f"{refiner.name}-{refresh}"] = {"refine": {"method": refiner.name}, "calibrate": text}
         for method in methods("prune"):
-            if "head" in method.units:
+            if "head" in method.units and "sparsity" in method.params.model_fields:
                 parts[f"{method.name}-{refresh}"] = {
                     "prune": {"method": method.name, "sparsity": 0.3},
                     "allocate": {"method": "ranking"},
                     "calibrate": text,
                 }
     for method in methods("prune"):
-        if "layer" in method.units:
+        if method.units == ("layer",):
             parts[method.name] = {"prune": {"method": method.name, "layers": 1}, "score": {"method": "block_influence"}}
-        if "hidden" in method.units:
+        if method.units == ("hidden",):
             parts[method.name] = {"prune": {"method": method.name, "sparsity": 0.25}, "score": {"method": "magnitude"}}
+        if {"hidden", "layer"} <= {*method.units}:
+            sizes = {"hidden": 24, "heads": 2, "layers": 2, "channels": 32}
+            parts[method.name] = {"prune": {"method": method.name} | sizes, "score": {"method": "taylor"}}
     return [pytest.param(spec_of(**part), id=name) for name, part in parts.items()]
 
 
@@ -154,7 +157,7 @@ def test_killed_and_resumed_to_the_same_bytes(
     spec: CompressionSpec, tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = walk(spec, sources, tmp_path / "whole").blocks()
-    assert len(expected) == (2 if spec.removes.name == "blocks" else 3)
+    assert len(expected) == (2 if "layer" in (spec.edit.kinds or spec.editor.units) else 3)
     replace = Path.replace
     # Blocks 1 and 2 are pruned behind a kill: from the second one's own weights and from its inputs in a file.
     for last in ("hidden-00001", "blocks-00001"):

@@ -194,7 +194,7 @@ class PruningAware(Procedure):
         stays_U[list(going)] = False
         there_I, stays_I = there_U.repeat_interleave(width), stays_U.repeat_interleave(width)
         gram_II = self._recent.mean(family)[there_I][:, there_I]
-        task = LayerTask(family.reader.tensor.removesuffix(".weight"), weight_OI, 0.0)
+        task = LayerTask(family.reader.tensor.rpartition(".")[0], weight_OI, 0.0)
         damped_II = hessian_of(gram_II, dampening, [task]).damped_II
         updated_OI = weight_OI.clone()
         updated_OI[:, there_I] = without_inputs(weight_OI[:, there_I], stays_I[there_I], damped_II)

@@ -49,7 +49,7 @@ class RecentInputs:
         for family in families:
             name = family.reader.tensor
             weight_OI = slices.read(family.reader, lambda parameter: parameter.data)
-            self._readers[name] = model.get_submodule(architecture.layout.host(name.removesuffix(".weight")))
+            self._readers[name] = model.get_submodule(architecture.layout.host(name.rpartition(".")[0]))
             self.sums[name] = summed(torch.zeros(0, weight_OI.shape[1], device=weight_OI.device))
             self.tokens[name] = torch.zeros((), dtype=torch.float64)
 

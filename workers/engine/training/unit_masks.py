@@ -39,7 +39,7 @@ class UnitMasks:
                 self.values[key] = torch.ones(1, device=next(block.parameters()).device)
                 self._handles.append(block.register_forward_hook(partial(self._added, key), with_kwargs=True))
                 continue
-            reader = model.get_submodule(layout.host(family.reader.tensor.removesuffix(".weight")))
+            reader = model.get_submodule(layout.host(family.reader.tensor.rpartition(".")[0]))
             self.values[key] = torch.ones(family.units, device=next(reader.parameters()).device)
             self._handles.append(reader.register_forward_pre_hook(partial(self._read, key)))
 
