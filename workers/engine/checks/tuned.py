@@ -88,7 +88,7 @@ def _unrounded(
         name = layout.from_module(f"{layout.in_module(part)}.{own}".replace(".base_layer.", ".").removesuffix("_OI"))
         if part == layout.head and name not in slices:
             name = layout.as_embedding(name)
-        places = canonical_places(layout, layout.in_modules, architecture.sizes, {name: tensor.shape})
+        places = canonical_places(layout, layout.in_modules, architecture.sizes, {name: tensor.shape}, strict=False)
         if {*places} <= slices.keys() and not tensor.requires_grad and tensor.dtype != torch.float32:
             rounded.append((tensor, tensor.data))
             tensor.data = tensor.data.float()

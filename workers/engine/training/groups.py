@@ -67,6 +67,11 @@ class GroupLinear(nn.Module):
         self.b_OR = nn.Parameter(torch.zeros(len(weight_OI), rank, device=weight_OI.device, dtype=torch.float32))
         nn.init.xavier_uniform_(self.a_RG)
 
+    @property
+    def weight(self) -> Tensor:
+        """The weights as trained so far, float32 [O, I]: kernels of some mixers read them past `forward`."""
+        return self.dense(self.offsets())
+
     def _quantise(self, weight_OI: Tensor, kept_OI: Tensor | None) -> None:
         weight_OGL = self._grouped(weight_OI)
         high_OGL = low_OGL = weight_OGL

@@ -36,14 +36,26 @@ class MultipliedLinear(nn.Module):
         super().__init__()
         self.base_layer, self.scale = layer, scale
         self.transposed = isinstance(layer, Conv1D)
-        outputs, inputs = self.weight().shape
+        outputs, inputs = self.frozen().shape
         device = layer.weight.device
         self.a_RI = nn.Parameter(torch.empty(min(rank, outputs), inputs, device=device))
         self.b_O = nn.Parameter(torch.zeros(outputs, device=device))
         _begin(self.a_RI)
 
+    @property
     def weight(self) -> Tensor:
-        """In the compute type, [O, I]."""
+        """As it is multiplied, in the compute type, [O, I] or [I, O]: kernels of some mixers read it past `forward`."""
+        weight_OI = _weight(self, self.a_RI, self.b_O).to(self.base_layer.weight.dtype)
+        return weight_OI.T if self.transposed else weight_OI
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's own."""
+        found: Tensor | None = self.base_layer.bias
+        return found
+
+    def frozen(self) -> Tensor:
+        """The layer's own weight, in the compute type, [O, I]."""
         weight = self.base_layer.weight.detach()
         return weight.T if self.transposed else weight
 
@@ -59,8 +71,7 @@ class MultipliedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = _Product.apply(x, self.a_RI, self.b_O, self)
-        bias = self.base_layer.bias
-        return found if bias is None else found + bias.to(found.dtype)
+        return found if self.bias is None else found + self.bias.to(found.dtype)
 
 
 class _Product(torch.autograd.Function):
@@ -79,7 +90,7 @@ class _Product(torch.autograd.Function):
         layer: MultipliedLinear = ctx.layer
         dx = dy @ _weight(layer, a_RI, b_O).to(dy.dtype) if ctx.needs_input_grad[0] else None
         dy_NO, x_NI = dy.flatten(0, -2), x.flatten(0, -2).to(dy.dtype)
-        z_OI = (dy_NO.T @ x_NI).to(a_RI.dtype).mul_(layer.weight()).mul_(layer.scale)
+        z_OI = (dy_NO.T @ x_NI).to(a_RI.dtype).mul_(layer.frozen()).mul_(layer.scale)
         band_O = bands(len(b_O), len(a_RI), b_O.device)
         # A product instead of an indexed sum, which on a GPU would not give the same bytes every time.
         weighted_RO = (band_O == torch.arange(len(a_RI), device=b_O.device)[:, None]) * b_O
@@ -136,7 +147,7 @@ def multiplied(
 
 
 def _weight(layer: MultipliedLinear, a_RI: Tensor, b_O: Tensor) -> Tensor:
-    return layer.weight().to(a_RI.dtype) * layer.factor(a_RI, b_O)
+    return layer.frozen().to(a_RI.dtype) * layer.factor(a_RI, b_O)
 
 
 def _factor(a_RI: Tensor, b_O: Tensor, scale: float) -> Tensor:
