@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tests.helpers.small_models import EXAMPLES, spec_of
+from tests.helpers.small_models import EXAMPLES, SIZES, SaveModel, spec_of
 from tests.helpers.training import TARGETS, jobs, training
 from tests.helpers.tuning import Killed, dying, saving_every_step, weights
 from workers.engine.checks.trace import TOLERANCE
@@ -25,7 +25,7 @@ from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages import train as train_stage
 from workers.engine.store.checkpoint import Checkpoint
-from workers.engine.training import loop
+from workers.engine.training import loop, results
 from workers.engine.training.gradual import Gradual
 
 JOBS = jobs()
@@ -143,6 +143,17 @@ def test_weights_that_are_not_those_that_were_trained_are_found(
         run(GRADUAL, sources, tmp_path)
 
 
+def test_values_beyond_the_sources_type_name_the_rate(
+    tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trained weights are written in the source's types, whatever the package's."""
+    monkeypatch.setattr(results, "finite", lambda tensor: False)
+    with pytest.raises(NumericalFailure, match="beyond the range of F32 after training") as found:
+        run(GRADUAL | {"package": {"dtype": "float32"}}, sources, tmp_path)
+    assert found.value.field == "/train/learning_rate"
+    assert found.value.hint.startswith("lower `learning_rate`")
+
+
 def test_a_method_that_decides_on_another_number_is_found() -> None:
     from workers.engine.architectures.architecture import Family, Member
     from workers.engine.contracts.facts import Units
@@ -220,6 +231,38 @@ class TestRefusals:
         with pytest.raises(MemoryBudgetTooSmall, match="gradual trains the whole model") as found:
             plan(spec_of(**GRADUAL | {"train": train, "compute": budget}), sources)
         assert found.value.field == "/train"
+
+    def test_memory_is_that_of_what_the_training_holds(self, save_model: SaveModel, sources: Sources) -> None:
+        """Weights, gradients and two moments in float32, whatever is computed in, and no best state."""
+        sizes = {"hidden_size": 256, "intermediate_size": 8192, "num_hidden_layers": 4}
+        save_model("tiny", LlamaConfig(**SIZES | sizes))
+
+        def peak(**parts: Any) -> int:
+            return plan(spec_of(**GRADUAL | parts), sources).peak_memory_bytes
+
+        parameters = plan(spec_of(**GRADUAL), sources).parameters
+        trained = peak()
+        half = peak(compute={"dtype": "bfloat16"})
+        assert 0 < trained - half < 0.2 * trained, "activations alone are smaller"
+        tuned = plan(
+            spec_of(score={"method": "magnitude"}, calibrate=None, tune=training("full", distill=None)), sources
+        )
+        assert tuned.peak_memory_bytes - trained == 4 * parameters, "the best state"
+
+    def test_elsa_whose_sparse_copies_come_too_late_is_warned_of(self, tiny: Path, sources: Sources) -> None:
+        def warned(**changes: Any) -> bool:
+            parts = GRADUAL | {"train": training("elsa", **changes)}
+            return any("no sparse copy" in warning for warning in plan(spec_of(**parts), sources).warnings)
+
+        assert [warned(interval=count) for count in (2, 5, 6, 32)] == [False, False, True, True]
+        assert warned(interval=3, settle=0.5)
+
+    def test_the_time_of_masks_that_are_tried_counts_the_teacher(self, tiny: Path, sources: Sources) -> None:
+        def elapsed(**changes: Any) -> float:
+            parts = TARGETS["head"]["uniform"] | {"train": training("policy_gradient", steps=10_000, **changes)}
+            return plan(spec_of(score=None, calibrate=None, **parts), sources).elapsed_s
+
+        assert elapsed(distill={}) > 1.5 * elapsed()
 
     def test_a_text_that_is_too_short_names_the_field(self, tiny: Path, sources: Sources, tmp_path: Path) -> None:
         (sources.data_dir / "short.txt").write_text((EXAMPLES / "data/heldout.txt").read_text()[:300])

@@ -51,8 +51,10 @@ _PROBES, _PROBE_PASSES, _PROBE_TOKENS = 96, 11, 512
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
-_TRAINED_BYTES = 16
-"""Per trained parameter, beside itself: its gradient, AdamW's two moments, the best state; all float32."""
+_TRAINED_BYTES = 12
+"""Per trained parameter, beside itself: its gradient and AdamW's two moments, float32."""
+_BEST_BYTES = 4
+"""The same of the best state, which `tune` keeps."""
 _KEPT_PER_HIDDEN, _KEPT_PER_MLP = 20, 6
 """Numbers per token and block that a backward pass needs, in hidden sizes and in widths of the MLP."""
 _KEPT_PER_SENT = 3
@@ -191,12 +193,15 @@ def _training_bytes(
     if stage == "tune":
         source, architecture = removal_of(spec).largest(spec, source, architecture)
     compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
+    # Where `train` trains all, the model is held in float32, whatever it computes in.
+    held_bytes = 4 if stage == "train" and needed(spec.train, "/train").trains_all else compute_bytes
     stored = sum(facts.bytes for facts in source.tensors.values())
     trained = params.trained_parameters(source, architecture)
-    loading = source.parameters * compute_bytes + stored
+    loading = source.parameters * held_bytes + stored
     linear = architecture.prunable_parameters
-    base = linear * (params.base_bits / 8 if params.base_bits else compute_bytes)
-    weights = int(base) + (source.parameters - linear) * compute_bytes + trained * (_TRAINED_BYTES + 4 * params.copies)
+    base = linear * (params.base_bits / 8 if params.base_bits else held_bytes)
+    beside = _TRAINED_BYTES + 4 * params.copies + (_BEST_BYTES if stage == "tune" else 0)
+    weights = int(base) + (source.parameters - linear) * held_bytes + trained * beside
     if stage == "tune" and spec.compute.devices > 1:  # a part of all, and the whole of a block and of what is outside
         block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
         weights = weights // spec.compute.devices + 4 * (block + source.parameters - linear)

@@ -46,10 +46,11 @@ def overwrite_trained(slices: Mapping[str, Slice], merged: Callable[[str, Tensor
             continue
         tensor = found.to("cpu", stored.dtype).contiguous()
         if not finite(tensor):
+            field, remedy = setting.rate
+            if setting.stage == "tune":  # `train` writes the source's types
+                field, remedy = "/package/dtype", "package as float32 or bfloat16, or lower `learning_rate`"
             raise NumericalFailure(
-                f"{name} holds values beyond the range of {piece.facts.dtype} after {setting.name}",
-                "package as float32 or bfloat16, or lower `learning_rate`",
-                field="/package/dtype",
+                f"{name} holds values beyond the range of {piece.facts.dtype} after {setting.name}", remedy, field=field
             )
         overwrite(piece, tensor)
 

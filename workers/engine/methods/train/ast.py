@@ -1,7 +1,8 @@
 """AST: trains dense weights behind masks of the smallest, which decay ever more (Huang et al. 2024, arXiv:2407.20584).
 
 Made for 2:4. Defaults are those of the authors' code: masks by size every 10 steps, a decay that grows to 6e-5 and goes
-into AdamW's second moment but not the first, distillation on logits at temperature 2 with two thirds of the loss.
+into AdamW's second moment but not the first, distillation on logits at temperature 2 with two thirds of the loss. The
+rate falls linearly to 0, as of all trainings here, where theirs is a cosine to a tenth.
 
 Departures. After the ramp masks hold still, where the authors take them anew to the end, when few weights still change
 sides; so the ramp is longer than theirs (a fifth to a quarter of the steps). The decay's sign is right, which a bitwise

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from workers.engine.architectures.architecture import Architecture
     from workers.engine.contracts.training import Procedure, Target
+    from workers.engine.contracts.tuning_params import DescribedModel
 
 
 class ElsaParams(TrainMethodParams):
@@ -49,18 +50,30 @@ class ElsaParams(TrainMethodParams):
     def copies(self) -> int:
         return 3  # z and u, and the dense weights while sparse ones are measured
 
+    @property
+    def projection(self) -> int:
+        """The step that ends with the final mask."""
+        return max(1, self.steps - round(self.steps * self.settle))
+
+    def warnings(self, source: DescribedModel) -> list[str]:
+        if self.interval < self.projection:
+            return []
+        return [
+            f"elsa: no sparse copy is made between the first and the final mask, after step {self.projection}: lower "
+            f"`interval`, {self.interval} now, or take more steps"
+        ]
+
 
 @trainer(ElsaParams, paper="arXiv:2510.01650", units=("weight",))
 def prepare(model: Module, architecture: Architecture, target: Target, params: ElsaParams) -> Procedure:
     """All parameters train; those of linear layers of the blocks are drawn to sparse ones."""
     from workers.engine.training.elsa import Elsa
 
-    projection = max(1, params.steps - round(params.steps * params.settle))
     return Elsa(
         model,
         architecture,
         target,
-        projection=projection,
+        projection=params.projection,
         interval=params.interval,
         penalty=params.penalty,
         curved=params.nearness == "curvature",

@@ -67,7 +67,7 @@ class PolicyGradientParams(TrainMethodParams):
 
     @property
     def passes(self) -> int:
-        return self.samples
+        return self.samples * (2 if self.distill else 1)
 
     def blocks_back(self, source: DescribedModel, architecture: Architecture) -> int:
         return 0

@@ -10,7 +10,8 @@ target and gates are those of the authors' code, for 0.42 billion tokens. Other 
   where attention and MLP have a gate each.
 - At the end gates of heads and channels are merged with the value they have, as there; those of hidden dimensions and
   layers become 1, since an embedding may be the output head too.
-- The rate falls to 0 instead of to a tenth, and the continued training that follows is the spec's `tune`.
+- The rate falls linearly to 0, after a twentieth of the steps, instead of as a cosine to a tenth, after a tenth of the
+  steps, and the continued training that follows is the spec's `tune`.
 """
 
 from __future__ import annotations
