@@ -105,7 +105,7 @@ def _take(
 ) -> tuple[Turn | None, Row[Any] | None]:
     """The first turn that has a job nobody else is about to take, and that job, now running."""
     for turn in turns.turns(session, worker, free=free, overtaking_ms=overtaking_ms):
-        if not usage.may_start(session, turn.tenant_id):
+        if not usage.may_start(session, turn.tenant_id, lock=True):
             continue
         row = session.execute(
             update(Job)

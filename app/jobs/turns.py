@@ -7,7 +7,8 @@ are, not where it stopped. Within a tenant jobs go by priority, then age. So a j
 that are ahead, each for its share of the devices, however many jobs others have and whatever their priority.
 
 A job that needs more devices than are free is passed over by its own tenant's jobs, until it has waited for
-`overtaking_ms`. From then on, when its tenant's turn comes, nothing behind it starts on that worker.
+`overtaking_ms`. From then on, when its tenant's turn comes, nothing behind it starts on that worker. A tenant whose quota
+is used up has no turn: what waits for its quota holds nothing free.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sqlalchemy import Select, case, func, literal, null, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.db import now_ms
+from app.jobs import usage
 from app.jobs.fleet import Worker
 from app.jobs.models import DeviceLease, Job
 from app.keys.models import Tenant
@@ -44,6 +46,8 @@ def turns(session: Session, worker: Worker, *, free: int, overtaking_ms: int) ->
     """The tenants that have jobs for `free` of the worker's devices, in the order in which they are to be asked."""
     now, waiting = _waiting(session, worker, free=free, overtaking_ms=overtaking_ms)
     for tenant_id, weight, kept_for in waiting:
+        if not usage.may_start(session, tenant_id, lock=False):
+            continue
         job = _due(worker).where(Job.tenant_id == tenant_id, Job.devices <= free).order_by(*ORDER).limit(1)
         if kept_for is None:
             yield Turn(tenant_id, weight, now, job)

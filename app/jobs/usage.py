@@ -76,7 +76,8 @@ def usage(session: Session, tenant: Tenant) -> Usage:
 def check_more(session: Session, tenant_id: str) -> None:
     """Raises QuotaReached or QuotaExceeded where the tenant, with the jobs that this transaction has queued, has more
     than it may."""
-    tenant = _locked(session, tenant_id, Tenant.max_queued, Tenant.max_stored_bytes, Tenant.max_device_seconds)
+    quotas = (Tenant.max_queued, Tenant.max_stored_bytes, Tenant.max_device_seconds)
+    tenant = _bounded(session, tenant_id, *quotas, lock=True)
     if tenant is None:
         return
     if tenant.max_queued is not None:
@@ -113,9 +114,9 @@ def check_more(session: Session, tenant_id: str) -> None:
             )
 
 
-def may_start(session: Session, tenant_id: str) -> bool:
-    """Whether one more job of the tenant may hold devices."""
-    tenant = _locked(session, tenant_id, Tenant.max_running, Tenant.max_device_seconds)
+def may_start(session: Session, tenant_id: str, *, lock: bool) -> bool:
+    """Whether one more job of the tenant may hold devices. Without the lock another may start one meanwhile."""
+    tenant = _bounded(session, tenant_id, Tenant.max_running, Tenant.max_device_seconds, lock=lock)
     if tenant is None:
         return True
     if tenant.max_running is not None and _running(session, tenant_id) >= tenant.max_running:
@@ -123,16 +124,12 @@ def may_start(session: Session, tenant_id: str) -> bool:
     return tenant.max_device_seconds is None or _device_seconds(session, tenant_id) < tenant.max_device_seconds
 
 
-def _locked(session: Session, tenant_id: str, *quotas: Any) -> Tenant | None:
-    """The tenant, locked; None where it has none of these quotas."""
+def _bounded(session: Session, tenant_id: str, *quotas: Any, lock: bool) -> Tenant | None:
+    """The tenant, locked if asked for; None where it has none of these quotas."""
     if not any(limit is not None for limit in session.execute(select(*quotas).where(Tenant.id == tenant_id)).one()):
         return None
-    return session.execute(
-        select(Tenant)
-        .where(Tenant.id == tenant_id)
-        .with_for_update(key_share=True)
-        .execution_options(populate_existing=True)
-    ).scalar_one()
+    query = select(Tenant).where(Tenant.id == tenant_id).execution_options(populate_existing=True)
+    return session.execute(query.with_for_update(key_share=True) if lock else query).scalar_one()
 
 
 def _waiting(session: Session, tenant_id: str, *, limit: int | None) -> int:

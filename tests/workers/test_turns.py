@@ -10,11 +10,16 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 
 from app.db import Database, clock
-from app.jobs import attempts
+from app.jobs import attempts, worker_repository
 from app.jobs.models import Job
 from app.keys.models import Tenant
 from tests.helpers.job_life import claim, status, submit, succeed, worker
 from workers.engine.spec import CompressionSpec
+
+SPEC_OF_TWO = CompressionSpec.model_validate(
+    {"model": {"id": "m"}, "score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.5},
+     "compute": {"devices": 2}}
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -100,14 +105,10 @@ def test_a_rest_earns_nothing(database: Database, tenants: list[str]) -> None:
 def test_a_large_job_waits_for_its_turn_and_then_gets_the_worker(database: Database, tenants: list[str]) -> None:
     """Once it has waited long enough, nothing starts there in its turn; the others go on elsewhere."""
     pair, single = worker("pair", devices=2), worker("single", devices=1)
-    large = CompressionSpec.model_validate(
-        {"model": {"id": "m"}, "score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.5},
-         "compute": {"devices": 2}}
-    )  # fmt: skip
     flood(database, tenants[0], 10)
     running = claim(database, by=pair)
     assert running is not None
-    job_id = submit(database, tenants[1], spec=large)
+    job_id = submit(database, tenants[1], spec=SPEC_OF_TWO)
     with database.write() as session:
         session.execute(update(Job).where(Job.id == job_id).values(created_at=1))
     assert claim(database, by=pair) is None  # kept free
@@ -117,6 +118,26 @@ def test_a_large_job_waits_for_its_turn_and_then_gets_the_worker(database: Datab
     taken = claim(database, by=pair)
     assert taken is not None
     assert taken.job_id == job_id
+
+
+@pytest.mark.parametrize("quota", ["max_running", "max_device_seconds"])
+def test_a_tenant_without_quota_left_keeps_nothing_free(database: Database, tenants: list[str], quota: str) -> None:
+    """Its large job has waited long enough to be waited for, but what it waits for is the quota."""
+    pair = worker("pair", devices=2)
+    running = submit(database, tenants[0])
+    held = claim(database, by=pair)
+    assert held is not None
+    assert held.job_id == running
+    waiting = submit(database, tenants[1], spec=SPEC_OF_TWO)
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == waiting).values(created_at=1))
+        session.execute(update(Tenant).where(Tenant.id == tenants[1]).values({quota: 0}))
+    other = submit(database, tenants[0])
+    taken = claim(database, by=pair)
+    assert taken is not None
+    assert taken.job_id == other
+    with database.read() as session:  # nor does a worker look again for it
+        assert not worker_repository.any_to_run(session, worker("idle", devices=2), overtaking_ms=0)
 
 
 def test_many_workers_at_once_share_nothing_and_lose_nothing(database: Database, tenants: list[str]) -> None:
