@@ -17,7 +17,7 @@ from app.jobs.fleet import queue_of
 from app.jobs.lifecycle import VERBS, announce, transition
 from app.jobs.models import TERMINAL, Event, Job, JobLabel, Outbox
 from app.jobs.views import JobView
-from app.webhooks import outbox
+from app.webhooks import messages, outbox
 from workers.engine.contracts.params import STAGES
 from workers.engine.spec import CompressionSpec
 
@@ -186,6 +186,7 @@ def remove(session: Session, job: Job) -> None:
 
 def remove_finished(session: Session, jobs: Sequence[Job]) -> None:
     """Delete the jobs, which are locked and have ended, and all their rows, and record that their files may go."""
+    untold = messages.not_made(session, [job.id for job in jobs])
     freed: dict[str, int] = {}
     for job in jobs:
         removals.record_job(session, job)
@@ -194,6 +195,7 @@ def remove_finished(session: Session, jobs: Sequence[Job]) -> None:
     session.execute(delete(Job).where(Job.id.in_([job.id for job in jobs])))
     for tenant_id in sorted(freed):
         usage.count_stored(session, tenant_id, -freed[tenant_id])
+    messages.keep(session, untold)
 
 
 def _methods(spec: Mapping[str, Any]) -> str:

@@ -7,8 +7,8 @@ are, not where it stopped. Within a tenant jobs go by priority, then age. So a j
 that are ahead, each for its share of the devices, however many jobs others have and whatever their priority.
 
 A job that needs more devices than are free is passed over by its own tenant's jobs, until it has waited for
-`overtaking_ms`. From then on, when its tenant's turn comes, nothing behind it starts on that worker. A tenant whose quota
-is used up has no turn: what waits for its quota holds nothing free.
+`overtaking_ms`. From then on, when its tenant's turn comes, nothing behind it starts on that worker. A tenant whose
+quota is used up has no turn: what waits for its quota holds nothing free.
 """
 
 from __future__ import annotations

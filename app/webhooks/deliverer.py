@@ -1,7 +1,8 @@
 """Sends what webhooks are to be told, until it arrives. Run by any number of processes; the reconciler runs one.
 
-A delivery is taken with a lease and sent outside of any transaction. Whoever dies in between leaves it to the next, so
-a message may arrive twice, with the same `webhook-id`, and none is lost.
+Tenants take turns, so that none waits behind another's messages. A delivery is taken with a lease and sent outside of
+any transaction. Whoever dies in between leaves it to the next, so a message may arrive twice, with the same
+`webhook-id`, and none is lost.
 """
 
 from __future__ import annotations
@@ -11,18 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import orjson
 import structlog
-from sqlalchemy import Select, literal, select
+from sqlalchemy import Select, func, literal, select
 from sqlalchemy.orm import Session
 
 from app.db import Database, clock
-from app.jobs.models import Job, JobLabel
 from app.jobs.views import iso
 from app.settings import Settings
-from app.webhooks import secrets, sending, service
+from app.webhooks import messages, secrets, sending, service
 from app.webhooks.addresses import Network, networks
 from app.webhooks.models import Delivery, Webhook
 
@@ -30,9 +29,10 @@ log = structlog.get_logger(__name__)
 
 WAITS_S = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """After each try that failed; then it is given up, and the webhook disabled."""
+AT_ONCE = 16
+"""Tries of a step: all begin at once, so that none waits for another's end."""
 LEASE_MS = 60_000
 """More than a try takes."""
-AT_ONCE = 8
 LOOK_EVERY_S = 1.0
 LOG_LENGTH = 20
 GONE = 410
@@ -56,16 +56,16 @@ class Deliverer:
         self._secret = settings.secret()
         self._allowed = networks(settings.webhook_allow)
 
-    def step(self, *, limit: int = 64) -> int:
-        """Send what is due; returns how many were tried."""
+    def step(self, *, limit: int = AT_ONCE) -> int:
+        """Send what is due; returns how many were dealt with, those included that a webhook's filters leave out."""
         with self._database.read() as session:  # so that nothing is locked each second for nothing
             if session.execute(_due(clock(session)).limit(1)).first() is None:
                 return 0
-        messages = self._database.transact(lambda session: self._take(session, limit))
-        if messages:
+        taken, found = self._database.transact(lambda session: self._take(session, limit))
+        if found:
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(self._deliver, messages))
-        return len(messages)
+                list(pool.map(self._deliver, found))
+        return taken
 
     def run(self, stop: threading.Event) -> None:
         """Until told to stop."""
@@ -77,14 +77,18 @@ class Deliverer:
                 log.warning("webhooks_failed", error=repr(error))
             stop.wait(LOOK_EVERY_S)
 
-    def _take(self, session: Session, limit: int) -> list[Message]:
+    def _take(self, session: Session, limit: int) -> tuple[int, list[Message]]:
+        """How many were taken, and of them what is to be sent."""
         now = clock(session)
-        due = _due(now).order_by(Delivery.due_at, Delivery.id).limit(limit)
+        age = (Delivery.due_at, Delivery.id)
+        turn = func.row_number().over(partition_by=Webhook.tenant_id, order_by=age).label("turn")
+        ranked = _due(now).with_only_columns(Delivery.id, turn).subquery()
+        due = _due(now).join(ranked, ranked.c.id == Delivery.id).order_by(ranked.c.turn, *age).limit(limit)
         rows = session.execute(due.with_for_update(of=Delivery, skip_locked=True)).all()
         found = []
         for delivery, webhook in rows:
             if delivery.body is None:
-                body = _body(session, delivery, webhook)
+                body = messages.body(session, delivery, webhook)
                 if body is None:  # its filters leave it out
                     session.delete(delivery)
                     continue
@@ -99,7 +103,7 @@ class Deliverer:
             headers |= {"Content-Type": "application/json", "User-Agent": "espalier-webhooks/1"}
             found.append(Message(delivery.id, delivery.tries, webhook.id, webhook.url, delivery.body, headers))
         session.flush()
-        return found
+        return len(rows), found
 
     def _deliver(self, message: Message) -> None:
         try:
@@ -138,24 +142,3 @@ def _record(session: Session, message: Message, answer: sending.Answer) -> None:
         return
     wait_s = max(WAITS_S[message.tries - 1], min(answer.retry_after_s or 0, WAITS_S[-1]))
     delivery.due_at = now + int(wait_s * 1000 * random.uniform(1, 1.1))  # so that not all come together
-
-
-def _body(session: Session, delivery: Delivery, webhook: Webhook) -> str | None:
-    """The message, or None where the webhook is not to be told."""
-    data: dict[str, Any] = {"webhook_id": webhook.id}
-    if delivery.job_id is not None:
-        job = session.get(Job, delivery.job_id)
-        pairs = session.execute(select(JobLabel.key, JobLabel.value).where(JobLabel.job_id == delivery.job_id))
-        labels = {row.key: row.value for row in pairs}
-        if not service.matches(webhook, delivery.type, labels):
-            return None
-        data = {
-            "job_id": delivery.job_id,
-            "status": delivery.type.removeprefix("job."),
-            "seq": delivery.seq,
-            "labels": labels,
-            "verdict": job.verdict if job else None,
-            "error": (job.error or {}).get("code") if job else None,
-            "url": f"/v1/jobs/{delivery.job_id}",
-        }
-    return orjson.dumps({"type": delivery.type, "timestamp": iso(delivery.at), "data": data}).decode()

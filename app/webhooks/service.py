@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
@@ -125,8 +125,3 @@ def disable(session: Session, webhook_id: str, because: str) -> None:
 def message_id(delivery: Delivery) -> str:
     """The same whenever it is sent: by it a receiver knows what it has already got."""
     return f"msg_{delivery.webhook_id.removeprefix('whk_')}_{delivery.id}"
-
-
-def matches(webhook: Webhook, event: str, labels: Mapping[str, str]) -> bool:
-    """Whether the webhook is to be told."""
-    return (not webhook.events or event in webhook.events) and webhook.labels.items() <= labels.items()

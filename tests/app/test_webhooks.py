@@ -19,7 +19,7 @@ from app.settings import Settings
 from app.webhooks import addresses, deliverer, sending
 from app.webhooks.deliverer import Deliverer
 from app.webhooks.models import Delivery, Webhook
-from tests.helpers.api import SPEC, Api, make_key
+from tests.helpers.api import SPEC, Api, judged, make_key
 from workers.engine.spec import CompressionSpec
 
 
@@ -133,6 +133,20 @@ class TestMessages:
         assert sorted(receiver.types) == ["job.failed", "job.paused"]
         with api.database.read() as session:
             assert len(session.scalars(select(Delivery)).all()) == 2  # the others leave no log
+
+    def test_a_job_that_is_deleted_is_told_of_all_the_same(
+        self, api: Api, receiver: Receiver, sender: Deliverer
+    ) -> None:
+        """Deleted before the sender, which was down, made a message of its event and its labels."""
+        make(api, receiver.url, events=["job.succeeded", "job.failed"], labels={"team": "a"})
+        for team in ("a", "b"):
+            done = api.submit(labels={"team": team})
+            api.succeed(api.claim(), judged("pass"))
+            assert api.client.delete(f"/v1/jobs/{done['id']}").status_code == 204
+        drain(api, sender)
+        [(_, body)] = receiver.got
+        data = json.loads(body)["data"]
+        assert (data["status"], data["labels"], data["verdict"]) == ("succeeded", {"team": "a"}, "pass")
 
     def test_they_are_written_with_the_event_or_not_at_all(self, api: Api, receiver: Receiver) -> None:
         make(api, receiver.url)
@@ -280,6 +294,42 @@ class TestDelivery:
         while drain_left.step():
             pass
         assert len(receiver.ids) == len({*receiver.ids}) == 10
+
+    def test_no_tenant_waits_behind_anothers_messages(
+        self, api: Api, foreign: httpx2.Headers, receiver: Receiver, sender: Deliverer
+    ) -> None:
+        for headers, jobs_ in ((None, deliverer.AT_ONCE + 4), (foreign, 2)):
+            assert api.client.post("/v1/webhooks", json={"url": receiver.url}, headers=headers).status_code == 201
+            made = [
+                api.client.post("/v1/jobs", json={"spec": SPEC}, headers=headers).json()["id"] for _ in range(jobs_)
+            ]
+        all_due(api)
+        assert sender.step() == deliverer.AT_ONCE
+        assert {*made} < {json.loads(body)["data"]["job_id"] for _, body in receiver.got}
+
+    def test_all_tries_of_a_step_begin_at_once(self, api: Api, receiver: Receiver) -> None:
+        """Their lease is as long as one try: none may wait for another's."""
+        make(api, receiver.url)
+        for _ in range(deliverer.AT_ONCE + 1):
+            api.submit()
+        all_begun = threading.Barrier(deliverer.AT_ONCE)
+
+        def hang(*args: Any) -> sending.Answer:
+            all_begun.wait(20)
+            return sending.Answer(None, "TimeoutError", None, 15.0)
+
+        all_due(api)
+        assert Deliverer(api.database, api.services.settings, hang).step() == deliverer.AT_ONCE
+        assert not all_begun.broken
+
+    def test_what_filters_leave_out_holds_up_nothing(self, api: Api, receiver: Receiver, sender: Deliverer) -> None:
+        make(api, receiver.url, labels={"team": "a"})
+        for team in ("b", "b", "a"):
+            api.submit(labels={"team": team})
+        all_due(api)
+        assert sender.step(limit=2) == 2  # so that the next step is due at once
+        assert sender.step(limit=2) == 1
+        assert receiver.types == ["job.queued"]
 
     def test_a_redirect_is_not_followed(self, api: Api, receiver: Receiver, sender: Deliverer) -> None:
         receiver.status, receiver.headers = 302, {"Location": receiver.url}
