@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from sqlalchemy import func, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.db import clock, now_ms
@@ -74,9 +76,7 @@ def touch(session: Session, key_id: str) -> None:
 
 
 def _tenant(session: Session, name: str, now: int) -> Tenant:
-    tenant = repository.tenant_named(session, name)
-    if tenant is None:
-        tenant = Tenant(id=new_id("ten"), name=name, created_at=now)
-        session.add(tenant)
-        session.flush()
+    while (tenant := repository.tenant_named(session, name)) is None:
+        with suppress(IntegrityError), session.begin_nested():  # another request was faster
+            session.add(Tenant(id=new_id("ten"), name=name, created_at=now))
     return tenant

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
+
+import httpx2
+import pytest
+from sqlalchemy.orm import Session
+
+from app.keys import repository
+from app.keys.models import Tenant
 from app.keys.scopes import SCOPES
 from tests.helpers.api import SPEC, Api, make_key
 
@@ -26,3 +35,29 @@ def test_jobs_and_children_of_sweeps_say_who_asked(api: Api) -> None:
     assert job["asked_by"] == api.get(job).json()["asked_by"] == "test"
     api.client.post("/v1/sweeps", json={"spec": SPEC, "grid": {"/seed": [1, 2]}})
     assert [job["asked_by"] for job in api.client.get("/v1/jobs").json()["data"]] == ["test"] * 3
+
+
+def test_two_first_keys_of_a_tenant_at_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find no tenant of the name before either has made it; SQLite makes one wait."""
+    both, real = threading.Barrier(2), repository.tenant_named
+
+    def look(session: Session, name: str) -> Tenant | None:
+        found = real(session, name)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return found
+
+    monkeypatch.setattr(repository, "tenant_named", look)
+    answers: list[httpx2.Response] = []
+
+    def send() -> None:
+        asked = {"tenant": "fresh", "name": "ci", "scopes": ["jobs:read"]}
+        answers.append(api.client.post("/v1/keys", json=asked))
+
+    threads = [threading.Thread(target=send) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert len({answer.json()["tenant"]["id"] for answer in answers}) == 1
