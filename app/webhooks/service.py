@@ -11,6 +11,7 @@ from app.db import clock, now_ms
 from app.errors import InvalidRequest, NotFound
 from app.http.problems import field_error
 from app.ids import is_id, new_id
+from app.keys.models import Tenant
 from app.webhooks import addresses
 from app.webhooks.models import Delivery, Webhook
 
@@ -32,6 +33,8 @@ def check_url(url: str, allowed: Sequence[addresses.Network]) -> None:
 
 
 def create(session: Session, *, tenant_id: str, url: str, events: list[str], labels: dict[str, str]) -> Webhook:
+    # Of two that would exceed it together one waits, and is told.
+    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
     count = session.execute(select(func.count()).where(Webhook.tenant_id == tenant_id)).scalar_one()
     if count >= MOST:
         raise InvalidRequest(f"A tenant has at most {MOST} webhooks: delete one first.", code="too_many_webhooks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,7 +17,7 @@ from standardwebhooks import Webhook as Verifier
 
 from app.jobs import service as jobs
 from app.settings import Settings
-from app.webhooks import addresses, deliverer, sending
+from app.webhooks import addresses, deliverer, sending, service
 from app.webhooks.deliverer import Deliverer
 from app.webhooks.models import Delivery, Webhook
 from tests.helpers.api import SPEC, Api, judged, make_key
@@ -402,6 +403,26 @@ def test_they_need_their_scope_and_are_bounded(api: Api, receiver: Receiver) -> 
     for _ in range(20):
         make(api, receiver.url)
     assert api.client.post("/v1/webhooks", json={"url": receiver.url}).json()["code"] == "too_many_webhooks"
+
+
+def test_of_many_at_once_no_more_are_made_than_may(
+    api: Api, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits a moment between the count and the row, so that all others count too, unless they have to wait."""
+    monkeypatch.setattr(service, "MOST", 2)
+    real = service.new_id
+    monkeypatch.setattr(service, "new_id", lambda prefix: (time.sleep(0.3), real(prefix))[1])
+    statuses: list[int] = []
+
+    def send() -> None:
+        statuses.append(api.client.post("/v1/webhooks", json={"url": receiver.url}).status_code)
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [201] * 2 + [422] * 2
 
 
 def test_pages_of_deliveries_cover_each_once(api: Api, receiver: Receiver) -> None:
