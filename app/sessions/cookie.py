@@ -29,9 +29,10 @@ def new_token() -> str:
 
 
 def token_of(request: Request) -> str | None:
-    """The text of the request's session; None where it has no cookie that could be one."""
+    """The text of the request's session; None where it has no cookie that could be one. Over https only the cookie
+    that no other host of the domain can set: it might sign the browser in as somebody else."""
     cookies = request.cookies
-    found = cookies.get(SECURE_NAME) or cookies.get(NAME)
+    found = cookies.get(SECURE_NAME) or (None if _is_surely_https(request) else cookies.get(NAME))
     return found if found and re.fullmatch(r"[A-Za-z0-9_-]{43}", found) else None
 
 
@@ -92,3 +93,8 @@ def _from_here(request: Request) -> bool:
 def _is_https(request: Request) -> bool:
     """A browser sends Origin with every request that may change something, whatever proxies are on the way."""
     return request.scope["scheme"] == "https" or request.headers.get("origin", "").startswith("https://")
+
+
+def _is_surely_https(request: Request) -> bool:
+    """Not so where the Origin may be another site's."""
+    return request.scope["scheme"] == "https" or (_is_https(request) and _from_here(request))

@@ -6,6 +6,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app.db import clock, now_ms
+from app.keys.models import ApiKey
 from app.sessions.models import BrowserSession
 
 HOUR_MS = 3_600_000
@@ -14,7 +15,7 @@ OF_ONE_KEY = 50
 
 
 def begin(session: Session, *, key_id: str, session_hash: str, hours: float) -> BrowserSession:
-    """A new session of the key. Those of anybody whose time is over are removed."""
+    """A new session of the key, at most as long as that lives. Those of anybody whose time is over are removed."""
     session.execute(delete(BrowserSession).where(BrowserSession.expires_at <= now_ms()))
     newest = (
         select(BrowserSession.hash)
@@ -26,7 +27,11 @@ def begin(session: Session, *, key_id: str, session_hash: str, hours: float) -> 
     if len(kept) == OF_ONE_KEY - 1:
         session.execute(delete(BrowserSession).where(BrowserSession.key_id == key_id, BrowserSession.hash.not_in(kept)))
     now = clock(session)
-    begun = BrowserSession(hash=session_hash, key_id=key_id, created_at=now, expires_at=now + int(hours * HOUR_MS))
+    expires_at = now + int(hours * HOUR_MS)
+    key_expires_at = session.scalar(select(ApiKey.expires_at).where(ApiKey.id == key_id))
+    if key_expires_at is not None:
+        expires_at = min(expires_at, key_expires_at)
+    begun = BrowserSession(hash=session_hash, key_id=key_id, created_at=now, expires_at=expires_at)
     session.add(begun)
     session.flush()
     return begun

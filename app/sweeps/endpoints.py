@@ -166,9 +166,9 @@ def get(
         sweep = _owned(session, principal, sweep_id)
         if kind == "text/csv":
             found = table.as_csv(sweep.parameters, repository.children(session, sweep_id))
-            return Response(found, headers={**PRIVATE, "Vary": "Authorization, Accept"}, media_type=kind)
+            return Response(found, headers={**PRIVATE, "Vary": "Authorization, Cookie, Accept"}, media_type=kind)
         body, etag = _rendered(session, sweep)
-    headers = {**PRIVATE, "Vary": "Authorization, Accept", "ETag": etag}
+    headers = {**PRIVATE, "Vary": "Authorization, Cookie, Accept", "ETag": etag}
     if matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")

@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from app.db import now_ms
+from app.jobs.views import iso
 from app.keys import service as keys
 from app.keys.models import ApiKey
 from app.sessions import service
@@ -79,6 +80,14 @@ class TestSigningIn:
         answer = anyone(api).get("/v1/jobs", headers={"Cookie": f"__Host-espalier_session={token}"})
         assert answer.status_code == 200
 
+    def test_over_https_no_other_host_of_the_domain_signs_in_as_somebody_else(self, api: Api, browser: Browser) -> None:
+        """A cookie of a plain name can be set by such a host, with the session of whoever runs it."""
+        planted = anyone(api, espalier_session=browser.token)
+        assert planted.get("/v1/jobs").status_code == 200
+        assert code(planted.get("https://testserver/v1/jobs")) == (401, "unauthenticated")
+        headers = {**browser.csrf, "Origin": "https://testserver"}  # a proxy speaks https
+        assert code(planted.post("/v1/jobs", json={"spec": SPEC}, headers=headers)) == (401, "unauthenticated")
+
     def test_the_text_is_not_stored(self, api: Api, browser: Browser) -> None:
         with api.database.read() as session:
             [row] = session.scalars(select(BrowserSession)).all()
@@ -146,8 +155,11 @@ class TestTheEnd:
 
     def test_with_the_keys_time(self, api: Api) -> None:
         text, key_id, _ = make_key(api.services, "ours", expires_days=1)
+        with api.database.write() as session:
+            soon = session.scalar(select(now_ms())) + 60_000
+            session.execute(update(ApiKey).where(ApiKey.id == key_id).values(expires_at=soon))
         browser = Browser(api, text)
-        assert browser.get("/v1/jobs").status_code == 200
+        assert browser.get("/v1/session").json()["expires_at"] == iso(soon)
         with api.database.write() as session:
             session.execute(update(ApiKey).where(ApiKey.id == key_id).values(expires_at=now_ms()))
         assert code(browser.get("/v1/jobs")) == (401, "expired_key")
@@ -179,6 +191,19 @@ class TestWhatItMay:
         for path in ("/v1/jobs", "/v1/jobs?search=mask", "/v1/sweeps", "/v1/models?source=job"):
             assert browser.get(path).json()["data"] == [], path
         assert api.get(job).json() == job
+
+    def test_no_cache_takes_one_sessions_answer_for_anothers(self, api: Api, browser: Browser) -> None:
+        job = api.succeeded()
+        sweep = api.client.post("/v1/sweeps", json={"spec": SPEC, "grid": {"/seed": [1, 2]}}).json()
+        for path, operations in document()["paths"].items():
+            if "get" not in operations or not path.startswith("/v1") or "/v1/session" in path or "webhook" in path:
+                continue
+            where = path.replace("{job_id}", job["id"]).replace("{path}", "README.md")
+            where = where.replace("{sweep_id}", sweep["id"]).replace("{model_id}", "bookworm-7m")
+            answer = browser.get(where.replace("{tenant_id}", api.tenant_id))
+            assert answer.status_code < 300 or path.endswith("pareto"), (where, answer.text)
+            varies = answer.headers.get("Vary", "") if answer.status_code == 200 else "Cookie"
+            assert "Cookie" in varies or answer.headers["Cache-Control"] == "no-store", path
 
     def test_a_key_that_is_sent_too_comes_first(self, api: Api, browser: Browser, foreign: httpx2.Headers) -> None:
         api.submit()
