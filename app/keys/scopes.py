@@ -7,6 +7,6 @@ from typing import Literal, get_args
 Scope = Literal["jobs:read", "jobs:write", "jobs:priority", "jobs:cancel", "artifacts:read", "webhooks", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 """jobs:read looks, jobs:write submits, labels, resumes, retries and deletes, jobs:priority submits ahead of other jobs,
-jobs:cancel stops and pauses, artifacts:read downloads, webhooks has others told, admin sees all tenants and sets their
-shares and quotas."""
+jobs:cancel stops and pauses, artifacts:read downloads, webhooks has others told, admin sees all tenants, sets their
+shares and quotas, and makes and revokes keys of any tenant with any scope: it may do everything."""
 USUAL: tuple[Scope, ...] = tuple(scope for scope in SCOPES if scope != "admin")

@@ -127,12 +127,15 @@ def _due(now: int) -> Select[Delivery, Webhook]:
 
 
 def _record(session: Session, message: Message, answer: sending.Answer) -> None:
+    tries = session.scalar(select(Delivery.tries).where(Delivery.id == message.delivery_id))
+    if tries != message.tries:  # deleted, taken by another since, or begun anew by hand
+        return
     given_up = not answer.arrived and (answer.status == GONE or message.tries > len(WAITS_S))
     if given_up:  # the webhook is locked before its delivery, as by whoever deletes it
         because = "410 Gone" if answer.status == GONE else f"nothing but failures in {message.tries} tries"
         service.disable(session, message.webhook_id, f"its receiver answered with {because}")
     delivery = session.scalar(select(Delivery).where(Delivery.id == message.delivery_id).with_for_update())
-    if delivery is None or delivery.tries != message.tries:  # deleted, or taken by another since
+    if delivery is None or delivery.tries != message.tries:  # just now
         return
     now = clock(session)
     entry = {"at": iso(now), "status": answer.status, "error": answer.error, "elapsed_s": answer.elapsed_s}

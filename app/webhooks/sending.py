@@ -41,7 +41,7 @@ def post(url: str, body: str, headers: Mapping[str, str], allowed: Sequence[Netw
         error = None if 200 <= status < 300 else f"the receiver answered {status}"
     except Refused as refused:
         error = str(refused)
-    except (OSError, http.client.HTTPException) as broken:
+    except (OSError, ValueError, http.client.HTTPException) as broken:  # a cut connection may be either
         error = f"{type(broken).__name__}: {broken}"[:300]
     return Answer(status, error, retry_after_s, round(time.monotonic() - began, 3))
 

@@ -255,6 +255,23 @@ class TestDelivery:
         drain(api, sender)
         assert json.loads(receiver.got[-1][1])["data"]["job_id"] == later["id"]
 
+    def test_sent_again_by_hand_an_older_try_disables_nothing(self, api: Api, receiver: Receiver) -> None:
+        webhook = make(api, receiver.url)
+        api.submit()
+        with api.database.write() as session:
+            session.execute(text("update webhook_deliveries set tries = 9"))
+        [delivery] = deliveries(api, webhook)
+
+        def fail(*_: Any) -> sending.Answer:
+            again = api.client.post(f"/v1/webhooks/{webhook['id']}/deliveries/{delivery['id']}/redeliver")
+            assert again.status_code == 200
+            return sending.Answer(500, "the receiver answered 500", None, 0.1)
+
+        assert Deliverer(api.database, api.services.settings, fail).step() == 1
+        assert api.client.get(f"/v1/webhooks/{webhook['id']}").json()["enabled"]
+        drain(api, Deliverer(api.database, api.services.settings))
+        assert receiver.types == ["job.queued"]
+
     def test_a_receiver_that_is_gone_is_told_no_more(self, api: Api, receiver: Receiver, sender: Deliverer) -> None:
         receiver.status = 410
         webhook = make(api, receiver.url)
@@ -521,6 +538,15 @@ class TestAddresses:
             assert len(connected) == 1
         finally:
             NAMES["public.example"] = ["93.184.216.34"]
+
+    def test_a_name_that_cannot_be_looked_up_is_a_failure_like_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not one that is in no log and tried each minute for ever."""
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise UnicodeError("label empty or too long")
+
+        monkeypatch.setattr(addresses.socket, "getaddrinfo", refuse)
+        assert "label empty" in str(sending.post("https://public.example/", "{}", {}, []).error)
 
     def test_an_allowed_network_and_nothing_beside_it(self, names: list[str]) -> None:
         allowed = addresses.networks("10.1.0.0/16")
