@@ -1,4 +1,4 @@
-"""What a webhook is told: made of the event and of its job, when it is sent for the first time or its job deleted."""
+"""Messages for webhooks: made of the event and its job, when first sent or when the job is deleted."""
 
 from __future__ import annotations
 
