@@ -288,8 +288,8 @@ class Loop:
         if state.turns is not None:
             state.turns.look(losses)
             figures |= {f"share of {name}": share for name, share in zip(named, state.turns.weights, strict=True)}
-        point = {"step": state.step, "holdout_loss": loss, "train_loss": train_loss, "domains": domains}
-        state.curve.append(point | {"figures": figures or None})
+        point = {"step": state.step, "holdout_loss": loss, "train_loss": train_loss, "domains": _sorted(domains)}
+        state.curve.append(point | {"figures": _sorted(figures)})
         state.train_losses.clear()
         trained_on = "" if train_loss is None else f", training loss {train_loss:.4f}"
         of_domains = "".join(f", of {name} {of:.4f}" for name, of in (domains or {}).items())
@@ -310,3 +310,8 @@ class Loop:
         self.setting.points.save(*point, self.state.step)
         self._writing_s = time.monotonic() - started
         self.events.checkpoint(self.state.step - 1, "step")
+
+
+def _sorted(named: Mapping[Any, float] | None) -> dict[str, float] | None:
+    """In the order in which a resume point gives them back; None for none."""
+    return dict(sorted(named.items())) if named else None
