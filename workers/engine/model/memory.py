@@ -13,6 +13,9 @@ import torch
 
 from workers.engine.host import total_memory
 
+_M_MMAP_THRESHOLD = -3
+"""glibc's number for the size from which a block is mapped apart."""
+
 Place = Literal["device", "host", "file"]
 """Where hidden states may lie."""
 CPU_SHARE = 1 / 64
@@ -52,6 +55,16 @@ def give_back() -> None:
     """Collect cycles of references, and have the allocator return freed memory to the system."""
     gc.collect()
     trim()
+
+
+def return_large_blocks() -> None:
+    """Have the C library give back every block of a megabyte and more as soon as it is freed, from now on.
+
+    Else it raises that bound to the largest block freed so far, up to 32 MiB, and keeps the others: parameters that are
+    gathered and dropped block by block then stay in memory (60 M shape on two ranks: 1.6 GiB a rank, and 0.8 so).
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def trim() -> None:

@@ -13,6 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from workers.engine.model.memory import return_large_blocks
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -29,6 +31,8 @@ class Shards:
         self.ranks = ranks
         self.divided = ranks.count > 1
         self._mesh = init_device_mesh(device.type, (ranks.count,)) if self.divided else None
+        if self.divided and device.type == "cpu":
+            return_large_blocks()
 
     def divide(self, model: nn.Module, architecture: Architecture) -> None:
         """Leave this rank its part of every parameter. Blocks are gathered one by one; what is outside of them, a tied

@@ -1,0 +1,108 @@
+"""Memory of a tuning divided over two ranks beside one, on the CPU: every weight of a random model, a few steps.
+
+    python -m benchmarks.divided [--shape 350m] [--ranks 2]
+
+Prints the peak resident memory of each rank during the steps, less that of the process with everything imported, and
+the tokens per second of all ranks together. One thread a rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SPEC: dict[str, Any] = {
+    "model": {"id": "random"},
+    "score": {"method": "magnitude"},
+    "prune": {"method": "mask", "sparsity": 0.0},
+    "tune": {
+        "method": "full", "dataset": "calibration.txt", "steps": 2, "batch": 2, "sequence_length": 128, "holdout": 2,
+        "evaluate_every": 2, "distill": None,
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="350m", help="of benchmarks.random_model")
+    parser.add_argument("--ranks", type=int, default=2)
+    arguments = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        models = Path(folder) / "models"
+        models.mkdir()
+        _spawned(1, _made, arguments.shape, models / "random")
+        found = {count: _spawned(count, _tuned, models, Path(folder)) for count in (1, arguments.ranks)}
+    one = max(rank["bytes"] for rank in found[1])
+    for count, ranks in found.items():
+        peaks = ", ".join(f"{rank['bytes'] / 2**20:.0f} MiB ({rank['bytes'] / one:.2f})" for rank in ranks)
+        print(f"{count} rank{'s' * (count > 1)}: {peaks}; {ranks[0]['tokens_per_s']:.0f} tokens/s", flush=True)
+
+
+def _spawned(count: int, run: Any, *given: Any) -> list[dict[str, Any]]:
+    """What `run(rank, count, meeting, *given)` returns on each rank, each a new process."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        answers = [Path(folder) / f"{rank}.json" for rank in range(count)]
+        processes = [
+            context.Process(target=_answer, args=(answers[rank], run, rank, count, Path(folder) / "meeting", *given))
+            for rank in range(count)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return [json.loads(answer.read_text()) for answer in answers]
+
+
+def _answer(answer: Path, run: Any, *given: Any) -> None:
+    answer.write_text(json.dumps(run(*given)))
+
+
+def _made(rank: int, count: int, meeting: Path, shape: str, folder: Path) -> None:
+    from benchmarks.random_model import SHAPES, write
+
+    write(SHAPES[shape], folder, "float32")
+
+
+def _tuned(rank: int, count: int, meeting: Path, models: Path, scratch: Path) -> dict[str, Any]:
+    """Peak memory of the steps of one rank."""
+    import shutil
+    from dataclasses import replace
+
+    from workers.engine.events import Silent
+    from workers.engine.planning.plan import feasible
+    from workers.engine.ranks import Ranks, join
+    from workers.engine.sources.resolve import Sources, resolve_model
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.stages import tune as stage
+    from workers.engine.stages.load import load
+    from workers.engine.store.checkpoint import Checkpoint
+    from workers.engine.store.clock import peak_resident_bytes
+    from workers.engine.store.points import Points
+    from workers.engine.store.run import Run
+    from workers.engine.training.text import tuning_text
+
+    ranks = join(rank, count, meeting, cuda=False) if count > 1 else Ranks()
+    sources = Sources(models, ROOT / "examples/data")
+    spec = CompressionSpec.model_validate(SPEC)
+    dense = replace(load(spec, feasible(spec, resolve_model(spec.model, sources), sources)), ranks=ranks)
+    text = tuning_text(spec, dense, sources)
+    assert text is not None
+    folder = scratch / f"tuned-{count}"
+    ranks.first(lambda: shutil.copytree(models / "random", folder, dirs_exist_ok=True))
+    imported = peak_resident_bytes()
+    run = Run.of(Checkpoint(scratch / f"points-{count}", points=Points(3600), ranks=ranks), Silent())
+    tuning = stage._Tuning(spec, dense, folder, text, run, ())
+    tuning.loop.run(tuning._teacher)
+    return {"bytes": peak_resident_bytes() - imported, "tokens_per_s": tuning.loop.tokens_per_s}
+
+
+if __name__ == "__main__":
+    main()
