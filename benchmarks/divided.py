@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _spawned(count: int, run: Any, *given: Any) -> list[dict[str, Any]]:
-    """What `run(rank, count, meeting, *given)` returns on each rank, each a new process."""
+    """The answers of `run(rank, count, meeting, *given)` on every rank, each a new process."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         answers = [Path(folder) / f"{rank}.json" for rank in range(count)]
