@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Path
 from sqlalchemy.orm import Session
 from starlette.responses import Response
@@ -13,7 +12,7 @@ from app.access import Principal, Requires
 from app.account import tenants
 from app.account.schemas import Me, TenantDetail, TenantList, TenantPatch
 from app.errors import NotFound
-from app.http.conditional import PRIVATE
+from app.http.private import private_json
 from app.http.problems import responses
 from app.http.route import StrictRoute
 from app.ids import is_id
@@ -48,14 +47,14 @@ def get_me(principal: Annotated[Principal, Depends(Requires(None))], has: Servic
             "quotas": tenants.quotas_of(tenant),
             "usage": tenants.usage_of(session, tenant),
         }
-    return _json(found)
+    return private_json(found)
 
 
 @router.get("/tenants", operation_id="tenants_list", response_model=TenantList, responses=responses())
 def list_tenants(principal: Admin, has: ServicesDep) -> Response:
     """All tenants, by name, with their weights, quotas and usage."""
     with has.database.read() as session:
-        return _json({"data": [tenants.detail(session, tenant) for tenant in tenants.every(session)]})
+        return private_json({"data": [tenants.detail(session, tenant) for tenant in tenants.every(session)]})
 
 
 @router.get("/tenants/{tenant_id}", operation_id="tenants_get", response_model=TenantDetail, responses=responses(404))
@@ -65,7 +64,7 @@ def get_tenant(tenant_id: TenantId, principal: Admin, has: ServicesDep) -> Respo
         tenant = session.get(Tenant, tenant_id) if is_id("ten", tenant_id) else None
         if tenant is None:
             raise _no_such_tenant()
-        return _json(tenants.detail(session, tenant))
+        return private_json(tenants.detail(session, tenant))
 
 
 @router.patch(
@@ -86,12 +85,8 @@ def update_tenant(tenant_id: TenantId, patch: TenantPatch, principal: Admin, has
         )
         return tenants.detail(session, tenant)
 
-    return _json(has.database.transact(change))
+    return private_json(has.database.transact(change))
 
 
 def _no_such_tenant() -> NotFound:
     return NotFound("There is no such tenant: the list has those that there are.")
-
-
-def _json(body: Any) -> Response:
-    return Response(orjson.dumps(body), headers=PRIVATE, media_type="application/json")

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from app.access import Principal, Requires
 from app.account.schemas import KeyDetail, KeyList, KeySubmit, KeyWithText
 from app.errors import NotFound
-from app.http.conditional import PRIVATE
+from app.http.private import private_json
 from app.http.problems import responses
 from app.http.route import StrictRoute
 from app.jobs.views import iso
@@ -30,7 +30,7 @@ KeyId = Annotated[str, Path(examples=["key_01a201bb6ce13078a5210ce45142be09"])]
 def list_keys(principal: Admin, has: ServicesDep) -> Response:
     """The keys of all tenants, oldest first, revoked ones included; never their texts."""
     with has.database.read() as session:
-        return _json({"data": [_detail(key, tenant) for key, tenant in service.list_keys(session)]})
+        return private_json({"data": [_detail(key, tenant) for key, tenant in service.list_keys(session)]})
 
 
 @router.post(
@@ -69,7 +69,7 @@ def revoke(key_id: KeyId, principal: Admin, has: ServicesDep) -> Response:
         key = service.revoke_key(session, key_id)
         return _detail(key, repository.tenant_name(session, key.tenant_id))
 
-    return _json(has.database.transact(change))
+    return private_json(has.database.transact(change))
 
 
 def _detail(key: ApiKey, tenant: str) -> dict[str, Any]:
@@ -84,7 +84,3 @@ def _detail(key: ApiKey, tenant: str) -> dict[str, Any]:
         "revoked_at": iso(key.revoked_at),
         "last_used_at": iso(key.last_used_at),
     }
-
-
-def _json(body: Any) -> Response:
-    return Response(orjson.dumps(body), headers=PRIVATE, media_type="application/json")

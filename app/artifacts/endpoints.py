@@ -7,7 +7,6 @@ import mimetypes
 from typing import Annotated
 from urllib.parse import quote
 
-import orjson
 from fastapi import APIRouter, Header, Path
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -16,6 +15,7 @@ from app.access import ArtifactReader
 from app.artifacts.stored import check_stored
 from app.errors import NotFound
 from app.http.conditional import PRIVATE, byte_range, matches
+from app.http.private import private_json
 from app.http.problems import responses
 from app.http.route import StrictRoute
 from app.jobs import repository
@@ -44,7 +44,7 @@ def list_artifacts(seen: ArtifactReader, has: ServicesDep) -> Response:
         }
         for file in found
     ]
-    return Response(orjson.dumps({"data": files}), headers=PRIVATE, media_type="application/json")
+    return private_json({"data": files})
 
 
 @router.head("/{path:path}", operation_id="artifacts_head", response_class=Response, responses=responses(404, 410))

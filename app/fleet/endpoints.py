@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from app.access import Reader
 from app.fleet.schemas import WorkerList
-from app.http.conditional import PRIVATE
+from app.http.private import private_json
 from app.http.problems import responses
 from app.http.route import StrictRoute
 from app.jobs import fleet
@@ -27,7 +26,7 @@ def list_workers(principal: Reader, has: ServicesDep) -> Response:
     with has.database.read() as session:
         held = fleet.jobs_on_devices(session)
         data = [_worker(worker, alive, held, principal.tenant_id) for worker, alive in fleet.known(session)]
-    return Response(orjson.dumps({"data": data}), headers=PRIVATE, media_type="application/json")
+    return private_json({"data": data})
 
 
 def _worker(worker: WorkerRecord, alive: bool, held: dict[str, tuple[str, str]], tenant_id: str) -> dict[str, Any]:

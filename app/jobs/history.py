@@ -18,6 +18,7 @@ from app.access import JobReader, JobSeen, look_at_job
 from app.errors import AppError, InvalidRequest, NotFound
 from app.http.conditional import PRIVATE
 from app.http.negotiation import negotiate
+from app.http.private import private_json
 from app.http.problems import field_error, responses
 from app.http.queries import WholeNumber
 from app.http.route import StrictRoute
@@ -71,7 +72,7 @@ async def events(
         "last_seq": found[:limit][-1].seq if found else after,
         "has_more": len(found) > limit,
     }
-    return Response(orjson.dumps(page), headers=PRIVATE, media_type="application/json")
+    return private_json(page)
 
 
 @router.get("/attempts", operation_id="jobs_attempts", response_model=AttemptList, responses=responses(404))

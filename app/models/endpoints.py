@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.access import Reader
 from app.errors import NotFound
-from app.http.conditional import PRIVATE
 from app.http.pagination import decode_cursor, encode_cursor, next_link
+from app.http.private import private_json
 from app.http.problems import responses
 from app.http.queries import WholeNumber
 from app.http.route import StrictRoute
@@ -59,15 +58,14 @@ def list_models(
         position = (made[-1].created_at, made[-1].job_id) if made else ()
     next_cursor = encode_cursor(has.secret, binding, *position) if has_more else None
     page = {"data": data, "next_cursor": next_cursor, "has_more": has_more}
-    headers = {**PRIVATE, **next_link(request, next_cursor)}
-    return Response(orjson.dumps(page), headers=headers, media_type="application/json")
+    return private_json(page, headers=next_link(request, next_cursor))
 
 
 @router.get("/{model_id}", operation_id="models_get", response_model=ModelRead, responses=responses(404))
 def get(model_id: ModelId, principal: Reader, has: ServicesDep) -> Response:
     """A model with the planner's answer for each pruner and grower: what fits it, and why others do not."""
     found = _result(model_id, principal.tenant_id, has) if is_id("job", model_id) else _local(model_id, has)
-    return Response(orjson.dumps(found), headers=PRIVATE, media_type="application/json")
+    return private_json(found)
 
 
 def _local(name: str, has: Services) -> dict[str, Any]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Path, Query
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.access import Principal, Requires
-from app.http.conditional import PRIVATE
 from app.http.pagination import decode_cursor, encode_cursor, next_link
+from app.http.private import private_json
 from app.http.problems import responses
 from app.http.queries import WholeNumber
 from app.http.route import StrictRoute
@@ -65,14 +64,14 @@ def create(submit: WebhookSubmit, principal: Owner, has: ServicesDep) -> Respons
         return _with_secret(made, has)
 
     made = has.database.transact(make)
-    return _json(made, 201, {"Location": f"{router.prefix}/{made['id']}"})
+    return private_json(made, 201, {"Location": f"{router.prefix}/{made['id']}"})
 
 
 @router.get("", operation_id="webhooks_list", response_model=WebhookList, responses=responses())
 def list_webhooks(principal: Owner, has: ServicesDep) -> Response:
     """The tenant's webhooks, oldest first."""
     with has.database.read() as session:
-        return _json({"data": [_webhook(each) for each in service.every(session, principal.tenant_id)]})
+        return private_json({"data": [_webhook(each) for each in service.every(session, principal.tenant_id)]})
 
 
 @router.get("/{webhook_id}", operation_id="webhooks_get", response_model=WebhookWithSecret, responses=responses(404))
@@ -162,7 +161,7 @@ def deliveries(
         has_more, data = len(found) > limit, [_delivery(each) for each in found[:limit]]
     next_cursor = encode_cursor(has.secret, binding, data[-1]["id"]) if has_more else None
     page = {"data": data, "next_cursor": next_cursor, "has_more": has_more}
-    return _json(page, headers=next_link(request, next_cursor))
+    return private_json(page, headers=next_link(request, next_cursor))
 
 
 @router.post(
@@ -187,7 +186,7 @@ def _changed(
     def owned(session: Session) -> dict[str, Any]:
         return change(session, service.of_tenant(session, principal.tenant_id, webhook_id, lock=True))
 
-    return _json(has.database.transact(owned))
+    return private_json(has.database.transact(owned))
 
 
 def _webhook(webhook: Webhook) -> dict[str, Any]:
@@ -219,7 +218,3 @@ def _delivery(delivery: Delivery) -> dict[str, Any]:
         "due_at": iso(delivery.due_at) if delivery.state == "pending" else None,
         "log": delivery.log,
     }
-
-
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status, {**PRIVATE, **(headers or {})}, "application/json")
