@@ -87,13 +87,13 @@ def _tuned(rank: int, count: int, meeting: Path, models: Path, scratch: Path) ->
     from workers.engine.store.clock import peak_resident_bytes
     from workers.engine.store.points import Points
     from workers.engine.store.run import Run
-    from workers.engine.training.text import tuning_text
+    from workers.engine.training.text import training_text
 
     ranks = join(rank, count, meeting, cuda=False) if count > 1 else Ranks()
     sources = Sources(models, ROOT / "examples/data")
     spec = CompressionSpec.model_validate(SPEC)
     dense = replace(load(spec, feasible(spec, resolve_model(spec.model, sources), sources)), ranks=ranks)
-    text = tuning_text(spec, dense, sources)
+    text = training_text("tune", spec.tune, dense, sources)
     assert text is not None
     folder = scratch / f"tuned-{count}"
     ranks.first(lambda: shutil.copytree(models / "random", folder, dirs_exist_ok=True))

@@ -143,7 +143,7 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     from workers.engine.stages.load import load
     from workers.engine.stages.tune import tune
     from workers.engine.store.checkpoint import Checkpoint
-    from workers.engine.training.text import tuning_text
+    from workers.engine.training.text import training_text
 
     torch.set_num_threads(1)
     spec, sources = CompressionSpec.model_validate(run["spec"]), Sources(Path(run["models"]), ROOT / "examples/data")
@@ -153,7 +153,7 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         compress(spec, folder, sources, Silent(), folder / "checkpoint")
     else:
         assert spec.tune is not None
-        text, meter = tuning_text(spec, dense, sources), _Meter()
+        text, meter = training_text("tune", spec.tune, dense, sources), _Meter()
         assert text is not None
         running, window_T = Run.of(Checkpoint(folder / "checkpoint"), meter), text.holdout_NT[0].to(dense.device)
         report, _ = tune(spec, dense, folder / "model", text, running, window_T)

@@ -23,7 +23,7 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.run import Run
-from workers.engine.training.text import TuningText, tuning_text
+from workers.engine.training.text import TuningText, training_text
 
 FEW = {
     "dataset": "calibration.txt", "steps": 6, "batch": 3, "sequence_length": 32, "holdout": 4, "evaluate_every": 2,
@@ -59,7 +59,7 @@ class Folder:
         return report, written
 
     def text(self, spec: Any, dense: LoadedModel) -> TuningText:
-        text = tuning_text(spec, dense, self.sources)
+        text = training_text("tune", spec.tune, dense, self.sources)
         assert text is not None
         return text
 

@@ -18,6 +18,7 @@ from workers.engine.checks.promises import check_sizes, memory_warnings
 from workers.engine.checks.tries import BoundExceeded, Tries
 from workers.engine.checks.verify import verify, verify_tuned, window
 from workers.engine.contracts.needed import needed
+from workers.engine.contracts.tuning_params import TRAININGS
 from workers.engine.failures import translated
 from workers.engine.gates import judge, overall
 from workers.engine.model.provenance import fingerprint, provenance
@@ -48,19 +49,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.contracts.facts import Allocation, Units
+    from workers.engine.contracts.tuning_params import Trains
     from workers.engine.events import Events
     from workers.engine.model.calibration import Calibration
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.removals.outcome import Outcome
     from workers.engine.report import Growth, LayerReport, Origin, ResultCheck, TrainReport, TuneReport
     from workers.engine.sources.resolve import Sources
-    from workers.engine.spec import CompressionSpec, Trains
+    from workers.engine.spec import CompressionSpec
     from workers.engine.stages.evaluate import Evaluation
     from workers.engine.training.text import TuningText
-
-
-_TRAININGS: dict[Trains, str] = {"train": "training", "tune": "tuning"}
-"""Field of the spec -> name of the digest of its text."""
 
 
 def compress(
@@ -91,7 +89,7 @@ def compress(
             ranks.first(lambda: check_vectors(model))
         with clock.stage("calibrate"):
             text, trainings = ranks.first(lambda: _texts(spec, model, sources))
-            digests = {_TRAININGS[stage]: found.digest for stage, found in trainings.items()}
+            digests = {TRAININGS[stage]: found.digest for stage, found in trainings.items()}
             run.checkpoint.claim(fingerprint(spec, model, calibration=text.digest if text else None, **digests))
         units = None
         if spec.scores_first:
@@ -262,7 +260,7 @@ def _trained(job: _Job, allocation: Allocation | None, run: Run, ids_T: Tensor) 
     from workers.engine.stages.train import train  # as of `tune`
 
     model, units, allocation, report = train(
-        job.spec, job.model, allocation, job.units, job.workdir / "trained", job.trainings["train"], run, ids_T
+        job.spec, job.model, allocation, job.workdir / "trained", job.trainings["train"], run, ids_T
     )
     return replace(job, spec=job.spec.as_trained(), model=model, units=units), allocation, report
 

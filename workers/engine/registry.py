@@ -201,14 +201,12 @@ def refiner(params: type[P], *, paper: str, needs: Stat = Stat.NONE) -> Callable
     return register
 
 
-def trainer(
-    params: type[P], *, paper: str, units: tuple[Unit, ...], scores: Scores = "unused"
-) -> Callable[[Trainer[P]], Trainer[P]]:
+def trainer(params: type[P], *, paper: str, units: tuple[Unit, ...]) -> Callable[[Trainer[P]], Trainer[P]]:
     """Register a method that prunes a model while it trains. `params` extends `TrainMethodParams`. `units`: what it can
-    decide on. `scores`: whether it can begin from the spec's scores."""
+    decide on."""
 
     def register(function: Trainer[P]) -> Trainer[P]:
-        _register("train", params, function, paper=paper, units=units, scores=scores)
+        _register("train", params, function, paper=paper, units=units, scores="unused")
         return function
 
     return register

@@ -30,15 +30,13 @@ from workers.engine.contracts.params import (
 )
 from workers.engine.contracts.refs import DataRef, ModelRef, SpecModel
 from workers.engine.contracts.train_params import TrainMethodParams
-from workers.engine.contracts.tuning_params import TrainingParams, TuneMethodParams
+from workers.engine.contracts.tuning_params import TrainingParams, Trains, TuneMethodParams
 from workers.engine.gates import Gate, measured_names
 from workers.engine.registry import Method, compared, defaults, method_of, methods
 
 if TYPE_CHECKING:
     from workers.engine.contracts.removes import Removes
 
-Trains = Literal["train", "tune"]
-"""Fields of a spec that train a model, in the order of the job."""
 AFTER_TRAINING = "magnitude"
 """The score of weights that a training has decided on: those that go are zero."""
 
@@ -364,7 +362,7 @@ class CompressionSpec(SpecModel):
         if pruner.updates_weights and not self.removes.scored_first:
             message = f"prune `{pruner.name}` changes weights after the training has decided: use `mask`"
             raise _at("prune", "update_after_training", message, self.prune)
-        if self.score is not None and trainer.scores == "unused":
+        if self.score is not None:
             message = f"train `{trainer.name}` decides what goes: leave `score` out"
             raise _at("score", "score_unused", message, self.score)
         if self.refine is not None:

@@ -34,7 +34,7 @@ from workers.engine.stages import tune as tune_stage
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.training import loop
 from workers.engine.training.losses import distillation
-from workers.engine.training.text import Domain, TuningText, tuning_text
+from workers.engine.training.text import Domain, TuningText, training_text
 
 METHODS = [method.name for method in methods("tune")]
 CUT = {"method": "structured", "sparsity": 0.35, "compensate": False}
@@ -63,7 +63,7 @@ class Lines(Silent):
 class TestText:
     def text(self, sources: Sources, **changes: Any) -> tuple[TuningText, Any]:
         spec = spec_of(tune=tuning("full", **changes))
-        text = tuning_text(spec, load(spec, sources), sources)
+        text = training_text("tune", spec.tune, load(spec, sources), sources)
         assert text is not None
         return text, spec.tune
 

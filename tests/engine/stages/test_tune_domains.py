@@ -21,7 +21,7 @@ from workers.engine.pipeline import compress
 from workers.engine.sources.resolve import Sources
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.training import loop
-from workers.engine.training.text import TuningText, tuning_text
+from workers.engine.training.text import TuningText, training_text
 from workers.engine.training.turns import Turns
 
 WORDS = {"sea": "the whale and the ship on the sea ", "law": "the judge and the law of the court "}
@@ -42,7 +42,7 @@ def mixed(sources: Sources) -> Sources:
 def text_of(sources: Sources, **changes: Any) -> tuple[TuningText, Any, Any]:
     spec = spec_of(tune=tuning("full", **MIXED | changes))
     model = load(spec, sources)
-    text = tuning_text(spec, model, sources)
+    text = training_text("tune", spec.tune, model, sources)
     assert text is not None
     return text, spec.tune, model.tokenizer
 

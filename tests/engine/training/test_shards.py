@@ -25,7 +25,7 @@ from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.run import Run
 from workers.engine.training.points import TrainingPoints
-from workers.engine.training.text import tuning_text
+from workers.engine.training.text import training_text
 
 TUNE = tuning("full", steps=6, batch=4, holdout=5, distill={"weight": 0.5}, weight_decay=0.1)
 """Five held-out windows, which two ranks cannot share evenly."""
@@ -52,7 +52,7 @@ class Job:
         """Train, or go on with what was stopped; the report is written beside the model."""
         spec = spec_of(tune=TUNE)
         dense = replace(load(spec, Sources(self.folder / "models", self.folder / "data")), ranks=ranks)
-        text = tuning_text(spec, dense, Sources(self.folder / "models", self.folder / "data"))
+        text = training_text("tune", spec.tune, dense, Sources(self.folder / "models", self.folder / "data"))
         assert text is not None
         place = self.folder / self.name
         ranks.first(lambda: shutil.copytree(self.model, place / "model", dirs_exist_ok=True))

@@ -18,7 +18,7 @@ from workers.engine.model import windows
 from workers.engine.model.windows import held_out_windows, load_tokens
 from workers.engine.pipeline import compress
 from workers.engine.sources.resolve import Sources
-from workers.engine.training.text import TuningText, tuning_text
+from workers.engine.training.text import TuningText, training_text
 
 WORDS = ("whale", "judge", "garden", "engine", "winter")
 STEPS = {"steps": 2, "batch": 2, "holdout": 3}
@@ -32,7 +32,7 @@ def write(sources: Sources, rows: list[dict[str, Any]], name: str = "rows.jsonl"
 def text_of(sources: Sources, **changes: Any) -> tuple[TuningText, Any]:
     spec = spec_of(tune=tuning("full", **STEPS | changes))
     model = load(spec, sources)
-    text = tuning_text(spec, model, sources)
+    text = training_text("tune", spec.tune, model, sources)
     assert text is not None
     return text, model.tokenizer
 

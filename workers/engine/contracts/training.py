@@ -38,8 +38,6 @@ class Target:
     """Layer name -> fraction of its weights that goes."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Layer name -> how many of its weights go: exact. Without a pattern they may lie anywhere in the layer."""
-    scores: Sequence[Mapping[str, Sequence[float]]] | None = None
-    """Block -> kind -> importance of each unit in the dense model, where the spec has a score to begin from."""
     kept_of: tuple[int, int] | None = None
     """(N, M) where N of every M consecutive inputs stay, on average over the layers; of one layer, M minus its sparsity
     times M."""

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture, LinearFacts
     from workers.engine.files.safetensors_bytes import TensorFacts
 
+Trains = Literal["train", "tune"]
+"""Fields of a spec that train a model, in the order of the job."""
+TRAININGS: dict[Trains, str] = {"train": "training", "tune": "tuning"}
+"""Each as a noun: in messages, and as the name of its resume points and of its text's digest."""
 LearningRate = Annotated[
     float, Field(gt=0, le=1, description="AdamW's, at the end of the warm-up; then as `schedule` says.")
 ]

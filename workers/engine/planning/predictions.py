@@ -23,9 +23,9 @@ from workers.engine.removals.base import removal_of
 
 if TYPE_CHECKING:
     from workers.engine.contracts.params import MethodParams
-    from workers.engine.contracts.tuning_params import TrainingParams
+    from workers.engine.contracts.tuning_params import TrainingParams, Trains
     from workers.engine.sources.resolve import ModelSource
-    from workers.engine.spec import CompressionSpec, Trains
+    from workers.engine.spec import CompressionSpec
 
 TRIAL_TOKENS = 8192
 """Calibration text that trial prunings are judged on: allocations are compared on the same, so little is enough."""

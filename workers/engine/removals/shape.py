@@ -26,6 +26,7 @@ from workers.engine.removals.heads_channels import inputs_of
 from workers.engine.removals.hidden import CutDimensions, NarrowModel, dimension_scores, gain_warnings
 from workers.engine.removals.narrow_blocks import NarrowBlocks
 from workers.engine.removals.outcome import Outcome
+from workers.engine.removals.spread import sparsity_of_left
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -232,11 +233,8 @@ class Shape(Removal):
         left = {
             (family.block, family.kind): _count(spec, architecture, family) / family.units for family in units.families
         }
-
-        def share(layer: LinearFacts) -> float:
-            return left.get((layer.block, layer.reads), 1.0) * left.get((layer.block, layer.writes), 1.0)
-
-        return {layer.name: 1 - share(layer) if layer.block in blocks else 1.0 for layer in architecture.layers}
+        left |= {(block, "layer"): float(block in blocks) for block in range(architecture.blocks)}
+        return sparsity_of_left(architecture.layers, left)
 
     def edit(
         self,

@@ -36,6 +36,18 @@ def checked(params: MethodParams, facts: AllocationFacts, target: float) -> Mapp
     return sparsity
 
 
+def sparsity_of_left(layers: Sequence[LinearFacts], left: Mapping[tuple[int, str], float]) -> dict[str, float]:
+    """Layer name -> fraction removed. `left`: (block, kind) -> the fraction of its units that stays, 1 where it is not
+    said: of those that the layer reads, of those that it writes, and of the block itself."""
+    return {
+        layer.name: 1
+        - left.get((layer.block, layer.reads), 1.0)
+        * left.get((layer.block, layer.writes), 1.0)
+        * left.get((layer.block, "layer"), 1.0)
+        for layer in layers
+    }
+
+
 def whole_groups(
     layers: Sequence[LinearFacts], sparsity: Mapping[str, float], kept_of: tuple[int, int], least: float = 0.0
 ) -> dict[str, float]:

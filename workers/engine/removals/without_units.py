@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workers.engine.removals.spread import sparsity_of_left
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -49,10 +51,4 @@ def sparsity_without(architecture: Architecture, units: Units) -> Mapping[str, f
         (family.block, family.kind): sum(score >= 0 for score in units.of(family)) / family.units
         for family in units.families
     }
-    return {
-        layer.name: 1
-        - left.get((layer.block, layer.reads), 1.0)
-        * left.get((layer.block, layer.writes), 1.0)
-        * left.get((layer.block, "layer"), 1.0)
-        for layer in architecture.layers
-    }
+    return sparsity_of_left(architecture.layers, left)

@@ -49,15 +49,13 @@ def train(
     spec: CompressionSpec,
     dense: LoadedModel,
     allocation: Allocation | None,
-    scored: Units | None,
     folder: Path,
     text: TuningText,
     run: Run,
     window_T: Tensor,
 ) -> tuple[LoadedModel, Units | None, Allocation, TrainReport]:
     """(the trained model, written to `folder`; the units that go, where units do; the sparsity of the layers that
-    follows; what is reported). `allocation`: None where the training spreads the sparsity. `scored`: the
-    units with the spec's score, where it has one.
+    follows; what is reported). `allocation`: None where the training spreads the sparsity.
 
     Raises NumericalFailure where a loss is not finite, ResultMismatch where the written weights compute something else
     than what was trained, PromiseBroken where the method decided on another number of units than it was to.
@@ -68,8 +66,6 @@ def train(
     setting = Setting("train", params, text, dense.device, dense.dtype, at_once, run, shards)
     sparsity = None if allocation is None else allocation.sparsity
     target = removal.target(spec, dense.source, dense.architecture, sparsity)
-    if scored is not None:
-        target = replace(target, scores=scored.scores)
     dtype = torch.float32 if params.trains_all else dense.dtype
     model = load_model(dense.path, dense.device, dtype)
     found, before = setting.points.found(), math.nan

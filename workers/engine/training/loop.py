@@ -12,11 +12,12 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from workers.engine.contracts.tuning_params import TRAININGS
 from workers.engine.errors import NumericalFailure
 from workers.engine.model.loss import next_token_loss, nll
 from workers.engine.model.memory import give_back
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from workers.engine.contracts.training import Procedure
-    from workers.engine.contracts.tuning_params import TrainingParams
+    from workers.engine.contracts.tuning_params import TrainingParams, Trains
     from workers.engine.store.run import Run
     from workers.engine.training.shards import Shards
     from workers.engine.training.state import Point
@@ -45,14 +46,13 @@ _WRITING_SHARE = 20
 """A resume point is written at most once in so many times as long as the last took, unless all are to be kept."""
 MAX_GRADIENT_NORM = 1.0
 """The gradient of all trained parameters is scaled down to this norm, as in transformers' Trainer by default."""
-_NAMES = {"tune": "tuning", "train": "training"}
 
 
 @dataclass(frozen=True)
 class Setting:
     """Everything of a training but the model."""
 
-    stage: Literal["tune", "train"]
+    stage: Trains
     params: TrainingParams
     text: TuningText
     device: torch.device
@@ -70,7 +70,7 @@ class Setting:
     @property
     def name(self) -> str:
         """Of the stage, as a noun, in messages and for its resume points."""
-        return _NAMES[self.stage]
+        return TRAININGS[self.stage]
 
     @property
     def rate(self) -> tuple[str, str]:

@@ -6,7 +6,6 @@ and digests of their files are sealed apart (`store/sealed.py`), last: a kill at
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from workers.engine.files.atomic_files import sync
 from workers.engine.store.sealed import digest
 from workers.engine.training.state import Point
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from workers.engine.store.checkpoint import Checkpoint
     from workers.engine.training.shards import Shards
+
+
+_METADATA = ".metadata"
+"""The file in which a distributed checkpoint says what lies where."""
 
 
 class TrainingPoints:
@@ -54,20 +58,18 @@ class TrainingPoints:
         ranks, folder = self._shards.ranks, self._checkpoint.directory / f"{self._name}-{step:08d}"
         ranks.first(lambda: shutil.rmtree(folder, ignore_errors=True))
         save(dict(tensors), storage_writer=FileSystemWriter(folder, sync_files=True))
-        mine = [path for path in self._files(folder) if path.name.startswith(f"__{ranks.rank}_")]
-        mine += [folder / _METADATA] if ranks.leads else []
+        mine = [*folder.glob(f"__{ranks.rank}_*"), *([folder / _METADATA] if ranks.leads else [])]
         parts = ranks.gather({path.name: digest(path) for path in mine})
         files = {name: value for part in parts for name, value in part.items()}
-        ranks.first(lambda: _sync(folder))
+        if ranks.leads:
+            sync(folder / _METADATA)
+            sync(folder)
         self._checkpoint.save_json(self._listing, {"folder": folder.name, "files": files, "state": state})
         ranks.first(lambda: self._tidy(folder.name))
 
     @property
     def _listing(self) -> str:
         return f"{self._name}-files"
-
-    def _files(self, folder: Path) -> list[Path]:
-        return sorted(path for path in folder.iterdir() if path.is_file())
 
     def _whole(self, folder: Path, files: Mapping[str, str]) -> bool:
         """Whether all files are there and have their digests; each rank looks at its part of them."""
@@ -89,17 +91,3 @@ class TrainingPoints:
         for folder in self._checkpoint.directory.glob(f"{self._name}-" + "[0-9]" * 8):
             if folder.name != kept:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-_METADATA = ".metadata"
-"""The file in which a distributed checkpoint says what lies where."""
-
-
-def _sync(folder: Path) -> None:
-    """Make a folder's names outlive a power cut."""
-    for path in (folder / _METADATA, folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,11 +17,10 @@ from workers.engine.training.mixture import Mixture
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.engine.contracts.tuning_params import TrainingParams
+    from workers.engine.contracts.tuning_params import TrainingParams, Trains
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import TextReport
     from workers.engine.sources.resolve import Sources
-    from workers.engine.spec import CompressionSpec
     from workers.engine.training.turns import Turns
 
 
@@ -101,14 +100,7 @@ class TuningText:
         return ids_BT
 
 
-def tuning_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> TuningText | None:
-    """The windows that the spec tunes on, or None where nothing is tuned. Raises what `training_text` raises."""
-    return None if spec.tune is None else training_text("tune", spec.tune, model, sources)
-
-
-def training_text(
-    stage: Literal["train", "tune"], params: TrainingParams, model: LoadedModel, sources: Sources
-) -> TuningText:
+def training_text(stage: Trains, params: TrainingParams, model: LoadedModel, sources: Sources) -> TuningText:
     """The windows of a training.
 
     The first `holdout` are held out, and their documents are not trained on, whatever the number of steps, so runs of
