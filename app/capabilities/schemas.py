@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 
 from workers.engine.contracts.params import EDITS, STAGES, Stat
 from workers.engine.registry import Method, methods
@@ -26,7 +26,7 @@ class MethodRead(BaseModel):
     updates_weights: bool | None = Field(
         description="Pruners: whether weights that stay change too, which rules out `refine`; null for other stages."
     )
-    parameters: dict[str, Any] = Field(description="JSON Schema of the method's fields in a spec.")
+    parameters: dict[str, JsonValue] = Field(description="JSON Schema of the method's fields in a spec.")
 
 
 class StageRead(BaseModel):
@@ -39,7 +39,7 @@ class FieldRead(BaseModel):
 
     name: str = Field(examples=["calibrate"])
     summary: str
-    parameters: dict[str, Any] = Field(description="JSON Schema of an object with this field as its only one.")
+    parameters: dict[str, JsonValue] = Field(description="JSON Schema of an object with this field as its only one.")
 
 
 class Capabilities(BaseModel):

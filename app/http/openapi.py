@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from app.http import generators
 from app.http.problems import Problem
 
 FRAMEWORK_422 = "HTTPValidationError"
@@ -26,6 +27,7 @@ def install(app: FastAPI) -> None:
                 del operation["responses"]["422"]
         for name in (FRAMEWORK_422, "ValidationError"):
             schemas.pop(name, None)
+        generators.rewrite(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from app.jobs.repository import TOTAL_MOST
 from app.jobs.views import JOB_ID
@@ -151,7 +151,7 @@ class JobRead(Read):
     labels: dict[str, str]
     priority: int
     deadline_s: int
-    spec: dict[str, Any] = Field(description="The spec with all defaults filled in.")
+    spec: CompressionSpec = Field(description="The spec with all defaults filled in.")
     spec_digest: str
     metrics: dict[str, MetricSummary] | None = Field(description="The report's measurements by name.")
     verdict: Verdict | None = Field(description="Of the spec's gates; null without gates, and until it has succeeded.")
@@ -183,7 +183,7 @@ class EventRead(Read):
     seq: int = Field(description="1, 2, 3, … without gaps; the id of the server-sent event.")
     type: str = Field(description="A status of the job, or what its process reported.", examples=["checkpoint"])
     attempt: int
-    data: dict[str, Any]
+    data: dict[str, JsonValue]
     at: AwareDatetime
 
 

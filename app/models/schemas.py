@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from app.jobs.schemas import Read
 from app.jobs.views import JOB_ID
+from workers.engine.contracts.refs import ModelRef
+from workers.engine.spec import CompressionSpec
+
+
+class PartialSpec(CompressionSpec):
+    """A spec that may lack fields."""
+
+    model: ModelRef = Field(None, description="Which model to compress.")  # type: ignore[assignment]
 
 
 class ModelSummary(Read):
@@ -48,7 +56,7 @@ class AbilityRead(Read):
     stage: Literal["prune", "grow"]
     method: str
     fits: bool
-    spec: dict[str, Any] | None = Field(
+    spec: PartialSpec | None = Field(
         description="Beside the model, the fields of a spec that the planner accepts; its text may not be there.",
         examples=[{"score": {"method": "magnitude"}, "prune": {"method": "mask", "sparsity": 0.5}}],
     )

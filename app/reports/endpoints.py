@@ -18,8 +18,8 @@ from app.http.problems import responses
 from app.http.route import StrictRoute
 from app.jobs import repository
 from app.jobs.models import ACTIVE
+from app.reports.schemas import Report
 from app.services import ServicesDep
-from workers.engine.report import Report
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/report", tags=["reports"], route_class=StrictRoute)
 

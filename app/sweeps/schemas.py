@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.http.generators import LIKE
 from app.jobs.repository import TOTAL_MOST
 from app.jobs.schemas import SPEC_EXAMPLE, JobFailure, JobStatus, LabelValue, MetricSummary, Read, Request, Scheduling
 from workers.engine.report import Verdict
@@ -70,7 +71,10 @@ class SweepSubmit(Scheduling):
     )
 
     name: LabelValue | None = Field(None, description="Free text.")
-    spec: dict[str, JsonValue] = Field(description="What all children share; what they differ in may be left out.")
+    spec: dict[str, JsonValue] = Field(
+        description="What all children share; what they differ in may be left out.",
+        json_schema_extra={LIKE: "PartialSpec"},
+    )
     grid: dict[Pointer, Annotated[list[JsonValue], Field(min_length=1, max_length=MAX_CHILDREN)]] | None = Field(
         None,
         min_length=1,
@@ -95,7 +99,7 @@ SweepSubmit.model_rebuild()
 
 class PlannedChild(Read):
     number: int
-    values: dict[str, Any]
+    values: dict[str, JsonValue]
     spec_digest: str
     parameters_after: int | None = Field(description="null, as the two below, where the job finds them.")
     zeros_after: int | None
@@ -115,7 +119,7 @@ class SweepPlan(Read):
 
 class SweepChildRead(Read):
     number: int = Field(description="From 0, in the order of the grid or the list, in which they run too.")
-    values: dict[str, Any] = Field(description="What it differs in, pointer -> value.")
+    values: dict[str, JsonValue] = Field(description="What it differs in, pointer -> value.")
     job_id: str | None = Field(description="null once the job has been deleted.")
     status: JobStatus | Literal["deleted"]
     verdict: Verdict | None
@@ -176,7 +180,7 @@ class Axis(Read):
 class ParetoPoint(Read):
     number: int
     job_id: str
-    values: dict[str, Any]
+    values: dict[str, JsonValue]
     methods: dict[str, str] = Field(description="Stage -> method, of the stages that decide the weights.")
     quality: float
     cost: float

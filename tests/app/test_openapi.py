@@ -20,9 +20,12 @@ from schemathesis.specs.openapi.checks import (
 
 from app.account.schemas import TenantPatch
 from app.jobs.schemas import JobRead, JobSubmit, LabelsPatch
+from app.main import create_app
+from app.settings import Settings
 from app.sweeps.schemas import SweepRead, SweepSubmit
 from app.webhooks.schemas import RotateRequest, WebhookPatch, WebhookSubmit
 from tests.helpers.api import SPEC, Api
+from tests.helpers.cluster import ROOT
 from tests.helpers.conformity import document
 
 OPERATIONS = {
@@ -111,6 +114,37 @@ def test_every_operation_says_what_it_does_and_how_it_fails(document: dict[str, 
             if f"{{{name}}}" in path:
                 assert "404" in problems
                 assert name in [parameter["name"] for parameter in operation["parameters"]]
+
+
+def test_specs_are_typed_wherever_they_stand(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("JobSubmit", "JobRead", "Report"):
+        assert schemas[name]["properties"]["spec"]["$ref"] == "#/components/schemas/CompressionSpec", name
+    partial = {"$ref": "#/components/schemas/PartialSpec"}
+    assert partial in schemas["AbilityRead"]["properties"]["spec"]["anyOf"]
+    assert partial in schemas["SweepSubmit"]["properties"]["spec"]["anyOf"]
+    assert "required" not in schemas["PartialSpec"]
+
+
+def test_what_may_be_left_out_of_a_request_says_its_default_in_words(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("JobSubmit", "SweepSubmit", "CompressionSpec", "MaskParams", "Calibrate"):
+        assert not [prop for prop in schemas[name]["properties"].values() if "default" in prop], name
+    assert schemas["CompressionSpec"]["properties"]["seed"]["description"].endswith("Default: `0`.")
+    assert schemas["MaskParams"]["required"] == ["method"]
+
+
+def test_asked_for_twice_the_document_is_the_same(document: dict[str, Any]) -> None:
+    app = create_app(Settings(home=ROOT / ".espalier", log_level="error"))
+    app.openapi()
+    assert app.openapi() == document
+
+
+def test_values_of_free_names_are_typed(document: dict[str, Any]) -> None:
+    labels = document["components"]["schemas"]["JobSubmit"]["properties"]["labels"]
+    assert labels["additionalProperties"]["type"] == "string"
+    assert labels["propertyNames"] == {"pattern": "^[a-z0-9._/-]{1,40}$"}
+    assert "patternProperties" not in str(document)
 
 
 def test_every_reference_resolves(document: dict[str, Any]) -> None:
