@@ -96,7 +96,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             probed.dispose()
             database.dispose()
             raise
-        state = StateCollector(database)
+        state = StateCollector(database, tenants=settings.metrics_tenants)
         metrics.register(state)
         reader.start()
         has.relay.start()

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         "Else they are sent to public addresses over https only.",
     )
     max_body_bytes: int = Field(1_000_000, ge=1024, description="Largest request body accepted.")
+    metrics_tenants: bool = Field(
+        False, description="Name tenants in /metrics, which needs no key. Else their figures are summed up."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
 
     worker_devices: Literal["auto", "cpu", "gpu"] = Field(

@@ -8,6 +8,7 @@ from sqlalchemy import text
 import app.deployment
 import app.jobs.models
 import app.keys.models
+import app.metrics.models
 import app.sessions.models
 import app.sweeps.models
 import app.webhooks.models  # noqa: F401 - fills Base.metadata

@@ -54,7 +54,7 @@ def threads(settings: Settings, taken: int, of: int) -> int:
 def hardware() -> dict[str, Hardware]:
     """Number and UUID of each GPU of the host -> what it is. Parts of one (MIG) are not listed."""
     found: dict[str, Hardware] = {}
-    for line in _output(DETAILS).splitlines():
+    for line in output(DETAILS).splitlines():
         number, uuid, memory, model = (part.strip() for part in line.split(",", 3))
         known = Hardware(model, int(memory) * 2**20 if memory.isdecimal() else None)
         found[number] = found[uuid] = known
@@ -79,7 +79,7 @@ def _listed() -> list[str]:
     """UUIDs, in the order of the bus. Of a GPU that is cut into instances (MIG), those of the instances."""
     found: list[str] = []
     whole = None
-    for line in _output(LISTING).splitlines():
+    for line in output(LISTING).splitlines():
         match = _LINE.match(line)
         if match is None:
             continue
@@ -93,7 +93,7 @@ def _listed() -> list[str]:
     return found
 
 
-def _output(command: list[str]) -> str:
+def output(command: list[str]) -> str:
     """The output of the driver's program; nothing where there is none, or it fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

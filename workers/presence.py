@@ -10,10 +10,11 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import structlog
+from billiard import current_process
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,6 +29,7 @@ from workers.celery_app import draining
 from workers.engine.contracts.params import STAGES
 from workers.engine.host import total_memory
 from workers.engine.registry import methods
+from workers.use import Use
 
 log = structlog.get_logger(__name__)
 
@@ -73,11 +75,14 @@ def _begin(**_: Any) -> None:
 
 
 def _stay_known() -> None:
-    """Three times in a lease's time, until the worker is told to stop."""
-    ttl_s = get_settings().lease_ttl_s
+    """Three times in a lease's time, until the worker is told to stop. One process of the pool looks at the devices."""
+    ttl_s, worker = get_settings().lease_ttl_s, this_worker()
+    looks = getattr(current_process(), "index", 0) == 0
+    use = Use(worker.devices.values() if worker.kind == "gpu" else ()) if looks else None
     while not draining():
+        seen = use.look() if use else None
         try:
-            database().transact(lambda session: fleet.make_known(session, this_worker(), ttl_s=ttl_s))
+            database().transact(partial(fleet.make_known, worker=worker, ttl_s=ttl_s, use=seen))
         except SQLAlchemyError as error:
             log.warning("worker_heartbeat_failed", error=str(error))
         time.sleep(ttl_s / 3)

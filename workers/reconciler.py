@@ -19,6 +19,7 @@ from app import deployment
 from app.db import Database
 from app.jobs import fleet, removals, upkeep
 from app.logs import configure_logging
+from app.metrics import observations
 from app.queue import Publisher, relay
 from app.settings import Settings, get_settings
 from app.storage import ArtifactStore
@@ -73,6 +74,11 @@ class Reconciler:
         """Delete the files of deleted jobs and of attempts without a result, as the database has recorded them."""
         removals.work_off(self.database, self.store)
 
+    def add_up(self) -> None:
+        """Measurements into the totals that /metrics shows."""
+        while self.database.transact(observations.add_up):
+            pass
+
     def forget_workers(self) -> None:
         self.database.transact(fleet.forget_silent)
 
@@ -106,6 +112,7 @@ def main() -> None:
         (reconciler.stop_sweeps, settings.reconcile_s),
         (reconciler.remove_files, settings.reconcile_s),
         (reconciler.sweep_scratch, settings.reconcile_s),
+        (reconciler.add_up, settings.reconcile_s),
         (reconciler.forget_keys, FORGET_S),
         (reconciler.forget_removals, FORGET_S),
         (reconciler.forget_deliveries, FORGET_S),

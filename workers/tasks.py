@@ -173,11 +173,12 @@ class Attempt:
     def _tick(self, events: list[dict[str, Any]]) -> Order:
         """Renew the lease, record what happened, ship the log; learn what to do next."""
         rows, shown = self.progress.digest(events)
+        finished = [(each.stage, each.seconds) for each in self.progress.finished()]
 
         def beat(session: Session) -> attempts.Orders:
             orders = attempts.renew(session, self.held, ttl_s=self.settings.lease_ttl_s)
             if rows or shown:
-                attempts.record(session, self.held, rows, shown)
+                attempts.record(session, self.held, rows, shown, finished)
             return orders
 
         try:
@@ -240,10 +241,11 @@ class Attempt:
             raise Fenced
         if order is Order.CANCEL:
             return self._cancelled()
+        finished = [(each.stage, each.seconds) for each in self.progress.finish_stage(time.monotonic())]
         try:
             self._finish(
                 lambda session: attempts.succeed(
-                    session, self.held, report=report, manifest_sha256=manifest_sha256, files=files
+                    session, self.held, report=report, manifest_sha256=manifest_sha256, files=files, finished=finished
                 ),
                 keep_checkpoint=False,
             )

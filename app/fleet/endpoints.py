@@ -43,5 +43,6 @@ def _worker(worker: WorkerRecord, alive: bool, held: dict[str, tuple[str, str]],
         "last_seen_at": iso(worker.seen_at),
         "memory_bytes": worker.memory_bytes,
         "devices": devices,
+        "use": worker.use,
         "methods": worker.methods,
     }

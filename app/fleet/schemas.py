@@ -19,6 +19,15 @@ class DeviceRead(Read):
     job_id: str | None = Field(description="The job it is at work on, where that is your tenant's.")
 
 
+class UseRead(Read):
+    """What is used now, as the worker last saw it."""
+
+    device: str = Field(description="A GPU's name, or `host`.", examples=["host"])
+    memory_bytes: int | None
+    memory_used_bytes: int | None
+    busy: float | None = Field(description="Share of time in which the GPU, or the processors, were at work, 0 to 1.")
+
+
 class WorkerRead(Read):
     id: str
     name: str = Field(description="Host and process.", examples=["gpu-1:412"])
@@ -27,6 +36,7 @@ class WorkerRead(Read):
     last_seen_at: AwareDatetime | None
     memory_bytes: int | None = Field(description="The host's, or of it what the worker may take.")
     devices: list[DeviceRead]
+    use: list[UseRead] | None = Field(description="Of the host and of its GPUs; null where nobody has looked.")
     methods: dict[str, list[str]] | None = Field(
         description="Stage -> the methods that it has; null of a worker older than this field.",
         examples=[{"score": ["magnitude", "wanda"], "prune": ["mask"]}],

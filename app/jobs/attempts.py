@@ -6,6 +6,7 @@ nothing is written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.db import clock, now_ms
 from app.failure import Failure
-from app.jobs import fleet, turns, usage
+from app.jobs import figures, fleet, turns, usage
 from app.jobs import worker_repository as repository
 from app.jobs.fleet import Worker
 from app.jobs.lifecycle import HELD, announce, close_attempt, fail_or_retry, transition
@@ -93,6 +94,7 @@ def claim(session: Session, worker: Worker, *, ttl_s: float, overtaking_ms: int)
         status="running",
         at=row.updated_at,
     )
+    figures.taken(session, row.tenant_id, row.updated_at - (row.queued_at or row.created_at))
     if row.devices > 1:
         _announce_another(session, worker, overtaking_ms)
     turns.charge(session, turn, devices=row.devices)
@@ -137,6 +139,8 @@ def _take(
                 Job.attempts_left,
                 Job.event_seq,
                 Job.updated_at,
+                Job.queued_at,
+                Job.created_at,
             )
             .execution_options(synchronize_session=False)
         ).one_or_none()
@@ -167,10 +171,16 @@ def renew(session: Session, held: Claim, *, ttl_s: float) -> Orders:
 
 
 def record(
-    session: Session, held: Claim, events: list[tuple[str, dict[str, Any]]], progress: dict[str, Any] | None
+    session: Session,
+    held: Claim,
+    events: list[tuple[str, dict[str, Any]]],
+    progress: dict[str, Any] | None,
+    finished: Sequence[tuple[str, float]] = (),
 ) -> None:
-    """Append what the runner reported. `progress` replaces the one shown; its `stage` becomes the job's."""
+    """Append what the runner reported. `progress` replaces the one shown; its `stage` becomes the job's. `finished` are
+    the stages that have ended since, and how long each took, s."""
     job = _held(session, held)
+    figures.stages_finished(session, held.spec, finished)
     now = clock(session)
     for kind, data in events:
         job.event_seq += 1
@@ -184,15 +194,23 @@ def record(
 
 
 def succeed(
-    session: Session, held: Claim, *, report: Report, manifest_sha256: str, files: list[tuple[FileEntry, str]]
+    session: Session,
+    held: Claim,
+    *,
+    report: Report,
+    manifest_sha256: str,
+    files: list[tuple[FileEntry, str]],
+    finished: Sequence[tuple[str, float]] = (),
 ) -> None:
-    """Make the attempt's files and report the job's. `files` are (entry, storage key), already uploaded.
+    """Make the attempt's files and report the job's. `files` are (entry, storage key), already uploaded; `finished` are
+    the last stages.
 
     Raises InvalidTransition if a cancel came first.
     """
     job = _held(session, held)
     close_attempt(session, job, "succeeded")
     transition(session, job, "succeeded")
+    figures.stages_finished(session, held.spec, finished)
     job.manifest_sha256 = manifest_sha256
     job.metrics = {
         m.name: {"dense": m.dense, "pruned": m.pruned, "ratio": m.ratio, "unit": m.unit} for m in report.metrics

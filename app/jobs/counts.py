@@ -8,7 +8,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.db import now_ms
-from app.jobs.models import Attempt, DeviceLease, Job, Outbox, WorkerRecord
+from app.jobs.models import DeviceLease, Job, Outbox, WorkerRecord
+from app.keys.models import Tenant
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Backlog:
 
 
 def backlog(session: Session) -> Backlog:
-    oldest_due = select(func.min(Job.not_before)).where(Job.status == "queued").scalar_subquery()
+    oldest_due = select(func.min(Job.queued_at)).where(Job.status == "queued").scalar_subquery()
     return Backlog(
         outbox_pending=session.execute(select(func.count()).select_from(Outbox)).scalar_one(),
         outbox_oldest_s=outbox_oldest_s(session),
@@ -52,15 +53,15 @@ def count_devices(session: Session) -> dict[str, int]:
     return {row.kind: row.devices for row in rows}
 
 
-def count_failures(session: Session) -> dict[str, int]:
-    """Attempts that failed or were lost, by error code. Deleting a job takes its attempts along."""
-    code = Attempt.error["code"].as_string()
-    rows = session.execute(
-        select(code.label("code"), func.count().label("attempts"))
-        .where(Attempt.outcome.in_(("failed", "lost")))
-        .group_by(code)
-    )
-    return {row.code: row.attempts for row in rows}
+def stored_bytes(session: Session) -> dict[str, int]:
+    """Tenant -> bytes of its results."""
+    return {row.id: row.stored_bytes for row in session.execute(select(Tenant.id, Tenant.stored_bytes))}
+
+
+def oldest_tenants(session: Session) -> list[tuple[str, str]]:
+    """(id, name) of all tenants, those made first at the front."""
+    rows = session.execute(select(Tenant.id, Tenant.name).order_by(Tenant.created_at, Tenant.id))
+    return [(row.id, row.name) for row in rows]
 
 
 def _age_s(milliseconds: int | None) -> float:

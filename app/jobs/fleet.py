@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, case, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -55,13 +55,19 @@ class Worker:
         return ("any", "gpu") if self.kind == "gpu" else ("any",)
 
 
-def make_known(session: Session, worker: Worker, *, ttl_s: float) -> None:
-    """Let the worker count as alive for so long. Locks its row: its claims come one after the other."""
+def make_known(
+    session: Session, worker: Worker, *, ttl_s: float, use: Sequence[Mapping[str, Any]] | None = None
+) -> None:
+    """Let the worker count as alive for so long. Locks its row: its claims come one after the other.
+
+    `use` is what is used of its devices, as `WorkerRecord.use` has it, where somebody has looked.
+    """
     expires_at = now_ms() + int(ttl_s * 1000)
+    seen = {} if use is None else {"use": [dict(each) for each in use]}
     renew = (
         update(WorkerRecord)
         .where(WorkerRecord.id == worker.id)
-        .values(expires_at=expires_at, seen_at=now_ms())
+        .values(expires_at=expires_at, seen_at=now_ms(), **seen)
         .returning(WorkerRecord.id)
         .execution_options(synchronize_session=False)
     )
@@ -75,6 +81,7 @@ def make_known(session: Session, worker: Worker, *, ttl_s: float) -> None:
                     devices=len(worker.devices),
                     expires_at=expires_at,
                     seen_at=now_ms(),
+                    **seen,
                     memory_bytes=worker.memory_bytes,
                     parts=[
                         {"key": key, "name": name, **asdict(worker.hardware.get(name, Hardware()))}

@@ -37,7 +37,7 @@ from sqlalchemy.orm import Session
 from app.db import clock
 from app.errors import InvalidTransition
 from app.failure import Failure
-from app.jobs import removals, usage
+from app.jobs import figures, removals, usage
 from app.jobs.models import TERMINAL, Attempt, DeviceLease, Event, Job, Outbox
 from app.webhooks import outbox
 
@@ -83,10 +83,13 @@ def transition(session: Session, job: Job, to: str, data: dict[str, Any] | None 
         job.lease_owner = job.lease_expires_at = None
         session.execute(delete(DeviceLease).where(DeviceLease.job_id == job.id))
     job.finished_at = now if to in TERMINAL else None
+    job.queued_at = now if to == "queued" else job.queued_at
     job.paused_at = now if to == "paused" else None
     session.add(Event(job_id=job.id, seq=job.event_seq, type=to, attempt=job.attempt, data=data or {}, at=now))
     session.flush()
     outbox.note(session.connection(), tenant_id=job.tenant_id, job_id=job.id, seq=job.event_seq, status=to, at=now)
+    if to in TERMINAL:
+        figures.job_ended(session, job, now)
 
 
 def fail_or_retry(session: Session, job: Job, error: Failure, *, outcome: str, backoff_s: float) -> None:
@@ -99,6 +102,7 @@ def fail_or_retry(session: Session, job: Job, error: Failure, *, outcome: str, b
         transition(session, job, "queued", {"reason": error.code, "error": job.error})
         tried = job.max_attempts - job.attempts_left
         announce(session, job, delay_ms=int(backoff_s * 1000 * 2 ** max(tried - 1, 0)))
+        job.queued_at = job.not_before
     else:
         transition(session, job, "failed", {"error": job.error})
 
@@ -111,6 +115,7 @@ def close_attempt(session: Session, job: Job, outcome: str, error: Failure | Non
         attempt.error = error.as_json(job.attempt) if error else None
         attempt.finished_at = clock(session)
         job.device_ms += usage.note(session, job, attempt)
+        figures.attempt_ended(session, job, attempt, error)
         if outcome != "succeeded":
             removals.record_attempt(session, job)
 

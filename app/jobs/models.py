@@ -70,6 +70,8 @@ class Job(Base):
     lease_expires_at: Mapped[int | None] = mapped_column(BigInteger)
     not_before: Mapped[int] = mapped_column(BigInteger)
     """The job cannot be claimed earlier. Its last message to the workers is due then too."""
+    queued_at: Mapped[int | None] = mapped_column(BigInteger)
+    """Since when it could have been claimed: when it was last queued, or its backoff over. None: not since 0017."""
     deadline_at: Mapped[int | None] = mapped_column(BigInteger)
     device_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Of the attempts that have ended: their time, times their devices."""
@@ -86,6 +88,8 @@ class Job(Base):
     """The report's (pass, fail or inconclusive); None until the job has succeeded, and where its spec has no gates."""
     manifest_sha256: Mapped[str | None] = mapped_column(String(64))
     request_id: Mapped[str | None] = mapped_column(String(128))
+    traceparent: Mapped[str | None] = mapped_column(String(55))
+    """The request's place in its trace, as W3C writes it; None where nobody traces."""
     asked_by: Mapped[str | None] = mapped_column(String(100))
     """Name of the key that submitted it; None of jobs that are older than this column."""
 
@@ -150,6 +154,8 @@ class WorkerRecord(Base):
     """The host's, or of it what the worker may take."""
     parts: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     """Its devices in their order: `{key, name, model, memory_bytes}`."""
+    use: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    """What is used now, `{device, memory_bytes, memory_used_bytes, busy}`, as the worker last saw it."""
     methods: Mapped[dict[str, list[str]] | None] = mapped_column(Json)
     """Stage -> names of the methods that it has."""
 

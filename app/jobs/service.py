@@ -26,7 +26,7 @@ _INSERT_LABEL, _INSERT_EVENT, _INSERT_MESSAGE = (insert(table(each)) for each in
 _NOW = func.coalesce(bindparam("now", type_=BigInteger()), now_ms())
 _INSERT_JOB = (
     insert(_JOBS)
-    .values(not_before=_NOW, created_at=_NOW, updated_at=_NOW)
+    .values(not_before=_NOW, queued_at=_NOW, created_at=_NOW, updated_at=_NOW)
     .returning(_JOBS.c.created_at, cast(_JOBS.c.spec, Text))
 )
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.db import clock
 from app.failure import Failure
+from app.jobs import figures
 from app.jobs import upkeep_repository as repository
 from app.jobs.lifecycle import announce, close_attempt, fail_or_retry, transition
 from app.jobs.models import IdempotencyKey, Outbox
@@ -20,6 +21,7 @@ from app.jobs.models import IdempotencyKey, Outbox
 def reap(session: Session, *, backoff_s: float, limit: int = 100) -> list[tuple[str, int]]:
     """End attempts whose lease has expired. Returns their (job id, attempt)."""
     jobs = repository.lock_silent(session, limit=limit)
+    figures.leases_lost(session, len(jobs))
     for job in jobs:
         if job.status == "cancelling":
             close_attempt(session, job, "cancelled")

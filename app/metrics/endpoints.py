@@ -22,7 +22,10 @@ router = APIRouter(tags=["health"], route_class=StrictRoute)
     responses={**described(500, 503), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(has: ServicesDep) -> Response:
-    """Jobs by status, backlog, failures, and request times. Names no tenant."""
+    """Jobs by status, durations, waits, failures, workers and request times.
+
+    Tenants are named only where `ESPALIER_METRICS_TENANTS` says so.
+    """
     page = await has.metrics()
     if page is None:
         raise NotReady("The database cannot be reached.", code="database_unreachable", headers={"Retry-After": "5"})

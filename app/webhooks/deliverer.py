@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from app.db import Database, clock
 from app.jobs.views import iso
+from app.metrics.observations import Series, note
 from app.settings import Settings
 from app.webhooks import messages, secrets, sending, service
 from app.webhooks.addresses import Network, networks
@@ -36,6 +37,12 @@ LEASE_MS = 60_000
 LOOK_EVERY_S = 1.0
 LOG_LENGTH = 20
 GONE = 410
+TRIES = Series(
+    "espalier_webhook_try_seconds",
+    "Tries of webhook deliveries: `delivered`, `failed` (tried again) or `given_up`. Since the database was made.",
+    ("outcome",),
+    always=(("delivered",), ("failed",), ("given_up",)),
+)
 Send = Callable[[str, str, dict[str, str], Sequence[Network]], sending.Answer]
 
 
@@ -140,6 +147,8 @@ def _record(session: Session, message: Message, answer: sending.Answer) -> None:
     now = clock(session)
     entry = {"at": iso(now), "status": answer.status, "error": answer.error, "elapsed_s": answer.elapsed_s}
     delivery.log = [*delivery.log, entry][-LOG_LENGTH:]
+    outcome = "delivered" if answer.arrived else "given_up" if given_up else "failed"
+    note(session, TRIES, (outcome,), int(answer.elapsed_s * 1000))
     if answer.arrived or given_up:
         delivery.state, delivery.done_at = "delivered" if answer.arrived else "failed", now
         return

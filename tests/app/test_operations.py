@@ -98,7 +98,7 @@ class TestMetrics:
         held = api.claim()
         with api.database.write() as session:
             session.execute(update(Job).where(Job.id == held.job_id).values(lease_expires_at=now_ms() - 1000))
-            session.execute(update(Job).where(Job.id != held.job_id).values(not_before=now_ms() - 90_000))
+            session.execute(update(Job).where(Job.id != held.job_id).values(queued_at=now_ms() - 90_000))
             session.add(Outbox(job_id=held.job_id, queue="any", due_at=clock(session) + 3_600_000))
         found = metrics(api)
         assert found["espalier_lease_expired", ()] == 1

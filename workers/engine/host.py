@@ -16,3 +16,18 @@ def total_memory() -> int:
             with suppress(OSError, ValueError):  # of version 1, or `max`
                 limits.append(int((folder / "memory.max").read_text()))
     return min(limits)
+
+
+def used_memory() -> int | None:
+    """Bytes in use of what `total_memory` counts; None where the kernel does not say."""
+    with suppress(OSError, ValueError):
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+        for folder in (Path("/sys/fs/cgroup") / group, Path("/sys/fs/cgroup")):
+            with suppress(OSError, ValueError):  # of version 1, or without a limit of its own
+                int((folder / "memory.max").read_text())
+                return int((folder / "memory.current").read_text())
+    with suppress(OSError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        total, available = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+        return total - available
+    return None

@@ -14,6 +14,7 @@ export function Workers() {
       <dl class="facts">
         <dt>Kind</dt><dd>${worker.kind}</dd>
         <dt>Memory</dt><dd>${bytes(worker.memory_bytes)}</dd>
+        ${(worker.use || []).map((seen) => html`<dt>${seen.device === "host" ? "Host" : `GPU ${seen.device}`}</dt><dd>${seen.memory_used_bytes === null ? "" : `${bytes(seen.memory_used_bytes)} of memory used`}${seen.busy === null ? "" : `, ${Math.round(seen.busy * 100)} % busy`}</dd>`)}
         <dt>Last seen</dt><dd><time datetime=${worker.last_seen_at} title=${moment(worker.last_seen_at)}>${worker.last_seen_at ? ago(worker.last_seen_at) : "–"}</time></dd>
       </dl>
       <h3>Devices</h3><table class="cards"><thead><tr><th>Device</th><th>Model</th><th class="num">Memory</th><th>Does</th></tr></thead>
