@@ -1,4 +1,4 @@
-"""What is used of a worker's devices now: memory and time of each GPU and of the host, as `WorkerRecord.use` has it."""
+"""Use of a worker's devices now: memory and time of each GPU and of the host, as `WorkerRecord.use` has it."""
 
 from __future__ import annotations
 

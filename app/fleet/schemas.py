@@ -20,7 +20,7 @@ class DeviceRead(Read):
 
 
 class UseRead(Read):
-    """What is used now, as the worker last saw it."""
+    """Use of a device now, as the worker last saw it."""
 
     device: str = Field(description="A GPU's name, or `host`.", examples=["host"])
     memory_bytes: int | None

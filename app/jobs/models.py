@@ -155,7 +155,7 @@ class WorkerRecord(Base):
     parts: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     """Its devices in their order: `{key, name, model, memory_bytes}`."""
     use: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
-    """What is used now, `{device, memory_bytes, memory_used_bytes, busy}`, as the worker last saw it."""
+    """Use of devices now, `{device, memory_bytes, memory_used_bytes, busy}`, as the worker last saw it."""
     methods: Mapped[dict[str, list[str]] | None] = mapped_column(Json)
     """Stage -> names of the methods that it has."""
 

@@ -23,7 +23,7 @@ from tests.helpers.job_life import worker
 
 
 def found(api: Api, *, tenants: bool = False) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """What another replica, just started, would say."""
+    """The page of another replica, just started."""
     registry = CollectorRegistry()
     registry.register(StateCollector(api.database, tenants=tenants))
     page = generate_latest(registry).decode()

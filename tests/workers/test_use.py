@@ -1,4 +1,4 @@
-"""What a worker says of the use of its devices."""
+"""The use of its devices, as a worker reports it."""
 
 from __future__ import annotations
 
