@@ -43,6 +43,8 @@ from app.reports import endpoints as reports
 from app.services import Services
 from app.sessions import endpoints as sessions
 from app.settings import Settings, get_settings
+from app.signing import endpoints as signing
+from app.signing.keys import key_ring
 from app.storage import ArtifactStore
 from app.sweeps import endpoints as sweeps
 from app.webhooks import endpoints as webhooks
@@ -80,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             secret=settings.secret(),
             database=database,
             store=ArtifactStore(settings.artifacts_url),
+            signing=key_ring(settings),
             relay=Relay(database, settings),
             bodies=Bodies(),
             reader=reader,
@@ -144,7 +147,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sessions,
         webhooks,
     )
-    for feature in (*api, health, metrics_endpoints, pages):
+    for feature in (*api, signing, health, metrics_endpoints, pages):
         app.include_router(feature.router)
     app.router.routes[:0] = jobs.hot_routes
     return app

@@ -18,6 +18,7 @@ from app.keys.usage import KeyUsage
 from app.queue import Relay
 from app.rates import Rates
 from app.settings import Settings
+from app.signing.keys import KeyRing
 from app.storage import ArtifactStore
 
 
@@ -28,6 +29,7 @@ class Services:
     """Signs cursors, hashes API keys."""
     database: Database
     store: ArtifactStore
+    signing: KeyRing
     relay: Relay
     bodies: Bodies
     reader: StatusReader

@@ -40,6 +40,12 @@ class Settings(BaseSettings):
         SecretStr(""), description="Signs cursors and hashes API keys. Default: made once and kept in home."
     )
 
+    signing_keys: Path = Field(
+        Path(),
+        description="Private keys that sign manifests, made by `espalier signing-keys rotate`. Default: in home, where the "
+        "embedded service makes it; elsewhere nothing is signed without one.",
+    )
+
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
     cors_origins: str = Field(
@@ -112,6 +118,7 @@ class Settings(BaseSettings):
             "artifacts_url": f"file://{home}/artifacts",
             "work_dir": home / "work",
             "cache_dir": home / "cache",
+            "signing_keys": home / "signing-keys.json",
         }.items():
             if not values.get(name):
                 values[name] = default

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.access import ArtifactReader
+from app.artifacts.signed import signature
 from app.artifacts.stored import check_stored
 from app.errors import NotFound
 from app.http.conditional import PRIVATE, byte_range, matches
@@ -22,6 +23,7 @@ from app.jobs import repository
 from app.jobs.models import Artifact
 from app.jobs.schemas import ArtifactList
 from app.services import ServicesDep
+from workers.engine.files.manifest import SIGNATURE
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"], route_class=StrictRoute)
 
@@ -33,7 +35,10 @@ BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "bi
 def list_artifacts(seen: ArtifactReader, has: ServicesDep) -> Response:
     """The files of the result; none while the job is not `succeeded`."""
     with has.database.read() as session:
-        found = repository.artifacts(session, seen.principal.tenant_id, seen.job.id)
+        found = [*repository.artifacts(session, seen.principal.tenant_id, seen.job.id)]
+        signed = signature(session, has.signing, seen.principal.tenant_id, seen.job.id, seen.job.finished_at)
+    if signed:
+        found = sorted([*found, signed.file], key=lambda file: file.path)
     files = [
         {
             "path": file.path,
@@ -69,8 +74,12 @@ def download(
     if_none_match: Annotated[str | None, Header(description="ETag of the file you have.")] = None,
 ) -> Response:
     """A file of the result."""
+    tenant_id, signed = seen.principal.tenant_id, None
     with has.database.read() as session:
-        file = repository.artifact(session, seen.principal.tenant_id, seen.job.id, path) if "\0" not in path else None
+        file = repository.artifact(session, tenant_id, seen.job.id, path) if "\0" not in path else None
+        if path == SIGNATURE:
+            signed = signature(session, has.signing, tenant_id, seen.job.id, seen.job.finished_at)
+            file = signed and signed.file
     if file is None:
         raise NotFound("The job has no such file: the list of its artifacts names the ones it has.")
     headers = {**PRIVATE, **described(file)}
@@ -83,9 +92,12 @@ def download(
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.bytes}"
     status = 206 if wanted else 200
     kind = media_type(file.path)
-    check_stored(has.store, file)
+    if signed is None:
+        check_stored(has.store, file)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=kind)
+    if signed is not None:
+        return Response(signed.content[start:end], status, headers, kind)
     return StreamingResponse(has.store.open_range(file.key, start, end), status, headers, kind)
 
 
@@ -104,4 +116,6 @@ def described(file: Artifact) -> dict[str, str]:
 def media_type(path: str) -> str:
     if path.endswith(".md"):
         return "text/markdown"
+    if path == SIGNATURE:
+        return "application/jose"
     return mimetypes.guess_type(path)[0] or "application/octet-stream"

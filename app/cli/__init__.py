@@ -20,8 +20,10 @@ from app.cli import (
     processes,
     report,
     serve,
+    signing_keys,
     store,
     sweeps,
+    verify,
     webhooks,
 )
 from app.cli.exits import MEANINGS
@@ -84,6 +86,7 @@ cli.command("logs", rich_help_panel=JOBS)(logs.logs)
 cli.command("report", rich_help_panel=JOBS)(report.report)
 cli.command("gate", rich_help_panel=JOBS)(gate.gate)
 cli.command("download", rich_help_panel=JOBS)(download.download)
+cli.command("verify", rich_help_panel=JOBS)(verify.verify)
 cli.command("models", rich_help_panel=JOBS)(account.models)
 cli.command("workers", rich_help_panel=JOBS)(account.workers)
 cli.command("whoami", rich_help_panel=JOBS)(account.whoami)
@@ -131,6 +134,12 @@ tenants = typer.Typer(no_args_is_help=True, help="Tenants: list, set shares and 
 tenants.command("list")(admin.tenants_list)
 tenants.command("set")(admin.tenants_set)
 cli.add_typer(tenants, name="tenants", rich_help_panel=OPERATE)
+
+signing = typer.Typer(no_args_is_help=True, help="Keys that sign manifests: list, rotate, revoke.")
+signing.command("list")(signing_keys.list_keys)
+signing.command("rotate")(signing_keys.rotate)
+signing.command("revoke")(signing_keys.revoke)
+cli.add_typer(signing, name="signing-keys", rich_help_panel=OPERATE)
 
 db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, current.")
 db.command("upgrade")(admin.db_upgrade)

@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     UNREACHABLE = 7
     GATE_INCONCLUSIVE = 8
     TIMED_OUT = 9
+    NOT_VERIFIED = 10
     INTERRUPTED = 130
 
 
@@ -31,6 +32,7 @@ MEANINGS = {
     ExitCode.UNREACHABLE: "the service cannot be reached, or answered that it is not well",
     ExitCode.GATE_INCONCLUSIVE: "no gate failed, but one could not be decided",
     ExitCode.TIMED_OUT: "the wait ended before the job did",
+    ExitCode.NOT_VERIFIED: "a result is not as it was signed",
     ExitCode.INTERRUPTED: "interrupted from the keyboard",
 }
 

@@ -7,6 +7,7 @@ import sys
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.deployment import Refused
+from app.signing.keys import BadKeys
 
 
 class PlainRefusal:
@@ -16,7 +17,7 @@ class PlainRefusal:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def plain(message: Message) -> None:
             refused = sys.exception()
-            if message["type"] == "lifespan.startup.failed" and isinstance(refused, Refused):
+            if message["type"] == "lifespan.startup.failed" and isinstance(refused, Refused | BadKeys):
                 message = {**message, "message": str(refused)}
             await send(message)
 

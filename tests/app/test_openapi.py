@@ -58,6 +58,7 @@ OPERATIONS = {
     "sessions_get": "GET /v1/session",
     "models_get": "GET /v1/models/{model_id}",
     "models_list": "GET /v1/models",
+    "signing_keys": "GET /.well-known/espalier-keys.json",
     "sweeps_cancel": "POST /v1/sweeps/{sweep_id}/cancel",
     "sweeps_create": "POST /v1/sweeps",
     "sweeps_delete": "DELETE /v1/sweeps/{sweep_id}",

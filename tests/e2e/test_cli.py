@@ -65,6 +65,23 @@ def test_submit_wait_report_download(service: Embedded, tmp_path: Path) -> None:
     for file in files:
         assert hashlib.sha256(Path(file["path"]).read_bytes()).hexdigest() == file["sha256"]
     assert not list(out.rglob("*.part"))
+    (tmp_path / "keys.json").write_text(json.dumps(service.json("signing-keys", "list")))
+    offline = {"ESPALIER_URL": "http://127.0.0.1:9"}
+    for keys in (
+        (),
+        ("--keys", f"{service.url}/.well-known/espalier-keys.json"),
+        ("--keys", str(tmp_path / "keys.json")),
+    ):
+        found = service.json("verify", str(out), "--job", job["id"], *keys, **(offline if keys else {}))
+        assert (found["verified"], found["statement"]["job_id"], found["files"]) == (True, job["id"], len(files) - 2)
+    with (out / "config.json").open("a") as config:
+        config.write(" ")
+    assert "changed config.json" in service.run("verify", str(out), exit_code=10).stdout
+    found = json.loads(service.run("verify", str(out), "--json", exit_code=10).stdout)
+    assert [(each["code"], each["path"]) for each in found["findings"]] == [("changed", "config.json")]
+    assert "--tenant" in service.run("verify", "--help").stdout
+    assert "over https" in service.run("verify", str(out), "--keys", "http://keys.example.org/", exit_code=2).stderr
+    assert "no folder" in service.run("verify", str(tmp_path / "nothing"), exit_code=2).stderr
 
     service.run("delete", job["id"])
     problem = service.json("status", job["id"], exit_code=6)["problem"]

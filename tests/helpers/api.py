@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from app.keys import service as keys
 from app.keys.scopes import SCOPES
 from app.services import Services
 from tests.helpers.job_life import worker
-from workers.engine.report import FileEntry, GateResult, Report, Verdict
+from workers.engine.report import FileEntry, GateResult, Manifest, Report, Verdict
 
 ROOT = Path(__file__).parents[2]
 SPEC: dict[str, Any] = {
@@ -134,9 +134,9 @@ class Api:
         with self.database.write() as session:
             attempts.record(session, held, list(events), progress)
 
-    def succeed(self, held: attempts.Claim, report: Report = REPORT) -> None:
+    def succeed(self, held: attempts.Claim, report: Report = REPORT, files: Mapping[str, bytes] | None = None) -> None:
         entries = []
-        for path, content in FILES.items():
+        for path, content in (FILES if files is None else files).items():
             key = self.services.store.file_key(held.tenant_id, held.job_id, held.attempt, held.fence, path)
             self.services.store.put_bytes(key, content)
             entries.append((FileEntry(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()), key))
@@ -151,10 +151,17 @@ class Api:
         key = self.services.store.log_key(held.tenant_id, held.job_id, held.attempt, held.fence, n)
         self.services.store.put_bytes(key, text.encode())
 
-    def succeeded(self) -> dict[str, Any]:
-        job = self.submit()
-        self.succeed(self.claim())
+    def succeeded(self, files: Mapping[str, bytes] | None = None, **fields: Any) -> dict[str, Any]:
+        job = self.submit(**fields)
+        self.succeed(self.claim(), files=files)
         return self.get(job).json()
+
+
+def with_manifest(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a result as the engine leaves them, with the manifest that lists them."""
+    entries = [FileEntry(path=p, bytes=len(c), sha256=hashlib.sha256(c).hexdigest()) for p, c in sorted(files.items())]
+    manifest = Manifest(spec=SPEC, provenance=REPORT.provenance, stages=[], files=entries)
+    return {**files, "manifest.json": manifest.model_dump_json(indent=2).encode()}
 
 
 def make_key(

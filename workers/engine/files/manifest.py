@@ -14,13 +14,15 @@ from pathlib import Path
 from workers.engine.report import FileEntry, Manifest
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.jws"
+"""Beside the manifest in what a service hands out; it signs the manifest, which so cannot list it."""
 _HASHED_AT_ONCE = 4
 """Files. One is as fast as a processor computes sha256."""
 
 
 def file_entries(directory: Path, known: Sequence[FileEntry] = ()) -> list[FileEntry]:
-    """Every file below `directory` but the manifest itself, by path. Those `known` are not read."""
-    not_read = {directory / MANIFEST, *(directory / entry.path for entry in known)}
+    """Every file below `directory` but the manifest and its signature, by path. Those `known` are not read."""
+    not_read = {directory / MANIFEST, directory / SIGNATURE, *(directory / entry.path for entry in known)}
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path not in not_read)
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
         digests = pool.map(sha256_file, files)
