@@ -75,7 +75,8 @@ def _start_runner(arguments: list[str], log_file: IO[bytes]) -> Child:
 def run_job(job_id: str) -> None:
     """Claim the next job, which need not be `job_id`, and make one attempt at it; then the next, until none is due.
 
-    The devices that an attempt has given back may be what a job waited for whose message has been taken.
+    The devices that an attempt has given back may be what a job waited for whose message has been taken. A message of a
+    job that only others can take is passed on to them.
     """
     settings = get_settings()
     store = ArtifactStore(settings.artifacts_url)  # before a job depends on it
@@ -83,6 +84,8 @@ def run_job(job_id: str) -> None:
     while not draining() and (held := claim_next(settings, database(), this_worker())) is not None:
         with structlog.contextvars.bound_contextvars(job_id=held.job_id, attempt=held.attempt):
             Attempt(settings, database(), store, held).run()
+    if not draining():
+        database().transact(lambda session: attempts.pass_on(session, this_worker()))
 
 
 def claim_next(settings: Settings, database: Database, worker: Worker) -> Claim | None:

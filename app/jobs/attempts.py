@@ -19,10 +19,15 @@ from app.jobs import figures, fleet, turns, usage
 from app.jobs import worker_repository as repository
 from app.jobs.fleet import Worker
 from app.jobs.lifecycle import HELD, announce, close_attempt, fail_or_retry, transition
-from app.jobs.models import Artifact, Attempt, DeviceLease, Event, Job, ReportRecord
+from app.jobs.models import Artifact, Attempt, DeviceLease, Event, Job, Outbox, ReportRecord
+from app.jobs.needs import Needs, waiting_for
 from app.jobs.turns import Turn
 from app.webhooks import outbox
 from workers.engine.report import FileEntry, Report
+
+PASSED_ON = 16
+"""Of the jobs that a worker cannot take, so many are looked at."""
+PASS_ON_MS = 500
 
 
 class Fenced(Exception):
@@ -154,6 +159,21 @@ def _announce_another(session: Session, worker: Worker, overtaking_ms: int) -> N
     job = repository.lock_next(session, worker, overtaking_ms=overtaking_ms)
     if job is not None:
         announce(session, job, delay_ms=0)
+
+
+def pass_on(session: Session, worker: Worker) -> str | None:
+    """Announce again a job whose message this worker has taken and that it cannot take itself, having fewer devices or
+    lacking a method, if an idle worker can. Returns its id."""
+    others = fleet.idle(session, worker)
+    if not any(other.devices > len(worker.devices) or worker.lacks for other in others):
+        return None
+    for job in repository.lock_beyond(session, worker, limit=PASSED_ON):
+        needs = Needs(job.queue, job.devices, job.methods)
+        if waiting_for(others, needs) is None and usage.may_start(session, job.tenant_id, lock=False):
+            session.add(Outbox(job_id=job.id, queue=job.queue, due_at=clock(session) + PASS_ON_MS))
+            session.flush()
+            return job.id
+    return None
 
 
 def renew(session: Session, held: Claim, *, ttl_s: float) -> Orders:

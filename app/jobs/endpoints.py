@@ -22,7 +22,7 @@ from app.http.pagination import decode_cursor, encode_cursor, next_link
 from app.http.problems import field_error, responses
 from app.http.queries import Flag
 from app.http.route import DirectRoute, StrictRoute, check_query
-from app.jobs import fleet, preflight, removals, repository, service, usage
+from app.jobs import needs, preflight, removals, repository, service, usage
 from app.jobs.acceptance import accept_once
 from app.jobs.models import TERMINAL, Job
 from app.jobs.parameters import Counted, Cursor, JobId, Limit, filters, order
@@ -77,8 +77,8 @@ def create(
     check_priority(principal, submit.priority)
     if dry_run:
         with has.database.read() as session:
-            largest = fleet.largest(session.connection())
-        plan = preflight.dry_run(submit.spec, has.settings, largest)
+            workers = needs.live(session.connection())
+        plan = preflight.dry_run(submit.spec, has.settings, workers)
         return Response(plan.model_dump_json(), media_type="application/json")
     max_attempts, deadline_s = preflight.limits(submit, has.settings)
 

@@ -1,4 +1,4 @@
-"""Live workers: how they make themselves known, and why none of them can take a job.
+"""Live workers: how they make themselves known.
 
 A worker is one `espalier worker`: a pool of supervisors, one job each, and the devices it hands out among these jobs. A
 device is a GPU, or of a worker without GPUs a share of the processors. See attempts.py for who gets which.
@@ -9,20 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from sqlalchemy import Connection, case, delete, func, insert, select, update
+from sqlalchemy import case, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.db import now_ms, table
 from app.jobs.models import DeviceLease, Job, WorkerRecord
-from workers.engine.spec import CompressionSpec
-
-
-def queue_of(spec: CompressionSpec) -> str:
-    """`gpu` for what only a worker with GPUs may take, else `any`."""
-    return "gpu" if spec.compute.device == "cuda" else "any"
+from app.jobs.needs import Live, names
 
 
 @dataclass(frozen=True)
@@ -48,11 +43,17 @@ class Worker:
     memory_bytes: int | None = None
     """The host's, or of it what the worker may take."""
     methods: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Stage -> names of the methods that it has."""
+    """Stage -> names of the methods that it has. Empty where it does not say: it takes any job then."""
+    lacks: set[str] = field(default_factory=set, compare=False)
+    """Those that jobs have asked for and it does not have, as far as its claims have come upon them."""
 
     @property
     def queues(self) -> tuple[str, ...]:
         return ("any", "gpu") if self.kind == "gpu" else ("any",)
+
+    def missing(self, methods: str) -> set[str]:
+        """Those of a job's methods, as Job.methods has them, that it does not have."""
+        return set(methods.split()) - names(self.methods) if self.methods else set()
 
 
 def make_known(
@@ -119,30 +120,14 @@ def jobs_on_devices(session: Session) -> dict[str, tuple[str, str]]:
     return {row.device: (row.job_id, row.tenant_id) for row in rows}
 
 
-class Largest(NamedTuple):
-    """Most devices that one live worker has, and one with GPUs; None where there is none."""
-
-    any: int | None
-    gpu: int | None
-
-
-_worker = table(WorkerRecord).c
-LARGEST = select(
-    func.max(_worker.devices).label("any"), func.max(_worker.devices).filter(_worker.kind == "gpu").label("gpu")
-).where(_worker.expires_at > now_ms())
-
-
-def largest(connection: Connection) -> Largest:
-    return Largest(*connection.execute(LARGEST).one())
-
-
-def waiting_for(largest: Largest, queue: str, devices: int) -> str | None:
-    """The reason why no live worker can take a job of that queue and of so many devices; None if one can."""
-    if largest.any is None:
-        return "there is no live worker"
-    most = largest.gpu if queue == "gpu" else largest.any
-    if most is None:
-        return "no live worker has a GPU"
-    if devices <= most:
-        return None
-    return f"no live worker has {devices} {'GPU' if queue == 'gpu' else 'device'}s; the largest has {most}"
+def idle(session: Session, worker: Worker) -> list[Live]:
+    """The other live workers, with as many devices as they have free; without those that have none free."""
+    held = set(session.scalars(select(DeviceLease.device)))
+    found = []
+    for other in session.scalars(
+        select(WorkerRecord).where(WorkerRecord.expires_at > now_ms(), WorkerRecord.id != worker.id)
+    ):
+        if free := sum(part["key"] not in held for part in other.parts or []):
+            methods = names(other.methods) if other.methods else None
+            found.append(Live(other.kind, free, other.memory_bytes, methods))
+    return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from app.errors import AppError, InvalidRequest, NotReady
 from app.http.problems import field_error
-from app.jobs.fleet import Largest, queue_of, waiting_for
 from app.jobs.local_models import local_model
+from app.jobs.needs import Live, Needs, methods_of, queue_of, waiting_for
 from app.jobs.schemas import Scheduling
 from app.settings import Settings
 from workers.engine.errors import EngineError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from workers.engine.sources.resolve import Sources
 
 
-def dry_run(spec: CompressionSpec, settings: Settings, largest: Largest) -> Plan:
+def dry_run(spec: CompressionSpec, settings: Settings, workers: Sequence[Live]) -> Plan:
     """The plan of a job, with a warning if no live worker could take it.
 
     Raises InvalidRequest or, if the hub does not answer, NotReady.
@@ -29,7 +30,9 @@ def dry_run(spec: CompressionSpec, settings: Settings, largest: Largest) -> Plan
         planned = plan(spec, sources(settings))
     except EngineError as error:
         raise _refusal(error) from error
-    if (lack := waiting_for(largest, queue_of(spec), spec.compute.devices)) is None:
+    methods = methods_of(spec.model_dump(mode="json"))
+    needs = Needs(queue_of(spec), spec.compute.devices, methods, planned.peak_memory_bytes)
+    if (lack := waiting_for(workers, needs)) is None:
         return planned
     return planned.model_copy(update={"warnings": [*planned.warnings, f"the job would wait: {lack}"]})
 

@@ -22,8 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from app.db import now_ms, table
-from app.jobs.fleet import LARGEST, Largest, waiting_for
 from app.jobs.models import Artifact, Attempt, Event, IdempotencyKey, Job, JobLabel, ReportRecord
+from app.jobs.needs import Needs, live, waiting_for
 from app.jobs.views import COLUMNS, JobView, Place
 from app.keys.models import ApiKey
 from app.keys.repository import KEY_COLUMNS, KeyView
@@ -126,6 +126,8 @@ class Listed(Protocol):
     @property
     def devices(self) -> int: ...
     @property
+    def methods(self) -> str: ...
+    @property
     def priority(self) -> int: ...
     @property
     def model_id(self) -> str: ...
@@ -143,6 +145,7 @@ class ListedJob(NamedTuple):
     created_at: int
     queue: str
     devices: int
+    methods: str
     priority: int
     model_id: str
     tenant_id: str
@@ -240,10 +243,7 @@ _LINE = (
     .limit(bindparam("depth"))
     .subquery()
 )
-_LARGEST = LARGEST.subquery()
-_PLACES = select(*_LARGEST.c, _LINE.c.id, _LINE.c.place).join_from(
-    _LARGEST, _LINE, _LINE.c.created_at.between(bindparam("oldest"), bindparam("newest")), isouter=True
-)
+_PLACES = select(_LINE.c.id, _LINE.c.place).where(_LINE.c.created_at.between(bindparam("oldest"), bindparam("newest")))
 
 
 def places(connection: Connection, jobs: Iterable[Listed]) -> dict[str, Place]:
@@ -257,13 +257,14 @@ def places(connection: Connection, jobs: Iterable[Listed]) -> dict[str, Place]:
         if job.status == "queued":
             queued.setdefault(job.tenant_id, []).append(job)
     found: dict[str, Place] = {}
+    workers = live(connection) if queued else []
     for tenant_id, of_tenant in queued.items():
         times = [job.created_at for job in of_tenant]
         asked = {"tenant_id": tenant_id, "depth": QUEUE_DEPTH, "oldest": min(times), "newest": max(times)}
-        rows = connection.execute(_PLACES, asked).all()
-        largest, positions = Largest(*rows[0][:2]), {row[2]: row[3] for row in rows}
+        positions = {row[0]: row[1] for row in connection.execute(_PLACES, asked)}
         for job in of_tenant:
-            found[job.id] = Place(positions.get(job.id), waiting_for(largest, job.queue, job.devices))
+            needs = Needs(job.queue, job.devices, job.methods)
+            found[job.id] = Place(positions.get(job.id), waiting_for(workers, needs))
     return found
 
 

@@ -94,7 +94,7 @@ class Queue(Read):
     )
     waiting_for: str | None = Field(
         description="What no live worker has, where none can take the job; null otherwise.",
-        examples=["no live worker has 4 GPUs; the largest has 2"],
+        examples=["no live worker has 4 GPUs; the largest has 2", "no live worker has the method owl"],
     )
 
 

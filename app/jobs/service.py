@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -13,12 +13,11 @@ from app.db import clock, now_ms, table
 from app.errors import InvalidTransition
 from app.ids import new_id
 from app.jobs import removals, usage
-from app.jobs.fleet import queue_of
 from app.jobs.lifecycle import VERBS, announce, transition
 from app.jobs.models import TERMINAL, Event, Job, JobLabel, Outbox
+from app.jobs.needs import methods_of, queue_of
 from app.jobs.views import JobView
 from app.webhooks import messages, outbox
-from workers.engine.contracts.params import STAGES
 from workers.engine.spec import CompressionSpec
 
 _JOBS = table(Job)
@@ -53,6 +52,7 @@ def create(
     queue = queue_of(spec)
     spec_digest = spec.digest()
     document = spec.model_dump(mode="json")
+    methods = methods_of(document)
     written = {
         "id": job_id,
         "tenant_id": tenant_id,
@@ -62,7 +62,7 @@ def create(
         "spec": document,
         "spec_digest": spec_digest,
         "model_id": spec.model.id,
-        "methods": _methods(document),
+        "methods": methods,
         "queue": queue,
         "devices": spec.compute.devices,
         "priority": priority,
@@ -109,6 +109,7 @@ def create(
         event_seq=1,
         queue=queue,
         devices=spec.compute.devices,
+        methods=methods,
         model_id=spec.model.id,
         asked_by=asked_by,
         tenant_id=tenant_id,
@@ -196,13 +197,3 @@ def remove_finished(session: Session, jobs: Sequence[Job]) -> None:
     for tenant_id in sorted(freed):
         usage.count_stored(session, tenant_id, -freed[tenant_id])
     messages.keep(session, untold)
-
-
-def _methods(spec: Mapping[str, Any]) -> str:
-    """As Job.methods has them."""
-    chosen = [each for stage in STAGES for each in _several(spec.get(stage))]
-    return f" {' '.join(dict.fromkeys(each['method'] for each in chosen))} "
-
-
-def _several(stage: Any) -> list[Any]:
-    return stage if isinstance(stage, list) else [stage] if stage else []

@@ -8,7 +8,8 @@ that are ahead, each for its share of the devices, however many jobs others have
 
 A job that needs more devices than are free is passed over by its own tenant's jobs, until it has waited for
 `overtaking_ms`. From then on, when its tenant's turn comes, nothing behind it starts on that worker. A tenant whose
-quota is used up has no turn: what waits for its quota holds nothing free.
+quota is used up has no turn: what waits for its quota holds nothing free. A job with a method that the worker does not
+have is left to others: while a deployment is upgraded, an old worker passes over what only new ones can do.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sqlalchemy import Select, case, func, literal, null, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, case, func, literal, null, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.db import now_ms
@@ -74,7 +75,9 @@ def _waiting(
     session: Session, worker: Worker, *, free: int, overtaking_ms: int
 ) -> tuple[int, list[tuple[str, int, str | None]]]:
     """Virtual time, and of each tenant with due jobs, in order: (id, weight, the large job that it waits for)."""
+    # With each id the job's methods, which begin with a space.
     due = _due(worker).where(Job.tenant_id == Tenant.id).order_by(*ORDER).limit(1)
+    due = due.with_only_columns(Job.id.concat(Job.methods))
     small = due.where(Job.devices <= free).correlate(Tenant).scalar_subquery()
     large = due.where(Job.devices > free, Job.created_at < now_ms() - overtaking_ms).correlate(Tenant).scalar_subquery()
     # From the devices to their jobs: a database left to itself might go through all jobs.
@@ -96,20 +99,34 @@ def _waiting(
             select(func.max(Tenant.share_start)).correlate(None).scalar_subquery(),
         ).join_from(Tenant, held, held.c.tenant_id == Tenant.id, isouter=True)
     ).all()
+    firsts = [first.partition(" ") for row in rows for first in (row[4], row[5]) if first is not None]
+    if lacking := {name for _, _, methods in firsts for name in worker.missing(methods)}:
+        worker.lacks.update(lacking)
+        return _waiting(session, worker, free=free, overtaking_ms=overtaking_ms)
     now = rows[0][-1] if rows else 0
     order = sorted(
-        (devices / weight, max(share_end, now), tenant_id, weight, kept_for)
-        for tenant_id, weight, share_end, devices, job_id, kept_for, _ in rows
-        if job_id is not None or kept_for is not None
+        (devices / weight, max(share_end, now), tenant_id, weight, large and large.partition(" ")[0])
+        for tenant_id, weight, share_end, devices, small, large, _ in rows
+        if small is not None or large is not None
     )
     return now, [(tenant_id, weight, kept_for) for _, _, tenant_id, weight, kept_for in order]
 
 
 def _due(worker: Worker) -> Select[str]:
-    """The jobs due now that the worker could take with all its devices."""
+    """The jobs due now that the worker could take with all its devices, as far as it is known what it lacks."""
     return select(Job.id).where(
         Job.status == literal("queued", literal_execute=True),  # as the index has it: a parameter might be anything
         Job.not_before <= now_ms(),
         Job.queue.in_(worker.queues),
         Job.devices <= len(worker.devices),
+        *(~_names(method) for method in sorted(worker.lacks)),
     )
+
+
+def beyond(worker: Worker) -> ColumnElement[bool]:
+    """Whether a job is one that the worker could not take with all its devices, as far as it is known what it lacks."""
+    return or_(Job.devices > len(worker.devices), *map(_names, sorted(worker.lacks)))
+
+
+def _names(method: str) -> ColumnElement[bool]:
+    return Job.methods.contains(f" {method} ", autoescape=True)

@@ -47,6 +47,7 @@ class JobView(NamedTuple):
     event_seq: int
     queue: str
     devices: int
+    methods: str
     model_id: str
     asked_by: str | None
     tenant_id: str
@@ -88,6 +89,7 @@ COLUMNS = (
     _job.event_seq,
     _job.queue,
     _job.devices,
+    _job.methods,
     _job.model_id,
     _job.asked_by,
     _job.tenant_id,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ScalarSelect, Select, select
+from collections.abc import Sequence
+
+from sqlalchemy import ScalarSelect, Select, literal, select
 from sqlalchemy.orm import Session
 
+from app.db import now_ms
 from app.jobs.fleet import Worker
-from app.jobs.models import Attempt, DeviceLease, FileRemoval, Job
-from app.jobs.turns import turns
+from app.jobs.models import Attempt, DeviceLease, FileRemoval, Job, Outbox
+from app.jobs.turns import beyond, turns
 
 
 def free_devices(session: Session, worker: Worker) -> list[str]:
@@ -39,6 +42,23 @@ def lock_next(session: Session, worker: Worker, *, overtaking_ms: int) -> Job | 
         if job is not None:
             return job
     return None
+
+
+def lock_beyond(session: Session, worker: Worker, *, limit: int) -> Sequence[Job]:
+    """Jobs due now that the worker cannot take, and that have no message waiting, locked; oldest first."""
+    return session.scalars(
+        select(Job)
+        .where(
+            Job.status == literal("queued", literal_execute=True),  # as the index has it
+            Job.not_before <= now_ms(),
+            Job.queue.in_(worker.queues),
+            beyond(worker),
+            ~select(Outbox.id).where(Outbox.job_id == Job.id).exists(),
+        )
+        .order_by(Job.created_at, Job.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
 
 
 def lock_job(session: Session, job_id: str) -> Job | None:

@@ -20,7 +20,7 @@ from app.http.problems import responses
 from app.http.queries import Flag
 from app.http.route import StrictRoute
 from app.ids import is_id
-from app.jobs import fleet, preflight, removals, usage
+from app.jobs import needs, preflight, removals, usage
 from app.jobs.acceptance import accept_once
 from app.jobs.models import ACTIVE
 from app.jobs.parameters import Counted, Cursor, Limit
@@ -249,10 +249,10 @@ def _no_such_sweep() -> NotFound:
 
 def _plan(children: list[expand.Child], has: Services) -> SweepPlan:
     with has.database.read() as session:
-        largest = fleet.largest(session.connection())
+        workers = needs.live(session.connection())
 
     def plan(number: int) -> Plan:
-        return preflight.dry_run(children[number].spec, has.settings, largest)
+        return preflight.dry_run(children[number].spec, has.settings, workers)
 
     plans = expand.checked(range(len(children)), plan)
     return SweepPlan(

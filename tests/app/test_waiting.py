@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -10,11 +11,16 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from app.jobs import fleet, repository
-from app.jobs.fleet import Largest, Worker
+from app.jobs.fleet import Worker
+from app.jobs.needs import Live, Needs, waiting_for
 from tests.helpers.api import SPEC, W1, Api
 from tests.helpers.job_life import worker
 
 GPUS = {**SPEC, "compute": {"device": "cuda", "devices": 4}}
+ONE = Live("cpu", 1, 2**30, frozenset({"wanda", "mask"}))
+PAIR = Live("gpu", 2, 2**30, frozenset({"wanda", "mask"}))
+OLD = Live("cpu", 1, None, None)
+"""From before workers told their methods."""
 
 
 def known(api: Api, *workers: Worker, ttl_s: float = 60) -> None:
@@ -27,19 +33,25 @@ def known(api: Api, *workers: Worker, ttl_s: float = 60) -> None:
 
 
 @pytest.mark.parametrize(
-    ("largest", "queue", "devices", "said"),
+    ("workers", "job", "said"),
     [
-        (Largest(None, None), "any", 1, "there is no live worker"),
-        (Largest(1, None), "any", 1, None),
-        (Largest(1, None), "any", 2, "no live worker has 2 devices; the largest has 1"),
-        (Largest(8, None), "gpu", 1, "no live worker has a GPU"),
-        (Largest(8, 2), "gpu", 4, "no live worker has 4 GPUs; the largest has 2"),
-        (Largest(8, 4), "gpu", 4, None),
-        (Largest(8, 4), "any", 8, None),
+        ([], Needs("any", 1, ""), "there is no live worker"),
+        ([ONE], Needs("any", 1, " wanda mask "), None),
+        ([ONE], Needs("any", 2, ""), "no live worker has 2 devices; the largest has 1"),
+        ([ONE], Needs("gpu", 1, ""), "no live worker has a GPU"),
+        ([ONE, PAIR], Needs("gpu", 4, ""), "no live worker has 4 GPUs; the largest has 2"),
+        ([ONE, PAIR], Needs("gpu", 2, " wanda "), None),
+        ([ONE, PAIR], Needs("any", 2, " owl "), "no live worker with 2 devices has the method owl"),
+        ([ONE], Needs("any", 1, " owl fista mask "), "no live worker has the methods fista and owl"),
+        ([ONE, OLD], Needs("any", 1, " owl "), None),
+        ([PAIR], Needs("gpu", 1, " owl "), "no live worker with a GPU has the method owl"),
+        ([ONE], Needs("any", 1, "", 2**30), None),
+        ([ONE], Needs("any", 1, "", 2**31), "it takes about 2.0 GiB, and no live worker has more memory than 1.0 GiB"),
+        ([ONE, PAIR], Needs("any", 1, "", 2**40), None),
     ],
 )
-def test_what_is_said(largest: Largest, queue: str, devices: int, said: str | None) -> None:
-    assert fleet.waiting_for(largest, queue, devices) == said
+def test_what_is_said(workers: list[Live], job: Needs, said: str | None) -> None:
+    assert waiting_for(workers, job) == said
 
 
 def test_a_job_says_so_until_a_worker_comes(api: Api) -> None:
@@ -98,6 +110,22 @@ def test_a_dry_run_warns_of_it(api: Api) -> None:
     grid = {"spec": SPEC, "grid": {"/compute": [{"devices": 1}, {"devices": 2}]}}
     children = api.client.post("/v1/sweeps?dry_run=true", json=grid).json()["children"]
     assert [warning in child["warnings"] for child in children] == [False, True]
+
+
+def test_a_method_that_no_live_worker_has_and_memory_too(api: Api) -> None:
+    methods = {"score": ["wanda"], "allocate": ["uniform"], "prune": ["mask"]}
+    old = replace(worker("old", devices=1), methods=methods, memory_bytes=2**20)
+    known(api, old)
+    lack = "no live worker has the method magnitude"
+    job = api.submit()
+    assert job["queue"] == {"position": 1, "waiting_for": lack}
+    assert api.get(job).json() == job == api.client.get("/v1/jobs").json()["data"][0]
+    plan = api.client.post("/v1/jobs?dry_run=true", json={"spec": SPEC}).json()
+    assert plan["warnings"][-1] == f"the job would wait: {lack}"
+    known(api, replace(old, id="wrk_new", methods={**methods, "score": ["magnitude"]}))
+    assert api.get(job).json()["queue"]["waiting_for"] is None
+    plan = api.client.post("/v1/jobs?dry_run=true", json={"spec": SPEC}).json()
+    assert "no live worker has more memory than 0.0 GiB" in plan["warnings"][-1]
 
 
 def test_the_command_line_says_so(server: httpx2.Client) -> None:

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event, select, text
 
 from app.db import Database
-from app.jobs import attempts, fleet, upkeep, worker_repository
+from app.jobs import attempts, fleet, needs, upkeep, worker_repository
 from app.jobs.attempts import Claim
 from app.jobs.fleet import Worker
 from app.jobs.models import DeviceLease, Event, Outbox
@@ -268,28 +268,28 @@ def test_who_looked_in_vain_meanwhile_is_called_again(database: Database, tenant
 def test_a_worker_that_was_forgotten_makes_itself_known_again(database: Database) -> None:
     host = worker("h", devices=3)
 
-    def largest() -> fleet.Largest:
+    def live() -> list[tuple[str, int]]:
         with database.read() as session:
-            return fleet.largest(session.connection())
+            return sorted((each.kind, each.devices) for each in needs.live(session.connection()))
 
     def change(write: Callable[[Any], None]) -> None:
         with database.write() as session:
             write(session)
 
-    assert largest() == (None, None)
+    assert live() == []
     for _ in range(2):
         change(lambda session: fleet.make_known(session, host, ttl_s=60))
-        assert largest() == (3, None)
+        assert live() == [("cpu", 3)]
     change(lambda session: fleet.make_known(session, worker("g", "gpu", 2), ttl_s=60))
-    assert largest() == (3, 2)
+    assert live() == [("cpu", 3), ("gpu", 2)]
     change(lambda session: fleet.make_known(session, host, ttl_s=-1))
-    assert largest() == (2, 2)
+    assert live() == [("gpu", 2)]
     change(fleet.forget_silent)
     with database.read() as session:
         assert session.execute(text("select name from workers")).scalars().all() == ["g"]
     change(lambda session: fleet.make_known(session, host, ttl_s=60))
     change(lambda session: fleet.forget(session, host))
-    assert largest() == (2, 2)
+    assert live() == [("gpu", 2)]
 
 
 def test_two_processes_of_a_worker_make_it_known_at_once(database: Database) -> None:

@@ -1,0 +1,110 @@
+"""Requirements of jobs against what the live workers have: why none of them can take a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import Connection, Text, cast, select
+
+from app.db import now_ms, table
+from app.jobs.models import WorkerRecord
+from workers.engine.contracts.params import STAGES
+from workers.engine.spec import CompressionSpec
+
+
+def queue_of(spec: CompressionSpec) -> str:
+    """`gpu` for what only a worker with GPUs may take, else `any`."""
+    return "gpu" if spec.compute.device == "cuda" else "any"
+
+
+def methods_of(spec: Mapping[str, Any]) -> str:
+    """Those of a spec as JSON, as Job.methods has them."""
+    chosen = [each for stage in STAGES for each in _several(spec.get(stage))]
+    return f" {' '.join(dict.fromkeys(each['method'] for each in chosen))} "
+
+
+def _several(stage: Any) -> list[Any]:
+    return stage if isinstance(stage, list) else [stage] if stage else []
+
+
+class Needs(NamedTuple):
+    """Requirements of a job."""
+
+    queue: str
+    devices: int
+    methods: str
+    """As Job.methods has them."""
+    memory_bytes: int | None = None
+    """A prediction; None where there is none."""
+
+
+class Live(NamedTuple):
+    """A live worker, or several that have the same."""
+
+    kind: str
+    devices: int
+    memory_bytes: int | None
+    """The host's, or of it what the worker may take; None where that is not known."""
+    methods: frozenset[str] | None
+    """None of a worker older than this field."""
+
+    def lacks(self, methods: str) -> set[str]:
+        return set() if self.methods is None else set(methods.split()) - self.methods
+
+
+_worker = table(WorkerRecord).c
+_LIVE = (
+    select(_worker.kind, _worker.devices, _worker.memory_bytes, cast(_worker.methods, Text))
+    .where(_worker.expires_at > now_ms())
+    .distinct()
+)
+
+
+def live(connection: Connection) -> list[Live]:
+    rows = connection.execute(_LIVE)
+    return [Live(kind, devices, memory_bytes, _names(methods)) for kind, devices, memory_bytes, methods in rows]
+
+
+def names(methods: Mapping[str, Iterable[str]]) -> frozenset[str]:
+    """Of all stages; no two stages share one."""
+    return frozenset(name for of_stage in methods.values() for name in of_stage)
+
+
+@lru_cache(maxsize=256)
+def _names(text: str | None) -> frozenset[str] | None:
+    return names(orjson.loads(text) or {}) or None if text else None
+
+
+def waiting_for(workers: Sequence[Live], needs: Needs) -> str | None:
+    """The reason why no live worker can take a job that needs this; None if one can."""
+    if not workers:
+        return "there is no live worker"
+    gpu = needs.queue == "gpu"
+    able = [worker for worker in workers if worker.kind == "gpu" or not gpu]
+    if not able:
+        return "no live worker has a GPU"
+    most = max(worker.devices for worker in able)
+    if needs.devices > most:
+        return f"no live worker has {needs.devices} {'GPU' if gpu else 'device'}s; the largest has {most}"
+    able = [worker for worker in able if worker.devices >= needs.devices]
+    such = f" with {needs.devices} {'GPU' if gpu else 'device'}s" if needs.devices > 1 else " with a GPU" * gpu
+    lacking = min((worker.lacks(needs.methods) for worker in able), key=len)
+    if lacking:
+        return f"no live worker{such} has the method{'s' * (len(lacking) > 1)} {' and '.join(sorted(lacking))}"
+    able = [worker for worker in able if not worker.lacks(needs.methods)]
+    if needs.memory_bytes is None or any(_fits(needs.memory_bytes, worker) for worker in able):
+        return None
+    most = max(worker.memory_bytes or 0 for worker in able)
+    return f"it takes about {_gib(needs.memory_bytes)}, and no live worker has more memory than {_gib(most)}"
+
+
+def _fits(needed: int, worker: Live) -> bool:
+    """Of a worker with GPUs it is not said: what is counted then lies in the memory of its devices."""
+    return worker.kind == "gpu" or worker.memory_bytes is None or needed <= worker.memory_bytes
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
