@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
 demo: .venv/.installed-demo ; $(BIN)/python examples/demo.py
 serve: .venv/.installed-demo ; $(BIN)/espalier serve
-test: setup ; .ci/chromium; $(BIN)/pytest --numprocesses 2 --dist loadgroup
+test: setup ; .ci/chromium; .ci/prometheus; $(BIN)/pytest --numprocesses 2 --dist loadgroup
 lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python docs/render.py --check
 bench: setup ; $(BIN)/python -m benchmarks.load && $(BIN)/python -m benchmarks.latency
 golden: setup ; $(BIN)/pytest tests/golden -m "golden or not golden" --log-cli-level=info
