@@ -30,7 +30,7 @@ families: setup ; $(BIN)/python -m tests.families && $(BIN)/python docs/render.p
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
 docs: .venv/.installed-demo ; $(BIN)/python docs/render.py
 
-setup: .venv/.installed
+setup: .venv/.installed .venv/.installed-generators
 # What running espalier takes. torch first and alone: where two indexes offer it, pip takes the build that the user chose.
 .venv/.installed-demo: pyproject.toml constraints.txt
 	@echo "=== 1/3 A virtual environment in .venv, by $(PYTHON)"
@@ -44,4 +44,11 @@ setup: .venv/.installed
 .venv/.installed: .venv/.installed-demo
 	@echo "=== What tests and linters need"
 	$(INSTALL) --editable '.[dev]'
+	touch $@
+# Generators of clients, apart: they and the service want different versions of the same libraries.
+.venv/.installed-generators: .venv/.installed examples/dashboard/requirements.txt examples/dashboard/package.json
+	$(PYTHON) -m venv .venv/generators
+	.venv/generators/bin/python -m pip install --requirement examples/dashboard/requirements.txt
+	cp examples/dashboard/package.json .venv/generators/
+	PATH=$(CURDIR)/.venv/generators/bin:$$PATH npm install --prefix .venv/generators --ignore-scripts --no-audit --no-fund --no-package-lock
 	touch $@

@@ -34,6 +34,8 @@ def rewrite(document: dict[str, Any]) -> None:
             _say_what_keys_hold(node)
         if LIKE in node:
             _say_what_it_is_like(node)
+        if "default" in node and node["default"] is None:  # what is not there, and so may be left out
+            del node["default"]
     for name in _sent(document):
         for node in _objects(schemas[name]):
             if "properties" in node:
