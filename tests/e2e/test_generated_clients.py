@@ -41,7 +41,7 @@ def folder(service: Embedded, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *command: object, **variables: str) -> str:
-    """What it wrote, on both streams."""
+    """Run a command that succeeds: its standard output and error together."""
     path = f"{BIN}:{os.environ['PATH']}"
     done = subprocess.run(
         [str(part) for part in command],
