@@ -33,7 +33,7 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.stages import tune as tune_stage
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.training import loop
-from workers.engine.training.losses import distillation
+from workers.engine.training.losses import distillation, predictions
 from workers.engine.training.text import Domain, TuningText, training_text
 
 METHODS = [method.name for method in methods("tune")]
@@ -183,7 +183,10 @@ class TestWhatShips:
 
 @pytest.mark.parametrize(
     "params",
-    [*(tuning(name) for name in METHODS), tuning("lora", distill={"weight": 0.3}, patience=1, weight_decay=0.1)],
+    [
+        *(tuning(name) for name in METHODS),
+        tuning("lora", distill={"weight": 0.3, "top_k": 16}, patience=1, weight_decay=0.1),
+    ],
     ids=[*METHODS, "distilled"],
 )
 def test_killed_and_resumed_to_the_same_bytes(
@@ -286,18 +289,76 @@ def test_a_job_goes_on_behind_its_tuning_and_counts_what_is_written(
     assert [metric.model_copy(update={"resumed": False}) for metric in again.metrics] == first.metrics
 
 
+def divergence(
+    logits_BTV: torch.Tensor, dense_BTV: torch.Tensor, temperature: float, top_k: int | None = None
+) -> torch.Tensor:
+    return distillation(logits_BTV, predictions(dense_BTV, temperature, top_k), temperature)
+
+
+def two_models(vocabulary: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(3 * torch.randn(2, 5, vocabulary, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+
+
 class TestDistillation:
     def test_is_zero_for_identical_models_and_right_by_hand(self) -> None:
-        logits_BTV = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
-        assert distillation(logits_BTV, logits_BTV, 2.0).item() == pytest.approx(0, abs=1e-7)
+        logits_BTV, _ = two_models()
+        assert divergence(logits_BTV, logits_BTV, 2.0).item() == pytest.approx(0, abs=1e-7)
         # Of one prediction: a half each against a quarter and three; the last token's counts for nothing.
         quarter = torch.tensor([[[0.0, math.log(3)], [5.0, 0.0]]])
         expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-        assert distillation(quarter, torch.zeros(1, 2, 2), 1.0).item() == pytest.approx(expected)
+        assert divergence(quarter, torch.zeros(1, 2, 2), 1.0).item() == pytest.approx(expected)
         # At temperature 2 the quarter's logit is log 3 / 2.
         odds = 1 / (1 + 3**0.5)
         expected = 4 * (0.5 * math.log(0.5 / odds) + 0.5 * math.log(0.5 / (1 - odds)))
-        assert distillation(quarter, torch.zeros(1, 2, 2), 2.0).item() == pytest.approx(expected)
+        assert divergence(quarter, torch.zeros(1, 2, 2), 2.0).item() == pytest.approx(expected)
+
+    def test_compares_the_likeliest_tokens_and_the_rest_by_hand(self) -> None:
+        # The dense model's likeliest has 3/6, the others 2/6 and 1/6 together a half; the trained model's 1/4 and 3/4.
+        dense = torch.tensor([[[2.0, 3.0, 1.0], [0.0, 0.0, 0.0]]]).log()
+        trained = torch.tensor([[[2.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]).log()
+        expected = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+        assert divergence(trained, dense, 1.0, top_k=1).item() == pytest.approx(expected)
+
+    @pytest.mark.parametrize("temperature", [1.0, 2.0])
+    def test_of_more_tokens_is_nearer_to_the_whole_and_never_above(self, temperature: float) -> None:
+        trained, dense = two_models()
+        some = [divergence(trained, dense, temperature, top_k).item() for top_k in (1, 2, 5, 20, 39)]
+        whole = divergence(trained, dense, temperature).item()
+        assert some == sorted(some)
+        # Of one token left over, the rest is that token. Float32 takes its probability from a difference with 1.
+        assert some[-1] == pytest.approx(whole, rel=1e-5)
+        assert divergence(trained, dense, temperature, top_k=40).item() == whole
+
+    def test_has_the_gradient_of_the_shortened_distributions(self) -> None:
+        trained, dense = two_models(6)
+        trained.requires_grad_()
+        divergence(trained, dense, 1.0, top_k=2).backward()
+        given, trained.grad = trained.grad, None
+        kept = dense[:, :-1].topk(2).indices
+        total = torch.zeros(())
+        for window in range(2):
+            for at in range(4):
+                p, q = dense[window, at].softmax(0), trained[window, at].softmax(0)
+                first, second = kept[window, at].tolist()
+                for of_dense, of_trained in (
+                    (p[first], q[first]), (p[second], q[second]), (1 - p[first] - p[second], 1 - q[first] - q[second])
+                ):  # fmt: skip
+                    total = total + of_dense * (of_dense / of_trained).log() / 8
+        total.backward()
+        assert given is not None
+        assert trained.grad is not None
+        torch.testing.assert_close(given, trained.grad, rtol=1e-4, atol=1e-6)
+
+    def test_is_finite_where_either_model_is_sure(self) -> None:
+        sure, unsure = torch.zeros(1, 2, 9), torch.zeros(1, 2, 9)
+        sure[..., 3] = 100
+        for trained, dense in ((sure, unsure), (unsure, sure), (sure, sure.roll(1, dims=2))):
+            trained = trained.clone().requires_grad_()
+            loss = divergence(trained, dense, 1.0, top_k=2)
+            loss.backward()
+            assert loss.isfinite()
+            assert trained.grad is not None
+            assert trained.grad.isfinite().all()
 
     def test_an_unpruned_model_has_nothing_to_learn_from_itself(
         self, tiny: Path, sources: Sources, tmp_path: Path
@@ -320,6 +381,7 @@ class TestRefusals:
             ({"holdout": 0}, "holdout"),
             ({"warmup_steps": 6}, "warm-up"),
             ({"distill": {"weight": 0}}, "weight"),
+            ({"distill": {"top_k": 0}}, "top_k"),
             ({"dataset": None}, "dataset"),
             ({"method": "group", "bits": 5}, "`bits` is 2, 4, 8, or 16"),
             ({"method": "group", "bits": 1}, "bits"),
@@ -377,7 +439,7 @@ class TestRefusals:
         pruning, tuned = peak(), peak(tune=params)
         assert tuned > pruning
         assert peak(tune=params | {"gradient_checkpointing": True}) < tuned
-        assert peak(tune=params | {"distill": {}}) > tuned
+        assert tuned < peak(tune=params | {"distill": {"top_k": 8}}) < peak(tune=params | {"distill": {}})
         assert peak(tune=params | {"method": "last_layers", "blocks": 1}) < tuned
         assert peak(tune=params, compute={"memory_budget": tuned - 1}) < tuned, "fewer windows at once"
         budget = {"memory_budget": max(pruning, 2**29)}

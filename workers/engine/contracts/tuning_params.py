@@ -53,6 +53,12 @@ class Distill(SpecModel):
         1.0, gt=0, le=1, description="Share of the distillation in the loss; the text's own has the rest."
     )
     temperature: float = Field(1.0, gt=0, le=100, description="Divides both models' logits; above 1 it flattens them.")
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        description="Compare the models in the so many tokens that the dense model finds likeliest, and in what all "
+        "others have together: less memory and time where the vocabulary is large. null compares all tokens.",
+    )
 
 
 class Dynamic(SpecModel):

@@ -238,9 +238,10 @@ def _by_domain(before: TunePoint, best: TunePoint, domains: Mapping[str, Any] | 
 def _distilled(distill: Mapping[str, Any] | None) -> str:
     if distill is None:
         return ""
+    of = f" of its {some} likeliest tokens" if (some := distill.get("top_k")) else ""
     if distill["weight"] == 1:
-        return ", on the dense model's predictions alone"
-    return f", {percent(distill['weight'])} of the loss on the dense model's predictions"
+        return f", on the dense model's predictions{of} alone"
+    return f", {percent(distill['weight'])} of the loss on the dense model's predictions{of}"
 
 
 def as_read(text: TextReport) -> str:

@@ -22,7 +22,7 @@ from workers.engine.errors import NumericalFailure
 from workers.engine.model.loss import next_token_loss, nll
 from workers.engine.model.memory import give_back
 from workers.engine.model.repeatable import Repeatable
-from workers.engine.training.losses import distillation
+from workers.engine.training.losses import distillation, predictions
 from workers.engine.training.points import TrainingPoints
 from workers.engine.training.schedule import rate_schedule
 from workers.engine.training.shards import kept, whole
@@ -260,15 +260,25 @@ class Loop:
         self.procedure.begin(self.state.step)
 
     def _loss(self, ids_BT: Tensor) -> Tensor:
-        logits_BTV = self.model(input_ids=ids_BT, use_cache=False).logits
-        loss = next_token_loss(logits_BTV[:, :-1], ids_BT[:, 1:])
         distill = self.params.distill
         if self._teacher is None or distill is None:
-            return loss
-        with torch.no_grad():
-            dense_BTV = self._teacher(input_ids=ids_BT, use_cache=False).logits
-        from_dense = distillation(logits_BTV, dense_BTV, distill.temperature)
-        return (1 - distill.weight) * loss + distill.weight * from_dense
+            return self._loss_on_text(self._logits(self.model, ids_BT), ids_BT)
+        with torch.no_grad():  # before the trained model's, so that no more than is compared is there beside them
+            dense = predictions(self._logits(self._teacher, ids_BT), distill.temperature, distill.top_k)
+        logits_BTV = self._logits(self.model, ids_BT)
+        from_dense = distillation(logits_BTV, dense, distill.temperature)
+        if distill.weight == 1:
+            return from_dense
+        return (1 - distill.weight) * self._loss_on_text(logits_BTV, ids_BT) + distill.weight * from_dense
+
+    @staticmethod
+    def _logits(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+        logits_BTV: Tensor = model(input_ids=ids_BT, use_cache=False).logits
+        return logits_BTV
+
+    @staticmethod
+    def _loss_on_text(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
+        return next_token_loss(logits_BTV[:, :-1], ids_BT[:, 1:])
 
     def _look(self) -> None:
         """Measure the held-out loss, and keep the trained parameters if it is the lowest so far."""
