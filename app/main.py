@@ -18,6 +18,7 @@ from app.account import endpoints as account
 from app.account import keys as account_keys
 from app.artifacts import endpoints as artifacts
 from app.capabilities import endpoints as capabilities
+from app.compare import endpoints as compare
 from app.db import Database
 from app.fleet import endpoints as workers
 from app.health import endpoints as health
@@ -138,6 +139,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         history,
         artifacts,
         reports,
+        compare,
         sweeps,
         capabilities,
         models,

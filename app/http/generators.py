@@ -21,8 +21,8 @@ JSON_VALUE = {
     ],
 }
 """Not recursive: neither generator can write a type that refers to itself."""
-LIKE = "x-like"
-"""Of a free object: the schema that it mostly keeps to."""
+IS, LIKE = "x-is", "x-like"
+"""Of an object that is passed on as it is: the schema that it keeps to, or mostly keeps to."""
 
 
 def rewrite(document: dict[str, Any]) -> None:
@@ -32,8 +32,8 @@ def rewrite(document: dict[str, Any]) -> None:
     for node in _objects(document):
         if "patternProperties" in node:
             _say_what_keys_hold(node)
-        if LIKE in node:
-            _say_what_it_is_like(node)
+        if IS in node or LIKE in node:
+            _say_what_it_is(node)
         if "default" in node and node["default"] is None:  # what is not there, and so may be left out
             del node["default"]
     for name in _sent(document):
@@ -48,9 +48,12 @@ def _say_what_keys_hold(schema: dict[str, Any]) -> None:
     schema.update(propertyNames={"pattern": pattern}, additionalProperties=values)
 
 
-def _say_what_it_is_like(schema: dict[str, Any]) -> None:
+def _say_what_it_is(schema: dict[str, Any]) -> None:
     free = {key: schema.pop(key) for key in ("type", "additionalProperties")}
-    schema["anyOf"] = [{"$ref": f"#/components/schemas/{schema.pop(LIKE)}"}, free]
+    if IS in schema:
+        schema["$ref"] = f"#/components/schemas/{schema.pop(IS)}"
+    else:
+        schema["anyOf"] = [{"$ref": f"#/components/schemas/{schema.pop(LIKE)}"}, free]
 
 
 def _say_defaults_in_words(schema: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ OPERATIONS = {
     "health_ready": "GET /readyz",
     "jobs_attempts": "GET /v1/jobs/{job_id}/attempts",
     "jobs_cancel": "POST /v1/jobs/{job_id}/cancel",
+    "jobs_compare": "GET /v1/compare",
     "jobs_create": "POST /v1/jobs",
     "jobs_delete": "DELETE /v1/jobs/{job_id}",
     "jobs_events": "GET /v1/jobs/{job_id}/events",

@@ -193,13 +193,14 @@ class TestWhatItMay:
         assert api.get(job).json() == job
 
     def test_no_cache_takes_one_sessions_answer_for_anothers(self, api: Api, browser: Browser) -> None:
-        job = api.succeeded()
+        job, other = api.succeeded(), api.succeeded()
         sweep = api.client.post("/v1/sweeps", json={"spec": SPEC, "grid": {"/seed": [1, 2]}}).json()
         for path, operations in document()["paths"].items():
             if "get" not in operations or not path.startswith("/v1") or "/v1/session" in path or "webhook" in path:
                 continue
             where = path.replace("{job_id}", job["id"]).replace("{path}", "README.md")
             where = where.replace("{sweep_id}", sweep["id"]).replace("{model_id}", "bookworm-7m")
+            where += f"?job={job['id']}&job={other['id']}" if path == "/v1/compare" else ""
             answer = browser.get(where.replace("{tenant_id}", api.tenant_id))
             assert answer.status_code < 300 or path.endswith("pareto"), (where, answer.text)
             varies = answer.headers.get("Vary", "") if answer.status_code == 200 else "Cookie"

@@ -26,7 +26,7 @@ from app.keys import service as keys
 from app.keys.scopes import SCOPES
 from app.services import Services
 from tests.helpers.job_life import worker
-from workers.engine.report import FileEntry, GateResult, Manifest, Report, Verdict
+from workers.engine.report import FileEntry, GateResult, Manifest, Report, TunePoint, TuneReport, Verdict
 
 ROOT = Path(__file__).parents[2]
 SPEC: dict[str, Any] = {
@@ -85,6 +85,14 @@ def judged(verdict: Verdict) -> Report:
         value=1.1, interval=(1.09, 1.11), verdict=verdict, reason="because",
     )  # fmt: skip
     return REPORT.model_copy(update={"gates": [gate], "verdict": verdict})
+
+
+def tuned(curve: list[TunePoint]) -> TuneReport:
+    return TuneReport(
+        method="lora", steps=3, stopped_early=False, best_step=3, holdout_loss_before=3.0, holdout_loss_after=2.7,
+        curve=curve, tokens_per_s=None, trained_parameters=1, train_windows=1, holdout_windows=1, peak_memory_bytes=1,
+        device_peak_memory_bytes=None, resumed_step=0,
+    )  # fmt: skip
 
 
 W1 = worker("w1")

@@ -14,7 +14,7 @@ export function Metrics({ metrics }) {
       <td class="num" data-label="Ratio, 95 %">${ratio(metric)}</td></tr>`)}</tbody></table>`;
 }
 
-export function ratio(metric) {
+function ratio(metric) {
   if (metric.ratio === null) return "–";
   const half = halfWidth(metric.ratio_stderr, metric.degrees_of_freedom);
   return `${number(metric.ratio)}${half === null ? "" : ` ± ${number(half, 2)}`}`;
