@@ -8,6 +8,7 @@ RUN useradd --uid 10001 --create-home espalier \
 WORKDIR /opt/espalier
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app app
+COPY espalier espalier
 COPY workers workers
 COPY migrations migrations
 ENV ESPALIER_HOME=/var/lib/espalier ESPALIER_MODELS_DIR=/srv/models ESPALIER_DATA_DIR=/srv/data

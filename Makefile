@@ -7,7 +7,7 @@
 # gpu    every kind of job on a GPU beside the CPU, and the benchmark there; goes on where it was interrupted
 # training  pruning while training beside pruning once and training as long: hours, goes on where it was interrupted
 # families  every family that transformers builds, each kind of job on a tiny one: docs/families.md; goes on likewise
-# docs   the generated tables of README.md and docs/
+# docs   what is generated: tables of README.md and docs/, the synchronous client
 .PHONY: demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -16,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 demo: .venv/.installed-demo ; $(BIN)/python examples/demo.py
 serve: .venv/.installed-demo ; $(BIN)/espalier serve
 test: setup ; .ci/chromium; .ci/prometheus; $(BIN)/pytest --numprocesses 2 --dist loadgroup
-lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python docs/render.py --check
+lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python docs/render.py --check && $(BIN)/python .ci/unasync.py --check
 bench: setup ; $(BIN)/python -m benchmarks.load && $(BIN)/python -m benchmarks.latency
 golden: setup ; $(BIN)/pytest tests/golden -m "golden or not golden" --log-cli-level=info
 methods: setup ; $(BIN)/python -m benchmarks.methods && $(BIN)/python -m benchmarks.structured
@@ -28,7 +28,7 @@ verdicts: setup ; $(BIN)/python -m benchmarks.verdicts
 gpu: setup ; $(BIN)/python -m benchmarks.gpu
 families: setup ; $(BIN)/python -m tests.families && $(BIN)/python docs/render.py
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
-docs: .venv/.installed-demo ; $(BIN)/python docs/render.py
+docs: setup ; $(BIN)/python docs/render.py && $(BIN)/python .ci/unasync.py
 
 setup: .venv/.installed .venv/.installed-generators
 # What running espalier takes. torch first and alone: where two indexes offer it, pip takes the build that the user chose.

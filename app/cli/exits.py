@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
+import espalier
+
 
 class ExitCode(IntEnum):
     OK = 0
@@ -102,3 +104,26 @@ class Refused(CliError):
 
     def as_json(self) -> dict[str, Any]:
         return {**super().as_json(), "problem": self.problem}
+
+
+def cli_error(error: espalier.EspalierError) -> CliError:
+    """The same as an error of the command line."""
+    match error:
+        case espalier.APIError() if error.status < 500:
+            return Refused(error.problem)
+        case espalier.APIError():
+            return Unreachable(str(Refused(error.problem)))
+        case espalier.Unreachable():
+            hint = "Is the service running (`espalier serve`)? Another address is given by --url or ESPALIER_URL."
+            return Unreachable(f"{error}\n{hint}")
+        case espalier.UnexpectedAnswer():
+            return Unreachable(f"{error}\n{error.remedy}")
+        case espalier.JobFailed():
+            return JobFailed(error.error.raw)
+        case espalier.JobCancelled():
+            return JobCancelled(str(error))
+        case espalier.WaitTimeout():
+            return TimedOut(str(error))
+        case espalier.UnsafePath():
+            return Usage(str(error))
+    return CliError(str(error))

@@ -10,7 +10,7 @@ from app.cli import output
 from app.cli.exits import GateFailed, GateInconclusive, Usage
 from app.cli.options import AsJson, JobId, connect
 from app.cli.report import gates_table
-from app.cli.watch import ended, raise_unless_succeeded
+from app.cli.watch import ended
 
 
 def gate(
@@ -20,12 +20,11 @@ def gate(
     as_json: AsJson = False,
 ) -> None:
     """Wait for a job and say whether it passes its gates: exit code 0 if it does, 3 if not, 8 if none can say."""
-    with connect(context) as service:
-        job = ended(service, job_id, timeout)
-        raise_unless_succeeded(job)
-        if job["verdict"] is None:
+    with connect(context) as client:
+        job = ended(client.job_ref(job_id), timeout).raise_unless_succeeded()
+        if job.verdict is None:
             raise Usage(f"{job_id} has no gates, so it cannot pass: add `gates` to its spec")
-        report = service.get(f"/v1/jobs/{job_id}/report", headers={"Accept": "application/json"})
+        report = job.report().raw
     if as_json:
         output.print_json({"id": job_id, "verdict": report["verdict"], "gates": report["gates"]})
     else:

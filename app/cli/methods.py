@@ -29,8 +29,8 @@ def methods(
 ) -> None:
     """List the compression methods by stage, or show one of them with its parameters, their defaults and ranges."""
     if remote:
-        with connect(context) as service:
-            found = service.get("/v1/capabilities")
+        with connect(context) as client:
+            found = client.capabilities().raw
     else:
         found = capabilities().model_dump()
     if name is not None:

@@ -11,10 +11,10 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from app.cli.client import Service
-from app.cli.exits import CliError, Usage
+from app.cli.exits import CliError, Usage, cli_error
 from app.cli.output import print_error
 from app.settings import Settings, get_settings
+from espalier import Client, EspalierError
 
 
 def _remember(context: typer.Context, value: bool) -> bool:
@@ -29,12 +29,13 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, job_…."
 
 
 class Commands(TyperGroup):
-    """The root command: turns CliError into a message and its exit code."""
+    """The root command: turns errors of the command line and of the client into a message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except CliError as error:
+        except (CliError, EspalierError) as raised:
+            error = cli_error(raised) if isinstance(raised, EspalierError) else raised
             print_error(error, as_json=ctx.meta.get("json", False))
             raise typer.Exit(error.exit_code) from None
 
@@ -46,7 +47,7 @@ class Connection:
     url: str | None
     api_key: str | None
 
-    def service(self) -> Service:
+    def client(self) -> Client:
         settings = load_settings()
         local = local_url(settings)
         url = self.url or local
@@ -54,14 +55,14 @@ class Connection:
         if not api_key and url.rstrip("/") == local:  # the local key is sent to no other service
             path = local_key_path(settings)
             api_key = path.read_text().strip() if path.exists() else None
-        return Service(url, api_key)
+        return Client(url, api_key)
 
 
-def connect(context: typer.Context) -> Service:
-    """The service named on the command line."""
+def connect(context: typer.Context) -> Client:
+    """A client of the service named on the command line."""
     connection = context.find_root().obj
     assert isinstance(connection, Connection)
-    return connection.service()
+    return connection.client()
 
 
 def load_settings() -> Settings:

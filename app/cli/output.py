@@ -69,9 +69,9 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def local_time(iso: str) -> str:
-    """An ISO 8601 instant as date and time of this machine's zone."""
-    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def local_time(at: str | datetime) -> str:
+    """An instant, also as ISO 8601, as date and time of this machine's zone."""
+    return (datetime.fromisoformat(at) if isinstance(at, str) else at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -23,13 +23,13 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Show a job's report: before and after, sparsity, time and memory."""
-    path = f"/v1/jobs/{job_id}/report"
-    with connect(context) as service:
+    with connect(context) as client:
+        job = client.job_ref(job_id)
         if html is None:
-            found = service.get(path, headers={"Accept": "application/json"})
+            found = job.report().raw
             output.print_json(found) if as_json else print_report(found)
             return
-        page = service.request("GET", path, headers={"Accept": "text/html"}).content
+        page = job.report_page()
     try:
         html.write_bytes(page)
     except OSError as error:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from app.cli import output
 from app.cli.exits import Usage
-from app.cli.jobs import read_json, remove
+from app.cli.jobs import print_deleted, read_json
 from app.cli.options import AsJson, connect
+from espalier import Sweep
+from espalier.documents import Pareto, ParetoPoint, PlannedChild, SweepChild, SweepPlan, SweepSummary
 from workers.engine.reporting import wording
 
 SweepId = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's id, swp_….")]
@@ -32,21 +33,20 @@ def submit(
 ) -> None:
     """Submit a sweep: a job for each combination of the values in its grid."""
     body = read_json(sweep)
-    with connect(context) as service:
+    with connect(context) as client:
         if dry_run:
-            plan = service.request("POST", "/v1/sweeps", params={"dry_run": "true"}, json=body).json()
-            output.print_json(plan) if as_json else _print_plan(plan)
+            plan = client.plan_sweep(body)
+            output.print_json(plan.raw) if as_json else _print_plan(plan)
             return
-        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        made = service.request("POST", "/v1/sweeps", headers=headers, json=body).json()
-    output.print_json(made) if as_json else _print_sweep(made)
+        made = client.submit_sweep(body, idempotency_key=idempotency_key)
+    output.print_json(made.raw) if as_json else _print_sweep(made)
 
 
 def show(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:
     """Show a sweep and how each of its jobs is."""
-    with connect(context) as service:
-        sweep = service.get(f"/v1/sweeps/{sweep_id}")
-    output.print_json(sweep) if as_json else _print_sweep(sweep)
+    with connect(context) as client:
+        sweep = client.sweep(sweep_id)
+    output.print_json(sweep.raw) if as_json else _print_sweep(sweep)
 
 
 def list_sweeps(
@@ -56,18 +56,18 @@ def list_sweeps(
     as_json: AsJson = False,
 ) -> None:
     """List sweeps, newest first."""
-    with connect(context) as service:
-        page = service.get("/v1/sweeps", params={"limit": limit, **({"cursor": cursor} if cursor else {})})
+    with connect(context) as client:
+        page = client.sweep_page(limit=limit, cursor=cursor)
     if as_json:
-        output.print_json(page)
+        output.print_json(page.raw)
         return
     table = output.table("", "sweep", "name", "status", "jobs", "created")
-    for sweep in page["data"]:
-        made = output.local_time(sweep["created_at"])
-        table.add_row(sweep["id"], escape(sweep["name"] or ""), sweep["status"], _counts(sweep), made)
+    for sweep in page.data:
+        made = output.local_time(sweep.created_at)
+        table.add_row(sweep.id, escape(sweep.name or ""), sweep.status, _counts(sweep), made)
     output.stdout.print(table)
-    if page["has_more"]:
-        output.stderr.print(f"more: --cursor {page['next_cursor']}")
+    if page.next_cursor:
+        output.stderr.print(f"more: --cursor {page.next_cursor}")
 
 
 def pareto(
@@ -79,14 +79,13 @@ def pareto(
     as_json: AsJson = False,
 ) -> None:
     """Show the Pareto front of a sweep: jobs that no other beats in quality and cost."""
-    path = f"/v1/sweeps/{sweep_id}/pareto"
-    params = {key: value for key, value in {"quality": quality, "cost": cost}.items() if value is not None}
-    with connect(context) as service:
+    with connect(context) as client:
+        sweep = client.sweep_ref(sweep_id)
         if html is None:
-            found = service.get(path, params=params, headers={"Accept": "application/json"})
-            output.print_json(found) if as_json else _print_pareto(found)
+            found = sweep.pareto(quality=quality, cost=cost)
+            output.print_json(found.raw) if as_json else _print_pareto(found)
             return
-        page = service.request("GET", path, params=params, headers={"Accept": "text/html"}).content
+        page = sweep.pareto_page(quality=quality, cost=cost)
     try:
         html.write_bytes(page)
     except OSError as error:
@@ -99,83 +98,84 @@ def pareto(
 
 def cancel(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:
     """Stop the jobs of a sweep that have not ended."""
-    with connect(context) as service:
-        sweep = service.request("POST", f"/v1/sweeps/{sweep_id}/cancel").json()
-    output.print_json(sweep) if as_json else _print_sweep(sweep)
+    with connect(context) as client:
+        sweep = client.sweep_ref(sweep_id).cancel()
+    output.print_json(sweep.raw) if as_json else _print_sweep(sweep)
 
 
 def delete(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:
     """Delete a completed sweep, its jobs and their files."""
-    remove(context, "/v1/sweeps", sweep_id, as_json=as_json)
+    with connect(context) as client:
+        client.sweep_ref(sweep_id).delete()
+    print_deleted(sweep_id, as_json=as_json)
 
 
-def _counts(sweep: dict[str, Any]) -> str:
-    return ", ".join(f"{count} {output.status_text(status)}" for status, count in sweep["counts"].items())
+def _counts(sweep: SweepSummary) -> str:
+    return ", ".join(f"{count} {output.status_text(status)}" for status, count in sweep.counts.items())
 
 
-def _print_sweep(sweep: dict[str, Any]) -> None:
-    output.stdout.print(f"[bold]{sweep['id']}[/] {escape(sweep['name'] or '')}  {sweep['status']}: {_counts(sweep)}")
-    table = output.table("", "no.", *sweep["parameters"], "job", "status", "verdict", "", right=("no.",))
-    for child in sweep["children"]:
-        error, stopped_by = child["error"], child["stopped_by"]
-        why = f"{error['message']} ({error['code']})" if error else ""
+def _print_sweep(sweep: Sweep) -> None:
+    output.stdout.print(f"[bold]{sweep.id}[/] {escape(sweep.name or '')}  {sweep.status}: {_counts(sweep)}")
+    table = output.table("", "no.", *sweep.parameters, "job", "status", "verdict", "", right=("no.",))
+    for child in sweep.children:
+        why = f"{child.error.message} ({child.error.code})" if child.error else ""
         table.add_row(
-            str(child["number"]),
-            *_values(sweep["parameters"], child),
-            child["job_id"] or "",
-            output.status_text(child["status"]),
-            output.verdict_text(child["verdict"]) if child["verdict"] else "",
-            escape(why if stopped_by is None else f"stopped by {stopped_by}"),
+            str(child.number),
+            *_values(sweep.parameters, child),
+            child.job_id or "",
+            output.status_text(child.status),
+            output.verdict_text(child.verdict) if child.verdict else "",
+            escape(why if child.stopped_by is None else f"stopped by {child.stopped_by}"),
         )
     output.stdout.print(table)
-    output.stdout.print(f"\nespalier sweep pareto {sweep['id']}")
+    output.stdout.print(f"\nespalier sweep pareto {sweep.id}")
 
 
-def _print_plan(plan: dict[str, Any]) -> None:
-    parameters = list(dict.fromkeys(pointer for child in plan["children"] for pointer in child["values"]))
+def _print_plan(plan: SweepPlan) -> None:
+    parameters = list(dict.fromkeys(pointer for child in plan.children for pointer in child.values))
     numbers = ("no.", "parameters", "zeros", "weight bytes", "peak memory", "run time")
     table = output.table("What this would do; nothing was created", "no.", *parameters, *numbers[1:], right=numbers)
-    for child in plan["children"]:
+    for child in plan.children:
         table.add_row(
-            str(child["number"]),
+            str(child.number),
             *_values(parameters, child),
-            *(output.found(child[name]) for name in ("parameters_after", "zeros_after", "bytes_after")),
-            f"about {child['peak_memory_bytes'] / 2**20:,.0f} MiB",
-            f"about {output.duration(child['elapsed_s'])}",
+            *map(output.found, (child.parameters_after, child.zeros_after, child.bytes_after)),
+            f"about {child.peak_memory_bytes / 2**20:,.0f} MiB",
+            f"about {output.duration(child.elapsed_s)}",
         )
     output.stdout.print(table)
-    output.stdout.print(f"about {output.duration(plan['elapsed_s'])} one after another on two CPU cores")
-    for warning in dict.fromkeys(warning for child in plan["children"] for warning in child["warnings"]):
+    output.stdout.print(f"about {output.duration(plan.elapsed_s)} one after another on two CPU cores")
+    for warning in dict.fromkeys(warning for child in plan.children for warning in child.warnings):
         output.stdout.print("[yellow]warning[/]", escape(warning))
 
 
-def _print_pareto(found: dict[str, Any]) -> None:
-    quality, cost = found["quality"], found["cost"]
-    if quality is None:
+def _print_pareto(found: Pareto) -> None:
+    quality, cost = found.quality, found.cost
+    if quality is None or cost is None:
         output.stdout.print("No job of this sweep has succeeded yet")
     else:
-        parameters = list(dict.fromkeys(pointer for point in found["points"] for pointer in point["values"]))
-        numbers = ("no.", quality["metric"], cost["metric"])
+        parameters = list(dict.fromkeys(pointer for point in found.points for pointer in point.values))
+        numbers = ("no.", quality.metric, cost.metric)
         table = output.table("", "no.", *parameters, *numbers[1:], "on the front", "verdict", "job", right=numbers)
-        for point in found["points"]:
+        for point in found.points:
             table.add_row(
-                str(point["number"]),
+                str(point.number),
                 *_values(parameters, point),
-                output.number(point["quality"]),
-                output.number(point["cost"]),
-                "[green]yes[/]" if point["on_front"] else "",
-                output.verdict_text(point["verdict"]) if point["verdict"] else "",
-                point["job_id"],
+                output.number(point.quality),
+                output.number(point.cost),
+                "[green]yes[/]" if point.on_front else "",
+                output.verdict_text(point.verdict) if point.verdict else "",
+                point.job_id,
             )
         output.stdout.print(table)
         for axis in (quality, cost):
-            better = "higher" if axis["higher_is_better"] else "lower"
-            output.stdout.print(escape(f"{axis['metric']} ({axis['unit']}): {better} is better"))
-    for left in found["left_out"]:
-        output.stdout.print(escape(f"not compared: {left['number']}: {left['reason']}"))
+            better = "higher" if axis.higher_is_better else "lower"
+            output.stdout.print(escape(f"{axis.metric} ({axis.unit}): {better} is better"))
+    for left in found.left_out:
+        output.stdout.print(escape(f"not compared: {left.number}: {left.reason}"))
 
 
-def _values(parameters: list[str], child: dict[str, Any]) -> list[str]:
+def _values(parameters: list[str], child: SweepChild | PlannedChild | ParetoPoint) -> list[str]:
     """The child's value of each parameter: a method by its name, others as JSON."""
-    shown = [wording.short(child["values"][pointer]) if pointer in child["values"] else "" for pointer in parameters]
+    shown = [wording.short(child.values[pointer]) if pointer in child.values else "" for pointer in parameters]
     return [escape(value) for value in shown]

@@ -74,8 +74,8 @@ def verify(
 def _published(context: typer.Context, keys: str | None) -> dict[str, Any]:
     """The set of keys, from a file, an address or the service."""
     if keys is None:
-        with connect(context) as service:
-            return _checked(service.get(WELL_KNOWN), f"{service.url}{WELL_KNOWN}")
+        with connect(context) as client:
+            return _checked(client.get(WELL_KNOWN), f"{client.url}{WELL_KNOWN}")
     if "://" not in keys:
         try:
             return _checked(json.loads(Path(keys).read_text()), keys)

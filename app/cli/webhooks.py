@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 
 from app.cli import output
-from app.cli.jobs import labels_of, remove
+from app.cli.jobs import labels_of, print_deleted
 from app.cli.options import AsJson, connect
+from espalier.documents import Delivery, Webhook
 
 WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="A webhook's id, whk_….")]
 
@@ -24,24 +25,23 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a webhook. Its secret verifies messages with a library of standardwebhooks.com."""
-    body = {"url": url, "events": event or [], "labels": labels_of(label or [])}
-    with connect(context) as service:
-        made = service.request("POST", "/v1/webhooks", json=body).json()
+    with connect(context) as client:
+        made = client.create_webhook(url, events=event or [], labels=labels_of(label or []))
     _print_secret(made, as_json=as_json)
 
 
 def list_webhooks(context: typer.Context, as_json: AsJson = False) -> None:
     """List the webhooks."""
-    with connect(context) as service:
-        found = service.get("/v1/webhooks")
+    with connect(context) as client:
+        found = client.webhooks()
     if as_json:
-        output.print_json(found)
+        output.print_json({"data": [each.raw for each in found]})
         return
     table = output.table("", "webhook", "url", "events", "labels", "state")
-    for each in found["data"]:
-        state = "enabled" if each["enabled"] else f"[yellow]disabled[/] {escape(each['disabled_because'] or '')}"
-        pairs = " ".join(f"{key}={value}" for key, value in each["labels"].items())
-        table.add_row(each["id"], escape(each["url"]), " ".join(each["events"]) or "all", escape(pairs), state)
+    for each in found:
+        state = "enabled" if each.enabled else f"[yellow]disabled[/] {escape(each.disabled_because or '')}"
+        pairs = " ".join(f"{key}={value}" for key, value in each.labels.items())
+        table.add_row(each.id, escape(each.url), " ".join(each.events) or "all", escape(pairs), state)
     output.stdout.print(table)
 
 
@@ -57,7 +57,9 @@ def disable(context: typer.Context, webhook_id: WebhookId, as_json: AsJson = Fal
 
 def delete(context: typer.Context, webhook_id: WebhookId, as_json: AsJson = False) -> None:
     """Delete a webhook, and what it has not got yet."""
-    remove(context, "/v1/webhooks", webhook_id, as_json=as_json)
+    with connect(context) as client:
+        client.delete_webhook(webhook_id)
+    print_deleted(webhook_id, as_json=as_json)
 
 
 def rotate(
@@ -67,17 +69,16 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Give a webhook a new secret."""
-    with connect(context) as service:
-        path, body = f"/v1/webhooks/{webhook_id}/rotate", {"keep_hours": keep_hours}
-        changed = service.request("POST", path, json=body).json()
+    with connect(context) as client:
+        changed = client.rotate_webhook(webhook_id, keep_hours=keep_hours)
     _print_secret(changed, as_json=as_json)
 
 
 def send_test(context: typer.Context, webhook_id: WebhookId, as_json: AsJson = False) -> None:
     """Send a webhook a message that says nothing; `deliveries` shows how it went."""
-    with connect(context) as service:
-        sent = service.request("POST", f"/v1/webhooks/{webhook_id}/test").json()
-    _print_deliveries([sent], sent, as_json=as_json)
+    with connect(context) as client:
+        sent = client.test_webhook(webhook_id)
+    _print_deliveries([sent], sent.raw, as_json=as_json)
 
 
 def deliveries(
@@ -88,10 +89,9 @@ def deliveries(
     as_json: AsJson = False,
 ) -> None:
     """Show what a webhook was told, and what waits for it."""
-    with connect(context) as service:
-        params = {"limit": limit, **({"state": state} if state else {})}
-        page = service.get(f"/v1/webhooks/{webhook_id}/deliveries", params=params)
-    _print_deliveries(page["data"], page, as_json=as_json)
+    with connect(context) as client:
+        page = client.delivery_page(webhook_id, state=state, limit=limit)
+    _print_deliveries(page.data, page.raw, as_json=as_json)
 
 
 def redeliver(
@@ -101,37 +101,36 @@ def redeliver(
     as_json: AsJson = False,
 ) -> None:
     """Send a message again, under the same `webhook-id`."""
-    with connect(context) as service:
-        sent = service.request("POST", f"/v1/webhooks/{webhook_id}/deliveries/{delivery}/redeliver").json()
-    _print_deliveries([sent], sent, as_json=as_json)
+    with connect(context) as client:
+        sent = client.redeliver(webhook_id, delivery)
+    _print_deliveries([sent], sent.raw, as_json=as_json)
 
 
 def _switch(context: typer.Context, webhook_id: str, enabled: bool, as_json: bool) -> None:
-    with connect(context) as service:
-        changed = service.request("PATCH", f"/v1/webhooks/{webhook_id}", json={"enabled": enabled}).json()
+    with connect(context) as client:
+        changed = client.update_webhook(webhook_id, enabled=enabled)
     if as_json:
-        output.print_json(changed)
+        output.print_json(changed.raw)
     else:
-        output.stdout.print(f"{webhook_id} {'enabled' if changed['enabled'] else 'disabled'}")
+        output.stdout.print(f"{webhook_id} {'enabled' if changed.enabled else 'disabled'}")
 
 
-def _print_secret(webhook: dict[str, Any], *, as_json: bool) -> None:
+def _print_secret(webhook: Webhook, *, as_json: bool) -> None:
     if as_json:
-        output.print_json(webhook)
+        output.print_json(webhook.raw)
     else:
-        output.stderr.print(f"webhook {webhook['id']}; its secret:")
-        output.stdout.print(webhook["secret"], markup=False)
+        output.stderr.print(f"webhook {webhook.id}; its secret:")
+        output.stdout.print(webhook.secret, markup=False)
 
 
-def _print_deliveries(found: list[dict[str, Any]], whole: Any, *, as_json: bool) -> None:
+def _print_deliveries(found: list[Delivery], whole: Any, *, as_json: bool) -> None:
     if as_json:
         output.print_json(whole)
         return
     table = output.table("", "delivery", "type", "job", "state", "tries", "last answer", "next try")
     for each in found:
-        last = each["log"][-1] if each["log"] else {}
-        answer = last.get("error") or str(last.get("status", ""))
-        next_try = output.local_time(each["due_at"]) if each["due_at"] else ""
-        row = (str(each["id"]), each["type"], each["job_id"] or "", each["state"], str(each["tries"]))
+        answer = (each.log[-1].error or str(each.log[-1].status or "")) if each.log else ""
+        next_try = output.local_time(each.due_at) if each.due_at else ""
+        row = (str(each.id), each.type, each.job_id or "", each.state, str(each.tries))
         table.add_row(*row, escape(answer), next_try)
     output.stdout.print(table)

@@ -17,9 +17,9 @@ import pytest
 from typer.main import get_command
 
 from app.cli import cli, watch
-from app.cli.client import JobEvent
 from app.cli.exits import MEANINGS
 from app.cli.jobs import attempts_text
+from espalier.documents import Event
 from tests.helpers.cluster import MAGNITUDE, ROOT, WANDA, eventually
 from tests.helpers.command import espalier
 from tests.helpers.embedded import ESPALIER, Embedded, embedded
@@ -174,7 +174,7 @@ def test_logs_are_followed_over_a_second_attempt_to_the_end_of_the_job(service: 
     ],
 )
 def test_attempts_that_do_not_count_are_not_counted(attempt: int, left: int, said: str) -> None:
-    assert attempts_text({"attempt": attempt, "max_attempts": 3, "attempts_left": left}) == said
+    assert attempts_text(SimpleNamespace(attempt=attempt, max_attempts=3, attempts_left=left)) == said  # type: ignore[arg-type]
 
 
 def gated(folder: Path, **gate: object) -> str:
@@ -280,7 +280,8 @@ def test_a_mistyped_spec_is_answered_the_same_without_a_service(tmp_path: Path) 
 def test_a_job_that_is_handed_back_is_said_to_be_so() -> None:
     said: list[str] = []
     shown = SimpleNamespace(say=said.append)
-    watch._show(JobEvent("queued", 2, {"reason": "worker_shutdown"}), shown)  # type: ignore[arg-type]
+    event = {"seq": 5, "type": "queued", "attempt": 2, "data": {"reason": "worker_shutdown"}, "at": "2026-11-27T12:00Z"}
+    watch._show(Event.read(event), shown)  # type: ignore[arg-type]
     assert said == ["handed back: its worker is being stopped; attempt 2 does not count"]
 
 

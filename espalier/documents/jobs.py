@@ -1,0 +1,125 @@
+"""Jobs, their events, attempts and files."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from espalier.documents.base import Document
+
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Progress(Document):
+    """How far the present stage is: `done` of `total`, at `rate` a second, `eta_s` seconds before its end."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    rate: float | None
+    eta_s: float | None
+    loss: float | None = None
+
+
+class Queue(Document):
+    """A queued job's place, from 1, and what no live worker has that it needs."""
+
+    position: int | None
+    waiting_for: str | None
+
+
+class JobFailure(Document):
+    """Why an attempt failed. `code` is stable, `hint` says what to change, `field` points into the spec."""
+
+    code: str
+    message: str
+    hint: str
+    retryable: bool
+    stage: str | None
+    field: str | None
+    attempt: int
+
+
+class MetricSummary(Document):
+    """A measurement on both models; `ratio` is pruned / dense."""
+
+    dense: float
+    pruned: float
+    ratio: float | None
+    unit: str
+
+
+class Durations(Document):
+    """Seconds: in the queue, from the first start to the end, and of the devices that were held."""
+
+    queued_s: float | None
+    running_s: float | None
+    device_s: float
+
+
+class JobDocument(Document):
+    """A job as it was when the service last said so."""
+
+    id: str
+    status: str
+    """queued, running, pausing, paused, cancelling, succeeded, failed or cancelled."""
+    stage: str | None
+    progress: Progress | None
+    queue: Queue | None
+    attempt: int
+    max_attempts: int
+    attempts_left: int
+    labels: dict[str, str]
+    priority: int
+    deadline_s: int
+    spec: dict[str, Any]
+    """With all defaults filled in."""
+    spec_digest: str
+    metrics: dict[str, MetricSummary] | None
+    """The report's measurements by name."""
+    verdict: str | None
+    """Of the spec's gates: pass, fail or inconclusive."""
+    error: JobFailure | None
+    asked_by: str | None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    durations: Durations
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has succeeded, failed or been cancelled."""
+        return self.status in ENDED
+
+
+class Event(Document):
+    """Something that happened to a job. `seq` counts from 1 without gaps."""
+
+    seq: int
+    type: str
+    attempt: int
+    data: dict[str, Any]
+    at: datetime
+
+
+class Attempt(Document):
+    """One try at a job by one worker."""
+
+    number: int
+    worker: str
+    outcome: str
+    error: JobFailure | None
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class Artifact(Document):
+    """A file of a result."""
+
+    path: str
+    bytes: int
+    sha256: str
+    media_type: str
+    url: str

@@ -1,0 +1,156 @@
+"""What the service says of itself and of the caller: key, workers, models, methods."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from espalier.documents.base import Document
+
+
+class Tenant(Document):
+    """Whose jobs a key sees."""
+
+    id: str
+    name: str
+
+
+class Key(Document):
+    """An API key, without its text."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+
+
+class Limits(Document):
+    """Bounds of what a request may ask for."""
+
+    max_body_bytes: int
+    max_attempts: int
+    deadline_s: int
+
+
+class Quotas(Document):
+    """Bounds of what a tenant may use; None where there is none."""
+
+    queued: int | None
+    running: int | None
+    stored_bytes: int | None
+    device_seconds: int | None
+    requests: int | None
+
+
+class Usage(Document):
+    """How much of its quotas a tenant uses."""
+
+    queued: int
+    running: int
+    stored_bytes: int
+    device_seconds: float
+    resets_at: datetime
+
+
+class Me(Document):
+    """The key of the request, and whose it is."""
+
+    tenant: Tenant
+    key: Key
+    limits: Limits
+    quotas: Quotas
+    usage: Usage
+
+
+class Device(Document):
+    """A part of a worker that it hands out."""
+
+    name: str
+    model: str | None
+    memory_bytes: int | None
+    busy: bool
+    job_id: str | None
+
+
+class Worker(Document):
+    """A process that does jobs. `kind` is cpu or gpu."""
+
+    id: str
+    name: str
+    kind: str
+    alive: bool
+    last_seen_at: datetime | None
+    memory_bytes: int | None
+    devices: list[Device]
+    methods: dict[str, list[str]] | None
+
+
+class ModelSummary(Document):
+    """A model that the service can see. `source` is local or job."""
+
+    id: str
+    source: str
+    model_type: str | None
+    family: str | None
+    parameters: int | None
+    blocks: int | None
+    context_length: int | None
+    weight_bytes: int | None
+    compressible: bool
+    methods: list[str]
+    code: str | None
+    reason: str | None
+
+
+class Ability(Document):
+    """Whether a method that edits models fits this one, and why not."""
+
+    stage: str
+    method: str
+    fits: bool
+    spec: dict[str, Any] | None
+    code: str | None
+    reason: str | None
+
+
+class Model(ModelSummary):
+    """A model with the planner's answer for each pruner and grower."""
+
+    abilities: list[Ability]
+
+
+class Method(Document):
+    """A method; `parameters` is the JSON Schema of its fields in a spec."""
+
+    name: str
+    summary: str
+    paper: str
+    needs: list[str]
+    units: list[str]
+    patterns: list[str]
+    score: str | None
+    updates_weights: bool | None
+    parameters: dict[str, Any]
+
+
+class Stage(Document):
+    """A field of the spec that takes a method."""
+
+    stage: str
+    methods: list[Method]
+
+
+class SpecField(Document):
+    """A field of the spec that is no stage."""
+
+    name: str
+    summary: str
+    parameters: dict[str, Any]
+
+
+class Capabilities(Document):
+    """Stages, methods and settings that the service offers."""
+
+    stages: list[Stage]
+    fields: list[SpecField]

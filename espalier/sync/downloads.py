@@ -1,0 +1,83 @@
+"""Files of a result, several at once, each checked against its announced digest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+from espalier import retries
+from espalier.documents.jobs import Artifact
+from espalier.errors import ServiceUnwell, TooManyRequests, Unreachable
+from espalier.files import Part, is_there, target
+from espalier.sync.connection import Connection
+from espalier.sync.runtime import in_thread, sleep, together
+
+RECONNECTS = 5
+"""Failed attempts in a row, each without a new byte, before a download is given up. Another call goes on with it."""
+
+OnProgress = Callable[[Artifact, int], None]
+"""(file, how many of its bytes are there). Of several files at once, so it may be called from several threads."""
+
+
+def download(
+    connection: Connection,
+    files: list[Artifact],
+    folder: Path,
+    *,
+    at_once: int,
+    on_progress: OnProgress | None,
+) -> list[Path]:
+    """Paths of the files below `folder`, in their order. Complete ones are not fetched, parts are gone on with."""
+    targets = [target(folder, file.path) for file in files]  # all names are looked at before the first byte is asked
+
+    stopped = Event()
+
+    def one(file: Artifact, path: Path) -> Path:
+        _fetch(connection, file, path, on_progress or _nothing, stopped)
+        return path
+
+    calls: list[Callable[[], Path]] = [partial(one, file, path) for file, path in zip(files, targets, strict=True)]
+    return together(calls, at_once=at_once, stopped=stopped)
+
+
+def _fetch(connection: Connection, file: Artifact, path: Path, on_progress: OnProgress, stopped: Event) -> None:
+    if in_thread(is_there, path, file):
+        on_progress(file, file.bytes)
+        return
+    part = Part(file, path)
+    in_thread(part.open)
+    try:
+        if part.done < file.bytes:
+            _complete(connection, part, on_progress, stopped)
+    finally:
+        part.close()
+    if not stopped.is_set():
+        part.finish()
+
+
+def _complete(connection: Connection, part: Part, on_progress: OnProgress, stopped: Event) -> None:
+    """Fetch the rest, over broken connections too."""
+    failures = 0
+    while True:
+        before = part.done
+        wanted = {"Range": f"bytes={part.done}-"} if part.done else {}
+        try:
+            with connection.stream(part.file.url, wanted) as response:
+                if response.status_code != 206:
+                    part.restart()
+                for chunk in response.iter_raw():
+                    part.append(chunk)
+                    on_progress(part.file, part.done)
+                    if stopped.is_set():
+                        return
+            return
+        except (Unreachable, ServiceUnwell, TooManyRequests) as error:
+            failures = 1 if part.done > before else failures + 1
+            if failures == RECONNECTS:
+                raise
+            sleep(retries.pause_s(failures, getattr(error, "retry_after_s", None)))
+
+
+def _nothing(file: Artifact, done: int) -> None: ...
