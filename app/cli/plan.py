@@ -1,4 +1,4 @@
-"""What `submit --dry-run` shows."""
+"""The tables of `submit --dry-run`."""
 
 from __future__ import annotations
 
