@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Unpack
 from urllib.parse import quote
 
@@ -11,6 +11,7 @@ from espalier.aio.jobs import AsyncJob, AsyncJobRef
 from espalier.aio.sweeps import AsyncSweep, AsyncSweepRef
 from espalier.aio.webhooks import AsyncWebhooks
 from espalier.documents.base import Page
+from espalier.documents.comparisons import Comparison
 from espalier.documents.reports import Plan
 from espalier.documents.service import Capabilities, Me, Model, ModelSummary, Worker
 from espalier.documents.sweeps import SweepPlan, SweepSummary
@@ -72,6 +73,10 @@ class AsyncClient(AsyncWebhooks):
         found = await self.get("/v1/jobs", params=params)
         jobs = [AsyncJob.of(self, each) for each in found["data"]]
         return Page(jobs, found["next_cursor"], found["total"], found)
+
+    async def compare(self, job_ids: Sequence[str]) -> Comparison:
+        """Two to eight finished jobs beside one another, in this order."""
+        return Comparison.read(await self.get("/v1/compare", params=[("job", job_id) for job_id in job_ids]))
 
     # -- sweeps --------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,15 @@
 """Documents of the service as pydantic models: the fields that stay, and whatever else a newer service adds."""
 
 from espalier.documents.base import Document, Page
+from espalier.documents.comparisons import (
+    ComparedJob,
+    Comparison,
+    LayerComparison,
+    MetricComparison,
+    MetricValue,
+    SpecDifference,
+    SpecValue,
+)
 from espalier.documents.jobs import (
     Artifact,
     Attempt,
@@ -59,6 +68,8 @@ __all__ = [
     "Attempt",
     "Axis",
     "Capabilities",
+    "ComparedJob",
+    "Comparison",
     "Delivery",
     "Device",
     "Document",
@@ -69,12 +80,15 @@ __all__ = [
     "JobFailure",
     "Key",
     "Layer",
+    "LayerComparison",
     "LeftOut",
     "Limits",
     "Me",
     "Method",
     "Metric",
+    "MetricComparison",
     "MetricSummary",
+    "MetricValue",
     "Model",
     "ModelSummary",
     "Page",
@@ -89,7 +103,9 @@ __all__ = [
     "Quotas",
     "Report",
     "Runtime",
+    "SpecDifference",
     "SpecField",
+    "SpecValue",
     "Stage",
     "StageTime",
     "SweepChild",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 from urllib.parse import quote
 
 from espalier.documents.base import Page
+from espalier.documents.comparisons import Comparison
 from espalier.documents.reports import Plan
 from espalier.documents.service import Capabilities, Me, Model, ModelSummary, Worker
 from espalier.documents.sweeps import SweepPlan, SweepSummary
@@ -72,6 +73,10 @@ class Client(Webhooks):
         found = self.get("/v1/jobs", params=params)
         jobs = [Job.of(self, each) for each in found["data"]]
         return Page(jobs, found["next_cursor"], found["total"], found)
+
+    def compare(self, job_ids: Sequence[str]) -> Comparison:
+        """Two to eight finished jobs beside one another, in this order."""
+        return Comparison.read(self.get("/v1/compare", params=[("job", job_id) for job_id in job_ids]))
 
     # -- sweeps --------------------------------------------------------------------------------------------------------
 

@@ -100,6 +100,8 @@ def test_it_asks_for_all_there_is_for_a_tenant(live: tuple[Client, Api], tmp_pat
     assert sweep.pareto(cost="sparsity").cost is not None
     assert b"<html" in sweep.pareto_page()
     assert [each.id for each in client.sweeps()] == [sweep.id]
+    children = [child.job_id for child in sweep.children if child.job_id]
+    assert [each.path for each in client.compare(children).spec] == ["prune.sparsity"]
     assert client.sweep(sweep.id).cancel().status == "completed"
     sweep.delete()
 

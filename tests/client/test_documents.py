@@ -25,6 +25,7 @@ SCHEMAS: dict[type[documents.Document], str] = {
     documents.Worker: "WorkerRead",
     documents.ModelSummary: "ModelSummary",
     documents.Model: "ModelRead",
+    documents.Comparison: "Comparison",
     documents.Capabilities: "Capabilities",
     documents.Webhook: "WebhookWithSecret",
     documents.Delivery: "DeliveryRead",

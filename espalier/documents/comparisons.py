@@ -1,0 +1,84 @@
+"""Finished jobs beside one another. Lists of values have an entry for each job, in the order of `jobs`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from espalier.documents.base import Document
+from espalier.documents.jobs import JobFailure
+
+
+class ComparedJob(Document):
+    """One of the jobs. Sizes and sparsity are None of a job without a result."""
+
+    id: str
+    status: str
+    labels: dict[str, str]
+    spec: dict[str, Any]
+    spec_digest: str
+    error: JobFailure | None
+    created_at: datetime
+    finished_at: datetime
+    verdict: str | None
+    sparsity: float | None
+    parameters: int | None
+    parameters_after: int | None
+    zeros: int | None
+    weight_bytes: int | None
+
+
+class SpecValue(Document):
+    """A job's value of a field; `absent` where its spec has no such field."""
+
+    absent: bool
+    value: str | int | float | bool | None
+
+
+class SpecDifference(Document):
+    """A field that is not the same in all specs, by its path with dots."""
+
+    path: str
+    only_defaults: bool
+    values: list[SpecValue]
+
+
+class MetricValue(Document):
+    """A measurement of one job; intervals hold the true value with 95 %."""
+
+    dense: float
+    pruned: float
+    pruned_interval: tuple[float, float] | None
+    ratio: float | None
+    ratio_interval: tuple[float, float] | None
+    difference_interval: tuple[float, float] | None
+
+
+class MetricComparison(Document):
+    """A measurement of all jobs. They compare where `same_dense`."""
+
+    name: str
+    unit: str
+    higher_is_better: bool | None
+    same_dense: bool
+    values: list[MetricValue | None]
+
+
+class LayerComparison(Document):
+    """A layer as each job left it."""
+
+    name: str
+    block: int
+    parameters: list[int | None]
+    sparsity: list[float | None]
+    outputs: list[int | None]
+    inputs: list[int | None]
+
+
+class Comparison(Document):
+    """Two to eight finished jobs: where specs differ, what was measured, what became of layers."""
+
+    jobs: list[ComparedJob]
+    spec: list[SpecDifference]
+    metrics: list[MetricComparison]
+    layers: list[LayerComparison]
