@@ -42,8 +42,8 @@ class Settings(BaseSettings):
 
     signing_keys: Path = Field(
         Path(),
-        description="Private keys that sign manifests, made by `espalier signing-keys rotate`. Default: in home, where the "
-        "embedded service makes it; elsewhere nothing is signed without one.",
+        description="Private keys that sign manifests, made by `espalier signing-keys rotate`. Default: in home, where "
+        "the embedded service makes it; elsewhere nothing is signed without one.",
     )
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
