@@ -117,6 +117,17 @@ def check_priority(principal: Principal, priority: int) -> None:
         )
 
 
+def check_publish(principal: Principal) -> None:
+    """Raises Forbidden where the key may not have results published."""
+    scope: Scope = "publish"
+    if scope not in principal.scopes:
+        raise Forbidden(
+            f"To publish needs a key with the scope `{scope}`: leave `publish` out, or use another key.",
+            code="missing_scope",
+            allowed=[scope],
+        )
+
+
 def no_such_job() -> NotFound:
     return NotFound("There is no such job: check the id, and that the key is of the tenant that submitted it.")
 

@@ -38,6 +38,8 @@ from app.metrics import endpoints as metrics_endpoints
 from app.metrics.collector import StateCollector
 from app.models import endpoints as models
 from app.pages import endpoints as pages
+from app.publications import endpoints as publications
+from app.publications.credentials import Credentials
 from app.queue import Relay
 from app.rates import Rates
 from app.reports import endpoints as reports
@@ -84,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             database=database,
             store=ArtifactStore(settings.artifacts_url),
             signing=key_ring(settings),
+            credentials=Credentials(settings.credentials),
             relay=Relay(database, settings),
             bodies=Bodies(),
             reader=reader,
@@ -140,6 +143,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         artifacts,
         reports,
         compare,
+        publications,
         sweeps,
         capabilities,
         models,

@@ -15,6 +15,7 @@ from app.health.readiness import Readiness
 from app.jobs.bodies import Bodies
 from app.jobs.status_reader import StatusReader
 from app.keys.usage import KeyUsage
+from app.publications.credentials import Credentials
 from app.queue import Relay
 from app.rates import Rates
 from app.settings import Settings
@@ -30,6 +31,7 @@ class Services:
     database: Database
     store: ArtifactStore
     signing: KeyRing
+    credentials: Credentials
     relay: Relay
     bodies: Bodies
     reader: StatusReader

@@ -46,6 +46,12 @@ class Settings(BaseSettings):
         "the embedded service makes it; elsewhere nothing is signed without one.",
     )
 
+    credentials: Path = Field(
+        Path(),
+        description="Named places to publish results to, TOML, for API and reconciler: docs/publishing.md. "
+        "Default: credentials.toml in home.",
+    )
+
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
     cors_origins: str = Field(
@@ -119,6 +125,7 @@ class Settings(BaseSettings):
             "work_dir": home / "work",
             "cache_dir": home / "cache",
             "signing_keys": home / "signing-keys.json",
+            "credentials": home / "credentials.toml",
         }.items():
             if not values.get(name):
                 values[name] = default

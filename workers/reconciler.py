@@ -1,5 +1,5 @@
 """Repairs the state after crashes: expired leases, unsent messages, sweeps to stop, files of deleted jobs and lost
-attempts. Sends what webhooks are to be told.
+attempts. Sends what webhooks are to be told, and brings results to where they are to be published.
 
 Start any number, one is enough: `python -m workers.reconciler`. Each chore is safe to repeat and stands alone: one that
 fails is logged and tried again next time.
@@ -20,8 +20,12 @@ from app.db import Database
 from app.jobs import fleet, removals, upkeep
 from app.logs import configure_logging
 from app.metrics import observations
+from app.publications.credentials import Credentials
+from app.publications.deliverer import AT_ONCE as PUBLISHED_AT_ONCE
+from app.publications.deliverer import Deliverer as Publications
 from app.queue import Publisher, relay
 from app.settings import Settings, get_settings
+from app.signing.keys import key_ring
 from app.storage import ArtifactStore
 from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
@@ -121,6 +125,14 @@ def main() -> None:
     # On a thread of its own: a receiver that does not answer holds up nothing else.
     deliverer = Deliverer(Database(settings.database_url, pool_size=AT_ONCE), settings)
     threading.Thread(target=deliverer.run, args=[stop], name="webhooks", daemon=True).start()
+    publications = Publications(
+        Database(settings.database_url, pool_size=2 * PUBLISHED_AT_ONCE),
+        reconciler.store,
+        Credentials(settings.credentials),
+        key_ring(settings),
+    )
+    for _ in range(PUBLISHED_AT_ONCE):  # daemons: what one was sending when the process ends, the next takes up
+        threading.Thread(target=publications.run, args=[stop], name="publications", daemon=True).start()
     due = [0.0] * len(chores)
     log.info("reconciler_started")
     while not stop.is_set():

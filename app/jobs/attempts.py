@@ -22,6 +22,7 @@ from app.jobs.lifecycle import HELD, announce, close_attempt, fail_or_retry, tra
 from app.jobs.models import Artifact, Attempt, DeviceLease, Event, Job, Outbox, ReportRecord
 from app.jobs.needs import Needs, waiting_for
 from app.jobs.turns import Turn
+from app.publications import outbox as publications
 from app.webhooks import outbox
 from workers.engine.report import FileEntry, Report
 
@@ -96,7 +97,7 @@ def claim(session: Session, worker: Worker, *, ttl_s: float, overtaking_ms: int)
         tenant_id=row.tenant_id,
         job_id=row.id,
         seq=row.event_seq,
-        status="running",
+        kind="job.running",
         at=row.updated_at,
     )
     figures.taken(session, row.tenant_id, row.updated_at - (row.queued_at or row.created_at))
@@ -236,6 +237,8 @@ def succeed(
         m.name: {"dense": m.dense, "pruned": m.pruned, "ratio": m.ratio, "unit": m.unit} for m in report.metrics
     }
     job.verdict = report.verdict
+    if job.publications is not None:
+        job.publications = publications.shown(publications.decide(session, job.id, job.verdict, job.updated_at))
     if job.progress is not None:
         job.progress = {**job.progress, "done": job.progress["total"], "eta_s": 0}
     session.add(ReportRecord(job_id=job.id, body=report.model_dump(mode="json")))

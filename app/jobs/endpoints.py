@@ -15,7 +15,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
-from app.access import Canceller, JobSeen, Principal, Reader, Writer, check_priority, look_at_job, no_such_job
+from app.access import (
+    Canceller,
+    JobSeen,
+    Principal,
+    Reader,
+    Writer,
+    check_priority,
+    check_publish,
+    look_at_job,
+    no_such_job,
+)
 from app.errors import InvalidRequest
 from app.http.conditional import PRIVATE, check_if_match, matches, wait_preference
 from app.http.pagination import decode_cursor, encode_cursor, next_link
@@ -29,6 +39,7 @@ from app.jobs.parameters import Counted, Cursor, JobId, Limit, filters, order
 from app.jobs.repository import Filters, Order, Page
 from app.jobs.schemas import MAX_LABELS, JobPage, JobRead, JobSubmit, LabelsPatch
 from app.jobs.views import JOB_ID, JobView, Place, etag, render
+from app.keys.repository import tenant_name
 from app.services import Services, ServicesDep
 from workers.engine.report import Plan
 
@@ -75,6 +86,11 @@ def create(
 ) -> Response:
     """Submit a job."""
     check_priority(principal, submit.priority)
+    if submit.publish:
+        check_publish(principal)
+        with has.database.read() as session:
+            tenant = tenant_name(session, principal.tenant_id)
+        has.credentials.check(submit.publish, tenant, "/publish")
     if dry_run:
         with has.database.read() as session:
             workers = needs.live(session.connection())
@@ -93,6 +109,7 @@ def create(
             deadline_s=deadline_s,
             request_id=request.state.request_id,
             asked_by=principal.key_name,
+            publish=submit.publish,
         )
         usage.check_more(session, principal.tenant_id)
         places = repository.places(session.connection(), [job])

@@ -87,7 +87,9 @@ def transition(session: Session, job: Job, to: str, data: dict[str, Any] | None 
     job.paused_at = now if to == "paused" else None
     session.add(Event(job_id=job.id, seq=job.event_seq, type=to, attempt=job.attempt, data=data or {}, at=now))
     session.flush()
-    outbox.note(session.connection(), tenant_id=job.tenant_id, job_id=job.id, seq=job.event_seq, status=to, at=now)
+    outbox.note(
+        session.connection(), tenant_id=job.tenant_id, job_id=job.id, seq=job.event_seq, kind=f"job.{to}", at=now
+    )
     if to in TERMINAL:
         figures.job_ended(session, job, now)
 

@@ -92,6 +92,8 @@ class Job(Base):
     """The request's place in its trace, as W3C writes it; None where nobody traces."""
     asked_by: Mapped[str | None] = mapped_column(String(100))
     """Name of the key that submitted it; None of jobs that are older than this column."""
+    publications: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
+    """Of the table `publications`, as bodies show them: written with each change there, so a poll reads no more."""
 
     created_at: Mapped[int] = mapped_column(BigInteger)
     updated_at: Mapped[int] = mapped_column(BigInteger)

@@ -8,6 +8,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from app.jobs.repository import TOTAL_MOST
 from app.jobs.views import JOB_ID
+from app.publications.request import PublishList
+from app.publications.schemas import PublicationRead
 from workers.engine.report import Verdict
 from workers.engine.spec import CompressionSpec
 
@@ -57,6 +59,7 @@ class JobSubmit(Scheduling):
     )
 
     spec: CompressionSpec
+    publish: PublishList = Field(default_factory=list)
 
 
 class LabelsPatch(Request):
@@ -159,6 +162,7 @@ class JobRead(Read):
     asked_by: str | None = Field(
         description="Name of the key that submitted it; null of jobs from before this was noted.", examples=["ci"]
     )
+    publications: list[PublicationRead] = Field(description="Places that the result is brought to, oldest first.")
     created_at: AwareDatetime
     updated_at: AwareDatetime
     started_at: AwareDatetime | None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import BigInteger, Text, bindparam, cast, delete, func, insert
+from sqlalchemy import BigInteger, Text, bindparam, cast, delete, func, insert, update
 from sqlalchemy.orm import Session
 
 from app.db import clock, now_ms, table
@@ -17,6 +17,8 @@ from app.jobs.lifecycle import VERBS, announce, transition
 from app.jobs.models import TERMINAL, Event, Job, JobLabel, Outbox
 from app.jobs.needs import methods_of, queue_of
 from app.jobs.views import JobView
+from app.publications import outbox as publications
+from app.publications.contract import Params
 from app.webhooks import messages, outbox
 from workers.engine.spec import CompressionSpec
 
@@ -41,6 +43,7 @@ def create(
     deadline_s: int,
     request_id: str | None,
     asked_by: str | None = None,
+    publish: Sequence[Params] = (),
     job_id: str | None = None,
     now: int | None = None,
 ) -> JobView:
@@ -83,8 +86,13 @@ def create(
         )
     event = {"job_id": job_id, "seq": 1, "type": "queued", "attempt": 0, "data": {}, "at": at}
     connection.execute(_INSERT_EVENT, event)
-    outbox.note(connection, tenant_id=tenant_id, job_id=job_id, seq=1, status="queued", at=at)
+    outbox.note(connection, tenant_id=tenant_id, job_id=job_id, seq=1, kind="job.queued", at=at)
     connection.execute(_INSERT_MESSAGE, {"job_id": job_id, "queue": queue, "due_at": at})
+    shown = None
+    if publish:
+        made = publications.ask(session, tenant_id=tenant_id, job_id=job_id, asked=publish, asked_by=asked_by, now=at)
+        show = update(_JOBS).where(_JOBS.c.id == job_id).values(publications=publications.shown(made))
+        shown = connection.execute(show.returning(cast(_JOBS.c.publications, Text))).scalar_one()
     return JobView(
         id=job_id,
         version=1,
@@ -114,6 +122,7 @@ def create(
         asked_by=asked_by,
         tenant_id=tenant_id,
         device_ms=0,
+        publications=shown,
     )
 
 

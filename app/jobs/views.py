@@ -52,6 +52,7 @@ class JobView(NamedTuple):
     asked_by: str | None
     tenant_id: str
     device_ms: int
+    publications: str | None
 
 
 class Place(NamedTuple):
@@ -94,6 +95,7 @@ COLUMNS = (
     _job.asked_by,
     _job.tenant_id,
     _job.device_ms,
+    cast(_job.publications, Text),
 )
 
 
@@ -126,6 +128,7 @@ def as_json(job: JobView, place: Place | None) -> dict[str, Any]:
         "verdict": job.verdict,
         "error": _fragment(job.error),
         "asked_by": job.asked_by,
+        "publications": _fragment(job.publications) or [],
         "created_at": iso(job.created_at),
         "updated_at": iso(job.updated_at),
         "started_at": iso(job.started_at),

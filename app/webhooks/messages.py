@@ -9,9 +9,12 @@ import orjson
 from sqlalchemy import delete, literal, select, update
 from sqlalchemy.orm import Session
 
-from app.jobs.models import Job, JobLabel
+from app.jobs.models import Event, Job, JobLabel
 from app.jobs.views import iso
 from app.webhooks.models import Delivery, Webhook
+
+PUBLICATION = "publication."
+"""Begins the types of what becomes of a publication, whose job has succeeded."""
 
 
 def body(session: Session, delivery: Delivery, webhook: Webhook) -> str | None:
@@ -23,15 +26,20 @@ def body(session: Session, delivery: Delivery, webhook: Webhook) -> str | None:
         labels = {row.key: row.value for row in pairs}
         if not _matches(webhook, delivery.type, labels):
             return None
+        happened = (
+            session.get(Event, (delivery.job_id, delivery.seq)) if delivery.type.startswith(PUBLICATION) else None
+        )
         data = {
             "job_id": delivery.job_id,
-            "status": delivery.type.removeprefix("job."),
+            "status": "succeeded" if delivery.type.startswith(PUBLICATION) else delivery.type.removeprefix("job."),
             "seq": delivery.seq,
             "labels": labels,
             "verdict": job.verdict if job else None,
             "error": (job.error or {}).get("code") if job else None,
             "url": f"/v1/jobs/{delivery.job_id}",
         }
+        if happened is not None:
+            data["publication"] = happened.data
     return orjson.dumps({"type": delivery.type, "timestamp": iso(delivery.at), "data": data}).decode()
 
 

@@ -11,11 +11,11 @@ _webhook = table(Webhook).c
 _COLUMNS = ("webhook_id", "type", "job_id", "seq", "at", "state", "tries", "due_at", "log")
 
 
-def note(connection: Connection, *, tenant_id: str, job_id: str, seq: int, status: str, at: int) -> None:
-    """The job's status has changed. Filters are applied when it is sent."""
+def note(connection: Connection, *, tenant_id: str, job_id: str, seq: int, kind: str, at: int) -> None:
+    """An event of the job that is told of, such as `job.failed`. Filters are applied when it is sent."""
     told = select(
         _webhook.id,
-        literal(f"job.{status}"),
+        literal(kind),
         literal(job_id),
         literal(seq),
         literal(at),

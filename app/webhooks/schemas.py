@@ -18,6 +18,8 @@ EventType = Literal[
     "job.succeeded",
     "job.failed",
     "job.cancelled",
+    "publication.published",
+    "publication.failed",
 ]
 Url = Annotated[
     str, Field(min_length=8, max_length=2000, pattern=r"^[!-~]+$", examples=["https://example.org/espalier"])

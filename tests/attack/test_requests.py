@@ -137,6 +137,7 @@ def good_bodies(sweep: str) -> dict[str, dict[str, Any]]:
         "webhooks_create": {"url": "https://127.0.0.1/", "events": ["job.failed"], "labels": {"a": "b"}},
         "webhooks_update": {"url": "https://127.0.0.1/", "events": [], "labels": {}, "enabled": True},
         "webhooks_rotate": {"keep_hours": 1},
+        "publications_create": {"to": "s3", "credentials": "models", "path": "a/b", "replace": True, "gates": "any"},
         "keys_create": {"tenant": "theirs", "name": "ci", "scopes": ["jobs:read"], "expires_days": 30},
         "tenants_update": {"weight": 2, "quotas": {"queued": 5, "running": None, "requests": 100_000}},
         "sweeps_create": {
@@ -247,6 +248,7 @@ async def prepared(app: FastAPI) -> tuple[str, dict[str, str]]:
         "key_id": "key_" + "0" * 32,
         "tenant_id": "ten_" + "0" * 32,
         "webhook_id": "whk_" + "0" * 32,
+        "publication_id": "pub_" + "0" * 32,
         "delivery_id": "1",
     }
 
