@@ -1,4 +1,4 @@
-"""What a publisher is: a kind of place that results can be brought to, with what a client and an operator say of it.
+"""Publishers: kinds of places that results can be brought to, with what a client and an operator say of them.
 
 A package of its own adds one by the entry point group `espalier.publishers`, whose objects are `Publisher`s.
 """
@@ -16,7 +16,7 @@ Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
 
 
 class Params(BaseModel):
-    """What a client asks for. A publisher's own has `to: Literal[its name]`, and says where at the place."""
+    """A request of a client's. A publisher's own has `to: Literal[its name]`, and says where at the place."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -41,7 +41,7 @@ class SecretRef(BaseModel):
 
 
 class Target(BaseModel):
-    """What the operator says under a name: the place, and how to get in. A publisher's own has `to: Literal[its name]`.
+    """A section of the operator's file: the place, and how to get in. A publisher's own has `to: Literal[its name]`.
 
     Fields of type SecretRef are read before `publish` is called, which finds them in `secrets`.
     """

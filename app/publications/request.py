@@ -1,4 +1,4 @@
-"""What a request may publish to: one of the publishers' parameters, told apart by `to`."""
+"""Places that a request may publish to: one of the publishers' parameters, told apart by `to`."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def publish(target: S3Target, params: S3Params, result: Result, secrets: dict[st
 
 
 def failure(error: Exception, folder: str) -> PublishFailure:
-    """What an error of obstore means."""
+    """The meaning of an error of obstore's."""
     kinds = obstore.exceptions
     said = f"{folder}: {type(error).__name__}"
     if isinstance(error, kinds.PermissionDeniedError | kinds.UnauthenticatedError):
@@ -179,7 +179,7 @@ def _read(store: S3Store, path: str) -> bytes | None:
 
 
 def _paths(manifest: bytes) -> set[str]:
-    """What another result's manifest lists; nothing where it is none of ours."""
+    """Files that another result's manifest lists; none where it is none of ours."""
     try:
         return {entry.path for entry in Manifest.model_validate_json(manifest).files}
     except ValidationError:
