@@ -53,7 +53,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def measures(alert: str) -> list[str]:
-    """What an alert compares with its bounds: an alert at rest has no series itself."""
+    """The sides of its comparisons that are measured: an alert at rest has no series itself."""
     parts = re.split(r"\n\s*and on \(\) ", alert.strip())
     return [re.sub(r"^absent\((.*)\)$", r"\1", BOUND.sub("", part)) for part in parts]
 
