@@ -25,6 +25,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    func,
     select,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -106,6 +107,17 @@ def _json_object_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     return f"iif(count(*) > 0, json_group_object({arguments}), null)"
 
 
+def continue_numbers(connection: Connection, table: Table) -> None:
+    """After rows were written with their numbers: new ones go on behind them. SQLite does so by itself."""
+    if connection.dialect.name != "postgresql" or table.autoincrement_column is None:
+        return
+    column = table.autoincrement_column
+    sequence = connection.execute(select(func.pg_get_serial_sequence(table.name, column.name))).scalar_one()
+    if sequence is not None:
+        last = connection.execute(select(func.coalesce(func.max(column), 0))).scalar_one()
+        connection.execute(select(func.setval(sequence, last + 1, False)))
+
+
 class Database:
     """An engine, with `read()` and `write()` sessions and `transact()`. No session is shared between threads."""
 
@@ -152,6 +164,14 @@ class Database:
     def rows(self) -> Iterator[Connection]:
         """As `read`, for what needs no objects."""
         with self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """For SELECTs that take long and must all see the same."""
+        embedded = self.engine.dialect.name == "sqlite"
+        level = {} if embedded else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        with self.engine.connect().execution_options(**level) as connection:
             yield connection
 
     @contextmanager

@@ -111,6 +111,12 @@ class ArtifactStore:
         except obstore.exceptions.AlreadyExistsError as error:
             raise AlreadyStored(key) from error
 
+    def put_pieces(self, key: str, pieces: Iterable[bytes]) -> None:
+        """Store what is made piece by piece, of any size; what was there is replaced."""
+        with obstore.open_writer(self._store, key, buffer_size=PART_BYTES) as writer:
+            for piece in pieces:
+                writer.write(piece)
+
     def check_file(self, key: str, path: Path, sha256: str) -> None:
         """Raises Damaged unless `key` holds what `path` does, and that has the digest it was made with.
 
@@ -170,6 +176,10 @@ class ArtifactStore:
         return b"".join(text.splitlines(keepends=True)[-lines:])
 
     # -- list and delete -----------------------------------------------------------------------------------------------
+
+    def every_key(self) -> Iterator[str]:
+        """Of everything that is stored."""
+        return iter(self._list(None))
 
     def list_jobs(self) -> Iterator[tuple[str, str]]:
         """(tenant id, job id) of every job that has anything stored."""

@@ -11,6 +11,7 @@ import typer
 from app.cli import (
     account,
     admin,
+    backup,
     compress,
     download,
     gate,
@@ -19,6 +20,7 @@ from app.cli import (
     methods,
     processes,
     report,
+    schema,
     serve,
     signing_keys,
     store,
@@ -121,6 +123,8 @@ cli.command("api", rich_help_panel=OPERATE)(processes.api)
 cli.command("worker", rich_help_panel=OPERATE)(processes.worker)
 cli.command("reconciler", rich_help_panel=OPERATE)(processes.reconciler)
 cli.command("config", rich_help_panel=OPERATE)(admin.config)
+cli.command("backup", rich_help_panel=OPERATE)(backup.backup)
+cli.command("restore", rich_help_panel=OPERATE)(backup.restore)
 cli.command("gc", rich_help_panel=OPERATE)(store.gc)
 cli.command("adopt-store", rich_help_panel=OPERATE)(store.adopt_store)
 
@@ -141,8 +145,9 @@ signing.command("rotate")(signing_keys.rotate)
 signing.command("revoke")(signing_keys.revoke)
 cli.add_typer(signing, name="signing-keys", rich_help_panel=OPERATE)
 
-db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, current.")
+db = typer.Typer(no_args_is_help=True, help="The database's schema: upgrade, downgrade, current.")
 db.command("upgrade")(admin.db_upgrade)
+db.command("downgrade")(schema.db_downgrade)
 db.command("current")(admin.db_current)
 cli.add_typer(db, name="db", rich_help_panel=OPERATE)
 

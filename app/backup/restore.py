@@ -1,0 +1,79 @@
+"""Restore a backup into an empty database, of either kind, and an empty store.
+
+The files first, then the rows in one transaction: whoever finds the rows finds the files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import orjson
+from sqlalchemy import Connection, delete, select, update
+
+from app import migrate
+from app.backup import copying, rows
+from app.backup.backup import AT_ONCE
+from app.backup.contents import FILES, BadBackup, Contents, Stored, contents_of, file_key, lines, table_key
+from app.db import Database, table
+from app.jobs.models import Artifact, Job
+from app.keys.models import Tenant
+from app.storage import ArtifactStore
+
+
+def restore(backup: ArtifactStore, database: Database, url: str, store: ArtifactStore) -> Contents:
+    """Raises BadBackup if it is not whole or not for this version, or if there is anything where it is to go."""
+    contents = contents_of(backup)
+    if not migrate.is_known(contents.revision):
+        raise BadBackup(
+            f"it was made by espalier {contents.version}, whose schema ({contents.revision}) this version does not know"
+        )
+    if next(store.every_key(), None) is not None:
+        raise BadBackup(f"the artifact store {store.url} is not empty: name an empty one (ESPALIER_ARTIFACTS_URL)")
+    with database.snapshot() as connection:
+        if not rows.is_empty(connection):
+            raise BadBackup("the database is not empty: name an empty one (ESPALIER_DATABASE_URL)")
+    with tempfile.TemporaryDirectory(prefix="espalier-restore-") as folder:
+        for name, expected in contents.tables.items():  # all are whole before anything is written
+            with (Path(folder) / name).open("wb") as file:
+                file.writelines(copying.checked(backup, table_key(name), expected))
+        _copy_files(backup, store, contents)
+        migrate.to(url, contents.revision)
+        with database.engine.begin() as connection:
+            _load(connection, Path(folder), contents)
+    migrate.upgrade(url)
+    return contents
+
+
+def _copy_files(backup: ArtifactStore, store: ArtifactStore, contents: Contents) -> None:
+    def one(file: Stored) -> None:
+        try:
+            copied = copying.copy(backup, file_key(file.key), store, file.key, named=file.key)
+        except FileNotFoundError:
+            raise BadBackup(f"{file_key(file.key)} is missing") from None
+        if copied != file:
+            raise BadBackup(f"{file_key(file.key)} is not what was written: its sha256 is {copied.sha256}")
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = lines(copying.checked(backup, FILES, contents.files))
+        for _ in pool.map(one, [Stored(**orjson.loads(line)) for line in found]):
+            pass
+
+
+def _load(connection: Connection, folder: Path, contents: Contents) -> None:
+    for each in rows.tables(connection):
+        if each.name in contents.tables:
+            with (folder / each.name).open("rb") as file:
+                rows.load(connection, each, file)
+    job, artifact, tenant = table(Job).c, table(Artifact).c, table(Tenant).c
+    for job_id in contents.deleted_jobs:
+        found = connection.execute(select(job.tenant_id, job.stored_bytes).where(job.id == job_id)).one()
+        connection.execute(
+            update(table(Tenant))
+            .where(tenant.id == found.tenant_id)
+            .values(stored_bytes=tenant.stored_bytes - found.stored_bytes)
+        )
+        connection.execute(delete(table(Job)).where(job.id == job_id))
+    for job_id, path in contents.deleted_files:
+        connection.execute(delete(table(Artifact)).where(artifact.job_id == job_id, artifact.path == path))

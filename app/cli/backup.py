@@ -1,0 +1,75 @@
+"""`espalier backup` and `espalier restore`: database and artifact store together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.backup.backup import back_up
+from app.backup.contents import BadBackup, Contents, place
+from app.backup.restore import restore as restore_from
+from app.cli import output
+from app.cli.exits import CliError, Usage
+from app.cli.options import AsJson, load_settings
+from app.db import Database
+from app.storage import ArtifactStore, StorageError
+
+Place = Annotated[str, typer.Argument(help="A folder, or s3://…, gs://…, az://….")]
+Source = Annotated[str, typer.Argument(metavar="FROM", help="A folder or URL that `espalier backup` wrote to.")]
+APART = "not in it: the secret key, and the keys that sign manifests; keep them apart"
+
+
+def backup(to: Place, as_json: AsJson = False) -> None:
+    """Back up the database and the artifact store together, while the service runs.
+
+    The rows are of one moment; the files of all jobs they speak of are there. What the target has must be nothing.
+    """
+    settings = load_settings()
+    database = Database(settings.database_url)
+    try:
+        contents = back_up(database, ArtifactStore(settings.artifacts_url), place(to))
+    except BadBackup as error:
+        raise Usage(str(error)) from None
+    except (SQLAlchemyError, StorageError, OSError) as error:
+        raise CliError(f"the backup is not complete: {error}") from error
+    finally:
+        database.dispose()
+    _print(contents, f"backed up to {to}", as_json=as_json)
+    for kind, keys in (("missing from the store", contents.missing), ("damaged in the store", contents.damaged)):
+        for key in keys:
+            output.stderr.print(f"{kind}: {key}", markup=False)
+
+
+def restore(source: Source, as_json: AsJson = False) -> None:
+    """Restore a backup into an empty database, SQLite or PostgreSQL, and an empty artifact store.
+
+    Those that the settings name. Every file is checked against the digest it was backed up with.
+    """
+    settings = load_settings()
+    if settings.embedded:
+        Path(settings.database_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database_url)
+    try:
+        contents = restore_from(place(source), database, settings.database_url, ArtifactStore(settings.artifacts_url))
+    except BadBackup as error:
+        raise Usage(str(error)) from None
+    except (SQLAlchemyError, StorageError, OSError) as error:
+        raise CliError(f"nothing is restored, but some files: {error}; empty the store and try again") from error
+    finally:
+        database.dispose()
+    _print(contents, f"restored from {source}", as_json=as_json)
+
+
+def _print(contents: Contents, done: str, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(contents.model_dump())
+        return
+    rows = sum(table.lines for table in contents.tables.values())
+    output.stdout.print(
+        f"{done}: {rows:,} rows of {len(contents.tables)} tables, {contents.files.lines:,} files of "
+        f"{contents.stored_bytes:,} bytes; {APART}",
+        markup=False,
+    )

@@ -1,0 +1,53 @@
+"""`espalier db downgrade`: back to an earlier schema, for an earlier version."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app import migrate
+from app.cli import output
+from app.cli.exits import Usage
+from app.cli.options import AsJson, load_settings
+from app.db import Database
+
+
+def db_downgrade(
+    revision: Annotated[str | None, typer.Argument(help="Go back to this revision. Default: one step.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; else what would be lost is shown, and no more.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take the database's schema back, for an earlier version of espalier.
+
+    Stop the API, workers and reconciler first: they refuse another schema than their own. Tables and columns that the
+    earlier schema does not have are lost.
+    """
+    url = load_settings().database_url
+    database = Database(url)
+    try:
+        now = migrate.current(database)
+        if now is None:
+            raise Usage("the database has no schema yet: there is nothing to go back from")
+        if not migrate.is_known(now):
+            raise Usage(f"the database is at {now}, which this version does not know: use the version that made it")
+        to = revision or migrate.before(now)
+        if to is None:
+            raise Usage(f"{now} is the first revision")
+        if not migrate.is_known(to) or not migrate.is_before(to, now):
+            raise Usage(f"{to} is no revision before {now}")
+        losses = migrate.lost_by(database, to)
+    finally:
+        database.dispose()
+    if yes:
+        migrate.downgrade(url, to)
+    if as_json:
+        lost = [{"table": loss.table, "column": loss.column, "rows": loss.rows} for loss in losses]
+        output.print_json({"from": now, "to": to, "done": yes, "lost": lost})
+    else:
+        output.stdout.print(f"{'went' if yes else 'would go'} back from {now} to {to}", markup=False)
+        for loss in losses:
+            what = f"table {loss.table}" if loss.column is None else f"column {loss.column} of table {loss.table}"
+            output.stdout.print(f"  {'lost' if yes else 'loses'} {what}: {loss.rows:,} rows", markup=False)
+    if not yes:
+        raise Usage("nothing was changed: back the database up (`espalier backup`), then add --yes")

@@ -1,0 +1,250 @@
+"""Backup and restore of database and store, between both kinds of each; and going back a schema."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from app import migrate
+from app.backup import copying
+from app.backup.backup import back_up
+from app.backup.contents import BadBackup, place
+from app.backup.restore import restore
+from app.backup.rows import tables
+from app.cli import cli
+from app.db import Database
+from app.jobs import attempts, upkeep
+from app.main import create_app
+from app.settings import Settings, get_settings
+from app.storage import ArtifactStore
+from tests.helpers.api import FILES, GATED, W1, Api
+
+on_one = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def rows(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """All there is, JSON as values, each table's rows in order."""
+    with database.engine.connect() as connection:
+        return {
+            table.name: sorted((tuple(row) for row in connection.execute(table.select())), key=repr)
+            for table in tables(connection)
+        }
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> str:
+    """An empty database of the other kind."""
+    if database_url.startswith("postgresql"):
+        return f"sqlite:///{tmp_path}/restored/espalier.db"
+    server, name = request.getfixturevalue("postgresql_server"), f"r_{uuid.uuid4().hex[:12]}"
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"create database {name}"))
+    engine.dispose()
+    return str(server).replace("/postgres?", f"/{name}?")
+
+
+def restored(backup: ArtifactStore, url: str, store: ArtifactStore) -> Database:
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(exist_ok=True)
+    database = Database(url)
+    try:
+        restore(backup, database, url, store)
+    except BadBackup:
+        database.dispose()
+        raise
+    return database
+
+
+@pytest.fixture
+def worked(api: Api) -> Api:
+    """Jobs of every kind, one of them running."""
+    api.succeeded()
+    api.submit(GATED, labels={"team": "ä NUL"}, priority=7)
+    api.fail(api.claim())
+    api.submit()
+    held = api.claim()
+    api.record(held, ("checkpoint", {"block": 1}))
+    api.log(held, 0, "so far")
+    api.submit()
+    return api
+
+
+def test_a_backup_comes_back_in_a_database_of_the_other_kind(
+    worked: Api, target: str, tmp_path: Path, s3_bucket: str, settings: Settings
+) -> None:
+    before = rows(worked.database)
+    backup = place(str(tmp_path / "backup"))
+    contents = back_up(worked.database, worked.services.store, backup)
+    assert (contents.missing, contents.damaged, contents.deleted_jobs) == ([], [], [])
+    worked.succeeded()  # the service goes on
+    store = ArtifactStore(f"{s3_bucket}/restored")
+    database = restored(backup, target, store)
+    assert rows(database) == before
+    again = settings.model_copy(update={"database_url": target, "artifacts_url": store.url, "home": tmp_path / "again"})
+    with TestClient(create_app(again), headers=worked.client.headers) as client:
+        jobs = {job["id"]: job for job in client.get("/v1/jobs").json()["data"]}
+        assert sorted(job["status"] for job in jobs.values()) == ["failed", "queued", "running", "succeeded"]
+        assert [job["labels"] for job in jobs.values() if job["labels"]] == [{"team": "ä NUL"}]
+        (done,) = [job_id for job_id, job in jobs.items() if job["status"] == "succeeded"]
+        for path, content in FILES.items():
+            assert client.get(f"/v1/jobs/{done}/artifacts/{path}", follow_redirects=True).content == content
+        running = next(job_id for job_id, job in jobs.items() if job["status"] == "running")
+        assert "so far" in client.get(f"/v1/jobs/{running}/logs").text
+        assert client.post("/v1/jobs", json={"spec": jobs[done]["spec"]}).status_code == 202  # numbers go on
+    with database.write() as session:
+        session.execute(text("update jobs set lease_expires_at = 1 where lease_expires_at is not null"))
+        assert upkeep.reap(session, backoff_s=0) == [(running, 1)]
+        claims = {attempts.claim(session, W1, ttl_s=60, overtaking_ms=0).job_id for _ in range(2)}  # type: ignore[union-attr]
+    assert running in claims
+    database.dispose()
+
+
+def test_a_job_deleted_while_files_are_copied_is_not_restored(
+    worked: Api, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, kept = worked.succeeded(), worked.succeeded()
+    copy = copying.copy
+
+    def deleting(source: ArtifactStore, source_key: str, *rest: Any, **named: Any) -> Any:
+        if worked.get(gone).status_code == 200:
+            assert worked.client.delete(f"/v1/jobs/{gone['id']}").status_code == 204
+        return copy(source, source_key, *rest, **named)
+
+    monkeypatch.setattr(copying, "copy", deleting)
+    monkeypatch.setattr("app.backup.backup.AT_ONCE", 1)
+    backup = place(str(tmp_path / "backup"))
+    contents = back_up(worked.database, worked.services.store, backup)
+    monkeypatch.setattr(copying, "copy", copy)
+    assert contents.deleted_jobs == [gone["id"]]
+    store = place(str(tmp_path / "restored-store"))
+    database = restored(backup, target, store)
+    with database.read() as session:
+        found = set(session.execute(text("select id from jobs")).scalars())
+        keys = set(session.execute(text("select key from artifacts")).scalars())
+        stored = session.execute(text("select sum(stored_bytes) from tenants")).scalar_one()
+        assert stored == session.execute(text("select sum(stored_bytes) from jobs")).scalar_one()
+    assert gone["id"] not in found
+    assert kept["id"] in found
+    assert keys <= set(store.every_key())
+    assert not any(gone["id"] in key for key in store.every_key())
+    database.dispose()
+
+
+def test_what_the_store_has_lost_is_said(worked: Api, tmp_path: Path) -> None:
+    with worked.database.read() as session:
+        first, second = session.execute(text("select key from artifacts order by key limit 2")).scalars()
+    worked.services.store.delete([first])
+    worked.services.store.put_pieces(second, [b"other bytes"])
+    contents = back_up(worked.database, worked.services.store, place(str(tmp_path / "backup")))
+    assert (contents.missing, contents.damaged, contents.deleted_jobs) == ([first], [second], [])
+
+
+class TestRefusals:
+    @pytest.fixture
+    def backup(self, worked: Api, tmp_path: Path) -> ArtifactStore:
+        made = place(str(tmp_path / "backup"))
+        back_up(worked.database, worked.services.store, made)
+        return made
+
+    def refused(self, backup: ArtifactStore, url: str, store: ArtifactStore) -> str:
+        with pytest.raises(BadBackup) as refusal:
+            restored(backup, url, store)
+        if "not empty: name an empty one (ESPALIER_DATABASE_URL)" not in str(refusal.value):
+            database = Database(url)
+            assert rows(database) == {} or not any(rows(database).values())
+            database.dispose()
+        return str(refusal.value)
+
+    def test_of_a_target_that_is_not_empty(
+        self, worked: Api, backup: ArtifactStore, database_url: str, target: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(BadBackup, match="is not empty"):
+            back_up(worked.database, worked.services.store, backup)
+        empty = place(str(tmp_path / "empty"))
+        assert "ESPALIER_DATABASE_URL" in self.refused(backup, database_url, empty)
+        assert "ESPALIER_ARTIFACTS_URL" in self.refused(backup, target, worked.services.store)
+
+    @on_one
+    @pytest.mark.parametrize("name", ["database/jobs.jsonl", "files.jsonl", "store/espalier-deployment"])
+    def test_of_damage(self, backup: ArtifactStore, target: str, tmp_path: Path, name: str) -> None:
+        path = tmp_path / "backup" / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        assert f"{name} is not what was written" in self.refused(backup, target, place(str(tmp_path / "empty")))
+
+    @on_one
+    @pytest.mark.parametrize("name", ["database/jobs.jsonl", "files.jsonl", "store/espalier-deployment", "backup.json"])
+    def test_of_what_is_not_complete(self, backup: ArtifactStore, target: str, tmp_path: Path, name: str) -> None:
+        (tmp_path / "backup" / name).unlink()
+        assert name in self.refused(backup, target, place(str(tmp_path / "empty")))
+
+    @on_one
+    def test_of_a_newer_version(self, backup: ArtifactStore, target: str, tmp_path: Path) -> None:
+        path = tmp_path / "backup/backup.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "revision": "9999"}))
+        assert "does not know" in self.refused(backup, target, place(str(tmp_path / "empty")))
+
+
+class TestCommands:
+    @pytest.fixture(autouse=True)
+    def _settings(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Any:
+        for name in ("home", "database_url", "secret_key"):
+            value = getattr(settings, name)
+            shown = value if isinstance(value, str | Path) else value.get_secret_value()
+            monkeypatch.setenv(f"ESPALIER_{name.upper()}", str(shown))
+        get_settings.cache_clear()
+        yield
+        get_settings.cache_clear()
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(cli, arguments)
+        return result.exit_code, result.output
+
+    def test_back_up_and_restore(
+        self, worked: Api, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        code, said = self.run("backup", str(tmp_path / "backup"))
+        assert (code, "not in it: the secret key" in said) == (0, True)
+        assert self.run("backup", str(tmp_path / "backup"))[0] == 2
+        monkeypatch.setenv("ESPALIER_DATABASE_URL", target)
+        monkeypatch.setenv("ESPALIER_ARTIFACTS_URL", f"file://{tmp_path}/restored-store")
+        get_settings.cache_clear()
+        assert self.run("restore", str(tmp_path / "nothing"))[0] == 2
+        assert self.run("restore", str(tmp_path / "backup"), "--json")[0] == 0
+        database = Database(target)
+        assert rows(database) == rows(worked.database)
+        database.dispose()
+
+    def test_go_back_a_schema(self, worked: Api, settings: Settings) -> None:
+        worked.services.relay.stop()
+        now = migrate.head()
+        code, said = self.run("db", "downgrade", "0001")
+        assert code == 2
+        assert "loses column verdict of table jobs" not in said  # no job has one
+        assert "loses table deployment: 1 rows" in said
+        assert "loses column asked_by of table jobs: 4 rows" in said
+        assert migrate.current(worked.database) == now
+        for bad in ("9999", str(now), "head+1"):
+            assert self.run("db", "downgrade", bad, "--yes")[0] == 2
+        code, said = self.run("db", "downgrade", "--yes")
+        assert code == 0, said
+        assert migrate.current(worked.database) == migrate.before(str(now))
+        assert self.run("db", "upgrade")[0] == 0
+        assert migrate.current(worked.database) == now
+
+
+def test_a_file_of_several_parts_is_copied_whole(tmp_path: Path, s3_bucket: str) -> None:
+    content = bytes(range(256)) * 4096 * 12
+    source, target = place(str(tmp_path)), place(s3_bucket)
+    source.put_pieces("a", iter([content[:100], content[100:]]))
+    assert copying.copy(source, "a", target, "b", named="a").bytes == len(content)
+    assert target.read("b") == content
