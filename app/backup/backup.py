@@ -31,7 +31,7 @@ _artifact = table(Artifact).c
 
 
 class Rows:
-    """What the snapshot says of files."""
+    """The files that the snapshot names."""
 
     def __init__(self, connection: Connection) -> None:
         self.deployment = connection.execute(select(Deployment.id)).scalar_one_or_none()
