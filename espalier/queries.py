@@ -40,6 +40,8 @@ class JobOptions(TypedDict, total=False):
     """How many attempts may count before a retryable failure is final."""
     deadline_s: int | None
     """Longest run from the first start on, in seconds."""
+    publish: Sequence[Mapping[str, Any]] | None
+    """Where the result is brought once the gates have passed: docs/publishing.md."""
 
 
 def job_filters(filters: JobFilters) -> list[tuple[str, str]]:

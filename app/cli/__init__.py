@@ -19,6 +19,7 @@ from app.cli import (
     logs,
     methods,
     processes,
+    publish,
     report,
     schema,
     serve,
@@ -88,6 +89,7 @@ cli.command("logs", rich_help_panel=JOBS)(logs.logs)
 cli.command("report", rich_help_panel=JOBS)(report.report)
 cli.command("gate", rich_help_panel=JOBS)(gate.gate)
 cli.command("download", rich_help_panel=JOBS)(download.download)
+cli.command("publish", rich_help_panel=JOBS)(publish.publish)
 cli.command("verify", rich_help_panel=JOBS)(verify.verify)
 cli.command("models", rich_help_panel=JOBS)(account.models)
 cli.command("workers", rich_help_panel=JOBS)(account.workers)

@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     GATE_INCONCLUSIVE = 8
     TIMED_OUT = 9
     NOT_VERIFIED = 10
+    NOT_PUBLISHED = 11
     INTERRUPTED = 130
 
 
@@ -35,6 +36,7 @@ MEANINGS = {
     ExitCode.GATE_INCONCLUSIVE: "no gate failed, but one could not be decided",
     ExitCode.TIMED_OUT: "the wait ended before the job did",
     ExitCode.NOT_VERIFIED: "a result is not as it was signed",
+    ExitCode.NOT_PUBLISHED: "a result was not published: that failed, or the gates withhold it",
     ExitCode.INTERRUPTED: "interrupted from the keyboard",
 }
 
@@ -75,6 +77,10 @@ class GateFailed(CliError):
 
 class GateInconclusive(CliError):
     exit_code = ExitCode.GATE_INCONCLUSIVE
+
+
+class NotPublished(CliError):
+    exit_code = ExitCode.NOT_PUBLISHED
 
 
 class TimedOut(CliError):

@@ -14,6 +14,7 @@ from rich.markup import escape
 from app.cli import output
 from app.cli.exits import Usage
 from app.cli.options import AsJson, JobId, connect
+from app.cli.places import place_of, text_of
 from app.cli.plan import print_plan
 from app.cli.report import metrics_table
 from app.cli.watch import follow, queue_place
@@ -43,6 +44,10 @@ def submit(
         bool, typer.Option(help="With --dry-run: a line for every layer, alike ones not folded.")
     ] = False,
     wait: Annotated[bool, typer.Option(help="Follow the job to its end; the exit code says how it went.")] = False,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PLACE", help="JSON or its file: where the result goes once the gates pass; repeatable."),
+    ] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="Submitting twice with one key makes one job. Default: a new key.")
     ] = None,
@@ -55,6 +60,7 @@ def submit(
         "priority": priority,
         "max_attempts": max_attempts,
         "deadline_s": deadline_s,
+        "publish": [place_of(place) for place in publish] if publish else None,
     }
     with connect(context) as client:
         if dry_run:
@@ -197,6 +203,8 @@ def print_job(job: Job) -> None:
         table.add_row("verdict", output.verdict_text(job.verdict))
     if error := job.error:
         table.add_row("error", escape(f"{error.message} ({error.code})\n{error.hint}"))
+    for publication in job.publications:
+        table.add_row("published" if publication.state == "published" else "publish", text_of(publication))
     output.stdout.print(table)
     if metrics := job.metrics:
         output.stdout.print(metrics_table([{"name": name, **values.raw} for name, values in metrics.items()]))

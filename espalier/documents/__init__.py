@@ -21,6 +21,12 @@ from espalier.documents.jobs import (
     Progress,
     Queue,
 )
+from espalier.documents.publications import (
+    Publication,
+    PublicationFailure,
+    PublicationProgress,
+    PublicationResult,
+)
 from espalier.documents.reports import (
     Gate,
     Layer,
@@ -99,6 +105,10 @@ __all__ = [
     "PlannedLayer",
     "Progress",
     "Provenance",
+    "Publication",
+    "PublicationFailure",
+    "PublicationProgress",
+    "PublicationResult",
     "Queue",
     "Quotas",
     "Report",

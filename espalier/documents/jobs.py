@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from pydantic import Field
+
 from espalier.documents.base import Document
+from espalier.documents.publications import Publication
 
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -82,6 +85,8 @@ class JobDocument(Document):
     """Of the spec's gates: pass, fail or inconclusive."""
     error: JobFailure | None
     asked_by: str | None
+    publications: list[Publication] = Field(default_factory=list)
+    """Places that its result is brought to."""
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None

@@ -12,6 +12,7 @@ from pydantic import PrivateAttr
 
 from espalier.documents.base import Document
 from espalier.documents.jobs import Artifact, Attempt, Event, JobDocument
+from espalier.documents.publications import UNDER_WAY, Publication
 from espalier.documents.reports import Report
 from espalier.errors import JobCancelled, JobFailed, WaitTimeout
 from espalier.sync import downloads, events
@@ -21,6 +22,8 @@ from espalier.sync.runtime import sleep
 
 LONGEST_WAIT_S = 20
 """Of one request; the service answers as soon as something changes."""
+LOOK_EVERY_S = 1
+"""At publications, which change after the job has ended."""
 
 
 class JobRef(Document):
@@ -106,6 +109,27 @@ class JobRef(Document):
     def delete(self) -> None:
         """Delete it and its files, once it has ended."""
         self._connection.request("DELETE", self._path)
+
+    def publish(self, place: Mapping[str, Any]) -> Publication:
+        """Have its result brought somewhere, once it has succeeded: docs/publishing.md. Doing it twice is fine."""
+        path = f"{self._path}/publications"
+        return Publication.read(self._connection.post(path, dict(place), repeatable=True))
+
+    def retry_publication(self, publication_id: str) -> Publication:
+        """Try one again that has failed."""
+        path = f"{self._path}/publications/{publication_id}/retry"
+        return Publication.read(self._connection.post(path, repeatable=False))
+
+    def wait_published(self, timeout: float | None = None) -> Job:
+        """The job once none of its publications is under way. Raises WaitTimeout after `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            job = self.refresh()
+            if not any(each.state in UNDER_WAY for each in job.publications):
+                return job
+            if end is not None and time.monotonic() >= end:
+                raise WaitTimeout(f"{self.id} is still being published after {timeout:g} s; it goes on")
+            sleep(LOOK_EVERY_S)
 
     def report(self) -> Report:
         """What it did, before and after; once it has succeeded."""

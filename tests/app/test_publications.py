@@ -21,7 +21,6 @@ import pytest
 from obstore.store import S3Store
 from pydantic import BaseModel
 
-from app.jobs.schemas import JobRead
 from app.publications.contract import Publisher, PublishFailure
 from app.publications.credentials import BadCredentials, Credentials
 from app.publications.deliverer import WAITS_S, without
@@ -30,7 +29,7 @@ from app.signing.check import check
 from app.signing.keys import KeyRing
 from tests.helpers.api import FILES, SPEC, Api, judged, make_key, with_manifest
 from tests.helpers.conformity import document
-from tests.helpers.publishing import SECRET, all_due, deliverer, secret, set_up
+from tests.helpers.publishing import SECRET, all_due, deliverer, of, publish, secret, set_up
 
 RESULT = with_manifest({**FILES, "deep/er/config.json": b"{}"})
 OTHER = with_manifest({"model.safetensors": b"other weights", "stale.safetensors": b"more of them"})
@@ -77,17 +76,6 @@ def bucket(api: Api, s3_endpoint: str) -> Bucket:
 
 def asked(path: str = "a/b", **fields: Any) -> dict[str, Any]:
     return {"to": "s3", "credentials": "models", "path": path, **fields}
-
-
-def of(api: Api, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """The job's publications, as its body has them; its list says the same."""
-    found = JobRead.model_validate(api.get(job).json()).model_dump(mode="json")["publications"]
-    assert [each["id"] for each in found] == [each["id"] for each in api.get(job, "/publications").json()["data"]]
-    return list(api.get(job).json()["publications"])
-
-
-def publish(api: Api, job: dict[str, Any], body: dict[str, Any]) -> httpx2.Response:
-    return api.client.post(f"/v1/jobs/{job['id']}/publications", json=body)
 
 
 class TestStates:

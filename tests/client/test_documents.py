@@ -29,6 +29,7 @@ SCHEMAS: dict[type[documents.Document], str] = {
     documents.Capabilities: "Capabilities",
     documents.Webhook: "WebhookWithSecret",
     documents.Delivery: "DeliveryRead",
+    documents.Publication: "PublicationRead",
 }
 """Those that are answers or entries of lists; the ones within them are found from here."""
 

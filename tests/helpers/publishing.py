@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx2
 from sqlalchemy import update
 
 from app.publications.deliverer import Deliverer
@@ -40,6 +41,17 @@ def all_due(api: Api) -> None:
     """As if the waits between tries, and leases, were over."""
     with api.database.write() as session:
         session.execute(update(Publication).values(due_at=0))
+
+
+def of(api: Api, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The job's publications, as its body has them; its list says the same."""
+    found: list[dict[str, Any]] = api.get(job).json()["publications"]
+    assert found == api.get(job, "/publications").json()["data"]
+    return found
+
+
+def publish(api: Api, job: dict[str, Any], body: dict[str, Any]) -> httpx2.Response:
+    return api.client.post(f"/v1/jobs/{job['id']}/publications", json=body)
 
 
 def _toml(value: Any) -> str:
