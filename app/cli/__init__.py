@@ -12,6 +12,7 @@ from app.cli import (
     account,
     admin,
     backup,
+    compare,
     compress,
     download,
     gate,
@@ -25,6 +26,7 @@ from app.cli import (
     serve,
     signing_keys,
     store,
+    sweep_table,
     sweeps,
     verify,
     webhooks,
@@ -87,6 +89,7 @@ cli.command("retry", rich_help_panel=JOBS)(jobs.retry)
 cli.command("delete", rich_help_panel=JOBS)(jobs.delete)
 cli.command("logs", rich_help_panel=JOBS)(logs.logs)
 cli.command("report", rich_help_panel=JOBS)(report.report)
+cli.command("compare", rich_help_panel=JOBS)(compare.compare)
 cli.command("gate", rich_help_panel=JOBS)(gate.gate)
 cli.command("download", rich_help_panel=JOBS)(download.download)
 cli.command("publish", rich_help_panel=JOBS)(publish.publish)
@@ -96,12 +99,13 @@ cli.command("workers", rich_help_panel=JOBS)(account.workers)
 cli.command("whoami", rich_help_panel=JOBS)(account.whoami)
 
 sweep = typer.Typer(
-    no_args_is_help=True, help="Jobs that differ in a few fields: submit, list, show, pareto, cancel, delete."
+    no_args_is_help=True, help="Jobs that differ in a few fields: submit, list, show, pareto, table, cancel, delete."
 )
 sweep.command("submit")(sweeps.submit)
 sweep.command("list")(sweeps.list_sweeps)
 sweep.command("show")(sweeps.show)
 sweep.command("pareto")(sweeps.pareto)
+sweep.command("table")(sweep_table.table)
 sweep.command("cancel")(sweeps.cancel)
 sweep.command("delete")(sweeps.delete)
 cli.add_typer(sweep, name="sweep", rich_help_panel=JOBS)

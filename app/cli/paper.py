@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
 from workers.engine.reporting import wording
@@ -68,9 +68,43 @@ class Paper:
     rows: Sequence[Row]
 
     @property
+    def several_seeds(self) -> bool:
+        return any(row.children > 1 for row in self.rows)
+
+    @property
     def decimals(self) -> list[int]:
         """Of each column."""
         return [_decimals([cell for row in self.rows if (cell := row.cells[n])]) for n in range(len(self.columns))]
+
+    def narrowed(self) -> Paper:
+        """Without measurements that have no better direction or are the same in all rows, if others are left."""
+        directed = [n for n, column in enumerate(self.columns) if column.higher_is_better is not None]
+        differing = [n for n in directed if len({cell.mean for row in self.rows if (cell := row.cells[n])}) > 1]
+        kept = differing or directed or range(len(self.columns))
+        return replace(
+            self,
+            columns=[self.columns[n] for n in kept],
+            dense=[self.dense[n] for n in kept],
+            rows=[replace(row, cells=[row.cells[n] for n in kept]) for row in self.rows],
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "parameters": self.parameters,
+            "metrics": [asdict(column) for column in self.columns],
+            "rows": [
+                {
+                    "values": row.values,
+                    "seeds": row.seeds,
+                    "children": row.children,
+                    "verdict": row.verdict or None,
+                    "metrics": {
+                        column.name: cell and asdict(cell) for column, cell in zip(self.columns, row.cells, strict=True)
+                    },
+                }
+                for row in self.rows
+            ],
+        }
 
     def best(self, number: int) -> float | None:
         """The best mean of a column, to its decimals; None where there is none, or no second one."""

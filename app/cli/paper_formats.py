@@ -15,6 +15,7 @@ _TEX = {
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
     "–": "--",
+    "±": r"$\pm$",
 }
 
 
@@ -88,13 +89,9 @@ def _dense_label(paper: Paper) -> list[str]:
     return ["dense", *("" for _ in paper.parameters[1:])]
 
 
-def _several_seeds(paper: Paper) -> bool:
-    return any(row.children > 1 for row in paper.rows)
-
-
 def _last_titles(paper: Paper) -> list[str]:
     judged = any(row.verdict for row in paper.rows)
-    return [*(["seeds"] if _several_seeds(paper) else []), *(["verdict"] if judged else [])]
+    return [*(["seeds"] if paper.several_seeds else []), *(["verdict"] if judged else [])]
 
 
 def _last(paper: Paper, row: Row) -> list[str]:
@@ -111,4 +108,4 @@ def _math(text: str) -> str:
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"[&%$#_{}~^\\–]", lambda found: _TEX[found[0]], text)
+    return re.sub(r"[&%$#_{}~^\\–±]", lambda found: _TEX[found[0]], text)

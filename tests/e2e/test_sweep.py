@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.sweeps.expand import children
 from app.sweeps.schemas import SweepSubmit
 from tests.helpers.cluster import MAGNITUDE, ROOT, eventually
-from tests.helpers.embedded import Embedded, embedded
+from tests.helpers.embedded import ESPALIER, Embedded, embedded
 
 pytestmark = pytest.mark.xdist_group("sweep")
 SPARSITY = "/prune/sparsity"
@@ -98,5 +101,53 @@ def test_a_dry_run_says_what_only_the_jobs_will_find(service: Embedded, tmp_path
     assert "→ to be found" in service.run("submit", str(path), "--dry-run").stdout
 
 
-def test_the_example_is_valid() -> None:
+def test_a_researchers_table(service: Embedded, tmp_path: Path) -> None:
+    """examples/paper_table.sh, of fewer cells; and two of its jobs beside one another."""
+    spec = {
+        **MAGNITUDE,
+        "score": {"method": "wanda"},
+        "calibrate": {"dataset": "heldout.txt", "samples": 2, "sequence_length": 32},
+        "evaluate": [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 4}],
+        "gates": [{"metric": "perplexity/heldout.txt", "max": 2.0}],
+    }
+    grid = {SPARSITY: [0.3, 0.8], "/calibrate/seed": [0, 1]}
+    (tmp_path / "sweep.json").write_text(json.dumps({"name": "50 % of_it", "spec": spec, "grid": grid}))
+    command = [ROOT / "examples/paper_table.sh", tmp_path / "sweep.json"]
+    path = f"{ESPALIER.parent}:{service.environment['PATH']}"
+    done = subprocess.run(command, env={**service.environment, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    mild, harsh = [line.strip() for line in done.stdout.splitlines() if line.lstrip().startswith("0.")]
+    assert re.fullmatch(r"0\.3 & \$\\mathbf\{[0-9.]+ \\pm [0-9.]+\}\$ & 2 & pass \\\\", mild), mild
+    assert re.fullmatch(r"0\.8 & \$[0-9.]+ \\pm [0-9.]+\$ & 2 & fail \\\\", harsh), harsh
+    assert r"\caption{50 \% of\_it. Mean $\pm$ standard deviation over seeds" in done.stdout
+
+    sweep_id = done.stderr.split()[-1]
+    [row, _] = service.json("sweep", "table", sweep_id)["rows"]
+    jobs = [child["job_id"] for child in service.json("sweep", "show", sweep_id)["children"]]
+    perplexities = [service.json("status", job)["metrics"]["perplexity/heldout.txt"]["pruned"] for job in jobs[:2]]
+    assert row["metrics"]["perplexity/heldout.txt"]["mean"] == pytest.approx(sum(perplexities) / 2)
+    assert row["metrics"]["perplexity/heldout.txt"]["sd"] == pytest.approx(
+        abs(perplexities[0] - perplexities[1]) / 2**0.5
+    )
+    assert "| 0.3 | **" in service.run("sweep", "table", sweep_id).stdout
+    ratios = service.run("sweep", "table", sweep_id, "--format", "csv", "--of", "ratio").stdout.splitlines()
+    assert ratios[0].startswith("/prune/sparsity,perplexity/heldout.txt mean,perplexity/heldout.txt sd,")
+    assert (
+        "choose among perplexity/heldout.txt"
+        in service.run("sweep", "table", sweep_id, "--metric", "nothing", exit_code=2).stderr
+    )
+
+    shown = service.run("compare", jobs[0], jobs[2]).stdout
+    assert re.search(r"prune\.sparsity +0\.3 +0\.8", shown)
+    assert "calibrate.seed" not in shown
+    assert re.search(r"removed +(29|30)\.\d+% +(79|80)\.\d+%", shown)
+    found = service.json("compare", jobs[0], jobs[2])
+    assert [field["path"] for field in found["spec"]] == ["prune.sparsity"]
+    assert service.json("compare", jobs[0], exit_code=6)["problem"]["errors"][0]["pointer"] == "?job"
+
+
+def test_the_examples_are_valid() -> None:
     SweepSubmit.model_validate_json((ROOT / "examples/sweep.json").read_bytes())
+    found = children(SweepSubmit.model_validate_json((ROOT / "examples/paper.json").read_bytes()))
+    assert len({child.spec.model_copy(update={"calibrate": None}).digest() for child in found}) == 18
+    assert len(found) == 54
