@@ -77,7 +77,7 @@ def _text(found: Paper, sweep: Sweep, format_: Format) -> str:
 
 
 def _columns(client: Client, sweep: Sweep) -> list[Column]:
-    """What the jobs measured, as the report of the first that has succeeded knows it."""
+    """The measurements of its jobs, described as the report of the first that has succeeded does."""
     succeeded = [child.job_id for child in sweep.children if child.status == "succeeded" and child.job_id]
     if not succeeded:
         raise Usage(f"no job of {sweep.id} has succeeded, so there is nothing to tell: --wait waits for them")
