@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 PUBLICATION_ID = "pub_01a201bb6ce13078a5210ce45142be09"
 """For examples."""
@@ -40,7 +40,7 @@ class PublicationRead(Read):
     to: str
     credentials: str
     gates: Literal["pass", "any"]
-    params: dict[str, Any] = Field(description="The publisher's own, as asked for.", examples=[{"path": "v3"}])
+    params: dict[str, JsonValue] = Field(description="The publisher's own, as asked for.", examples=[{"path": "v3"}])
     state: PublicationState = Field(
         description="waiting for the job's success, pending, running, published, withheld by the gates, or failed."
     )
