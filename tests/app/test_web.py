@@ -386,7 +386,8 @@ def test_jobs_are_compared(page: Page, web: Api) -> None:
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Compare 4 jobs")
     measured = page.get_by_role("row", name=re.compile("perplexity.a.txt"))
-    expect(measured).to_contain_text("1.1 ± 0.039 ×")  # 1.96 standard errors
+    expect(measured.first).to_contain_text("1.1 ± 0.039 ×")  # 1.96 standard errors
+    expect(measured.last).to_have_text(re.compile("gate on perplexity/a.txt *fail *pass *pass"))
     spec = page.locator("section", has=page.get_by_role("heading", name="Spec"))
     differing = spec.locator("tbody th").all_text_contents()
     assert differing == ["score.method", "prune.sparsity"]

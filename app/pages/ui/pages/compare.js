@@ -38,6 +38,7 @@ function Measured({ jobs, metrics }) {
   if (jobs.every((job) => job.status !== "succeeded")) return html`<section class="card"><h2>Measured</h2><p class="note">None of them has succeeded.</p></section>`;
   const dense = ({ values, unit, same_dense: same }) => html`${quantity(values.find(Boolean).dense, unit)}${!same && html`<br /><span class="note">differs between jobs</span>`}`;
   const ratio = ({ ratio: value, ratio_interval: interval }) => `${number(value)}${interval && interval[0] < interval[1] ? ` ± ${number((interval[1] - interval[0]) / 2, 2)}` : ""}`;
+  const gates = [...new Set(jobs.flatMap((job) => job.gates.map(({ metric }) => metric)))];
   return html`<section class="card"><h2 id="measured">Measured</h2><div class="scroll" tabindex="0" role="group" aria-labelledby="measured"><table>
     <thead><tr><th>Measurement</th><th class="num">Dense</th><${Heads} jobs=${jobs} /></tr></thead><tbody>
       <tr><th scope="row">removed</th><td class="num"></td>${jobs.map(({ sparsity }) => html`<td class="num">${sparsity === null ? "–" : percent(sparsity)}</td>`)}</tr>
@@ -45,6 +46,7 @@ function Measured({ jobs, metrics }) {
       <tr><th scope="row">files of weights</th><td class="num"></td>${jobs.map((job) => html`<td class="num">${bytes(job.weight_bytes)}</td>`)}</tr>
       ${metrics.map((metric) => html`<tr key=${metric.name}><th scope="row">${metric.name}</th><td class="num">${dense(metric)}</td>
         ${metric.values.map((each) => html`<td class="num">${each ? html`${quantity(each.pruned, metric.unit)}${each.ratio !== null && html`<br /><span class="muted">${ratio(each)} ×</span>`}` : "–"}</td>`)}</tr>`)}
+      ${gates.map((gated) => html`<tr key=${gated}><th scope="row">gate on ${gated}</th><td></td>${jobs.map((job) => html`<td class="num">${job.gates.filter(({ metric }) => metric === gated).map(({ verdict }) => html`<${Badge} of=${verdict} /> `)}</td>`)}</tr>`)}
     </tbody></table></div>
     <p class="note">Below each value the ratio to the dense model, with the interval that holds the true one with 95 %. Jobs measured on other texts or windows do not compare.</p></section>`;
 }
