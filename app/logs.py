@@ -11,6 +11,7 @@ import orjson
 import structlog
 
 from app.text import readable
+from app.tracing import add_ids
 
 API_KEY = re.compile(r"espk_\w+")
 
@@ -20,6 +21,7 @@ def configure_logging(level: str) -> None:
     severity = logging.getLevelNamesMapping()[level.upper()]
     before: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_ids,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

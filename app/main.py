@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
-from app import deployment
+from app import deployment, tracing
 from app.account import endpoints as account
 from app.account import keys as account_keys
 from app.artifacts import endpoints as artifacts
@@ -66,6 +66,8 @@ CORS: dict[str, Any] = {
     "max_age": 600,
 }
 """For pages of `cors_origins`."""
+UNTRACED = ("/livez", "/readyz", "/metrics")
+"""Asked by machines every few seconds."""
 PATIENCE_S = 2
 """How long a request waits for the database, which a person or a program at the other end waits for too."""
 
@@ -74,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or get_settings()
     configure_logging(settings.log_level)
     metrics = CollectorRegistry()
+    tracer = tracing.provider("api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -120,6 +123,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         has.metrics.close()
         probed.dispose()
         database.dispose()
+        if tracer is not None:
+            tracer.shutdown()
 
     app = FastAPI(
         title="espalier",
@@ -128,7 +133,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would repeat the Host header, which is whatever the client says
         openapi_url=None,  # `pages` serves it, and a page of it without anybody else's files
-        telemetry={"tracing": False, "metrics": False, "logs": False},
+        telemetry={
+            "tracing": tracer is not None,
+            "tracer_provider": tracer,
+            "exclude": lambda scope: scope.get("path") in UNTRACED,
+            "operation_spans": False,
+            "auto_configure": False,
+            "metrics": False,
+            "logs": False,
+        },
     )
     openapi.install(app)
     problems.install(app)

@@ -44,8 +44,9 @@ from workers.engine.errors import CheckpointMismatch, DiskFull, EngineError
 from workers.engine.report import FileEntry, Manifest, Origin, Report
 from workers.logs import LogShipper
 from workers.presence import database, this_worker
-from workers.progress import Progress
+from workers.progress import Finished, Progress
 from workers.supervisor import Exit, Order, explain, supervise
+from workers.tracing import Trace
 from workers.warm import Warm
 
 log = structlog.get_logger(__name__)
@@ -118,15 +119,21 @@ class Attempt:
         self.checkpoint = scratch.checkpoint_dir(settings.work_dir, held.job_id)
         self.logs = LogShipper(store, self._scope, self.folder / "runner.log")
         self.progress = Progress()
+        self.trace = Trace(held, this_worker().name)
         self.uploaded: list[str] = []
         """Keys of the store that this attempt has made."""
         self.renewed_at = time.monotonic()
 
     def run(self) -> None:
+        with self.trace.attempt():
+            self._run_or_leave()
+
+    def _run_or_leave(self) -> None:
         log.info("attempt_started", model=self.held.spec["model"]["id"])
         try:
             self._run()
         except Fenced:
+            self.trace.ended("fenced")
             log.warning("attempt_fenced")  # the job went on without us, or ended by a commit whose answer was lost
             self._forget_files_if_ended()
             scratch.forget_attempt(self.settings.work_dir, self.held.job_id, self.held.fence)
@@ -176,12 +183,13 @@ class Attempt:
     def _tick(self, events: list[dict[str, Any]]) -> Order:
         """Renew the lease, record what happened, ship the log; learn what to do next."""
         rows, shown = self.progress.digest(events)
-        finished = [(each.stage, each.seconds) for each in self.progress.finished()]
+        finished = self.progress.finished()
+        self.trace.stages(finished)
 
         def beat(session: Session) -> attempts.Orders:
             orders = attempts.renew(session, self.held, ttl_s=self.settings.lease_ttl_s)
             if rows or shown:
-                attempts.record(session, self.held, rows, shown, finished)
+                attempts.record(session, self.held, rows, shown, _times(finished))
             return orders
 
         try:
@@ -213,7 +221,9 @@ class Attempt:
             case Order.PAUSE if end.returncode == 0:  # it was done before it was told
                 self._publish()
             case Order.DRAIN | Order.PAUSE:
+                self._end_stage()
                 self._finish(lambda session: attempts.release(session, self.held), keep_checkpoint=True)
+                self.trace.ended("paused" if end.order is Order.PAUSE else "released")
             case Order.CONTINUE if end.returncode == 0:
                 self._publish()
             case _:
@@ -244,7 +254,7 @@ class Attempt:
             raise Fenced
         if order is Order.CANCEL:
             return self._cancelled()
-        finished = [(each.stage, each.seconds) for each in self.progress.finish_stage(time.monotonic())]
+        finished = _times(self._end_stage())
         try:
             self._finish(
                 lambda session: attempts.succeed(
@@ -252,6 +262,7 @@ class Attempt:
                 ),
                 keep_checkpoint=False,
             )
+            self.trace.ended("succeeded")
             log.info("attempt_succeeded")
         except InvalidTransition:  # a cancel came between the last heartbeat and here
             self._cancelled()
@@ -279,12 +290,22 @@ class Attempt:
             raise errors[0]
         return order
 
+    def _end_stage(self, failure: Failure | None = None) -> list[Finished]:
+        """The stage that the attempt is in is over, and how."""
+        finished = self.progress.finish_stage(time.monotonic())
+        self.trace.stages(finished, failure)
+        return finished
+
     def _cancelled(self) -> None:
+        self._end_stage()
+        self.trace.ended("cancelled")
         self._finish(lambda session: attempts.cancelled(session, self.held), keep_checkpoint=False)
         self._forget_files()
 
     def _fail(self, failure: Failure) -> None:
         log.warning("attempt_failed", code=failure.code, message=failure.message)
+        self._end_stage(failure)
+        self.trace.ended("failed", failure)
         self.logs.say_and_ship(f"{failure.code}: {failure.message}\n{failure.hint}\n")
         # Finished blocks wait for the next attempt, but not those made before an upgrade or on another device, which
         # no attempt will accept, nor those that fill the disk when nobody is going to use them.
@@ -354,6 +375,10 @@ class Attempt:
     @property
     def _scope(self) -> tuple[str, str, int, int]:
         return self.held.tenant_id, self.held.job_id, self.held.attempt, self.held.fence
+
+
+def _times(finished: list[Finished]) -> list[tuple[str, float]]:
+    return [(stage.stage, stage.seconds) for stage in finished]
 
 
 def _internal(error: Exception) -> Failure:

@@ -47,6 +47,10 @@ class Claim:
     deadline_s: int
     devices: tuple[str, ...]
     """Names of those that the worker has given it."""
+    waited_ms: int = 0
+    """For a worker, since it could have run."""
+    traceparent: str | None = None
+    """Of the request that made it."""
     last: bool = False
     """No attempt is left after this one."""
 
@@ -100,12 +104,24 @@ def claim(session: Session, worker: Worker, *, ttl_s: float, overtaking_ms: int)
         kind="job.running",
         at=row.updated_at,
     )
-    figures.taken(session, row.tenant_id, row.updated_at - (row.queued_at or row.created_at))
+    waited_ms = max(row.updated_at - (row.queued_at or row.created_at), 0)
+    figures.taken(session, row.tenant_id, waited_ms)
     if row.devices > 1:
         _announce_another(session, worker, overtaking_ms)
     turns.charge(session, turn, devices=row.devices)
     last = row.attempts_left <= 0
-    return Claim(row.id, row.tenant_id, row.attempt, row.fence, row.spec, row.deadline_s, names, last)
+    return Claim(
+        row.id,
+        row.tenant_id,
+        row.attempt,
+        row.fence,
+        row.spec,
+        row.deadline_s,
+        names,
+        waited_ms=waited_ms,
+        traceparent=row.traceparent,
+        last=last,
+    )
 
 
 def _take(
@@ -147,6 +163,7 @@ def _take(
                 Job.updated_at,
                 Job.queued_at,
                 Job.created_at,
+                Job.traceparent,
             )
             .execution_options(synchronize_session=False)
         ).one_or_none()

@@ -159,6 +159,9 @@ class JobRead(Read):
     metrics: dict[str, MetricSummary] | None = Field(description="The report's measurements by name.")
     verdict: Verdict | None = Field(description="Of the spec's gates; null without gates, and until it has succeeded.")
     error: JobFailure | None = Field(description="Why the last attempt failed.")
+    trace_id: str | None = Field(
+        description="Of the request's trace, where the service traces (OpenTelemetry). Attempts and stages are in it."
+    )
     asked_by: str | None = Field(
         description="Name of the key that submitted it; null of jobs from before this was noted.", examples=["ci"]
     )

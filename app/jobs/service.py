@@ -9,6 +9,7 @@ import orjson
 from sqlalchemy import BigInteger, Text, bindparam, cast, delete, func, insert, update
 from sqlalchemy.orm import Session
 
+from app import tracing
 from app.db import clock, now_ms, table
 from app.errors import InvalidTransition
 from app.ids import new_id
@@ -53,6 +54,7 @@ def create(
     """
     job_id = job_id or new_id("job")
     queue = queue_of(spec)
+    traceparent = tracing.traceparent()
     spec_digest = spec.digest()
     document = spec.model_dump(mode="json")
     methods = methods_of(document)
@@ -76,6 +78,7 @@ def create(
         "fence": 0,
         "request_id": request_id,
         "asked_by": asked_by,
+        "traceparent": traceparent,
     }
     connection = session.connection()
     at, spec_text = connection.execute(_INSERT_JOB, {**written, "now": now}).one()
@@ -122,6 +125,7 @@ def create(
         asked_by=asked_by,
         tenant_id=tenant_id,
         device_ms=0,
+        traceparent=traceparent,
         publications=shown,
     )
 

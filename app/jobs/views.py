@@ -16,6 +16,7 @@ from sqlalchemy import Text, cast, select
 
 from app.db import json_object, table
 from app.jobs.models import Job, JobLabel
+from app.tracing import trace_id
 
 JOB_ID = "job_01a201bb6ce13078a5210ce45142be09"
 """For examples."""
@@ -52,6 +53,7 @@ class JobView(NamedTuple):
     asked_by: str | None
     tenant_id: str
     device_ms: int
+    traceparent: str | None
     publications: str | None
 
 
@@ -95,6 +97,7 @@ COLUMNS = (
     _job.asked_by,
     _job.tenant_id,
     _job.device_ms,
+    _job.traceparent,
     cast(_job.publications, Text),
 )
 
@@ -128,6 +131,7 @@ def as_json(job: JobView, place: Place | None) -> dict[str, Any]:
         "verdict": job.verdict,
         "error": _fragment(job.error),
         "asked_by": job.asked_by,
+        "trace_id": trace_id(job.traceparent),
         "publications": _fragment(job.publications) or [],
         "created_at": iso(job.created_at),
         "updated_at": iso(job.updated_at),

@@ -84,6 +84,8 @@ class JobDocument(Document):
     verdict: str | None
     """Of the spec's gates: pass, fail or inconclusive."""
     error: JobFailure | None
+    trace_id: str | None
+    """Of the request's trace, where the service traces."""
     asked_by: str | None
     publications: list[Publication] = Field(default_factory=list)
     """Places that its result is brought to."""

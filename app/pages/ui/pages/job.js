@@ -24,7 +24,7 @@ export function Job({ id, me }) {
   return html`
     <${Title} text=${name} badge=${html`<${Badge} of=${job.status} />${job.verdict && html`<${Badge} of=${job.verdict} />`}`}
       actions=${html`<${Actions} job=${job} me=${me} reload=${reload} onError=${setFailed} />`} />
-    <p class="sub"><code>${job.id}</code> <${Copy} text=${job.id} label="the id" /> · ${asked(job.spec)} · submitted ${moment(job.created_at)}${job.asked_by ? ` by ${job.asked_by}` : ""}</p>
+    <p class="sub"><code>${job.id}</code> <${Copy} text=${job.id} label="the id" /> · ${asked(job.spec)} · submitted ${moment(job.created_at)}${job.asked_by ? ` by ${job.asked_by}` : ""}${job.trace_id ? html` · trace <code>${job.trace_id}</code>` : ""}</p>
     <${Failed} error=${failed || error} />
     ${job.status === "failed" && job.error && html`<${Failure} of=${job.error} />`}
     <div class="columns">
