@@ -51,7 +51,7 @@ class Trace:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """What is done meanwhile is the attempt."""
+        """The attempt is all that is done meanwhile."""
         now = time.time_ns()
         waited = self._tracer.start_span(
             "queued", self._parent, attributes=self._attributes, start_time=now - self._waited_ms * 1_000_000
