@@ -7,8 +7,9 @@
 # gpu    every kind of job on a GPU beside the CPU, and the benchmark there; goes on where it was interrupted
 # training  pruning while training beside pruning once and training as long: hours, goes on where it was interrupted
 # families  every family that transformers builds, each kind of job on a tiny one: docs/families.md; goes on likewise
+# mlflow  publishing to MLflow's own server, which it installs in an environment of its own
 # docs   what is generated: tables of README.md and docs/, the synchronous client
-.PHONY: demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs setup
+.PHONY: mlflow demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
@@ -27,6 +28,7 @@ digests: setup ; $(BIN)/python -m benchmarks.digests $(or $(BASE),main)
 verdicts: setup ; $(BIN)/python -m benchmarks.verdicts
 gpu: setup ; $(BIN)/python -m benchmarks.gpu
 families: setup ; $(BIN)/python -m tests.families && $(BIN)/python docs/render.py
+mlflow: setup ; test -x .venv-mlflow/bin/mlflow || { $(PYTHON) -m venv .venv-mlflow && .venv-mlflow/bin/pip install mlflow==3.17.2; }; $(BIN)/pytest tests/app/test_publish_mlflow.py -m mlflow
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
 docs: setup ; $(BIN)/python docs/render.py && $(BIN)/python .ci/unasync.py
 

@@ -7,10 +7,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from app.publications.contract import Publisher
-from app.publications.to import hub, s3
+from app.publications.to import hub, mlflow, s3
 
 GROUP = "espalier.publishers"
-OURS = (hub.PUBLISHER, s3.PUBLISHER)
+OURS = (hub.PUBLISHER, mlflow.PUBLISHER, s3.PUBLISHER)
 
 
 @cache

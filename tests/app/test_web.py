@@ -24,9 +24,24 @@ from app.main import create_app
 from app.services import Services
 from app.sessions.models import BrowserSession
 from app.settings import Settings
-from tests.helpers.api import GATED, REPORT, ROOT, SPEC, W1, WANDA, Api, judged, make_key, served, tuned
+from tests.helpers.api import (
+    FILES,
+    GATED,
+    REPORT,
+    ROOT,
+    SPEC,
+    W1,
+    WANDA,
+    Api,
+    judged,
+    make_key,
+    served,
+    tuned,
+    with_manifest,
+)
 from tests.helpers.browser import Tab, beyond_the_screen, chromium, findings, needs_chromium, opened, sign_in
 from tests.helpers.conformity import conforming
+from tests.helpers.publishing import deliverer, secret, set_up
 from workers.engine.report import LayerReport, TunePoint
 
 __all__ = ["chromium"]
@@ -511,3 +526,40 @@ def test_works_from_the_keyboard(page: Page, web: Api) -> None:
     page.keyboard.press("Enter")
     expect(page.locator(".head .badge")).to_have_text("cancelled")
     assert web.get(job).json()["status"] == "cancelled"
+
+
+def test_a_result_is_published_and_a_failure_is_tried_again(page: Page, web: Api, s3_endpoint: str) -> None:
+    bucket = f"p{uuid.uuid4().hex[:12]}"
+    keys = {"access_key_id": secret(web), "secret_access_key": secret(web)}
+    place = {"to": "s3", "url": f"s3://{bucket}/x", "endpoint": s3_endpoint, "tenants": ["*"], **keys}
+    set_up(web, ("models", place))
+    job = web.succeeded(with_manifest(FILES))
+    page.goto(f"/#/jobs/{job['id']}")
+    card = page.locator("section").filter(has=page.get_by_role("heading", name="Publications"))
+    card.get_by_role("button", name="Publish").click()
+    card.get_by_label("Folder").fill("../elsewhere")
+    card.get_by_role("button", name="Publish").click()
+    expect(card.get_by_role("alert")).to_contain_text("/path")
+    card.get_by_label("Folder").fill("bookworm/v3")
+    card.get_by_role("button", name="Publish").click()
+    expect(card.locator(".badge")).to_have_text("pending")
+    work = deliverer(web)
+    assert work.step()
+    expect(card.locator(".badge")).to_have_text("failed")
+    expect(card).to_contain_text("destination_missing")
+    httpx2.put(f"{s3_endpoint}/{bucket}", trust_env=False).raise_for_status()
+    card.get_by_role("button", name="Try again").click()
+    expect(card.locator(".badge")).to_have_text("pending")
+    assert work.step()
+    expect(card.locator(".badge")).to_have_text("published")
+    expect(card).to_contain_text(f"s3://{bucket}/x/bookworm/v3")
+    for width, scheme in ((390, "light"), (1600, "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        assert beyond_the_screen(page) <= 0
+        assert findings(page) == []
+    reader, _, _ = make_key(web.services, name_of(web), scopes=("jobs:read",))
+    sign_in(page, reader)
+    page.goto(f"/#/jobs/{job['id']}")
+    expect(card.locator(".badge")).to_have_text("published")
+    expect(card.get_by_role("button", name=re.compile("Publish|again"))).to_have_count(0)

@@ -30,7 +30,7 @@ class Repository:
 
 @dataclass
 class WritableHub:
-    """What is there, and what was sent."""
+    """All that is there, and the large files that were sent."""
 
     endpoint: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)

@@ -15,6 +15,7 @@ import httpx2
 from pydantic import Field, ValidationError
 
 from app.publications.contract import Params, Published, Publisher, PublishFailure, Result, SecretRef, Stopped, Target
+from app.publications.reading import damaged
 from workers.engine.files.manifest import MANIFEST
 from workers.engine.report import Manifest
 
@@ -112,11 +113,7 @@ def _addition(result: Result, path: str) -> CommitOperationAdd:
     assert file is not None  # one of the result's
     made = CommitOperationAdd(path_in_repo=path, path_or_fileobj=file.open())  # type: ignore[arg-type]
     if made.upload_info.sha256.hex() != file.sha256:
-        raise PublishFailure(
-            "artifact_lost",
-            f"{path} is not in the artifact store as it was made",
-            "Restore it from a backup, or submit the job again.",
-        )
+        raise damaged(path)
     return made
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ from app.publications.contract import (
     Stopped,
     Target,
 )
+from app.publications.reading import pieces
 from workers.engine.files.manifest import MANIFEST
 from workers.engine.report import Manifest
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 DIGEST = "espalier-sha256"
 """Metadata of an object: it is whole, and has this content."""
-READ_BYTES = 2**20
 PART_BYTES = 8 * 2**20
 RETRIES: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(minutes=1)}
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
@@ -138,7 +137,7 @@ def _send(store: S3Store, file: ResultFile, result: Result) -> bool:
     if not _is_there(store, file):
         # Not by `put`: it would call what reads our own store while it runs the same library's event loop.
         writer = obstore.open_writer(store, file.path, attributes={DIGEST: file.sha256}, buffer_size=PART_BYTES)
-        for piece in _pieces(file, result):
+        for piece in pieces(file, result):
             writer.write(piece)
         writer.close()  # before which nothing is there
         return True
@@ -152,23 +151,6 @@ def _is_there(store: S3Store, file: ResultFile) -> bool:
     except FileNotFoundError:
         return False
     return int(found.meta["size"]) == file.bytes and dict(found.attributes).get(DIGEST) == file.sha256
-
-
-def _pieces(file: ResultFile, result: Result) -> Iterator[bytes]:
-    """The file's bytes. Raises behind the last where they are not those of the result."""
-    digest, size = hashlib.sha256(), 0
-    with file.open() as source:
-        while piece := source.read(READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-            yield piece
-            result.done(len(piece))
-    if digest.hexdigest() != file.sha256 or size != file.bytes:
-        raise PublishFailure(
-            "artifact_lost",
-            f"{file.path} is not in the artifact store as it was made",
-            "Restore it from a backup, or submit the job again.",
-        )
 
 
 def _read(store: S3Store, path: str) -> bytes | None:

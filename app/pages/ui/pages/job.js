@@ -5,15 +5,17 @@ import { asked, bytes, duration, methods, moment, number, percent, quantity } fr
 import { Action, Badge, Copy, Failed, Loading, Sorted, Tag, Tags, Title, go } from "../parts.js";
 import { Metrics, Gates } from "./measured.js";
 import { Curve } from "./curve.js";
+import { Publications, underWay } from "./publications.js";
 
 const ACTIVE = ["queued", "running", "pausing", "paused", "cancelling"];
 const FINISHED = ["succeeded", "failed", "cancelled"];
-const EVENTS = ["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled", "stage", "progress", "checkpoint", "resume", "log"];
+const EVENTS = ["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled", "stage", "progress", "checkpoint", "resume", "log", "publication"];
 const KEPT_EVENTS = 2000;
 const EVENTS_AT_ONCE = 500;
 const LOG_LINES = 200;
 const LOG_EVERY_MS = 3000;
 const STREAM_AGAIN_MS = 3000;
+const PUBLICATIONS_EVERY_MS = 2000;
 
 export function Job({ id, me }) {
   const { job, gone, error, events, reload } = useJob(id);
@@ -36,6 +38,7 @@ export function Job({ id, me }) {
       <div>
         <${Facts} job=${job} me=${me} reload=${reload} onError=${setFailed} />
         ${job.status === "succeeded" && html`<${Files} job=${job} me=${me} />`}
+        <${Publications} job=${job} me=${me} reload=${reload} onError=${setFailed} />
         <${History} job=${job} events=${events} />
         <section class="card"><details><summary>Spec, with all defaults filled in</summary><p><${Copy} text=${JSON.stringify(job.spec, null, 2)} label="the spec" /></p><${Sorted} value=${job.spec} /></details></section>
       </div>
@@ -65,6 +68,7 @@ function useJob(id) {
         setJob(found);
         setError(null);
         if (ACTIVE.includes(found.status) && !stream) follow();
+        if (underWay(found)) soon(PUBLICATIONS_EVERY_MS);
       } catch (problem) {
         if (stop.signal.aborted) return;
         if (problem.status === 404) setGone(true);
