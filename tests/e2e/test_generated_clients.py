@@ -16,6 +16,34 @@ import pytest
 from tests.helpers.cluster import ROOT
 from tests.helpers.embedded import Embedded, embedded
 
+EVERYTHING = """
+import importlib, inspect, json, os, pkgutil, sys
+from pathlib import Path
+from espalier_client import AuthenticatedClient, api
+from espalier_client.api.account import me_get
+from espalier_client.api.jobs import jobs_create, jobs_list
+from espalier_client.models import CompressionSpec, JobSubmit
+
+for path in sys.argv[1:]:
+    spec = json.loads(Path(path).read_text())
+    assert CompressionSpec.from_dict(spec).to_dict() == spec, path
+client = AuthenticatedClient(os.environ["ESPALIER_URL"], token=os.environ["ESPALIER_API_KEY"])
+job = jobs_list.sync(client=client).data[0]
+assert jobs_create.sync(client=client, body=JobSubmit(spec=job.spec), dry_run=True).spec_digest == job.spec_digest
+known = {"job_id": job.id, "model_id": "bookworm-7m", "path": "config.json"}
+known["tenant_id"] = me_get.sync(client=client).tenant.id
+for module in pkgutil.walk_packages(api.__path__, "espalier_client.api."):
+    if module.ispkg:
+        continue
+    operation = importlib.import_module(module.name)
+    parameters = inspect.signature(operation._get_kwargs).parameters
+    needed = [name for name, each in parameters.items() if each.default is inspect.Parameter.empty]
+    if not set(needed) <= set(known) or operation._get_kwargs(**{n: known[n] for n in needed})["method"] != "get":
+        continue
+    answer = operation.sync_detailed(**{name: known[name] for name in needed}, client=client)
+    print(module.name.rpartition(".")[2], type(answer.parsed).__name__)
+"""
+"""Every GET that takes no more than ids, a job's spec once more, and the specs of files, with the generated client."""
 GENERATORS = ROOT / ".venv/generators"
 BIN = GENERATORS / "bin"
 pytestmark = [
@@ -56,10 +84,13 @@ def run(folder: Path, *command: object, **variables: str) -> str:
     return done.stdout
 
 
+def connection(service: Embedded) -> dict[str, str]:
+    return {"ESPALIER_URL": service.url, "ESPALIER_API_KEY": (service.home / "local-key").read_text().strip()}
+
+
 def use(service: Embedded, folder: Path, *command: object) -> None:
     """Run a dashboard: it submits, follows and shows a job."""
-    key = (service.home / "local-key").read_text().strip()
-    said = run(folder, *command, ESPALIER_URL=service.url, ESPALIER_API_KEY=key)
+    said = run(folder, *command, **connection(service))
     job = service.json("list")["data"][0]
     assert job["labels"] == {"from": "dashboard"}
     assert job["spec"]["prune"]["sparsity"] == 0.3
@@ -80,6 +111,17 @@ def test_python(service: Embedded, folder: Path) -> None:
     assert wrong == []
     assert "checked 1 source file" in done.stdout
     use(service, folder, BIN / "python", "dashboard.py")
+    (folder / "everything.py").write_text(EVERYTHING)
+    specs = sorted((ROOT / "examples/specs").glob("*.json"))
+    read = dict(
+        line.split()
+        for line in run(folder, BIN / "python", "everything.py", *specs, **connection(service)).splitlines()
+    )
+    assert {"JobPage", "JobRead", "Report", "ArtifactList", "Capabilities", "WorkerList"} <= set(read.values())
+    assert len(read) >= 20
+    assert [name for name, kind in read.items() if kind in ("NoneType", "Problem")] == ["sessions_get"], (
+        "it needs a cookie"
+    )
 
 
 def test_typescript(service: Embedded, folder: Path) -> None:
