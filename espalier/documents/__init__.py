@@ -4,6 +4,8 @@ from espalier.documents.base import Document, Page
 from espalier.documents.comparisons import (
     ComparedJob,
     Comparison,
+    CurveComparison,
+    CurvePoint,
     LayerComparison,
     MetricComparison,
     MetricValue,
@@ -76,6 +78,8 @@ __all__ = [
     "Capabilities",
     "ComparedJob",
     "Comparison",
+    "CurveComparison",
+    "CurvePoint",
     "Delivery",
     "Device",
     "Document",

@@ -7,6 +7,7 @@ from typing import Any
 
 from espalier.documents.base import Document
 from espalier.documents.jobs import JobFailure
+from espalier.documents.reports import Gate
 
 
 class ComparedJob(Document):
@@ -21,6 +22,7 @@ class ComparedJob(Document):
     created_at: datetime
     finished_at: datetime
     verdict: str | None
+    gates: list[Gate]
     sparsity: float | None
     parameters: int | None
     parameters_after: int | None
@@ -75,10 +77,26 @@ class LayerComparison(Document):
     inputs: list[int | None]
 
 
+class CurvePoint(Document):
+    """Losses at one step of a training, in nats a token."""
+
+    step: int
+    holdout_loss: float
+    train_loss: float | None
+
+
+class CurveComparison(Document):
+    """The losses of a training, `train` or `tune`; None of a job without it."""
+
+    stage: str
+    curves: list[list[CurvePoint] | None]
+
+
 class Comparison(Document):
-    """Two to eight finished jobs: where specs differ, what was measured, what became of layers."""
+    """Two to eight finished jobs: where specs differ, what was measured, what became of layers, how they learnt."""
 
     jobs: list[ComparedJob]
     spec: list[SpecDifference]
     metrics: list[MetricComparison]
     layers: list[LayerComparison]
+    curves: list[CurveComparison]
