@@ -6,29 +6,33 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import SecretStr
 from rich.markup import escape
-from sqlalchemy.orm import Session
 
-from app import migrate
-from app.account import tenants
 from app.cli import output
 from app.cli.exits import Usage
+from app.cli.extras import needs
 from app.cli.options import AsJson, load_settings
-from app.db import Database
-from app.errors import AppError
-from app.keys import service as keys
-from app.keys.models import ApiKey
 from app.keys.scopes import SCOPES, USUAL
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from app.db import Database
+    from app.keys.models import ApiKey
 
 
 @contextmanager
 def migrated(settings: Settings) -> Iterator[Database]:
     """The database, at this version's schema; an AppError becomes a usage error."""
+    from app import migrate
+    from app.db import Database
+    from app.errors import AppError
+
     database = Database(settings.database_url)
     try:
         if migrate.current(database) != migrate.head():
@@ -40,6 +44,7 @@ def migrated(settings: Settings) -> Iterator[Database]:
         database.dispose()
 
 
+@needs("api")
 def keys_create(
     tenant: Annotated[str, typer.Option(help="Whose jobs the key sees; made if new.")],
     name: Annotated[str, typer.Option(help="What the key is for.")],
@@ -50,6 +55,8 @@ def keys_create(
     as_json: AsJson = False,
 ) -> None:
     """Make an API key. Its text is printed once and stored nowhere."""
+    from app.keys import service as keys
+
     settings = load_settings()
 
     def make(session: Session) -> dict[str, Any]:
@@ -72,8 +79,11 @@ def keys_create(
         output.stdout.print(made["text"], markup=False)
 
 
+@needs("api")
 def keys_list(as_json: AsJson = False) -> None:
     """List the API keys of all tenants."""
+    from app.keys import service as keys
+
     with migrated(load_settings()) as database, database.read() as session:
         found = [{**_key_json(key), "tenant": tenant} for key, tenant in keys.list_keys(session)]
     if as_json:
@@ -86,17 +96,23 @@ def keys_list(as_json: AsJson = False) -> None:
     output.stdout.print(table)
 
 
+@needs("api")
 def keys_revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="A key's id, from `keys list`.")], as_json: AsJson = False
 ) -> None:
     """Revoke an API key, at once and for good."""
+    from app.keys import service as keys
+
     with migrated(load_settings()) as database:
         revoked = database.transact(lambda session: _key_json(keys.revoke_key(session, key_id)))
     output.print_json(revoked) if as_json else output.stdout.print(f"{key_id} revoked")
 
 
+@needs("api")
 def tenants_list(as_json: AsJson = False) -> None:
     """List the tenants, their shares, and what they use of their quotas."""
+    from app.account import tenants
+
     with migrated(load_settings()) as database, database.read() as session:
         found = [tenants.detail(session, tenant) for tenant in tenants.every(session)]
     _print_tenants(found, as_json=as_json)
@@ -105,6 +121,7 @@ def tenants_list(as_json: AsJson = False) -> None:
 Quota = Annotated[int | None, typer.Option(min=-1, help="-1 takes it away.")]
 
 
+@needs("api")
 def tenants_set(
     name: Annotated[str, typer.Argument(metavar="TENANT", help="A tenant's name, from `tenants list`.")],
     weight: Annotated[int | None, typer.Option(min=1, max=1000, help="Its share of the workers.")] = None,
@@ -116,6 +133,8 @@ def tenants_set(
     as_json: AsJson = False,
 ) -> None:
     """Set a tenant's share of the workers, and its quotas."""
+    from app.account import tenants
+
     given = {
         "queued": queued,
         "running": running,
@@ -140,13 +159,15 @@ def tenants_set(
 
 
 def _print_tenants(found: list[dict[str, Any]], *, as_json: bool) -> None:
+    from app.account.tenants import QUOTAS
+
     if as_json:
         output.print_json(found)
         return
-    table = output.table("", "tenant", "weight", *(name.replace("_", " ") for name in tenants.QUOTAS))
+    table = output.table("", "tenant", "weight", *(name.replace("_", " ") for name in QUOTAS))
     for tenant in found:
         used, quotas = tenant["usage"], tenant["quotas"]
-        shown = [_used(used.get(name), quotas[name]) for name in tenants.QUOTAS]
+        shown = [_used(used.get(name), quotas[name]) for name in QUOTAS]
         table.add_row(escape(tenant["name"]), str(tenant["weight"]), *shown)
     output.stdout.print(table)
 
@@ -156,16 +177,23 @@ def _used(used: float | None, quota: int | None) -> str:
     return " ".join(part for part in parts if part)
 
 
+@needs("api")
 def db_upgrade(
     revision: Annotated[str, typer.Argument(help="Migrate up to this revision.")] = "head", as_json: AsJson = False
 ) -> None:
     """Bring the database's schema up to date. Safe to repeat, and to run at several places at once."""
+    from app import migrate
+
     migrate.upgrade(load_settings().database_url, revision)
     db_current(as_json)
 
 
+@needs("api")
 def db_current(as_json: AsJson = False) -> None:
     """Show the schema's revision and the newest there is."""
+    from app import migrate
+    from app.db import Database
+
     database = Database(load_settings().database_url)
     current, head = migrate.current(database), migrate.head()
     database.dispose()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -17,14 +16,18 @@ from pydantic import ValidationError
 from app.cli import output
 from app.cli.display import Display, display
 from app.cli.exits import JobFailed, Usage
+from app.cli.extras import needs
 from app.cli.jobs import SpecFile, read_json
 from app.cli.options import AsJson, load_settings
 from app.cli.report import print_report
-from workers.engine.spec import CompressionSpec
+
+if TYPE_CHECKING:
+    from workers.engine.spec import CompressionSpec
 
 STOP_S = 5
 
 
+@needs("worker")
 def compress(
     spec: SpecFile,
     out: Annotated[Path, typer.Option(help="Folder of the compressed model; must not exist yet, or be empty.")],
@@ -35,8 +38,6 @@ def compress(
 ) -> None:
     """Compress a model here and now, without a service. Interrupted, the same command goes on where it stopped."""
     settings = load_settings()
-    if importlib.util.find_spec("torch") is None:
-        raise Usage("compressing needs torch: in espalier's own folder, pip install -c constraints.txt '.[worker]'")
     parsed = _validated(read_json(spec))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Usage(f"{out} exists already: choose a new folder")
@@ -62,11 +63,12 @@ def compress(
 
 
 def _validated(body: Any) -> CompressionSpec:
+    from app.http.problems import field_problem
+    from workers.engine.spec import CompressionSpec
+
     try:
         return CompressionSpec.model_validate(body)
     except ValidationError as error:
-        from app.http.problems import field_problem  # and the web framework with it: only where it is needed
-
         places = [{**e, "loc": ("body", "spec", *e["loc"])} for e in error.errors(include_url=False)]
         found = [field_problem(place) for place in places]
         lines = [f"  {f['pointer'].removeprefix('/spec') or '/'}: {f['detail']}" for f in found]

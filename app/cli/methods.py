@@ -9,11 +9,9 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from app.capabilities.reference import REQUIRED, parameters
-from app.capabilities.schemas import capabilities
 from app.cli import output
 from app.cli.exits import Usage
 from app.cli.options import AsJson, connect
-from app.http.suggest import did_you_mean
 
 
 def methods(
@@ -32,6 +30,8 @@ def methods(
         with connect(context) as client:
             found = client.capabilities().raw
     else:
+        from app.capabilities.schemas import capabilities
+
         found = capabilities().model_dump()
     if name is not None:
         found = _named(found, name)
@@ -55,6 +55,8 @@ def methods(
 
 def _named(found: dict[str, Any], name: str) -> dict[str, Any]:
     """The capabilities called `name`: methods, a stage, a field. Raises Usage where there are none."""
+    from app.http.suggest import did_you_mean
+
     stages = [stage for stage in found["stages"] if stage["stage"] == name]
     fields = [field for field in found["fields"] if field["name"] == name]
     methods = [

@@ -9,9 +9,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from app.cli.exits import Usage
+from app.cli.extras import needs
 from app.cli.options import load_settings
 from app.settings import Settings
-from workers import devices
 
 GRACEFUL_S = 5
 """Time open requests, event streams above all, have to end when the API stops."""
@@ -30,6 +30,8 @@ def api_command(*listen: str) -> list[str]:
 
 def worker_command(settings: Settings) -> list[str]:
     """Raises Usage where the worker is to have GPUs and there are none."""
+    from workers import devices
+
     kind, names = devices.found(settings)
     if not names:
         raise Usage(devices.NO_GPU)
@@ -47,6 +49,7 @@ def reconciler_command() -> list[str]:
     return [sys.executable, "-m", "workers.reconciler"]
 
 
+@needs("api")
 def api(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: ESPALIER_HOST.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: ESPALIER_PORT.")] = None,
@@ -56,11 +59,13 @@ def api(
     _become(api_command("--host", host or settings.host, "--port", str(settings.port if port is None else port)))
 
 
+@needs("worker")
 def worker() -> None:
     """Run a worker: as many jobs at once as ESPALIER_WORKER_DEVICES and ESPALIER_WORKER_SLOTS give it devices for."""
     _become(worker_command(load_settings()))
 
 
+@needs("api")
 def reconciler() -> None:
     """Run the reconciler: expired leases, lost messages, orphaned files."""
     load_settings()

@@ -12,8 +12,6 @@ from rich.table import Table
 from app.cli import output
 from app.cli.exits import Usage
 from app.cli.options import AsJson, JobId, connect
-from workers.engine.report import GateResult
-from workers.engine.reporting import wording
 
 
 def report(
@@ -92,6 +90,9 @@ def samples_text(sample: dict[str, Any]) -> str:
 
 def gates_table(gates: list[dict[str, Any]]) -> Table:
     """The verdicts of a report's gates."""
+    from workers.engine.report import GateResult
+    from workers.engine.reporting import wording
+
     table = output.table("", "gate", "of", "allowed", "value [interval]", "verdict", "why", right=("value [interval]",))
     for found in gates:
         gate = GateResult.model_validate(found)

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from typing import Annotated
 
 import httpx2
 import typer
 from rich.markup import escape
 from rich.panel import Panel
-from sqlalchemy.orm import Session
 
-from app import deployment, migrate
 from app.cli import output
 from app.cli.exits import Usage
+from app.cli.extras import needs
 from app.cli.family import Child, Family
 from app.cli.options import AsJson, is_loopback, load_settings, local_key_path, local_url
 from app.cli.processes import api_command, reconciler_command, worker_command
-from app.db import Database
-from app.keys import service as keys
-from app.keys.scopes import SCOPES
-from app.keys.tokens import hash_token
 from app.settings import Settings
-from app.storage import ArtifactStore
 
 
+@needs("worker")
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: ESPALIER_HOST.")] = None,
     port: Annotated[
@@ -38,14 +32,14 @@ def serve(
 
     Listening on loopback, it makes an API key on its first start and keeps it in ESPALIER_HOME/local-key.
     """
+    from app.cli.prepare import local_key, prepare
+
     settings = load_settings()
     # The socket is ours and outlives a crash of the API: connections wait in it instead of being refused.
     listener = _listen(host or settings.host, settings.port if port is None else port)
     address, bound_port = listener.getsockname()[:2]
     settings = settings.model_copy(update={"host": address, "port": bound_port})
-    settings.home.mkdir(parents=True, exist_ok=True)
-    migrate.upgrade(settings.database_url)
-    _check_deployment(settings)
+    prepare(settings)
     key = local_key(settings) if is_loopback(address) else None
 
     family = Family(
@@ -68,50 +62,6 @@ def serve(
             family.tick()
     finally:
         family.stop()
-
-
-def local_key(settings: Settings) -> str:
-    """The text of the key in `home/local-key`; a new one where there is none or the database does not have it."""
-    path = local_key_path(settings)
-    database = Database(settings.database_url)
-    try:
-        return database.transact(lambda session: _kept_or_new_key(session, settings, path))
-    finally:
-        database.dispose()
-
-
-def _kept_or_new_key(session: Session, settings: Settings, path: Path) -> str:
-    if path.exists():
-        text = path.read_text().strip()
-        known = hash_token(text, settings.secret())
-        if any(key.hash == known and key.revoked_at is None for key, _ in keys.list_keys(session)):
-            return text
-    _, text = keys.create_key(
-        session, secret=settings.secret(), tenant="local", name="local", scopes=list(SCOPES), expires_days=None
-    )
-    _write_private(path, text)
-    return text
-
-
-def _check_deployment(settings: Settings) -> None:
-    """Refuse in one sentence what each of the processes would refuse, before any is started."""
-    database = Database(settings.database_url)
-    try:
-        deployment_id = deployment.check(database, ArtifactStore(settings.artifacts_url))
-        deployment.check_work_dir(settings.work_dir, deployment_id)
-    except deployment.Refused as error:
-        raise Usage(str(error)) from None
-    finally:
-        database.dispose()
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Replace the file; it is never readable by others, not even while it is written."""
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600, exist_ok=False)
-    fresh.write_text(text + "\n")
-    fresh.replace(path)
 
 
 def _listen(host: str, port: int) -> socket.socket:

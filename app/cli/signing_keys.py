@@ -8,12 +8,14 @@ import typer
 
 from app.cli import output
 from app.cli.exits import Usage
+from app.cli.extras import needs
 from app.cli.options import AsJson, load_settings
 
 if TYPE_CHECKING:
     from app.signing.keys import KeyRing
 
 
+@needs("api")
 def list_keys(as_json: AsJson = False) -> None:
     """List the keys, newest last; with --json as they are published, for `verify --keys`."""
     ring = _ring()
@@ -33,6 +35,7 @@ def list_keys(as_json: AsJson = False) -> None:
     output.stdout.print(table)
 
 
+@needs("api")
 def rotate(as_json: AsJson = False) -> None:
     """Make a key that signs from now on; the one before is retired, and verifies what it has signed."""
     from app.signing.keys import BadKeys
@@ -44,6 +47,7 @@ def rotate(as_json: AsJson = False) -> None:
     output.print_json(made.published()) if as_json else output.stdout.print(f"{made.kid} signs from now on")
 
 
+@needs("api")
 def revoke(
     key: Annotated[str, typer.Argument(metavar="KEY", help="A key's id, from `signing-keys list`.")],
     as_json: AsJson = False,

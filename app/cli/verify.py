@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from app.cli import output
 from app.cli.exits import ExitCode, Unreachable, Usage
+from app.cli.extras import needs
 from app.cli.options import AsJson, connect
 
 WELL_KNOWN = "/.well-known/espalier-keys.json"
@@ -21,6 +22,7 @@ MOST_BYTES = 2**20
 """Of a set of keys."""
 
 
+@needs("verify")
 def verify(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `download` made.")],

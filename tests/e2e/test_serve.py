@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from app import migrate
-from app.cli.serve import local_key
+from app.cli.prepare import local_key
 from app.db import Database
 from app.keys import service as keys
 from app.settings import Settings
