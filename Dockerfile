@@ -14,7 +14,7 @@ COPY migrations migrations
 ENV ESPALIER_HOME=/var/lib/espalier ESPALIER_MODELS_DIR=/srv/models ESPALIER_DATA_DIR=/srv/data
 
 FROM base AS api
-RUN pip install --constraint constraints.txt .
+RUN pip install --constraint constraints.txt ".[api]"
 USER espalier
 ENV ESPALIER_HOST=0.0.0.0
 EXPOSE 8000

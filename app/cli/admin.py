@@ -17,13 +17,13 @@ from app.cli.exits import Usage
 from app.cli.extras import needs
 from app.cli.options import AsJson, load_settings
 from app.keys.scopes import SCOPES, USUAL
-from app.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from app.db import Database
     from app.keys.models import ApiKey
+    from app.settings import Settings
 
 
 @contextmanager
@@ -203,11 +203,14 @@ def db_current(as_json: AsJson = False) -> None:
         output.stdout.print(f"at {current or 'nothing yet'}, newest is {head}")
 
 
+@needs("api")
 def config(
     markdown: Annotated[bool, typer.Option(help="The table of all variables, as in the README.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the configuration in effect, secrets and passwords masked."""
+    from app.settings import Settings
+
     if markdown:
         output.stdout.print(settings_markdown(), markup=False)
         return
@@ -224,6 +227,8 @@ def config(
 
 def settings_markdown() -> str:
     """README's configuration table."""
+    from app.settings import Settings
+
     lines = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else str(field.default)

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 Extra = Literal["api", "worker", "verify"]
 
 BRINGS: dict[Extra, tuple[str, ...]] = {
-    "api": ("fastapi", "sqlalchemy", "alembic", "celery", "obstore"),
+    "api": ("pydantic_settings", "fastapi", "sqlalchemy", "alembic", "celery", "obstore"),
     "worker": ("fastapi", "sqlalchemy", "celery", "torch", "transformers"),
     "verify": ("cryptography",),
 }
@@ -36,11 +36,19 @@ def needs(extra: Extra) -> Callable[[Callable[Arguments, Result]], Callable[Argu
     return wrap
 
 
+def has(extra: Extra) -> bool:
+    """Whether the extra is installed."""
+    return not _missing(extra)
+
+
 def require(extra: Extra) -> None:
     """Raises Usage where the extra is not installed."""
-    missing = [module for module in BRINGS[extra] if find_spec(module) is None]
-    if missing:
+    if missing := _missing(extra):
         raise Usage(
             f"this needs {', '.join(missing)}, which the extra [{extra}] brings: "
             f"pip install '{DISTRIBUTION}[{extra}]' (from a wheel: pip install 'WHEEL[{extra}]')"
         )
+
+
+def _missing(extra: Extra) -> list[str]:
+    return [module for module in BRINGS[extra] if find_spec(module) is None]

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from app.cli.exits import CliError, Usage, cli_error
+from app.cli.extras import has
 from app.cli.output import print_error
-from app.settings import Settings, get_settings
 from espalier import Client, EspalierError
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 
 def _remember(context: typer.Context, value: bool) -> bool:
@@ -42,12 +45,15 @@ class Commands(TyperGroup):
 
 @dataclass(frozen=True)
 class Connection:
-    """Which service the command speaks to. Without a URL, the embedded one of ESPALIER_HOME."""
+    """Which service the command speaks to. Without a URL, the embedded one of ESPALIER_HOME, where this installation
+    has one."""
 
     url: str | None
     api_key: str | None
 
     def client(self) -> Client:
+        if not has("api"):
+            return Client(self.url, self.api_key)
         settings = load_settings()
         local = local_url(settings)
         url = self.url or local
@@ -67,6 +73,8 @@ def connect(context: typer.Context) -> Client:
 
 def load_settings() -> Settings:
     """The settings; Usage naming the variables that are wrong."""
+    from app.settings import get_settings
+
     try:
         return get_settings()
     except ValidationError as error:

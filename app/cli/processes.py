@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from app.cli.exits import Usage
 from app.cli.extras import needs
 from app.cli.options import load_settings
-from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 GRACEFUL_S = 5
 """Time open requests, event streams above all, have to end when the API stops."""

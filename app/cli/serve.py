@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import httpx2
 import typer
@@ -17,7 +17,9 @@ from app.cli.extras import needs
 from app.cli.family import Child, Family
 from app.cli.options import AsJson, is_loopback, load_settings, local_key_path, local_url
 from app.cli.processes import api_command, reconciler_command, worker_command
-from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 
 @needs("worker")

@@ -48,7 +48,10 @@ class AsyncConnection:
             headers["Authorization"] = f"Bearer {api_key}"
         self._timeout = httpx2.Timeout(timeout_s, connect=5)
         # A proxy configured for the outside must not be asked for this machine.
-        loopback = httpx2.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
+        try:
+            loopback = httpx2.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
+        except httpx2.InvalidURL as error:
+            raise Unreachable(self.url, error) from error
         self._http = httpx2.AsyncClient(
             base_url=self.url, headers=headers, timeout=self._timeout, trust_env=not loopback, transport=transport
         )

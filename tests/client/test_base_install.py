@@ -1,0 +1,117 @@
+"""The base install, from a wheel, in an environment with nothing but what it requires."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from app.cli import cli
+from app.cli.exits import ExitCode
+from app.cli.extras import BRINGS
+from tests.helpers import fresh
+
+MOST_BYTES = 40_000_000
+"""Of site-packages besides pip."""
+EXTRAS = {
+    **dict.fromkeys(("serve", "worker", "compress"), "worker"),
+    **dict.fromkeys(("api", "reconciler", "config", "gc", "adopt-store"), "api"),
+    **dict.fromkeys(("keys", "tenants", "db", "signing-keys"), "api"),
+    "verify": "verify",
+}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of the environment, with the wheel installed."""
+    folder = tmp_path_factory.mktemp("base")
+    wheel = fresh.wheel(folder)
+    binaries = fresh.base(folder / "environment")
+    install = [binaries / "python", "-m", "pip", "install", "--quiet", wheel]
+    subprocess.run(
+        install, env=fresh.variables(binaries), check=True, timeout=120
+    )  # with what it requires: it is there
+    return binaries
+
+
+def run(installed: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [installed / program, *arguments],
+        env=fresh.variables(installed), cwd=installed, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+EACH = """
+import json, sys
+from typer.testing import CliRunner
+from app.cli import cli
+
+for command in json.load(sys.stdin):
+    done = CliRunner().invoke(cli, command)
+    print(json.dumps([command, done.exit_code, done.output]))
+"""
+
+
+def each(installed: Path, commands: list[list[str]]) -> list[tuple[list[str], int, str]]:
+    """(command, exit code, output) of each command, run one after another in one process of the environment."""
+    done = subprocess.run(
+        [installed / "python", "-c", EACH],
+        env=fresh.variables(installed), cwd=installed, input=json.dumps(commands), capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]  # type: ignore[misc]
+
+
+def test_the_client_imports_nothing_of_the_service(installed: Path) -> None:
+    done = run(installed, "python", "-c", "import espalier, sys; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert not {"app", "workers", "typer", "rich", "torch"} & set(done.stdout.split())
+
+
+def test_it_is_small(installed: Path) -> None:
+    (site,) = installed.parent.glob("lib/python*/site-packages")
+    parts = [path for path in site.iterdir() if not path.name.startswith("pip")]
+    files = [file for part in parts for file in (part.resolve().rglob("*") if part.is_dir() else [part])]
+    total = sum(file.stat().st_size for file in files if file.is_file())
+    assert 20_000_000 < total < MOST_BYTES, f"{total:,} bytes"
+
+
+def test_the_commands_of_the_client_work(installed: Path) -> None:
+    shown = run(installed, "espalier", "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert all(name in shown.stdout for name in get_command(cli).commands)  # type: ignore[attr-defined]
+    nowhere = ["--url", "http://127.0.0.1:1"]
+    asking = (["list"], ["status", "job_x"], ["sweep", "list"], ["webhooks", "list"], ["whoami"], ["models"])
+    commands = [["methods", "wanda"], ["methods", "wnada"], *([*nowhere, *command] for command in asking)]
+    (_, code, wanda), (_, mistyped, _), *unreachable = each(installed, commands)
+    assert (code, "Wanda" in wanda, mistyped) == (0, True, ExitCode.USAGE)
+    for command, code, said in unreachable:
+        assert code == ExitCode.UNREACHABLE, (command, said)
+
+
+COMMANDS = [
+    *(["serve"], ["worker"], ["compress", "spec.json", "--out", "x"], ["api"], ["reconciler"], ["config"], ["gc"]),
+    *(["adopt-store"], ["keys", "list"], ["keys", "create", "--tenant", "a", "--name", "b"], ["keys", "revoke", "x"]),
+    *(["tenants", "list"], ["tenants", "set", "x"], ["db", "upgrade"], ["db", "current"], ["verify", "."]),
+    *(["signing-keys", "list"], ["signing-keys", "rotate"], ["signing-keys", "revoke", "x"]),
+]
+
+
+def test_a_command_of_the_service_says_which_extra_it_needs(installed: Path) -> None:
+    for command, code, said in each(installed, COMMANDS):
+        assert code == ExitCode.USAGE, (command, said)
+        assert f"[{EXTRAS[command[0]]}]" in said, (command, said)
+        assert "Traceback" not in said
+    done = run(installed, "espalier", "serve")
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (ExitCode.USAGE, "", False)
+
+
+def test_every_command_is_the_clients_or_says_its_extra() -> None:
+    ours = {name for name, command in get_command(cli).commands.items() if command.rich_help_panel != "Jobs"}  # type: ignore[attr-defined]
+    assert ours | {"verify"} == EXTRAS.keys() | {"methods"}
+    assert {command[0] for command in COMMANDS} == EXTRAS.keys()
+    assert set(EXTRAS.values()) == BRINGS.keys()
