@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.backup.backup import back_up
-from app.backup.contents import BadBackup, Contents, place
-from app.backup.restore import restore as restore_from
 from app.cli import output
 from app.cli.exits import CliError, Usage
+from app.cli.extras import needs
 from app.cli.options import AsJson, load_settings
-from app.db import Database
-from app.storage import ArtifactStore, StorageError
+
+if TYPE_CHECKING:
+    from app.backup.contents import Contents
 
 Place = Annotated[str, typer.Argument(help="A folder, or s3://…, gs://…, az://….")]
 Source = Annotated[str, typer.Argument(metavar="FROM", help="A folder or URL that `espalier backup` wrote to.")]
 APART = "not in it: the secret key, and the keys that sign manifests; keep them apart"
 
 
+@needs("api")
 def backup(to: Place, as_json: AsJson = False) -> None:
     """Back up the database and the artifact store together, while the service runs.
 
     The rows are of one moment; the files of all jobs they speak of are there. What the target has must be nothing.
     """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from app.backup.backup import back_up
+    from app.backup.contents import BadBackup, place
+    from app.db import Database
+    from app.storage import ArtifactStore, StorageError
+
     settings = load_settings()
     database = Database(settings.database_url)
     try:
@@ -43,11 +49,19 @@ def backup(to: Place, as_json: AsJson = False) -> None:
             output.stderr.print(f"{kind}: {key}", markup=False)
 
 
+@needs("api")
 def restore(source: Source, as_json: AsJson = False) -> None:
     """Restore a backup into an empty database, SQLite or PostgreSQL, and an empty artifact store.
 
     Those that the settings name. Every file is checked against the digest it was backed up with.
     """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from app.backup.contents import BadBackup, place
+    from app.backup.restore import restore as restore_from
+    from app.db import Database
+    from app.storage import ArtifactStore, StorageError
+
     settings = load_settings()
     if settings.embedded:
         Path(settings.database_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from app import migrate
 from app.cli import output
 from app.cli.exits import Usage
+from app.cli.extras import needs
 from app.cli.options import AsJson, load_settings
-from app.db import Database
 
 
+@needs("api")
 def db_downgrade(
     revision: Annotated[str | None, typer.Argument(help="Go back to this revision. Default: one step.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; else what would be lost is shown, and no more.")] = False,
@@ -23,6 +23,9 @@ def db_downgrade(
     Stop the API, workers and reconciler first: they refuse another schema than their own. Tables and columns that the
     earlier schema does not have are lost.
     """
+    from app import migrate
+    from app.db import Database
+
     url = load_settings().database_url
     database = Database(url)
     try:

@@ -52,3 +52,10 @@ class Publication(Document):
     created_at: datetime
     due_at: datetime | None
     done_at: datetime | None
+
+
+class Credentials(Document):
+    """A name of the operator's that results may be published under, and the kind of place it is for."""
+
+    name: str
+    to: str
