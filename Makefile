@@ -8,8 +8,9 @@
 # training  pruning while training beside pruning once and training as long: hours, goes on where it was interrupted
 # families  every family that transformers builds, each kind of job on a tiny one: docs/families.md; goes on likewise
 # mlflow  publishing to MLflow's own server, which it installs in an environment of its own
+# wheel  dist/espalier_llm-….whl: the Python client and, with its extras, the service
 # docs   what is generated: tables of README.md and docs/, the synchronous client
-.PHONY: mlflow demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs setup
+.PHONY: mlflow demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs wheel setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
@@ -31,6 +32,8 @@ families: setup ; $(BIN)/python -m tests.families && $(BIN)/python docs/render.p
 mlflow: setup ; test -x .venv-mlflow/bin/mlflow || { $(PYTHON) -m venv .venv-mlflow && .venv-mlflow/bin/pip install mlflow==3.17.2; }; $(BIN)/pytest tests/app/test_publish_mlflow.py -m mlflow
 chaos: setup ; $(BIN)/pytest tests/chaos -m chaos
 docs: setup ; $(BIN)/python docs/render.py && $(BIN)/python .ci/unasync.py
+
+wheel: setup ; rm -rf build && $(BIN)/python -m pip wheel --no-deps --wheel-dir dist . && rm -rf build
 
 setup: .venv/.installed .venv/.installed-generators
 # What running espalier takes. torch first and alone: where two indexes offer it, pip takes the build that the user chose.

@@ -10,7 +10,7 @@ from rich.markup import escape
 from app.cli import output
 from app.cli.options import AsJson, connect
 from espalier.documents import ComparedJob, Comparison, MetricComparison, MetricValue, SpecValue
-from workers.engine.reporting import wording
+from workers.engine.reporting.short import short
 
 JobIds = Annotated[list[str], typer.Argument(metavar="JOB JOB …", help="Two to eight finished jobs.")]
 
@@ -56,7 +56,7 @@ def _print(found: Comparison, *, defaults: bool) -> None:
 def _value(of: SpecValue) -> str:
     if of.absent:
         return "[dim]absent[/]"
-    return escape(wording.short(of.value))
+    return escape(short(of.value))
 
 
 def _sizes(jobs: list[ComparedJob]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
-from workers.engine.reporting import wording
+from workers.engine.reporting.short import short
 
 Side = Literal["pruned", "ratio"]
 DIGITS = 4
@@ -144,7 +144,7 @@ def titles(parameters: Sequence[str]) -> list[str]:
 
 
 def value_text(row: Row, pointer: str) -> str:
-    return wording.short(row.values[pointer]) if pointer in row.values else ""
+    return short(row.values[pointer]) if pointer in row.values else ""
 
 
 def _configuration(child: Child) -> dict[str, Any]:

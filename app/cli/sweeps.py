@@ -14,6 +14,7 @@ from app.cli.jobs import print_deleted, read_json
 from app.cli.options import AsJson, connect
 from espalier import Sweep
 from espalier.documents import Pareto, ParetoPoint, PlannedChild, SweepChild, SweepPlan, SweepSummary
+from workers.engine.reporting.short import short
 
 SweepId = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's id, swp_….")]
 SweepFile = Annotated[
@@ -176,7 +177,5 @@ def _print_pareto(found: Pareto) -> None:
 
 def _values(parameters: list[str], child: SweepChild | PlannedChild | ParetoPoint) -> list[str]:
     """The child's value of each parameter: a method by its name, others as JSON."""
-    from workers.engine.reporting import wording
-
-    shown = [wording.short(child.values[pointer]) if pointer in child.values else "" for pointer in parameters]
+    shown = [short(child.values[pointer]) if pointer in child.values else "" for pointer in parameters]
     return [escape(value) for value in shown]

@@ -10,6 +10,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from app.sweeps import figure as plot
 from app.sweeps.schemas import Pareto
 from workers.engine.reporting import wording
+from workers.engine.reporting.short import short
 
 
 def render(sweep: dict[str, Any], pareto: Pareto) -> str:
@@ -20,6 +21,7 @@ def render(sweep: dict[str, Any], pareto: Pareto) -> str:
         figure=plot.figure(pareto) if pareto.points else None,
         plot=plot,
         wording=wording,
+        short=short,
         quantity=quantity,
     )  # fmt: skip
 

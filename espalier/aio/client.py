@@ -12,6 +12,7 @@ from espalier.aio.sweeps import AsyncSweep, AsyncSweepRef
 from espalier.aio.webhooks import AsyncWebhooks
 from espalier.documents.base import Page
 from espalier.documents.comparisons import Comparison
+from espalier.documents.publications import Credentials
 from espalier.documents.reports import Plan
 from espalier.documents.service import Capabilities, Me, Model, ModelSummary, Worker
 from espalier.documents.sweeps import SweepPlan, SweepSummary
@@ -145,6 +146,10 @@ class AsyncClient(AsyncWebhooks):
     async def me(self) -> Me:
         """Whose key this is, what it may do, the tenant's quotas and usage."""
         return Me.read(await self.get("/v1/me"))
+
+    async def credentials(self) -> list[Credentials]:
+        """Names of the operator's that results may be published under."""
+        return [Credentials.read(each) for each in (await self.get("/v1/credentials"))["data"]]
 
     async def capabilities(self) -> Capabilities:
         """Every method with the JSON Schema of its parameters."""

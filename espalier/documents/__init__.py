@@ -24,6 +24,7 @@ from espalier.documents.jobs import (
     Queue,
 )
 from espalier.documents.publications import (
+    Credentials,
     Publication,
     PublicationFailure,
     PublicationProgress,
@@ -78,6 +79,7 @@ __all__ = [
     "Capabilities",
     "ComparedJob",
     "Comparison",
+    "Credentials",
     "CurveComparison",
     "CurvePoint",
     "Delivery",

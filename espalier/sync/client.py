@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from espalier.documents.base import Page
 from espalier.documents.comparisons import Comparison
+from espalier.documents.publications import Credentials
 from espalier.documents.reports import Plan
 from espalier.documents.service import Capabilities, Me, Model, ModelSummary, Worker
 from espalier.documents.sweeps import SweepPlan, SweepSummary
@@ -141,6 +142,10 @@ class Client(Webhooks):
     def me(self) -> Me:
         """Whose key this is, what it may do, the tenant's quotas and usage."""
         return Me.read(self.get("/v1/me"))
+
+    def credentials(self) -> list[Credentials]:
+        """Names of the operator's that results may be published under."""
+        return [Credentials.read(each) for each in (self.get("/v1/credentials"))["data"]]
 
     def capabilities(self) -> Capabilities:
         """Every method with the JSON Schema of its parameters."""

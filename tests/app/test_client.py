@@ -43,6 +43,7 @@ NOT_OF_THE_CLIENT = {
     *("GET /v1/keys", "POST /v1/keys", "POST /v1/keys/{key_id}/revoke"),
     *("GET /v1/session", "POST /v1/session", "DELETE /v1/session"),  # a browser's
     "HEAD /v1/jobs/{job_id}/artifacts/{path}",
+    "GET /v1/jobs/{job_id}/publications",  # they are in the job
 }
 
 
@@ -87,6 +88,11 @@ def test_it_asks_for_all_there_is_for_a_tenant(live: tuple[Client, Api], tmp_pat
     assert {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in paths} == FILES
     assert client.job(job.id).raw == job.raw
     assert [each.id for each in client.jobs(labels={"x": "y"}, status=["succeeded", "failed"])] == [job.id]
+    assert client.credentials() == []
+    with pytest.raises(espalier.InvalidRequest):
+        job.publish({"to": "s3", "credentials": "none"})
+    with pytest.raises(espalier.NotFound):
+        job.retry_publication("pub_01a201bb6ce13078a5210ce45142be09")
     job.delete()
     with pytest.raises(espalier.NotFound):
         job.refresh()

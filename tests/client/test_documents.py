@@ -26,6 +26,7 @@ SCHEMAS: dict[type[documents.Document], str] = {
     documents.ModelSummary: "ModelSummary",
     documents.Model: "ModelRead",
     documents.Comparison: "Comparison",
+    documents.Credentials: "CredentialsRead",
     documents.Capabilities: "Capabilities",
     documents.Webhook: "WebhookWithSecret",
     documents.Delivery: "DeliveryRead",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Literal
@@ -154,14 +153,6 @@ def repeatable(report: Report) -> str:
     if report.bound is not None and report.bound.name == "decode_time":
         return "How narrow the blocks are follows from measured times: submitted again, it may give other widths."
     return "Submitted again, it gives the same weights on the same machine."
-
-
-def short(value: Any) -> str:
-    """A varied value as text: the name of a method, a number without padding."""
-    if isinstance(value, dict) and "method" in value:
-        rest = {key: inner for key, inner in value.items() if key != "method"}
-        return f"{value['method']} {short(rest)}" if rest else str(value["method"])
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def compared_allocations(trials: dict[str, float]) -> str:
