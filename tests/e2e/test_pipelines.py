@@ -56,7 +56,7 @@ def perform(workflow: dict[str, Any], runner: Runner, service: Embedded, folder:
     given = {
         "ESPALIER_URL": service.url,
         "ESPALIER_API_KEY": (service.home / "local-key").read_text().strip(),
-        "ESPALIER_WHEEL": str(runner.wheel),
+        "CLIENT_WHEEL": str(runner.wheel),
     }
     assert job["env"].keys() == given.keys()
     for step in [step for step in steps(workflow) if "run" in step]:
