@@ -34,12 +34,19 @@ def rewrite(document: dict[str, Any]) -> None:
             _say_what_keys_hold(node)
         if IS in node or LIKE in node:
             _say_what_it_is(node)
+        if any(str(value).startswith("-") for value in node.get("enum", ())):
+            node["x-enum-varnames"] = [_name(value) for value in node["enum"]]
         if "default" in node and node["default"] is None:  # what is not there, and so may be left out
             del node["default"]
     for name in _sent(document):
         for node in _objects(schemas[name]):
             if "properties" in node:
                 _say_defaults_in_words(node)
+
+
+def _name(order: str) -> str:
+    """Of a value of `sort`; openapi-python-client has none of its own for what begins with a dash."""
+    return order.removeprefix("-").upper() + ("_DESCENDING" if order.startswith("-") else "")
 
 
 def _say_what_keys_hold(schema: dict[str, Any]) -> None:

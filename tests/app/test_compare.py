@@ -9,7 +9,7 @@ import pytest
 
 from app.compare.specs import differences
 from app.ids import new_id
-from tests.helpers.api import GATED, REPORT, SPEC, WANDA, WEIGHTS, Api, judged, tuned
+from tests.helpers.api import GATED, REPORT, SPEC, WANDA, WEIGHTS, Api, judged, make_key, tuned
 from workers.engine.report import LayerReport, Report, TunePoint
 from workers.engine.spec import CompressionSpec
 
@@ -180,6 +180,11 @@ class TestRefusals:
     @pytest.mark.parametrize("job_id", [new_id("job"), "no id", "nul\0", ""])
     def test_of_jobs_that_are_not_there(self, api: Api, job_id: str) -> None:
         assert ask(api, api.succeeded()["id"], job_id).status_code == 404
+
+    def test_of_keys_that_may_not_read(self, api: Api) -> None:
+        text, _, _ = make_key(api.services, "ours", scopes=("jobs:write",))
+        problem = ask(api, new_id("job"), new_id("job"), headers={"Authorization": f"Bearer {text}"})
+        assert (problem.status_code, problem.json()["code"]) == (403, "missing_scope")
 
     def test_of_another_tenants_jobs_as_of_missing_ones(self, api: Api, foreign: httpx2.Headers) -> None:
         jobs = [api.succeeded()["id"], api.succeeded()["id"]]

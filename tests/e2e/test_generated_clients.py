@@ -103,6 +103,8 @@ def test_python(service: Embedded, folder: Path) -> None:
     generate = ("openapi-python-client", "generate", "--meta", "none", "--path", "openapi.json")
     said = run(folder, BIN / generate[0], *generate[1:], "--output-path", "espalier_client")
     assert said.split() == ["Generating", "espalier_client"], f"it warns: {said}"
+    unnamed = [path.name for path in (folder / "espalier_client/models").glob("*.py") if "VALUE_0" in path.read_text()]
+    assert unnamed == [], "values without a name"
     checked = ["mypy", "--config-file=", "--cache-dir", folder / "mypy", "--python-executable", BIN / "python"]
     checked += ["--disallow-any-generics", "--disallow-untyped-defs", "--warn-unreachable", "dashboard.py"]
     done = subprocess.run([sys.executable, "-m", *map(str, checked)], cwd=folder, capture_output=True, text=True)
