@@ -14,8 +14,8 @@ COPY migrations migrations
 ENV ESPALIER_HOME=/var/lib/espalier ESPALIER_MODELS_DIR=/srv/models ESPALIER_DATA_DIR=/srv/data
 
 FROM base AS api
-RUN pip install --constraint constraints.txt ".[api]"
-USER espalier
+RUN pip install --constraint constraints.txt ".[api,tracing]"
+USER 10001:10001
 ENV ESPALIER_HOST=0.0.0.0
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
@@ -26,18 +26,16 @@ FROM base AS worker
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # Of equal versions pip prefers the one marked +cpu.
 RUN pip install --constraint constraints.txt --extra-index-url "$TORCH_INDEX" torch \
- && pip install --constraint constraints.txt ".[worker]"
-USER espalier
-# `espalier worker` becomes Celery, process 1 of its container. Whether its job goes on is the lease's matter, not this.
-HEALTHCHECK --interval=60s --timeout=20s --start-period=60s --retries=5 \
-  CMD ["sh", "-c", "celery -A workers.celery_app inspect ping --timeout 10 --destination espalier-1@$(hostname)"]
+ && pip install --constraint constraints.txt ".[worker,tracing]"
+USER 10001:10001
+# Whether its job goes on is the lease's matter, not this.
+HEALTHCHECK --interval=60s --timeout=20s --start-period=60s --retries=5 CMD ["espalier", "probe", "worker"]
 CMD ["espalier", "worker"]
 
 FROM base AS worker-gpu
-RUN pip install --constraint constraints.txt ".[worker]"
-USER espalier
+RUN pip install --constraint constraints.txt ".[worker,tracing]"
+USER 10001:10001
 ENV ESPALIER_WORKER_DEVICES=gpu
-# `espalier worker` becomes Celery, process 1 of its container. Whether its job goes on is the lease's matter, not this.
-HEALTHCHECK --interval=60s --timeout=20s --start-period=60s --retries=5 \
-  CMD ["sh", "-c", "celery -A workers.celery_app inspect ping --timeout 10 --destination espalier-1@$(hostname)"]
+# Whether its job goes on is the lease's matter, not this.
+HEALTHCHECK --interval=60s --timeout=20s --start-period=60s --retries=5 CMD ["espalier", "probe", "worker"]
 CMD ["espalier", "worker"]

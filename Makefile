@@ -10,7 +10,8 @@
 # mlflow  publishing to MLflow's own server, which it installs in an environment of its own
 # wheel  dist/espalier_llm-….whl: the Python client and, with its extras, the service
 # docs   what is generated: tables of README.md and docs/, the synchronous client
-.PHONY: mlflow demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs wheel setup
+# deploy-check  the Helm chart against Kubernetes' schemas, the Dockerfile, compose and alert rules, offline
+.PHONY: mlflow demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs wheel deploy-check setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
@@ -25,6 +26,10 @@ methods: setup ; $(BIN)/python -m benchmarks.methods && $(BIN)/python -m benchma
 methods-real: setup ; $(BIN)/python -m benchmarks.real_model
 methods-mixture: setup ; $(BIN)/python -m benchmarks.mixtures
 training: setup ; $(BIN)/python -m benchmarks.training
+deploy-check: .venv/.installed-deploy
+	$(BIN)/hadolint --failure-threshold info Dockerfile
+	$(BIN)/pytest tests/deploy -m "deploy or not deploy"
+	promtool check rules deploy/prometheus/alerts.yml && promtool test rules deploy/prometheus/alerts_test.yml
 digests: setup ; $(BIN)/python -m benchmarks.digests $(or $(BASE),main)
 verdicts: setup ; $(BIN)/python -m benchmarks.verdicts
 gpu: setup ; $(BIN)/python -m benchmarks.gpu
@@ -56,4 +61,8 @@ setup: .venv/.installed .venv/.installed-generators
 	.venv/generators/bin/python -m pip install --requirement examples/dashboard/requirements.txt
 	cp examples/dashboard/package.json .venv/generators/
 	PATH=$(CURDIR)/.venv/generators/bin:$$PATH npm install --prefix .venv/generators --ignore-scripts --no-audit --no-fund --no-package-lock
+	touch $@
+# What checking deploy/ takes: Helm as a library is 250 MB.
+.venv/.installed-deploy: .venv/.installed
+	$(INSTALL) --editable '.[deploy]'
 	touch $@

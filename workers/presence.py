@@ -18,6 +18,7 @@ from billiard import current_process
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import alive
 from app.db import Database
 from app.ids import new_id
 from app.jobs import fleet
@@ -72,6 +73,15 @@ def _count_devices(sender: Any, **_: Any) -> None:
 def _begin(**_: Any) -> None:
     database()
     threading.Thread(target=_stay_known, daemon=True).start()
+    threading.Thread(target=_beat, daemon=True).start()
+
+
+def _beat() -> None:
+    """For `espalier probe`, also while the database does not answer."""
+    while True:
+        with suppress(OSError):  # a full disk is no reason to be ended
+            alive.beat(get_settings(), "worker")
+        time.sleep(alive.EVERY_S)
 
 
 def _stay_known() -> None:

@@ -15,7 +15,7 @@ from functools import partial
 
 import structlog
 
-from app import deployment
+from app import alive, deployment
 from app.db import Database
 from app.jobs import fleet, removals, upkeep
 from app.logs import configure_logging
@@ -78,6 +78,10 @@ class Reconciler:
         """Delete the files of deleted jobs and of attempts without a result, as the database has recorded them."""
         removals.work_off(self.database, self.store)
 
+    def beat(self) -> None:
+        """For `espalier probe`: its rounds go on."""
+        alive.beat(self.settings, "reconciler")
+
     def add_up(self) -> None:
         """Measurements into the totals that /metrics shows."""
         while self.database.transact(observations.add_up):
@@ -117,6 +121,7 @@ def main() -> None:
         (reconciler.remove_files, settings.reconcile_s),
         (reconciler.sweep_scratch, settings.reconcile_s),
         (reconciler.add_up, settings.reconcile_s),
+        (reconciler.beat, alive.EVERY_S),
         (reconciler.forget_keys, FORGET_S),
         (reconciler.forget_removals, FORGET_S),
         (reconciler.forget_deliveries, FORGET_S),

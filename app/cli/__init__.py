@@ -19,6 +19,7 @@ from app.cli import (
     jobs,
     logs,
     methods,
+    probe,
     processes,
     publish,
     report,
@@ -129,6 +130,7 @@ cli.command("api", rich_help_panel=OPERATE)(processes.api)
 cli.command("worker", rich_help_panel=OPERATE)(processes.worker)
 cli.command("reconciler", rich_help_panel=OPERATE)(processes.reconciler)
 cli.command("config", rich_help_panel=OPERATE)(admin.config)
+cli.command("probe", rich_help_panel=OPERATE)(probe.probe)
 cli.command("backup", rich_help_panel=OPERATE)(backup.backup)
 cli.command("restore", rich_help_panel=OPERATE)(backup.restore)
 cli.command("gc", rich_help_panel=OPERATE)(store.gc)
