@@ -14,8 +14,6 @@ from app.settings import Settings
 
 Role = Literal["worker", "reconciler"]
 EVERY_S = 5.0
-SILENT_S = 60.0
-"""A process that has not touched its file for so long is stuck."""
 
 
 def beat(settings: Settings, role: Role) -> None:

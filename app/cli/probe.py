@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast, get_args
+from typing import Annotated, Literal
 
 import typer
 
-from app import alive
 from app.cli import output
-from app.cli.exits import CliError, Usage
+from app.cli.exits import CliError
+from app.cli.extras import needs
 from app.cli.options import AsJson, load_settings
 
 
+@needs("api")
 def probe(
-    role: Annotated[str, typer.Argument(help="`worker` or `reconciler`; the API has /livez and /readyz.")],
-    within: Annotated[float, typer.Option(min=1, help="Seconds.")] = alive.SILENT_S,
+    role: Annotated[Literal["worker", "reconciler"], typer.Argument(help="The API has /livez and /readyz.")],
+    within: Annotated[float, typer.Option(min=1, help="Seconds.")] = 60,
     as_json: AsJson = False,
 ) -> None:
     """Exit with 0 if this host's worker or reconciler was at work just now, else with 1. Asks nobody else."""
-    if role not in get_args(alive.Role):
-        raise Usage(f"{role} is none of {', '.join(get_args(alive.Role))}")
-    silent_s = alive.silent_s(load_settings(), cast(alive.Role, role))
+    from app import alive
+
+    silent_s = alive.silent_s(load_settings(), role)
     if silent_s is None:
         raise CliError(f"no {role} of this host has begun to work in this ESPALIER_WORK_DIR")
     if silent_s > within:

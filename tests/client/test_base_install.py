@@ -18,7 +18,7 @@ MOST_BYTES = 40_000_000
 """Of site-packages besides pip."""
 EXTRAS = {
     **dict.fromkeys(("serve", "worker", "compress"), "worker"),
-    **dict.fromkeys(("api", "reconciler", "config", "gc", "adopt-store", "backup", "restore"), "api"),
+    **dict.fromkeys(("api", "reconciler", "config", "gc", "adopt-store", "backup", "restore", "probe"), "api"),
     **dict.fromkeys(("keys", "tenants", "db", "signing-keys"), "api"),
     "verify": "verify",
 }
@@ -96,7 +96,7 @@ def test_the_commands_of_the_client_work(installed: Path) -> None:
 COMMANDS = [
     *(["serve"], ["worker"], ["compress", "spec.json", "--out", "x"], ["api"], ["reconciler"], ["config"], ["gc"]),
     *(["adopt-store"], ["keys", "list"], ["keys", "create", "--tenant", "a", "--name", "b"], ["keys", "revoke", "x"]),
-    *(["backup", "x"], ["restore", "x"], ["db", "downgrade"]),
+    *(["backup", "x"], ["restore", "x"], ["db", "downgrade"], ["probe", "worker"]),
     *(["tenants", "list"], ["tenants", "set", "x"], ["db", "upgrade"], ["db", "current"], ["verify", "."]),
     *(["signing-keys", "list"], ["signing-keys", "rotate"], ["signing-keys", "revoke", "x"]),
 ]
