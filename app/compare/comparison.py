@@ -19,7 +19,7 @@ from app.compare.schemas import (
 from app.compare.specs import differences
 from app.jobs.views import JobView, iso
 from workers.engine.maths.standard_errors import CONFIDENCE, half_width
-from workers.engine.report import LayerReport, Metric, Report
+from workers.engine.report import Metric, Report
 
 SAME = 1e-3
 """Relative difference within which the dense model's values count as the same."""
@@ -30,7 +30,9 @@ TRAININGS: tuple[Literal["train", "tune"], ...] = ("train", "tune")
 class Finished:
     job: JobView
     report: Report | None
-    """None where it has not succeeded."""
+    """Without its layers; None where the job has not succeeded."""
+    layers: Sequence[dict[str, Any]]
+    """LayerReports as JSON: of experts there are tens of thousands, and to make objects of them holds others up."""
     weight_bytes: int | None
 
 
@@ -41,7 +43,7 @@ def compare(finished: Sequence[Finished]) -> Comparison:
         jobs=jobs,
         spec=differences([orjson.loads(each.job.spec) for each in finished]),
         metrics=_metrics(reports),
-        layers=_layers(reports),
+        layers=_layers([each.layers for each in finished]),
         curves=_curves(reports),
     )
 
@@ -109,19 +111,19 @@ def _interval(
     return value - margin, value + margin
 
 
-def _layers(reports: Sequence[Report | None]) -> list[LayerComparison]:
-    by_name = [{layer.name: layer for layer in report.layers} if report else {} for report in reports]
+def _layers(layers: Sequence[Sequence[dict[str, Any]]]) -> list[LayerComparison]:
+    by_name = [{layer["name"]: layer for layer in each} for each in layers]
     return [_layer(name, [each.get(name) for each in by_name]) for name in _names(by_name)]
 
 
-def _layer(name: str, found: Sequence[LayerReport | None]) -> LayerComparison:
+def _layer(name: str, found: Sequence[dict[str, Any] | None]) -> LayerComparison:
     return LayerComparison(
         name=name,
-        block=next(layer.block for layer in found if layer),
-        parameters=[layer and layer.parameters for layer in found],
-        sparsity=[layer and layer.sparsity for layer in found],
-        outputs=[layer and layer.shape[0] for layer in found],
-        inputs=[layer and layer.shape[1] for layer in found],
+        block=next(layer["block"] for layer in found if layer),
+        parameters=[layer and layer["parameters"] for layer in found],
+        sparsity=[layer and layer["sparsity"] for layer in found],
+        outputs=[layer and layer["shape"][0] for layer in found],
+        inputs=[layer and layer["shape"][1] for layer in found],
     )
 
 

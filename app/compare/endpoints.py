@@ -62,7 +62,8 @@ def _finished(session: Session, tenant_id: str, job_ids: list[str]) -> list[Fini
     return [
         Finished(
             job=views[job_id],
-            report=Report.model_validate(reports[job_id]) if job_id in reports else None,
+            report=Report.model_validate({**reports[job_id], "layers": []}) if job_id in reports else None,
+            layers=reports[job_id]["layers"] if job_id in reports else [],
             weight_bytes=sizes.get(job_id),
         )
         for job_id in job_ids
