@@ -3,7 +3,7 @@
     AppError                      status, code, title
     ├── Unauthenticated 401   Forbidden 403   NotFound 404   NotAcceptable 406
     ├── InvalidTransition 409   IdempotencyConflict 422   PreconditionFailed 412
-    ├── ArtifactLost 410
+    ├── ArtifactLost 410   ArtifactRemoved 410
     ├── InvalidRequest 422   InvalidCursor 400   MalformedRequest 400
     ├── RangeNotSatisfiable 416   UnsupportedMediaType 415
     ├── QuotaExceeded 403   QuotaReached 429   TooManyRequests 429
@@ -83,6 +83,10 @@ class InvalidTransition(AppError):
 
 class ArtifactLost(AppError):
     status, code, title = 410, "artifact_lost", "The artifact store no longer has the file"
+
+
+class ArtifactRemoved(AppError):
+    status, code, title = 410, "artifact_removed", "A retention policy has removed the file"
 
 
 class PreconditionFailed(AppError):

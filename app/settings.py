@@ -110,6 +110,13 @@ class Settings(BaseSettings):
     redispatch_s: float = Field(30, gt=0, le=3600, description="A queued job unannounced this long is announced again.")
     max_attempts: int = Field(3, ge=1, le=10, description="Attempts a job gets unless it asks for fewer.")
     deadline_s: int = Field(86_400, ge=1, le=604_800, description="Longest run of a job unless it asks for less.")
+    keep_days: int | None = Field(
+        None,
+        ge=0,
+        le=36_500,
+        description="Days after a job's end for which the files of its result are kept at most; the report stays, and "
+        "so do those of pinned jobs. Counts for jobs submitted from then on. Default: no bound.",
+    )
     session_hours: float = Field(12, gt=0, le=720, description="How long a browser stays signed in.")
     idempotency_hours: float = Field(48, gt=0, le=720, description="How long an Idempotency-Key is remembered.")
 

@@ -5,16 +5,17 @@
                                           /logs/{n:06}.log      what any attempt said, in pieces, while it runs
 
 A fence is given out once, so no two workers share a prefix: uploads of an attempt that lost its lease cannot touch its
-successor's.
+successor's. A file that is equal to one of another job of the tenant is kept there only: app/jobs/results.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import obstore
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
@@ -31,6 +32,9 @@ PART_BYTES = 5 * 2**20
 """Of a part, all but the last; S3's own checksum of a file depends on it."""
 READ_BYTES = 2**20
 RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(minutes=1)}
+
+InUse = Callable[[Sequence[str]], Collection[str]]
+"""Those of the keys that must stay."""
 
 StorageError: type[Exception] = obstore.exceptions.BaseError
 """Exceptions of obstore when the storage refuses or does not answer; a local disk may raise OSError as well."""
@@ -188,17 +192,22 @@ class ArtifactStore:
                 tenant_id, job_id = job.strip("/").split("/")
                 yield tenant_id, job_id
 
-    def delete_files(self, tenant_id: str, job_id: str, attempt: int, fence: int) -> None:
-        """Delete what an attempt that did not succeed had uploaded; its log stays."""
-        self._delete_prefix(f"{_attempt(tenant_id, job_id, attempt, fence)}/files")
+    def delete_files(
+        self, tenant_id: str, job_id: str, attempt: int, fence: int, in_use: InUse = lambda keys: ()
+    ) -> None:
+        """Delete what an attempt had uploaded, but for the keys that are in use; its log stays."""
+        self._delete_prefix(f"{_attempt(tenant_id, job_id, attempt, fence)}/files", in_use)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete single objects; one that is not there is no error."""
         if keys:
             obstore.delete(self._store, keys)
 
-    def delete_job(self, tenant_id: str, job_id: str) -> None:
-        self._delete_prefix(f"{tenant_id}/{job_id}")
+    def delete_job(self, tenant_id: str, job_id: str, in_use: InUse = lambda keys: ()) -> None:
+        self._delete_prefix(f"{tenant_id}/{job_id}", in_use)
+
+    def job_keys(self, tenant_id: str, job_id: str) -> list[str]:
+        return list(self._list(f"{tenant_id}/{job_id}"))
 
     # -- shared --------------------------------------------------------------------------------------------------------
 
@@ -214,8 +223,25 @@ class ArtifactStore:
             for entry in page:
                 yield entry["path"], entry["size"]
 
-    def _delete_prefix(self, prefix: str) -> None:
-        self.delete(list(self._list(prefix)))
+    def _delete_prefix(self, prefix: str, in_use: InUse) -> None:
+        keys = list(self._list(prefix))
+        kept = set(in_use(keys)) if keys else set()
+        self.delete([key for key in keys if key not in kept])
+
+
+class AttemptFolder(NamedTuple):
+    """Where an attempt keeps its files."""
+
+    tenant_id: str
+    job_id: str
+    attempt: int
+    fence: int
+
+
+def attempt_of(key: str) -> AttemptFolder | None:
+    """The attempt that uploaded the file; None of a key that is not of a file."""
+    found = re.fullmatch(r"([^/]+)/([^/]+)/(\d+)-(\d+)/files/.+", key)
+    return found and AttemptFolder(found[1], found[2], int(found[3]), int(found[4]))
 
 
 def _attempt(tenant_id: str, job_id: str, attempt: int, fence: int) -> str:

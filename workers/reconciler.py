@@ -16,8 +16,8 @@ from functools import partial
 import structlog
 
 from app import alive, deployment
-from app.db import Database
-from app.jobs import fleet, removals, upkeep
+from app.db import Database, clock
+from app.jobs import fleet, removals, retention, upkeep
 from app.logs import configure_logging
 from app.metrics import observations
 from app.publications.credentials import Credentials
@@ -27,6 +27,7 @@ from app.queue import Publisher, relay
 from app.settings import Settings, get_settings
 from app.signing.keys import key_ring
 from app.storage import ArtifactStore
+from app.sweeps import front
 from app.sweeps import repository as sweep_repository
 from app.sweeps import service as sweeps
 from app.webhooks import service as webhooks
@@ -37,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 RELAY_S = 1.0
 FORGET_S = 3600.0
+OVERLAP_MS = 60_000
+"""An end is committed a little later than it is dated."""
 
 
 class Reconciler:
@@ -47,6 +50,8 @@ class Reconciler:
         self.database = Database(settings.database_url, pool_size=2)
         self.store = ArtifactStore(settings.artifacts_url)
         self.publisher = Publisher(settings)
+        self.fronts_seen_at = 0
+        """Sweeps are looked at whose children have ended since, ms. At first all are: somebody may have been killed."""
 
     def send_messages(self) -> None:
         while relay(self.database, self.publisher):
@@ -87,6 +92,18 @@ class Reconciler:
         while self.database.transact(observations.add_up):
             pass
 
+    def apply_retention(self) -> None:
+        """Take the files from results whose policies say so, and delete them."""
+        with self.database.read() as session:
+            found = sweep_repository.with_fronts_since(session, self.fronts_seen_at)
+            seen_at = clock(session)
+        for sweep_id in found:
+            self.database.transact(partial(front.mark, sweep_id=sweep_id))
+        self.fronts_seen_at = seen_at - OVERLAP_MS
+        while job_id := self.database.transact(retention.remove_next):
+            log.info("files_removed", job_id=job_id)
+            removals.work_off_now(self.database, self.store, [job_id])
+
     def forget_workers(self) -> None:
         self.database.transact(fleet.forget_silent)
 
@@ -118,6 +135,7 @@ def main() -> None:
         (reconciler.reap, settings.reconcile_s),
         (reconciler.announce_again, settings.reconcile_s),
         (reconciler.stop_sweeps, settings.reconcile_s),
+        (reconciler.apply_retention, settings.reconcile_s),
         (reconciler.remove_files, settings.reconcile_s),
         (reconciler.sweep_scratch, settings.reconcile_s),
         (reconciler.add_up, settings.reconcile_s),

@@ -14,21 +14,22 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import IO, Any
 
 import structlog
 from celery import signals
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import Database, is_outage
 from app.errors import InvalidTransition
 from app.failure import Failure
-from app.jobs import attempts, worker_repository
+from app.jobs import attempts, removals, results, worker_repository
 from app.jobs.attempts import Claim, Fenced
 from app.jobs.fleet import Worker
 from app.keys.repository import tenant_name
@@ -241,6 +242,7 @@ class Attempt:
             raise Damaged(f"the {error.title} of the result cannot be read on the worker's disk any more") from error
         entries = [*made.files, FileEntry(path="manifest.json", bytes=len(manifest_bytes), sha256=manifest_sha256)]
         files = [(entry, self.store.file_key(*self._scope, entry.path)) for entry in entries]
+        damaged: list[str] = []
 
         def upload(stop: threading.Event) -> None:
             for entry, key in files:
@@ -248,6 +250,7 @@ class Attempt:
                     self.store.put_file(key, model_dir / entry.path)
                     self.uploaded.append(key)
                     self.store.check_file(key, model_dir / entry.path, entry.sha256)
+            damaged.extend(self._damaged(entries, model_dir))
 
         order = self._while_beating(upload)
         if order is Order.ABANDON:
@@ -258,14 +261,34 @@ class Attempt:
         try:
             self._finish(
                 lambda session: attempts.succeed(
-                    session, self.held, report=report, manifest_sha256=manifest_sha256, files=files, finished=finished
+                    session,
+                    self.held,
+                    report=report,
+                    manifest_sha256=manifest_sha256,
+                    files=files,
+                    finished=finished,
+                    damaged=damaged,
                 ),
                 keep_checkpoint=False,
             )
             self.trace.ended("succeeded")
             log.info("attempt_succeeded")
+            removals.work_off_now(self.database, self.store, [self.held.job_id])  # what others have already
         except InvalidTransition:  # a cancel came between the last heartbeat and here
             self._cancelled()
+
+    def _damaged(self, entries: Sequence[FileEntry], model_dir: Path) -> Iterator[str]:
+        """Keys of files of other jobs that should be equal to ours, and are not any more."""
+        keys: dict[str, str] = {}
+        with suppress(OperationalError, InterfaceError), self.database.read() as session:  # the finish waits for it
+            keys = results.stored(session, self.held.tenant_id, [entry.sha256 for entry in entries])
+        for entry in entries:
+            if (key := keys.get(entry.sha256)) is not None:
+                try:
+                    self.store.check_file(key, model_dir / entry.path, entry.sha256)
+                except Damaged as error:
+                    log.warning("stored_file_damaged", key=key, error=str(error))
+                    yield key
 
     def _while_beating(self, work: Callable[[threading.Event], None]) -> Order:
         """Run `work` in a thread while the lease is renewed. To stop it, its event is set and its end awaited."""

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.access import ArtifactReader
+from app.artifacts.removed import check_not_removed, removed
 from app.artifacts.signed import signature
 from app.artifacts.stored import check_stored
 from app.errors import NotFound
@@ -37,6 +38,7 @@ def list_artifacts(seen: ArtifactReader, has: ServicesDep) -> Response:
     with has.database.read() as session:
         found = [*repository.artifacts(session, seen.principal.tenant_id, seen.job.id)]
         signed = signature(session, has.signing, seen.principal.tenant_id, seen.job.id, seen.job.finished_at)
+        gone = removed(session, seen.principal.tenant_id, seen.job.id)
     if signed:
         found = sorted([*found, signed.file], key=lambda file: file.path)
     files = [
@@ -49,7 +51,7 @@ def list_artifacts(seen: ArtifactReader, has: ServicesDep) -> Response:
         }
         for file in found
     ]
-    return private_json({"data": files})
+    return private_json({"data": files, "removed": gone and {**gone.said, "paths": gone.paths, "bytes": gone.bytes}})
 
 
 @router.head("/{path:path}", operation_id="artifacts_head", response_class=Response, responses=responses(404, 410))
@@ -80,6 +82,8 @@ def download(
         if path == SIGNATURE:
             signed = signature(session, has.signing, tenant_id, seen.job.id, seen.job.finished_at)
             file = signed and signed.file
+        if file is None:
+            check_not_removed(session, tenant_id, seen.job.id, path)
     if file is None:
         raise NotFound("The job has no such file: the list of its artifacts names the ones it has.")
     headers = {**PRIVATE, **described(file)}

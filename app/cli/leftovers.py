@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from app import deployment
 from app.cli.admin import migrated
 from app.cli.exits import Usage
@@ -35,17 +37,24 @@ def found(settings: Settings, database: Database, store: ArtifactStore) -> dict[
     with database.read() as session:
         due = upkeep_repository.due_removals(session, limit=None)
         deleted = {job for _, job in stored} & upkeep_repository.deleted_job_ids(session)
+        deleted -= {job for tenant, job in stored if job in deleted and _all_in_use(session, store, tenant, job)}
         unknown = removals.nobodys(session, {job for _, job in stored})
         unknown_scratch = removals.nobodys(session, idle.keys())
+        of_attempts = {
+            store.file_key(r.tenant_id, r.job_id, r.attempt, r.fence, "")
+            for r in due
+            if r.attempt is not None and r.fence is not None and not removals.keeps_whole_result(session, store, r)
+        }
     of_jobs = {f"{tenant}/{job}/" for tenant, job in stored if job in deleted}
-    of_attempts = {
-        store.file_key(r.tenant_id, r.job_id, r.attempt, r.fence, "")
-        for r in due
-        if r.attempt is not None and r.fence is not None and not removals.keeps_whole_result(store, r)
-    }
     return {
         "removable": sorted(of_jobs | of_attempts),
         "nobodys": sorted(f"{tenant}/{job}/" for tenant, job in stored if job in unknown),
         "nobodys_scratch": sorted(unknown_scratch),
         "late": sorted(deleted),
     }
+
+
+def _all_in_use(session: Session, store: ArtifactStore, tenant_id: str, job_id: str) -> bool:
+    """Whether other jobs share whatever is left of the job's files."""
+    keys = store.job_keys(tenant_id, job_id)
+    return upkeep_repository.in_use(session, keys) == set(keys)

@@ -38,10 +38,12 @@ def adopt_store(
 def gc(
     dry_run: Annotated[bool, typer.Option(help="Only show; delete nothing.")] = False, as_json: AsJson = False
 ) -> None:
-    """Delete the files of deleted jobs and of attempts without a result, as the reconciler does, and list the others.
+    """Delete the files of deleted jobs, of attempts without a result, and those that retention policies have removed,
+    as the reconciler does, and list the others.
 
-    Files of jobs that this database neither has nor has deleted are nobody's: they are listed and never deleted. This
-    host's work folder is only looked at; the reconciler clears it.
+    A file that several jobs share stays until the last of them is deleted. Files of jobs that this database neither has
+    nor has deleted are nobody's: they are listed and never deleted. This host's work folder is only looked at; the
+    reconciler clears it.
     """
     from app import deployment
     from app.cli import leftovers

@@ -6,20 +6,20 @@ nothing is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, case, func, insert, update
+from sqlalchemy import Row, case, func, update
 from sqlalchemy.orm import Session
 
 from app.db import clock, now_ms
 from app.failure import Failure
-from app.jobs import figures, fleet, turns, usage
+from app.jobs import figures, fleet, results, retention, turns, usage
 from app.jobs import worker_repository as repository
 from app.jobs.fleet import Worker
 from app.jobs.lifecycle import HELD, announce, close_attempt, fail_or_retry, transition
-from app.jobs.models import Artifact, Attempt, DeviceLease, Event, Job, Outbox, ReportRecord
+from app.jobs.models import Attempt, DeviceLease, Event, Job, Outbox, ReportRecord
 from app.jobs.needs import Needs, waiting_for
 from app.jobs.turns import Turn
 from app.publications import outbox as publications
@@ -239,9 +239,10 @@ def succeed(
     manifest_sha256: str,
     files: list[tuple[FileEntry, str]],
     finished: Sequence[tuple[str, float]] = (),
+    damaged: Collection[str] = (),
 ) -> None:
     """Make the attempt's files and report the job's. `files` are (entry, storage key), already uploaded; `finished` are
-    the last stages.
+    the last stages; `damaged` keys of equal files that are not to be shared.
 
     Raises InvalidTransition if a cancel came first.
     """
@@ -259,13 +260,8 @@ def succeed(
     if job.progress is not None:
         job.progress = {**job.progress, "done": job.progress["total"], "eta_s": 0}
     session.add(ReportRecord(job_id=job.id, body=report.model_dump(mode="json")))
-    session.execute(
-        insert(Artifact),
-        [{"job_id": job.id, "path": f.path, "bytes": f.bytes, "sha256": f.sha256, "key": key} for f, key in files],
-    )
-    job.stored_bytes = sum(entry.bytes for entry, _ in files)
-    session.flush()
-    usage.count_stored(session, job.tenant_id, job.stored_bytes)
+    retention.note_end(job)
+    results.add(session, job, files, damaged)
 
 
 def fail(session: Session, held: Claim, error: Failure, *, backoff_s: float) -> None:

@@ -32,12 +32,12 @@ from app.http.pagination import decode_cursor, encode_cursor, next_link
 from app.http.problems import field_error, responses
 from app.http.queries import Flag
 from app.http.route import DirectRoute, StrictRoute, check_query
-from app.jobs import needs, preflight, removals, repository, service, usage
+from app.jobs import needs, preflight, removals, repository, retention, service, usage
 from app.jobs.acceptance import accept_once
 from app.jobs.models import TERMINAL, Job
 from app.jobs.parameters import Counted, Cursor, JobId, Limit, filters, order
 from app.jobs.repository import Filters, Order, Page
-from app.jobs.schemas import MAX_LABELS, JobPage, JobRead, JobSubmit, LabelsPatch
+from app.jobs.schemas import MAX_LABELS, JobPage, JobPatch, JobRead, JobSubmit
 from app.jobs.views import JOB_ID, JobView, Place, etag, render
 from app.keys.repository import tenant_name
 from app.services import Services, ServicesDep
@@ -96,7 +96,10 @@ def create(
             workers = needs.live(session.connection())
         plan = preflight.dry_run(submit.spec, has.settings, workers)
         return Response(plan.model_dump_json(), media_type="application/json")
-    max_attempts, deadline_s = preflight.limits(submit, has.settings)
+    kept = submit.retention
+    max_attempts, deadline_s = preflight.limits(submit, has.settings, None if kept is None else kept.days)
+    asked = None if kept is None else (kept.keep, kept.days)
+    peak: list[int | None] = []
 
     def make(session: Session) -> tuple[str, bytes]:
         job = service.create(
@@ -110,6 +113,8 @@ def create(
             request_id=request.state.request_id,
             asked_by=principal.key_name,
             publish=submit.publish,
+            policy=retention.policy(session, principal.tenant_id, asked, has.settings.keep_days),
+            peak_memory_bytes=peak[-1],
         )
         usage.check_more(session, principal.tenant_id)
         places = repository.places(session.connection(), [job])
@@ -121,7 +126,7 @@ def create(
         idempotency_key,
         principal.tenant_id,
         asked=lambda: submit.model_dump(mode="json"),
-        check=lambda: preflight.check(submit.spec, has.settings),
+        check=lambda: peak.append(preflight.check(submit.spec, has.settings)),
         make=make,
         poll_after_s=POLL_AFTER_S,
     )
@@ -200,21 +205,27 @@ hot_routes: list[BaseRoute] = [
 
 
 @router.patch(
-    "/{job_id}", operation_id="jobs_update", response_model=JobRead, responses=responses(400, 404, 412, 413, 415, 422)
+    "/{job_id}",
+    operation_id="jobs_update",
+    response_model=JobRead,
+    responses=responses(400, 404, 409, 412, 413, 415, 422),
 )
 def update(
     job_id: JobId,
-    patch: LabelsPatch,
+    patch: JobPatch,
     principal: Writer,
     has: ServicesDep,
     if_match: Annotated[str | None, Header(description="ETag of the job you mean to change.")] = None,
 ) -> Response:
-    """Change labels."""
+    """Change labels, and whether policies may remove the files of the result."""
 
     def relabel(session: Session, job: Job) -> None:
         if if_match is not None:  # somebody's place in the queue is not what this guards
             check_if_match(re.sub(r'-[^"]*"', '"', if_match), f'"{job.version}"')
-        service.set_labels(session, job, patch.labels)
+        if patch.pinned is not None:
+            service.pin(session, job, patch.pinned)
+        if patch.labels or patch.pinned is None:
+            service.set_labels(session, job, patch.labels)
         if repository.label_count(session, job.id) > MAX_LABELS:
             detail = f"a job has at most {MAX_LABELS} labels: remove some"
             raise InvalidRequest(f"/labels: {detail}.", errors=[field_error("/labels", "too_many_labels", detail)])

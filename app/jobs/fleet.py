@@ -48,6 +48,12 @@ class Worker:
     """Those that jobs have asked for and it does not have, as far as its claims have come upon them."""
 
     @property
+    def device_memory_bytes(self) -> int | None:
+        """Of the smallest device; None where that is not known of one."""
+        sizes = [self.hardware.get(name, Hardware()).memory_bytes for name in self.devices.values()]
+        return None if None in sizes else min((size for size in sizes if size is not None), default=None)
+
+    @property
     def queues(self) -> tuple[str, ...]:
         return ("any", "gpu") if self.kind == "gpu" else ("any",)
 
@@ -84,6 +90,7 @@ def make_known(
                     seen_at=now_ms(),
                     **seen,
                     memory_bytes=worker.memory_bytes,
+                    device_memory_bytes=worker.device_memory_bytes,
                     parts=[
                         {"key": key, "name": name, **asdict(worker.hardware.get(name, Hardware()))}
                         for key, name in worker.devices.items()
@@ -129,5 +136,5 @@ def idle(session: Session, worker: Worker) -> list[Live]:
     ):
         if free := sum(part["key"] not in held for part in other.parts or []):
             methods = names(other.methods) if other.methods else None
-            found.append(Live(other.kind, free, other.memory_bytes, methods))
+            found.append(Live(other.kind, free, other.memory_bytes, other.device_memory_bytes, methods))
     return found

@@ -13,6 +13,7 @@ from app.keys.models import Tenant
 ACTIVE = ("queued", "running", "pausing", "paused", "cancelling")
 TERMINAL = ("succeeded", "failed", "cancelled")
 STATUSES = ACTIVE + TERMINAL
+FILES_DUE = "files_due_at is not null and files_removed_at is null"
 
 
 class Job(Base):
@@ -33,6 +34,18 @@ class Job(Base):
             "id",
             postgresql_where=text("status = 'queued'"),
             sqlite_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_files_due",
+            "files_due_at",
+            postgresql_where=text(FILES_DUE),
+            sqlite_where=text(FILES_DUE),
+        ),
+        Index(
+            "ix_jobs_front",
+            "finished_at",
+            postgresql_where=text("keep = 'front'"),
+            sqlite_where=text("keep = 'front'"),
         ),
         Index(
             "ix_jobs_lease",
@@ -76,6 +89,21 @@ class Job(Base):
     device_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Of the attempts that have ended: their time, times their devices."""
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Of its result's files, whether others share them or not."""
+    peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """A prediction; None where none could be made when it was submitted."""
+    keep: Mapped[str] = mapped_column(String(8), server_default=text("'all'"))
+    """all, front or report: what stays of its result, `keep_days` after its end. See retention.py."""
+    keep_days: Mapped[int] = mapped_column(server_default=text("0"))
+    most_days: Mapped[int | None]
+    """The service's bound when it was submitted: then the report stays alone, whatever `keep` says."""
+    pinned: Mapped[bool] = mapped_column(server_default=text("false"))
+    """No policy touches its result."""
+    files_due_at: Mapped[int | None] = mapped_column(BigInteger)
+    """When all but the report may go."""
+    files_removed_at: Mapped[int | None] = mapped_column(BigInteger)
+    files_removed_because: Mapped[str | None] = mapped_column(String(16))
+    """report (its policy), front (of its sweep) or limit (the service's)."""
     paused_at: Mapped[int | None] = mapped_column(BigInteger)
     """Since when it has been `paused`; the deadline moves by that time when it is resumed."""
 
@@ -154,6 +182,8 @@ class WorkerRecord(Base):
     seen_at: Mapped[int | None] = mapped_column(BigInteger)
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """The host's, or of it what the worker may take."""
+    device_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of its smallest GPU; None where that is not known."""
     parts: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
     """Its devices in their order: `{key, name, model, memory_bytes}`."""
     use: Mapped[list[dict[str, Any]] | None] = mapped_column(Json)
@@ -186,15 +216,32 @@ class Event(Base):
 
 class Artifact(Base):
     """A file of a succeeded job. Rows are written by the fenced finish, so uploads of an attempt that lost its lease
-    are never listed."""
+    are never listed. Rows of equal files of a tenant share a key (results.py)."""
 
     __tablename__ = "artifacts"
+    __table_args__ = (
+        Index("ix_artifacts_content", "tenant_id", "sha256", "key"),
+        Index("ix_artifacts_key", "key"),
+    )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     path: Mapped[str] = mapped_column(String(500), primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     key: Mapped[str] = mapped_column(String(700))
+    tenant_id: Mapped[str | None] = mapped_column(String(40))
+    """None of files that are older than this column: those are shared with nobody."""
+
+
+class RemovedArtifact(Base):
+    """A file of a result that a retention policy has removed: what a download of it is told."""
+
+    __tablename__ = "removed_artifacts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    path: Mapped[str] = mapped_column(String(500), primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
 
 
 class ReportRecord(Base):

@@ -48,6 +48,8 @@ class Live(NamedTuple):
     devices: int
     memory_bytes: int | None
     """The host's, or of it what the worker may take; None where that is not known."""
+    device_memory_bytes: int | None
+    """Of its smallest GPU; None where it has none, or that is not known."""
     methods: frozenset[str] | None
     """None of a worker older than this field."""
 
@@ -57,15 +59,20 @@ class Live(NamedTuple):
 
 _worker = table(WorkerRecord).c
 _LIVE = (
-    select(_worker.kind, _worker.devices, _worker.memory_bytes, cast(_worker.methods, Text))
+    select(
+        _worker.kind,
+        _worker.devices,
+        _worker.memory_bytes,
+        _worker.device_memory_bytes,
+        cast(_worker.methods, Text),
+    )
     .where(_worker.expires_at > now_ms())
     .distinct()
 )
 
 
 def live(connection: Connection) -> list[Live]:
-    rows = connection.execute(_LIVE)
-    return [Live(kind, devices, memory_bytes, _names(methods)) for kind, devices, memory_bytes, methods in rows]
+    return [Live(*row[:4], _names(row[4])) for row in connection.execute(_LIVE)]  # type: ignore[call-arg]
 
 
 def names(methods: Mapping[str, Iterable[str]]) -> frozenset[str]:
@@ -95,15 +102,18 @@ def waiting_for(workers: Sequence[Live], needs: Needs) -> str | None:
     if lacking:
         return f"no live worker{such} has the method{'s' * (len(lacking) > 1)} {' and '.join(sorted(lacking))}"
     able = [worker for worker in able if not worker.lacks(needs.methods)]
-    if needs.memory_bytes is None or any(_fits(needs.memory_bytes, worker) for worker in able):
+    rooms = [_room(needs, worker) for worker in able]
+    if needs.memory_bytes is None or any(room is None or needs.memory_bytes <= room for room in rooms):
         return None
-    most = max(worker.memory_bytes or 0 for worker in able)
+    most = max(room for room in rooms if room is not None)
     return f"it takes about {_gib(needs.memory_bytes)}, and no live worker has more memory than {_gib(most)}"
 
 
-def _fits(needed: int, worker: Live) -> bool:
-    """Of a worker with GPUs it is not said: what is counted then lies in the memory of its devices."""
-    return worker.kind == "gpu" or worker.memory_bytes is None or needed <= worker.memory_bytes
+def _room(needs: Needs, worker: Live) -> int | None:
+    """Memory for what is counted; None where that is not known. On a GPU it lies in the devices' memory."""
+    if worker.kind == "cpu":
+        return worker.memory_bytes
+    return None if worker.device_memory_bytes is None else worker.device_memory_bytes * needs.devices
 
 
 def _gib(size: int) -> str:

@@ -37,33 +37,37 @@ def dry_run(spec: CompressionSpec, settings: Settings, workers: Sequence[Live]) 
     return planned.model_copy(update={"warnings": [*planned.warnings, f"the job would wait: {lack}"]})
 
 
-def check(spec: CompressionSpec, settings: Settings) -> None:
-    """Refuse at the door what the files here already show to be impossible: InvalidRequest.
+def check(spec: CompressionSpec, settings: Settings) -> int | None:
+    """Refuse at the door what the files here already show to be impossible: InvalidRequest. Returns the peak memory
+    that is predicted of the job, bytes, where these files tell.
 
     Asks no hub, so a submission costs milliseconds: a spec that names hub models or data sets is checked by its job.
     So is any spec where the API does not share the workers' folders.
     """
     from workers.engine.planning.plan import feasible
+    from workers.engine.planning.predictions import predicted_peak_memory_bytes
 
     local = spec.model.local and all(ref.local for ref in spec.texts().values())
     if not (local and settings.models_dir.is_dir() and settings.data_dir.is_dir()):
-        return
+        return None
     found = sources(settings)
     try:
-        feasible(spec, local_model(spec.model, found), found)
+        prospect = feasible(spec, local_model(spec.model, found), found)
+        return predicted_peak_memory_bytes(spec, prospect.source, prospect.architecture)
     except EngineError as error:
         raise _refusal(error) from error
 
 
-def limits(submit: Scheduling, settings: Settings) -> tuple[int, int]:
-    """(max_attempts, deadline_s): the asked for, if the service allows that much."""
+def limits(submit: Scheduling, settings: Settings, keep_days: int | None = None) -> tuple[int, int]:
+    """(max_attempts, deadline_s): the asked for, if the service allows that much. `keep_days` are checked too."""
     errors = [
         field_error(f"/{name}", "over_limit", f"this service allows at most {most}")
         for name, asked, most in (
             ("max_attempts", submit.max_attempts, settings.max_attempts),
             ("deadline_s", submit.deadline_s, settings.deadline_s),
+            ("retention/days", keep_days, settings.keep_days),
         )
-        if asked is not None and asked > most
+        if asked is not None and most is not None and asked > most
     ]
     if errors:
         raise InvalidRequest(f"{errors[0]['pointer']}: {errors[0]['detail']}.", errors=errors)

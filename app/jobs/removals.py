@@ -1,4 +1,5 @@
-"""Files that may go, and nothing else: a row says so, written with the deletion of the job or the end of the attempt.
+"""Files that may go, and nothing else: a row says so, written with the deletion of the job or the end of the attempt,
+or when nothing names a file of it any more (results.py). What a result names stays, whatever rows there are.
 
 Whatever has no such row stays: a job that the database does not know may be another deployment's, or newer than the
 backup the database was restored from. Rows are worked off after their commit, by the API at once and by the
@@ -8,7 +9,7 @@ are off, and a worker that was frozen may still upload.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import structlog
 from sqlalchemy import delete, update
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 from app.db import Database, clock, now_ms
 from app.jobs import upkeep_repository as repository
 from app.jobs.models import ACTIVE, FileRemoval, Job
-from app.storage import ArtifactStore, StorageError
+from app.storage import ArtifactStore, AttemptFolder, StorageError
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,14 @@ def record_attempt(session: Session, job: Job) -> None:
     )
 
 
+def record_files(session: Session, folder: AttemptFolder) -> None:
+    """Record those files of an ended attempt for removal that no result names."""
+    tenant_id, job_id, attempt, fence = folder
+    session.add(
+        FileRemoval(tenant_id=tenant_id, job_id=job_id, attempt=attempt, fence=fence, recorded_at=clock(session))
+    )
+
+
 def work_off(
     database: Database, store: ArtifactStore, *, job_ids: Collection[str] = (), limit: int | None = 100
 ) -> int:
@@ -54,7 +63,7 @@ def work_off(
     done = []
     for removal in due:
         try:
-            _delete(store, removal)
+            _delete(database, store, removal)
             done.append(removal.id)
         except (OSError, StorageError) as error:  # tried again next time
             log.warning("files_left_behind", job_id=removal.job_id, error=repr(error))
@@ -109,7 +118,7 @@ def scratch_to_forget(session: Session, idle_s: Mapping[str, float]) -> list[str
     return [job_id for job_id in idle_s if job_id in ended and idle_s[job_id] > kept_s.get(job_id, IDLE_S)]
 
 
-def keeps_whole_result(store: ArtifactStore, removal: FileRemoval) -> bool:
+def keeps_whole_result(session: Session, store: ArtifactStore, removal: FileRemoval) -> bool:
     """Whether a whole result lies under an attempt that has none here, and so stays until its job is deleted.
 
     A database restored from a backup does not know that the attempt has succeeded since.
@@ -117,13 +126,20 @@ def keeps_whole_result(store: ArtifactStore, removal: FileRemoval) -> bool:
     if removal.attempt is None or removal.fence is None:
         return False
     key = store.file_key(removal.tenant_id, removal.job_id, removal.attempt, removal.fence, LAST_FILE)
-    return store.size(key) is not None
+    return store.size(key) is not None and not repository.in_use(session, [key])
 
 
-def _delete(store: ArtifactStore, removal: FileRemoval) -> None:
+def _delete(database: Database, store: ArtifactStore, removal: FileRemoval) -> None:
+    def in_use(keys: Sequence[str]) -> Collection[str]:
+        with database.read() as session:
+            return repository.in_use(session, keys)
+
     if removal.attempt is None or removal.fence is None:
-        store.delete_job(removal.tenant_id, removal.job_id)
-    elif keeps_whole_result(store, removal):
+        store.delete_job(removal.tenant_id, removal.job_id, in_use)
+        return
+    with database.read() as session:
+        whole = keeps_whole_result(session, store, removal)
+    if whole:
         log.warning("whole_result_kept", job_id=removal.job_id, attempt=removal.attempt)
     else:
-        store.delete_files(removal.tenant_id, removal.job_id, removal.attempt, removal.fence)
+        store.delete_files(removal.tenant_id, removal.job_id, removal.attempt, removal.fence, in_use)

@@ -22,13 +22,13 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from app.db import now_ms, table
-from app.jobs.models import Artifact, Attempt, Event, IdempotencyKey, Job, JobLabel, ReportRecord
+from app.jobs.models import Artifact, Attempt, Event, IdempotencyKey, Job, JobLabel, RemovedArtifact, ReportRecord
 from app.jobs.needs import Needs, live, waiting_for
 from app.jobs.views import COLUMNS, JobView, Place
 from app.keys.models import ApiKey
 from app.keys.repository import KEY_COLUMNS, KeyView
 
-Child = TypeVar("Child", Artifact, Attempt, Event, ReportRecord)
+Child = TypeVar("Child", Artifact, Attempt, Event, RemovedArtifact, ReportRecord)
 
 QUEUE_DEPTH = 1000
 """Places in the queue are counted up to this."""
@@ -128,6 +128,8 @@ class Listed(Protocol):
     @property
     def methods(self) -> str: ...
     @property
+    def peak_memory_bytes(self) -> int | None: ...
+    @property
     def priority(self) -> int: ...
     @property
     def model_id(self) -> str: ...
@@ -146,6 +148,7 @@ class ListedJob(NamedTuple):
     queue: str
     devices: int
     methods: str
+    peak_memory_bytes: int | None
     priority: int
     model_id: str
     tenant_id: str
@@ -263,7 +266,7 @@ def places(connection: Connection, jobs: Iterable[Listed]) -> dict[str, Place]:
         asked = {"tenant_id": tenant_id, "depth": QUEUE_DEPTH, "oldest": min(times), "newest": max(times)}
         positions = {row[0]: row[1] for row in connection.execute(_PLACES, asked)}
         for job in of_tenant:
-            needs = Needs(job.queue, job.devices, job.methods)
+            needs = Needs(job.queue, job.devices, job.methods, job.peak_memory_bytes)
             found[job.id] = Place(positions.get(job.id), waiting_for(workers, needs))
     return found
 
@@ -327,6 +330,10 @@ def artifacts(session: Session, tenant_id: str, job_id: str) -> Sequence[Artifac
 
 def artifact(session: Session, tenant_id: str, job_id: str, path: str) -> Artifact | None:
     return session.scalar(_of_job(Artifact, tenant_id, job_id).where(Artifact.path == path))
+
+
+def removed_artifacts(session: Session, tenant_id: str, job_id: str) -> Sequence[RemovedArtifact]:
+    return session.scalars(_of_job(RemovedArtifact, tenant_id, job_id).order_by(RemovedArtifact.path)).all()
 
 
 def report(session: Session, tenant_id: str, job_id: str) -> dict[str, Any] | None:

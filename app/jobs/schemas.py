@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.jobs.repository import TOTAL_MOST
 from app.jobs.views import JOB_ID
@@ -51,6 +52,25 @@ class Scheduling(Request):
     )
 
 
+Days = Annotated[int, Field(ge=0, le=36_500)]
+
+
+class Retention(Request):
+    """What stays of a job's result: everything, or from some days after its end on only the report: the manifest, the
+    report, its page and the model card."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"keep": "report", "days": 30}]})
+
+    keep: Literal["all", "report"]
+    days: Days = Field(0, description="Days after the job's end from when on that counts; everything stays until then.")
+
+    @model_validator(mode="after")
+    def _days_have_an_effect(self) -> Retention:
+        if self.keep == "all" and self.days:
+            raise PydanticCustomError("days_without_effect", "`all` stays for good: leave `days` out, or keep `report`")
+        return self
+
+
 class JobSubmit(Scheduling):
     """A job to run."""
 
@@ -60,14 +80,22 @@ class JobSubmit(Scheduling):
 
     spec: CompressionSpec
     publish: PublishList = Field(default_factory=list)
+    retention: Retention | None = Field(
+        None, description="What stays of its result. Default: as the tenant has it, else all."
+    )
 
 
-class LabelsPatch(Request):
-    """Changes to a job's labels; others are kept."""
+class JobPatch(Request):
+    """Changes to a job; what is left out stays as it is."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"labels": {"team": "search", "experiment": None}}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"labels": {"team": "search", "experiment": None}, "pinned": True}]}
+    )
 
-    labels: dict[LabelKey, LabelValue | None] = Field(max_length=MAX_LABELS, description="null removes a label.")
+    labels: dict[LabelKey, LabelValue | None] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="null removes a label; others are kept."
+    )
+    pinned: bool | None = Field(None, description="true: no policy and no bound of the service removes its files.")
 
 
 class Read(BaseModel):
@@ -126,6 +154,26 @@ class Durations(Read):
     device_s: float = Field(description="Time of the attempts that have ended, times the devices that each held.")
 
 
+class FilesRemoved(Read):
+    """Files that are gone; the report stays."""
+
+    at: AwareDatetime
+    because: Literal["report", "front", "limit"] = Field(
+        description="The policy that kept the report only, or the front of its sweep; or the service's bound."
+    )
+
+
+class RetentionRead(Read):
+    """What stays of the result, and for how long."""
+
+    keep: Literal["all", "front", "report"]
+    days: int = Field(description="After the job's end from when on that counts.")
+    limit_days: int | None = Field(description="The service's bound: then the report stays alone.")
+    pinned: bool
+    files_until: AwareDatetime | None = Field(description="When all but the report goes, where that is known.")
+    removed: FilesRemoved | None
+
+
 class Links(Read):
     self: str
     events: str
@@ -171,6 +219,8 @@ class JobRead(Read):
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
     durations: Durations
+    stored_bytes: int = Field(description="Of the files of its result, equal ones of other jobs counted in.")
+    retention: RetentionRead
     links: Links
 
 
@@ -228,5 +278,11 @@ class ArtifactRead(Read):
     url: str
 
 
+class RemovedArtifacts(FilesRemoved):
+    paths: list[str]
+    bytes: int
+
+
 class ArtifactList(Read):
     data: list[ArtifactRead]
+    removed: RemovedArtifacts | None = Field(description="Files that a retention policy has removed.")

@@ -13,10 +13,11 @@ from app import tracing
 from app.db import clock, now_ms, table
 from app.errors import InvalidTransition
 from app.ids import new_id
-from app.jobs import removals, usage
+from app.jobs import removals, results
 from app.jobs.lifecycle import VERBS, announce, transition
 from app.jobs.models import TERMINAL, Event, Job, JobLabel, Outbox
 from app.jobs.needs import methods_of, queue_of
+from app.jobs.retention import KEEP_ALL, Policy
 from app.jobs.views import JobView
 from app.publications import outbox as publications
 from app.publications.contract import Params
@@ -47,6 +48,8 @@ def create(
     publish: Sequence[Params] = (),
     job_id: str | None = None,
     now: int | None = None,
+    policy: Policy = KEEP_ALL,
+    peak_memory_bytes: int | None = None,
 ) -> JobView:
     """Insert the job, its first event and its message to the workers; return it as reading it would.
 
@@ -79,6 +82,8 @@ def create(
         "request_id": request_id,
         "asked_by": asked_by,
         "traceparent": traceparent,
+        "peak_memory_bytes": peak_memory_bytes,
+        **policy._asdict(),
     }
     connection = session.connection()
     at, spec_text = connection.execute(_INSERT_JOB, {**written, "now": now}).one()
@@ -127,6 +132,13 @@ def create(
         device_ms=0,
         traceparent=traceparent,
         publications=shown,
+        stored_bytes=0,
+        **policy._asdict(),
+        pinned=False,
+        files_due_at=None,
+        files_removed_at=None,
+        files_removed_because=None,
+        peak_memory_bytes=peak_memory_bytes,
     )
 
 
@@ -137,6 +149,21 @@ def set_labels(session: Session, job: Job, changes: dict[str, str | None]) -> No
     job.version += 1
     job.updated_at = clock(session)
     session.flush()
+
+
+def pin(session: Session, job: Job, pinned: bool) -> None:
+    """Have no policy touch its files, or let policies have them again. Raises InvalidTransition if they are gone."""
+    if pinned and job.files_removed_at is not None:
+        raise InvalidTransition(
+            "The job's files have been removed: there is nothing to keep. The same spec gives the same weights.",
+            code="files_removed",
+            current=job.status,
+        )
+    if job.pinned != pinned:
+        job.pinned = pinned
+        job.version += 1
+        job.updated_at = clock(session)
+        session.flush()
 
 
 def cancel(session: Session, job: Job, data: dict[str, Any] | None = None) -> None:
@@ -199,14 +226,17 @@ def remove(session: Session, job: Job) -> None:
 
 
 def remove_finished(session: Session, jobs: Sequence[Job]) -> None:
-    """Delete the jobs, which are locked and have ended, and all their rows, and record that their files may go."""
-    untold = messages.not_made(session, [job.id for job in jobs])
-    freed: dict[str, int] = {}
+    """Delete the tenant's jobs, which are locked and have ended, and all their rows, and record that their files may
+    go."""
+    if not jobs:
+        return
+    job_ids = [job.id for job in jobs]
+    untold = messages.not_made(session, job_ids)
+    keys = results.keys_of(session, job_ids)
+    tenant_id = jobs[0].tenant_id
     for job in jobs:
         removals.record_job(session, job)
-        freed[job.tenant_id] = freed.get(job.tenant_id, 0) + job.stored_bytes
     session.flush()
-    session.execute(delete(Job).where(Job.id.in_([job.id for job in jobs])))
-    for tenant_id in sorted(freed):
-        usage.count_stored(session, tenant_id, -freed[tenant_id])
+    session.execute(delete(Job).where(Job.id.in_(job_ids)))
+    results.forget(session, tenant_id, keys, deleted=job_ids)
     messages.keep(session, untold)

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session
 from app.db import now_ms
 from app.jobs.models import Artifact, FileRemoval, IdempotencyKey, Job, Outbox
 
+KEYS_AT_ONCE = 500
+
 
 def due_messages(session: Session, *, limit: int) -> Sequence[tuple[int, str, str]]:
     """(outbox id, job id, queue) of messages to publish now."""
@@ -69,6 +71,34 @@ def due_removals(session: Session, *, job_ids: Collection[str] = (), limit: int 
     if job_ids:
         query = query.where(FileRemoval.job_id.in_(list(job_ids)))
     return session.scalars(query.order_by(FileRemoval.id).limit(limit)).all()
+
+
+def lock_files_due(session: Session) -> Job | None:
+    """The succeeded job whose files have been due longest and that nothing holds, locked; rows that are locked already
+    are skipped.
+
+    What reads files of a result for a while stands here as a condition.
+    """
+    return session.scalars(
+        select(Job)
+        .where(
+            Job.files_due_at <= now_ms(),
+            Job.files_removed_at.is_(None),
+            Job.pinned.is_(False),
+        )
+        .order_by(Job.files_due_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).one_or_none()
+
+
+def in_use(session: Session, keys: Sequence[str]) -> set[str]:
+    """Those of the keys that a result names."""
+    found: set[str] = set()
+    for first in range(0, len(keys), KEYS_AT_ONCE):
+        among = keys[first : first + KEYS_AT_ONCE]
+        found |= set(session.scalars(select(Artifact.key).where(Artifact.key.in_(among)).distinct()))
+    return found
 
 
 def deleted_job_ids(session: Session, among: Collection[str] | None = None) -> set[str]:

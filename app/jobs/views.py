@@ -55,6 +55,15 @@ class JobView(NamedTuple):
     device_ms: int
     traceparent: str | None
     publications: str | None
+    stored_bytes: int
+    keep: str
+    keep_days: int
+    most_days: int | None
+    pinned: bool
+    files_due_at: int | None
+    files_removed_at: int | None
+    files_removed_because: str | None
+    peak_memory_bytes: int | None
 
 
 class Place(NamedTuple):
@@ -99,6 +108,15 @@ COLUMNS = (
     _job.device_ms,
     _job.traceparent,
     cast(_job.publications, Text),
+    _job.stored_bytes,
+    _job.keep,
+    _job.keep_days,
+    _job.most_days,
+    _job.pinned,
+    _job.files_due_at,
+    _job.files_removed_at,
+    _job.files_removed_because,
+    _job.peak_memory_bytes,
 )
 
 
@@ -142,6 +160,15 @@ def as_json(job: JobView, place: Place | None) -> dict[str, Any]:
             "running_s": _seconds(job.started_at, job.finished_at),
             "device_s": job.device_ms / 1000,
         },
+        "stored_bytes": job.stored_bytes,
+        "retention": {
+            "keep": job.keep,
+            "days": job.keep_days,
+            "limit_days": job.most_days,
+            "pinned": job.pinned,
+            "files_until": None if job.pinned or job.files_removed_at else iso(job.files_due_at),
+            "removed": removed(job),
+        },
         "links": {
             "self": path,
             "events": f"{path}/events",
@@ -151,6 +178,13 @@ def as_json(job: JobView, place: Place | None) -> dict[str, Any]:
             "report": f"{path}/report",
         },
     }
+
+
+def removed(job: JobView) -> dict[str, Any] | None:
+    """As schemas.FilesRemoved has it."""
+    if job.files_removed_at is None:
+        return None
+    return {"at": iso(job.files_removed_at), "because": job.files_removed_because}
 
 
 def render(job: JobView, place: Place | None) -> bytes:

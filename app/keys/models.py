@@ -20,7 +20,9 @@ class Tenant(Base):
     share_end: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Of its last claim, in virtual time: see app/jobs/turns.py."""
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Of the results of its jobs."""
+    """Of the results of its jobs, equal files once."""
+    removed_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Of files that policies have taken from its jobs since the first."""
     max_queued: Mapped[int | None]
     max_running: Mapped[int | None]
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
@@ -28,6 +30,10 @@ class Tenant(Base):
     """In a month."""
     max_requests: Mapped[int | None]
     """In a minute. None of all five: no quota."""
+    keep: Mapped[str | None] = mapped_column(String(8))
+    """all or report: what stays of results of jobs that do not say; None: all."""
+    keep_days: Mapped[int | None]
+    """Days after the end of a job from when on that counts."""
 
 
 class ApiKey(Base):

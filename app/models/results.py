@@ -74,7 +74,7 @@ def _results(tenant_id: str) -> Select[Any]:
         )
         .join(ReportRecord, ReportRecord.job_id == Job.id)
         .join(Artifact, (Artifact.job_id == Job.id) & (Artifact.path == CONFIG), isouter=True)
-        .where(Job.tenant_id == tenant_id, Job.status == "succeeded")
+        .where(Job.tenant_id == tenant_id, Job.status == "succeeded", Job.files_removed_at.is_(None))
     )
 
 

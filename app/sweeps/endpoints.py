@@ -78,14 +78,17 @@ def create(
     children = expand.children(submit)
     if dry_run:
         return Response(_plan(children, has).model_dump_json(), media_type="application/json")
-    max_attempts, deadline_s = preflight.limits(submit, has.settings)
+    kept = submit.retention
+    max_attempts, deadline_s = preflight.limits(submit, has.settings, None if kept is None else kept.days)
+    peaks: list[int | None] = []
 
     def asked() -> Any:
         document = submit.model_dump(mode="json", exclude={"spec", "grid", "list_"})
         return document | {"children": [[child.values, child.spec.digest()] for child in children]}
 
     def check() -> None:
-        expand.checked(range(len(children)), lambda number: preflight.check(children[number].spec, has.settings))
+        numbers = range(len(children))
+        peaks.extend(expand.checked(numbers, lambda number: preflight.check(children[number].spec, has.settings)))
 
     def make(session: Session) -> tuple[str, bytes]:
         sweep = service.create(
@@ -97,6 +100,8 @@ def create(
             deadline_s=deadline_s,
             request_id=request.state.request_id,
             asked_by=principal.key_name,
+            most_days=has.settings.keep_days,
+            peaks=peaks,
         )
         usage.check_more(session, principal.tenant_id)
         body, _ = _rendered(session, sweep)
@@ -290,6 +295,7 @@ def _summary(sweep: Sweep, counts: dict[str, int]) -> dict[str, Any]:
         "counts": counts,
         "parameters": sweep.parameters,
         "stop": sweep.stop,
+        "retention": sweep.retention,
         "created_at": iso(sweep.created_at),
         "links": {
             "self": path,

@@ -22,6 +22,8 @@ class Sweep(Base):
     """JSON pointers into the spec: what the children differ in."""
     stop: Mapped[dict[str, Any] | None] = mapped_column(Json)
     """schemas.StopRule."""
+    retention: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    """schemas.SweepRetention, as it counts for the children; None of sweeps that are older than this column."""
     created_at: Mapped[int] = mapped_column(BigInteger)
 
 

@@ -48,7 +48,7 @@ def pareto(
     direction; without `cost` the first exact one that differs between the children, then the sparsity, then any other.
     Raises InvalidRequest where one is asked for that no child has measured.
     """
-    measured = {number: _values(report) for number, report in reports.items()}
+    measured = {number: values(report) for number, report in reports.items()}
     common = [name for name in next(iter(measured.values()), {}) if all(name in found for found in measured.values())]
     for parameter, name in (("quality", quality), ("cost", cost)):
         if name is not None and measured and not any(name in found for found in measured.values()):
@@ -98,7 +98,8 @@ def pareto(
     )
 
 
-def _values(report: Measured) -> dict[str, Value]:
+def values(report: Measured) -> dict[str, Value]:
+    """By name, the sparsity last. One that is not finite, which reports hold as null, is none."""
     found = {
         metric["name"]: Value(
             pruned=metric["pruned"],
@@ -109,6 +110,7 @@ def _values(report: Measured) -> dict[str, Value]:
             higher_is_better=metric["higher_is_better"],
         )
         for metric in report.metrics
+        if metric["pruned"] is not None
     }
     return found | {
         SPARSITY: Value(report.sparsity, None, exact=True, dense=None, unit="fraction", higher_is_better=True)
@@ -142,7 +144,7 @@ def _axis(measured: Mapping[int, Mapping[str, Value]], name: str | None, *, othe
     known = next((found[name] for found in measured.values() if name in found), None) if name else None
     if name is None or known is None:
         return None
-    higher = otherwise if known.higher_is_better is None else known.higher_is_better
+    higher = higher_is_better(known, otherwise=otherwise)
     exact = all(found[name].exact for found in measured.values() if name in found)
     return Axis(
         metric=name,
@@ -153,15 +155,21 @@ def _axis(measured: Mapping[int, Mapping[str, Value]], name: str | None, *, othe
     )
 
 
-def _front(values: Sequence[tuple[float, float]], quality: Axis | None, cost: Axis | None) -> list[bool]:
+def higher_is_better(value: Value, *, otherwise: bool) -> bool:
+    return otherwise if value.higher_is_better is None else value.higher_is_better
+
+
+def _front(pairs: Sequence[tuple[float, float]], quality: Axis | None, cost: Axis | None) -> list[bool]:
     """Whether each (quality, cost) is on the front: from the best of what has no tolerance down, every value that
     improves on the other axis by more than that one's tolerance. Tolerance on both axes would be no order: the cost's
     counts then."""
     if quality is None or cost is None:
-        return [True] * len(values)
+        return [True] * len(pairs)
     strict, loose = (1, 0) if quality.tolerance and not cost.tolerance else (0, 1)
     axes = (quality, cost)
-    goals = [tuple(_goal(value, axis) for value, axis in zip(pair, axes, strict=True)) for pair in values]
+    goals = [
+        tuple(upward(value, axis.higher_is_better) for value, axis in zip(pair, axes, strict=True)) for pair in pairs
+    ]
     kept: list[tuple[float, ...]] = []
     for goal in sorted(set(goals), key=lambda goal: (goal[strict], goal[loose]), reverse=True):
         if not kept or goal[loose] - kept[-1][loose] > _apart(goal[loose], kept[-1][loose], axes[loose]):
@@ -174,9 +182,9 @@ def _apart(one: float, other: float, axis: Axis) -> float:
     return axis.tolerance * (1 if axis.unit == "fraction" else max(abs(one), abs(other)))
 
 
-def _goal(value: float, axis: Axis) -> float:
+def upward(value: float, higher_is_better: bool) -> float:
     """The value so that more is better."""
-    return value if axis.higher_is_better else -value
+    return value if higher_is_better else -value
 
 
 def _why_not(child: ChildRow) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, literal, select, tuple_
 from sqlalchemy.orm import Session
 
 from app.jobs.models import ACTIVE, Job, ReportRecord
@@ -141,6 +141,18 @@ def with_stop_rule_and_active_jobs(session: Session) -> Sequence[str]:
             .exists(),
         )
         .order_by(Sweep.id)
+    ).all()
+
+
+def with_fronts_since(session: Session, since: int) -> Sequence[str]:
+    """Sweeps that keep their front, and of which a child has ended since then, ms."""
+    front = literal("front", literal_execute=True)  # as the index has it: a parameter might be anything
+    return session.scalars(
+        select(SweepChild.sweep_id)
+        .join(Job, Job.id == SweepChild.job_id)
+        .where(Job.keep == front, Job.finished_at > since)
+        .distinct()
+        .order_by(SweepChild.sweep_id)
     ).all()
 
 

@@ -9,7 +9,17 @@ from pydantic_core import PydanticCustomError
 
 from app.http.generators import LIKE
 from app.jobs.repository import TOTAL_MOST
-from app.jobs.schemas import SPEC_EXAMPLE, JobFailure, JobStatus, LabelValue, MetricSummary, Read, Request, Scheduling
+from app.jobs.schemas import (
+    SPEC_EXAMPLE,
+    Days,
+    JobFailure,
+    JobStatus,
+    LabelValue,
+    MetricSummary,
+    Read,
+    Request,
+    Scheduling,
+)
 from workers.engine.report import Verdict
 
 MAX_CHILDREN = 256
@@ -51,6 +61,30 @@ class StopRule(Request):
         return self
 
 
+class SweepRetention(Request):
+    """What stays of the children's results: everything, everything of those on the Pareto front, or the reports."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"keep": "front"}]})
+
+    keep: Literal["all", "front", "report"] = Field(
+        description="`front`: files of a child go when it is certain that it is not on the front, those of near misses "
+        "when all children have ended. Equal ones are on it together."
+    )
+    days: Days = Field(0, description="Days after a child's end from when on that counts; everything stays until then.")
+    quality: str | None = Field(
+        None, max_length=300, description="Of the front: a measurement, as of `pareto`. Default: the same."
+    )
+    cost: str | None = Field(None, max_length=300, description="The same.")
+
+    @model_validator(mode="after")
+    def _every_field_has_an_effect(self) -> SweepRetention:
+        if self.keep == "all" and self.days:
+            raise PydanticCustomError("days_without_effect", "`all` stays for good: leave `days` out, or keep `report`")
+        if self.keep != "front" and (self.quality or self.cost):
+            raise PydanticCustomError("axes_without_effect", "the axes are those of `front`: leave them out")
+        return self
+
+
 class SweepSubmit(Scheduling):
     """Jobs that differ in a few fields of their spec."""
 
@@ -85,6 +119,9 @@ class SweepSubmit(Scheduling):
         None, alias="list", description="A child for each entry: what it changes, pointer -> value."
     )
     stop: StopRule | None = None
+    retention: SweepRetention | None = Field(
+        None, description="What stays of the children's results. Default: as the tenant has it, else all."
+    )
 
     @model_validator(mode="after")
     def _grid_or_list(self) -> SweepSubmit:
@@ -145,6 +182,7 @@ class SweepSummary(Read):
     counts: dict[str, int] = Field(description="Children by status.", examples=[{"succeeded": 5, "failed": 1}])
     parameters: list[str] = Field(description="What the children differ in: JSON pointers into the spec.")
     stop: StopRule | None
+    retention: SweepRetention | None = Field(description="As it was asked for.")
     created_at: AwareDatetime
     links: SweepLinks
 

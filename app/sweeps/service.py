@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.db import clock
 from app.errors import InvalidTransition
 from app.ids import new_id
-from app.jobs import service
+from app.jobs import retention, service
 from app.jobs.models import ACTIVE, STATUSES
 from app.sweeps import repository
 from app.sweeps.expand import Child, parameters
@@ -33,8 +33,11 @@ def create(
     deadline_s: int,
     request_id: str | None,
     asked_by: str | None = None,
+    most_days: int | None = None,
+    peaks: Sequence[int | None] = (),
 ) -> Sweep:
-    """Insert the sweep and a job for each child; they run in their order."""
+    """Insert the sweep and a job for each child; they run in their order. `peaks` are the children's predicted memory,
+    bytes; `most_days` is the service's bound on keeping files."""
     now = clock(session)
     sweep = Sweep(
         id=new_id("swp"),
@@ -45,9 +48,15 @@ def create(
     )
     if submit.stop is not None:  # assigned, None would become a JSON null
         sweep.stop = submit.stop.model_dump()
+    kept = submit.retention
+    if kept is not None:
+        sweep.retention = kept.model_dump()
     session.add(sweep)
     session.flush()
-    for child, job_id in zip(children, sorted(new_id("job") for _ in children), strict=True):
+    asked = None if kept is None else (kept.keep, kept.days)
+    policy = retention.policy(session, tenant_id, asked, most_days)
+    job_ids = sorted(new_id("job") for _ in children)
+    for child, job_id, peak in zip(children, job_ids, peaks or [None] * len(children), strict=True):
         service.create(
             session,
             tenant_id=tenant_id,
@@ -60,6 +69,8 @@ def create(
             asked_by=asked_by,
             job_id=job_id,
             now=now,
+            policy=policy,
+            peak_memory_bytes=peak,
         )
         session.add(SweepChild(sweep_id=sweep.id, number=child.number, job_id=job_id, values=child.values))
     session.flush()

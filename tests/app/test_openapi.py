@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from app.account.schemas import TenantPatch
-from app.jobs.schemas import JobRead, JobSubmit, LabelsPatch
+from app.jobs.schemas import JobPatch, JobRead, JobSubmit
 from app.main import create_app
 from app.settings import Settings
 from app.sweeps.schemas import SweepRead, SweepSubmit
@@ -172,7 +172,7 @@ def test_every_reference_resolves(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [JobSubmit, LabelsPatch, SweepSubmit, TenantPatch, WebhookSubmit, WebhookPatch, RotateRequest]
+    "model", [JobSubmit, JobPatch, SweepSubmit, TenantPatch, WebhookSubmit, WebhookPatch, RotateRequest]
 )
 def test_examples_are_valid(document: dict[str, Any], model: type[Any]) -> None:
     examples = document["components"]["schemas"][model.__name__]["examples"]
