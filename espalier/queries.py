@@ -42,6 +42,8 @@ class JobOptions(TypedDict, total=False):
     """Longest run from the first start on, in seconds."""
     publish: Sequence[Mapping[str, Any]] | None
     """Where the result is brought once the gates have passed: docs/publishing.md."""
+    retention: Mapping[str, Any] | None
+    """What stays of its result: `{"keep": "all"}`, or `{"keep": "report", "days": 30}`."""
 
 
 def job_filters(filters: JobFilters) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ from app.services import ServicesDep
 router = APIRouter(prefix="/v1", tags=["account"], route_class=StrictRoute)
 
 Admin = Annotated[Principal, Depends(Requires("admin"))]
+LIMITS = ("max_body_bytes", "max_attempts", "deadline_s", "keep_days")
 TenantId = Annotated[str, Path(examples=["ten_01a201bb6ce13078a5210ce45142be09"])]
 
 
@@ -43,8 +44,9 @@ def get_me(principal: Annotated[Principal, Depends(Requires(None))], has: Servic
                 "created_at": iso(key.created_at),
                 "expires_at": iso(key.expires_at),
             },
-            "limits": {name: getattr(has.settings, name) for name in ("max_body_bytes", "max_attempts", "deadline_s")},
+            "limits": {name: getattr(has.settings, name) for name in LIMITS},
             "quotas": tenants.quotas_of(tenant),
+            "retention": tenants.retention_of(tenant),
             "usage": tenants.usage_of(session, tenant),
         }
     return private_json(found)
@@ -74,14 +76,18 @@ def get_tenant(tenant_id: TenantId, principal: Admin, has: ServicesDep) -> Respo
     responses=responses(400, 404, 413, 415, 422),
 )
 def update_tenant(tenant_id: TenantId, patch: TenantPatch, principal: Admin, has: ServicesDep) -> Response:
-    """Set a tenant's weight and quotas. They count from the next request and the next claim on."""
+    """Set a tenant's weight, quotas and retention. They count from the next request and the next claim on."""
 
     def change(session: Session) -> dict[str, Any]:
         tenant = tenants.locked(session, tenant_id) if is_id("ten", tenant_id) else None
         if tenant is None:
             raise _no_such_tenant()
         tenants.change(
-            session, tenant, weight=patch.weight, quotas=patch.quotas.model_dump(include=patch.quotas.model_fields_set)
+            session,
+            tenant,
+            weight=patch.weight,
+            quotas=patch.quotas.model_dump(include=patch.quotas.model_fields_set),
+            retention=patch.retention,
         )
         return tenants.detail(session, tenant)
 

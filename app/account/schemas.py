@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from app.jobs.schemas import Read, Request
+from app.jobs.schemas import Read, Request, Retention
 from app.keys.scopes import Scope
 
 
@@ -29,6 +29,9 @@ class Limits(Read):
     max_body_bytes: int
     max_attempts: int = Field(description="Most attempts of a job.")
     deadline_s: int = Field(description="Longest run of a job, in seconds.")
+    keep_days: int | None = Field(
+        description="Days after a job's end for which the files of its result are kept at most; null: no bound."
+    )
 
 
 class Quotas(Read):
@@ -48,9 +51,17 @@ class Usage(Read):
 
     queued: int
     running: int
-    stored_bytes: int
+    stored_bytes: int = Field(description="Of the files of results; equal files of several jobs count once.")
+    removed_bytes: int = Field(description="Of files that retention policies have taken from jobs, since the first.")
     device_seconds: float = Field(description="Of this month: time of attempts times the devices that each held.")
     resets_at: AwareDatetime = Field(description="When the next month begins.")
+
+
+class TenantRetention(Read):
+    """What stays of results of jobs that do not say."""
+
+    keep: Literal["all", "report"]
+    days: int
 
 
 class Me(Read):
@@ -60,6 +71,7 @@ class Me(Read):
     key: KeyRead
     limits: Limits
     quotas: Quotas
+    retention: TenantRetention
     usage: Usage
 
 
@@ -69,6 +81,7 @@ class TenantDetail(TenantRead):
     created_at: AwareDatetime
     weight: int = Field(description="Its share of the workers, against the weights of the others that wait.")
     quotas: Quotas
+    retention: TenantRetention
     usage: Usage
 
 
@@ -98,6 +111,9 @@ class TenantPatch(Request):
 
     weight: int | None = Field(None, ge=1, le=1000, description="null or left out: as it is.")
     quotas: QuotasPatch = QuotasPatch()
+    retention: Retention | None = Field(
+        None, description="For jobs submitted from now on that do not say; null or left out: as it is."
+    )
 
 
 class KeyDetail(KeyRead):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -118,6 +119,13 @@ def tenants_list(as_json: AsJson = False) -> None:
     _print_tenants(found, as_json=as_json)
 
 
+class Keep(StrEnum):
+    """What stays of results."""
+
+    ALL = "all"
+    REPORT = "report"
+
+
 Quota = Annotated[int | None, typer.Option(min=-1, help="-1 takes it away.")]
 
 
@@ -130,10 +138,15 @@ def tenants_set(
     stored_bytes: Quota = None,
     device_seconds: Quota = None,
     requests: Quota = None,
+    keep: Annotated[
+        Keep | None, typer.Option(help="What stays of results of jobs that do not say: all or report.")
+    ] = None,
+    keep_days: Annotated[int, typer.Option(min=0, max=36_500, help="Days after a job's end until then.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Set a tenant's share of the workers, and its quotas."""
+    """Set a tenant's share of the workers, its quotas, and what stays of its results."""
     from app.account import tenants
+    from app.jobs.schemas import Retention
 
     given = {
         "queued": queued,
@@ -146,12 +159,16 @@ def tenants_set(
     if quotas.get("requests") == 0:
         raise Usage("--requests 0 would lock the tenant out: revoke its keys instead")
 
+    if keep_days and keep is not Keep.REPORT:
+        raise Usage("--keep-days is for --keep report")
+    retention = None if keep is None else Retention(keep=keep.value, days=keep_days)
+
     def change(session: Session) -> dict[str, Any]:
         found = tenants.named(session, name)
         tenant = None if found is None else tenants.locked(session, found.id)
         if tenant is None:
             raise Usage(f"there is no tenant {name}: `espalier tenants list` shows the ones there are")
-        tenants.change(session, tenant, weight=weight, quotas=quotas)
+        tenants.change(session, tenant, weight=weight, quotas=quotas, retention=retention)
         return tenants.detail(session, tenant)
 
     with migrated(load_settings()) as database:
@@ -164,11 +181,12 @@ def _print_tenants(found: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         output.print_json(found)
         return
-    table = output.table("", "tenant", "weight", *(name.replace("_", " ") for name in QUOTAS))
+    table = output.table("", "tenant", "weight", *(name.replace("_", " ") for name in QUOTAS), "keeps")
     for tenant in found:
         used, quotas = tenant["usage"], tenant["quotas"]
         shown = [_used(used.get(name), quotas[name]) for name in QUOTAS]
-        table.add_row(escape(tenant["name"]), str(tenant["weight"]), *shown)
+        keeps = tenant["retention"]["keep"] + (f" after {days} d" if (days := tenant["retention"]["days"]) else "")
+        table.add_row(escape(tenant["name"]), str(tenant["weight"]), *shown, keeps)
     output.stdout.print(table)
 
 

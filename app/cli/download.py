@@ -23,6 +23,7 @@ def download(
     with connect(context) as client, display() as shown:
         job = client.job_ref(job_id)
         files = job.artifacts()
+        removed = job.refresh().retention.removed
         total = sum(file.bytes for file in files)
         there: dict[str, int] = {}
 
@@ -38,4 +39,6 @@ def download(
         ]
         output.print_json({"id": job_id, "files": saved})
     else:
+        if removed:
+            output.stderr.print(f"its other files were removed {output.local_time(removed.at)} ({removed.because})")
         output.stdout.print(f"{len(files)} files, {total:,} bytes, digests verified: {out.absolute()}")

@@ -39,6 +39,12 @@ def submit(
     deadline_s: Annotated[
         int | None, typer.Option(help="Longest run from the first start on, s. Default: the service's.")
     ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="What stays of the result: all or report. Default: as your tenant has it.")
+    ] = None,
+    keep_days: Annotated[
+        int | None, typer.Option(help="With --keep report: days after the job's end until then.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show what would be done; create nothing.")] = False,
     layers: Annotated[
         bool, typer.Option(help="With --dry-run: a line for every layer, alike ones not folded.")
@@ -61,6 +67,7 @@ def submit(
         "max_attempts": max_attempts,
         "deadline_s": deadline_s,
         "publish": [place_of(place) for place in publish] if publish else None,
+        "retention": retention_of(keep, keep_days),
     }
     with connect(context) as client:
         if dry_run:
@@ -159,6 +166,16 @@ def retry(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> Non
     _act(context, job_id, JobRef.retry, as_json)
 
 
+def pin(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Have no retention policy remove a job's files."""
+    _act(context, job_id, JobRef.pin, as_json)
+
+
+def unpin(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Let retention policies remove a job's files again."""
+    _act(context, job_id, lambda job: job.pin(False), as_json)
+
+
 def delete(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     """Delete a finished job and its files."""
     with connect(context) as client:
@@ -199,6 +216,8 @@ def print_job(job: Job) -> None:
     table.add_row("created", output.local_time(job.created_at))
     if job.finished_at:
         table.add_row("finished", output.local_time(job.finished_at))
+    if job.status == "succeeded":
+        table.add_row("files", files_text(job))
     if job.verdict:
         table.add_row("verdict", output.verdict_text(job.verdict))
     if error := job.error:
@@ -209,6 +228,22 @@ def print_job(job: Job) -> None:
     if metrics := job.metrics:
         output.stdout.print(metrics_table([{"name": name, **values.raw} for name, values in metrics.items()]))
         output.stdout.print(f"\nespalier report {job.id}\nespalier download {job.id} --out DIR")
+
+
+def files_text(job: Job) -> str:
+    """What is stored of the result, and until when."""
+    kept = job.retention
+    if kept.removed:
+        return f"removed {output.local_time(kept.removed.at)} ({kept.removed.because}); the report stays"
+    until = "pinned" if kept.pinned else kept.files_until and f"until {output.local_time(kept.files_until)}"
+    return ", ".join(part for part in (f"{job.stored_bytes:,} bytes", until) if part)
+
+
+def retention_of(keep: str | None, days: int | None) -> dict[str, Any] | None:
+    """As a submission has it. Raises Usage."""
+    if keep is None and days is not None:
+        raise Usage("--keep-days is for --keep report")
+    return None if keep is None else {"keep": keep} | ({} if days is None else {"days": days})
 
 
 def attempts_text(job: Job) -> str:

@@ -66,7 +66,7 @@ def note_not_on_front(job: Job) -> None:
 def remove_next(session: Session) -> str | None:
     """Take the files that are not of the report from the job whose are due longest; returns its id, if there is one."""
     job = repository.lock_files_due(session)
-    if job is None or job.finished_at is None:
+    if job is None or job.finished_at is None or repository.files_needed(session, job.id):
         return None
     now = clock(session)
     because = job.keep if job.keep != "all" and now >= job.finished_at + job.keep_days * DAY_MS else "limit"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, literal, select
 from sqlalchemy.orm import Session
 
 from app.db import now_ms
 from app.jobs.models import Artifact, FileRemoval, IdempotencyKey, Job, Outbox
+from app.publications.models import TO_DO, Publication
 
 KEYS_AT_ONCE = 500
 
@@ -74,22 +76,29 @@ def due_removals(session: Session, *, job_ids: Collection[str] = (), limit: int 
 
 
 def lock_files_due(session: Session) -> Job | None:
-    """The succeeded job whose files have been due longest and that nothing holds, locked; rows that are locked already
-    are skipped.
-
-    What reads files of a result for a while stands here as a condition.
-    """
+    """The succeeded job whose files have been due longest and are not needed, locked; rows that are locked already are
+    skipped. Whether they are needed is to be asked again, now that nobody can begin to."""
     return session.scalars(
         select(Job)
         .where(
             Job.files_due_at <= now_ms(),
             Job.files_removed_at.is_(None),
             Job.pinned.is_(False),
+            ~_needed(Job.id),
         )
         .order_by(Job.files_due_at, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     ).one_or_none()
+
+
+def files_needed(session: Session, job_id: str) -> bool:
+    return bool(session.execute(select(_needed(literal(job_id)))).scalar_one())
+
+
+def _needed(job_id: Any) -> ColumnElement[bool]:
+    """Whether something has yet to read the files of a job's result: here stands all that may."""
+    return select(Publication.id).where(Publication.job_id == job_id, Publication.state.in_(TO_DO)).exists()
 
 
 def in_use(session: Session, keys: Sequence[str]) -> set[str]:

@@ -3,6 +3,7 @@
     queued           jobs that are queued or paused            checked when jobs are made or retried
     running          jobs that hold devices                    checked by the claim: others wait
     stored_bytes     of results, until their job is deleted    checked when jobs are made or retried
+                     or a policy removes them; equal files of several jobs once
     device_seconds   of a calendar month, UTC                  checked then, and by the claim
     requests         in a minute, of one API process           checked by every request (app/rates.py)
 
@@ -32,6 +33,7 @@ class Usage(NamedTuple):
     queued: int
     running: int
     stored_bytes: int
+    removed_bytes: int
     device_seconds: float
     """Of this month, running attempts included."""
     resets_at: int
@@ -68,6 +70,7 @@ def usage(session: Session, tenant: Tenant) -> Usage:
         queued=_waiting(session, tenant.id, limit=None),
         running=_running(session, tenant.id),
         stored_bytes=tenant.stored_bytes,
+        removed_bytes=tenant.removed_bytes,
         device_seconds=_device_seconds(session, tenant.id),
         resets_at=resets_at,
     )

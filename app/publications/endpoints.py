@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from app.access import JobReader, Principal, Requires, no_such_job
+from app.errors import InvalidTransition
 from app.http.private import private_json
 from app.http.problems import responses
 from app.http.route import StrictRoute
@@ -86,4 +87,11 @@ def _owned(session: Session, principal: Principal, job_id: str) -> Job:
     job = repository.lock_owned(session, principal.tenant_id, job_id)
     if job is None:
         raise no_such_job()
+    if job.files_removed_at is not None:
+        raise InvalidTransition(
+            "The job's files have been removed, and a publication is of all of them: submit the job again, the same "
+            "spec gives the same weights, and publish that one.",
+            code="files_removed",
+            current=job.status,
+        )
     return job

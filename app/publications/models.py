@@ -11,6 +11,8 @@ from app.db import Base, Json
 from app.keys.models import Tenant
 
 DUE = "state in ('pending', 'running')"
+TO_DO = ("waiting", "pending", "running")
+"""States in which the files of the result are needed."""
 
 
 class Publication(Base):

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from app.errors import InvalidRequest
 from app.http.problems import MOST_ERRORS, field_error, field_problem
+from app.sweeps.pareto import SPARSITY
 from app.sweeps.schemas import MAX_CHILDREN, SWEEP_LABEL, SweepSubmit
+from workers.engine.gates import measured_names
 from workers.engine.spec import CompressionSpec
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ def children(submit: SweepSubmit) -> list[Child]:
     found = [Child(number, values, spec) for number, (values, spec) in enumerate(zip(changes, specs, strict=True))]
     _check_distinct(found, where)
     _check_stop(submit, found)
+    _check_axes(submit, found)
     if SWEEP_LABEL in submit.labels:
         pointer, detail = f"/labels/{SWEEP_LABEL}", "the service sets this label: leave it out"
         raise InvalidRequest(f"{pointer}: {detail}.", errors=[field_error(pointer, "reserved_label", detail)])
@@ -147,3 +150,20 @@ def _check_stop(submit: SweepSubmit, found: Sequence[Child]) -> None:
     if detail:
         where = "/stop/ascending"
         raise InvalidRequest(f"{where}: {detail}.", errors=[field_error(where, "cannot_stop", detail)])
+
+
+def _check_axes(submit: SweepSubmit, found: Sequence[Child]) -> None:
+    """Every child measures the axes of the front that is kept."""
+    for name in ("quality", "cost"):
+        axis = getattr(submit.retention, name, None)
+        names = [[*measured_names(child.spec.evaluate), SPARSITY] for child in found]
+        if axis is None or all(any(_is(axis, each) for each in of_child) for of_child in names):
+            continue
+        where, known = f"/retention/{name}", sorted(set.intersection(*map(set, names)))
+        detail = f"not every child measures this: choose one of {', '.join(known)}"
+        raise InvalidRequest(f"{where}: {detail}.", errors=[field_error(where, "not_measured", detail, known)])
+
+
+def _is(axis: str, name: str) -> bool:
+    """`name` may be a prefix, as `measured_names` has them."""
+    return axis.startswith(name) if name.endswith("/") else axis == name

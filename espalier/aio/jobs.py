@@ -106,6 +106,11 @@ class AsyncJobRef(Document):
         response = await self._connection.request("PATCH", self._path, json={"labels": dict(labels)})
         return self._job(json_of(response))
 
+    async def pin(self, pinned: bool = True) -> AsyncJob:
+        """Have no retention policy remove its files, or let them again."""
+        response = await self._connection.request("PATCH", self._path, json={"pinned": pinned})
+        return self._job(json_of(response))
+
     async def delete(self) -> None:
         """Delete it and its files, once it has ended."""
         await self._connection.request("DELETE", self._path)

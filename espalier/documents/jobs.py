@@ -61,6 +61,25 @@ class Durations(Document):
     device_s: float
 
 
+class FilesRemoved(Document):
+    """`because`: report (the job's policy), front (that of its sweep) or limit (the service's bound)."""
+
+    at: datetime
+    because: str
+
+
+class Retention(Document):
+    """What stays of the result, and until when all of it does."""
+
+    keep: str
+    """all, front or report."""
+    days: int
+    limit_days: int | None
+    pinned: bool
+    files_until: datetime | None
+    removed: FilesRemoved | None
+
+
 class JobDocument(Document):
     """A job as it was when the service last said so."""
 
@@ -94,6 +113,9 @@ class JobDocument(Document):
     started_at: datetime | None
     finished_at: datetime | None
     durations: Durations
+    stored_bytes: int
+    """Of its files, equal ones of other jobs counted in."""
+    retention: Retention
 
     @property
     def ended(self) -> bool:

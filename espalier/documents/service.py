@@ -49,6 +49,9 @@ class Usage(Document):
     queued: int
     running: int
     stored_bytes: int
+    """Equal files once."""
+    removed_bytes: int
+    """By retention policies, since the first job."""
     device_seconds: float
     resets_at: datetime
 

@@ -36,7 +36,7 @@ class Client(Webhooks):
             spec: The compression spec (docs/parameters.md).
             idempotency_key: Submitting twice with one key makes one job. Default: a new key for each call, kept over
                 its retries.
-            options: labels, priority, max_attempts, deadline_s.
+            options: labels, priority, max_attempts, deadline_s, retention.
 
         Raises InvalidRequest, whose `field` and `remedy` say what to change in the spec.
         """

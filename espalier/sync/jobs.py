@@ -106,6 +106,11 @@ class JobRef(Document):
         response = self._connection.request("PATCH", self._path, json={"labels": dict(labels)})
         return self._job(json_of(response))
 
+    def pin(self, pinned: bool = True) -> Job:
+        """Have no retention policy remove its files, or let them again."""
+        response = self._connection.request("PATCH", self._path, json={"pinned": pinned})
+        return self._job(json_of(response))
+
     def delete(self) -> None:
         """Delete it and its files, once it has ended."""
         self._connection.request("DELETE", self._path)

@@ -199,10 +199,11 @@ function Files({ job, me }) {
     const stop = new AbortController();
     if (may) api.get(`v1/jobs/${job.id}/artifacts`, { signal: stop.signal }).then((page) => setFiles(page.data), (problem) => stop.signal.aborted || setError(problem));
     return () => stop.abort();
-  }, [job.id]);
+  }, [job.id, job.retention.removed?.at]);
   if (!may) return html`<section class="card"><h2>Files</h2><p class="note">This key may not download: it lacks the scope <code>artifacts:read</code>.</p></section>`;
   if (!files) return error ? html`<${Failed} error=${error} />` : html`<${Loading} what="the files" />`;
   return html`<section class="card"><h2>Files</h2>
+    ${job.retention.removed && html`<p class="note">The others were removed ${moment(job.retention.removed.at)}: ${REMOVED[job.retention.removed.because]}.</p>`}
     <table class="cards"><thead><tr><th>File</th><th class="num">Size</th><th>SHA-256</th></tr></thead>
     <tbody>${files.map((file) => html`<tr key=${file.path}>
       <th scope="row"><a href=${file.url.replace(/^\//, "")} download>${file.path}</a></th>
@@ -221,8 +222,27 @@ function Facts({ job, me, reload, onError }) {
     <dt>Ended</dt><dd>${moment(job.finished_at)}</dd>
     <dt>Priority</dt><dd>${job.priority}</dd>
     <dt>Deadline</dt><dd>${duration(job.deadline_s)} from the first start</dd>
+    ${job.status === "succeeded" && html`<dt>Files</dt><dd><${Kept} job=${job} me=${me} reload=${reload} onError=${onError} /></dd>`}
     <dt>Labels</dt><dd><${Labels} job=${job} me=${me} reload=${reload} onError=${onError} /></dd>
   </dl></section>`;
+}
+
+const REMOVED = { report: "the policy keeps its report only", front: "its sweep keeps the files of the front only", limit: "the service keeps files for a limited time" };
+
+function Kept({ job, me, reload, onError }) {
+  const { pinned, files_until: until, removed } = job.retention;
+  if (removed) return html`removed ${moment(removed.at)}: ${REMOVED[removed.because]}; the report stays`;
+  const pin = async () => {
+    onError(null);
+    try {
+      await api.json("PATCH", `v1/jobs/${job.id}`, { body: { pinned: !pinned } });
+      reload();
+    } catch (problem) {
+      onError(problem);
+    }
+  };
+  return html`${bytes(job.stored_bytes)}, ${pinned ? "pinned: no policy removes them" : until ? `until ${moment(until)}` : job.retention.keep === "front" ? "while it is on its sweep's front" : "kept"}
+    ${me.key.scopes.includes("jobs:write") && html` <button type="button" class="plain" aria-pressed=${pinned ? "true" : "false"} onClick=${pin}>${pinned ? "unpin" : "pin"}</button>`}`;
 }
 
 function Labels({ job, me, reload, onError }) {
