@@ -58,7 +58,7 @@ class Usage(Read):
 
 
 class TenantRetention(Read):
-    """What stays of results of jobs that do not say."""
+    """The policy of jobs that do not say."""
 
     keep: Literal["all", "report"]
     days: int

@@ -120,7 +120,7 @@ def tenants_list(as_json: AsJson = False) -> None:
 
 
 class Keep(StrEnum):
-    """What stays of results."""
+    """Policies of a tenant."""
 
     ALL = "all"
     REPORT = "report"

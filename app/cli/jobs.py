@@ -231,7 +231,7 @@ def print_job(job: Job) -> None:
 
 
 def files_text(job: Job) -> str:
-    """What is stored of the result, and until when."""
+    """Bytes that are stored of the result, and until when."""
     kept = job.retention
     if kept.removed:
         return f"removed {output.local_time(kept.removed.at)} ({kept.removed.because}); the report stays"

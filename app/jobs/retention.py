@@ -1,4 +1,4 @@
-"""What stays of a job's result, and for how long.
+"""Retention: how much stays of a job's result, and for how long.
 
     keep      all: everything; front: everything, of the children of a sweep that are on its Pareto front, and of the
               others the report; report: the report

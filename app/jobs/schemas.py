@@ -56,7 +56,7 @@ Days = Annotated[int, Field(ge=0, le=36_500)]
 
 
 class Retention(Request):
-    """What stays of a job's result: everything, or from some days after its end on only the report: the manifest, the
+    """How much stays of a job's result: all, or from some days after its end on only the report: the manifest, the
     report, its page and the model card."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"keep": "report", "days": 30}]})
@@ -164,7 +164,7 @@ class FilesRemoved(Read):
 
 
 class RetentionRead(Read):
-    """What stays of the result, and for how long."""
+    """How much stays of the result, and for how long."""
 
     keep: Literal["all", "front", "report"]
     days: int = Field(description="After the job's end from when on that counts.")

@@ -68,7 +68,7 @@ def certainly_beaten(sweep: Sweep, reports: Mapping[int, Measured]) -> set[int]:
 
 
 class _Standing(NamedTuple):
-    """What a child is compared by."""
+    """Values that a child is compared by."""
 
     goals: dict[str, float]
     """Measurement -> its value so that more is better, of all that may become axes."""

@@ -62,7 +62,7 @@ class StopRule(Request):
 
 
 class SweepRetention(Request):
-    """What stays of the children's results: everything, everything of those on the Pareto front, or the reports."""
+    """How much stays of the children's results: all, all of those on the Pareto front, or the reports."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"keep": "front"}]})
 

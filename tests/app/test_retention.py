@@ -1,4 +1,4 @@
-"""What stays of results: policies of jobs, sweeps and tenants, the service's bound, pins; what is said of the rest."""
+"""Retention: policies of jobs, sweeps and tenants, the service's bound, pins, and what is said of what is gone."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from app.errors import InvalidTransition
 from app.jobs import attempts, removals, results, service
 from app.jobs.models import Job
 from app.storage import ArtifactStore, StorageError
+from tests.helpers.equal_files import succeed, upload
 from tests.helpers.job_life import SPEC, worker
-from tests.workers.test_results import succeed, upload
 
 TENANT = "ten_1"
 CONTENTS = [bytes([number]) * 2000 for number in range(3)]

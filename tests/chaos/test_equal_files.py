@@ -18,7 +18,7 @@ from app.keys.models import Tenant
 from app.storage import ArtifactStore
 from tests.chaos.equal_files import TENANT
 from tests.helpers.cluster import ROOT
-from tests.workers.test_results import check, store
+from tests.helpers.equal_files import check, store
 
 __all__ = ["store"]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]

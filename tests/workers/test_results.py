@@ -2,47 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db import Database, clock
-from app.jobs import attempts, removals, service
-from app.jobs.attempts import Claim
-from app.jobs.models import Artifact, Job
+from app.jobs import removals, service
+from app.jobs.models import Job
 from app.keys.models import Tenant
-from app.storage import ArtifactStore, attempt_of
-from tests.helpers.job_life import REPORT, claimed, submit
-from workers.engine.report import FileEntry
+from app.storage import ArtifactStore
+from tests.helpers.equal_files import check, keys, store, succeed, upload
+from tests.helpers.job_life import claimed, submit
 
+__all__ = ["store"]
 WEIGHTS, TOKENIZER = b"w" * 1000, b"t" * 100
 FILES = {"model.safetensors": WEIGHTS, "tokenizer.json": TOKENIZER}
-BACKENDS = ["local", "s3"]
-
-
-@pytest.fixture(params=BACKENDS)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(
-        f"file://{tmp_path}/store" if request.param == "local" else request.getfixturevalue("s3_bucket")
-    )
-
-
-def upload(store: ArtifactStore, held: Claim, files: Mapping[str, bytes]) -> list[tuple[FileEntry, str]]:
-    found = []
-    for path, content in {**files, "manifest.json": held.job_id.encode()}.items():
-        key = store.file_key(held.tenant_id, held.job_id, held.attempt, held.fence, path)
-        store.put_bytes(key, content)
-        found.append((FileEntry(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest()), key))
-    return found
-
-
-def succeed(session: Session, held: Claim, files: list[tuple[FileEntry, str]], **more: list[str]) -> None:
-    attempts.succeed(session, held, report=REPORT, manifest_sha256="0" * 64, files=files, **more)
 
 
 def done(database: Database, store: ArtifactStore, tenant: str, files: Mapping[str, bytes] = FILES) -> str:
@@ -62,28 +40,6 @@ def delete(session: Session, job_id: str) -> None:
 def remove(database: Database, store: ArtifactStore, job_id: str) -> None:
     database.transact(lambda session: delete(session, job_id))
     removals.work_off(database, store)
-
-
-def keys(store: ArtifactStore) -> list[str]:
-    return [key for key in store._list(None) if attempt_of(key)]
-
-
-def check(database: Database, store: ArtifactStore) -> None:
-    """Every file that a result names is there, each once, nothing else is, and what is counted is what is stored.
-
-    But for whole results of attempts that were killed before their last commit: those stay
-    (removals.keeps_whole_result).
-    """
-    with database.read() as session:
-        rows = session.scalars(select(Artifact)).all()
-        counted = session.execute(select(func.sum(Tenant.stored_bytes))).scalar_one()
-    for row in rows:
-        assert hashlib.sha256(store.read(row.key)).hexdigest() == row.sha256
-    named = {row.key for row in rows}
-    uncommitted = {attempt_of(key) for key in keys(store) if key.endswith(removals.LAST_FILE) and key not in named}
-    found = [key for key in keys(store) if attempt_of(key) not in uncommitted or key in named]
-    assert sorted(found) == sorted(named)
-    assert counted == sum(store.size(key) or 0 for key in found)
 
 
 def test_they_go_with_the_last_job_that_has_them(database: Database, tenant: str, store: ArtifactStore) -> None:
