@@ -162,7 +162,7 @@ class TestAdoption:
         api.succeeded()
         api.services.store.delete([MARKER])
         forget_id(api.database)
-        monkeypatch.setattr("app.cli.options.get_settings", lambda: settings)
+        monkeypatch.setattr("app.settings.get_settings", lambda: settings)
         get_settings.cache_clear()
         return api
 

@@ -239,7 +239,7 @@ class TestScratch:
 class TestGc:
     @pytest.fixture(autouse=True)
     def _same_settings(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.cli.options.get_settings", lambda: settings)
+        monkeypatch.setattr("app.settings.get_settings", lambda: settings)
 
     def run(self, *arguments: str) -> dict[str, list[str]]:
         result = CliRunner().invoke(cli, ["gc", *arguments, "--json"])
