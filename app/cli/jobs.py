@@ -19,6 +19,7 @@ from app.cli.plan import print_plan
 from app.cli.report import metrics_table
 from app.cli.watch import follow, queue_place
 from espalier import Job, JobRef
+from espalier.documents import JobDocument
 from espalier.queries import JobFilters, JobOptions
 from workers.engine.contracts.params import EDITS
 
@@ -122,7 +123,7 @@ def list_jobs(
     if as_json:
         output.print_json(page.raw)
         return
-    table = output.table("", "job", "status", "stage", "model", "method", "created", "labels")
+    table = output.table("", "job", "status", "stage", "model", "method", "verdict", "measured", "created", "labels")
     for job in page.data:
         waits = job.queue is not None and job.queue.waiting_for
         table.add_row(
@@ -131,12 +132,27 @@ def list_jobs(
             f"[yellow]{waits}[/]" if waits else job.stage or "",
             escape(job.spec["model"]["id"]),
             " + ".join(part["method"] for stage in ("score", *EDITS) if (part := job.spec.get(stage))),
+            output.verdict_text(job.verdict) if job.verdict else "",
+            escape(", ".join(measured(job))),
             output.local_time(job.created_at),
             escape(" ".join(f"{k}={v}" for k, v in job.labels.items())),
         )
     output.stdout.print(table)
     if page.next_cursor:
         output.stderr.print(f"{page.total:,} in all; more: --cursor {page.next_cursor}")
+
+
+def measured(job: JobDocument) -> list[str]:
+    """The measurements that a finished job's gates bound, or without gates one, a perplexity if there is any: pruned /
+    dense, or where that is not defined the pruned model's."""
+    metrics = job.metrics or {}
+    usual = sorted(metrics, key=lambda name: (not name.startswith("perplexity/"), name))
+    gated = list(dict.fromkeys(gate["metric"] for gate in job.spec.get("gates") or [] if gate["metric"] in metrics))
+    return [
+        f"{name} {output.number(found.pruned)} {found.unit}" if found.ratio is None else f"{name} ×{found.ratio:.3f}"
+        for name in gated or usual[:1]
+        for found in [metrics[name]]
+    ]
 
 
 def status(context: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:

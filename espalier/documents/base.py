@@ -20,7 +20,8 @@ Entry = TypeVar("Entry")
 
 
 class Document(BaseModel):
-    """A JSON document of the service. Fields that this version does not know are kept: `document.new_field` works."""
+    """A JSON document of the service. Fields that this version does not know are kept: `document.new_field` works. What
+    may be null is None where an older service does not send it."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 

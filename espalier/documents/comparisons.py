@@ -18,23 +18,23 @@ class ComparedJob(Document):
     labels: dict[str, str]
     spec: dict[str, Any]
     spec_digest: str
-    error: JobFailure | None
+    error: JobFailure | None = None
     created_at: datetime
     finished_at: datetime
-    verdict: str | None
+    verdict: str | None = None
     gates: list[Gate]
-    sparsity: float | None
-    parameters: int | None
-    parameters_after: int | None
-    zeros: int | None
-    weight_bytes: int | None
+    sparsity: float | None = None
+    parameters: int | None = None
+    parameters_after: int | None = None
+    zeros: int | None = None
+    weight_bytes: int | None = None
 
 
 class SpecValue(Document):
     """A job's value of a field; `absent` where its spec has no such field."""
 
     absent: bool
-    value: str | int | float | bool | None
+    value: str | int | float | bool | None = None
 
 
 class SpecDifference(Document):
@@ -50,10 +50,10 @@ class MetricValue(Document):
 
     dense: float
     pruned: float
-    pruned_interval: tuple[float, float] | None
-    ratio: float | None
-    ratio_interval: tuple[float, float] | None
-    difference_interval: tuple[float, float] | None
+    pruned_interval: tuple[float, float] | None = None
+    ratio: float | None = None
+    ratio_interval: tuple[float, float] | None = None
+    difference_interval: tuple[float, float] | None = None
 
 
 class MetricComparison(Document):
@@ -61,7 +61,7 @@ class MetricComparison(Document):
 
     name: str
     unit: str
-    higher_is_better: bool | None
+    higher_is_better: bool | None = None
     same_dense: bool
     values: list[MetricValue | None]
 
@@ -82,7 +82,7 @@ class CurvePoint(Document):
 
     step: int
     holdout_loss: float
-    train_loss: float | None
+    train_loss: float | None = None
 
 
 class CurveComparison(Document):

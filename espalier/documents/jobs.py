@@ -20,16 +20,16 @@ class Progress(Document):
     done: int
     total: int
     unit: str
-    rate: float | None
-    eta_s: float | None
+    rate: float | None = None
+    eta_s: float | None = None
     loss: float | None = None
 
 
 class Queue(Document):
     """A queued job's place, from 1, and what no live worker has that it needs."""
 
-    position: int | None
-    waiting_for: str | None
+    position: int | None = None
+    waiting_for: str | None = None
 
 
 class JobFailure(Document):
@@ -39,8 +39,8 @@ class JobFailure(Document):
     message: str
     hint: str
     retryable: bool
-    stage: str | None
-    field: str | None
+    stage: str | None = None
+    field: str | None = None
     attempt: int
 
 
@@ -49,15 +49,15 @@ class MetricSummary(Document):
 
     dense: float
     pruned: float
-    ratio: float | None
+    ratio: float | None = None
     unit: str
 
 
 class Durations(Document):
     """Seconds: in the queue, from the first start to the end, and of the devices that were held."""
 
-    queued_s: float | None
-    running_s: float | None
+    queued_s: float | None = None
+    running_s: float | None = None
     device_s: float
 
 
@@ -86,9 +86,9 @@ class JobDocument(Document):
     id: str
     status: str
     """queued, running, pausing, paused, cancelling, succeeded, failed or cancelled."""
-    stage: str | None
-    progress: Progress | None
-    queue: Queue | None
+    stage: str | None = None
+    progress: Progress | None = None
+    queue: Queue | None = None
     attempt: int
     max_attempts: int
     attempts_left: int
@@ -98,20 +98,20 @@ class JobDocument(Document):
     spec: dict[str, Any]
     """With all defaults filled in."""
     spec_digest: str
-    metrics: dict[str, MetricSummary] | None
+    metrics: dict[str, MetricSummary] | None = None
     """The report's measurements by name."""
-    verdict: str | None
+    verdict: str | None = None
     """Of the spec's gates: pass, fail or inconclusive."""
-    error: JobFailure | None
-    trace_id: str | None
+    error: JobFailure | None = None
+    trace_id: str | None = None
     """Of the request's trace, where the service traces."""
-    asked_by: str | None
+    asked_by: str | None = None
     publications: list[Publication] = Field(default_factory=list)
     """Places that its result is brought to."""
     created_at: datetime
     updated_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
     durations: Durations
     stored_bytes: int
     """Of its files, equal ones of other jobs counted in."""
@@ -139,9 +139,9 @@ class Attempt(Document):
     number: int
     worker: str
     outcome: str
-    error: JobFailure | None
+    error: JobFailure | None = None
     started_at: datetime
-    finished_at: datetime | None
+    finished_at: datetime | None = None
 
 
 class Artifact(Document):

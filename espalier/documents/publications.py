@@ -45,13 +45,13 @@ class Publication(Document):
     state: str
     """waiting (for the job), pending, running, published, withheld (by the gates) or failed."""
     tries: int
-    progress: PublicationProgress | None
-    result: PublicationResult | None
-    error: PublicationFailure | None
-    asked_by: str | None
+    progress: PublicationProgress | None = None
+    result: PublicationResult | None = None
+    error: PublicationFailure | None = None
+    asked_by: str | None = None
     created_at: datetime
-    due_at: datetime | None
-    done_at: datetime | None
+    due_at: datetime | None = None
+    done_at: datetime | None = None
 
 
 class Credentials(Document):

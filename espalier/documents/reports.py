@@ -14,10 +14,10 @@ class Metric(Document):
 
     name: str
     unit: str
-    higher_is_better: bool | None
+    higher_is_better: bool | None = None
     dense: float
     pruned: float
-    ratio: float | None
+    ratio: float | None = None
     dense_stderr: float | None = None
     pruned_stderr: float | None = None
     ratio_stderr: float | None = None
@@ -28,10 +28,10 @@ class Gate(Document):
 
     metric: str
     of: str
-    min: float | None
-    max: float | None
-    value: float | None
-    interval: tuple[float, float] | None
+    min: float | None = None
+    max: float | None = None
+    value: float | None = None
+    interval: tuple[float, float] | None = None
     verdict: str
     reason: str
 
@@ -102,7 +102,7 @@ class PlannedLayer(Document):
     name: str
     block: int
     shape: tuple[int, int]
-    target_sparsity: float | None
+    target_sparsity: float | None = None
 
 
 class Plan(Document):
@@ -114,12 +114,12 @@ class Plan(Document):
     architecture: str
     blocks: int
     parameters: int
-    blocks_after: int | None
-    parameters_after: int | None
+    blocks_after: int | None = None
+    parameters_after: int | None = None
     prunable_parameters: int
-    zeros_after: int | None
+    zeros_after: int | None = None
     bytes_before: int
-    bytes_after: int | None
+    bytes_after: int | None = None
     layers: list[PlannedLayer]
     peak_memory_bytes: int
     elapsed_s: float

@@ -22,7 +22,7 @@ class Key(Document):
     name: str
     scopes: list[str]
     created_at: datetime
-    expires_at: datetime | None
+    expires_at: datetime | None = None
 
 
 class Limits(Document):
@@ -36,11 +36,11 @@ class Limits(Document):
 class Quotas(Document):
     """Bounds of what a tenant may use; None where there is none."""
 
-    queued: int | None
-    running: int | None
-    stored_bytes: int | None
-    device_seconds: int | None
-    requests: int | None
+    queued: int | None = None
+    running: int | None = None
+    stored_bytes: int | None = None
+    device_seconds: int | None = None
+    requests: int | None = None
 
 
 class Usage(Document):
@@ -70,10 +70,10 @@ class Device(Document):
     """A part of a worker that it hands out."""
 
     name: str
-    model: str | None
-    memory_bytes: int | None
+    model: str | None = None
+    memory_bytes: int | None = None
     busy: bool
-    job_id: str | None
+    job_id: str | None = None
 
 
 class Worker(Document):
@@ -83,10 +83,10 @@ class Worker(Document):
     name: str
     kind: str
     alive: bool
-    last_seen_at: datetime | None
-    memory_bytes: int | None
+    last_seen_at: datetime | None = None
+    memory_bytes: int | None = None
     devices: list[Device]
-    methods: dict[str, list[str]] | None
+    methods: dict[str, list[str]] | None = None
 
 
 class ModelSummary(Document):
@@ -94,16 +94,16 @@ class ModelSummary(Document):
 
     id: str
     source: str
-    model_type: str | None
-    family: str | None
-    parameters: int | None
-    blocks: int | None
-    context_length: int | None
-    weight_bytes: int | None
+    model_type: str | None = None
+    family: str | None = None
+    parameters: int | None = None
+    blocks: int | None = None
+    context_length: int | None = None
+    weight_bytes: int | None = None
     compressible: bool
     methods: list[str]
-    code: str | None
-    reason: str | None
+    code: str | None = None
+    reason: str | None = None
 
 
 class Ability(Document):
@@ -112,9 +112,9 @@ class Ability(Document):
     stage: str
     method: str
     fits: bool
-    spec: dict[str, Any] | None
-    code: str | None
-    reason: str | None
+    spec: dict[str, Any] | None = None
+    code: str | None = None
+    reason: str | None = None
 
 
 class Model(ModelSummary):
@@ -132,8 +132,8 @@ class Method(Document):
     needs: list[str]
     units: list[str]
     patterns: list[str]
-    score: str | None
-    updates_weights: bool | None
+    score: str | None = None
+    updates_weights: bool | None = None
     parameters: dict[str, Any]
 
 

@@ -14,19 +14,19 @@ class SweepChild(Document):
 
     number: int
     values: dict[str, Any]
-    job_id: str | None
+    job_id: str | None = None
     status: str
-    verdict: str | None
-    metrics: dict[str, MetricSummary] | None
-    error: JobFailure | None
-    stopped_by: int | None
+    verdict: str | None = None
+    metrics: dict[str, MetricSummary] | None = None
+    error: JobFailure | None = None
+    stopped_by: int | None = None
 
 
 class SweepSummary(Document):
     """A sweep without its children. `status` is running or completed."""
 
     id: str
-    name: str | None
+    name: str | None = None
     status: str
     counts: dict[str, int]
     parameters: list[str]
@@ -45,9 +45,9 @@ class PlannedChild(Document):
     number: int
     values: dict[str, Any]
     spec_digest: str
-    parameters_after: int | None
-    zeros_after: int | None
-    bytes_after: int | None
+    parameters_after: int | None = None
+    zeros_after: int | None = None
+    bytes_after: int | None = None
     peak_memory_bytes: int
     elapsed_s: float
     warnings: list[str]
@@ -67,7 +67,7 @@ class Axis(Document):
     metric: str
     unit: str
     higher_is_better: bool
-    dense: float | None
+    dense: float | None = None
     tolerance: float
 
 
@@ -80,9 +80,9 @@ class ParetoPoint(Document):
     methods: dict[str, str]
     quality: float
     cost: float
-    quality_stderr: float | None
-    cost_stderr: float | None
-    verdict: str | None
+    quality_stderr: float | None = None
+    cost_stderr: float | None = None
+    verdict: str | None = None
     on_front: bool
 
 
@@ -97,8 +97,8 @@ class Pareto(Document):
     """Quality against cost over the children that have succeeded."""
 
     sweep_id: str
-    quality: Axis | None
-    cost: Axis | None
+    quality: Axis | None = None
+    cost: Axis | None = None
     points: list[ParetoPoint]
     left_out: list[LeftOut]
     metrics: list[str]

@@ -15,8 +15,8 @@ class Webhook(Document):
     events: list[str]
     labels: dict[str, str]
     enabled: bool
-    disabled_because: str | None
-    previous_secret_until: datetime | None
+    disabled_because: str | None = None
+    previous_secret_until: datetime | None = None
     created_at: datetime
     secret: str | None = None
 
@@ -25,8 +25,8 @@ class Try(Document):
     """One sending of a message; `status` is the receiver's."""
 
     at: datetime
-    status: int | None
-    error: str | None
+    status: int | None = None
+    error: str | None = None
     elapsed_s: float
 
 
@@ -36,9 +36,9 @@ class Delivery(Document):
     id: int
     message_id: str
     type: str
-    job_id: str | None
+    job_id: str | None = None
     state: str
     tries: int
     at: datetime
-    due_at: datetime | None
+    due_at: datetime | None = None
     log: list[Try]

@@ -22,6 +22,7 @@ from espalier import AsyncClient, Client
 from tests.helpers.api import FILES, GATED, ROOT, SPEC, W1, WEIGHTS, Api, judged, make_key, served
 from tests.helpers.conformity import conforming, document
 
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # it knows nothing of databases
 SWEEP = {"spec": SPEC, "grid": {"/prune/sparsity": [0.4, 0.5]}}
 
 
@@ -47,6 +48,7 @@ NOT_OF_THE_CLIENT = {
 }
 
 
+@on_sqlite
 def test_it_asks_for_all_there_is_for_a_tenant(live: tuple[Client, Api], tmp_path: Path) -> None:
     client, api = live
     asked, templates = set[str](), document()["paths"]
@@ -130,6 +132,7 @@ def test_it_asks_for_all_there_is_for_a_tenant(live: tuple[Client, Api], tmp_pat
     assert there - asked == NOT_OF_THE_CLIENT
 
 
+@on_sqlite
 def test_lists_go_over_their_pages(live: tuple[Client, Api], monkeypatch: pytest.MonkeyPatch) -> None:
     client, _ = live
     made = [client.submit(SPEC, labels={"n": str(n)}).id for n in range(3)]
@@ -143,6 +146,7 @@ def test_lists_go_over_their_pages(live: tuple[Client, Api], monkeypatch: pytest
     assert [job.id for job in client.jobs()] == made[::-1]
 
 
+@on_sqlite
 def test_an_error_says_what_where_and_the_remedy(live: tuple[Client, Api]) -> None:
     client, api = live
     with pytest.raises(espalier.InvalidRequest) as raised:
@@ -165,6 +169,7 @@ def test_an_error_says_what_where_and_the_remedy(live: tuple[Client, Api]) -> No
         reader.submit(SPEC)
 
 
+@on_sqlite
 def test_a_wait_ends_in_time_and_says_how_the_job_ended(live: tuple[Client, Api]) -> None:
     client, api = live
     job = client.submit(SPEC)
@@ -180,6 +185,7 @@ def test_a_wait_ends_in_time_and_says_how_the_job_ended(live: tuple[Client, Api]
         job.cancel().raise_unless_succeeded()
 
 
+@on_sqlite
 def test_changes_are_seen_as_they_come(live: tuple[Client, Api]) -> None:
     client, api = live
     job = client.submit(SPEC)
@@ -196,12 +202,14 @@ def test_changes_are_seen_as_they_come(live: tuple[Client, Api]) -> None:
     assert seen == ["queued", "running", "running", "1 of 8", "succeeded"]
 
 
+@on_sqlite
 def test_two_submissions_under_one_key_are_one_job(live: tuple[Client, Api]) -> None:
     client, _ = live
     assert client.submit(SPEC, idempotency_key="a").id == client.submit(SPEC, idempotency_key="a").id
     assert client.submit(SPEC).id != client.submit(SPEC).id
 
 
+@on_sqlite
 def test_the_asynchronous_client_lives_through_the_same(live: tuple[Client, Api], tmp_path: Path) -> None:
     client, api = live
 

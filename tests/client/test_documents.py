@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from espalier import documents
+from espalier.queries import JobFilters, JobOptions
 from tests.helpers.conformity import document
 
 SCHEMAS: dict[type[documents.Document], str] = {
@@ -109,6 +110,24 @@ def test_every_document_is_compared() -> None:
     for kind in SCHEMAS:
         reached |= {kind.__name__, *kind.model_json_schema().get("$defs", {})}
     assert {name for name in documents.__all__ if name not in ("Document", "Page")} == reached
+
+
+def test_what_is_asked_with_is_what_the_service_takes() -> None:
+    (of_list,) = [path["get"] for name, path in document()["paths"].items() if name == "/v1/jobs"]
+    names = {parameter["name"] for parameter in of_list["parameters"] if parameter["in"] == "query"}
+    filters = {{"labels": "label"}.get(name, name) for name in JobFilters.__annotations__}
+    assert filters | {"limit", "cursor", "count"} == names
+    body = document()["components"]["schemas"]["JobSubmit"]["properties"]
+    assert {"spec", *JobOptions.__annotations__} == body.keys()
+
+
+def test_what_an_older_service_does_not_send_is_none() -> None:
+    """Whatever may be null, so that only what has always been there is missed."""
+    for kind in SCHEMAS:
+        schema = kind.model_json_schema()
+        for name, each in {kind.__name__: schema, **schema.get("$defs", {})}.items():
+            for field in each.get("required", []):
+                assert {"type": "null"} not in each["properties"][field].get("anyOf", []), (name, field)
 
 
 def test_a_drift_is_seen() -> None:

@@ -18,8 +18,8 @@ from typer.main import get_command
 
 from app.cli import cli, watch
 from app.cli.exits import MEANINGS
-from app.cli.jobs import attempts_text
-from espalier.documents import Event
+from app.cli.jobs import attempts_text, measured
+from espalier.documents import Event, JobDocument, MetricSummary
 from tests.helpers.cluster import MAGNITUDE, ROOT, WANDA, eventually
 from tests.helpers.command import espalier
 from tests.helpers.embedded import ESPALIER, Embedded, embedded
@@ -177,6 +177,23 @@ def test_attempts_that_do_not_count_are_not_counted(attempt: int, left: int, sai
     assert attempts_text(SimpleNamespace(attempt=attempt, max_attempts=3, attempts_left=left)) == said  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("gates", "shown"),
+    [
+        ([], ["perplexity/a.txt ×1.100"]),
+        ([{"metric": "size/zeros", "min": 1}], ["size/zeros 5 weights"]),
+        ([{"metric": "size/zeros", "min": 1}, {"metric": "perplexity/a.txt"}, {"metric": "perplexity/a.txt"}], None),
+    ],
+)
+def test_the_list_shows_what_decides(gates: list[dict[str, object]], shown: list[str] | None) -> None:
+    zeros = MetricSummary(dense=0, pruned=5, ratio=None, unit="weights")
+    metrics = {"macs/all": zeros, "size/zeros": zeros}
+    metrics["perplexity/a.txt"] = MetricSummary(dense=10, pruned=11, ratio=1.1, unit="perplexity")
+    job = JobDocument.model_construct(spec={"gates": gates}, metrics=metrics)
+    assert measured(job) == (shown or ["size/zeros 5 weights", "perplexity/a.txt ×1.100"])
+    assert measured(JobDocument.model_construct(spec={}, metrics=None)) == []
+
+
 def gated(folder: Path, **gate: object) -> str:
     gates = [{"metric": "size/weight_bytes", "max": 1.0}, gate]
     return spec_file(folder, {**MAGNITUDE, "evaluate": [{"method": "size"}], "gates": gates})
@@ -195,6 +212,10 @@ def test_gates_decide_the_exit_code(service: Embedded, tmp_path: Path) -> None:
     assert json.loads(done.stderr.splitlines()[-1])["exit_code"] == 8
     assert [job["id"] for job in service.json("list", "--verdict", "fail")["data"]] == [fails]
     assert "verdict: fail" in service.run("report", fails).stdout
+    listed = service.run("list", "--verdict", "inconclusive").stdout
+    assert re.search(
+        rf"{undecided} .* inconclusive +size/weight_bytes ×1\.000, size/zeros 2,949,120 parameters ", listed
+    )
 
 
 def test_cancel_ends_a_running_job(service: Embedded, tmp_path: Path) -> None:
