@@ -64,6 +64,11 @@ class Settings(BaseSettings):
         description="Private networks that webhooks may reach, with commas, such as 10.1.0.0/16, there over http too. "
         "Else they are sent to public addresses over https only.",
     )
+    method_packages: str = Field(
+        "",
+        description="Installed packages whose methods may be used, with commas. Of the API and of workers; read from "
+        "the environment alone.",
+    )
     max_body_bytes: int = Field(1_000_000, ge=1024, description="Largest request body accepted.")
     metrics_tenants: bool = Field(
         False, description="Name tenants in /metrics, which needs no key. Else their figures are summed up."

@@ -1,4 +1,4 @@
-"""Renews what is generated: the tables of README.md, docs/parameters.md and docs/families.md.
+"""Renews what is generated: tables of README.md, docs/parameters.md and docs/families.md, laws of docs/extending.md.
 
 `python docs/render.py`, or `make docs`.
 With `--check` nothing is written, and the exit code is 1 where something is out of date; `make lint` asks that.
@@ -6,6 +6,7 @@ With `--check` nothing is written, and the exit code is 1 where something is out
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -23,6 +24,7 @@ from workers.engine.spec import CompressionSpec
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PARAMETERS = ROOT / "docs" / "parameters.md"
+EXTENDING = ROOT / "docs" / "extending.md"
 FAMILIES, ROWS = ROOT / "docs" / "families.md", ROOT / "docs" / "families.jsonl"
 TYPES, WRAPPERS = (ROOT / "tests/families" / name for name in ("types.json", "wrappers.json"))
 JOBS = {
@@ -38,22 +40,41 @@ JOBS = {
 
 def documents() -> dict[Path, str]:
     """Each document that is generated, in whole or in part -> its text as it should be."""
-    return {README: rendered(README.read_text()), PARAMETERS: parameters_markdown(), FAMILIES: families_markdown()}
+    return {
+        README: rendered(README, {
+            "methods": methods_markdown(),
+            "settings": settings_markdown(),
+            "exits": exits_markdown(),
+            "families": families_list(),
+        }),
+        PARAMETERS: parameters_markdown(),
+        FAMILIES: families_markdown(),
+        EXTENDING: rendered(EXTENDING, {"laws": laws_markdown()}),
+    }  # fmt: skip
 
 
-def rendered(text: str) -> str:
-    """`text` with every generated table renewed, each between `<!-- name … -->` and `<!-- /name -->`."""
-    for name, table in {
-        "methods": methods_markdown(),
-        "settings": settings_markdown(),
-        "exits": exits_markdown(),
-        "families": families_list(),
-    }.items():
+def rendered(document: Path, sections: dict[str, str]) -> str:
+    """Its text with every generated section renewed, each between `<!-- name … -->` and `<!-- /name -->`."""
+    text = document.read_text()
+    for name, table in sections.items():
         section = re.compile(rf"(<!-- {name}\b[^\n]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text, count = section.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
         if count != 1:
-            raise ValueError(f"{count} sections named {name}")
+            raise ValueError(f"{count} sections named {name} in {document.name}")
     return text
+
+
+def laws_markdown() -> str:
+    """The first lines of what the suites that methods inherit say of their tests, read without importing them."""
+    lines = []
+    for stage in ("score", "allocate"):
+        tree = ast.parse((ROOT / f"workers/engine/laws/{stage}.py").read_text())
+        (suite,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
+        lines += ["", f"`{stage}` (`workers.engine.laws.{stage}.{suite.name}`):", ""]
+        for law in suite.body:
+            if isinstance(law, ast.FunctionDef):
+                lines.append(f"- {(ast.get_docstring(law) or '').splitlines()[0]}")
+    return "\n".join(lines[1:])
 
 
 def methods_markdown() -> str:

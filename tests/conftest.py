@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, text
 
 from app import migrate
 from app.db import Database
+from tests.helpers.empty_databases import EmptyDatabases, named
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Many processes are started, and each would compile all that is ours anew.
@@ -82,31 +83,30 @@ def migrated_postgresql(postgresql_server: str) -> str:
     with engine.connect() as connection:
         connection.execute(text("create database template_espalier"))
     engine.dispose()
-    migrate.upgrade(_named(postgresql_server, "template_espalier"))
+    migrate.upgrade(named(postgresql_server, "template_espalier"))
     return "template_espalier"
 
 
-def _named(server: str, name: str) -> str:
-    return server.replace("/postgres?", f"/{name}?")
+@pytest.fixture(scope="session")
+def empty_postgresql(postgresql_server: str, migrated_postgresql: str) -> Iterator[EmptyDatabases]:
+    """PostgreSQL databases at head without a row."""
+    databases = EmptyDatabases(postgresql_server, migrated_postgresql)
+    yield databases
+    databases.engine.dispose()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A fresh database at head, once on each of the two kinds; the schema is what the migrations make."""
+    """A database at head without a row, once on each of the two kinds; the schema is what the migrations make."""
     if request.param == "sqlite":
         path = tmp_path / "espalier.db"
         shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
         yield f"sqlite:///{path}"
         return
-    server, template = request.getfixturevalue("postgresql_server"), request.getfixturevalue("migrated_postgresql")
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"create database {name} template {template}"))
-    yield _named(server, name)
-    with engine.connect() as connection:
-        connection.execute(text(f"drop database {name} with (force)"))
-    engine.dispose()
+    databases: EmptyDatabases = request.getfixturevalue("empty_postgresql")
+    url = databases.take()
+    yield url
+    databases.give_back(url)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, JsonValue
 
 from workers.engine.contracts.params import EDITS, STAGES, Stat
+from workers.engine.method_packages import offered
 from workers.engine.registry import Method, methods
 from workers.engine.spec import CompressionSpec
 
@@ -27,6 +28,10 @@ class MethodRead(BaseModel):
         description="Pruners: whether weights that stay change too, which rules out `refine`; null for other stages."
     )
     parameters: dict[str, JsonValue] = Field(description="JSON Schema of the method's fields in a spec.")
+    origin: str | None = Field(
+        description="Package and version that the method comes from; null for espalier's own.",
+        examples=["espalier-norms 0.1.0"],
+    )
 
 
 class StageRead(BaseModel):
@@ -42,11 +47,22 @@ class FieldRead(BaseModel):
     parameters: dict[str, JsonValue] = Field(description="JSON Schema of an object with this field as its only one.")
 
 
+class RefusedRead(BaseModel):
+    """A method of an installed package that the operator has not allowed."""
+
+    stage: str
+    name: str
+    origin: str = Field(description="Package and version.", examples=["espalier-norms 0.1.0"])
+
+
 class Capabilities(BaseModel):
     """Stages, methods and settings that this service offers."""
 
     stages: list[StageRead] = Field(description="In the order in which they run.")
     fields: list[FieldRead] = Field(description="The spec's other fields: model, texts, gates, precision, files, seed.")
+    refused: list[RefusedRead] = Field(
+        description="Methods of installed packages that are not used until the operator allows the package."
+    )
 
 
 def capabilities() -> Capabilities:
@@ -54,6 +70,9 @@ def capabilities() -> Capabilities:
     return Capabilities(
         stages=[StageRead(stage=stage, methods=[_method(m) for m in methods(stage)]) for stage in STAGES],
         fields=_fields(),
+        refused=[
+            RefusedRead(stage=one.stage, name=one.name, origin=one.origin) for one in offered() if not one.allowed
+        ],
     )
 
 
@@ -102,4 +121,5 @@ def _method(method: Method) -> MethodRead:
         score=method.scores if method.stage in EDITS else None,
         updates_weights=method.updates_weights if method.stage == "prune" else None,
         parameters=method.params.model_json_schema(),
+        origin=method.origin or None,
     )

@@ -18,6 +18,7 @@ from app.cli import (
     gate,
     jobs,
     logs,
+    method_package,
     methods,
     probe,
     processes,
@@ -77,7 +78,13 @@ RUN, JOBS, OPERATE = "Run", "Jobs", "Operate"
 
 cli.command("serve", rich_help_panel=RUN)(serve.serve)
 cli.command("compress", rich_help_panel=RUN)(compress.compress)
-cli.command("methods", rich_help_panel=RUN)(methods.methods)
+
+catalogue = typer.Typer(
+    cls=methods.ShownByDefault, help="The compression methods, or one of them: show (unless said), new."
+)
+catalogue.command("show")(methods.show)
+catalogue.command("new")(method_package.new)
+cli.add_typer(catalogue, name="methods", rich_help_panel=RUN)
 
 cli.command("submit", rich_help_panel=JOBS)(jobs.submit)
 cli.command("watch", rich_help_panel=JOBS)(jobs.watch)

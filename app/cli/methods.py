@@ -7,14 +7,24 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.padding import Padding
+from typer.core import TyperGroup
 
 from app.capabilities.reference import REQUIRED, parameters
 from app.cli import output
 from app.cli.exits import Usage
 from app.cli.options import AsJson, connect
+from workers.engine.method_packages import VARIABLE
 
 
-def methods(
+class ShownByDefault(TyperGroup):
+    """A group whose command `show` is meant where none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        asks_for_help = any(arg in ctx.help_option_names for arg in args[:1])
+        return super().parse_args(ctx, args if asks_for_help or args[:1] in (["new"], ["show"]) else ["show", *args])
+
+
+def show(
     context: typer.Context,
     name: Annotated[
         str | None,
@@ -43,6 +53,11 @@ def methods(
             "\n[bold]Other fields of a spec[/]: " + ", ".join(field["name"] for field in found["fields"])
         )
         output.stdout.print("espalier methods NAME shows the parameters of a method, or of such a field")
+        for one in found["refused"]:
+            output.stdout.print(
+                f"Not in use: {one['stage']} {one['name']} of {escape(one['origin'])}, a package that {VARIABLE} does "
+                "not name"
+            )
     elif found["methods"] or found["fields"]:
         for method in found["methods"]:
             _print_method(method)
@@ -83,6 +98,8 @@ def _print_list(stages: list[dict[str, Any]]) -> None:
 def _print_method(method: dict[str, Any]) -> None:
     output.stdout.print(f"[bold]{method['stage']} {method['name']}[/]  {escape(method['paper'])}")
     output.stdout.print(escape(method["summary"]))
+    if method["origin"]:
+        output.stdout.print(f"from: {escape(method['origin'])}")
     for what in ("units", "patterns", "needs"):
         if method[what]:
             output.stdout.print(f"{what}: {', '.join(method[what])}")

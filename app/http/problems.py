@@ -26,6 +26,7 @@ from app.errors import AppError, NotReady
 from app.http.suggest import did_you_mean, field_names, homes
 from app.storage import StorageError
 from workers.engine.contracts.params import STAGES
+from workers.engine.method_packages import VARIABLE, refused
 from workers.engine.registry import methods, untagged
 from workers.engine.spec import CompressionSpec
 
@@ -229,6 +230,8 @@ def field_problem(error: Mapping[str, Any], body: Any = None) -> dict[str, Any]:
             return field_error(pointer, code, f"this must be a JSON object{_naming_a_method(error)}")
         case "union_tag_invalid":  # pydantic's own message repeats the tag
             allowed = re.findall(r"'([^']+)'", context["expected_tags"])
+            if one := _refused_method(error["loc"], str(context["tag"])):
+                return field_error(f"{pointer}/method", "method_not_allowed_here", one, allowed)
             close = did_you_mean(context["tag"], allowed)
             return field_error(f"{pointer}/method", code, _choice("method", close, allowed), allowed)
         case "union_tag_not_found":
@@ -243,6 +246,17 @@ def field_problem(error: Mapping[str, Any], body: Any = None) -> dict[str, Any]:
 def _choice(what: str, close: str, allowed: Sequence[str]) -> str:
     choose = f"choose one of {', '.join(allowed)}"
     return f"there is no such {what}{close}: {choose}" if close else choose
+
+
+def _refused_method(loc: Sequence[str | int], name: str) -> str:
+    """Advice, where a package that the operator has not allowed offers the method."""
+    one = refused(str(loc[2]), name) if tuple(loc[:2]) == ("body", "spec") and len(loc) > 2 else None
+    if one is None:
+        return ""
+    return (
+        f"{one.origin} offers this method, and this service does not use that package's: its operator may allow it "
+        f"by {VARIABLE}={one.package}, for the API and the workers"
+    )
 
 
 def _naming_a_method(error: Mapping[str, Any]) -> str:

@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.helpers.random_layers import seeded
 from tests.helpers.stacks import stack_of
 from workers.engine.contracts.growing import GrowMethodParams
 from workers.engine.errors import InvalidSpec
+from workers.engine.laws.random_layers import seeded
 from workers.engine.registry import Method, methods
 
 BLOCKS = 6

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,27 +22,29 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.helpers.mixtures import tiny
-from tests.helpers.random_layers import (
+from workers.engine.architectures.architecture import Architecture
+from workers.engine.architectures.canonical import in_modules
+from workers.engine.architectures.recognise import recognise
+from workers.engine.contracts.facts import LayerTask
+from workers.engine.contracts.params import STAGES, Group, Stat, WeightPruneParams
+from workers.engine.errors import NumericalFailure
+from workers.engine.files.safetensors_bytes import TensorFacts, read_header
+from workers.engine.laws.allocate import AllocateLaws
+from workers.engine.laws.random_layers import (
     INPUTS,
     OUTPUTS,
-    TOKENS,
     inputs_of,
     poisons,
     same,
     seeded,
+    stats_for,
     stats_of,
     tensors_in,
     weight,
 )
-from workers.engine.architectures.architecture import Architecture, LinearFacts
-from workers.engine.architectures.canonical import in_modules
-from workers.engine.architectures.recognise import recognise
-from workers.engine.contracts.facts import AllocationFacts, DenseBlock, LayerTask, LinearStats
-from workers.engine.contracts.params import STAGES, Group, Stat, WeightPruneParams
-from workers.engine.errors import NumericalFailure
-from workers.engine.files.safetensors_bytes import TensorFacts, read_header
+from workers.engine.laws.score import ScoreLaws
 from workers.engine.model.views import held
-from workers.engine.registry import Method, compared, method_of, methods
+from workers.engine.registry import Method, methods
 from workers.engine.sources.resolve import ModelSource
 
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -66,11 +68,6 @@ def of_weights(stage: Any) -> list[Method]:
 
 def named(stage: Any) -> Any:
     return pytest.mark.parametrize("method", of_weights(stage), ids=lambda method: method.name)
-
-
-def stats_for(needs: Stat) -> LinearStats:
-    z_NI = inputs_of()
-    return stats_of(z_NI + 0.1 * torch.randn(z_NI.shape, generator=seeded(2)), needs, z_NI)
 
 
 @pytest.mark.parametrize("method", [m for stage in STAGES for m in methods(stage)], ids=lambda m: f"{m.stage}-{m.name}")
@@ -112,153 +109,13 @@ def test_only_allocators_look_at_the_loss_of_the_whole(stage: Any) -> None:
 
 
 @named("score")
-class TestScore:
-    def test_is_finite_non_negative_and_of_the_weights_shape(self, method: Method) -> None:
-        score_OI = method.function(weight(), stats_for(method.needs), method.params())
-        assert score_OI.shape == (OUTPUTS, INPUTS)
-        assert score_OI.isfinite().all()
-        assert (score_OI >= 0).all()
-
-    def test_is_deterministic_and_leaves_its_inputs_alone(self, method: Method) -> None:
-        weight_OI, stats = weight(), stats_for(method.needs)
-        before = tensors_in(stats)
-        first = method.function(weight_OI, stats, method.params())
-        assert torch.equal(first, method.function(weight_OI, stats, method.params()))
-        assert torch.equal(weight_OI, weight())
-        assert same(before, tensors_in(stats))
-
-    def test_takes_half_precision(self, method: Method) -> None:
-        score_OI = method.function(weight().bfloat16(), stats_for(method.needs), method.params())
-        assert score_OI.dtype == torch.float32
-
-    def test_a_zero_weight_is_the_least_important_of_its_row(self, method: Method) -> None:
-        weight_OI = weight()
-        weight_OI[:, 5] = 0
-        score_OI = method.function(weight_OI, stats_for(method.needs), method.params())
-        assert (score_OI[:, 5:6] <= score_OI).all()
-
-    def test_dead_inputs_and_dead_outputs_have_a_score(self, method: Method) -> None:
-        weight_OI, x_NI = weight(), inputs_of()
-        weight_OI[3], x_NI[:, 7] = 0, 0
-        score_OI = method.function(weight_OI, stats_of(x_NI, method.needs), method.params())
-        assert score_OI.isfinite().all()
-
-    def test_parameters_survive_json(self, method: Method) -> None:
-        params = method.params()
-        assert method.params.model_validate_json(params.model_dump_json()) == params
-
-
-SHAPES = {"mlp_input": (40, 30), "mlp_hidden": (10, 20)}
-
-
-def dense_blocks(needs: Stat, *, alike: bool) -> list[DenseBlock]:
-    """Four blocks of two layers of unequal size, equal to one another or not, with the statistics needed."""
-    found = []
-    for index in range(4):
-        seed = 0 if alike else index
-        layers = [LinearFacts(f"{index}.{stream}", index, stream, shape) for stream, shape in SHAPES.items()]
-        weights = {layer.name: (1 + seed) * weight(seed, *layer.shape) ** (1 + 2 * (seed % 2)) for layer in layers}
-        stats = {
-            layer.stream: stats_of(inputs_of(seed, TOKENS, layer.shape[1]), needs & Stat.INPUT_SQ_MEAN)
-            for layer in layers
-        }
-        traces = {layer.name: 1.0 + seed + layer.shape[0] for layer in layers} if Stat.CURVATURE in needs else {}
-        found.append(DenseBlock(layers, weights, stats, traces))
-    return found
-
-
-def smooth_loss(sparsity: Mapping[str, float]) -> float:
-    """Convex, and least forgiving to the first blocks."""
-    return sum(s**2 / (1 + int(name[0])) for name, s in sparsity.items())
-
-
-def constant_loss(sparsity: Mapping[str, float]) -> float:
-    return 3.0
-
-
-def facts_for(method: Method, *, alike: bool = False, loss: Any = constant_loss) -> AllocationFacts:
-    blocks = dense_blocks(method.needs & ~method.params().waives, alike=alike)
-    metrics: dict[str, float] = {}
-    for block in blocks:
-        metrics |= method.measure(block, method.params()) if method.measure else {}
-    layers = [layer for block in blocks for layer in block.layers]
-    rules = {params.method: rule(params, alike=alike, loss=loss) for params in compared(method.params())}
-    return AllocationFacts(layers, metrics, loss if Stat.LOSS in method.needs else None, rules)
-
-
-def rule(params: Any, *, alike: bool, loss: Any) -> Callable[[float], Mapping[str, float]]:
-    method = method_of("allocate", params)
-    facts = facts_for(method, alike=alike, loss=loss)
-    return lambda sparsity: method.function(facts, sparsity, params)
-
-
-def mean_of(facts: AllocationFacts, found: Mapping[str, float]) -> float:
-    parameters = sum(layer.parameters for layer in facts.layers)
-    return math.fsum(found[layer.name] * layer.parameters for layer in facts.layers) / parameters
+class TestScore(ScoreLaws):
+    """Every one of ours."""
 
 
 @named("allocate")
-class TestAllocate:
-    @pytest.mark.parametrize("loss", [constant_loss, smooth_loss])
-    @pytest.mark.parametrize("sparsity", [0.0, 0.02, 0.3, 0.5, 0.7, 0.95, 0.995])
-    def test_keeps_the_mean_and_the_bounds(self, method: Method, sparsity: float, loss: Any) -> None:
-        facts = facts_for(method, loss=loss)
-        found = method.function(facts, sparsity, method.params())
-        assert set(found) == {layer.name for layer in facts.layers}
-        assert all(0 <= s < 1 for s in found.values())
-        assert mean_of(facts, found) == pytest.approx(sparsity, abs=1e-9)
-
-    def test_is_monotone_in_the_target(self, method: Method) -> None:
-        facts = facts_for(method)
-        before = dict.fromkeys((layer.name for layer in facts.layers), 0.0)
-        for target in (0.1, 0.4, 0.6, 0.8, 0.95):
-            found = method.function(facts, target, method.params())
-            assert all(before[name] <= found[name] + 1e-12 for name in found)
-            before = dict(found)
-
-    def test_is_uniform_where_blocks_are_alike(self, method: Method) -> None:
-        # A layer's own metric may differ from its block's: then blocks are alike, layers need not be.
-        facts = facts_for(method, alike=True)
-        found = method.function(facts, 0.6, method.params())
-        for stream in SHAPES:
-            assert len({round(found[f"{index}.{stream}"], 9) for index in range(4)}) == 1
-
-    def test_measures_every_layer_finitely_and_leaves_the_block_alone(self, method: Method) -> None:
-        if method.measure is None:
-            return
-        for block in dense_blocks(method.needs, alike=False):
-            weights = {name: tensor.clone() for name, tensor in block.weights.items()}
-            stats = {name: tensors_in(s) for name, s in block.stats.items()}
-            found = method.measure(block, method.params())
-            assert set(found) == {layer.name for layer in block.layers}
-            assert all(math.isfinite(metric) for metric in found.values())
-            assert found == method.measure(block, method.params())
-            assert same(block.weights, weights)
-            assert all(same(tensors_in(block.stats[name]), before) for name, before in stats.items())
-
-    def test_is_deterministic_and_leaves_the_facts_alone(self, method: Method) -> None:
-        facts = facts_for(method, loss=smooth_loss)
-        layers, metrics = list(facts.layers), dict(facts.metrics)
-        first = method.function(facts, 0.6, method.params())
-        assert method.function(facts, 0.6, method.params()) == first
-        assert (list(facts.layers), dict(facts.metrics)) == (layers, metrics)
-
-    def test_tries_only_what_keeps_the_bounds(self, method: Method) -> None:
-        tried: list[Mapping[str, float]] = []
-
-        def loss(sparsity: Mapping[str, float]) -> float:
-            tried.append(dict(sparsity))
-            return smooth_loss(sparsity)
-
-        facts = facts_for(method, loss=loss)
-        method.function(facts, 0.8, method.params())
-        assert bool(tried) == (facts.loss is not None)
-        assert all(trial.keys() == {layer.name for layer in facts.layers} for trial in tried)
-        assert all(0 <= s < 1 for trial in tried for s in trial.values())
-
-    def test_parameters_survive_json(self, method: Method) -> None:
-        params = method.params()
-        assert method.params.model_validate_json(params.model_dump_json()) == params
+class TestAllocate(AllocateLaws):
+    """Every one of ours."""
 
 
 def all_params(method: Method) -> list[Any]:

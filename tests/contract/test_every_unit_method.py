@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from tests.helpers.four_blocks import ALL_FAMILIES, ARCHITECTURE, BLOCKS, FAMILIES, SHAPES, UNITS, facts_of
-from tests.helpers.random_layers import inputs_of, poisons, same, seeded, stats_of, tensors_in, weight
 from workers.engine.architectures.architecture import Family
 from workers.engine.contracts.facts import AllocationFacts, DenseUnits, LayerTask
 from workers.engine.contracts.params import MethodParams, Stat
 from workers.engine.errors import InvalidSpec, NumericalFailure
+from workers.engine.laws.random_layers import inputs_of, poisons, same, seeded, stats_of, tensors_in, weight
 from workers.engine.registry import Method, discover, methods
 from workers.engine.removals.widths import kept_units
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from tests.helpers.random_layers import seeded
 from workers.engine.architectures.architecture import Architecture
 from workers.engine.architectures.coupled import block_families, families, hidden_families
 from workers.engine.architectures.recognise import recognise
 from workers.engine.contracts.facts import AllocationFacts, Units
 from workers.engine.files.safetensors_bytes import TensorFacts
+from workers.engine.laws.random_layers import seeded
 
 BLOCKS = 4
 CONFIG = {

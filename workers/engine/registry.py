@@ -2,14 +2,15 @@
 
 A method file declares a frozen pydantic parameter class whose `method` field is its tag, and decorates one
 function. The spec's unions, the OpenAPI schema, `/v1/capabilities`, the docs and the contract tests all read
-this registry; no other list of methods exists. Import-light: torch is never imported here, nor at module level
-in any method file.
+this registry; no other list of methods exists. Files of packages that the operator allows are imported likewise
+(`method_packages.py`). Import-light: torch is never imported here, nor at module level in any method file.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,6 +29,7 @@ from workers.engine.contracts.protocols import (
     UnitMeasure,
     UnitScorer,
 )
+from workers.engine.method_packages import VARIABLE, offered, unknown_packages
 
 if TYPE_CHECKING:
     from workers.engine.contracts.removes import Removes
@@ -67,6 +69,15 @@ class Method:
     """Evaluators: whether their values drift with the machine's load, so that both models are measured in turn."""
     measure: Callable[..., Any] | None = None
     """Measures a dense block before the sparsity is spread. All unit scorers have one, and some allocators."""
+    by_place: bool = False
+    """Allocators: whether blocks that are alike get unequal sparsities, by their place in the model."""
+    origin: str = ""
+    """Package and version that the method comes from; empty for espalier's own."""
+
+    @property
+    def defaults(self) -> MethodParams:
+        """Its parameters where nobody chose any. Some methods of `prune` and `tune` require one."""
+        return self.params()  # type: ignore[call-arg]
 
 
 class RegistryError(RuntimeError):
@@ -74,7 +85,10 @@ class RegistryError(RuntimeError):
 
 
 WEIGHT: tuple[Unit, ...] = ("weight",)
+_OURS = "workers.engine.methods"
 _methods: dict[tuple[Stage, str], Method] = {}
+_of_packages: dict[str, Method] = {}
+"""Module -> the method that it registers."""
 P = TypeVar("P", bound=MethodParams)
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,14 +96,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _register(stage: Stage, params: type[MethodParams], function: Callable[..., Any], **declared: Any) -> None:
     name = get_args(params.model_fields["method"].annotation)[0]
     module = function.__module__
-    if module != f"workers.engine.methods.{stage}.{name}":
+    ours = module.startswith(f"{_OURS}.")
+    if ours and module != f"{_OURS}.{stage}.{name}":
         raise RegistryError(f"{module}: a {stage} method tagged {name!r} belongs in methods/{stage}/{name}.py")
-    if (stage, name) in _methods:
+    if module in _of_packages or (ours and (stage, name) in _methods):
         raise RegistryError(f"{module}: {stage} method {name!r} is registered twice")
     doc = (importlib.import_module(module).__doc__ or "").strip()
     if not doc:
         raise RegistryError(f"{module}: the module docstring is the method's summary and is missing")
-    _methods[stage, name] = Method(stage, name, params, function, doc.splitlines()[0], **declared)
+    method = Method(stage, name, params, function, doc.splitlines()[0], **declared)
+    if ours:
+        _methods[stage, name] = method
+    else:
+        _of_packages[module] = method
 
 
 def scorer(params: type[P], *, paper: str, group: Group, needs: Stat = Stat.NONE) -> Callable[[Scorer[P]], Scorer[P]]:
@@ -123,8 +142,10 @@ def allocator(
     even: bool = False,
     default: bool = False,
     unstructured_only: bool = False,
+    by_place: bool = False,
 ) -> Callable[[Allocator[P]], Allocator[P]]:
-    """Register a rule that spreads the global sparsity over layers, from what `measure` returns per block."""
+    """Register a rule that spreads the global sparsity over layers, from what `measure` returns per block. `by_place`:
+    it gives blocks that are alike unequal sparsities, as rules by depth do."""
 
     def register(function: Allocator[P]) -> Allocator[P]:
         _register(
@@ -137,6 +158,7 @@ def allocator(
             even=even,
             default=default,
             unstructured_only=unstructured_only,
+            by_place=by_place,
         )
         return function
 
@@ -263,7 +285,44 @@ def discover() -> dict[tuple[Stage, str], Method]:
                 raise RegistryError(f"{module}: cannot be imported: {error!r}") from error
             if (stage, found.name) not in _methods:
                 raise RegistryError(f"{module}: registers no {stage} method named {found.name!r}")
+    if unknown := unknown_packages():
+        raise RegistryError(f"{VARIABLE} names {', '.join(unknown)}: not installed here, or without methods")
+    for one in offered():
+        if not one.allowed:
+            continue
+        method = replace(method_in(one.module), origin=one.origin)
+        if (method.stage, method.name) != (one.stage, one.name):
+            raise RegistryError(
+                f"{one.origin}: the entry point {one.stage}.{one.name} leads to {one.module}, which registers "
+                f"{method.stage}.{method.name}"
+            )
+        if taken := _methods.get((method.stage, method.name)):
+            raise RegistryError(
+                f"{one.origin}: {taken.origin or 'espalier'} has a {one.stage} method {one.name!r} already"
+            )
+        _methods[method.stage, method.name] = method
     return {key: _of_summed_units(method) for key, method in _methods.items()}
+
+
+def method_in(module: str) -> Method:
+    """The method of another package's module, allowed or not: for the tests of its authors.
+
+    Raises RegistryError where the module registers none, or imports torch before its function is called.
+    """
+    light = "torch" not in sys.modules
+    try:
+        importlib.import_module(module)
+    except RegistryError:
+        raise
+    except Exception as error:
+        raise RegistryError(
+            f"{module}: cannot be imported: {error!r}. Import torch and what needs it inside functions"
+        ) from error
+    if light and "torch" in sys.modules:
+        raise RegistryError(f"{module}: imports torch, which the API does without: import it inside functions")
+    if module not in _of_packages:
+        raise RegistryError(f"{module}: registers no method")
+    return _of_packages[module]
 
 
 def _of_summed_units(method: Method) -> Method:
@@ -286,7 +345,7 @@ def method_of(stage: Stage, params: MethodParams) -> Method:
 
 def defaults(stage: Stage, name: str) -> MethodParams:
     """The parameters of a method that nobody chose any of."""
-    return discover()[stage, name].params()  # type: ignore[call-arg]
+    return discover()[stage, name].defaults
 
 
 def compared(params: MethodParams) -> list[MethodParams]:

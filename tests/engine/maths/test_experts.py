@@ -11,7 +11,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from tests.helpers.random_layers import seeded
+from workers.engine.laws.random_layers import seeded
 from workers.engine.maths import experts
 from workers.engine.maths.experts import dense_weights, least_missed, products, second_over_first, squared_norms
 

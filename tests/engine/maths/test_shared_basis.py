@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.random_layers import seeded
 from workers.engine.errors import NumericalFailure
+from workers.engine.laws.random_layers import seeded
 from workers.engine.maths.shared_basis import shared_basis
 
 

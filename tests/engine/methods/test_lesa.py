@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from tests.helpers.random_layers import seeded
 from tests.helpers.stacks import stack_of
+from workers.engine.laws.random_layers import seeded
 from workers.engine.maths.shared_basis import shared_basis
 from workers.engine.methods.grow.lesa import LesaParams, grow
 

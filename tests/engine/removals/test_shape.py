@@ -18,7 +18,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, LlamaCo
 
 from tests.helpers.families import FAMILIES
 from tests.helpers.four_blocks import ALL_FAMILIES, CONFIG, FACTS, SHAPES
-from tests.helpers.random_layers import seeded
 from tests.helpers.small_models import SIZES, SaveModel, Walked, block_tensors, load, spec_of, walk
 from workers.engine.architectures.recognise import recognise
 from workers.engine.checks.trace import left_out
@@ -27,6 +26,7 @@ from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import InvalidSpec, PromiseBroken, UnsupportedModel
 from workers.engine.events import Silent
 from workers.engine.files.safetensors_bytes import TensorFacts
+from workers.engine.laws.random_layers import seeded
 from workers.engine.methods.score.taylor import TaylorParams, measure
 from workers.engine.pipeline import compress
 from workers.engine.planning import plan as planning

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.engine import DISTRIBUTION
+from workers.engine.method_packages import offered
 from workers.engine.report import Provenance
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that computes or reads numbers."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        **_method_packages(),
+    }
 
 
 def provenance(spec: CompressionSpec, model: LoadedModel, data_digests: Mapping[str, str]) -> Provenance:
@@ -61,7 +66,13 @@ def environment(model: LoadedModel) -> dict[str, str]:
         # Sums over the shares of several are rounded in another order.
         **({"devices": str(model.ranks.total)} if model.ranks.total > 1 else {}),
         **{package: version(package) for package in (DISTRIBUTION, "torch", "transformers")},
+        **_method_packages(),
     }
+
+
+def _method_packages() -> dict[str, str]:
+    """Packages whose methods are in use -> version."""
+    return {one.package: one.version for one in offered() if one.allowed}
 
 
 def fingerprint(

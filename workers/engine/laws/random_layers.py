@@ -31,7 +31,8 @@ def inputs_of(seed: int = 1, tokens: int = TOKENS, inputs: int = INPUTS) -> Tens
     generator = seeded(seed)
     mixing_II = torch.randn(inputs, inputs, generator=generator) / inputs**0.5 + torch.eye(inputs)
     scale_I = torch.rand(inputs, generator=generator) * 3 + 0.1
-    return (torch.randn(tokens, inputs, generator=generator) @ mixing_II + 0.3) * scale_I
+    drawn_NI: Tensor = (torch.randn(tokens, inputs, generator=generator) @ mixing_II + 0.3) * scale_I
+    return drawn_NI
 
 
 def poisons() -> dict[str, Tensor]:
@@ -63,6 +64,12 @@ def stats_of(x_NI: Tensor, needs: Stat, z_NI: Tensor | None = None) -> LinearSta
         dense_gram_II=z_NI.T @ z_NI / count if twins and z_NI is not None else None,
         cross_gram_II=z_NI.T @ x_NI / count if twins and z_NI is not None else None,
     )
+
+
+def stats_for(needs: Stat) -> LinearStats:
+    """The same of drawn inputs, a little off those of the dense block."""
+    z_NI = inputs_of()
+    return stats_of(z_NI + 0.1 * torch.randn(z_NI.shape, generator=seeded(2)), needs, z_NI)
 
 
 def tensors_in(stats: LinearStats) -> dict[str, Tensor]:
