@@ -40,6 +40,8 @@ RELAY_S = 1.0
 FORGET_S = 3600.0
 OVERLAP_MS = 60_000
 """An end is committed a little later than it is dated."""
+GIVE_BACK_S = 3.0
+"""How long the end waits for publications to be given back; a longer answer of a place is not waited for."""
 
 
 class Reconciler:
@@ -154,8 +156,12 @@ def main() -> None:
         Credentials(settings.credentials),
         key_ring(settings),
     )
-    for _ in range(PUBLISHED_AT_ONCE):  # daemons: what one was sending when the process ends, the next takes up
-        threading.Thread(target=publications.run, args=[stop], name="publications", daemon=True).start()
+    publishing = [
+        threading.Thread(target=publications.run, args=[stop], name="publications", daemon=True)
+        for _ in range(PUBLISHED_AT_ONCE)
+    ]
+    for thread in publishing:
+        thread.start()
     due = [0.0] * len(chores)
     log.info("reconciler_started")
     while not stop.is_set():
@@ -167,6 +173,8 @@ def main() -> None:
                     log.warning("chore_failed", chore=chore.__name__, error=repr(error))
                 due[index] = time.monotonic() + every_s
         stop.wait(0.2)
+    for thread in publishing:
+        thread.join(GIVE_BACK_S)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ belongs together.
 
 Locks are taken in one order, so that no two transactions wait for each other: the worker, the sweep, its jobs in the
 order of their ids, what hangs on a job (labels, attempts, devices in the order of their keys, events, artifacts,
-report, messages, sweep child), the tenant (its turns and quotas), webhooks, the Idempotency-Key. Whoever writes what
-hangs on a job has locked the job first, whether a foreign key would or not; but for the relay, which forgets messages.
-It skips those that are locked, as chores over many rows do. A claim may lock the tenant before the job, for which it
-does not wait.
+report, messages, publications, sweep child), the tenant (its turns and quotas), webhooks, the Idempotency-Key. Whoever
+writes what hangs on a job has locked the job first, whether a foreign key would or not; but for the relay, which
+forgets messages. It skips those that are locked, as chores over many rows do. A claim may lock the tenant before the
+job, for which it does not wait.
 """
 
 from __future__ import annotations

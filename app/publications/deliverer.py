@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class Deliverer:
     ) -> None:
         self._database, self._store, self._credentials, self._keys = database, store, credentials, keys
         self._beat_s = beat_s
+        self._stop = threading.Event()
 
     def step(self) -> bool:
         """Work on the one that is next; False where none is due."""
@@ -97,7 +99,8 @@ class Deliverer:
         return taken is not None
 
     def run(self, stop: threading.Event) -> None:
-        """Until told to stop."""
+        """Until told to stop; what is at work then is given back at once."""
+        self._stop = stop
         while not stop.is_set():
             try:
                 if self.step():
@@ -203,15 +206,19 @@ class Deliverer:
         return Result(taken.job_id, taken.tenant, files, manifest, taken.labels, taken.report, done)
 
     def _beat(self, taken: Taken, over: threading.Event, gone: threading.Event) -> None:
-        """Renew the lease until the work is over, and show how far it is."""
-        shown = -1
-        while not over.wait(self._beat_s):
+        """Renew the lease until the work is over, and show how far it is; give it back where this process is to end."""
+        shown, renewed = -1, time.monotonic()
+        while not over.wait(min(self._beat_s, LOOK_EVERY_S)):
+            stopping = self._stop.is_set()
+            if not stopping and time.monotonic() - renewed < self._beat_s:
+                continue
+            change = partial(_give_back, taken=taken) if stopping else partial(_renew, taken=taken, shown=shown)
             try:
-                kept = self._database.transact(partial(_renew, taken=taken, show=taken.done != shown))
+                kept = self._database.transact(change) and not stopping
             except Exception as error:  # the lease outlives a short outage
                 log.warning("publication_beat_failed", error=repr(error))
                 continue
-            shown = taken.done
+            shown, renewed = taken.done, time.monotonic()
             if not kept:
                 gone.set()
                 return
@@ -253,15 +260,25 @@ def _candidates(session: Session) -> list[tuple[str, str]]:
     return [(row.id, row.job_id) for row in session.execute(due)]
 
 
-def _renew(session: Session, taken: Taken, show: bool) -> bool:
+def _renew(session: Session, taken: Taken, shown: int) -> bool:
     """Whether it is still ours."""
     job, found = _locked(session, taken)
     if job is None or found is None:
         return False
     found.due_at = clock(session) + LEASE_MS
-    if show:
+    if taken.done != shown:
         found.progress = {"done": min(taken.done, taken.total), "total": taken.total}
         service.show(session, job)
+    return True
+
+
+def _give_back(session: Session, taken: Taken) -> bool:
+    """For another process to go on; it was no try."""
+    job, found = _locked(session, taken)
+    if job is None or found is None:
+        return False
+    found.state, found.tries, found.due_at = "pending", found.tries - 1, clock(session)
+    service.show(session, job)
     return True
 
 

@@ -29,7 +29,7 @@ from app.signing.check import check
 from app.signing.keys import KeyRing
 from tests.helpers.api import FILES, SPEC, Api, judged, make_key, with_manifest
 from tests.helpers.conformity import document
-from tests.helpers.publishing import SECRET, all_due, deliverer, of, publish, secret, set_up
+from tests.helpers.publishing import ON_SQLITE, SECRET, all_due, deliverer, of, publish, secret, set_up
 
 RESULT = with_manifest({**FILES, "deep/er/config.json": b"{}"})
 OTHER = with_manifest({"model.safetensors": b"other weights", "stale.safetensors": b"more of them"})
@@ -104,6 +104,7 @@ class TestStates:
         assert [e["data"]["state"] for e in events if e["type"] == "publication"] == ["published", "published"]
         assert api.get(job).json()["status"] == "succeeded"
 
+    @ON_SQLITE
     def test_what_is_there_is_the_result_and_is_verified(self, api: Api, bucket: Bucket, tmp_path: Path) -> None:
         job = api.succeeded(RESULT, publish=[asked()])
         deliverer(api).step()
@@ -146,6 +147,7 @@ class TestStates:
         assert publish(api, job, asked("other")).status_code == 202
         assert len(of(api, job)) == 2
 
+    @ON_SQLITE
     def test_the_same_result_again_changes_nothing(self, api: Api, bucket: Bucket) -> None:
         job = api.succeeded(RESULT, publish=[asked()])
         work = deliverer(api)
@@ -158,6 +160,7 @@ class TestStates:
         assert {**first["result"], "changed": False} == again["result"]
         assert bucket.written("base/ours/a/b") == before
 
+    @ON_SQLITE
     def test_another_result_gives_way_only_if_asked(self, api: Api, bucket: Bucket) -> None:
         work = deliverer(api)
         api.succeeded(OTHER, publish=[asked()])
@@ -174,6 +177,7 @@ class TestStates:
         assert of(api, job)[1]["state"] == "published"
         assert bucket.files("base/ours/a/b").keys() == RESULT.keys() | {"manifest.jws"}
 
+    @ON_SQLITE
     def test_a_place_that_is_not_there_and_then_is(self, api: Api, bucket: Bucket) -> None:
         missing = Bucket(bucket.endpoint)
         set_up(api, missing.place(api))
@@ -190,6 +194,7 @@ class TestStates:
         assert api.client.post(path).json()["code"] == "invalid_transition"
         assert api.client.post(path.replace(failed["id"], "pub_" + "0" * 32)).status_code == 404
 
+    @ON_SQLITE
     def test_a_place_that_does_not_answer_is_tried_again_for_hours(
         self, api: Api, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -206,6 +211,7 @@ class TestStates:
             all_due(api)
         assert not work.step()
 
+    @ON_SQLITE
     def test_a_result_that_was_damaged_is_not_published(self, api: Api, bucket: Bucket) -> None:
         job = api.succeeded(RESULT, publish=[asked()])
         (weights,) = Path(api.services.settings.home / "artifacts").rglob("model.safetensors")
@@ -331,6 +337,24 @@ class TestCrashes:
             object.__setattr__(s3.PUBLISHER, "publish", real)
         assert bucket.files("base/ours/a/b") == {}
 
+    def test_a_process_that_is_to_end_gives_it_back_at_once(self, api: Api, bucket: Bucket) -> None:
+        job = api.succeeded(RESULT, publish=[asked()])
+        stop, real = threading.Event(), s3.PUBLISHER.publish
+
+        def slow(target: Any, params: Any, result: Any, secrets: Any) -> Any:
+            stop.set()
+            _until(lambda: _raises(lambda: result.done(1)))
+            return real(target, params, result, secrets)
+
+        object.__setattr__(s3.PUBLISHER, "publish", slow)
+        try:
+            deliverer(api, beat_s=0.05).run(stop)
+        finally:
+            object.__setattr__(s3.PUBLISHER, "publish", real)
+        assert [(each["state"], each["tries"], each["error"]) for each in of(api, job)] == [("pending", 0, None)]
+        assert deliverer(api).step()
+        assert of(api, job)[0]["state"] == "published"
+
     def test_tenants_take_turns(self, api: Api, bucket: Bucket) -> None:
         set_up(api, bucket.place(api, tenants=["*"]))
         for number in range(3):
@@ -383,6 +407,7 @@ def echo() -> Iterator[str]:
 
 
 class TestSecrets:
+    @ON_SQLITE
     def test_stand_nowhere(self, api: Api, bucket: Bucket, echo: str, capfd: pytest.CaptureFixture[str]) -> None:
         """One publication succeeds, one is refused by a place that repeats what it is told, one crashes."""
         set_up(api, bucket.place(api), bucket.place(api, "refusing", endpoint=echo))
@@ -448,6 +473,7 @@ class TestSecrets:
                 Credentials(path)
             assert SECRET not in str(caught.value)
 
+    @ON_SQLITE
     def test_a_secret_that_cannot_be_read_is_said_and_waited_for(self, api: Api, bucket: Bucket) -> None:
         set_up(api, bucket.place(api, secret_access_key={"env": "ESPALIER_TEST_NOT_SET"}))
         job = api.succeeded(RESULT, publish=[asked()])
@@ -462,6 +488,7 @@ class TestSecrets:
         assert len(without("x" * 10_000, [])) == 500
 
 
+@ON_SQLITE
 class TestWhoMay:
     def test_only_with_credentials_of_the_tenant_and_only_what_they_allow(self, api: Api, bucket: Bucket) -> None:
         set_up(
@@ -577,10 +604,9 @@ PUBLISHER = Publisher("disk", Disk, ToDisk, lambda target, params, result, secre
 """
 SHOWN = """
 import json
-from app.main import create_app
-from app.publications.request import read
-document = create_app().openapi()
-publish = document["components"]["schemas"]["JobSubmit"]["properties"]["publish"]["items"]
+from pydantic import TypeAdapter
+from app.publications.request import PublishList, read
+publish = TypeAdapter(PublishList).json_schema()["items"]
 made = type(read({"to": "disk", "credentials": "x"})).__name__
 print(json.dumps([sorted(publish["discriminator"]["mapping"]), made]))
 """

@@ -15,10 +15,13 @@ import pytest
 from app.signing.check import check
 from app.signing.keys import KeyRing
 from tests.helpers.api import FILES, Api, with_manifest
-from tests.helpers.publishing import all_due, deliverer, of, publish, set_up
+from tests.helpers.publishing import ON_SQLITE, all_due, deliverer, of, publish, set_up
 from tests.helpers.writable_hub import TOKEN, WritableHub, serving
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # of the client's own uploads
+pytestmark = [
+    ON_SQLITE,
+    pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning"),  # of the client's own uploads
+]
 RESULT = with_manifest({**FILES, "small.safetensors": b"few", "deep/er/config.json": b"{}"})
 OTHER = with_manifest({"model.safetensors": b"other weights", "stale.safetensors": b"more of them"})
 

@@ -19,8 +19,9 @@ from app.signing.keys import KeyRing
 from tests.helpers import registry
 from tests.helpers.api import FILES, Api, with_manifest
 from tests.helpers.cluster import ROOT
-from tests.helpers.publishing import all_due, deliverer, of, publish, set_up
+from tests.helpers.publishing import ON_SQLITE, all_due, deliverer, of, publish, set_up
 
+pytestmark = ON_SQLITE
 RESULT = with_manifest({**FILES, "deep/er/config.json": b"{}"})
 MLFLOW = ROOT / ".venv-mlflow/bin/mlflow"
 START_S = 120

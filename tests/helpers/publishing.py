@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 import httpx2
+import pytest
 from sqlalchemy import update
 
 from app.publications.deliverer import Deliverer
 from app.publications.models import Publication
 from tests.helpers.api import Api
 
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what has nothing to do with the kind of database."""
 SECRET = "not-for-anybodys-eyes-7f3a"
 """Of every place."""
 
