@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app import prices
 from app.files import write_once
 
 
@@ -122,6 +123,12 @@ class Settings(BaseSettings):
         description="Days after a job's end for which the files of its result are kept at most; the report stays, and "
         "so do those of pinned jobs. Counts for jobs submitted from then on. Default: no bound.",
     )
+    prices: str = Field(
+        "",
+        description="Price of a second of a device by kind (`cpu`, `gpu`) or by a GPU's model, with commas, such as "
+        "`cpu=0.00002, gpu=0.0008, NVIDIA H100 80GB HBM3=0.0011`. Workers read it: an attempt has that of its start.",
+    )
+    currency: str = Field("", max_length=8, description="Of the prices, such as EUR.")
     session_hours: float = Field(12, gt=0, le=720, description="How long a browser stays signed in.")
     idempotency_hours: float = Field(48, gt=0, le=720, description="How long an Idempotency-Key is remembered.")
 
@@ -147,6 +154,12 @@ class Settings(BaseSettings):
     def _gpus_are_counted(self) -> Settings:
         if self.worker_devices == "gpu" and self.worker_slots != 1:
             raise ValueError("worker_slots is for workers without GPUs: list a worker's GPUs in CUDA_VISIBLE_DEVICES")
+        return self
+
+    @model_validator(mode="after")
+    def _prices_have_a_currency(self) -> Settings:
+        if bool(prices.parsed(self.prices)) != bool(self.currency):
+            raise ValueError("prices and currency belong together: set both, or none")
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from app.ids import new_id
 from app.jobs import fleet
 from app.jobs.fleet import Worker
 from app.logs import configure_logging
+from app.prices import parsed
 from app.settings import get_settings
 from workers import devices
 from workers.celery_app import draining
@@ -54,6 +55,8 @@ def this_worker() -> Worker:
         devices.hardware() if kind == "gpu" else {},
         total_memory(),
         {stage: [method.name for method in methods(stage)] for stage in STAGES},
+        parsed(get_settings().prices),
+        get_settings().currency,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from app.jobs.schemas import Read, Request, Retention
+from app.jobs.schemas import Price, Read, Request, Retention
 from app.keys.scopes import Scope
 
 
@@ -54,6 +54,9 @@ class Usage(Read):
     stored_bytes: int = Field(description="Of the files of results; equal files of several jobs count once.")
     removed_bytes: int = Field(description="Of files that retention policies have taken from jobs, since the first.")
     device_seconds: float = Field(description="Of this month: time of attempts times the devices that each held.")
+    prices: list[Price] = Field(
+        description="Of these device-seconds, by the prices at the start of each attempt; of each currency one."
+    )
     resets_at: AwareDatetime = Field(description="When the next month begins.")
 
 

@@ -58,7 +58,8 @@ def retention_of(tenant: Tenant) -> dict[str, Any]:
 
 def usage_of(session: Session, tenant: Tenant) -> dict[str, Any]:
     used = usage(session, tenant)
-    return {**used._asdict(), "resets_at": iso(used.resets_at)}
+    prices = [each._asdict() for each in used.prices]
+    return {**used._asdict(), "prices": prices, "resets_at": iso(used.resets_at)}
 
 
 def detail(session: Session, tenant: Tenant) -> dict[str, Any]:

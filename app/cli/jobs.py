@@ -232,6 +232,8 @@ def print_job(job: Job) -> None:
     table.add_row("created", output.local_time(job.created_at))
     if job.finished_at:
         table.add_row("finished", output.local_time(job.finished_at))
+    if job.price:
+        table.add_row("price", f"{job.price.amount} {job.price.currency}")
     if job.status == "succeeded":
         table.add_row("files", files_text(job))
     if job.verdict:

@@ -83,7 +83,15 @@ def claim(session: Session, worker: Worker, *, ttl_s: float, overtaking_ms: int)
     session.add_all(DeviceLease(device=key, job_id=row.id) for key in sorted(taken))
     names = tuple(worker.devices[key] for key in taken)
     session.add(
-        Attempt(job_id=row.id, number=row.attempt, fence=row.fence, worker=worker.name, started_at=row.updated_at)
+        Attempt(
+            job_id=row.id,
+            number=row.attempt,
+            fence=row.fence,
+            worker=worker.name,
+            started_at=row.updated_at,
+            price=worker.price(taken),
+            currency=worker.currency or None,
+        )
     )
     session.add(
         Event(

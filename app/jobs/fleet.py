@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from app.db import now_ms, table
 from app.jobs.models import DeviceLease, Job, WorkerRecord
 from app.jobs.needs import Live, names
+from app.prices import of_devices
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Worker:
     """The host's, or of it what the worker may take."""
     methods: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Stage -> names of the methods that it has. Empty where it does not say: it takes any job then."""
+    prices: Mapping[str, int] = field(default_factory=dict)
+    """Model or kind of a device -> price of a second of it, billionths of the currency."""
+    currency: str = ""
     lacks: set[str] = field(default_factory=set, compare=False)
     """Those that jobs have asked for and it does not have, as far as its claims have come upon them."""
 
@@ -56,6 +60,11 @@ class Worker:
     @property
     def queues(self) -> tuple[str, ...]:
         return ("any", "gpu") if self.kind == "gpu" else ("any",)
+
+    def price(self, keys: Sequence[str]) -> int | None:
+        """Of a second of these of its devices, billionths of the currency; None where one has no price."""
+        models = [self.hardware.get(self.devices[key], Hardware()).model for key in keys]
+        return of_devices(self.prices, self.kind, models)
 
     def missing(self, methods: str) -> set[str]:
         """Those of a job's methods, as Job.methods has them, that it does not have."""

@@ -88,6 +88,9 @@ class Job(Base):
     deadline_at: Mapped[int | None] = mapped_column(BigInteger)
     device_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Of the attempts that have ended: their time, times their devices."""
+    price: Mapped[int | None] = mapped_column(BigInteger)
+    """Of the same, billionths of the currency that the last of them was priced in; None where none was."""
+    currency: Mapped[str | None] = mapped_column(String(8))
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Of its result's files, whether others share them or not."""
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
@@ -151,6 +154,9 @@ class Attempt(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     started_at: Mapped[int] = mapped_column(BigInteger)
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
+    price: Mapped[int | None] = mapped_column(BigInteger)
+    """Of a second of the devices that it holds, billionths of the currency; None where its worker knows none."""
+    currency: Mapped[str | None] = mapped_column(String(8))
 
 
 class DeviceTime(Base):
@@ -166,6 +172,9 @@ class DeviceTime(Base):
     at: Mapped[int] = mapped_column(BigInteger)
     """When it ended."""
     device_ms: Mapped[int] = mapped_column(BigInteger)
+    price: Mapped[int | None] = mapped_column(BigInteger)
+    """Of all of it, billionths of the currency."""
+    currency: Mapped[str | None] = mapped_column(String(8))
 
 
 class WorkerRecord(Base):

@@ -154,6 +154,11 @@ class Durations(Read):
     device_s: float = Field(description="Time of the attempts that have ended, times the devices that each held.")
 
 
+class Price(Read):
+    amount: str = Field(description="Decimal.", examples=["0.0125"])
+    currency: str = Field(examples=["EUR"])
+
+
 class FilesRemoved(Read):
     """Files that are gone; the report stays."""
 
@@ -219,6 +224,9 @@ class JobRead(Read):
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
     durations: Durations
+    price: Price | None = Field(
+        description="Of that device time, by the prices at the start of each attempt; null where the service has none."
+    )
     stored_bytes: int = Field(description="Of the files of its result, equal ones of other jobs counted in.")
     retention: RetentionRead
     links: Links

@@ -139,6 +139,8 @@ def create(
         files_removed_at=None,
         files_removed_because=None,
         peak_memory_bytes=peak_memory_bytes,
+        price=None,
+        currency=None,
     )
 
 

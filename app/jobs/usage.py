@@ -23,6 +23,7 @@ from app.db import clock
 from app.errors import QuotaExceeded, QuotaReached
 from app.jobs.models import Attempt, DeviceLease, DeviceTime, Job
 from app.keys.models import Tenant
+from app.prices import Money, money
 
 WAITING = ("queued", "paused")
 
@@ -36,13 +37,20 @@ class Usage(NamedTuple):
     removed_bytes: int
     device_seconds: float
     """Of this month, running attempts included."""
+    prices: list[Money]
+    """Of the same device-seconds, where their workers knew a price: one of each currency."""
     resets_at: int
     """The next month, ms."""
 
 
 def note(session: Session, job: Job, attempt: Attempt) -> int:
-    """Write down the time of an attempt that has ended; returns it, times its devices, ms."""
-    device_ms = max((attempt.finished_at or attempt.started_at) - attempt.started_at, 0) * job.devices
+    """Write down the time of an attempt that has ended, and its price; returns it, times its devices, ms."""
+    held_ms = max((attempt.finished_at or attempt.started_at) - attempt.started_at, 0)
+    device_ms, price = held_ms * job.devices, None
+    if attempt.price is not None:
+        price = attempt.price * held_ms // 1000
+        before = job.price if job.currency == attempt.currency else None
+        job.price, job.currency = (before or 0) + price, attempt.currency
     session.add(
         DeviceTime(
             tenant_id=job.tenant_id,
@@ -50,6 +58,8 @@ def note(session: Session, job: Job, attempt: Attempt) -> int:
             attempt=attempt.number,
             at=attempt.finished_at or attempt.started_at,
             device_ms=device_ms,
+            price=price,
+            currency=None if price is None else attempt.currency,
         )
     )
     return device_ms
@@ -72,6 +82,7 @@ def usage(session: Session, tenant: Tenant) -> Usage:
         stored_bytes=tenant.stored_bytes,
         removed_bytes=tenant.removed_bytes,
         device_seconds=_device_seconds(session, tenant.id),
+        prices=_prices(session, tenant.id),
         resets_at=resets_at,
     )
 
@@ -161,6 +172,33 @@ def _device_seconds(session: Session, tenant_id: str) -> float:
         .where(Job.tenant_id == tenant_id)
     ).scalars()
     return (int(ended) + sum(max(now - started_at, 0) for started_at in held)) / 1000
+
+
+def _prices(session: Session, tenant_id: str) -> list[Money]:
+    now = clock(session)
+    begin, _ = _month(now)
+    sums: dict[str, int] = {}
+    ended = session.execute(
+        select(DeviceTime.currency, func.sum(DeviceTime.price))
+        .where(DeviceTime.tenant_id == tenant_id, DeviceTime.at >= begin, DeviceTime.currency.is_not(None))
+        .group_by(DeviceTime.currency)
+    )
+    for row in ended:
+        sums[row[0] or ""] = int(row[1] or 0)
+    held = session.execute(
+        select(Attempt.currency, Attempt.price, Attempt.started_at)
+        .join(Job, (Job.id == Attempt.job_id) & (Job.attempt == Attempt.number))
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.id.in_(select(DeviceLease.job_id)),
+            Attempt.currency.is_not(None),
+            Attempt.price.is_not(None),
+        )
+    )
+    for each in held:
+        spent = (each.price or 0) * max(now - each.started_at, 0) // 1000
+        sums[each.currency or ""] = sums.get(each.currency or "", 0) + spent
+    return [money(price, currency) for currency, price in sorted(sums.items())]
 
 
 def _month(at: int) -> tuple[int, int]:

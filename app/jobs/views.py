@@ -16,6 +16,7 @@ from sqlalchemy import Text, cast, select
 
 from app.db import json_object, table
 from app.jobs.models import Job, JobLabel
+from app.prices import money
 from app.tracing import trace_id
 
 JOB_ID = "job_01a201bb6ce13078a5210ce45142be09"
@@ -64,6 +65,8 @@ class JobView(NamedTuple):
     files_removed_at: int | None
     files_removed_because: str | None
     peak_memory_bytes: int | None
+    price: int | None
+    currency: str | None
 
 
 class Place(NamedTuple):
@@ -117,6 +120,8 @@ COLUMNS = (
     _job.files_removed_at,
     _job.files_removed_because,
     _job.peak_memory_bytes,
+    _job.price,
+    _job.currency,
 )
 
 
@@ -160,6 +165,7 @@ def as_json(job: JobView, place: Place | None) -> dict[str, Any]:
             "running_s": _seconds(job.started_at, job.finished_at),
             "device_s": job.device_ms / 1000,
         },
+        "price": None if job.price is None else money(job.price, job.currency or "")._asdict(),
         "stored_bytes": job.stored_bytes,
         "retention": {
             "keep": job.keep,

@@ -61,6 +61,13 @@ class Durations(Document):
     device_s: float
 
 
+class Price(Document):
+    """`amount` is a decimal."""
+
+    amount: str
+    currency: str
+
+
 class FilesRemoved(Document):
     """`because`: report (the job's policy), front (that of its sweep) or limit (the service's bound)."""
 
@@ -113,6 +120,8 @@ class JobDocument(Document):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     durations: Durations
+    price: Price | None
+    """Of its device time; None where the service has no prices."""
     stored_bytes: int
     """Of its files, equal ones of other jobs counted in."""
     retention: Retention

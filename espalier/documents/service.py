@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from espalier.documents.base import Document
+from espalier.documents.jobs import Price
 
 
 class Tenant(Document):
@@ -53,6 +54,8 @@ class Usage(Document):
     removed_bytes: int
     """By retention policies, since the first job."""
     device_seconds: float
+    prices: list[Price]
+    """Of these device-seconds, of each currency one."""
     resets_at: datetime
 
 

@@ -32,6 +32,7 @@ export function Account() {
           <td data-label="Share">${quotas[name] && usage[name] !== undefined ? html`<progress max=${quotas[name]} value=${Math.min(usage[name], quotas[name])} aria-label="${title}, used"></progress>` : ""}</td></tr>`)}</tbody></table>
         <p class="note">Device time counts anew from ${moment(usage.resets_at)}. Equal files of several jobs count once.</p>
         <dl class="facts"><dt>Stays of results</dt><dd>${data.retention.keep === "all" ? "everything" : `the report${data.retention.days ? `, and everything for ${number(data.retention.days)} days` : ""}`}, unless a job says otherwise</dd>
+          ${usage.prices.length > 0 && html`<dt>Price of the device time</dt><dd>${usage.prices.map((each) => `${each.amount} ${each.currency}`).join(", ")}</dd>`}
           <dt>Removed by policies</dt><dd>${bytes(usage.removed_bytes)} so far</dd></dl></section>
     </div></div>`;
 }

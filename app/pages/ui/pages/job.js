@@ -218,6 +218,7 @@ function Facts({ job, me, reload, onError }) {
     <dt>Attempts</dt><dd>${job.attempt} begun, ${job.attempts_left} of ${job.max_attempts} left</dd>
     <dt>Waited</dt><dd>${duration(job.durations.queued_s)}</dd>
     <dt>Ran</dt><dd>${duration(job.durations.running_s)}</dd>
+    ${job.price && html`<dt>Price</dt><dd>${job.price.amount} ${job.price.currency} for ${duration(job.durations.device_s)} of devices</dd>`}
     <dt>Started</dt><dd>${moment(job.started_at)}</dd>
     <dt>Ended</dt><dd>${moment(job.finished_at)}</dd>
     <dt>Priority</dt><dd>${job.priority}</dd>
