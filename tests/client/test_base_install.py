@@ -14,6 +14,7 @@ from app.cli.exits import ExitCode
 from app.cli.extras import BRINGS
 from tests.helpers import fresh
 
+pytestmark = pytest.mark.xdist_group("base install")  # one environment for all
 MOST_BYTES = 40_000_000
 """Of site-packages besides pip."""
 EXTRAS = {
@@ -22,19 +23,6 @@ EXTRAS = {
     **dict.fromkeys(("keys", "tenants", "db", "signing-keys"), "api"),
     "verify": "verify",
 }
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of the environment, with the wheel installed."""
-    folder = tmp_path_factory.mktemp("base")
-    wheel = fresh.wheel(folder)
-    binaries = fresh.base(folder / "environment")
-    install = [binaries / "python", "-m", "pip", "install", "--quiet", wheel]
-    subprocess.run(
-        install, env=fresh.variables(binaries), check=True, timeout=120
-    )  # with what it requires: it is there
-    return binaries
 
 
 def run(installed: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:

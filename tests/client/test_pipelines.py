@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,13 @@ from tests.helpers import fresh
 from tests.helpers.cluster import MAGNITUDE, ROOT
 from tests.helpers.embedded import Embedded, embedded
 
-pytestmark = pytest.mark.xdist_group("pipelines")  # one service and one environment for the module
+pytestmark = pytest.mark.xdist_group("base install")  # one environment for all
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     with embedded(tmp_path_factory.mktemp("pipelines") / "home") as running:
         yield running
-
-
-@dataclass
-class Runner:
-    """Somebody else's machine: its environment, and where the wheel is."""
-
-    binaries: Path
-    wheel: Path
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    folder = tmp_path_factory.mktemp("runner")
-    return Runner(fresh.base(folder / "environment"), fresh.wheel(folder))
 
 
 def gated(most: float) -> dict[str, Any]:
@@ -48,7 +33,9 @@ def gated(most: float) -> dict[str, Any]:
 CONDITION = re.compile(r"\$\{\{ (success\(\)|!cancelled\(\))(?: && steps\.(\w+)\.outputs\.(\w+))? \}\}")
 
 
-def perform(workflow: dict[str, Any], runner: Runner, service: Embedded, folder: Path) -> dict[str, int | None]:
+def perform(
+    workflow: dict[str, Any], binaries: Path, wheel: Path, service: Embedded, folder: Path
+) -> dict[str, int | None]:
     """Name of each `run:` step -> its exit code; None where it was skipped. The part of GitHub's runner that it needs:
     the environment, outputs of steps, and which steps run after a failure."""
     (job,) = workflow["jobs"].values()
@@ -56,7 +43,7 @@ def perform(workflow: dict[str, Any], runner: Runner, service: Embedded, folder:
     given = {
         "ESPALIER_URL": service.url,
         "ESPALIER_API_KEY": (service.home / "local-key").read_text().strip(),
-        "CLIENT_WHEEL": str(runner.wheel),
+        "CLIENT_WHEEL": str(wheel),
     }
     assert job["env"].keys() == given.keys()
     for step in [step for step in steps(workflow) if "run" in step]:
@@ -77,7 +64,7 @@ def perform(workflow: dict[str, Any], runner: Runner, service: Embedded, folder:
         written.write_text("")
         done = subprocess.run(
             ["bash", "-e", "-c", script],
-            env={**fresh.variables(runner.binaries), **given, "GITHUB_SHA": folder.name, "GITHUB_OUTPUT": str(written)},
+            env={**fresh.variables(binaries), **given, "GITHUB_SHA": folder.name, "GITHUB_OUTPUT": str(written)},
             cwd=folder, capture_output=True, text=True, timeout=180,
         )  # fmt: skip
         print(step["name"], done.stdout, done.stderr)  # noqa: T201
@@ -96,13 +83,14 @@ def workflow() -> dict[str, Any]:
 
 
 def test_a_workflow_elsewhere_ships_what_passes_and_stops_what_does_not(
-    workflow: dict[str, Any], runner: Runner, service: Embedded, tmp_path: Path
+    workflow: dict[str, Any], wheel: Path, service: Embedded, tmp_path: Path
 ) -> None:
+    machine = fresh.base(tmp_path / "machine"), wheel
     for most, gate, downloads in ((1.0, 0, 0), (0.9, 3, None)):
         folder = tmp_path / str(most)
         folder.mkdir()
         (folder / "compress.json").write_text(json.dumps(gated(most)))
-        assert perform(workflow, runner, service, folder) == {
+        assert perform(workflow, *machine, service, folder) == {
             "Install the client": 0,
             "Submit": 0,
             "Wait, and ask the gates": gate,
@@ -113,7 +101,7 @@ def test_a_workflow_elsewhere_ships_what_passes_and_stops_what_does_not(
         assert (folder / "model/model.safetensors").exists() == (downloads == 0)
     made = json.loads((folder / "job.json").read_text())["id"]
     workflow["jobs"]["compress"]["steps"] = [step for step in steps(workflow) if step.get("id") == "submit"]
-    assert perform(workflow, runner, service, folder) == {"Submit": 0}
+    assert perform(workflow, *machine, service, folder) == {"Submit": 0}
     assert json.loads((folder / "job.json").read_text())["id"] == made  # run again, it finds the job that it has
 
 
@@ -121,15 +109,13 @@ def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
     return list(workflow["jobs"]["compress"]["steps"])
 
 
-def test_the_examples_of_the_client_work_as_printed(runner: Runner, service: Embedded, tmp_path: Path) -> None:
+def test_the_examples_of_the_client_work_as_printed(installed: Path, service: Embedded, tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)```", (ROOT / "docs/client.md").read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) == 5
     key = (service.home / "local-key").read_text().strip()
-    variables = {**fresh.variables(runner.binaries), "ESPALIER_URL": service.url, "ESPALIER_API_KEY": key}
-    pip = [runner.binaries / "python", "-m", "pip", "install", "--quiet", runner.wheel]
-    subprocess.run(pip, env=variables, check=True)
+    variables = {**fresh.variables(installed), "ESPALIER_URL": service.url, "ESPALIER_API_KEY": key}
     done = subprocess.run(
-        [runner.binaries / "python", "-c", "\n".join(blocks)],
+        [installed / "python", "-c", "\n".join(blocks)],
         env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
