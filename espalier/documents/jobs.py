@@ -81,10 +81,10 @@ class Retention(Document):
     keep: str
     """all, front or report."""
     days: int
-    limit_days: int | None
+    limit_days: int | None = None
     pinned: bool
-    files_until: datetime | None
-    removed: FilesRemoved | None
+    files_until: datetime | None = None
+    removed: FilesRemoved | None = None
 
 
 class JobDocument(Document):
