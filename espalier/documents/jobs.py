@@ -120,7 +120,7 @@ class JobDocument(Document):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     durations: Durations
-    price: Price | None
+    price: Price | None = None
     """Of its device time; None where the service has no prices."""
     stored_bytes: int
     """Of its files, equal ones of other jobs counted in."""
