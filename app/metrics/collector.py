@@ -18,6 +18,7 @@ from app.jobs import counts, figures
 from app.jobs.models import STATUSES
 from app.metrics import observations, workers
 from app.metrics.observations import Series, Total
+from app.publications import pending as publications
 from app.webhooks import waiting
 from app.webhooks.deliverer import TRIES
 
@@ -95,6 +96,7 @@ def _backlog(session: Session) -> Iterator[Metric]:
         known.add_metric([kind], devices.get(kind, 0))
     yield known
     state, undelivered = counts.backlog(session), waiting.undelivered(session)
+    unpublished = publications.pending(session)
     for name, value, meaning in (
         ("espalier_devices_held", state.devices_held, "Devices that jobs hold."),
         ("espalier_outbox_pending", state.outbox_pending, "Messages to workers not yet published."),
@@ -103,5 +105,7 @@ def _backlog(session: Session) -> Iterator[Metric]:
         ("espalier_lease_expired", state.leases_expired, "Jobs whose worker is silent past its lease, now."),
         ("espalier_webhooks_pending", undelivered.number, "Webhook deliveries that have not arrived yet."),
         ("espalier_webhooks_oldest_seconds", undelivered.oldest_s, "How long ago the oldest of them happened."),
+        ("espalier_publications_pending", unpublished.number, "Publications that are due or at work."),
+        ("espalier_publications_oldest_seconds", unpublished.oldest_s, "Since when the oldest of them could be done."),
     ):
         yield GaugeMetricFamily(name, meaning, value=value)

@@ -88,6 +88,7 @@ class TestStates:
         api.succeed(api.claim(), files=RESULT)
         assert api.get(job).headers["ETag"] != before
         assert [each["state"] for each in of(api, job)] == ["pending", "pending"]
+        assert "espalier_publications_pending 2.0" in api.client.get("/metrics").text
         work = deliverer(api)
         assert work.step()
         assert work.step()
