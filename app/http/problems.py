@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import structlog
@@ -24,6 +24,8 @@ from starlette.routing import Match
 
 from app.errors import AppError, NotReady
 from app.http.suggest import did_you_mean, field_names, homes
+from app.publications.contract import Params
+from app.publications.registry import publishers
 from app.storage import StorageError
 from workers.engine.contracts.params import STAGES
 from workers.engine.method_packages import VARIABLE, refused
@@ -215,7 +217,7 @@ def field_problem(error: Mapping[str, Any], body: Any = None) -> dict[str, Any]:
     `body` is the model that the body was read as; below `/spec` it is always the spec's.
     """
     code, context = error["type"], error.get("ctx", {})
-    pointer = _pointer(error["loc"])
+    pointer = _pointer(error["loc"], body)
     match code:
         case "missing":
             return field_error(pointer, code, "this field is required")
@@ -232,10 +234,13 @@ def field_problem(error: Mapping[str, Any], body: Any = None) -> dict[str, Any]:
             allowed = re.findall(r"'([^']+)'", context["expected_tags"])
             if one := _refused_method(error["loc"], str(context["tag"])):
                 return field_error(f"{pointer}/method", "method_not_allowed_here", one, allowed)
+            tag = context["discriminator"].strip("'")
             close = did_you_mean(context["tag"], allowed)
-            return field_error(f"{pointer}/method", code, _choice("method", close, allowed), allowed)
+            return field_error(f"{pointer}/{tag}", code, _choice(tag, close, allowed), allowed)
         case "union_tag_not_found":
-            return field_error(f"{pointer}/method", code, "this field is required: it names the method")
+            tag = context["discriminator"].strip("'")
+            what = "the method" if tag == "method" else "the kind of place"
+            return field_error(f"{pointer}/{tag}", code, f"this field is required: it names {what}")
         case "literal_error":
             allowed = re.findall(r"'([^']+)'", context["expected"])
             close = did_you_mean(error["input"], allowed) if isinstance(error.get("input"), str) else ""
@@ -283,7 +288,7 @@ def _body_model(request: Request) -> Any:
     return field.field_info.annotation if field else None
 
 
-def _pointer(loc: Sequence[str | int]) -> str:
+def _pointer(loc: Sequence[str | int], body: Any) -> str:
     """JSON pointer of a pydantic location, `?name` of a query parameter, `#name` of a header.
 
     Inside a union pydantic names the member it tried, which is no part of the document.
@@ -295,7 +300,21 @@ def _pointer(loc: Sequence[str | int]) -> str:
         path.pop()
     if path and path[0] == "spec":
         path[1:] = untagged(path[1:])
+    if path and path[0] == "publish":
+        path[2:] = _untagged_place(path[2:])
+    elif _is_place(body):
+        path = _untagged_place(path)
     return json_pointer(path)
+
+
+def _is_place(body: Any) -> bool:
+    """Whether a body is a publisher's parameters."""
+    members = get_args(body) or (body,)
+    return all(isinstance(each, type) and issubclass(each, Params) for each in members)
+
+
+def _untagged_place(path: list[str | int]) -> list[str | int]:
+    return path[1:] if path and path[0] in publishers() else path
 
 
 def json_pointer(path: Sequence[str | int]) -> str:

@@ -66,5 +66,6 @@ def _models(kind: Any) -> list[type[BaseModel]]:
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    method = model.__pydantic_fields__.get("method")
-    return get_args(method.annotation) if method else ()
+    fields = model.__pydantic_fields__
+    tag = fields.get("method") or fields.get("to")
+    return get_args(tag.annotation) if tag else ()

@@ -533,6 +533,28 @@ class TestWhoMay:
         ):
             assert publish(api, job, {**asked(), **change}).status_code == 422, change
 
+    def test_mistakes_are_named_where_they_are(self, api: Api, bucket: Bucket) -> None:
+        """By pointers into what was sent, in which no kind of place is a field."""
+        job = api.succeeded(RESULT)
+        for change, pointer, said in (
+            ({"path": "../a"}, "/path", "pattern"),
+            ({"to": "s4"}, "/to", "choose one of hub, mlflow, s3"),
+            ({"to": "mlflo"}, "/to", "did you mean `mlflow`"),
+            ({"to": None}, "/to", "s3"),
+            ({"replace": "yes"}, "/replace", "boolean"),
+            ({"replase": True}, "/replase", "did you mean `replace`"),
+        ):
+            body = {**asked(), **change}
+            for answer, where in (
+                (publish(api, job, body), pointer),
+                (api.client.post("/v1/jobs", json={"spec": SPEC, "publish": [asked(), body]}), f"/publish/1{pointer}"),
+            ):
+                errors = answer.json()["errors"]
+                assert [each["pointer"] for each in errors] == [where], change
+                assert said in errors[0]["detail"], change
+        answer = publish(api, job, {"credentials": "models"})
+        assert answer.json()["errors"][0]["pointer"] == "/to"
+
     def test_taken_away_meanwhile(self, api: Api, bucket: Bucket) -> None:
         job = api.succeeded(RESULT, publish=[asked()])
         set_up(api, bucket.place(api, tenants=["theirs"]))
