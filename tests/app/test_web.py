@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import update
 
 from app.db import now_ms
-from app.jobs import fleet
+from app.jobs import fleet, retention
 from app.jobs.models import ACTIVE, Job
 from app.keys import service as keys
 from app.keys.models import ApiKey
@@ -35,6 +35,7 @@ from tests.helpers.api import (
     Api,
     judged,
     make_key,
+    others,
     served,
     tuned,
     with_manifest,
@@ -264,6 +265,47 @@ def test_labels_are_changed_and_a_mistake_is_explained(page: Page, web: Api) -> 
     page.keyboard.press("Enter")
     expect(page.locator(".tag")).to_contain_text("stage: done: twice")
     assert web.get(job).json()["labels"] == {"stage": "done: twice"}
+
+
+def test_files_are_pinned_and_it_is_said_when_they_have_gone(page: Page, web: Api) -> None:
+    job = web.succeeded(others(), retention={"keep": "report", "days": 2})
+    page.goto(f"/#/jobs/{job['id']}")
+    expect(page.get_by_text("until ", exact=False).first).to_be_visible()
+    page.get_by_role("button", name="pin", exact=True).click()
+    expect(page.get_by_text("no policy removes them")).to_be_visible()
+    assert web.get(job).json()["retention"]["pinned"] is True
+    page.get_by_role("button", name="unpin").click()
+    expect(page.get_by_role("button", name="pin", exact=True)).to_be_visible()
+    with web.database.write() as session:
+        session.execute(update(Job).where(Job.id == job["id"]).values(files_due_at=1, finished_at=1))
+        assert retention.remove_next(session) == job["id"]
+    page.reload()
+    expect(page.get_by_text("the report stays")).to_be_visible()
+    expect(page.get_by_role("link", name="report.html")).to_be_visible()
+    expect(page.get_by_role("link", name="model.safetensors")).to_have_count(0)
+
+
+def test_what_stays_of_a_result_is_asked_for_and_set_for_a_tenant(page: Page, web: Api) -> None:
+    page.goto("/#/new")
+    page.get_by_label("what stays of the result").select_option("report")
+    page.get_by_label("from so many days after its end").fill("x")
+    expect(page.get_by_text("should be a valid integer", exact=False).first).to_be_visible()
+    page.get_by_label("from so many days after its end").fill("9")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("bookworm-7m")
+    made = web.client.get(f"/v1/jobs/{page.url.rpartition('/')[2]}").json()
+    assert (made["retention"]["keep"], made["retention"]["days"]) == ("report", 9)
+    name = name_of(web)
+    page.get_by_role("link", name="Tenants and keys").click()
+    page.get_by_role("button", name=f"Change {name}").click()
+    setting = page.get_by_role("form", name=f"Shares and quotas of {name}")
+    setting.get_by_label("Stays of results").select_option("report")
+    setting.get_by_label("Days until only the report stays").fill("3")
+    setting.get_by_role("button", name="Set").click()
+    expect(setting).to_have_count(0)
+    assert web.client.get("/v1/me").json()["retention"] == {"keep": "report", "days": 3}
+    page.get_by_role("link", name=f"{name} · test").click()
+    expect(page.get_by_text("everything for 3 days")).to_be_visible()
 
 
 def test_every_page_reads_well_and_fits_on_a_telephone(page: Page, web: Api) -> None:

@@ -29,7 +29,7 @@ function Tenants({ tenants, reload, onError }) {
       ${QUOTAS.map(([name, title, text]) => html`<td class="num" data-label=${title} key=${name}>${[tenant.usage[name] === undefined ? "" : text(tenant.usage[name]), tenant.quotas[name] === null ? "" : `of ${text(tenant.quotas[name])}`].filter(Boolean).join(" ")}</td>`)}
       <td><button type="button" aria-label="Change ${tenant.name}" aria-expanded=${editing === tenant.id} onClick=${() => setEditing(editing === tenant.id ? null : tenant.id)}>Change</button></td></tr>`)}</tbody></table></div>
     ${tenants.filter((tenant) => tenant.id === editing).map((tenant) => html`<${Change} key=${tenant.id} tenant=${tenant} onError=${onError} done=${() => { setEditing(null); reload(); }} />`)}
-    <p class="note">A tenant's weight is its share of the workers, against the weights of the others that wait.</p></section>`;
+    <p class="note">A tenant's weight is its share of the workers, against the weights of the others that wait. What stays of results counts for jobs submitted from then on that do not say.</p></section>`;
 }
 
 function Change({ tenant, onError, done }) {
@@ -39,7 +39,7 @@ function Change({ tenant, onError, done }) {
     const read = (name) => { const text = String(form.get(name)).trim(); return text === "" ? null : Number.isInteger(Number(text)) ? Number(text) : text; };
     onError(null);
     try {
-      await api.json("PATCH", `v1/tenants/${tenant.id}`, { body: { weight: read("weight"), quotas: Object.fromEntries(QUOTAS.map(([name]) => [name, read(name)])) } });
+      await api.json("PATCH", `v1/tenants/${tenant.id}`, { body: { weight: read("weight"), quotas: Object.fromEntries(QUOTAS.map(([name]) => [name, read(name)])), retention: { keep: form.get("keep"), days: form.get("keep") === "report" ? read("days") ?? 0 : 0 } } });
       done();
     } catch (error) {
       onError(error);
@@ -50,6 +50,8 @@ function Change({ tenant, onError, done }) {
     ${field("weight", "Weight", tenant.weight)}
     ${field("queued", "Jobs queued or paused", tenant.quotas.queued)}${field("running", "Jobs at work", tenant.quotas.running)}
     ${field("stored_bytes", "Results stored, bytes", tenant.quotas.stored_bytes)}${field("device_seconds", "Device time a month, seconds", tenant.quotas.device_seconds)}${field("requests", "Requests a minute", tenant.quotas.requests)}
+    <div class="field"><label for="q-keep">Stays of results</label><select id="q-keep" name="keep" value=${tenant.retention.keep}><option value="all">all</option><option value="report">the report only</option></select></div>
+    <div class="field"><label for="q-days">Days until only the report stays</label><input id="q-days" name="days" inputmode="numeric" value=${tenant.retention.days || ""} placeholder="0" /></div>
     </div><p><button class="main">Set</button></p></form>`;
 }
 

@@ -30,10 +30,11 @@ function Form({ capabilities, models, job, start, me }) {
   const [spec, setSpec] = useState(start);
   const [labels, setLabels] = useState(job ? Object.entries(job.labels).filter(([key]) => key !== "sweep").map((pair) => pair.join(":")).join("\n") : "");
   const [priority, setPriority] = useState("0");
+  const [keep, setKeep] = useState({ keep: "", days: "" });
   const [failed, setFailed] = useState(null);
   const [busy, setBusy] = useState(false);
   const key = useRef(null);
-  const body = useMemo(() => request(spec, labels, priority), [JSON.stringify(spec), labels, priority]);
+  const body = useMemo(() => request(spec, labels, priority, keep), [JSON.stringify(spec), labels, priority, keep]);
   const dry = useDryRun(body, me);
   const problem = failed || dry.problem;
   const errors = {};
@@ -85,6 +86,11 @@ function Form({ capabilities, models, job, start, me }) {
               ${(errors["/labels"] || []).map((each) => html`<p class="wrong">${each}</p>`)}<p class="note" id="labels-note">One a line, key:value, to find the job by.</p></div>
             <div class="field"><label for="priority">priority</label><input id="priority" inputmode="numeric" value=${priority} onInput=${(event) => setPriority(event.target.value)} aria-describedby="priority-note" />
               ${(errors["/priority"] || []).map((each) => html`<p class="wrong">${each}</p>`)}<p class="note" id="priority-note">Higher runs first, -100 to 100.</p></div>
+            <div class="field"><label for="keep">what stays of the result</label><select id="keep" value=${keep.keep} onChange=${(event) => setKeep({ keep: event.target.value, days: "" })}>
+              <option value="">as the tenant has it</option><option value="all">all</option><option value="report">the report only</option></select>
+              ${["/retention", "/retention/keep"].flatMap((at) => errors[at] || []).map((each) => html`<p class="wrong">${each}</p>`)}</div>
+            ${keep.keep === "report" && html`<div class="field"><label for="keep-days">from so many days after its end</label><input id="keep-days" inputmode="numeric" value=${keep.days} placeholder="0" onInput=${(event) => setKeep({ ...keep, days: event.target.value })} />
+              ${(errors["/retention/days"] || []).map((each) => html`<p class="wrong">${each}</p>`)}</div>`}
           </div>
         </section>
       </div>
@@ -96,11 +102,12 @@ function Form({ capabilities, models, job, start, me }) {
     </div></form>`;
 }
 
-function request(spec, labels, priority) {
+function request(spec, labels, priority, { keep, days }) {
   const pairs = labels.split("\n").filter((line) => line.trim()).map((line) => { const [key, ...value] = line.split(":"); return [key.trim(), value.join(":").trim()]; });
   const found = { spec };
   if (pairs.length) found.labels = Object.fromEntries(pairs);
   if (priority.trim() !== "0" && priority.trim() !== "") found.priority = Number.isInteger(Number(priority)) ? Number(priority) : priority;
+  if (keep) found.retention = { keep, ...(days.trim() && { days: Number.isInteger(Number(days)) ? Number(days) : days }) };
   return found;
 }
 

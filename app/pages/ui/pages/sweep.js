@@ -36,7 +36,7 @@ export function Sweep({ id, search, me }) {
       ${sweep.status === "completed" && may("jobs:write") && html`<${Action} label="Delete" kind="danger" act=${remove} onError=${setFailed}
         ask=${{ title: "Delete this sweep with its jobs and files?", text: "Results, reports and logs of all its jobs go, for everybody. This cannot be undone.", yes: "Delete" }} />`}
       <a class="button" href="v1/sweeps/${id}/pareto${api.query({ quality, cost })}" target="_blank" rel="noreferrer">As a page</a>`} />
-    <p class="sub"><code>${sweep.id}</code> <${Copy} text=${sweep.id} label="the id" /> · ${counted(sweep.counts)} · submitted ${moment(sweep.created_at)}</p>
+    <p class="sub"><code>${sweep.id}</code> <${Copy} text=${sweep.id} label="the id" /> · ${counted(sweep.counts)} · submitted ${moment(sweep.created_at)}${sweep.retention?.keep === "front" ? " · keeps the files of its front, and all reports" : ""}</p>
     <${Failed} error=${failed || error} />
     <section class="card"><div class="row-head"><h2>Quality against cost</h2></div>
       ${pareto.points.length === 0 ? html`<p class="note">None of its jobs has succeeded yet.</p>` : html`
