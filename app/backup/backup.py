@@ -7,10 +7,12 @@ too.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import NamedTuple
 
 import orjson
 from sqlalchemy import Connection, select, tuple_
@@ -30,18 +32,23 @@ AT_ONCE = 8
 _artifact = table(Artifact).c
 
 
+class Named(NamedTuple):
+    job_id: str
+    path: str
+    sha256: str
+
+
 class Rows:
     """The files that the snapshot names."""
 
     def __init__(self, connection: Connection) -> None:
         self.deployment = connection.execute(select(Deployment.id)).scalar_one_or_none()
         self.jobs = set(connection.execute(select(Job.id)).scalars())
-        self.artifacts = {
-            key: (job_id, path, sha256)
-            for key, job_id, path, sha256 in connection.execute(
-                select(_artifact.key, _artifact.job_id, _artifact.path, _artifact.sha256)
-            )
-        }
+        self.artifacts: dict[str, list[Named]] = defaultdict(list)
+        """Key of a file -> who names it: jobs with equal files have them in one place, be it a deleted job's."""
+        columns = (_artifact.key, _artifact.job_id, _artifact.path, _artifact.sha256)
+        for key, *named in connection.execute(select(*columns)):
+            self.artifacts[key].append(Named(*named))
 
 
 def back_up(database: Database, store: ArtifactStore, backup: ArtifactStore) -> Contents:
@@ -59,7 +66,8 @@ def back_up(database: Database, store: ArtifactStore, backup: ArtifactStore) -> 
         }
     copied = _copy_files(store, backup, said)
     deleted_jobs, deleted_files, missing = _absent(database, said, copied)
-    kept = sorted(file for file in copied.values() if _job_of(file.key) not in deleted_jobs)
+    needed = {key for key, by in said.artifacts.items() if any(each.job_id not in deleted_jobs for each in by)}
+    kept = sorted(file for file in copied.values() if file.key in needed or _job_of(file.key) not in deleted_jobs)
     files = copying.write(backup, FILES, (orjson.dumps(file._asdict()) + b"\n" for file in kept))
     contents = Contents(
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,7 +81,7 @@ def back_up(database: Database, store: ArtifactStore, backup: ArtifactStore) -> 
         deleted_files=sorted(deleted_files),
         missing=sorted(missing),
         damaged=sorted(
-            key for key, (_, _, sha256) in said.artifacts.items() if key in copied and copied[key].sha256 != sha256
+            key for key, (named, *_) in said.artifacts.items() if key in copied and copied[key].sha256 != named.sha256
         ),
     )
     backup.put_bytes(CONTENTS, orjson.dumps(contents.model_dump(), option=orjson.OPT_INDENT_2))
@@ -81,12 +89,12 @@ def back_up(database: Database, store: ArtifactStore, backup: ArtifactStore) -> 
 
 
 def _copy_files(store: ArtifactStore, backup: ArtifactStore, said: Rows) -> dict[str, Stored]:
-    """All that the store has, but of jobs that are newer than the rows."""
+    """All that the store has, but of jobs that the rows do not know, where they name no file of these."""
 
     def wanted() -> Iterator[str]:
         for key in store.every_key():
             job_id = _job_of(key)
-            if job_id is None or job_id in said.jobs:
+            if job_id is None or job_id in said.jobs or key in said.artifacts:
                 yield key
 
     def one(key: str) -> Stored | None:
@@ -104,22 +112,21 @@ def _absent(
 ) -> tuple[set[str], list[tuple[str, str]], list[str]]:
     """Of the files that rows name and nothing was copied of: jobs deleted since, single files deleted since, and keys
     of files that are lost."""
-    absent = {key: (job_id, path) for key, (job_id, path, _) in said.artifacts.items() if key not in copied}
+    absent = [(key, (each.job_id, each.path)) for key, by in said.artifacts.items() if key not in copied for each in by]
     if not absent:
         return set(), [], []
+    files = [file for _, file in absent]
     with database.read() as session:
-        alive = set(session.scalars(select(Job.id).where(Job.id.in_({job_id for job_id, _ in absent.values()}))))
+        alive = set(session.scalars(select(Job.id).where(Job.id.in_({job_id for job_id, _ in files}))))
         named = {
             (row.job_id, row.path)
             for row in session.execute(
-                select(Artifact.job_id, Artifact.path).where(
-                    tuple_(Artifact.job_id, Artifact.path).in_(list(absent.values()))
-                )
+                select(Artifact.job_id, Artifact.path).where(tuple_(Artifact.job_id, Artifact.path).in_(files))
             )
         }
-    deleted_jobs = {job_id for job_id, _ in absent.values()} - alive
-    deleted_files = [file for file in absent.values() if file[0] in alive and file not in named]
-    return deleted_jobs, deleted_files, [key for key, file in absent.items() if file in named]
+    deleted_jobs = {job_id for job_id, _ in files} - alive
+    deleted_files = [file for file in files if file[0] in alive and file not in named]
+    return deleted_jobs, deleted_files, sorted({key for key, file in absent if file in named})
 
 
 def _job_of(key: str) -> str | None:

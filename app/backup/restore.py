@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
 
 from app import migrate
 from app.backup import copying, rows
 from app.backup.backup import AT_ONCE
 from app.backup.contents import FILES, BadBackup, Contents, Stored, contents_of, file_key, lines, table_key
 from app.db import Database, table
-from app.jobs.models import Artifact, Job
+from app.jobs.models import Artifact, Job, RemovedArtifact
 from app.keys.models import Tenant
 from app.storage import ArtifactStore
 
@@ -66,14 +66,34 @@ def _load(connection: Connection, folder: Path, contents: Contents) -> None:
         if each.name in contents.tables:
             with (folder / each.name).open("rb") as file:
                 rows.load(connection, each, file)
-    job, artifact, tenant = table(Job).c, table(Artifact).c, table(Tenant).c
+    job, artifact = table(Job).c, table(Artifact).c
     for job_id in contents.deleted_jobs:
-        found = connection.execute(select(job.tenant_id, job.stored_bytes).where(job.id == job_id)).one()
-        connection.execute(
-            update(table(Tenant))
-            .where(tenant.id == found.tenant_id)
-            .values(stored_bytes=tenant.stored_bytes - found.stored_bytes)
-        )
         connection.execute(delete(table(Job)).where(job.id == job_id))
     for job_id, path in contents.deleted_files:
-        connection.execute(delete(table(Artifact)).where(artifact.job_id == job_id, artifact.path == path))
+        mine = (artifact.job_id == job_id) & (artifact.path == path)
+        gone = select(artifact.job_id, artifact.path, artifact.bytes, artifact.sha256).where(mine)
+        connection.execute(insert(table(RemovedArtifact)).from_select(["job_id", "path", "bytes", "sha256"], gone))
+        connection.execute(delete(table(Artifact)).where(mine))
+        connection.execute(
+            update(table(Job))
+            .where(job.id == job_id, job.files_removed_at.is_(None))
+            .values(
+                files_removed_at=func.coalesce(job.files_due_at, job.finished_at),
+                files_removed_because=case((job.keep == "all", "limit"), else_=job.keep),
+            )
+        )
+    if contents.deleted_jobs or contents.deleted_files:
+        _count_stored(connection)
+
+
+def _count_stored(connection: Connection) -> None:
+    """The bytes of each tenant's results, equal files once."""
+    job, artifact, tenant = table(Job).c, table(Artifact).c, table(Tenant).c
+    files = (
+        select(job.tenant_id, artifact.key, artifact.bytes)
+        .join_from(table(Artifact), table(Job), job.id == artifact.job_id)
+        .distinct()
+        .subquery()
+    )
+    stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.tenant_id == tenant.id).scalar_subquery()
+    connection.execute(update(table(Tenant)).values(stored_bytes=stored))

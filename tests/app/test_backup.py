@@ -20,11 +20,12 @@ from app.backup.restore import restore
 from app.backup.rows import tables
 from app.cli import cli
 from app.db import Database
-from app.jobs import attempts, upkeep
+from app.jobs import attempts, removals, retention, upkeep
+from app.jobs.models import Job
 from app.main import create_app
 from app.settings import Settings, get_settings
 from app.storage import ArtifactStore
-from tests.helpers.api import FILES, GATED, W1, Api
+from tests.helpers.api import FILES, GATED, W1, Api, others
 
 on_one = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -110,7 +111,11 @@ def test_a_backup_comes_back_in_a_database_of_the_other_kind(
 def test_a_job_deleted_while_files_are_copied_is_not_restored(
     worked: Api, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone, kept = worked.succeeded(), worked.succeeded()
+    worked.succeed(worked.claim(), files=others())  # the one that waits
+    gone, kept = worked.succeeded(others()), worked.succeeded(others())
+    shared = others()
+    first, second = worked.succeeded(shared), worked.succeeded(shared)
+    worked.client.delete(f"/v1/jobs/{first['id']}")  # its files are the other's too
     copy = copying.copy
 
     def deleting(source: ArtifactStore, source_key: str, *rest: Any, **named: Any) -> Any:
@@ -130,11 +135,41 @@ def test_a_job_deleted_while_files_are_copied_is_not_restored(
         found = set(session.execute(text("select id from jobs")).scalars())
         keys = set(session.execute(text("select key from artifacts")).scalars())
         stored = session.execute(text("select sum(stored_bytes) from tenants")).scalar_one()
-        assert stored == session.execute(text("select sum(stored_bytes) from jobs")).scalar_one()
+        sizes = session.execute(text("select distinct key, bytes from artifacts"))
+        assert stored == sum(row.bytes for row in sizes)
     assert gone["id"] not in found
-    assert kept["id"] in found
+    assert {kept["id"], second["id"]} <= found
     assert keys <= set(store.every_key())
+    assert sum(first["id"] in key for key in keys) == len(shared)
     assert not any(gone["id"] in key for key in store.every_key())
+    database.dispose()
+
+
+@on_one
+def test_files_that_a_policy_removed_meanwhile_are_said_to_be_gone(
+    worked: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked.succeed(worked.claim(), files=others())  # the one that waits
+    job = worked.succeeded(others(), retention={"keep": "report"})
+    every_key = ArtifactStore.every_key
+
+    def removing(store: ArtifactStore) -> Any:
+        worked.database.transact(retention.remove_next)
+        removals.work_off(worked.database, worked.services.store)
+        return every_key(store)
+
+    backup = place(str(tmp_path / "backup"))
+    monkeypatch.setattr(worked.services.store, "every_key", lambda: removing(worked.services.store))
+    contents = back_up(worked.database, worked.services.store, backup)
+    assert (contents.deleted_files, contents.missing) == ([(job["id"], "model.safetensors")], [])
+    database = restored(backup, f"sqlite:///{tmp_path}/again/espalier.db", place(str(tmp_path / "store")))
+    with database.read() as session:
+        found = session.get_one(Job, job["id"])
+        assert (found.files_removed_because, found.files_removed_at) == ("report", found.files_due_at)
+        assert session.execute(text("select path from removed_artifacts")).scalars().all() == ["model.safetensors"]
+        stored = session.execute(text("select sum(stored_bytes) from tenants")).scalar_one()
+        sizes = session.execute(text("select distinct key, bytes from artifacts"))
+        assert stored == sum(row.bytes for row in sizes)
     database.dispose()
 
 
