@@ -100,7 +100,10 @@ class Reconciler:
             found = sweep_repository.with_fronts_since(session, self.fronts_seen_at)
             seen_at = clock(session)
         for sweep_id in found:
-            self.database.transact(partial(front.mark, sweep_id=sweep_id))
+            try:
+                self.database.transact(partial(front.mark, sweep_id=sweep_id))
+            except Exception as error:  # the others' files, and those that are due, do not wait for this one
+                log.warning("front_not_found", sweep_id=sweep_id, error=repr(error))
         self.fronts_seen_at = seen_at - OVERLAP_MS
         while job_id := self.database.transact(retention.remove_next):
             log.info("files_removed", job_id=job_id)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from sqlalchemy import select, text, update
+from typer.testing import CliRunner
 
+from app.cli import cli
 from app.db import clock
 from app.jobs import retention
 from app.jobs.models import Event, FileRemoval, Job
@@ -245,6 +249,33 @@ class TestRemoval:
         assert not any("model.safetensors" in key for each in (job, other) for key in files(api, each))
         api.client.delete(f"/v1/jobs/{job['id']}")
         assert api.client.get("/v1/me").json()["usage"]["stored_bytes"] == 0
+
+
+class TestCommands:
+    def run(self, *arguments: str) -> Any:
+        done = CliRunner().invoke(cli, [*arguments, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    def test_submit_pin_and_status(self, server: httpx2.Client, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setenv("ESPALIER_URL", str(server.base_url))
+        monkeypatch.setenv("ESPALIER_API_KEY", server.headers["Authorization"].removeprefix("Bearer "))
+        spec = tmp_path / "spec.json"
+        spec.write_text(json.dumps(SPEC))
+        job = self.run("submit", str(spec), "--keep", "report", "--keep-days", "3")
+        assert (job["retention"]["keep"], job["retention"]["days"]) == ("report", 3)
+        assert self.run("pin", job["id"])["retention"]["pinned"] is True
+        assert self.run("unpin", job["id"])["retention"]["pinned"] is False
+        refused = CliRunner().invoke(cli, ["submit", str(spec), "--keep-days", "3"])
+        assert refused.exit_code == 2
+
+    def test_a_tenants_default(self, api: Api, settings: Settings, monkeypatch: Any) -> None:
+        monkeypatch.setattr("app.settings.get_settings", lambda: settings)
+        [found] = self.run("tenants", "set", "ours", "--keep", "report", "--keep-days", "3")
+        assert found["retention"] == {"keep": "report", "days": 3} == api.client.get("/v1/me").json()["retention"]
+        assert CliRunner().invoke(cli, ["tenants", "set", "ours", "--keep-days", "3"]).exit_code == 2
+        shown = CliRunner().invoke(cli, ["tenants", "list"], env={"COLUMNS": "200"}).stdout
+        assert "report after 3 d" in shown
 
 
 def measured(perplexity: float, seconds: float, sparsity: float) -> Report:
