@@ -23,7 +23,7 @@ WORDS = [
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\b(espalier)\.aio\b", r"\1.sync"),
     (r"\b__a(enter|exit)__", r"__\1__"),
-    (r"\baiter_raw\b", "iter_raw"),
+    (r"\baiter_(raw|bytes)\b", r"iter_\1"),
     (r"\ba(close|read)\(", r"\1("),
     (r"\bAsync(?=[A-Z])", ""),
 ]

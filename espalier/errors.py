@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 
 
 class EspalierError(Exception):
-    """Base of all errors of the client."""
+    """Base of all errors of the client. They can be pickled, so they come out of another process as they are."""
 
     remedy: str = ""
     """What to do about it, where that is known."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default an exception is made again from its message alone, which is not what these are made from.
+        return _made_again, (type(self), self.args, self.__dict__)
 
 
 class Unreachable(EspalierError):
@@ -74,8 +78,13 @@ class APIError(EspalierError):
         self.request_id: str | None = problem.get("request_id")
         """Names the request in the service's log."""
         self.errors = [
-            FieldError(e.get("pointer", ""), e.get("code", ""), e.get("detail", ""), e.get("allowed"))
-            for e in problem.get("errors", [])
+            FieldError(
+                str(each.get("pointer", "")),
+                str(each.get("code", "")),
+                str(each.get("detail", "")),
+                each.get("allowed"),
+            )
+            for each in _entries(problem.get("errors"))
         ]
         self.field = self.errors[0].pointer if self.errors else None
         """The first wrong field."""
@@ -148,6 +157,17 @@ class CorruptFile(DownloadRefused):
 
 class UnsafePath(DownloadRefused):
     """Its name leads out of the folder."""
+
+
+def _made_again(kind: type[EspalierError], args: tuple[Any, ...], fields: dict[str, Any]) -> EspalierError:
+    made = kind.__new__(kind, *args)
+    made.__dict__.update(fields)
+    return made
+
+
+def _entries(errors: Any) -> list[dict[str, Any]]:
+    """Those of a problem document that are what they should be: it may be of something between us and the service."""
+    return [each for each in errors if isinstance(each, dict)] if isinstance(errors, list) else []
 
 
 BY_STATUS: dict[int, type[APIError]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
+from urllib.parse import quote
 
 Query = Sequence[tuple[str, str]]
 """Names and values; a name may stand several times."""
@@ -53,6 +54,11 @@ def job_filters(filters: JobFilters) -> list[tuple[str, str]]:
     return [("label", f"{key}:{value}") for key, value in labels.items()] + [
         (name, _text(value)) for name, value in found.items()
     ]
+
+
+def segment(text: str) -> str:
+    """A name as one part of a path, whatever is in it: `..` is no other path, and `?` no query."""
+    return quote(text, safe="").replace(".", "%2E")
 
 
 def given(**parameters: Any) -> list[tuple[str, str]]:

@@ -14,6 +14,8 @@ from email.utils import parsedate_to_datetime
 
 import httpx2
 
+from espalier.errors import APIError, Unreachable
+
 LONGEST_PAUSE_S = 20.0
 """A longer Retry-After is the caller's to decide on: the error is raised at once, with `retry_after_s`."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
@@ -24,7 +26,7 @@ def is_repeatable(method: str, headers: Mapping[str, str]) -> bool:
     return method in ("GET", "HEAD", "DELETE", "PATCH") or "Idempotency-Key" in headers
 
 
-def after_error(error: httpx2.TransportError, *, repeatable: bool) -> bool:
+def after_error(error: httpx2.RequestError, *, repeatable: bool) -> bool:
     """Whether a request without an answer may be sent again."""
     unsent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
     return unsent or repeatable
@@ -34,6 +36,16 @@ def after_answer(response: httpx2.Response, *, repeatable: bool) -> bool:
     """Whether a request with this answer may be sent again."""
     known = response.status_code == 429 or (repeatable and response.status_code in (502, 503, 504))
     return known and (retry_after_s(response) or 0) <= LONGEST_PAUSE_S
+
+
+def is_last(error: APIError | Unreachable, failures: int, most: int) -> bool:
+    """Whether what is read as it comes is given up after this failure, of `failures` in a row."""
+    return failures >= most or (_asked_s(error) or 0) > LONGEST_PAUSE_S
+
+
+def pause_after_s(error: APIError | Unreachable, failures: int) -> float:
+    """Seconds to wait before what is read as it comes is gone on with."""
+    return pause_s(failures, _asked_s(error))
 
 
 def retry_after_s(response: httpx2.Response) -> float | None:
@@ -54,3 +66,7 @@ def pause_s(failures: int, asked_s: float | None = None) -> float:
     if asked_s is not None:
         return asked_s
     return min(FIRST_PAUSE_S * 2.0 ** (failures - 1), LAST_PAUSE_S) * random.uniform(0.75, 1.0)
+
+
+def _asked_s(error: APIError | Unreachable) -> float | None:
+    return error.retry_after_s if isinstance(error, APIError) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 from urllib.parse import quote
 
@@ -71,9 +72,7 @@ class AsyncClient(AsyncWebhooks):
     ) -> Page[AsyncJob]:
         """One page of jobs. `count` asks for the `total` of all pages."""
         params = given(limit=limit, cursor=cursor, count=count or None) + job_filters(filters)
-        found = await self.get("/v1/jobs", params=params)
-        jobs = [AsyncJob.of(self, each) for each in found["data"]]
-        return Page(jobs, found["next_cursor"], found["total"], found)
+        return Page.of(await self.get("/v1/jobs", params=params), partial(AsyncJob.of, self))
 
     async def compare(self, job_ids: Sequence[str]) -> Comparison:
         """Two to eight finished jobs beside one another, in this order."""
@@ -113,8 +112,8 @@ class AsyncClient(AsyncWebhooks):
         self, *, limit: int = 50, cursor: str | None = None, count: bool = False
     ) -> Page[SweepSummary]:
         """One page of sweeps."""
-        found = await self.get("/v1/sweeps", params=given(limit=limit, cursor=cursor, count=count or None))
-        return Page([SweepSummary.read(each) for each in found["data"]], found["next_cursor"], found["total"], found)
+        params = given(limit=limit, cursor=cursor, count=count or None)
+        return Page.of(await self.get("/v1/sweeps", params=params), SweepSummary.read)
 
     # -- the service ---------------------------------------------------------------------------------------------------
 
@@ -132,8 +131,8 @@ class AsyncClient(AsyncWebhooks):
         self, *, source: str = "local", limit: int = 50, cursor: str | None = None
     ) -> Page[ModelSummary]:
         """One page of models."""
-        found = await self.get("/v1/models", params=given(source=source, limit=limit, cursor=cursor))
-        return Page([ModelSummary.read(each) for each in found["data"]], found["next_cursor"], None, found)
+        params = given(source=source, limit=limit, cursor=cursor)
+        return Page.of(await self.get("/v1/models", params=params), ModelSummary.read)
 
     async def model(self, model_id: str) -> Model:
         """A model, and for each pruner and grower whether it fits."""
@@ -141,7 +140,7 @@ class AsyncClient(AsyncWebhooks):
 
     async def workers(self) -> list[Worker]:
         """Workers, their devices, and the tenant's jobs on them."""
-        return [Worker.read(each) for each in (await self.get("/v1/workers"))["data"]]
+        return Page.of(await self.get("/v1/workers"), Worker.read).data
 
     async def me(self) -> Me:
         """Whose key this is, what it may do, the tenant's quotas and usage."""
@@ -149,7 +148,7 @@ class AsyncClient(AsyncWebhooks):
 
     async def credentials(self) -> list[Credentials]:
         """Names of the operator's that results may be published under."""
-        return [Credentials.read(each) for each in (await self.get("/v1/credentials"))["data"]]
+        return Page.of(await self.get("/v1/credentials"), Credentials.read).data
 
     async def capabilities(self) -> Capabilities:
         """Every method with the JSON Schema of its parameters."""

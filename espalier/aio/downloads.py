@@ -12,7 +12,7 @@ from espalier.aio.connection import AsyncConnection
 from espalier.aio.runtime import in_thread, sleep, together
 from espalier.documents.jobs import Artifact
 from espalier.errors import ServiceUnwell, TooManyRequests, Unreachable
-from espalier.files import Part, is_there, target
+from espalier.files import Part, is_there, targets
 
 RECONNECTS = 5
 """Failed attempts in a row, each without a new byte, before a download is given up. Another call goes on with it."""
@@ -30,7 +30,7 @@ async def download(
     on_progress: OnProgress | None,
 ) -> list[Path]:
     """Paths of the files below `folder`, in their order. Complete ones are not fetched, parts are gone on with."""
-    targets = [target(folder, file.path) for file in files]  # all names are looked at before the first byte is asked
+    paths = targets(folder, files)  # all names are looked at before the first byte is asked for
 
     stopped = Event()
 
@@ -39,7 +39,7 @@ async def download(
         return path
 
     calls: list[Callable[[], Awaitable[Path]]] = [
-        partial(one, file, path) for file, path in zip(files, targets, strict=True)
+        partial(one, file, path) for file, path in zip(files, paths, strict=True)
     ]
     return await together(calls, at_once=at_once, stopped=stopped)
 
@@ -79,9 +79,9 @@ async def _complete(connection: AsyncConnection, part: Part, on_progress: OnProg
             return
         except (Unreachable, ServiceUnwell, TooManyRequests) as error:
             failures = 1 if part.done > before else failures + 1
-            if failures == RECONNECTS:
+            if retries.is_last(error, failures, RECONNECTS):
                 raise
-            await sleep(retries.pause_s(failures, getattr(error, "retry_after_s", None)))
+            await sleep(retries.pause_after_s(error, failures))
 
 
 def _nothing(file: Artifact, done: int) -> None: ...

@@ -14,11 +14,12 @@ from espalier.aio import downloads, events
 from espalier.aio.connection import AsyncConnection, json_of
 from espalier.aio.events import LogLine
 from espalier.aio.runtime import sleep
-from espalier.documents.base import Document
+from espalier.documents.base import Document, Page
 from espalier.documents.jobs import Artifact, Attempt, Event, JobDocument
 from espalier.documents.publications import UNDER_WAY, Publication
 from espalier.documents.reports import Report
-from espalier.errors import JobCancelled, JobFailed, WaitTimeout
+from espalier.errors import JobCancelled, JobFailed, UnexpectedAnswer, WaitTimeout
+from espalier.queries import segment
 
 LONGEST_WAIT_S = 20
 """Of one request; the service answers as soon as something changes."""
@@ -51,15 +52,17 @@ class AsyncJobRef(Document):
         while True:
             left_s = LONGEST_WAIT_S if end is None else min(LONGEST_WAIT_S, max(math.ceil(end - time.monotonic()), 0))
             headers = {"Prefer": f"wait={left_s}", "If-None-Match": etag} if etag else {}
-            response = await self._connection.request("GET", self._path, headers=headers)
+            response = await self._connection.request(
+                "GET", self._path, headers=headers, wait_s=left_s if headers else 0
+            )
             if response.status_code != 304:
                 etag = response.headers.get("ETag", "")
                 job = self._job(json_of(response))
                 yield job
                 if job.ended:
                     return
-            if not etag:  # something between us and the service takes it away: without it the answer comes at once
-                await sleep(1)
+            if not etag or (headers and "Preference-Applied" not in response.headers):
+                await sleep(1)  # something between us and the service takes them away: the answer came at once
             if end is not None and time.monotonic() >= end:
                 raise WaitTimeout(f"{self.id} is still {job.status} after {timeout:g} s; it goes on")
 
@@ -122,7 +125,7 @@ class AsyncJobRef(Document):
 
     async def retry_publication(self, publication_id: str) -> Publication:
         """Try one again that has failed."""
-        path = f"{self._path}/publications/{publication_id}/retry"
+        path = f"{self._path}/publications/{segment(publication_id)}/retry"
         return Publication.read(await self._connection.post(path, repeatable=False))
 
     async def wait_published(self, timeout: float | None = None) -> AsyncJob:
@@ -148,13 +151,11 @@ class AsyncJobRef(Document):
 
     async def attempts(self) -> list[Attempt]:
         """Every try at it, oldest first."""
-        found = await self._connection.get(f"{self._path}/attempts")
-        return [Attempt.read(attempt) for attempt in found["data"]]
+        return Page.of(await self._connection.get(f"{self._path}/attempts"), Attempt.read).data
 
     async def artifacts(self) -> list[Artifact]:
         """The files of its result; none until it has succeeded."""
-        found = await self._connection.get(f"{self._path}/artifacts")
-        return [Artifact.read(file) for file in found["data"]]
+        return Page.of(await self._connection.get(f"{self._path}/artifacts"), Artifact.read).data
 
     async def download(
         self,
@@ -178,7 +179,7 @@ class AsyncJobRef(Document):
 
     @property
     def _path(self) -> str:
-        return f"/v1/jobs/{self.id}"
+        return f"/v1/jobs/{segment(self.id)}"
 
     def _job(self, raw: Mapping[str, Any]) -> AsyncJob:
         """The job in an answer about this one."""
@@ -194,7 +195,8 @@ class AsyncJob(JobDocument, AsyncJobRef):
     def raise_unless_succeeded(self) -> Self:
         """The job itself. Raises JobFailed or JobCancelled, if that is how it ended."""
         if self.status == "failed":
-            assert self.error is not None
+            if self.error is None:
+                raise UnexpectedAnswer(f"{self.id} has failed, and the service does not say why")
             raise JobFailed(self.id, self.error)
         if self.status == "cancelled":
             raise JobCancelled(self.id)

@@ -13,7 +13,7 @@ from espalier.aio.runtime import sleep
 from espalier.documents.base import Document
 from espalier.documents.sweeps import Pareto, SweepDocument
 from espalier.errors import WaitTimeout
-from espalier.queries import given
+from espalier.queries import given, segment
 
 LOOK_EVERY_S = 2.0
 
@@ -71,7 +71,7 @@ class AsyncSweepRef(Document):
 
     @property
     def _path(self) -> str:
-        return f"/v1/sweeps/{self.id}"
+        return f"/v1/sweeps/{segment(self.id)}"
 
     def _sweep(self, raw: Mapping[str, Any]) -> AsyncSweep:
         return AsyncSweep.of(self._connection, raw)

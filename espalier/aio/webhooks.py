@@ -8,7 +8,7 @@ from typing import Any
 from espalier.aio.connection import AsyncConnection, json_of
 from espalier.documents.base import Page
 from espalier.documents.webhooks import Delivery, Webhook
-from espalier.queries import given
+from espalier.queries import given, segment
 
 
 class AsyncWebhooks(AsyncConnection):
@@ -24,35 +24,34 @@ class AsyncWebhooks(AsyncConnection):
 
     async def webhooks(self) -> list[Webhook]:
         """All of them, without their secrets."""
-        return [Webhook.read(each) for each in (await self.get("/v1/webhooks"))["data"]]
+        return Page.of(await self.get("/v1/webhooks"), Webhook.read).data
 
     async def webhook(self, webhook_id: str) -> Webhook:
         """One of them, with its secret."""
-        return Webhook.read(await self.get(f"/v1/webhooks/{webhook_id}"))
+        return Webhook.read(await self.get(f"/v1/webhooks/{segment(webhook_id)}"))
 
     async def update_webhook(self, webhook_id: str, **changes: Any) -> Webhook:
         """Change `url`, `events`, `labels` or `enabled`; others stay."""
-        return Webhook.read(json_of(await self.request("PATCH", f"/v1/webhooks/{webhook_id}", json=changes)))
+        return Webhook.read(json_of(await self.request("PATCH", f"/v1/webhooks/{segment(webhook_id)}", json=changes)))
 
     async def rotate_webhook(self, webhook_id: str, *, keep_hours: float = 24) -> Webhook:
         """Give it a new secret; the one before signs beside it for `keep_hours`."""
-        return Webhook.read(await self.post(f"/v1/webhooks/{webhook_id}/rotate", {"keep_hours": keep_hours}))
+        return Webhook.read(await self.post(f"/v1/webhooks/{segment(webhook_id)}/rotate", {"keep_hours": keep_hours}))
 
     async def delete_webhook(self, webhook_id: str) -> None:
         """Delete it, and what it has not got yet."""
-        await self.request("DELETE", f"/v1/webhooks/{webhook_id}")
+        await self.request("DELETE", f"/v1/webhooks/{segment(webhook_id)}")
 
     async def test_webhook(self, webhook_id: str) -> Delivery:
         """Send it a message that says nothing."""
-        return Delivery.read(await self.post(f"/v1/webhooks/{webhook_id}/test"))
+        return Delivery.read(await self.post(f"/v1/webhooks/{segment(webhook_id)}/test"))
 
     async def delivery_page(
         self, webhook_id: str, *, state: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> Page[Delivery]:
         """A page of what it was told and what waits, newest first."""
         params = given(state=state, limit=limit, cursor=cursor)
-        found = await self.get(f"/v1/webhooks/{webhook_id}/deliveries", params=params)
-        return Page([Delivery.read(each) for each in found["data"]], found["next_cursor"], None, found)
+        return Page.of(await self.get(f"/v1/webhooks/{segment(webhook_id)}/deliveries", params=params), Delivery.read)
 
     async def deliveries(self, webhook_id: str, *, state: str | None = None) -> AsyncIterator[Delivery]:
         """What it was told and what waits, newest first, over all pages."""
@@ -66,4 +65,4 @@ class AsyncWebhooks(AsyncConnection):
 
     async def redeliver(self, webhook_id: str, delivery_id: int) -> Delivery:
         """Send a message again, under the same `webhook-id`."""
-        return Delivery.read(await self.post(f"/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver"))
+        return Delivery.read(await self.post(f"/v1/webhooks/{segment(webhook_id)}/deliveries/{delivery_id}/redeliver"))

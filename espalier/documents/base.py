@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
@@ -43,8 +44,10 @@ class Document(BaseModel):
     def take(self, raw: Any) -> Self:
         """Become what a later answer says."""
         fresh = self.read(raw)
-        for name, value in fresh:
-            setattr(self, name, value)
+        for name in type(fresh).model_fields:
+            setattr(self, name, getattr(fresh, name))
+        # Not one by one: what a newer service adds may be called as a method is.
+        self.__pydantic_extra__ = fresh.__pydantic_extra__
         self._raw = fresh._raw
         return self
 
@@ -67,3 +70,10 @@ class Page(Generic[Entry]):
     """Entries of all pages, where that was asked for."""
     raw: dict[str, Any]
     """The page as the service sent it."""
+
+    @classmethod
+    def of(cls, raw: Any, read: Callable[[Any], Entry]) -> Page[Entry]:
+        """The page in an answer. Raises UnexpectedAnswer where that is no list."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("data"), list):
+            raise UnexpectedAnswer("not a list of the service's: it has no `data`")
+        return cls([read(each) for each in raw["data"]], raw.get("next_cursor"), raw.get("total"), raw)

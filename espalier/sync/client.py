@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Unpack
 from urllib.parse import quote
 
@@ -71,9 +72,7 @@ class Client(Webhooks):
     ) -> Page[Job]:
         """One page of jobs. `count` asks for the `total` of all pages."""
         params = given(limit=limit, cursor=cursor, count=count or None) + job_filters(filters)
-        found = self.get("/v1/jobs", params=params)
-        jobs = [Job.of(self, each) for each in found["data"]]
-        return Page(jobs, found["next_cursor"], found["total"], found)
+        return Page.of(self.get("/v1/jobs", params=params), partial(Job.of, self))
 
     def compare(self, job_ids: Sequence[str]) -> Comparison:
         """Two to eight finished jobs beside one another, in this order."""
@@ -111,8 +110,8 @@ class Client(Webhooks):
 
     def sweep_page(self, *, limit: int = 50, cursor: str | None = None, count: bool = False) -> Page[SweepSummary]:
         """One page of sweeps."""
-        found = self.get("/v1/sweeps", params=given(limit=limit, cursor=cursor, count=count or None))
-        return Page([SweepSummary.read(each) for each in found["data"]], found["next_cursor"], found["total"], found)
+        params = given(limit=limit, cursor=cursor, count=count or None)
+        return Page.of(self.get("/v1/sweeps", params=params), SweepSummary.read)
 
     # -- the service ---------------------------------------------------------------------------------------------------
 
@@ -128,8 +127,8 @@ class Client(Webhooks):
 
     def model_page(self, *, source: str = "local", limit: int = 50, cursor: str | None = None) -> Page[ModelSummary]:
         """One page of models."""
-        found = self.get("/v1/models", params=given(source=source, limit=limit, cursor=cursor))
-        return Page([ModelSummary.read(each) for each in found["data"]], found["next_cursor"], None, found)
+        params = given(source=source, limit=limit, cursor=cursor)
+        return Page.of(self.get("/v1/models", params=params), ModelSummary.read)
 
     def model(self, model_id: str) -> Model:
         """A model, and for each pruner and grower whether it fits."""
@@ -137,7 +136,7 @@ class Client(Webhooks):
 
     def workers(self) -> list[Worker]:
         """Workers, their devices, and the tenant's jobs on them."""
-        return [Worker.read(each) for each in (self.get("/v1/workers"))["data"]]
+        return Page.of(self.get("/v1/workers"), Worker.read).data
 
     def me(self) -> Me:
         """Whose key this is, what it may do, the tenant's quotas and usage."""
@@ -145,7 +144,7 @@ class Client(Webhooks):
 
     def credentials(self) -> list[Credentials]:
         """Names of the operator's that results may be published under."""
-        return [Credentials.read(each) for each in (self.get("/v1/credentials"))["data"]]
+        return Page.of(self.get("/v1/credentials"), Credentials.read).data
 
     def capabilities(self) -> Capabilities:
         """Every method with the JSON Schema of its parameters."""

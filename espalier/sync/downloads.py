@@ -10,7 +10,7 @@ from threading import Event
 from espalier import retries
 from espalier.documents.jobs import Artifact
 from espalier.errors import ServiceUnwell, TooManyRequests, Unreachable
-from espalier.files import Part, is_there, target
+from espalier.files import Part, is_there, targets
 from espalier.sync.connection import Connection
 from espalier.sync.runtime import in_thread, sleep, together
 
@@ -30,7 +30,7 @@ def download(
     on_progress: OnProgress | None,
 ) -> list[Path]:
     """Paths of the files below `folder`, in their order. Complete ones are not fetched, parts are gone on with."""
-    targets = [target(folder, file.path) for file in files]  # all names are looked at before the first byte is asked
+    paths = targets(folder, files)  # all names are looked at before the first byte is asked for
 
     stopped = Event()
 
@@ -38,7 +38,7 @@ def download(
         _fetch(connection, file, path, on_progress or _nothing, stopped)
         return path
 
-    calls: list[Callable[[], Path]] = [partial(one, file, path) for file, path in zip(files, targets, strict=True)]
+    calls: list[Callable[[], Path]] = [partial(one, file, path) for file, path in zip(files, paths, strict=True)]
     return together(calls, at_once=at_once, stopped=stopped)
 
 
@@ -75,9 +75,9 @@ def _complete(connection: Connection, part: Part, on_progress: OnProgress, stopp
             return
         except (Unreachable, ServiceUnwell, TooManyRequests) as error:
             failures = 1 if part.done > before else failures + 1
-            if failures == RECONNECTS:
+            if retries.is_last(error, failures, RECONNECTS):
                 raise
-            sleep(retries.pause_s(failures, getattr(error, "retry_after_s", None)))
+            sleep(retries.pause_after_s(error, failures))
 
 
 def _nothing(file: Artifact, done: int) -> None: ...

@@ -9,8 +9,8 @@ import httpx2
 
 from espalier import retries
 from espalier.documents.jobs import Event, JobDocument
-from espalier.errors import ServiceUnwell, TooManyRequests, Unreachable
-from espalier.queries import given
+from espalier.errors import ServiceUnwell, TooManyRequests, UnexpectedAnswer, Unreachable
+from espalier.queries import given, segment
 from espalier.sync.connection import Connection
 from espalier.sync.runtime import sleep
 
@@ -24,27 +24,37 @@ LOOK_EVERY_S = 1.0
 def events(connection: Connection, job_id: str, after: int) -> Iterator[Event]:
     """Events behind number `after`, until the job has ended. A broken stream is taken up where it broke
     (Last-Event-ID): none is missed, none comes twice."""
-    failures = 0
+    failures = silent = 0
     while True:
-        pause_s = RECONNECT_S
+        before = after
         try:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
-            with connection.stream(f"/v1/jobs/{job_id}/events", headers) as response:
+            with connection.stream(f"/v1/jobs/{segment(job_id)}/events", headers) as response:
                 for message in httpx2.EventSource(response):
                     failures = 0
                     if not message.data:  # only a `retry:`
                         continue
                     if message.event == "end":
                         return
-                    event = Event.read(message.json())
-                    after = event.seq
-                    yield event
+                    event = _event(message)
+                    if event.seq > after:
+                        after = event.seq
+                        yield event
+            silent = 0 if after > before else silent + 1
+            pause_s = retries.pause_s(silent) if silent > 1 else RECONNECT_S
         except (Unreachable, ServiceUnwell, TooManyRequests) as error:
             failures += 1
-            if failures == RECONNECTS:
+            if retries.is_last(error, failures, RECONNECTS):
                 raise
-            pause_s = retries.pause_s(failures, getattr(error, "retry_after_s", None))
+            pause_s = retries.pause_after_s(error, failures)
         sleep(pause_s)
+
+
+def _event(message: httpx2.ServerSentEvent) -> Event:
+    try:
+        return Event.read(message.json())
+    except (ValueError, RecursionError) as error:
+        raise UnexpectedAnswer("an event that is not JSON") from error
 
 
 @dataclass(frozen=True)
@@ -58,12 +68,12 @@ class LogLine:
 def log_text(connection: Connection, job_id: str, attempt: int | None, tail: int | None) -> str:
     """What an attempt's process has written so far."""
     params = given(attempt=attempt, tail=tail)
-    return (connection.request("GET", f"/v1/jobs/{job_id}/logs", params=params)).text
+    return (connection.request("GET", f"/v1/jobs/{segment(job_id)}/logs", params=params)).text
 
 
 def log_lines(connection: Connection, job_id: str, attempt: int | None, tail: int | None) -> Iterator[LogLine]:
     """Lines as they are written, from `attempt` or the latest on, over all later attempts, until the job has ended."""
-    path = f"/v1/jobs/{job_id}"
+    path = f"/v1/jobs/{segment(job_id)}"
     job = JobDocument.read(connection.get(path))
     number = attempt or max(job.attempt, 1)
     done, rest = 0, b""

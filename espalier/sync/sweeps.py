@@ -11,7 +11,7 @@ from pydantic import PrivateAttr
 from espalier.documents.base import Document
 from espalier.documents.sweeps import Pareto, SweepDocument
 from espalier.errors import WaitTimeout
-from espalier.queries import given
+from espalier.queries import given, segment
 from espalier.sync.connection import Connection
 from espalier.sync.runtime import sleep
 
@@ -71,7 +71,7 @@ class SweepRef(Document):
 
     @property
     def _path(self) -> str:
-        return f"/v1/sweeps/{self.id}"
+        return f"/v1/sweeps/{segment(self.id)}"
 
     def _sweep(self, raw: Mapping[str, Any]) -> Sweep:
         return Sweep.of(self._connection, raw)
