@@ -17,7 +17,7 @@ Extra = Literal["api", "worker", "verify"]
 BRINGS: dict[Extra, tuple[str, ...]] = {
     "api": ("pydantic_settings", "fastapi", "sqlalchemy", "alembic", "celery", "obstore"),
     "worker": ("fastapi", "sqlalchemy", "celery", "torch", "transformers"),
-    "verify": ("cryptography",),
+    "verify": ("cryptography", "structlog"),
 }
 """Extra -> modules by which it is told whether it is installed."""
 

@@ -13,6 +13,7 @@ from app.cli import cli
 from app.cli.exits import ExitCode
 from app.cli.extras import BRINGS
 from tests.helpers import fresh
+from workers.engine import DISTRIBUTION
 
 pytestmark = pytest.mark.xdist_group("base install")  # one environment for all
 MOST_BYTES = 40_000_000
@@ -51,7 +52,7 @@ def each(installed: Path, commands: list[list[str]]) -> list[tuple[list[str], in
         timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]  # type: ignore[misc]
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def test_the_client_imports_nothing_of_the_service(installed: Path) -> None:
@@ -97,6 +98,41 @@ def test_a_command_of_the_service_says_which_extra_it_needs(installed: Path) -> 
         assert "Traceback" not in said
     done = run(installed, "espalier", "serve")
     assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (ExitCode.USAGE, "", False)
+
+
+def with_extra(installed: Path, folder: Path, extra: str, *command: object) -> subprocess.CompletedProcess[str]:
+    """Run a command of the environment, with the libraries of an extra besides."""
+    libraries = folder / "libraries"
+    libraries.mkdir()
+    required = fresh.requirements(DISTRIBUTION, frozenset({extra}))
+    fresh.link(libraries, [each for each in required if each.name != DISTRIBUTION])
+    return subprocess.run(
+        [str(part) for part in command],
+        env={**fresh.variables(installed), "PYTHONPATH": str(libraries)},
+        cwd=folder, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_with_the_extra_of_verify_a_result_is_verified(installed: Path, tmp_path: Path) -> None:
+    """A folder that nobody signed; it is the libraries that are asked for here."""
+    (tmp_path / "keys.json").write_text('{"keys": []}')
+    (tmp_path / "result").mkdir()
+    done = with_extra(installed, tmp_path, "verify", installed / "espalier", "verify", "result", "--keys", "keys.json")
+    assert done.returncode == ExitCode.NOT_VERIFIED, done.stdout + done.stderr
+
+
+IMPORT_ALL = """
+import importlib, pkgutil
+import app, workers.reconciler
+
+for module in pkgutil.walk_packages(app.__path__, "app."):
+    importlib.import_module(module.name)
+"""
+
+
+def test_with_the_extra_of_the_api_all_of_it_is_there(installed: Path, tmp_path: Path) -> None:
+    done = with_extra(installed, tmp_path, "api", installed / "python", "-c", IMPORT_ALL)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_command_is_the_clients_or_says_its_extra() -> None:

@@ -168,7 +168,7 @@ def test_an_empty_file_is_made(tmp_path: Path) -> None:
 
 def test_other_bytes_than_announced_never_get_the_name(tmp_path: Path) -> None:
     for wrong in (CONTENT[::-1], CONTENT[:-1], CONTENT + b"x"):
-        with scripted(lambda request, n, wrong=wrong: reply(request, 200, wrong)) as (client, _):  # type: ignore[misc]
+        with scripted(lambda request, n, wrong=wrong: reply(request, 200, wrong)) as (client, _):
             with pytest.raises(CorruptFile):
                 fetch(client, tmp_path)
             assert list((tmp_path / "sub").iterdir()) == []

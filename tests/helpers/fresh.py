@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -55,20 +55,20 @@ def requirements(name: str, extras: frozenset[str] = frozenset()) -> Iterator[Di
                 waiting.append((requirement.name, frozenset(requirement.extras)))
 
 
-def environment(folder: Path, *linked: Distribution) -> Path:
-    """An environment with pip and these distributions; its `bin`."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    for each in (distribution("pip"), *linked):
+def link(site: Path, distributions: Iterable[Distribution]) -> None:
+    """Put the files of the distributions into `site`."""
+    for each in distributions:
         for top in {file.parts[0] for file in each.files or [] if file.parts[0] not in ("..", "__pycache__")}:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(each.locate_file(top))))
-    return folder / "bin"
 
 
 def base(folder: Path) -> Path:
-    """An environment to install the base client's wheel into: what that requires is there."""
-    return environment(folder, *(each for each in requirements(DISTRIBUTION) if each.name != DISTRIBUTION))
+    """An environment to install the base client's wheel into, with pip and what that requires; its `bin`."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    link(site, [distribution("pip"), *(each for each in requirements(DISTRIBUTION) if each.name != DISTRIBUTION)])
+    return folder / "bin"
 
 
 def variables(binaries: Path) -> dict[str, str]:
