@@ -9,9 +9,10 @@
 # families  every family that transformers builds, each kind of job on a tiny one: docs/families.md; goes on likewise
 # mlflow  publishing to MLflow's own server, which it installs in an environment of its own
 # wheel  dist/espalier_llm-….whl: the Python client and, with its extras, the service
+# upgrade  migrations with 100,000 jobs while the API of the version before serves
 # docs   what is generated: tables of README.md and docs/, the synchronous client
 # deploy-check  the Helm chart against Kubernetes' schemas, the Dockerfile, compose and alert rules, offline
-.PHONY: mlflow demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs wheel deploy-check setup
+.PHONY: mlflow demo serve test lint bench chaos golden digests methods methods-real methods-mixture training verdicts gpu families docs wheel deploy-check upgrade setup
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
@@ -26,6 +27,7 @@ methods: setup ; $(BIN)/python -m benchmarks.methods && $(BIN)/python -m benchma
 methods-real: setup ; $(BIN)/python -m benchmarks.real_model
 methods-mixture: setup ; $(BIN)/python -m benchmarks.mixtures
 training: setup ; $(BIN)/python -m benchmarks.training
+upgrade: setup ; $(BIN)/python -m benchmarks.upgrade
 deploy-check: .venv/.installed-deploy
 	$(BIN)/hadolint --failure-threshold info Dockerfile
 	$(BIN)/pytest tests/deploy -m "deploy or not deploy"

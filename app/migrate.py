@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -11,9 +14,14 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Connection, MetaData, Table, func, select
+from sqlalchemy.exc import OperationalError
 
 import migrations
 from app.db import Database
+
+REPEAT_FOR_S = 600.0
+"""Seconds for which a step is repeated that did not get a lock in time."""
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 def config(database_url: str) -> Config:
@@ -26,11 +34,23 @@ def config(database_url: str) -> Config:
 def upgrade(database_url: str, revision: str = "head") -> None:
     if database_url.startswith("sqlite:///"):
         Path(database_url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    command.upgrade(config(database_url), revision)
+    _patiently(command.upgrade, database_url, revision)
 
 
 def downgrade(database_url: str, revision: str) -> None:
-    command.downgrade(config(database_url), revision)
+    _patiently(command.downgrade, database_url, revision)
+
+
+def _patiently(go: Callable[[Config, str], None], database_url: str, revision: str) -> None:
+    """Go again where a step did not get a lock in time; the migrations before it are done."""
+    give_up_at = time.monotonic() + REPEAT_FOR_S
+    while True:
+        try:
+            return go(config(database_url), revision)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE or time.monotonic() > give_up_at:
+                raise
+        time.sleep(random.uniform(0.2, 1))
 
 
 def to(database_url: str, revision: str) -> None:

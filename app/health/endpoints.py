@@ -38,11 +38,11 @@ async def livez() -> Live:
 
 @router.get("/readyz", operation_id="health_ready", responses=described(500, 503))
 async def readyz(has: ServicesDep) -> Ready:
-    """Whether the database answers and has the schema this version needs, as of the last second."""
+    """Whether the database answers and has the schema this version needs, or a later one, as of the last second."""
     found = await has.readiness()
     if found is None:
         raise NotReady("The database cannot be reached.", code="database_unreachable")
-    if found.revision is None or found.revision != found.needed:
+    if found.revision is None or not found.fits:
         raise NotReady(
             f"The database is at revision {found.revision}, this version needs {found.needed}: "
             "run `espalier db upgrade`.",

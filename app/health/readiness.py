@@ -14,8 +14,11 @@ class Readiness(NamedTuple):
     revision: str | None
     """Of the schema, and None of an empty database."""
     needed: str | None
+    fits: bool
+    """It is the needed one, or of a later version, which is about to replace this one: migrations add to what is there.
+    """
     broker_late_s: float
-    """How long the oldest message to a worker has been due; 0 with another revision than the needed one."""
+    """How long the oldest message to a worker has been due; 0 with a revision that does not fit."""
 
 
 def readiness(database: Database) -> Readiness | None:
@@ -25,9 +28,10 @@ def readiness(database: Database) -> Readiness | None:
     needed = migrate.head()
     try:
         current = migrate.current(database)
-        if current != needed:
-            return Readiness(current, needed, 0)
+        fits = current == needed or (current is not None and not migrate.is_known(current))
+        if not fits:
+            return Readiness(current, needed, fits, 0)
         with database.read() as session:
-            return Readiness(current, needed, counts.outbox_oldest_s(session))
+            return Readiness(current, needed, fits, counts.outbox_oldest_s(session))
     except SQLAlchemyError:
         return None

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from migrations.online import add_column, beside_others, make_index
+
 revision = "0008"
 down_revision = "0007"
 branch_labels = None
@@ -20,9 +22,7 @@ Json = sa.JSON().with_variant(JSONB(), "postgresql")
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("asked_by", sa.String(length=100), nullable=True))
-    op.create_index("ix_jobs_list_updated", "jobs", ["tenant_id", "updated_at", "id"])
-    op.create_index("ix_jobs_list_priority", "jobs", ["tenant_id", "priority", "created_at", "id"])
+    add_column("jobs", sa.Column("asked_by", sa.String(length=100), nullable=True))
     # Workers that are alive now fill these when they are started again.
     for column in (
         sa.Column("seen_at", sa.BigInteger(), nullable=True),
@@ -30,7 +30,10 @@ def upgrade() -> None:
         sa.Column("parts", Json, nullable=True),
         sa.Column("methods", Json, nullable=True),
     ):
-        op.add_column("workers", column)
+        add_column("workers", column)
+    with beside_others():
+        make_index("ix_jobs_list_updated", "jobs", ["tenant_id", "updated_at", "id"])
+        make_index("ix_jobs_list_priority", "jobs", ["tenant_id", "priority", "created_at", "id"])
 
 
 def downgrade() -> None:

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from migrations.online import add_column, beside_others, fill_jobs
+
 revision = "0010"
 down_revision = "0009"
 branch_labels = None
@@ -22,14 +24,15 @@ EVALUATIONS = 8
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("methods", sa.String(length=500), server_default=sa.text("''"), nullable=False))
+    add_column("jobs", sa.Column("methods", sa.String(length=500), server_default=sa.text("''"), nullable=False))
     spec = sa.column("spec", sa.JSON().with_variant(JSONB(), "postgresql"))
     paths = [(stage, "method") for stage in STAGES]
     paths += [("evaluate", number, "method") for number in range(EVALUATIONS)]
     said = sa.literal(" ")
     for path in paths:
         said = said.concat(sa.func.coalesce(spec[path].as_string().concat(sa.literal(" ")), ""))
-    op.execute(sa.update(sa.table("jobs", spec, sa.column("methods"))).values(methods=said))
+    with beside_others():
+        fill_jobs(sa.update(sa.table("jobs", spec, sa.column("methods"))).values(methods=said))
 
 
 def downgrade() -> None:

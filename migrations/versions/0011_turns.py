@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from migrations.online import add_column, beside_others, make_index
+
 revision = "0011"
 down_revision = "0010"
 branch_labels = None
@@ -24,12 +26,16 @@ keys = sa.table("api_keys", sa.column("id"), sa.column("scopes", sa.JSON().with_
 
 
 def upgrade() -> None:
-    op.add_column("tenants", sa.Column("weight", sa.Integer(), server_default=sa.text("1"), nullable=False))
-    op.add_column("tenants", sa.Column("share_start", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
-    op.add_column("tenants", sa.Column("share_end", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
-    op.drop_index("ix_jobs_queue", "jobs")
-    op.create_index("ix_jobs_queue", "jobs", ["tenant_id", sa.text("priority DESC"), "created_at", "id"], **QUEUED)
-    _change(lambda scopes: [*scopes, SCOPE] if "jobs:write" in scopes else scopes)  # they could do it so far
+    add_column("tenants", sa.Column("weight", sa.Integer(), server_default=sa.text("1"), nullable=False))
+    add_column("tenants", sa.Column("share_start", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
+    add_column("tenants", sa.Column("share_end", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
+    _change(  # they could do it so far
+        lambda scopes: [*scopes, SCOPE] if "jobs:write" in scopes and SCOPE not in scopes else scopes
+    )
+    if op.get_bind().dialect.name == "sqlite":
+        op.drop_index("ix_jobs_queue", "jobs")
+    with beside_others():
+        make_index("ix_jobs_queue", "jobs", ["tenant_id", sa.text("priority DESC"), "created_at", "id"], **QUEUED)
 
 
 def downgrade() -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from migrations.online import add_column, beside_others, fill_jobs
+
 revision = "0012"
 down_revision = "0011"
 branch_labels = None
@@ -27,11 +29,12 @@ QUOTAS: dict[str, type[sa.Integer]] = {
 
 def upgrade() -> None:
     zero = sa.text("0")
-    op.add_column("jobs", sa.Column("device_ms", sa.BigInteger(), server_default=zero, nullable=False))
-    op.add_column("jobs", sa.Column("stored_bytes", sa.BigInteger(), server_default=zero, nullable=False))
-    op.add_column("tenants", sa.Column("stored_bytes", sa.BigInteger(), server_default=zero, nullable=False))
+    add_column("jobs", sa.Column("device_ms", sa.BigInteger(), server_default=zero, nullable=False))
+    add_column("jobs", sa.Column("stored_bytes", sa.BigInteger(), server_default=zero, nullable=False))
+    add_column("tenants", sa.Column("stored_bytes", sa.BigInteger(), server_default=zero, nullable=False))
     for name, kind in QUOTAS.items():
-        op.add_column("tenants", sa.Column(name, kind(), nullable=True))
+        add_column("tenants", sa.Column(name, kind(), nullable=True))
+    op.drop_table("device_times", if_exists=True)  # of a try that was interrupted
     op.create_table(
         "device_times",
         sa.Column("id", Serial, autoincrement=True, nullable=False),
@@ -44,24 +47,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_device_times"),
     )
     op.create_index("ix_device_times_tenant", "device_times", ["tenant_id", "at", "device_ms"])
-    op.execute(
-        "update jobs set stored_bytes = (select sum(bytes) from artifacts where job_id = jobs.id) "
-        "where id in (select job_id from artifacts)"
-    )
-    op.execute(
-        "update tenants set stored_bytes = "
-        "(select coalesce(sum(stored_bytes), 0) from jobs where tenant_id = tenants.id)"
-    )
-    op.execute(
-        "update jobs set device_ms = (select coalesce(sum(finished_at - started_at), 0) from attempts "
-        "where job_id = jobs.id and finished_at >= started_at) * devices"
-    )
-    op.execute(
-        "insert into device_times (tenant_id, job_id, attempt, at, device_ms) "
-        "select tenant_id, jobs.id, number, attempts.finished_at, "
-        "(attempts.finished_at - attempts.started_at) * devices "
-        "from attempts join jobs on jobs.id = job_id where attempts.finished_at >= attempts.started_at"
-    )
+    stored = "coalesce((select sum(bytes) from artifacts where job_id = jobs.id), 0)"
+    held = "coalesce((select sum(finished_at - started_at) from attempts where job_id = jobs.id "
+    held += "and finished_at >= started_at), 0) * devices"
+    jobs = sa.table("jobs", sa.column("stored_bytes"), sa.column("device_ms"))
+    with beside_others():
+        fill_jobs(sa.update(jobs).values(stored_bytes=sa.text(stored), device_ms=sa.text(held)))
+        op.execute(
+            "update tenants set stored_bytes = "
+            "(select coalesce(sum(stored_bytes), 0) from jobs where tenant_id = tenants.id)"
+        )
+        op.execute(
+            "insert into device_times (tenant_id, job_id, attempt, at, device_ms) "
+            "select tenant_id, jobs.id, number, attempts.finished_at, "
+            "(attempts.finished_at - attempts.started_at) * devices "
+            "from attempts join jobs on jobs.id = job_id where attempts.finished_at >= attempts.started_at"
+        )
 
 
 def downgrade() -> None:

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from migrations.online import add_column, beside_others, fill_jobs
+
 revision = "0017"
 down_revision = "0013"
 branch_labels = None
@@ -21,10 +23,11 @@ Serial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("queued_at", sa.BigInteger(), nullable=True))
-    op.add_column("jobs", sa.Column("traceparent", sa.String(length=55), nullable=True))
-    op.add_column("workers", sa.Column("use", Json, nullable=True))
-    op.execute("update jobs set queued_at = not_before where status = 'queued'")
+    add_column("jobs", sa.Column("queued_at", sa.BigInteger(), nullable=True))
+    add_column("jobs", sa.Column("traceparent", sa.String(length=55), nullable=True))
+    add_column("workers", sa.Column("use", Json, nullable=True))
+    for name in ("histograms", "observations"):
+        op.drop_table(name, if_exists=True)  # of a try that was interrupted
     op.create_table(
         "observations",
         sa.Column("id", Serial, autoincrement=True, nullable=False),
@@ -43,6 +46,9 @@ def upgrade() -> None:
         sa.Column("sum_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("metric", "labels", "bound_ms", name="pk_histograms"),
     )
+    queued = sa.table("jobs", sa.column("queued_at"), sa.column("not_before"), sa.column("status"))
+    with beside_others():
+        fill_jobs(sa.update(queued).where(queued.c.status == "queued").values(queued_at=queued.c.not_before))
 
 
 def downgrade() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from app import migrate
 from app.db import Base
 from app.settings import Settings
-from tests.helpers.api import GATED, Api
+from migrations import online
+from tests.helpers.api import GATED, Api, eventually
 
 
 def differences(api: Api) -> list[Any]:
@@ -59,3 +62,65 @@ def test_a_paused_job_is_queued_by_going_back(api: Api, settings: Settings) -> N
     assert api.get(done).json() == done
     with pytest.raises(IntegrityError), api.database.write() as session:
         session.execute(text("update jobs set status = 'nonsense'"))
+
+
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+@on_postgresql
+def test_one_that_was_interrupted_behind_its_first_steps_is_done_again(
+    api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = api.succeeded()
+    api.services.relay.stop()
+    migrate.downgrade(settings.database_url, "0007")
+    for step in ("make_index", "fill_jobs", "fill_jobs", "fill_jobs"):
+        done = getattr(online, step)
+
+        def interrupted(*arguments: Any, step: str = step, done: Any = done, **options: Any) -> None:
+            monkeypatch.setattr(online, step, done)  # in migrations that are loaded from now on
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(online, step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            migrate.upgrade(settings.database_url)
+        # Those before it are done for good; the rest goes on in batches of one job.
+        monkeypatch.setattr(online, "BATCH", 1)
+        with api.database.engine.connect() as connection:
+            reached = migrate.revision(connection)
+        assert reached is not None
+        migrate.upgrade(settings.database_url, {"0007": "0008", "0009": "0010", "0011": "0012"}.get(reached, "head"))
+    assert differences(api) == []
+    assert api.get(job).json() == {**job, "asked_by": None}
+
+
+@on_postgresql
+def test_they_wait_for_a_reader_without_holding_up_others(api: Api, settings: Settings) -> None:
+    api.submit()
+    api.services.relay.stop()
+    migrate.downgrade(settings.database_url, "0009")
+    tries = []
+    with api.database.engine.connect() as reader:
+        reader.execute(text("select * from jobs"))  # and its transaction stays open
+        thread = threading.Thread(target=migrate.upgrade, args=[settings.database_url])
+        thread.start()
+        waiting = text("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query ~ 'ALTER TABLE'")
+        with api.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
+            while tries[-4:] != [0, 1, 0, 1]:  # it has given up, and tried again
+                now = watcher.execute(waiting).scalar_one()
+                if not tries or tries[-1] != now:
+                    tries.append(now)
+                time.sleep(0.01)
+        assert thread.is_alive()
+    thread.join()
+    assert differences(api) == []
+
+
+def test_a_schema_of_a_later_version_is_ready(api: Api) -> None:
+    with api.database.write() as session:
+        session.execute(text("update alembic_version set version_num = '9999'"))
+    ready = api.client.get("/readyz")
+    assert (ready.status_code, ready.json()["schema_revision"]) == (200, "9999")
+    with api.database.write() as session:
+        session.execute(text("update alembic_version set version_num = '0001'"))
+    eventually(lambda: api.client.get("/readyz").status_code == 503)

@@ -43,7 +43,7 @@ class TestProbes:
 
     def test_readyz_wants_the_schema_of_this_version(self, api: Api) -> None:
         with api.database.write() as session:
-            session.execute(text("update alembic_version set version_num = '0000'"))
+            session.execute(text("update alembic_version set version_num = '0001'"))
         response = api.client.get("/readyz")
         assert (response.status_code, response.json()["code"]) == (503, "schema_mismatch")
         assert "espalier db upgrade" in response.json()["detail"]
