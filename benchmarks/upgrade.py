@@ -41,6 +41,10 @@ from jobs j, generate_series(1, :jobs) n where j.id = :id"""
 ATTEMPTS = """
 insert into attempts (job_id, number, fence, worker, outcome, started_at, finished_at)
 select id, 1, 1, 'w', 'succeeded', created_at, created_at + 60000 from jobs where id <> :id"""
+ARTIFACTS = """
+insert into artifacts (job_id, path, bytes, sha256, key)
+select id, path, 1000, md5(id || path), id || '/' || path
+from jobs, (values ('model.safetensors'), ('config.json'), ('manifest.json')) files (path) where status = 'succeeded'"""
 HELD = """
 select coalesce(max(extract(epoch from clock_timestamp() - a.xact_start)), 0) from pg_locks l
 join pg_class c on c.oid = l.relation join pg_stat_activity a on a.pid = l.pid
@@ -153,6 +157,7 @@ def measure(folder: Path, old: Path, url: str, jobs: int) -> None:
         with engine.begin() as connection:
             connection.execute(text(MULTIPLY), {"jobs": jobs, "id": job})
             connection.execute(text(ATTEMPTS), {"id": job})
+            connection.execute(text(ARTIFACTS))
         with engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("analyze"))
         engine.dispose()

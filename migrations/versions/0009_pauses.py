@@ -10,6 +10,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from migrations.online import add_column, beside_others
+
 revision = "0009"
 down_revision = "0008"
 branch_labels = None
@@ -20,8 +22,11 @@ AFTER = "status in ('queued', 'running', 'pausing', 'paused', 'cancelling', 'suc
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("paused_at", sa.BigInteger(), nullable=True))
+    add_column("jobs", sa.Column("paused_at", sa.BigInteger(), nullable=True))
     _replace(BEFORE, AFTER)
+    with beside_others():
+        if op.get_bind().dialect.name == "postgresql":
+            op.execute("alter table jobs validate constraint ck_jobs_status")
 
 
 def downgrade() -> None:
@@ -36,7 +41,7 @@ def _replace(old: str, new: str) -> None:
     """Change the constraint on the statuses."""
     if op.get_bind().dialect.name != "sqlite":
         op.drop_constraint(op.f("ck_jobs_status"), "jobs")
-        op.create_check_constraint(op.f("ck_jobs_status"), "jobs", new)
+        op.create_check_constraint(op.f("ck_jobs_status"), "jobs", new, postgresql_not_valid=True)
         return
     # SQLite has no way but to copy the table, whose removal would take along what hangs on each job, or this, which its
     # documentation (lang_altertable, 7) gives for constraints.

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from migrations.online import add_column, beside_others, make_index
+
 revision = "0015"
 down_revision = "0014"
 branch_labels = None
@@ -24,11 +26,8 @@ FRONT = sa.text("keep = 'front'")
 def upgrade() -> None:
     for table, columns in _columns().items():
         for column in columns:
-            op.add_column(table, column)
-    op.create_index("ix_jobs_files_due", "jobs", ["files_due_at"], postgresql_where=DUE, sqlite_where=DUE)
-    op.create_index("ix_jobs_front", "jobs", ["finished_at"], postgresql_where=FRONT, sqlite_where=FRONT)
-    op.create_index("ix_artifacts_content", "artifacts", ["tenant_id", "sha256", "key"])
-    op.create_index("ix_artifacts_key", "artifacts", ["key"])
+            add_column(table, column)
+    op.drop_table("removed_artifacts", if_exists=True)  # of a try that was interrupted
     op.create_table(
         "removed_artifacts",
         sa.Column("job_id", sa.String(length=40), nullable=False),
@@ -38,6 +37,11 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_removed_artifacts_job_id_jobs", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "path", name="pk_removed_artifacts"),
     )
+    with beside_others():
+        make_index("ix_jobs_files_due", "jobs", ["files_due_at"], postgresql_where=DUE, sqlite_where=DUE)
+        make_index("ix_jobs_front", "jobs", ["finished_at"], postgresql_where=FRONT, sqlite_where=FRONT)
+        make_index("ix_artifacts_content", "artifacts", ["tenant_id", "sha256", "key"])
+        make_index("ix_artifacts_key", "artifacts", ["key"])
 
 
 def downgrade() -> None:
