@@ -14,10 +14,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Connection, MetaData, Table, func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 import migrations
-from app.db import Database
+from app.db import Database, asks_to_repeat
 
 REPEAT_FOR_S = 600.0
 """Seconds for which a step is repeated that did not get a lock in time."""
@@ -42,13 +42,14 @@ def downgrade(database_url: str, revision: str) -> None:
 
 
 def _patiently(go: Callable[[Config, str], None], database_url: str, revision: str) -> None:
-    """Go again where a step did not get a lock in time; the migrations before it are done."""
+    """Go again where a step did not get a lock in time, or was undone for another's sake; those before it are done."""
     give_up_at = time.monotonic() + REPEAT_FOR_S
     while True:
         try:
             return go(config(database_url), revision)
-        except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE or time.monotonic() > give_up_at:
+        except DBAPIError as error:
+            repeat = asks_to_repeat(error) or getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE
+            if not repeat or time.monotonic() > give_up_at:
                 raise
         time.sleep(random.uniform(0.2, 1))
 

@@ -41,7 +41,7 @@ def _replace(old: str, new: str) -> None:
     """Change the constraint on the statuses."""
     if op.get_bind().dialect.name != "sqlite":
         op.drop_constraint(op.f("ck_jobs_status"), "jobs")
-        op.create_check_constraint(op.f("ck_jobs_status"), "jobs", new, postgresql_not_valid=True)
+        op.execute(f"alter table jobs add constraint ck_jobs_status check ({new}) not valid")
         return
     # SQLite has no way but to copy the table, whose removal would take along what hangs on each job, or this, which its
     # documentation (lang_altertable, 7) gives for constraints.
