@@ -25,8 +25,7 @@ def upgrade() -> None:
     add_column("jobs", sa.Column("paused_at", sa.BigInteger(), nullable=True))
     _replace(BEFORE, AFTER)
     with beside_others():
-        if op.get_bind().dialect.name == "postgresql":
-            op.execute("alter table jobs validate constraint ck_jobs_status")
+        _validate()
 
 
 def downgrade() -> None:
@@ -34,6 +33,7 @@ def downgrade() -> None:
     op.execute("update jobs set status = 'queued' where status = 'paused'")
     op.execute("update jobs set status = 'running' where status = 'pausing'")
     _replace(AFTER, BEFORE)
+    _validate()
     op.drop_column("jobs", "paused_at")
 
 
@@ -54,3 +54,9 @@ def _replace(old: str, new: str) -> None:
     assert changed.rowcount == 1
     op.execute(f"pragma schema_version = {version + 1}")
     op.execute("pragma writable_schema = off")
+
+
+def _validate() -> None:
+    """On PostgreSQL the constraint holds for new rows at once, and for the others once they have been looked at."""
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("alter table jobs validate constraint ck_jobs_status")
