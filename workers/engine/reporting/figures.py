@@ -204,6 +204,10 @@ def _bars(
         )
 
 
+_LONG = re.compile(r"\d+\.\d{3,}")
+"""Numbers with more decimals than show: a figure is 700 pixels wide."""
+
+
 def _svg(figure: Figure, label: str) -> str:
     """The figure as an `<svg>` element that scales with the page, labelled for screen readers."""
     buffer = io.StringIO()
@@ -217,6 +221,8 @@ def _svg(figure: Figure, label: str) -> str:
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would style the whole page
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # names of groups, the same in every figure, referred to by none
     svg = re.sub(r"font-family: [^;\"]*;?", "", svg).replace("xlink:href", "href")
+    svg = re.sub(r"<[^>]*>", lambda tag: _LONG.sub(lambda number: f"{float(number[0]):.2f}", tag[0]), svg)
+    svg = re.sub(r"\s+", " ", svg).replace("> <", "><")
     for stand_in, variable in _VARIABLES.items():
         svg = svg.replace(stand_in, variable)
     return svg
