@@ -4,7 +4,8 @@ Those that are not lose their files when that is certain. While children may sti
 the front if another is as good in everything that may become an axis and better in one that must be: whatever comes
 later, it stays behind that one. Near misses and rounding (`Axis.tolerance`) are settled when all children have ended,
 by the front as GET /v1/sweeps/{id}/pareto has it then. Equal ones are all on it, or none. A child without these
-measurements is on no front; one that did not succeed has no files.
+measurements is on no front; one that did not succeed has no files. Nor is one whose gates fail, however good: nobody
+will use it, and it must not cost another its files.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ def mark(session: Session, sweep_id: str) -> list[str]:
     if sweep is None or sweep.retention is None or sweep.retention["keep"] != "front":
         return []
     children, reports = repository.children(session, sweep_id), repository.measurements(session, sweep_id)
+    failing = {child.number for child in children if child.verdict == "fail"}
+    reports = {number: report for number, report in reports.items() if number not in failing}
     if any(child.status in ACTIVE for child in children):
-        beaten = certainly_beaten(sweep, reports)
+        beaten = failing | certainly_beaten(sweep, reports)
     else:
-        beaten = not_on_front(sweep, children, reports)
+        beaten = failing | not_on_front(sweep, children, reports)
     marked = []
     for child, job in repository.lock_jobs(session, sweep_id, ["succeeded"]):
         if child.number in beaten and job.keep == "front":

@@ -68,7 +68,7 @@ class SweepRetention(Request):
 
     keep: Literal["all", "front", "report"] = Field(
         description="`front`: files of a child go when it is certain that it is not on the front, those of near misses "
-        "when all children have ended. Equal ones are on it together."
+        "when all children have ended. Equal ones are on it together; one whose gates fail is not."
     )
     days: Days = Field(0, description="Days after a child's end from when on that counts; everything stays until then.")
     quality: str | None = Field(

@@ -19,7 +19,7 @@ from app.jobs.models import Event, FileRemoval, Job
 from app.publications.models import Publication
 from app.settings import Settings
 from tests.helpers.api import FILES, REPORT, SPEC, Api, make_key, others, pointers, with_manifest
-from workers.engine.report import Report
+from workers.engine.report import Report, Verdict
 from workers.reconciler import Reconciler
 
 DAY = 86_400_000
@@ -299,8 +299,9 @@ class TestFront:
         assert answer.status_code == 202, answer.text
         return answer.json()
 
-    def end(self, api: Api, *value: float) -> None:
-        api.succeed(api.claim(), measured(*value), with_manifest(others()))
+    def end(self, api: Api, *value: float, verdict: Verdict | None = None) -> None:
+        report = measured(*value).model_copy(update={"verdict": verdict})
+        api.succeed(api.claim(), report, with_manifest(others()))
 
     def whole(self, api: Api, sweep: dict[str, Any]) -> list[int]:
         """Numbers of the children that have their files."""
@@ -357,6 +358,18 @@ class TestFront:
             shift(api, {"id": child["job_id"]}, 2 * DAY)
         reconciler.apply_retention()
         assert self.whole(api, sweep) == [0, 1]
+
+    def test_one_whose_gates_fail_is_not_kept_and_costs_no_other_its_files(
+        self, api: Api, reconciler: Reconciler
+    ) -> None:
+        sweep = self.submit(api, 3)
+        self.end(api, 10, 5, 0.5, verdict="pass")
+        self.end(api, 9, 4, 0.6, verdict="fail")  # better in all that is compared
+        reconciler.apply_retention()
+        assert self.whole(api, sweep) == [0]
+        self.end(api, 9.5, 6, 0.5, verdict="inconclusive")
+        reconciler.apply_retention()
+        assert self.whole(api, sweep) == [0, 2]
 
     def test_a_measurement_that_is_not_finite_is_none(self, api: Api, reconciler: Reconciler) -> None:
         sweep = self.submit(api, 2)
