@@ -40,7 +40,7 @@ def measure(books: Path, windows: int, length: int) -> dict[str, NDArray[np.floa
     from workers.engine.methods.evaluate.perplexity import PerplexityParams
     from workers.engine.model.loaded import load_model
     from workers.engine.model.loss import nll
-    from workers.engine.model.windows import load_tokens, loss_windows
+    from workers.engine.model.windows import load_tokens, measured_windows
     from workers.engine.pipeline import compress
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
@@ -48,7 +48,7 @@ def measure(books: Path, windows: int, length: int) -> dict[str, NDArray[np.floa
     dense = ROOT / "examples/models/bookworm-7m"
     tokenizer = AutoTokenizer.from_pretrained(dense)
     params = PerplexityParams(dataset=books.name, sequence_length=length, per_document=windows)
-    found = loss_windows(
+    found = measured_windows(
         params, lambda ref, wanted: load_tokens(ref, tokenizer, Sources(books, books.parent), "", wanted), ""
     )
     assert found.documents is not None  # books are longer than windows

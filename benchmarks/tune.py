@@ -135,7 +135,7 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     from workers.engine.methods.evaluate.perplexity import PerplexityParams
     from workers.engine.model.loaded import load_model
     from workers.engine.model.loss import nll
-    from workers.engine.model.windows import load_tokens, loss_windows
+    from workers.engine.model.windows import load_tokens, measured_windows
     from workers.engine.pipeline import compress
     from workers.engine.planning.plan import feasible
     from workers.engine.sources.resolve import Sources, resolve_model
@@ -163,7 +163,7 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         found["losses"] = losses
     if not run["read"]:
         return found | {"perplexity": None}
-    windows = loss_windows(
+    windows = measured_windows(
         PerplexityParams(**HELD_OUT),
         lambda ref, wanted: load_tokens(ref, dense.tokenizer, sources, "/evaluate/0", wanted),
         "/evaluate/0",

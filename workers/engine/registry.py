@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from workers.engine.contracts.params import STAGES, Group, MethodParams, Scores, Stage, Stat, Unit
 from workers.engine.contracts.protocols import (
     Allocator,
+    ComparingEvaluator,
     Evaluator,
     Measure,
     PairedEvaluator,
@@ -67,6 +68,8 @@ class Method:
     """Evaluators: whether the model must be in memory as a whole."""
     paired: bool = False
     """Evaluators: whether their values drift with the machine's load, so that both models are measured in turn."""
+    compares: bool = False
+    """Evaluators: whether they look at both models at once."""
     measure: Callable[..., Any] | None = None
     """Measures a dense block before the sparsity is spread. All unit scorers have one, and some allocators."""
     by_place: bool = False
@@ -262,6 +265,18 @@ def paired_evaluator(params: type[P], *, paper: str = "") -> Callable[[PairedEva
 
     def register(function: PairedEvaluator[P]) -> PairedEvaluator[P]:
         _register("evaluate", params, function, paper=paper, paired=True)
+        return function
+
+    return register
+
+
+def comparing_evaluator(
+    params: type[P], *, paper: str = ""
+) -> Callable[[ComparingEvaluator[P]], ComparingEvaluator[P]]:
+    """Register a measurement of what the pruned model makes of the dense one's predictions."""
+
+    def register(function: ComparingEvaluator[P]) -> ComparingEvaluator[P]:
+        _register("evaluate", params, function, paper=paper, compares=True)
         return function
 
     return register

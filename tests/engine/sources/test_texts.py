@@ -28,7 +28,7 @@ from workers.engine.errors import EngineError, InvalidSpec, UnsupportedModel
 from workers.engine.methods.evaluate import harness
 from workers.engine.methods.evaluate.perplexity import PerplexityParams
 from workers.engine.model import windows as data
-from workers.engine.model.windows import load_tokens, loss_windows, opening_ids, random_windows, wanted_of
+from workers.engine.model.windows import load_tokens, measured_windows, opening_ids, random_windows, wanted_of
 from workers.engine.reporting.model_card import render as render_card
 from workers.engine.reporting.page import render as render_page
 from workers.engine.sources.resolve import Sources
@@ -141,7 +141,7 @@ def test_golden_windows(bookworm: PreTrainedTokenizerBase, examples: Sources) ->
     def read(ref: DataRef, wanted: Wanted) -> data.Tokens:
         return load_tokens(ref, bookworm, examples, "/evaluate/0", wanted)
 
-    found = loss_windows(params, read, "/evaluate/0")
+    found = measured_windows(params, read, "/evaluate/0")
     assert torch.equal(found.ids_NL, expected)
     assert found.documents == tuple(book for book in range(5) for _ in range(12))
 
@@ -424,7 +424,7 @@ def test_a_batch_of_a_parquet_file_is_small(bookworm: PreTrainedTokenizerBase, s
 
 def windows_of(tokens: data.Tokens, length: int, count: int | None = None, per_document: int | None = None) -> Any:
     params = PerplexityParams(dataset="a.txt", sequence_length=length, samples=count, per_document=per_document)
-    return loss_windows(params, lambda ref, wanted: tokens, "/evaluate/0")
+    return measured_windows(params, lambda ref, wanted: tokens, "/evaluate/0")
 
 
 def test_a_window_is_of_the_document_that_most_of_it_is_of() -> None:
@@ -449,10 +449,10 @@ def test_documents_are_known_by_their_column_and_reading_stops(
     ref = PerplexityParams(
         dataset="a.jsonl", document_field="book", sequence_length=32, samples=6, per_document=2
     )  # fmt: skip
-    found = loss_windows(ref, lambda r, wanted: load_tokens(r, bookworm, sources, "", wanted), "")
+    found = measured_windows(ref, lambda r, wanted: load_tokens(r, bookworm, sources, "", wanted), "")
     assert found.documents == (0, 0, 1, 1, 2, 2)
     rowwise = ref.model_copy(update={"document_field": None, "per_document": 1})
-    found = loss_windows(rowwise, lambda r, wanted: load_tokens(r, bookworm, sources, "", wanted), "")
+    found = measured_windows(rowwise, lambda r, wanted: load_tokens(r, bookworm, sources, "", wanted), "")
     assert found.documents == (0, 1, 2, 3, 4, 5)
 
 
@@ -553,7 +553,7 @@ def test_rows_shorter_than_windows_are_documents_only_by_name(
     def documents_of(length: int, **fields: Any) -> Any:
         params = PerplexityParams(dataset="a.jsonl", sequence_length=length, samples=6, **fields)
         read = lambda ref, wanted: load_tokens(ref, bookworm, sources, "", wanted)  # noqa: E731
-        return loss_windows(params, read, "").documents
+        return measured_windows(params, read, "").documents
 
     assert documents_of(128) is None
     assert len(set(documents_of(128, document_field="book"))) > 1

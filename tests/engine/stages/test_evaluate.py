@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -385,6 +386,75 @@ def test_both_models_are_held_if_they_fit_and_loaded_in_turn_if_not(
     assert loaded == loads
     assert found.metrics[1].degrees_of_freedom >= 3
     assert found.metrics[1].ratio == pytest.approx(found.metrics[1].pruned / found.metrics[1].dense)
+
+
+AGREEMENT = {"method": "agreement", "dataset": "heldout.txt", "sequence_length": 32, "samples": 5, "batch_size": 2}
+
+
+class TestAgreement:
+    def test_a_model_agrees_with_itself(self, sources: Sources, tiny: Path, tmp_path: Path) -> None:
+        kl, top1 = run(sources, tmp_path, tiny, evaluate=[AGREEMENT]).metrics
+        assert (kl.name, kl.dense, kl.pruned, kl.ratio) == ("agreement/heldout.txt/kl", 0, 0, None)
+        assert (top1.name, top1.dense, top1.pruned) == ("agreement/heldout.txt/top1", 1, 1)
+
+    @pytest.mark.parametrize("most", [2, 1])
+    def test_is_that_of_plain_transformers_whether_both_fit_or_one(
+        self,
+        most: int,
+        sources: Sources,
+        tiny: Path,
+        save_model: SaveModel,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from transformers import LlamaConfig
+
+        other = save_model("other", LlamaConfig(**SIZES | {"initializer_range": 0.1}))
+        alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        loads = []
+
+        def load_model(folder: Path, *rest: Any) -> Any:
+            assert len(alive) < most, "the one is gone before the other comes"
+            loads.append(folder.name)
+            model = whole.load_model(folder, *rest)
+            alive.add(model)
+            return model
+
+        monkeypatch.setattr("workers.engine.stages.evaluate.load_model", load_model)
+        monkeypatch.setattr("workers.engine.stages.evaluate.load_result", load_model)
+        monkeypatch.setattr("workers.engine.stages.evaluate.whole_models", lambda *_: most)
+        kl, top1 = run(sources, tmp_path, other, evaluate=[AGREEMENT]).metrics
+        assert loads == (["tiny", "other"] if most == 2 else ["tiny", "other"] * 3)
+
+        tokens = AutoTokenizer.from_pretrained(tiny)(
+            (sources.data_dir / "heldout.txt").read_text(), return_tensors="pt"
+        )
+        ids_NT = tokens.input_ids[0, : 5 * 32].view(5, 32)
+        with torch.no_grad():
+            dense, pruned = (
+                AutoModelForCausalLM.from_pretrained(folder)(ids_NT).logits[:, :-1].double() for folder in (tiny, other)
+            )
+        p, q = dense.softmax(-1), pruned.softmax(-1)
+        assert kl.pruned > 0.01
+        assert kl.pruned == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-5)
+        assert top1.pruned == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
+        assert kl.pruned_stderr is not None
+        assert (kl.higher_is_better, top1.higher_is_better) == (False, True)
+
+
+def test_answers_that_changed_are_counted_where_the_mean_hides_them() -> None:
+    """Of four answers two are right in both models, and only one in the same."""
+
+    def answers(*parts: float, **declared: Any) -> Measurement:
+        name, value = "harness/task/acc", sum(parts) / len(parts)
+        return Measurement(name, value, "acc", True, 0.2, parts=parts, documents=range(len(parts)), **declared)
+
+    before, after = answers(1, 1, 0, 0, right_or_wrong=True), answers(1, 0, 1, 0, right_or_wrong=True)
+    score, flips = join([before], [after])
+    assert (score.dense, score.pruned) == (0.5, 0.5)
+    assert (flips.name, flips.dense, flips.pruned, flips.higher_is_better) == ("harness/task/acc/flips", 0, 0.5, False)
+    assert flips.pruned_stderr == pytest.approx((1 / 3) ** 0.5 / 2)  # of 0, 1, 1, 0
+    assert len(join([answers(1, 0.5)], [answers(0.2, 0.3)])) == 1, "no answer is half right"
 
 
 def test_without_measurements_no_model_is_loaded(sources: Sources, tiny: Path, tmp_path: Path) -> None:

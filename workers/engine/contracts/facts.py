@@ -217,6 +217,8 @@ class Measurement:
     """(prompt, what the model wrote), for people to read."""
     margin: float | None = None
     """A relative change within this is called the same; None where every significant change counts."""
+    right_or_wrong: bool = False
+    """Whether each of `parts` is 1 for a right answer and 0 for a wrong one."""
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,8 @@ class MethodParams(BaseModel):
         return 0.0
 
 
-class LossMethodParams(DataRef, MethodParams):
-    """Base of evaluators of the loss on a text, which a target can bound."""
+class WindowsMethodParams(DataRef, MethodParams):
+    """Base of evaluators that read consecutive windows of a text."""
 
     sequence_length: int
     samples: int | None
@@ -149,6 +149,16 @@ class LossMethodParams(DataRef, MethodParams):
     @property
     def most_tokens(self) -> int | None:
         return None if self.samples is None else self.samples * self.sequence_length
+
+    @property
+    def variant(self) -> str:
+        """What makes the windows others than those of the text's label, their number and length alone."""
+        names = ("bos", "per_document")
+        return "".join(f"/{name}={value}" for name in names if (value := getattr(self, name)) not in ("auto", None))
+
+
+class LossMethodParams(WindowsMethodParams):
+    """Base of evaluators of the loss on a text, which a target can bound."""
 
 
 DECODE_TOLERANCE = 0.05

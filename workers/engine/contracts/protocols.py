@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from workers.engine.contracts.params import MethodParams
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -108,3 +108,17 @@ class PairedEvaluator(Protocol[P_contra]):
     memory, as often as it is loaded. The stage reads the probes of both in turn. Readings are not kept for a retry."""
 
     def __call__(self, context: EvaluationContext, params: P_contra, /) -> list[Probe]: ...
+
+
+class ComparingEvaluator(Protocol[P_contra]):
+    """`(dense, pruned, params) -> (of the dense model against itself, of the pruned one against it)`: measurements in
+    the same order. Each model is asked for by a call. Where one alone fits in memory it is loaded by each call: no
+    context may be held while the other is asked for."""
+
+    def __call__(
+        self,
+        dense: Callable[[], EvaluationContext],
+        pruned: Callable[[], EvaluationContext],
+        params: P_contra,
+        /,
+    ) -> tuple[list[Measurement], list[Measurement]]: ...

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from workers.engine.contracts.params import LossMethodParams
+from workers.engine.contracts.params import WindowsMethodParams
 from workers.engine.contracts.texts import OneDomain, Tokens, Wanted
 from workers.engine.contracts.tuning_params import TuneMethodParams
 from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
@@ -44,7 +44,7 @@ def wanted_of(ref: DataRef) -> Wanted:
             return Wanted(count, length, characters=max(count * length * CHARACTERS_PER_TOKEN, LEAST_CHARACTERS))
         case TuneMethodParams():
             return Wanted(ref.steps * ref.batch, ref.sequence_length, held_out=ref.holdout)
-        case LossMethodParams():
+        case WindowsMethodParams():
             return Wanted(ref.samples, ref.sequence_length, ref.per_document)
     raise TypeError(f"{type(ref).__name__} is no text of a spec")
 
@@ -169,8 +169,10 @@ def held_out_windows(tokens: Tokens, length: int, *, holdout: int, least: int, m
     return HeldOut(train_NL, found.ids_NL, len(held), _parts(shares))
 
 
-def loss_windows(params: LossMethodParams, load: Callable[[LossMethodParams, Wanted], Tokens], field: str) -> Windows:
-    """The windows whose loss an evaluation measures and a target may bound.
+def measured_windows(
+    params: WindowsMethodParams, load: Callable[[WindowsMethodParams, Wanted], Tokens], field: str
+) -> Windows:
+    """The windows on which an evaluation measures, and whose loss a target may bound.
 
     Rows shorter than windows may be paragraphs of one document, as WikiText's are: where half of the windows have no
     row that makes up half of them, documents are known only by a `document_field`.

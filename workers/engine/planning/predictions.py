@@ -133,7 +133,8 @@ def whole_models(spec: CompressionSpec, source: ModelSource, architecture: Archi
 
 def _in_turn(spec: CompressionSpec) -> bool:
     """Whether anything is measured on both models in turn."""
-    return _decode_time(spec) or any(method_of("evaluate", params).paired for params in spec.evaluate)
+    found = [method_of("evaluate", params) for params in spec.evaluate]
+    return _decode_time(spec) or any(method.paired or method.compares for method in found)
 
 
 def _decode_time(spec: CompressionSpec) -> bool:

@@ -25,7 +25,7 @@ from workers.engine.model.loaded import block_tensors
 from workers.engine.model.memory import memory_budget
 from workers.engine.model.provenance import environment
 from workers.engine.model.trial_losses import Trials
-from workers.engine.model.windows import load_tokens, loss_windows
+from workers.engine.model.windows import load_tokens, measured_windows
 from workers.engine.planning.fit_to_size import fitting_sparsity
 from workers.engine.planning.predictions import TRIAL_TOKENS, whole_models
 from workers.engine.registry import compared, method_of
@@ -203,7 +203,7 @@ def _ratio_text(spec: CompressionSpec, model: LoadedModel, sources: Sources) -> 
     def read(ref: DataRef, wanted: Wanted) -> Tokens:
         return load_tokens(ref, model.tokenizer, sources, pointer, wanted, vocabulary=model.architecture.vocabulary)
 
-    return Calibration(loss_windows(params, read, pointer).ids_NL, params.label)
+    return Calibration(measured_windows(params, read, pointer).ids_NL, params.label)
 
 
 def _first_tokens(calibration: Calibration, tokens: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Evaluate: every measurement of the spec, on the dense and on the pruned model, in one run with one data set.
 
 The models are loaded from their folders by plain transformers, as users load them, which also tests that the result
-loads. One is in memory at a time; where it does not fit, one of its blocks is. Measurements that drift with the machine
-are made last, on both models in turn; both are in memory if they fit.
+loads. One is in memory at a time; where it does not fit, one of its blocks is. Measurements that look at both models,
+and those that drift with the machine and are made on both in turn, come last; both are in memory if they fit.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from workers.engine.contracts.facts import Measurement, Probe
 from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import LossMethodParams
 from workers.engine.errors import NumericalFailure, SequenceTooLong
-from workers.engine.maths.standard_errors import SURE, compared
+from workers.engine.maths.standard_errors import SURE, compared, spread
 from workers.engine.model.calibration import Calibration
 from workers.engine.model.loaded import LoadedModel, block_tensors, load_model, load_result, result_of
 from workers.engine.model.loss import nll
@@ -162,7 +162,9 @@ def evaluate(
     budget = min(ranks.gather(free))
     held = _Held(dense, whole_models(spec, dense.source, dense.architecture, budget), run.events, budget)
     pruned = result_of(dense, pruned_dir)
-    paired = {index for index, params in enumerate(spec.evaluate) if method_of("evaluate", params).paired}
+    of_each = [method_of("evaluate", params) for params in spec.evaluate]
+    paired = {index for index, method in enumerate(of_each) if method.paired}
+    comparing = {index for index, method in enumerate(of_each) if method.compares}
     done, total = 0, 2 * len(spec.evaluate)
 
     def advance(by: int) -> None:
@@ -177,7 +179,10 @@ def evaluate(
         return ranks.first(lambda: evaluated(loaded, index))
 
     def evaluated(loaded: LoadedModel, index: int) -> Any:
-        context = EvaluatedModel(
+        return of_each[index].function(context_of(loaded, index), spec.evaluate[index])
+
+    def context_of(loaded: LoadedModel, index: int) -> EvaluatedModel:
+        return EvaluatedModel(
             loaded=loaded,
             whole=held.model(loaded),
             seed=spec.seed,
@@ -187,14 +192,12 @@ def evaluate(
             checkpoint=run.checkpoint,
             pointer=f"/evaluate/{index}",
         )
-        params = spec.evaluate[index]
-        return method_of("evaluate", params).function(context, params)
 
     def measure(loaded: LoadedModel, compare: Callable[[int, float], None]) -> dict[int, list[Measurement]]:
         """Calls `compare` with the value that the spec bounds, as soon as it is measured."""
         measured: dict[int, list[Measurement]] = {}
         for index, params in sorted(enumerate(spec.evaluate), key=lambda item: item[1] is not spec.ratio_text):
-            if index not in paired:
+            if index not in paired | comparing:
                 measured[index] = measurements(loaded, index)
                 _refuse_non_finite(measured[index])
                 advance(1)
@@ -205,6 +208,12 @@ def evaluate(
     def in_turns(index: int) -> list[Metric]:
         opens = [partial(evaluated, loaded, index) for loaded in (dense, pruned)]
         return [metric_of(*found) for found in in_turn(*opens, resident=held.most > 1)]
+
+    def compared_at_once(index: int) -> list[Metric]:
+        models = [partial(context_of, loaded, index) for loaded in (dense, pruned)]
+        of_itself, of_pruned = of_each[index].function(*models, spec.evaluate[index])
+        _refuse_non_finite(of_pruned)
+        return join(of_itself, of_pruned)
 
     saved = run.checkpoint.load_json(DENSE_MEASUREMENTS)
     with torch.inference_mode():
@@ -218,6 +227,9 @@ def evaluate(
             advance(len(before))
         after = measure(pruned, lambda index, value: check_ratio(value / before[index][0].value))
         found = {index: join(before[index], after[index], resumed=saved is not None) for index in after}
+        for index in sorted(comparing):
+            found[index] = ranks.first(partial(compared_at_once, index))
+            advance(2)
         for index in sorted(paired):
             found[index] = ranks.first(partial(in_turns, index))
             advance(2)
@@ -253,7 +265,7 @@ def join(dense: list[Measurement], pruned: list[Measurement], *, resumed: bool =
     """Pair measurements of the two models, in the spec's order. `resumed`: an earlier attempt measured the dense
     one."""
     metrics = []
-    for before, after in zip(dense, pruned, strict=True):
+    for before, after in _with_flips(dense, pruned):
         if before.name != after.name:
             raise ValueError(f"{before.name} of the dense model stands against {after.name} of the pruned one")
         metrics.append(
@@ -273,6 +285,28 @@ def join(dense: list[Measurement], pruned: list[Measurement], *, resumed: bool =
             )
         )
     return apart(metrics)
+
+
+def _with_flips(dense: list[Measurement], pruned: list[Measurement]) -> Iterator[tuple[Measurement, Measurement]]:
+    """The pairs, and behind one of right and wrong answers how many of them changed: right ones may make up for wrong
+    ones in the mean (Dutta et al. 2024, arXiv:2407.09141)."""
+    for before, after in zip(dense, pruned, strict=True):
+        yield before, after
+        if before.parts and after.parts and before.right_or_wrong and after.right_or_wrong:
+            changed = [abs(new - old) for new, old in zip(after.parts, before.parts, strict=True)]
+            sure = spread(changed, after.documents)
+            flips = replace(
+                after,
+                name=f"{after.name}/flips",
+                value=math.fsum(changed) / len(changed),
+                unit="share of answers",
+                higher_is_better=False,
+                stderr=sure.stderr,
+                degrees_of_freedom=sure.degrees_of_freedom,
+                parts=changed,
+                note=f"answers that are right in one model alone, of {len(changed)}",
+            )
+            yield replace(flips, value=0.0, stderr=0.0, parts=[0.0] * len(changed)), flips
 
 
 def apart(metrics: list[Metric]) -> list[Metric]:

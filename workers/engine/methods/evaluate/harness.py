@@ -32,6 +32,10 @@ _REQUEST_TOKENS = 512
 """Assumed length of a request; tasks differ."""
 
 
+RIGHT_OR_WRONG = ("acc", "acc_norm", "exact_match")
+"""The harness's metrics that judge each answer by itself."""
+
+
 class HarnessParams(MethodParams):
     """Tasks of the lm-evaluation-harness."""
 
@@ -154,6 +158,7 @@ def _measurements(task: str, scores: dict[str, Any], found: dict[str, Any]) -> l
                 parts=answers or [],
                 documents=list(range(len(answers))) if answers else None,  # each question is a document
                 degrees_of_freedom=len(answers) - 1 if answers and len(answers) > 1 else None,
+                right_or_wrong=metric in RIGHT_OR_WRONG and set(answers or ()) <= {0, 1},
             )
         )
     return measurements

@@ -59,16 +59,13 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
     Raises SequenceTooLong, DatasetTooShort and what reading the data raises.
     """
     from workers.engine.maths.standard_errors import spread
-    from workers.engine.model.windows import ids_digest, loss_windows
+    from workers.engine.model.windows import ids_digest, measured_windows
 
     length = params.sequence_length
     context.check_fits(length, "sequence_length")
-    windows = loss_windows(params, context.load_tokens, context.pointer)
+    windows = measured_windows(params, context.load_tokens, context.pointer)
     count, documents = len(windows.ids_NL), len(set(windows.documents or ()))
-    variant = "".join(
-        f"/{name}={value}" for name in ("bos", "per_document") if (value := getattr(params, name)) not in ("auto", None)
-    )
-    context.data.record(f"perplexity/{params.label}/{count}x{length}{variant}", ids_digest(windows.ids_NL))
+    context.data.record(f"perplexity/{params.label}/{count}x{length}{params.variant}", ids_digest(windows.ids_NL))
     nll_N = context.window_nll(windows.ids_NL, params.batch_size)
     perplexity = nll_N.mean().exp().item()
     parts = (perplexity * nll_N).tolist()
