@@ -152,7 +152,7 @@ class WindowsMethodParams(DataRef, MethodParams):
 
     @property
     def variant(self) -> str:
-        """What makes the windows others than those of the text's label, their number and length alone."""
+        """Settings by which the windows are others than the first so many of the text; empty for none."""
         names = ("bos", "per_document")
         return "".join(f"/{name}={value}" for name in names if (value := getattr(self, name)) not in ("auto", None))
 
