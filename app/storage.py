@@ -244,6 +244,12 @@ def attempt_of(key: str) -> AttemptFolder | None:
     return found and AttemptFolder(found[1], found[2], int(found[3]), int(found[4]))
 
 
+def claim_of(key: str) -> int:
+    """Number (fence) of the claim that stored the file or log; 0 of what no claim did."""
+    found = re.match(r"[^/]+/[^/]+/\d+-(\d+)/", key)
+    return int(found[1]) if found else 0
+
+
 def _attempt(tenant_id: str, job_id: str, attempt: int, fence: int) -> str:
     return f"{tenant_id}/{job_id}/{attempt:04}-{fence:06}"
 

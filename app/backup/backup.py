@@ -24,7 +24,7 @@ from app.db import Database, table
 from app.deployment import Deployment
 from app.ids import is_id
 from app.jobs.models import Artifact, Job
-from app.storage import ArtifactStore
+from app.storage import ArtifactStore, claim_of
 from workers.engine import DISTRIBUTION
 
 AT_ONCE = 8
@@ -43,7 +43,8 @@ class Rows:
 
     def __init__(self, connection: Connection) -> None:
         self.deployment = connection.execute(select(Deployment.id)).scalar_one_or_none()
-        self.jobs = set(connection.execute(select(Job.id)).scalars())
+        self.fences = {row.id: row.fence for row in connection.execute(select(Job.id, Job.fence))}
+        """Job -> number of its last claim."""
         self.artifacts: dict[str, list[Named]] = defaultdict(list)
         """Key of a file -> who names it: jobs with equal files have them in one place, be it a deleted job's."""
         columns = (_artifact.key, _artifact.job_id, _artifact.path, _artifact.sha256)
@@ -89,12 +90,13 @@ def back_up(database: Database, store: ArtifactStore, backup: ArtifactStore) -> 
 
 
 def _copy_files(store: ArtifactStore, backup: ArtifactStore, said: Rows) -> dict[str, Stored]:
-    """All that the store has, but of jobs that the rows do not know, where they name no file of these."""
+    """All that the store has, but of jobs and claims that the rows do not know, where they name no file of these. A
+    claim that is made after the restore has the number of one that was made while files were copied, and its folder."""
 
     def wanted() -> Iterator[str]:
         for key in store.every_key():
             job_id = _job_of(key)
-            if job_id is None or job_id in said.jobs or key in said.artifacts:
+            if job_id is None or key in said.artifacts or claim_of(key) <= said.fences.get(job_id, -1):
                 yield key
 
     def one(key: str) -> Stored | None:

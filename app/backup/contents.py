@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import orjson
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from app.storage import ArtifactStore
 
 CONTENTS = "backup.json"
 FILES = "files.jsonl"
+
+
+TableName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,63}$")]
+"""Also of a file, so it is no path."""
 
 
 class Digested(BaseModel):
@@ -42,7 +47,7 @@ class Contents(BaseModel):
     deployment: str | None
     revision: str
     """Of the schema."""
-    tables: dict[str, Digested]
+    tables: dict[TableName, Digested]
     files: Digested
     stored_bytes: int
     deleted_jobs: list[str]
@@ -98,3 +103,14 @@ def lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield from (line + b"\n" for line in whole)
     if rest:
         yield rest
+
+
+def stored_of(line: bytes) -> Stored:
+    """The file that a line of files.jsonl names. Raises BadBackup."""
+    try:
+        found = Stored(**orjson.loads(line))
+    except (ValueError, TypeError):
+        raise BadBackup(f"{FILES} has a line that names no file: {line[:200]!r}") from None
+    if not isinstance(found.key, str) or {"", ".", ".."} & set(found.key.split("/")):
+        raise BadBackup(f"{FILES} names {found.key!r:.200}, which lies outside of a store")
+    return found

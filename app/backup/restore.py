@@ -9,13 +9,12 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import orjson
 from sqlalchemy import Connection, case, delete, func, insert, select, update
 
 from app import migrate
 from app.backup import copying, rows
 from app.backup.backup import AT_ONCE
-from app.backup.contents import FILES, BadBackup, Contents, Stored, contents_of, file_key, lines, table_key
+from app.backup.contents import FILES, BadBackup, Contents, Stored, contents_of, file_key, lines, stored_of, table_key
 from app.db import Database, table
 from app.jobs.models import Artifact, Job, RemovedArtifact
 from app.keys.models import Tenant
@@ -57,7 +56,7 @@ def _copy_files(backup: ArtifactStore, store: ArtifactStore, contents: Contents)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         found = lines(copying.checked(backup, FILES, contents.files))
-        for _ in pool.map(one, [Stored(**orjson.loads(line)) for line in found]):
+        for _ in pool.map(one, [stored_of(line) for line in found]):
             pass
 
 

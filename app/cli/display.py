@@ -10,7 +10,7 @@ from typing import Protocol
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from app.cli.output import duration, stderr
+from app.cli.output import duration, seen, stderr
 
 PLAIN_INTERVAL_S = 2.0
 
@@ -51,10 +51,10 @@ class _Live:
     ) -> None:
         self._progress.update(
             self._task,
-            description=stage,
+            description=escape(seen(stage)),
             completed=done,
             total=total or None,
-            detail=escape(_detail(done, total, unit, rate, eta_s)),
+            detail=escape(seen(_detail(done, total, unit, rate, eta_s))),
         )
 
     def say(self, line: str) -> None:

@@ -129,9 +129,9 @@ def list_jobs(
         table.add_row(
             job.id,
             output.status_text(job.status),
-            f"[yellow]{waits}[/]" if waits else job.stage or "",
+            f"[yellow]{escape(str(waits))}[/]" if waits else escape(job.stage or ""),
             escape(job.spec["model"]["id"]),
-            " + ".join(part["method"] for stage in ("score", *EDITS) if (part := job.spec.get(stage))),
+            escape(" + ".join(part["method"] for stage in ("score", *EDITS) if (part := job.spec.get(stage)))),
             output.verdict_text(job.verdict) if job.verdict else "",
             escape(", ".join(measured(job))),
             output.local_time(job.created_at),
@@ -220,7 +220,7 @@ def read_json(path: str) -> Any:
 def print_job(job: Job) -> None:
     table = output.table("", "", "")
     table.show_header = False
-    table.add_row("job", f"[bold]{job.id}[/]  {output.status_text(job.status)}")
+    table.add_row("job", f"[bold]{escape(job.id)}[/]  {output.status_text(job.status)}")
     table.add_row("model", escape(job.spec["model"]["id"]))
     table.add_row("attempts", attempts_text(job))
     if job.status == "queued":

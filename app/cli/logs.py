@@ -38,7 +38,7 @@ def logs(
     if as_json:
         output.print_json({"id": job_id, "lines": text.splitlines()})
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(_shown(text))
 
 
 def _follow(job: JobRef, attempt: int | None, tail: int | None, *, as_json: bool) -> None:
@@ -48,5 +48,10 @@ def _follow(job: JobRef, attempt: int | None, tail: int | None, *, as_json: bool
             output.stderr.print(f"attempt {line.attempt}")
         last = line.attempt
         shown = json.dumps({"attempt": last, "line": line.text}, ensure_ascii=False) if as_json else line.text
-        sys.stdout.write(f"{shown}\n")
+        sys.stdout.write(f"{_shown(shown)}\n")
         sys.stdout.flush()
+
+
+def _shown(text: str) -> str:
+    """A terminal obeys nothing of it; a file gets it as it was written."""
+    return output.seen(text) if sys.stdout.isatty() else text

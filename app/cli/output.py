@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import datetime
 from typing import Any
@@ -10,12 +11,24 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from app.cli.exits import CliError
 
+_OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+"""Letters that a terminal obeys instead of showing them, that turn the order of others, or that no UTF-8 has."""
+
+
+class Terminal(Console):
+    """Shows names and texts of others, such as labels and files, without obeying what is in them."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(seen(text), **how)
+
+
 # Into a pipe or a file, tables take the width they need instead of folding at 80.
-stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+stdout = Terminal(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
+stderr = Terminal(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 STATUS_STYLE = {
     "queued": "yellow",
@@ -32,13 +45,18 @@ STATUS_STYLE = {
 VERDICT_STYLE = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 
 
+def seen(text: str) -> str:
+    """The text with what a terminal would obey as escapes, which JSON reads too. Ends of lines and tabs stay."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(seen(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 def print_error(error: CliError, *, as_json: bool) -> None:
     if as_json:
-        sys.stderr.write(json.dumps(error.as_json(), ensure_ascii=False) + "\n")
+        sys.stderr.write(seen(json.dumps(error.as_json(), ensure_ascii=False)) + "\n")
     else:
         stderr.print("[bold red]error[/]", escape(str(error)))
 
@@ -48,7 +66,7 @@ def status_text(status: str) -> str:
 
 
 def verdict_text(verdict: str) -> str:
-    return f"[{VERDICT_STYLE[verdict]}]{verdict}[/]"
+    return f"[{VERDICT_STYLE.get(verdict, 'white')}]{escape(verdict)}[/]"
 
 
 def found(count: int | None) -> str:

@@ -7,7 +7,9 @@ import io
 import re
 from collections.abc import Sequence
 
+from app.cli.output import seen
 from app.cli.paper import Cell, Paper, Row, titles, value_text
+from workers.engine.reporting.short import no_formula
 
 _TEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -16,6 +18,9 @@ _TEX = {
     "\\": r"\textbackslash{}",
     "–": "--",
     "±": r"$\pm$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 }
 
 
@@ -29,7 +34,7 @@ def markdown(paper: Paper) -> str:
         lines.append([*_dense_label(paper), *_cells(paper, paper.dense, "{} ± {}", None), *_blanks(paper)])
     for row in paper.rows:
         lines.append([*_values(paper, row), *_cells(paper, row.cells, "{} ± {}", "**{}**"), *_last(paper, row)])
-    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(_md(cell) for cell in line)} |\n" for line in lines)
 
 
 def comma_separated(paper: Paper) -> str:
@@ -37,10 +42,10 @@ def comma_separated(paper: Paper) -> str:
     text = io.StringIO()
     rows = csv.writer(text)
     measured = [f"{column.name} {what}" for column in paper.columns for what in ("mean", "sd")]
-    rows.writerow([*paper.parameters, *measured, "seeds", "verdict"])
+    rows.writerow(map(no_formula, [*paper.parameters, *measured, "seeds", "verdict"]))
     for row in paper.rows:
         found = [side for cell in row.cells for side in ((cell.mean, cell.sd) if cell else (None, None))]
-        rows.writerow([*_values(paper, row), *found, row.seeds, row.verdict])
+        rows.writerow(map(no_formula, [*_values(paper, row), *found, row.seeds, row.verdict]))
     return text.getvalue()
 
 
@@ -82,7 +87,7 @@ def _cells(paper: Paper, cells: Sequence[Cell | None], spread: str, bold: str | 
 
 
 def _values(paper: Paper, row: Row) -> list[str]:
-    return [value_text(row, pointer) for pointer in paper.parameters]
+    return [one_line(value_text(row, pointer)) for pointer in paper.parameters]
 
 
 def _dense_label(paper: Paper) -> list[str]:
@@ -107,5 +112,15 @@ def _math(text: str) -> str:
     return "--" if text == "–" else f"${text.replace(',', '{,}')}$"
 
 
+def one_line(text: str) -> str:
+    """The text without ends of lines, at which a table would break."""
+    return seen(" ".join(text.split()))
+
+
+def _md(cell: str) -> str:
+    """A cell in which nothing is a tag, a link, code or the beginning of another cell."""
+    return re.sub(r"[|<>`]|(?<=\])\(", lambda found: f"&#{ord(found[0])};", cell)
+
+
 def _tex(text: str) -> str:
-    return re.sub(r"[&%$#_{}~^\\–±]", lambda found: _TEX[found[0]], text)
+    return re.sub(r"[&%$#_{}~^\\–±<>|]", lambda found: _TEX[found[0]], one_line(text))

@@ -31,7 +31,7 @@ def place_of(text: str) -> dict[str, Any]:
 def text_of(publication: Publication) -> str:
     """One publication in a line or two, as markup."""
     where = " ".join(f"{key}={value}" for key, value in publication.params.items() if value not in (None, False))
-    state = f"[{STYLES.get(publication.state, 'cyan')}]{publication.state}[/]"
+    state = f"[{STYLES.get(publication.state, 'cyan')}]{escape(publication.state)}[/]"
     line = f"{state}  {publication.to} {escape(publication.credentials)} {escape(where)}  {publication.id}"
     if publication.result:
         line += f"\n  {escape(publication.result.location)} at {escape(publication.result.revision)}"

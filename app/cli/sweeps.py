@@ -115,7 +115,9 @@ def _counts(sweep: SweepSummary) -> str:
 
 
 def _print_sweep(sweep: Sweep) -> None:
-    output.stdout.print(f"[bold]{sweep.id}[/] {escape(sweep.name or '')}  {sweep.status}: {_counts(sweep)}")
+    output.stdout.print(
+        f"[bold]{escape(sweep.id)}[/] {escape(sweep.name or '')}  {escape(sweep.status)}: {_counts(sweep)}"
+    )
     table = output.table("", "no.", *sweep.parameters, "job", "status", "verdict", "", right=("no.",))
     for child in sweep.children:
         why = f"{child.error.message} ({child.error.code})" if child.error else ""

@@ -83,7 +83,7 @@ def _published(context: typer.Context, keys: str | None) -> dict[str, Any]:
             return _checked(json.loads(Path(keys).read_text()), keys)
         except OSError as error:
             raise Usage(f"{keys}: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Usage(f"{keys} is no JSON") from None
     return _checked(_fetched(keys), keys)
 
@@ -97,14 +97,17 @@ def _fetched(url: str) -> Any:
     if parts.scheme != "https" and not (parts.scheme == "http" and local):
         raise Usage(f"{url}: keys come over https, or from a file: whoever changes them on the way can sign anything")
     try:
-        answer = httpx2.get(url, timeout=TIMEOUT_S, trust_env=not local)
-        answer.raise_for_status()
-        if len(answer.content) > MOST_BYTES:
-            raise Usage(f"{url} is no set of keys")
-        return answer.json()
-    except (httpx2.TransportError, httpx2.HTTPStatusError) as error:
+        with httpx2.stream("GET", url, timeout=TIMEOUT_S, trust_env=not local) as answer:
+            answer.raise_for_status()
+            body = b""
+            for piece in answer.iter_bytes():
+                body += piece
+                if len(body) > MOST_BYTES:
+                    raise Usage(f"{url} is no set of keys")
+        return json.loads(body)
+    except httpx2.HTTPError as error:
         raise Unreachable(f"{url}: {error or type(error).__name__}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Usage(f"{url} is no JSON") from None
 
 

@@ -57,7 +57,7 @@ def verified(jws: bytes, published: dict[str, Any]) -> tuple[Statement, dict[str
         header = json.loads(decoded(header_text))
         kid, named = header["kid"], (header["alg"], header["typ"])
         payload, signature = decoded(payload_text), decoded(signature_text)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise NotVerified("signature", "the signature cannot be read") from None
     if named != (ALGORITHM, KIND) or set(header) != {"alg", "kid", "typ"}:
         raise NotVerified("signature", "the signature is of another kind")

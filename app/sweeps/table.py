@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 
 from app.sweeps.repository import ChildRow
+from workers.engine.reporting.short import no_formula
 
 SIDES = ("dense", "pruned", "ratio")
 
@@ -22,5 +23,6 @@ def as_csv(parameters: Sequence[str], children: Sequence[ChildRow]) -> str:
         known = child.metrics or {}
         measured = [known.get(name, {}).get(side) for name in metrics for side in SIDES]
         values = [child.values.get(parameter) for parameter in parameters]
-        rows.writerow([child.number, *values, child.job_id, child.status or "deleted", child.verdict, *measured])
+        line = [child.number, *values, child.job_id, child.status or "deleted", child.verdict, *measured]
+        rows.writerow(map(no_formula, line))
     return text.getvalue()

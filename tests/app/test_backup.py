@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from pathlib import Path
@@ -183,6 +184,30 @@ def test_what_the_store_has_lost_is_said(worked: Api, tmp_path: Path) -> None:
     assert (contents.missing, contents.damaged, contents.deleted_jobs) == ([first], [second], [])
 
 
+@on_one
+def test_a_claim_made_after_the_restore_finds_its_folder_empty(
+    worked: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number is that of a claim that was made while files were copied, which had stored some under it."""
+    begun: list[attempts.Claim] = []
+    write, store = copying.write, worked.services.store
+
+    def claiming(*args: Any) -> Any:
+        if not begun:
+            begun.append(held := worked.claim())
+            scope = held.tenant_id, held.job_id, held.attempt, held.fence
+            store.put_bytes(store.file_key(*scope, "model.safetensors"), b"half")
+            store.put_bytes(store.log_key(*scope, 0), b"said")
+        return write(*args)
+
+    monkeypatch.setattr(copying, "write", claiming)
+    backup, fresh = place(str(tmp_path / "backup")), place(str(tmp_path / "restored-store"))
+    back_up(worked.database, store, backup)
+    restored(backup, f"sqlite:///{tmp_path}/restored/espalier.db", fresh).dispose()
+    assert list(store.job_keys(begun[0].tenant_id, begun[0].job_id))
+    assert not fresh.job_keys(begun[0].tenant_id, begun[0].job_id)
+
+
 class TestRefusals:
     @pytest.fixture
     def backup(self, worked: Api, tmp_path: Path) -> ArtifactStore:
@@ -222,6 +247,31 @@ class TestRefusals:
     def test_of_what_is_not_complete(self, backup: ArtifactStore, target: str, tmp_path: Path, name: str) -> None:
         (tmp_path / "backup" / name).unlink()
         assert name in self.refused(backup, target, place(str(tmp_path / "empty")))
+
+    @on_one
+    @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b"])
+    def test_of_tables_that_are_paths(self, backup: ArtifactStore, target: str, tmp_path: Path, name: str) -> None:
+        path = tmp_path / "backup/backup.json"
+        contents = json.loads(path.read_text())
+        contents["tables"][name] = contents["tables"]["jobs"]
+        path.write_text(json.dumps(contents))
+        assert "cannot be read" in self.refused(backup, target, place(str(tmp_path / "empty")))
+
+    @on_one
+    @pytest.mark.parametrize(
+        "line",
+        [
+            *('{"key": "../outside", "bytes": 1, "sha256": "0"}', '{"key": "a/../../b", "bytes": 1, "sha256": "0"}'),
+            *('{"key": 3, "bytes": 1, "sha256": "0"}', '{"key": "a"}', "[]", "3", "{"),
+        ],
+    )
+    def test_of_files_that_lie_outside(self, backup: ArtifactStore, target: str, tmp_path: Path, line: str) -> None:
+        files, path = (f"{line}\n".encode(), tmp_path / "backup/backup.json")
+        (tmp_path / "backup/files.jsonl").write_bytes(files)
+        contents = json.loads(path.read_text())
+        contents["files"] = {"lines": 1, "bytes": len(files), "sha256": hashlib.sha256(files).hexdigest()}
+        path.write_text(json.dumps(contents))
+        assert "files.jsonl" in self.refused(backup, target, place(str(tmp_path / "empty")))
 
     @on_one
     def test_of_a_newer_version(self, backup: ArtifactStore, target: str, tmp_path: Path) -> None:

@@ -136,3 +136,19 @@ class TestFormats:
     def test_a_bar_in_a_name_breaks_no_row(self) -> None:
         children = [child("a|b", 0.5, 0, 1.0, 2.0), child("c", 0.5, 0, 1.0, 2.0)]
         assert len({line.count("|") for line in markdown(table(children)).splitlines()}) == 1
+
+
+def test_values_break_no_table_and_do_nothing_where_it_is_shown() -> None:
+    values = {"/score": "a\nb\\\\ & \\input{x} <b>", "/label": "=1+1", "/link": "[x](javascript:1) `|"}
+    children = [Child(values, CHILDREN[0].metrics), Child({**values, "/score": "c"}, CHILDREN[2].metrics)]
+    found = paper(list(values), children, COLUMNS, "pruned")
+    found = Paper(list(values), found.columns, found.dense, found.rows)
+    md = markdown(found)
+    assert md.count("\n") == 2 + 1 + 2
+    assert not re.search(r"<|`|\]\(", md)
+    assert {line.count("|") for line in md.splitlines()} == {1 + len(values) + len(COLUMNS)}
+    tex = latex(found, "caption", "tab:x")
+    assert r"\input" not in tex
+    assert r"a b\textbackslash{}\textbackslash{} \& \textbackslash{}input\{x\} \textless{}b\textgreater{}" in tex
+    rows = list(csv.DictReader(io.StringIO(comma_separated(found))))
+    assert [row["/label"] for row in rows] == ["'=1+1", "'=1+1"]

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from app.publications.contract import Publisher, PublishFailure
 from app.publications.credentials import BadCredentials, Credentials
 from app.publications.deliverer import WAITS_S, without
-from app.publications.to import s3
+from app.publications.to import hub, s3
 from app.signing.check import check
 from app.signing.keys import KeyRing
 from tests.helpers.api import FILES, SPEC, Api, judged, make_key, with_manifest
@@ -674,3 +674,21 @@ def _raises(call: Callable[[], Any]) -> bool:
     except Stopped:
         return True
     return False
+
+
+def test_the_name_of_a_tenant_is_one_folder_and_no_pattern() -> None:
+    """Of a tenant `a/b` the folder would lie within that of `a`; `*` would be everybody's."""
+    keys = {name: {"env": "X"} for name in ("access_key_id", "secret_access_key")}
+    bucket = s3.S3Target.model_validate({"to": "s3", "tenants": ["*"], "url": "s3://models/{tenant}", **keys})
+    folder = s3.S3Params(to="s3", credentials="c", path="b")
+    assert [bucket.refusal(folder, tenant) is None for tenant in ("a", "a/b", "..", "a ")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    repositories = {"token": {"env": "X"}, "repositories": ["{tenant}/*"]}
+    place = hub.HubTarget.model_validate({"to": "hub", "tenants": ["*"], **repositories})
+    wanted = hub.HubParams(to="hub", credentials="c", repository="acme/model")
+    found = [place.refusal(wanted, tenant) is None for tenant in ("acme", "*", "acm?", "[a-z]cme", "other")]
+    assert found == [True, False, False, False, False]

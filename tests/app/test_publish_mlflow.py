@@ -80,7 +80,8 @@ def get(url: str, method: str, **query: str) -> dict[str, Any]:
 
 def test_a_version_with_all_of_the_result(api: Api, place: str, tmp_path: Path) -> None:
     name = f"half-{api.tenant_id[-6:]}"
-    job = api.succeeded(RESULT, publish=[asked(name, alias="champion")], labels={"team": "search"})
+    forged = {"espalier_manifest_sha256": "0" * 64, "espalier_tenant": "other", "mlflow.user": "other"}
+    job = api.succeeded(RESULT, publish=[asked(name, alias="champion")], labels={"team": "search", **forged})
     assert deliverer(api).step()
     (found,) = of(api, job)
     assert (found["state"], found["error"]) == ("published", None)
@@ -91,6 +92,7 @@ def test_a_version_with_all_of_the_result(api: Api, place: str, tmp_path: Path) 
     run = get(place, "runs/get", run_id=version["run_id"])["run"]
     assert run["info"]["status"] == "FINISHED"
     assert {"key": "team", "value": "search"} in run["data"]["tags"]
+    assert not {(each["key"], each["value"]) for each in run["data"]["tags"]} & set(forged.items())
     measured = {each["key"]: each["value"] for each in run["data"]["metrics"]}
     assert measured["perplexity/a.txt/pruned"] == 11.0
     root = run["info"]["artifact_uri"].removeprefix("mlflow-artifacts:").strip("/")

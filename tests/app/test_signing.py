@@ -276,6 +276,11 @@ def with_another_algorithm(folder: Path) -> None:
     (folder / "manifest.jws").write_text(f"{encoded(json.dumps(changed).encode())}.{payload}.{signature}")
 
 
+def with_a_deep_header(folder: Path) -> None:
+    _, payload, signature = (folder / "manifest.jws").read_text().split(".")
+    (folder / "manifest.jws").write_text(f"{encoded(b'[' * 99_999)}.{payload}.{signature}")
+
+
 def with_a_changed_statement(folder: Path) -> None:
     header, payload, signature = (folder / "manifest.jws").read_text().split(".")
     changed = {**json.loads(decoded(payload)), "tenant": "theirs"}
@@ -315,6 +320,7 @@ class TestTampering:
             (without_manifest, ("manifest", "manifest.json")),
             (without_signature, ("unsigned", "manifest.jws")),
             (with_another_algorithm, ("signature", "manifest.jws")),
+            (with_a_deep_header, ("signature", "manifest.jws")),
             (with_a_changed_statement, ("signature", "manifest.jws")),
         ],
     )

@@ -6,6 +6,7 @@ sent again, and a commit that would change nothing is not made. Files are read f
 
 from __future__ import annotations
 
+import glob
 import logging
 from fnmatch import fnmatchcase
 from tempfile import TemporaryDirectory
@@ -46,9 +47,10 @@ class HubTarget(Target):
     """Patterns, such as `acme/*`; `{tenant}` in one is the tenant's name."""
 
     def refusal(self, params: HubParams, tenant: str) -> tuple[str, str] | None:
-        allowed = [pattern.replace("{tenant}", tenant) for pattern in self.repositories]
-        if any(fnmatchcase(params.repository, pattern) for pattern in allowed):
+        mine = glob.escape(tenant)  # a name is no pattern
+        if any(fnmatchcase(params.repository, each.replace("{tenant}", mine)) for each in self.repositories):
             return None
+        allowed = [each.replace("{tenant}", tenant) for each in self.repositories]
         return "repository", f"these credentials are for {', '.join(allowed)}"
 
 

@@ -29,6 +29,8 @@ from app.publications.reading import pieces
 
 FOLDER = "model"
 MANIFEST_TAG = "espalier_manifest_sha256"
+RESERVED = ("mlflow.", "espalier_")
+"""Beginnings of tags with a meaning, which labels do not get."""
 TIMEOUT = httpx2.Timeout(60, connect=10)
 SCHEME = "mlflow-artifacts:"
 METRICS_AT_ONCE = 500
@@ -94,7 +96,9 @@ class _Server:
         runs = found.get("runs", [])
         if runs:
             return dict(runs[0])
-        tags = {"mlflow.runName": result.job_id, **_tags(result), **result.labels}
+        # Ours last: by one of them a run is found again, so no label may say it.
+        labels = {key: value for key, value in result.labels.items() if not key.startswith(RESERVED)}
+        tags = {**labels, "mlflow.runName": result.job_id, **_tags(result)}
         made = self.post(
             "runs/create",
             experiment_id=experiment_id,

@@ -58,7 +58,7 @@ class S3Target(Target):
     session_token: SecretRef | None = None
 
     def refusal(self, params: S3Params, tenant: str) -> tuple[str, str] | None:
-        if "{tenant}" in self.url and not KEY.fullmatch(tenant):
+        if "{tenant}" in self.url and ("/" in tenant or not KEY.fullmatch(tenant)):  # `a/b` would be below tenant `a`
             return "credentials", "the tenant's name cannot be part of a path; ask the operator for other credentials"
         return None
 

@@ -1,0 +1,56 @@
+"""Names and texts that others chose, as the command line shows them."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from app.cli import output
+from app.cli.output import Terminal
+from workers.engine.reporting.short import no_formula
+
+OBEYED = ["\x1b[2J", "\x1b]0;title\x07", "\x9b2J", "\r", "\x08", "\0", "\u202e", "\ufeff", "\ud800"]
+
+
+@pytest.mark.parametrize("text", OBEYED, ids=ascii)
+def test_a_terminal_obeys_nothing_of_what_it_shows(text: str) -> None:
+    file = io.StringIO()
+    terminal = Terminal(file=file, force_terminal=True, highlight=False, emoji=False, color_system=None)
+    terminal.print(f"a{text}b")
+    table = output.table(f"t{text}", f"h{text}")
+    table.add_row(f"c{text}d")
+    terminal.print(table)
+    assert not set(text) - set("2J]0;title[") & set(file.getvalue())
+    assert f"\\u{ord(text[0]):04x}" in file.getvalue()
+
+
+def test_names_with_colons_stay_as_they_are() -> None:
+    file = io.StringIO()
+    Terminal(file=file, highlight=False, emoji=False).print("team:key:1")
+    assert file.getvalue() == "team:key:1\n"
+    assert not output.stdout._emoji
+
+
+@pytest.mark.parametrize("text", OBEYED, ids=ascii)
+def test_json_is_the_same_and_shows_nothing_that_is_obeyed(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_json({"name": f"ä{text}"})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"name": f"ä{text}"}
+    assert "ä" in printed
+    assert not set(text) - set("2J]0;title[") & set(printed)
+
+
+def test_a_verdict_of_a_newer_service_is_shown() -> None:
+    assert "[bold]" not in output.verdict_text("[bold]odd").replace("\\[bold]", "")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@SUM(A1)", "\t=1", "\r=1", "=HYPERLINK(1)", "-1+2"])
+def test_no_field_of_csv_is_a_formula(text: str) -> None:
+    assert no_formula(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", ["-0.5", "+3", "-1e-05", "wanda", "", 3, -0.5, None])
+def test_numbers_and_names_stay_fields(value: object) -> None:
+    assert no_formula(value) == value
