@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from app.db import Database
+from app.jobs.models import Artifact
 from app.jobs.models import Attempt as AttemptRow
 from app.settings import Settings
 from app.storage import ArtifactStore
@@ -84,3 +85,43 @@ def test_a_result_that_cannot_be_read_any_more_is_made_again(
     monkeypatch.setattr(attempt, "_compress", lambda: Exit(Order.CONTINUE, 0, "package", None, False))
     attempt.run()
     assert status(database, job_id) == "queued", "to be tried again"
+
+
+@pytest.mark.parametrize("damage", [None, cut_short, turned, Path.unlink])
+def test_a_file_that_another_job_has_is_stored_once_unless_that_one_is_damaged(
+    damage: Callable[[Path], None] | None,
+    database: Database,
+    tenant: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = ArtifactStore(f"file://{tmp_path}/artifacts")
+
+    def publish() -> str:
+        job_id = submit(database, tenant)
+        attempt = Attempt(Settings(home=tmp_path), database, store, claimed(database))
+        folder = attempt.folder / "model"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(bytes(1000))
+        (folder / "report.json").write_text(REPORT.model_copy(update={"warnings": [job_id]}).model_dump_json())
+        made = Manifest(spec={}, provenance=REPORT.provenance, stages=[], files=file_entries(folder))
+        (folder / "manifest.json").write_text(made.model_dump_json())
+        monkeypatch.setattr(attempt, "_compress", lambda: Exit(Order.CONTINUE, 0, "package", None, False))
+        attempt.run()
+        assert status(database, job_id) == "succeeded"
+        return job_id
+
+    def weights() -> list[Path]:
+        return sorted((tmp_path / "artifacts").rglob("model.safetensors"))
+
+    first = publish()
+    [path] = weights()
+    if damage is not None:
+        damage(path)
+    second = publish()
+    with database.read() as session:
+        rows = session.scalars(select(Artifact).where(Artifact.path == "model.safetensors")).all()
+        keys = {row.job_id: row.key for row in rows}
+    assert (keys[first] == keys[second]) == (damage is None)
+    assert store.read(keys[second]) == bytes(1000)
+    assert len(weights()) == (1 if damage in (None, Path.unlink) else 2)
