@@ -17,9 +17,10 @@ from tests.helpers.api import SPEC, W1, Api
 from tests.helpers.job_life import worker
 
 GPUS = {**SPEC, "compute": {"device": "cuda", "devices": 4}}
-ONE = Live("cpu", 1, 2**30, frozenset({"wanda", "mask"}))
-PAIR = Live("gpu", 2, 2**30, frozenset({"wanda", "mask"}))
-OLD = Live("cpu", 1, None, None)
+ONE = Live("cpu", 1, 2**30, None, frozenset({"wanda", "mask"}))
+PAIR = Live("gpu", 2, 2**30, 2**33, frozenset({"wanda", "mask"}))
+SIXTEEN = "it takes about 16.0 GiB, and no live worker has more memory"
+OLD = Live("cpu", 1, None, None, None)
 """From before workers told their methods."""
 
 
@@ -47,7 +48,14 @@ def known(api: Api, *workers: Worker, ttl_s: float = 60) -> None:
         ([PAIR], Needs("gpu", 1, " owl "), "no live worker with a GPU has the method owl"),
         ([ONE], Needs("any", 1, "", 2**30), None),
         ([ONE], Needs("any", 1, "", 2**31), "it takes about 2.0 GiB, and no live worker has more memory than 1.0 GiB"),
-        ([ONE, PAIR], Needs("any", 1, "", 2**40), None),
+        ([ONE, PAIR], Needs("any", 1, "", 2**33), None),
+        ([PAIR], Needs("gpu", 2, "", 2**34), None),
+        (
+            [PAIR],
+            Needs("gpu", 1, "", 2**34),
+            "it takes about 16.0 GiB, and no live worker has more memory than 8.0 GiB",
+        ),
+        ([PAIR._replace(device_memory_bytes=None)], Needs("gpu", 1, "", 2**40), None),
     ],
 )
 def test_what_is_said(workers: list[Live], job: Needs, said: str | None) -> None:
@@ -123,9 +131,11 @@ def test_a_method_that_no_live_worker_has_and_memory_too(api: Api) -> None:
     plan = api.client.post("/v1/jobs?dry_run=true", json={"spec": SPEC}).json()
     assert plan["warnings"][-1] == f"the job would wait: {lack}"
     known(api, replace(old, id="wrk_new", methods={**methods, "score": ["magnitude"]}))
-    assert api.get(job).json()["queue"]["waiting_for"] is None
+    assert "no live worker has more memory than 0.0 GiB" in api.get(job).json()["queue"]["waiting_for"]
     plan = api.client.post("/v1/jobs?dry_run=true", json={"spec": SPEC}).json()
     assert "no live worker has more memory than 0.0 GiB" in plan["warnings"][-1]
+    known(api, replace(old, id="wrk_large", methods={**methods, "score": ["magnitude"]}, memory_bytes=2**40))
+    assert api.get(job).json()["queue"]["waiting_for"] is None
 
 
 def test_the_command_line_says_so(server: httpx2.Client) -> None:
