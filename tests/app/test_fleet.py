@@ -15,7 +15,7 @@ GPUS = Worker(
     {"GPU-a": "GPU-a", "gpu-1/1": "1"},
     {"GPU-a": Hardware("H100", 80 * 2**30)},
     2**40,
-    {"score": ["wanda"]},
+    {"score": ["magnitude"], "allocate": ["uniform"], "prune": ["mask"]},
 )
 
 
@@ -25,7 +25,7 @@ def test_a_worker_is_shown_with_what_it_has_and_does(api: Api, foreign: httpx2.H
         assert attempts.claim(session, GPUS, ttl_s=60, overtaking_ms=0) is not None
     [shown, other] = api.client.get("/v1/workers").json()["data"]
     assert (shown["name"], shown["kind"], shown["alive"], shown["memory_bytes"]) == ("gpu-1:7", "gpu", True, 2**40)
-    assert shown["methods"] == {"score": ["wanda"]}
+    assert shown["methods"] == GPUS.methods
     assert shown["devices"] == [
         {"name": "GPU-a", "model": "H100", "memory_bytes": 80 * 2**30, "busy": True, "job_id": job["id"]},
         {"name": "1", "model": None, "memory_bytes": None, "busy": False, "job_id": None},
