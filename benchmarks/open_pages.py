@@ -4,8 +4,8 @@
 
 One API process and PostgreSQL from its wheel. 20 jobs run, and each says something every second; the streams follow
 them, as the pages of jobs do. Polls are of random jobs among all, each with the ETag that it was answered last, as
-dashboards do; a poll's time counts from when it was due, so that one that waits for others is not flattered. Printed for each
-minute: times of polls, events that streams got, and the memory of the API's process.
+dashboards do; a poll's time counts from when it was due, so that one that waits for others is not flattered.
+Printed for each minute: times of polls, events that streams got, and the memory of the API's process.
 """
 
 from __future__ import annotations
