@@ -38,11 +38,11 @@ def list_keys(as_json: AsJson = False) -> None:
 @needs("api")
 def rotate(as_json: AsJson = False) -> None:
     """Make a key that signs from now on; the one before is retired, and verifies what it has signed."""
-    from app.signing.keys import BadKeys
+    from app.watched_file import Unreadable
 
     try:
         made = _ring().rotate()
-    except (BadKeys, OSError) as error:
+    except (Unreadable, OSError) as error:
         raise Usage(str(error)) from None
     output.print_json(made.published()) if as_json else output.stdout.print(f"{made.kid} signs from now on")
 
@@ -53,12 +53,12 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """Have a key verify nothing any more, also of what it signed; another is made where it is the one that signs."""
-    from app.signing.keys import BadKeys
+    from app.watched_file import Unreadable
 
     ring = _ring()
     try:
         revoked = ring.revoke(key)
-    except (BadKeys, OSError) as error:
+    except (Unreadable, OSError) as error:
         raise Usage(str(error)) from None
     if as_json:
         output.print_json({"kid": revoked.kid, "revoked_at": revoked.revoked_at})
@@ -68,9 +68,10 @@ def revoke(
 
 
 def _ring() -> KeyRing:
-    from app.signing.keys import BadKeys, KeyRing
+    from app.signing.keys import KeyRing
+    from app.watched_file import Unreadable
 
     try:
         return KeyRing(load_settings().signing_keys, make=False)
-    except BadKeys as error:
+    except Unreadable as error:
         raise Usage(str(error)) from None

@@ -7,8 +7,7 @@ import sys
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.deployment import Refused
-from app.publications.credentials import BadCredentials
-from app.signing.keys import BadKeys
+from app.watched_file import Unreadable
 
 
 class PlainRefusal:
@@ -18,7 +17,7 @@ class PlainRefusal:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def plain(message: Message) -> None:
             refused = sys.exception()
-            if message["type"] == "lifespan.startup.failed" and isinstance(refused, Refused | BadKeys | BadCredentials):
+            if message["type"] == "lifespan.startup.failed" and isinstance(refused, Refused | Unreadable):
                 message = {**message, "message": str(refused)}
             await send(message)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +26,14 @@ from app.errors import InvalidRequest
 from app.http.problems import field_error
 from app.publications.contract import Params, PublishFailure, SecretRef, Target
 from app.publications.registry import publishers
+from app.watched_file import Unreadable, WatchedFile
 
 log = structlog.get_logger(__name__)
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 EVERYBODY = "*"
 
 
-class BadCredentials(ValueError):
+class BadCredentials(Unreadable):
     """A file that cannot be read; says why, and repeats nothing of it."""
 
 
@@ -41,15 +41,12 @@ class Credentials:
     """Safe to share between threads."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadCredentials. There are none where there is no file."""
-        self.path = path
-        self._lock = threading.Lock()
-        self._stamp = self._look()
-        self._targets: dict[str, Target] = {} if self._stamp is None else _read(path)
+        """Raises Unreadable. There are none where there is no file."""
+        self._targets: WatchedFile[dict[str, Target]] = WatchedFile(path, _read, {})
 
     def of_tenant(self, tenant: str) -> dict[str, Target]:
         """Those that the tenant may use."""
-        return {name: each for name, each in self._all().items() if {tenant, EVERYBODY} & set(each.tenants)}
+        return {name: each for name, each in self._targets.content().items() if {tenant, EVERYBODY} & set(each.tenants)}
 
     def target(self, params: Params, tenant: str) -> Target:
         """The place that the parameters name. Raises PublishFailure where the operator has changed his mind."""
@@ -78,25 +75,6 @@ class Credentials:
             raise InvalidRequest(
                 f"{errors[0]['pointer']}: {errors[0]['detail']}.", code=errors[0]["code"], errors=errors
             )
-
-    def _all(self) -> dict[str, Target]:
-        with self._lock:
-            try:
-                if (stamp := self._look()) not in (None, self._stamp):
-                    self._stamp = stamp
-                    self._targets = _read(self.path)
-            except BadCredentials as error:
-                log.error("credentials_unreadable", error=str(error))
-            return self._targets
-
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            found = self.path.stat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise BadCredentials(f"{self.path}: {error.strerror}") from None
-        return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def secrets_of(target: Target) -> dict[str, str]:

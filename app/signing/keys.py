@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import os
-import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from app.files import write_once
+from app.watched_file import Unreadable, WatchedFile
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-class BadKeys(ValueError):
+class BadKeys(Unreadable):
     """A file of keys that cannot be read, or a key that is not in it; says why."""
 
 
@@ -66,33 +66,15 @@ class KeyRing:
     """The file's keys, read again when it changes. Safe to share between threads."""
 
     def __init__(self, path: Path, *, make: bool) -> None:
-        """With `make`, a first key is made where there is no file; else there are none then. Raises BadKeys."""
+        """With `make`, a first key is made where there is no file; else there are none then. Raises Unreadable."""
         self.path = path
         if make:
             write_once(path, _text([new_key()]), mode=0o600)
-        self._lock = threading.Lock()
-        self._stamp = self._look()
-        self._keys = [] if self._stamp is None else _read(path)
+        self._keys: WatchedFile[list[SigningKey]] = WatchedFile(path, _read, [])
 
     def all(self) -> list[SigningKey]:
         """Oldest first. A file that cannot be read any more is said in the log, and its last keys stay."""
-        with self._lock:
-            try:
-                if (stamp := self._look()) not in (None, self._stamp):
-                    self._stamp = stamp
-                    self._keys = _read(self.path)
-            except BadKeys as error:
-                log.error("signing_keys_unreadable", error=str(error))
-            return self._keys
-
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            found = self.path.stat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise BadKeys(f"{self.path}: {error.strerror}") from None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return self._keys.content()
 
     def signs(self) -> SigningKey | None:
         """The key that signs now; None where there is none."""
@@ -136,7 +118,7 @@ class KeyRing:
 
 
 def key_ring(settings: Settings) -> KeyRing:
-    """The service's keys; a first one is made in the home of an embedded service. Raises BadKeys."""
+    """The service's keys; a first one is made in the home of an embedded service. Raises Unreadable."""
     ring = KeyRing(settings.signing_keys, make=settings.embedded and settings.signing_keys.parent == settings.home)
     if not ring.all():
         log.warning(
