@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
+import re
 from pathlib import Path
 from string import Template
 from typing import Annotated, Literal
@@ -14,6 +16,8 @@ from app.cli.options import AsJson
 from workers.engine.method_packages import VARIABLE
 from workers.engine.registry import methods
 
+NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+"""Of a module and, with dashes, of a package."""
 PROJECT = """\
 [build-system]
 requires = ["setuptools>=77"]
@@ -184,7 +188,7 @@ def new(
     as_json: AsJson = False,
 ) -> None:
     """Write a package with a method of your own: its file, tests of the stage's laws, its page."""
-    if not name.isidentifier() or name != name.lower() or not name.isascii():
+    if not NAME.fullmatch(name) or keyword.iskeyword(name):
         raise Usage(f"{name!r} is no name of a method: small letters, digits and underscores, such as peak_norm")
     if any(method.name == name for method in methods(stage)):
         raise Usage(f"there is a {stage} method {name} already: choose another name")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from app.cli import output
-from app.cli.exits import Usage
+from app.cli.exits import CliError, Usage
 from app.cli.extras import needs
 from app.cli.options import AsJson, load_settings
 
@@ -21,12 +21,15 @@ def db_downgrade(
     """Take the database's schema back, for an earlier version of espalier.
 
     Stop the API, workers and reconciler first: they refuse another schema than their own. Tables and columns that the
-    earlier schema does not have are lost.
+    earlier schema does not have are lost. Files that jobs share are copied, where the earlier version knows of none.
     """
     from app import migrate
     from app.db import Database
+    from app.jobs import unsharing
+    from app.storage import ArtifactStore, StorageError
 
-    url = load_settings().database_url
+    settings = load_settings()
+    url, shared = settings.database_url, 0
     database = Database(url)
     try:
         now = migrate.current(database)
@@ -40,17 +43,27 @@ def db_downgrade(
         if not migrate.is_known(to) or not migrate.is_before(to, now):
             raise Usage(f"{to} is no revision before {now}")
         losses = migrate.lost_by(database, to)
+        if migrate.is_before(to, unsharing.SINCE) and not migrate.is_before(now, unsharing.SINCE):
+            if yes:
+                shared = unsharing.unshare(database, ArtifactStore(settings.artifacts_url))
+            else:
+                with database.read() as session:
+                    shared = len(unsharing.elsewhere(session))
+    except (StorageError, OSError) as error:
+        raise CliError(f"nothing was changed but some files copied, which jobs share: {error}") from error
     finally:
         database.dispose()
     if yes:
         migrate.downgrade(url, to)
     if as_json:
         lost = [{"table": loss.table, "column": loss.column, "rows": loss.rows} for loss in losses]
-        output.print_json({"from": now, "to": to, "done": yes, "lost": lost})
+        output.print_json({"from": now, "to": to, "done": yes, "lost": lost, "files_copied": shared})
     else:
         output.stdout.print(f"{'went' if yes else 'would go'} back from {now} to {to}", markup=False)
         for loss in losses:
             what = f"table {loss.table}" if loss.column is None else f"column {loss.column} of table {loss.table}"
             output.stdout.print(f"  {'lost' if yes else 'loses'} {what}: {loss.rows:,} rows", markup=False)
+        if shared:
+            output.stdout.print(f"  {'copied' if yes else 'copies'} {shared:,} files that jobs share", markup=False)
     if not yes:
         raise Usage("nothing was changed: back the database up (`espalier backup`), then add --yes")

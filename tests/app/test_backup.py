@@ -327,6 +327,28 @@ class TestCommands:
         assert self.run("db", "upgrade")[0] == 0
         assert migrate.current(worked.database) == now
 
+    def test_going_back_behind_shared_files_gives_each_job_its_own(self, worked: Api) -> None:
+        """The version of that schema deletes a job's folder whole."""
+        worked.succeed(worked.claim(), files=others())
+        first, second = worked.succeeded(shared := others()), worked.succeeded(shared)
+        kept = worked.succeeded(shared)
+        worked.client.delete(f"/v1/jobs/{first['id']}")
+        worked.services.relay.stop()
+        copies = 2 * (len(shared) - ("manifest.json" in shared))
+        assert f"copies {copies} files" in self.run("db", "downgrade", "0014")[1]
+        code, said = self.run("db", "downgrade", "0014", "--yes")
+        assert (code, f"copied {copies} files" in said) == (0, True), said
+        with worked.database.engine.connect() as connection:
+            found = connection.execute(text("select job_id, path, key from artifacts")).all()
+            stored = connection.execute(text("select sum(bytes) from artifacts")).scalar_one()
+            assert connection.execute(text("select sum(stored_bytes) from tenants")).scalar_one() == stored
+        assert {second["id"], kept["id"]} <= {row.job_id for row in found}
+        assert not worked.services.store.job_keys(worked.tenant_id, first["id"])
+        for row in found:
+            assert row.job_id in row.key
+            assert row.job_id not in (second["id"], kept["id"]) or worked.services.store.read(row.key)
+        assert self.run("db", "upgrade")[0] == 0
+
 
 def test_a_file_of_several_parts_is_copied_whole(tmp_path: Path, s3_bucket: str) -> None:
     content = bytes(range(256)) * 4096 * 12
