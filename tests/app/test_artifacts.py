@@ -40,7 +40,7 @@ class TestList:
         held = api.claim()
         key = api.services.store.file_key(held.tenant_id, held.job_id, held.attempt, held.fence, "model.safetensors")
         api.services.store.put_bytes(key, b"half")
-        assert api.get(job, "/artifacts").json() == {"data": []}
+        assert api.get(job, "/artifacts").json() == {"data": [], "removed": None}
         assert api.get(job, "/artifacts/model.safetensors").status_code == 404
 
 
