@@ -19,7 +19,7 @@ from sqlalchemy import Connection, select, tuple_
 
 from app import migrate
 from app.backup import copying, rows
-from app.backup.contents import CONTENTS, FILES, BadBackup, Contents, Digested, Stored, file_key, table_key
+from app.backup.contents import CONTENTS, FILES, BadBackup, Contents, Digested, Stored, file_key, is_within, table_key
 from app.db import Database, table
 from app.deployment import Deployment
 from app.ids import is_id
@@ -54,6 +54,10 @@ class Rows:
 
 def back_up(database: Database, store: ArtifactStore, backup: ArtifactStore) -> Contents:
     """Raises BadBackup if there is something at the target, or the schema is not this version's."""
+    if is_within(backup, store) or is_within(store, backup):
+        raise BadBackup(
+            f"{backup.url} and the artifact store {store.url} lie in one another: give backups another place"
+        )
     if next(backup.every_key(), None) is not None:
         raise BadBackup(f"{backup.url} is not empty: give each backup a folder or prefix of its own")
     with database.snapshot() as connection:

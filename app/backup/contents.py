@@ -85,6 +85,17 @@ def place(target: str) -> ArtifactStore:
     return ArtifactStore(target if "://" in target else f"file://{Path(target).absolute()}")
 
 
+def is_within(one: ArtifactStore, other: ArtifactStore) -> bool:
+    """Whether all of a store is part of another."""
+    inner, outer = (_address(store.url) for store in (one, other))
+    return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
+
+
+def _address(url: str) -> str:
+    path = url.removeprefix("file://")
+    return url.rstrip("/") if path == url else f"file://{Path(path).resolve()}"
+
+
 def contents_of(backup: ArtifactStore) -> Contents:
     """Raises BadBackup."""
     try:

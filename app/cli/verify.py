@@ -77,6 +77,7 @@ def _published(context: typer.Context, keys: str | None) -> dict[str, Any]:
     """The set of keys, from a file, an address or the service."""
     if keys is None:
         with connect(context) as client:
+            _check_way(client.url)
             return _checked(client.get(WELL_KNOWN), f"{client.url}{WELL_KNOWN}")
     if "://" not in keys:
         try:
@@ -93,9 +94,8 @@ def _fetched(url: str) -> Any:
         parts = httpx2.URL(url)
     except httpx2.InvalidURL:
         raise Usage(f"{url} is no URL") from None
+    _check_way(url)
     local = _is_loopback(parts.host)
-    if parts.scheme != "https" and not (parts.scheme == "http" and local):
-        raise Usage(f"{url}: keys come over https, or from a file: whoever changes them on the way can sign anything")
     try:
         with httpx2.stream("GET", url, timeout=TIMEOUT_S, trust_env=not local) as answer:
             answer.raise_for_status()
@@ -109,6 +109,14 @@ def _fetched(url: str) -> Any:
         raise Unreachable(f"{url}: {error or type(error).__name__}") from error
     except (ValueError, RecursionError):
         raise Usage(f"{url} is no JSON") from None
+
+
+def _check_way(url: str) -> None:
+    parts = httpx2.URL(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.host)):
+        raise Usage(
+            f"{url}: keys come over https, or from a file (--keys): whoever changes them on the way can sign anything"
+        )
 
 
 def _checked(document: Any, source: str) -> dict[str, Any]:

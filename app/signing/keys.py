@@ -13,6 +13,7 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,6 +115,9 @@ class KeyRing:
             file.write(_text(keys))
             file.flush()
             os.fsync(file.fileno())  # the only copy of a private key
+        with suppress(OSError):  # an operator's own file otherwise, which the service cannot read
+            before = self.path.stat()
+            os.chown(fresh, before.st_uid, before.st_gid)
         fresh.replace(self.path)
 
 

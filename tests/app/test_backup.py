@@ -234,6 +234,16 @@ class TestRefusals:
         assert "ESPALIER_ARTIFACTS_URL" in self.refused(backup, target, worked.services.store)
 
     @on_one
+    @pytest.mark.parametrize("where", ["", "backup", "../store/x", ".."])
+    def test_of_a_place_within_the_store_or_around_it(self, worked: Api, tmp_path: Path, where: str) -> None:
+        """It would copy itself."""
+        (tmp_path / "around/store").mkdir(parents=True)
+        store = place(str(tmp_path / "around/store"))
+        with pytest.raises(BadBackup, match="in one another"):
+            back_up(worked.database, store, place(f"{tmp_path}/around/store/{where}"))
+        assert not list((tmp_path / "around").rglob("*.json*"))
+
+    @on_one
     @pytest.mark.parametrize("name", ["database/jobs.jsonl", "files.jsonl", "store/espalier-deployment"])
     def test_of_damage(self, backup: ArtifactStore, target: str, tmp_path: Path, name: str) -> None:
         path = tmp_path / "backup" / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import stat
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 from joserfc import jws
 from joserfc.jwk import KeySet, OKPKey
+from typer.testing import CliRunner
 
+from app.cli import cli
 from app.settings import Settings
 from app.signing.check import Checked, check
 from app.signing.keys import BadKeys, KeyRing, decoded, encoded, key_ring, thumbprint
@@ -106,6 +109,14 @@ class TestKeys:
         assert (old["kid"], new["kid"]) == (before.kid, made.kid)
         assert old["retired_at"] is not None
         assert new["retired_at"] is None
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+    def test_the_file_stays_its_owners_whoever_changes_it(self, tmp_path: Path) -> None:
+        ring = KeyRing(tmp_path / "keys.json", make=True)
+        os.chown(ring.path, 1234, 1235)
+        ring.rotate()
+        found = ring.path.stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 1235, 0o600)
 
     def test_another_process_sees_the_change(self, tmp_path: Path) -> None:
         ours, theirs = (KeyRing(tmp_path / "keys.json", make=True) for _ in range(2))
@@ -388,3 +399,12 @@ class TestLifeOfKeys:
         ring.path.write_text(json.dumps(document))
         assert ring.signs() is None
         assert ring.published()["keys"] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "arguments"),
+    [("http://192.0.2.1:8000", []), ("https://192.0.2.1", ["--keys", "http://192.0.2.1/keys.json"])],
+)
+def test_keys_come_over_https_or_from_this_machine(url: str, arguments: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["--url", url, "verify", str(tmp_path), *arguments])
+    assert (done.exit_code, "over https" in done.stderr) == (2, True), done.stderr
