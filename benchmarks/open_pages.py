@@ -45,7 +45,7 @@ LEASE_S = 3600
 
 @dataclass
 class Minute:
-    """What happened in one."""
+    """Counts of one."""
 
     polls_ms: list[float] = field(default_factory=list)
     errors: int = 0
