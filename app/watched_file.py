@@ -18,7 +18,7 @@ class Unreadable(ValueError):
 
 
 class WatchedFile(Generic[T]):
-    """What `read` makes of a file, or `missing` where there is none. Safe to share between threads."""
+    """The content that `read` makes of a file, or `missing` where there is none. Safe to share between threads."""
 
     def __init__(self, path: Path, read: Callable[[Path], T], missing: T) -> None:
         """`read` raises Unreadable or a subclass; so does this, the first time."""

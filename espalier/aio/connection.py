@@ -32,7 +32,7 @@ class AsyncConnection:
         url: str | None = None,
         api_key: str | None = None,
         *,
-        timeout_s: float = 30,
+        timeout_s: float | None = 30,
         max_retries: int = 2,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
@@ -40,7 +40,7 @@ class AsyncConnection:
         Args:
             url: Where the service is. Default: ESPALIER_URL, or http://127.0.0.1:8000.
             api_key: Default: ESPALIER_API_KEY.
-            timeout_s: How long the service may be silent.
+            timeout_s: How long the service may be silent; None is for ever.
             max_retries: How often a request is sent again, where that is safe.
             transport: Another way to send requests, such as a proxy or a test's.
         """
@@ -91,7 +91,7 @@ class AsyncConnection:
         """
         headers = dict(headers or {})
         path = self._own(path)
-        timeout = httpx2.Timeout(self._timeout_s + wait_s, connect=5)
+        timeout = httpx2.Timeout(None if self._timeout_s is None else self._timeout_s + wait_s, connect=5)
         query = httpx2.QueryParams([*(params or [])])
         safe = retries.is_repeatable(method, headers) if repeatable is None else repeatable
         failures = 0

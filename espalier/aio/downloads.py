@@ -30,6 +30,8 @@ async def download(
     on_progress: OnProgress | None,
 ) -> list[Path]:
     """Paths of the files below `folder`, in their order. Complete ones are not fetched, parts are gone on with."""
+    if at_once < 1:
+        raise ValueError(f"at_once is {at_once}: at least one file is fetched at a time")
     paths = targets(folder, files)  # all names are looked at before the first byte is asked for
 
     stopped = Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import pickle
@@ -13,6 +14,7 @@ import httpx2
 import pytest
 
 from espalier import (
+    AsyncClient,
     Client,
     CorruptFile,
     EspalierError,
@@ -263,6 +265,28 @@ def test_a_field_that_is_gone_is_not_kept_from_before() -> None:
 def test_a_job_that_failed_without_a_reason() -> None:
     with pytest.raises(UnexpectedAnswer):
         client(lambda request: job(status="failed")).job("job_x").raise_unless_succeeded()
+
+
+def test_a_timeout_of_none_is_for_ever() -> None:
+    timeouts: list[object] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        timeouts.append(request.extensions["timeout"]["read"])
+        return job(status="succeeded")
+
+    made = Client("http://service.example", KEY, timeout_s=None, transport=httpx2.MockTransport(answer))
+    assert made.job_ref("job_x").wait().status == "succeeded"
+    assert timeouts == [None]
+
+
+@pytest.mark.parametrize("at_once", [0, -1])
+def test_to_fetch_no_file_at_a_time_is_an_error_and_no_wait_for_ever(tmp_path: Path, at_once: int) -> None:
+    async def fetch() -> None:
+        async with AsyncClient("http://service.example", KEY) as made:
+            await made.job_ref("job_x").download(tmp_path, files=[artifact()], at_once=at_once)
+
+    with pytest.raises(ValueError, match="at least one"):
+        asyncio.run(asyncio.wait_for(fetch(), 10))
 
 
 # -- names of files ----------------------------------------------------------------------------------------------------
