@@ -82,7 +82,7 @@ def _print_models(page: Page[ModelSummary]) -> None:
     for each in page.data:
         parameters = "" if each.parameters is None else output.number(each.parameters)
         fitting = " ".join(each.methods) or f"[yellow]none:[/] {escape(each.reason or '')}"
-        table.add_row(each.id, escape(each.model_type or ""), parameters, fitting)
+        table.add_row(escape(each.id), escape(each.model_type or ""), parameters, fitting)
     output.stdout.print(table)
     if page.next_cursor:
         output.stderr.print(f"more: --cursor {page.next_cursor}")

@@ -59,7 +59,8 @@ def compress(
         output.print_json(report)
     else:
         print_report(report)
-        output.stdout.print(f"\nmodel: {out.absolute()}\nreport: {(out / 'report.html').absolute().as_uri()}")
+        page = (out / "report.html").absolute().as_uri()
+        output.stdout.print(f"\nmodel: {out.absolute()}\nreport: {page}", markup=False)
 
 
 def _validated(body: Any) -> CompressionSpec:

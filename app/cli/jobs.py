@@ -224,9 +224,9 @@ def print_job(job: Job) -> None:
     table.add_row("model", escape(job.spec["model"]["id"]))
     table.add_row("attempts", attempts_text(job))
     if job.status == "queued":
-        table.add_row("queue", queue_place(job.queue))
+        table.add_row("queue", escape(queue_place(job.queue)))
     if job.status == "running" and (progress := job.progress):
-        table.add_row("progress", f"{progress.stage} {progress.done}/{progress.total} {progress.unit}")
+        table.add_row("progress", escape(f"{progress.stage} {progress.done}/{progress.total} {progress.unit}"))
     if labels := job.labels:
         table.add_row("labels", escape(" ".join(f"{k}={v}" for k, v in labels.items())))
     table.add_row("created", output.local_time(job.created_at))

@@ -202,7 +202,8 @@ def new(
     if as_json:
         output.print_json({"folder": str(folder), "files": sorted(texts)})
     else:
-        output.stdout.print(f"{folder}: begin with espalier_{name}/{name}.py in it; README.md says how it is used")
+        said = f"{folder}: begin with espalier_{name}/{name}.py in it; README.md says how it is used"
+        output.stdout.print(said, markup=False)
 
 
 def files(stage: str, name: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ def report(
     if as_json:
         output.print_json({"id": job_id, "html": str(html.absolute())})
     else:
-        output.stdout.print(f"report: {html.absolute().as_uri()}")
+        output.stdout.print(f"report: {html.absolute().as_uri()}", markup=False)
 
 
 def print_report(report: dict[str, Any]) -> None:

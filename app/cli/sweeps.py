@@ -93,7 +93,7 @@ def pareto(
     if as_json:
         output.print_json({"id": sweep_id, "html": str(html.absolute())})
     else:
-        output.stdout.print(f"comparison: {html.absolute().as_uri()}")
+        output.stdout.print(f"comparison: {html.absolute().as_uri()}", markup=False)
 
 
 def cancel(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:

@@ -8,7 +8,9 @@ import json
 import pytest
 
 from app.cli import output
+from app.cli.account import _print_models
 from app.cli.output import Terminal
+from espalier.documents import ModelSummary, Page
 from workers.engine.reporting.short import no_formula
 
 OBEYED = ["\x1b[2J", "\x1b]0;title\x07", "\x9b2J", "\r", "\x08", "\0", "\u202e", "\ufeff", "\ud800"]
@@ -54,3 +56,11 @@ def test_no_field_of_csv_is_a_formula(text: str) -> None:
 @pytest.mark.parametrize("value", ["-0.5", "+3", "-1e-05", "wanda", "", 3, -0.5, None])
 def test_numbers_and_names_stay_fields(value: object) -> None:
     assert no_formula(value) == value
+
+
+def test_what_looks_like_markup_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model in a folder called `[/]` ends no command."""
+    model = ModelSummary(id="[/]", source="local", compressible=True, methods=["a"])
+    _print_models(Page([model], None, None, {}))
+    shown = capsys.readouterr().out
+    assert "[/]" in shown
