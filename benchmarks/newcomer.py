@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def submit(page: Page) -> None:
-    """What the form has at first, but for the score, its text and a measurement."""
+    """The form as it is at first, but for the score, its text and a measurement."""
     page.get_by_role("link", name="New job").click()
     page.get_by_label("score", exact=True).select_option("wanda")
     page.get_by_role("checkbox", name="calibrate").check()
