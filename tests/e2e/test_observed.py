@@ -85,10 +85,13 @@ class Scraped:
     def ask(self, expression: str) -> list[float]:
         """The value of each series; none while it is starting."""
         try:
-            answer = self.http.get("/api/v1/query", params={"query": expression}).raise_for_status().json()
+            answer = self.http.get("/api/v1/query", params={"query": expression})
         except httpx2.ConnectError:
             return []
-        return [float(series["value"][1]) for series in answer["data"]["result"]]
+        if answer.status_code == 503:
+            return []
+        answer.raise_for_status()
+        return [float(series["value"][1]) for series in answer.json()["data"]["result"]]
 
 
 class Observed(NamedTuple):

@@ -59,15 +59,17 @@ function Filters({ search, open, methods }) {
   const [draft, setDraft] = useState(given);
   const shown = useRef(draft);
   useEffect(() => {
-    // Only what the address changed: somebody may be typing into another field.
+    // Only what the address changed and nobody has typed over since.
     const before = shown.current;
     shown.current = given();
-    setDraft((now) => Object.fromEntries(FILTERS.map((name) => [name, shown.current[name] === before[name] ? now[name] : shown.current[name]])));
+    setDraft((now) => Object.fromEntries(FILTERS.map((name) => [name, now[name] === before[name] ? shown.current[name] : now[name]])));
   }, [search.toString()]);
   const set = (name, value) => { const next = { ...draft, [name]: value }; setDraft(next); return next; };
   const typed = (name) => ({ id: name, name, value: draft[name], onInput: (event) => set(name, event.target.value) });
   const chosen = (name) => ({ id: name, name, value: draft[name], onChange: (event) => open(set(name, event.target.value)) });
-  const send = (event) => { event.preventDefault(); open(draft); };
+  // As it stands in the form: what was typed last may not be drawn yet.
+  const send = (event) => { event.preventDefault(); open({ ...draft, ...Object.fromEntries(new FormData(event.target)) }); };
+  const clear = () => { setDraft(Object.fromEntries(FILTERS.map((name) => [name, ""]))); go("jobs"); };
   return html`<form class="filters" role="search" aria-label="Filters" onSubmit=${send}>
     <div class="wide"><label for="search">Search</label><input type="search" ...${typed("search")} placeholder="part of an id, model, method or label" /></div>
     <div><label for="status">Status</label><select ...${chosen("status")}>
@@ -81,7 +83,7 @@ function Filters({ search, open, methods }) {
     <div><label for="sort">Order</label><select id="sort" value=${search.get("sort") || ""} onChange=${(event) => open({ ...draft, sort: event.target.value })}>
       ${SORTS.map(([value, name]) => html`<option value=${value}>${name}</option>`)}</select></div>
     <button>Filter</button>
-    ${FILTERS.some((name) => search.has(name)) && html`<button type="button" onClick=${() => go("jobs")}>Clear</button>`}
+    ${FILTERS.some((name) => search.has(name)) && html`<button type="button" onClick=${clear}>Clear</button>`}
   </form>`;
 }
 
