@@ -116,8 +116,10 @@ class TestEventStream:
             server.delete(url)
 
         with server.stream("GET", f"{url}/events", headers={"Accept": "text/event-stream"}) as response:
-            threading.Timer(0.3, delete).start()
+            deleting = threading.Timer(0.3, delete)
+            deleting.start()
             response.read()
+        deleting.join()  # the stream ends with the cancellation already, if it looks in between
         assert server.get(url).status_code == 404
 
     def test_waiting_streams_hold_no_database_session(self, server: httpx2.Client, app: FastAPI) -> None:

@@ -153,8 +153,8 @@ class WindowsMethodParams(DataRef, MethodParams):
     @property
     def variant(self) -> str:
         """Settings by which the windows are others than the first so many of the text; empty for none."""
-        names = ("bos", "per_document")
-        return "".join(f"/{name}={value}" for name in names if (value := getattr(self, name)) not in ("auto", None))
+        usual = {name: type(self).model_fields[name].default for name in ("bos", "per_document")}
+        return "".join(f"/{name}={value}" for name in usual if (value := getattr(self, name)) != usual[name])
 
 
 class LossMethodParams(WindowsMethodParams):
