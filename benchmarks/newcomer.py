@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def submit(page: Page) -> None:
-    """What the form has at first, and a measurement."""
+    """The form as it is at first, and a measurement."""
     page.get_by_role("link", name="New job").click()
     page.get_by_label("Add a measurement").select_option("size")
     expect(page.get_by_role("region", name="Dry run").get_by_text("valid", exact=True)).to_be_visible()
