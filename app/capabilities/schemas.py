@@ -17,7 +17,7 @@ class MethodRead(BaseModel):
     name: str = Field(description="What `method` says in a spec.", examples=["wanda"])
     summary: str
     paper: str
-    needs: list[str] = Field(description="What is gathered from calibration text for it.")
+    needs: list[str] = Field(description="What is gathered from calibration text for it, with its default parameters.")
     units: list[str] = Field(description="What is scored or removed as one.", examples=[["weight"]])
     patterns: list[str] = Field(description="Sparsity patterns; `N:M` keeps N of every M.")
     score: Literal["required", "optional", "unused"] | None = Field(
@@ -111,11 +111,12 @@ def _references(node: Any) -> Iterator[str]:
 
 
 def _method(method: Method) -> MethodRead:
+    needs = method.needs & ~method.defaults.waives if method.stage in ("score", "allocate") else method.needs
     return MethodRead(
         name=method.name,
         summary=method.summary,
         paper=method.paper,
-        needs=[stat.name.lower() for stat in Stat if stat in method.needs and stat.name],
+        needs=[stat.name.lower() for stat in Stat if stat in needs and stat.name],
         units=list(method.units),
         patterns=list(method.patterns),
         score=method.scores if method.stage in EDITS else None,

@@ -283,6 +283,30 @@ class TestCrashes:
         assert sent[-1] == "manifest.json"
         assert there.items() <= bucket.written("base/ours/a/b").items()
 
+    @ON_SQLITE
+    def test_killed_while_another_result_gives_way_nothing_of_that_is_left(
+        self, api: Api, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        work = deliverer(api)
+        api.succeeded(OTHER, publish=[asked()])
+        work.step()
+        job = api.succeeded(RESULT, publish=[asked(replace=True)])
+
+        def killed(*_: Any, **__: Any) -> Any:
+            raise SystemExit
+
+        with monkeypatch.context() as patched:
+            patched.setattr(obstore, "open_writer", killed)
+            with pytest.raises(SystemExit):
+                work.step()
+        there = bucket.files("base/ours/a/b")
+        assert "manifest.json" not in there  # nobody takes it for a whole result
+        assert "stale.safetensors" in there
+        all_due(api)
+        work.step()
+        assert of(api, job)[0]["state"] == "published"
+        assert bucket.files("base/ours/a/b").keys() == RESULT.keys() | {"manifest.jws"}
+
     def test_one_that_was_frozen_changes_nothing(
         self, api: Api, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
     ) -> None:

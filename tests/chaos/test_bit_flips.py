@@ -132,7 +132,7 @@ def test_a_bit_flipped_in_each_kind_of_cache_entry(
     specs = (OWL, TUNED, BOUNDED)
     expected = [undisturbed(cluster, spec, tmp_path / f"first-{n}") for n, spec in enumerate(specs)]
     entries = [path for path in (cluster.home / "cache").rglob("*") if path.is_file()]
-    assert {path.parent.name for path in entries} >= {"dense-inputs", "allocator-metrics", "unit-measures"}
+    assert {path.parent.name for path in entries} >= {"dense-input-statistics", "allocator-metrics", "unit-measures"}
     say(f"{len(entries)} entries")
     for path in entries:
         flip(path, rng)

@@ -275,7 +275,7 @@ class CompressionSpec(SpecModel):
             return Stat.NONE
         needs = self.editor.needs & ~self.edit.waives
         if self.score is not None and not self.removes.scored_first:
-            needs |= method_of("score", self.score).needs
+            needs |= method_of("score", self.score).needs & ~self.score.waives
         if self.refine is not None:
             needs |= method_of("refine", self.refine).needs
         return needs
@@ -322,7 +322,7 @@ class CompressionSpec(SpecModel):
         """Statistics that trial prunings need: those of the solver, or those of the score."""
         if self.editor.updates_weights:
             return Stat.GRAM
-        return Stat.INPUT_SQ_MEAN if self.score and method_of("score", self.score).needs else Stat.NONE
+        return method_of("score", self.score).needs & ~self.score.waives if self.score else Stat.NONE
 
     @model_validator(mode="after")
     def _one_edit(self) -> CompressionSpec:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 DIGEST = "espalier-sha256"
 """Metadata of an object: it is whole, and has this content."""
+REPLACED = "manifest.json.replaced"
+"""The manifest of a result that is giving way; gone when it has."""
 PART_BYTES = 8 * 2**20
 RETRIES: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(minutes=1)}
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
@@ -78,17 +80,19 @@ def publish(target: S3Target, params: S3Params, result: Result, secrets: dict[st
                 f"{folder} holds another result",
                 "Publish under another path, or with `replace`.",
             )
-        if taken:
+        earlier = before if taken else _read(store, REPLACED)
+        if taken and before is not None:
+            obstore.put(store, REPLACED, before)  # what has to go is known to the next, should this one be killed
             obstore.delete(store, [MANIFEST])
         sent = [_send(store, file, result) for file in (*(f for f in result.files if f is not manifest), manifest)]
-        stale = _paths(before) - {file.path for file in result.files} if taken and before else set()
-        if stale:
-            obstore.delete(store, sorted(stale))
+        if earlier is not None:
+            stale = _paths(earlier) - {file.path for file in result.files}
+            obstore.delete(store, [*sorted(stale), REPLACED])
     except (Stopped, PublishFailure):
         raise
     except Exception as error:  # obstore's have no common type that mypy knows
         raise failure(error, folder) from error
-    return Published(folder, f"sha256:{manifest.sha256}", any(sent) or bool(stale))
+    return Published(folder, f"sha256:{manifest.sha256}", any(sent))
 
 
 def failure(error: Exception, folder: str) -> PublishFailure:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from workers.engine.contracts.facts import LayerTask, LinearStats
-from workers.engine.contracts.params import Group
+from workers.engine.contracts.params import NORMS, Group, Norm
+from workers.engine.laws.random_layers import stats_of
 from workers.engine.methods.prune import mask
 from workers.engine.methods.prune.mask import MaskParams
 from workers.engine.methods.score import magnitude, wanda
@@ -53,6 +54,15 @@ def test_two_of_four_keeps_two_of_every_four() -> None:
 def test_rows_drop_the_floor(sparsity: float, inputs: int, dropped: int) -> None:
     # 0.29 * 100 is 28.999… in floating point.
     assert MaskParams(sparsity=sparsity).removed((3, inputs), sparsity, "row") == 3 * dropped
+
+
+@pytest.mark.parametrize(("norm", "expected"), [("l1", 4.0), ("l2", 5.0), ("l4", 1201**0.25), ("max", 7.0)])
+def test_wanda_by_another_norm(norm: Norm, expected: float) -> None:
+    """Of the inputs 7 and 1: their mean, the root of 25, the fourth root of (2401 + 1) / 2, and the largest."""
+    params = wanda.WandaParams(norm=norm)
+    stats = stats_of(torch.tensor([[7.0], [1.0]]), NORMS[norm])
+    assert wanda.score(torch.tensor([[-2.0]]), stats, params).item() == pytest.approx(2 * expected)
+    assert NORMS[norm] not in params.waives
 
 
 def test_wanda_ignores_the_scale_of_inputs_and_of_rows() -> None:

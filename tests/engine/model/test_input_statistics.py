@@ -16,18 +16,20 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.layer_inputs import inputs_of
+from tests.helpers.on_ranks import on_ranks
 from tests.helpers.small_models import Scratch, entering, load, spec_of, text_of
 from workers.engine.architectures.layouts.llama import LAYOUT
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import Stat
+from workers.engine.contracts.params import OF_INPUTS, OF_NORMS, Stat
 from workers.engine.model.input_statistics import InputSums, collect, staged
 from workers.engine.model.loaded import tensors_of
 from workers.engine.model.walk import At
+from workers.engine.ranks import Ranks
 from workers.engine.sources.resolve import Sources
 
 STREAMS = {layer.name: layer.stream for layer in LAYOUT.layers}
 
-EVERYTHING = Stat.INPUT_SQ_MEAN | Stat.INPUT_MOMENTS | Stat.GRAM | Stat.DENSE_INPUTS
+EVERYTHING = OF_INPUTS | Stat.GRAM | Stat.DENSE_INPUTS
 TOKENS = 8 * 32
 
 
@@ -66,6 +68,9 @@ def test_collected_statistics_are_their_definitions(entered: Entered, tiny: Path
         assert_close(stats.input_sq_mean_I, x.square().mean(dim=0))
         assert_close(stats.input_mean_I, x.mean(dim=0))
         assert_close(stats.input_variance_I, x.var(dim=0, correction=0))
+        assert_close(stats.input_abs_mean_I, x.abs().mean(dim=0))
+        assert_close(stats.input_fourth_root_I, x.pow(4).mean(dim=0).pow(0.25))
+        assert_close(stats.input_abs_max_I, x.abs().amax(dim=0))
         assert stats.cross_gram_II is None, "the inputs are those of the dense block"
         assert stats.dense_gram_II is None
     assert set(found) == set(STREAMS.values())
@@ -78,6 +83,7 @@ def test_only_what_is_needed_is_kept(needs: Stat, entered: Entered) -> None:
     for stream, stats in found.items():
         assert (stats.gram_II is not None) == (Stat.GRAM in needs)
         assert (stats.input_mean_I is not None) == (Stat.INPUT_MOMENTS in needs)
+        assert (stats.input_abs_mean_I, stats.input_fourth_root_I, stats.input_abs_max_I) == (None, None, None)
         # By itself, or the diagonal of the Gram matrix.
         assert stats.input_sq_mean_I is not None
         torch.testing.assert_close(stats.input_sq_mean_I, full[stream].input_sq_mean_I)
@@ -161,6 +167,37 @@ def test_products_of_16_bit_inputs_are_exact_in_float32() -> None:
     """So that a GPU may multiply them as they are: 8 bits of a bfloat16 times 8 are 16 of float32's 24."""
     a, b = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.equal((a.float() * b.float()).double(), a.double() * b.double())
+
+
+def test_norms_of_parts_are_those_of_the_whole_whatever_the_scale() -> None:
+    """Fourth powers of 1e12 overflow float32; an input that is always zero has norms of zero."""
+    x_NI = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([0, 1e-12, 1, 1e4, 1e12, 1e15])
+    parts = [InputSums(OF_NORMS) for _ in range(2)]
+    for part, share_NI in zip(parts, x_NI.split(40), strict=True):
+        for batch_NI in share_NI.split(16):
+            part.add(batch_NI[None])
+    parts[0].merge(parts[1])
+    found, exact_NI = parts[0].finish(), x_NI.double().abs()
+    for name, expected_I in {
+        "input_abs_mean_I": exact_NI.mean(dim=0),
+        "input_fourth_root_I": exact_NI.pow(4).mean(dim=0).pow(0.25),
+        "input_abs_max_I": exact_NI.amax(dim=0),
+    }.items():
+        torch.testing.assert_close(getattr(found, name).double(), expected_I, rtol=1e-5, atol=0)
+
+
+def test_norms_of_ranks_are_those_of_all() -> None:
+    on_ranks(2, _norms_on_a_rank)
+
+
+def _norms_on_a_rank(ranks: Ranks) -> None:
+    x_NI = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    own, whole = InputSums(OF_NORMS), InputSums(OF_NORMS)
+    own.add(x_NI[ranks.share(30)][None])
+    own.add_ranks(ranks)
+    whole.add(x_NI[None])
+    for name in ("input_abs_mean_I", "input_fourth_root_I", "input_abs_max_I"):
+        torch.testing.assert_close(getattr(own.finish(), name), getattr(whole.finish(), name))
 
 
 def test_of_too_few_tokens_nothing_is_believed() -> None:

@@ -27,6 +27,7 @@ from tests.helpers.layer_inputs import inputs_of
 from tests.helpers.small_models import SIZES, SaveModel, Scratch, load, spec_of, text_of, walk
 from workers.engine.architectures.architecture import LinearFacts
 from workers.engine.contracts.facts import AllocationFacts
+from workers.engine.contracts.params import Stat
 from workers.engine.contracts.texts import Wanted
 from workers.engine.events import Level, Silent
 from workers.engine.methods.allocate import auto, search
@@ -293,6 +294,19 @@ def test_nothing_goes_where_nothing_may(tiny: Path, sources: Sources, tmp_path: 
     assert done.allocation.predicted <= 1.0000001
 
 
+def test_trials_and_the_walk_look_at_the_statistics_of_the_score(tiny: Path, sources: Sources, tmp_path: Path) -> None:
+    """And at no others: where the largest inputs count, blocks lose other weights than where squares do."""
+    search = {"method": "search", "rounds": 1}
+    found = {
+        norm: walk(spec_of(score={"method": "wanda", "norm": norm}, allocate=search), sources, tmp_path / norm)
+        for norm in ("l2", "max")
+    }
+    assert found["l2"].blocks() != found["max"].blocks()
+    spec = spec_of(score={"method": "wanda", "norm": "max"}, allocate=search)
+    assert spec.needs == Stat.INPUT_ABS_MAX | Stat.LOSS
+    assert (spec.walk_needs, spec_of(score={"method": "wanda"}).needs) == (Stat.INPUT_ABS_MAX, Stat.INPUT_SQ_MEAN)
+
+
 class Read(AssertionError):
     """Activations of the dense model were looked at."""
 
@@ -329,7 +343,7 @@ def test_what_was_measured_is_not_measured_again(
         walk(spec_of(allocate={"method": "owl"}), sources, tmp_path / "model", cache=cache)
 
 
-@pytest.mark.parametrize("kind", ["dense-inputs", "allocator-metrics"])
+@pytest.mark.parametrize("kind", ["dense-input-statistics", "allocator-metrics"])
 def test_a_broken_entry_is_measured_again(kind: str, tiny: Path, sources: Sources, tmp_path: Path) -> None:
     spec, cache = spec_of(allocate={"method": "owl"}), tmp_path / "cache"
     first = walk(spec, sources, tmp_path / "first", cache=cache)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.engine.architectures.architecture import Family, LinearFacts
+    from workers.engine.contracts.params import Norm
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class LinearStats:
     """Mean over tokens of x_i, float32 [I]."""
     input_variance_I: Tensor | None = None
     """Variance over tokens of x_i, float32 [I]."""
+    input_abs_mean_I: Tensor | None = None
+    """Mean over tokens of |x_i|, float32 [I]."""
+    input_fourth_root_I: Tensor | None = None
+    """Fourth root of the mean over tokens of x_i to the fourth, float32 [I]."""
+    input_abs_max_I: Tensor | None = None
+    """Largest |x_i| of all tokens, float32 [I]."""
     gram_II: Tensor | None = None
     """Mean over tokens of x_i x_j, float32 [I, I]: half the Hessian of a layer's mean squared output error."""
     dense_gram_II: Tensor | None = None
@@ -43,10 +50,20 @@ class LinearStats:
     cross_gram_II: Tensor | None = None
     """Mean over tokens of z_i x_j, float32 [I, I] (rows dense). None where z and x are one."""
 
-    def weighted(self, weight_OI: Tensor) -> Tensor:
-        """|W| times the root mean square of the input it multiplies, float32 [O, I]: Wanda's importance (Sun et al.
-        2023, arXiv:2306.11695, eq. 1). For methods that declare `Stat.INPUT_SQ_MEAN`."""
-        return weight_OI.float().abs() * needed(self.input_sq_mean_I, "Stat.INPUT_SQ_MEAN").sqrt()
+    def weighted(self, weight_OI: Tensor, norm: Norm = "l2") -> Tensor:
+        """|W| times the norm of the input it multiplies, as a mean over tokens, float32 [O, I]; of `l2` Wanda's
+        importance (Sun et al. 2023, arXiv:2306.11695, eq. 1). For methods that declare the statistic of the norm."""
+        return weight_OI.float().abs() * self.norm(norm)
+
+    def norm(self, norm: Norm) -> Tensor:
+        """(mean over tokens of |x_i| ** p) ** (1 / p), for p = 1, 2, 4, and its limit, the largest |x_i|."""
+        if norm == "l1":
+            return needed(self.input_abs_mean_I, "Stat.INPUT_ABS_MEAN")
+        if norm == "l4":
+            return needed(self.input_fourth_root_I, "Stat.INPUT_FOURTH_MEAN")
+        if norm == "max":
+            return needed(self.input_abs_max_I, "Stat.INPUT_ABS_MAX")
+        return needed(self.input_sq_mean_I, "Stat.INPUT_SQ_MEAN").sqrt()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ EDITS: tuple[Stage, ...] = ("prune", "grow")
 class Stat(Flag):
     """Measurements that a method needs beside the weights; made once, per input stream where they are of inputs.
 
-    The first four are fields of `LinearStats` and need calibration text.
+    The first four, and the last three, are fields of `LinearStats` and need calibration text.
     """
 
     NONE = 0
@@ -57,6 +57,26 @@ class Stat(Flag):
     """Scorers of experts only: with ROUTING, the losses of sets of experts that go."""
     UNIT_SCORES = auto()
     """Allocators only: the scores of the units, where units are removed."""
+    INPUT_ABS_MEAN = auto()
+    """Mean magnitude of each input."""
+    INPUT_FOURTH_MEAN = auto()
+    """The fourth root of the mean fourth power of each input."""
+    INPUT_ABS_MAX = auto()
+    """Largest magnitude of each input."""
+
+
+Norm = Literal["l1", "l2", "l4", "max"]
+NORMS: dict[Norm, Stat] = {
+    "l1": Stat.INPUT_ABS_MEAN,
+    "l2": Stat.INPUT_SQ_MEAN,
+    "l4": Stat.INPUT_FOURTH_MEAN,
+    "max": Stat.INPUT_ABS_MAX,
+}
+"""Norm of an input over the calibration tokens, as a mean of powers -> the statistic that it is computed from."""
+OF_NORMS = Stat.INPUT_ABS_MEAN | Stat.INPUT_FOURTH_MEAN | Stat.INPUT_ABS_MAX
+"""Those that magnitudes are looked at for."""
+OF_INPUTS = OF_NORMS | Stat.INPUT_SQ_MEAN | Stat.INPUT_MOMENTS
+"""Those that are one number for each input."""
 
 
 class MethodParams(BaseModel):

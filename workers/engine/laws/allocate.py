@@ -9,7 +9,7 @@ import pytest
 
 from workers.engine.architectures.architecture import LinearFacts
 from workers.engine.contracts.facts import AllocationFacts, DenseBlock
-from workers.engine.contracts.params import Stat
+from workers.engine.contracts.params import OF_INPUTS, Stat
 from workers.engine.laws.random_layers import TOKENS, inputs_of, same, stats_of, tensors_in, weight
 from workers.engine.registry import Method, compared, method_of
 
@@ -27,7 +27,7 @@ def dense_blocks(needs: Stat, *, alike: bool) -> list[DenseBlock]:
         layers = [LinearFacts(f"{index}.{stream}", index, stream, shape) for stream, shape in SHAPES.items()]
         weights = {layer.name: (1 + seed) * weight(seed, *layer.shape) ** (1 + 2 * (seed % 2)) for layer in layers}
         stats = {
-            layer.stream: stats_of(inputs_of(seed, TOKENS, layer.shape[1]), needs & (Stat.INPUT_SQ_MEAN | Stat.GRAM))
+            layer.stream: stats_of(inputs_of(seed, TOKENS, layer.shape[1]), needs & (OF_INPUTS | Stat.GRAM))
             for layer in layers
         }
         traces = {layer.name: 1.0 + seed + layer.shape[0] for layer in layers} if Stat.CURVATURE in needs else {}

@@ -54,12 +54,16 @@ def stats_of(x_NI: Tensor, needs: Stat, z_NI: Tensor | None = None) -> LinearSta
     """The statistics of inputs, as far as they are needed; `z_NI` is what they are in the dense block."""
     count = len(x_NI)
     moments, twins = Stat.INPUT_MOMENTS in needs, Stat.DENSE_INPUTS in needs and z_NI is not None
+    fourth_root_I = x_NI.double().pow(4).mean(dim=0).pow(0.25).float()
     return LinearStats(
         tokens=count,
         window_tokens=count // 2,
         input_sq_mean_I=x_NI.square().mean(dim=0) if needs else None,
         input_mean_I=x_NI.mean(dim=0) if moments else None,
         input_variance_I=x_NI.var(dim=0, correction=0) if moments else None,
+        input_abs_mean_I=x_NI.abs().mean(dim=0) if Stat.INPUT_ABS_MEAN in needs else None,
+        input_fourth_root_I=fourth_root_I if Stat.INPUT_FOURTH_MEAN in needs else None,
+        input_abs_max_I=x_NI.abs().amax(dim=0) if Stat.INPUT_ABS_MAX in needs else None,
         gram_II=x_NI.T @ x_NI / count if Stat.GRAM in needs else None,
         dense_gram_II=z_NI.T @ z_NI / count if twins and z_NI is not None else None,
         cross_gram_II=z_NI.T @ x_NI / count if twins and z_NI is not None else None,

@@ -17,7 +17,7 @@ import torch
 
 from workers.engine.contracts.facts import LinearStats
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import Stat
+from workers.engine.contracts.params import OF_NORMS, Stat
 from workers.engine.errors import NumericalFailure, UnsupportedModel
 from workers.engine.maths.selection import all_finite, finite
 from workers.engine.model.expert_streams import by_expert
@@ -120,6 +120,10 @@ def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, 
             running.throw()
 
 
+_SUMS = ("squares_I", "sum_I", "magnitudes_I", "fourths_I", "gram_II", "dense_gram_II", "cross_gram_II")
+"""Of `InputSums`: what is added over windows and ranks."""
+
+
 class InputSums:
     """Running sums over the tokens of one stream."""
 
@@ -129,6 +133,9 @@ class InputSums:
         self.windows = self.tokens = 0
         self.squares_I: Tensor | None = None
         self.sum_I: Tensor | None = None
+        self.magnitudes_I: Tensor | None = None
+        self.fourths_I: Tensor | None = None
+        self.largest_I: Tensor | None = None
         self.gram_II: Tensor | None = None
         self.dense_gram_II: Tensor | None = None
         self.cross_gram_II: Tensor | None = None
@@ -151,22 +158,40 @@ class InputSums:
         if Stat.INPUT_MOMENTS in self.needs:
             sum_I = x_NI.float().sum(dim=0).double()
             self.sum_I = sum_I if self.sum_I is None else self.sum_I + sum_I
+        if self.needs & OF_NORMS:
+            self._add_norms(x_NI.float().abs())
+
+    def _add_norms(self, magnitude_NI: Tensor) -> None:
+        largest_I = magnitude_NI.amax(dim=0) if len(magnitude_NI) else magnitude_NI.new_zeros(magnitude_NI.shape[1])
+        if Stat.INPUT_ABS_MAX in self.needs:
+            self.largest_I = largest_I if self.largest_I is None else torch.maximum(self.largest_I, largest_I)
+        if Stat.INPUT_ABS_MEAN in self.needs:
+            sum_I = magnitude_NI.sum(dim=0).double()
+            self.magnitudes_I = sum_I if self.magnitudes_I is None else self.magnitudes_I + sum_I
+        if Stat.INPUT_FOURTH_MEAN in self.needs:  # of fractions of the largest: float32 holds no fourth power of 1e10
+            shares_NI = magnitude_NI / largest_I.clamp_min(torch.finfo(torch.float32).tiny)
+            fourths_I = shares_NI.square().square().sum(dim=0).double() * largest_I.double() ** 4
+            self.fourths_I = fourths_I if self.fourths_I is None else self.fourths_I + fourths_I
 
     def merge(self, other: InputSums) -> None:
         """Add the sums over other windows of the same stream; they are used up."""
         self.windows += other.windows
         self.tokens += other.tokens
-        for name in ("squares_I", "sum_I", "gram_II", "dense_gram_II", "cross_gram_II"):
+        for name in _SUMS:
             mine, others = getattr(self, name), getattr(other, name)
             if others is not None:
                 setattr(self, name, others if mine is None else mine.add_(others))
+        if other.largest_I is not None:
+            mine = other.largest_I if self.largest_I is None else self.largest_I
+            self.largest_I = torch.maximum(mine, other.largest_I)
 
     def add_ranks(self, ranks: Ranks) -> None:
         """Add the sums of the other ranks, each over its own windows of the same stream."""
         counts = ranks.gather((self.windows, self.tokens))
         self.windows, self.tokens = (sum(count) for count in zip(*counts, strict=True))
-        sums = (self.squares_I, self.sum_I, self.gram_II, self.dense_gram_II, self.cross_gram_II)
-        ranks.add(*(tensor for tensor in sums if tensor is not None))
+        ranks.add(*(tensor for name in _SUMS if (tensor := getattr(self, name)) is not None))
+        if self.largest_I is not None:
+            self.largest_I = torch.stack(ranks.gather(self.largest_I.cpu())).amax(dim=0).to(self.largest_I)
 
     def finish(self) -> LinearStats:
         """The means; the sums are used up. Of too few tokens: those of inputs that are alike and independent, where
@@ -187,6 +212,9 @@ class InputSums:
             input_sq_mean_I=None if sq_mean_I is None else sq_mean_I.float(),
             input_mean_I=None if mean_I is None else mean_I.float(),
             input_variance_I=variance_I,
+            input_abs_mean_I=None if self.magnitudes_I is None else (self.magnitudes_I / self.tokens).float(),
+            input_fourth_root_I=None if self.fourths_I is None else (self.fourths_I / self.tokens).pow(0.25).float(),
+            input_abs_max_I=self.largest_I,
             gram_II=gram_II,
             dense_gram_II=None if self.dense_gram_II is None else _mirrored(self.dense_gram_II).div_(self.tokens),
             cross_gram_II=None if self.cross_gram_II is None else self.cross_gram_II.div_(self.tokens),
@@ -202,6 +230,9 @@ class InputSums:
             input_sq_mean_I=ones_I,
             input_mean_I=ones_I.new_zeros(len(ones_I)) if moments else None,
             input_variance_I=ones_I if moments else None,
+            input_abs_mean_I=ones_I if Stat.INPUT_ABS_MEAN in self.needs else None,
+            input_fourth_root_I=ones_I if Stat.INPUT_FOURTH_MEAN in self.needs else None,
+            input_abs_max_I=ones_I if Stat.INPUT_ABS_MAX in self.needs else None,
             gram_II=torch.diag(ones_I) if self.gram_II is not None else None,
         )
 
