@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import PrivateAttr
-
 from espalier.aio import downloads, events
-from espalier.aio.connection import AsyncConnection, json_of
+from espalier.aio.connection import json_of
 from espalier.aio.events import LogLine
+from espalier.aio.reference import AsyncReference
 from espalier.aio.runtime import sleep
-from espalier.documents.base import Document, Page
+from espalier.documents.base import Page
 from espalier.documents.jobs import Artifact, Attempt, Event, JobDocument
 from espalier.documents.publications import UNDER_WAY, Publication
 from espalier.documents.reports import Report
@@ -27,18 +26,8 @@ LOOK_EVERY_S = 1
 """At publications, which change after the job has ended."""
 
 
-class AsyncJobRef(Document):
+class AsyncJobRef(AsyncReference):
     """A job by its id. Nothing is asked before a method is called; those that return the job ask for it."""
-
-    id: str
-    _connection: AsyncConnection = PrivateAttr()
-
-    @classmethod
-    def of(cls, connection: AsyncConnection, raw: Mapping[str, Any]) -> Self:
-        """The job in an answer of the service."""
-        made = cls.read(raw)
-        made._connection = connection
-        return made
 
     async def refresh(self) -> AsyncJob:
         """The job as it is now."""

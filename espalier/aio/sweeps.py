@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
-from pydantic import PrivateAttr
-
-from espalier.aio.connection import AsyncConnection
+from espalier.aio.reference import AsyncReference
 from espalier.aio.runtime import sleep
-from espalier.documents.base import Document
 from espalier.documents.sweeps import Pareto, SweepDocument
 from espalier.errors import WaitTimeout
 from espalier.queries import given, segment
@@ -18,18 +15,8 @@ from espalier.queries import given, segment
 LOOK_EVERY_S = 2.0
 
 
-class AsyncSweepRef(Document):
+class AsyncSweepRef(AsyncReference):
     """A sweep by its id. Nothing is asked before a method is called."""
-
-    id: str
-    _connection: AsyncConnection = PrivateAttr()
-
-    @classmethod
-    def of(cls, connection: AsyncConnection, raw: Mapping[str, Any]) -> Self:
-        """The sweep in an answer of the service."""
-        made = cls.read(raw)
-        made._connection = connection
-        return made
 
     async def refresh(self) -> AsyncSweep:
         """The sweep and its children as they are now."""

@@ -8,17 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import PrivateAttr
-
-from espalier.documents.base import Document, Page
+from espalier.documents.base import Page
 from espalier.documents.jobs import Artifact, Attempt, Event, JobDocument
 from espalier.documents.publications import UNDER_WAY, Publication
 from espalier.documents.reports import Report
 from espalier.errors import JobCancelled, JobFailed, UnexpectedAnswer, WaitTimeout
 from espalier.queries import segment
 from espalier.sync import downloads, events
-from espalier.sync.connection import Connection, json_of
+from espalier.sync.connection import json_of
 from espalier.sync.events import LogLine
+from espalier.sync.reference import Reference
 from espalier.sync.runtime import sleep
 
 LONGEST_WAIT_S = 20
@@ -27,18 +26,8 @@ LOOK_EVERY_S = 1
 """At publications, which change after the job has ended."""
 
 
-class JobRef(Document):
+class JobRef(Reference):
     """A job by its id. Nothing is asked before a method is called; those that return the job ask for it."""
-
-    id: str
-    _connection: Connection = PrivateAttr()
-
-    @classmethod
-    def of(cls, connection: Connection, raw: Mapping[str, Any]) -> Self:
-        """The job in an answer of the service."""
-        made = cls.read(raw)
-        made._connection = connection
-        return made
 
     def refresh(self) -> Job:
         """The job as it is now."""

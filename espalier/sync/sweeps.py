@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
-from pydantic import PrivateAttr
-
-from espalier.documents.base import Document
 from espalier.documents.sweeps import Pareto, SweepDocument
 from espalier.errors import WaitTimeout
 from espalier.queries import given, segment
-from espalier.sync.connection import Connection
+from espalier.sync.reference import Reference
 from espalier.sync.runtime import sleep
 
 LOOK_EVERY_S = 2.0
 
 
-class SweepRef(Document):
+class SweepRef(Reference):
     """A sweep by its id. Nothing is asked before a method is called."""
-
-    id: str
-    _connection: Connection = PrivateAttr()
-
-    @classmethod
-    def of(cls, connection: Connection, raw: Mapping[str, Any]) -> Self:
-        """The sweep in an answer of the service."""
-        made = cls.read(raw)
-        made._connection = connection
-        return made
 
     def refresh(self) -> Sweep:
         """The sweep and its children as they are now."""
