@@ -80,8 +80,7 @@ def attempts(seen: JobReader, has: ServicesDep) -> Response:
     """Every try at the job, oldest first."""
     with has.database.read() as session:
         found = repository.attempts(session, seen.principal.tenant_id, seen.job.id)
-    body = orjson.dumps({"data": [_attempt(attempt) for attempt in found]})
-    return Response(body, headers=PRIVATE, media_type="application/json")
+    return private_json({"data": [_attempt(attempt) for attempt in found]})
 
 
 @router.get(
