@@ -22,7 +22,7 @@ from app.publications import pending as publications
 from app.webhooks import waiting
 from app.webhooks.deliverer import TRIES
 
-SERIES = (*figures.EVERY, TRIES)
+SERIES = (*figures.EVERY, TRIES, publications.TRIES)
 MOST_TENANTS = 200
 """The oldest so many are named where tenants are."""
 ALL, OTHERS = "all", "others"

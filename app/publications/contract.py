@@ -80,6 +80,9 @@ class Result:
     report: dict[str, Any]
     done: Callable[[int], None]
     """To be told of bytes that are there, sent now or before."""
+    confirm: Callable[[], None]
+    """To be called right before each change that others see at the place: renews the lease. Raises Stopped where the
+    work is another's by now, as after a pause that was longer than the lease."""
 
     def file(self, path: str) -> ResultFile | None:
         return next((file for file in self.files if file.path == path), None)
@@ -119,4 +122,6 @@ class Publisher(Generic[T, P]):
     params: type[P]
     publish: Callable[[T, P, Result, dict[str, str]], Published]
     """(target, params, result, secrets by field). The same result again changes nothing; what a killed try has brought
-    there is not sent again. Raises PublishFailure, and Stopped."""
+    there is not sent again. Whatever changes what others see comes right behind a `result.confirm()`.
+
+    Raises PublishFailure, and Stopped."""

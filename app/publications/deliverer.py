@@ -1,8 +1,9 @@
 """Brings results to where they are to be published. Run by any number of processes; the reconciler runs one.
 
 A publication is taken with a lease, which is renewed while it is worked on outside of any transaction. Whoever dies
-leaves it to the next, who finds at the place what is there already. Tenants take turns. A publication has a state of
-its own: whatever becomes of it, its job has succeeded.
+leaves it to the next, who finds at the place what is there already. Whoever was stopped past its lease is fenced: it
+changes nothing at the place any more, nor in the row. Tenants take turns. A publication has a state of its own:
+whatever becomes of it, its job has succeeded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -26,10 +27,12 @@ from app.db import Database, clock
 from app.jobs import repository
 from app.jobs.models import Job, JobLabel
 from app.keys.repository import tenant_name
+from app.metrics.observations import note
 from app.publications import service
 from app.publications.contract import Published, PublishFailure, Result, ResultFile, Stopped
 from app.publications.credentials import Credentials, secrets_of
 from app.publications.models import DUE, Publication
+from app.publications.pending import TRIES
 from app.publications.registry import publishers
 from app.publications.request import read
 from app.publications.stored import opened
@@ -66,6 +69,7 @@ class Taken:
     id: str
     job_id: str
     tries: int
+    fence: int
     params: dict[str, Any]
     tenant: str
     files: Sequence[Stored]
@@ -73,6 +77,7 @@ class Taken:
     report: dict[str, Any]
     done: int = 0
     """Bytes."""
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def total(self) -> int:
@@ -127,6 +132,7 @@ class Deliverer:
                 _end(session, job, found, lost)
                 continue
             found.state, found.tries, found.due_at, found.error = "running", found.tries + 1, now + LEASE_MS, None
+            found.fence += 1
             service.show(session, job)
             return self._taken(session, job, found)
         return None
@@ -141,6 +147,7 @@ class Deliverer:
             found.id,
             job.id,
             found.tries,
+            found.fence,
             found.params,
             tenant_name(session, job.tenant_id),
             files,
@@ -152,7 +159,7 @@ class Deliverer:
         over, gone = threading.Event(), threading.Event()
         beats = threading.Thread(target=self._beat, args=[taken, over, gone], daemon=True)
         beats.start()
-        outcome: Published | PublishFailure
+        outcome: Published | PublishFailure | None = None
         secrets: dict[str, str] = {}
         try:
             params = read(taken.params)
@@ -160,23 +167,24 @@ class Deliverer:
             secrets |= secrets_of(target)
             outcome = publishers()[params.to].publish(target, params, self._result(taken, gone), secrets)
         except Stopped:
-            return
+            pass
         except PublishFailure as failure:
             outcome = failure
         except Exception as error:
-            if gone.is_set():  # libraries wrap Stopped in errors of their own
-                return
-            outcome = _crash(error, secrets.values())
+            if not gone.is_set():  # libraries wrap Stopped in errors of their own
+                outcome = _crash(error, secrets.values())
         finally:
             over.set()
             beats.join()
         if isinstance(outcome, PublishFailure):
             outcome.message = without(outcome.message, secrets.values())
             outcome.hint = without(outcome.hint, secrets.values())
+        if outcome is None or not self._database.transact(partial(_record, taken=taken, outcome=outcome)):
+            log.info("publication_let_go")  # deleted, given back, or taken up by another
+        elif isinstance(outcome, PublishFailure):
             log.warning("publication_failed", code=outcome.code, error=outcome.message)
         else:
             log.info("published", changed=outcome.changed)
-        self._database.transact(partial(_record, taken=taken, outcome=outcome))
 
     def _result(self, taken: Taken, gone: threading.Event) -> Result:
         def check() -> None:
@@ -186,6 +194,12 @@ class Deliverer:
         def done(count: int) -> None:
             check()
             taken.done += count
+
+        def confirm() -> None:
+            check()
+            if not self._database.transact(partial(_renew, taken=taken, shown=taken.done)):
+                gone.set()
+                raise Stopped
 
         files = [
             ResultFile(
@@ -203,7 +217,7 @@ class Deliverer:
             raise PublishFailure(
                 "artifact_lost", "the result has no manifest any more", "Submit the job again, and publish that one."
             )
-        return Result(taken.job_id, taken.tenant, files, manifest, taken.labels, taken.report, done)
+        return Result(taken.job_id, taken.tenant, files, manifest, taken.labels, taken.report, done, confirm)
 
     def _beat(self, taken: Taken, over: threading.Event, gone: threading.Event) -> None:
         """Renew the lease until the work is over, and show how far it is; give it back where this process is to end."""
@@ -282,20 +296,24 @@ def _give_back(session: Session, taken: Taken) -> bool:
     return True
 
 
-def _record(session: Session, taken: Taken, outcome: Published | PublishFailure) -> None:
+def _record(session: Session, taken: Taken, outcome: Published | PublishFailure) -> bool:
+    """Whether it was still ours."""
     job, found = _locked(session, taken)
-    if job is None or found is None:  # deleted, or taken up by another
-        return
+    if job is None or found is None:
+        return False
+    lasted_ms = int((time.monotonic() - taken.since) * 1000)
     if isinstance(outcome, PublishFailure):
-        _end(session, job, found, outcome)
-        return
+        _end(session, job, found, outcome, lasted_ms)
+        return True
+    note(session, TRIES, ("published",), lasted_ms)
     found.state, found.done_at, found.error = "published", clock(session), None
     found.result = {"location": outcome.location, "revision": outcome.revision, "changed": outcome.changed}
     found.progress = {"done": taken.total, "total": taken.total}
     service.show(session, job, found)
+    return True
 
 
-def _end(session: Session, job: Job, found: Publication, failure: PublishFailure) -> None:
+def _end(session: Session, job: Job, found: Publication, failure: PublishFailure, lasted_ms: int = 0) -> None:
     """Of a try: it waits for the next, or has failed."""
     now = clock(session)
     found.error = {
@@ -304,7 +322,9 @@ def _end(session: Session, job: Job, found: Publication, failure: PublishFailure
         "hint": failure.hint,
         "retryable": failure.retryable,
     }
-    if failure.retryable and found.tries <= len(WAITS_S):
+    again = failure.retryable and found.tries <= len(WAITS_S)
+    note(session, TRIES, ("failed" if again else "given_up",), lasted_ms)
+    if again:
         wait_s = WAITS_S[found.tries - 1] * random.uniform(1, 1.1)
         found.state, found.due_at = "pending", now + int(wait_s * 1000)
         service.show(session, job)
@@ -314,9 +334,11 @@ def _end(session: Session, job: Job, found: Publication, failure: PublishFailure
 
 
 def _locked(session: Session, taken: Taken) -> tuple[Job | None, Publication | None]:
+    """Job and publication; None where they are deleted, or taken up by another."""
     job = session.scalar(select(Job).where(Job.id == taken.job_id).with_for_update())
     found = session.get(Publication, taken.id, with_for_update=True)
-    mine = found is not None and found.state == "running" and found.tries == taken.tries
+    # The tries as well: a process of the version before the fence raises them alone.
+    mine = found is not None and (found.state, found.fence, found.tries) == ("running", taken.fence, taken.tries)
     return job, found if mine else None
 
 

@@ -32,7 +32,9 @@ class Publication(Base):
     state: Mapped[str] = mapped_column(String(12))
     """waiting (for the job's success), pending, running, published, withheld (by the gates) or failed."""
     tries: Mapped[int] = mapped_column(default=0)
-    """Raised whenever a process takes it up: whoever writes for a try has the present number."""
+    """Raised whenever a process takes it up; taken back where it gives it back, and by a retry of a client's."""
+    fence: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    """The fencing token: raised whenever a process takes it up, and never lowered."""
     due_at: Mapped[int] = mapped_column(BigInteger)
     """When it is taken up next; while it runs, when its lease ends."""
     asked_by: Mapped[str | None] = mapped_column(String(100))

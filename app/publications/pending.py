@@ -1,4 +1,4 @@
-"""Publications that are due or at work, for metrics."""
+"""Metrics of publications: those that are due or at work, and the tries that have ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from sqlalchemy.orm import Session
 
 from app.db import now_ms
 from app.jobs.models import Job
+from app.metrics.observations import Series
 from app.publications.models import DUE, Publication
+
+TRIES = Series(
+    "espalier_publication_try_seconds",
+    "Tries of publications: `published`, `failed` (tried again) or `given_up`, of which a lost process takes 0 s. "
+    "Since the database was made.",
+    ("outcome",),
+    always=(("published",), ("failed",), ("given_up",)),
+)
 
 
 class Pending(NamedTuple):

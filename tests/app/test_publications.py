@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import httpx2
 import obstore
 import pytest
-from obstore.store import S3Store
 from pydantic import BaseModel
 
 from app.publications.contract import Publisher, PublishFailure
@@ -26,56 +25,36 @@ from app.publications.credentials import BadCredentials, Credentials
 from app.publications.deliverer import WAITS_S, without
 from app.publications.to import hub, s3
 from app.signing.check import check
-from app.signing.keys import KeyRing
 from tests.helpers.api import FILES, SPEC, Api, judged, make_key, with_manifest
 from tests.helpers.conformity import document
-from tests.helpers.publishing import ON_SQLITE, SECRET, all_due, deliverer, of, publish, secret, set_up
+from tests.helpers.publishing import (
+    ON_SQLITE,
+    SECRET,
+    Bucket,
+    all_due,
+    asked,
+    bucket_of,
+    deliverer,
+    of,
+    publish,
+    set_up,
+)
 
 RESULT = with_manifest({**FILES, "deep/er/config.json": b"{}"})
 OTHER = with_manifest({"model.safetensors": b"other weights", "stale.safetensors": b"more of them"})
 
 
-class Bucket:
-    """A bucket of moto's, and what is in it."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint, self.name = endpoint, f"p{uuid.uuid4().hex[:12]}"
-
-    def make(self) -> None:
-        httpx2.put(f"{self.endpoint}/{self.name}", trust_env=False).raise_for_status()
-
-    def place(self, api: Api, name: str = "models", **fields: Any) -> tuple[str, dict[str, Any]]:
-        url = f"s3://{self.name}/base/{{tenant}}"
-        keys = {"access_key_id": secret(api), "secret_access_key": secret(api)}
-        return name, {"to": "s3", "url": url, "endpoint": self.endpoint, **keys, **fields}
-
-    @property
-    def _store(self) -> S3Store:
-        config: Any = {"endpoint": self.endpoint, "region": "us-east-1", "access_key_id": "x", "secret_access_key": "x"}
-        return S3Store(self.name, config=config, client_options={"allow_http": True})
-
-    def files(self, folder: str) -> dict[str, bytes]:
-        paths = [each["path"] for page in obstore.list(self._store, prefix=folder) for each in page]
-        return {p.removeprefix(f"{folder}/"): bytes(obstore.get(self._store, p).bytes()) for p in paths}
-
-    def written(self, folder: str) -> dict[str, Any]:
-        """When each file was."""
-        pages = obstore.list(self._store, prefix=folder)
-        return {each["path"]: each["last_modified"] for page in pages for each in page}
-
-
 @pytest.fixture
 def bucket(api: Api, s3_endpoint: str) -> Bucket:
-    """One that the tenant `ours` may publish to, as `models`."""
-    KeyRing(api.services.signing.path, make=True)
-    made = Bucket(s3_endpoint)
-    made.make()
-    set_up(api, made.place(api))
-    return made
+    return bucket_of(api, s3_endpoint)
 
 
-def asked(path: str = "a/b", **fields: Any) -> dict[str, Any]:
-    return {"to": "s3", "credentials": "models", "path": path, **fields}
+def by_outcome(api: Api) -> dict[str, int]:
+    """Of all publications, by outcome, as metrics have them."""
+    found = re.findall(
+        r'espalier_publication_try_seconds_count\{outcome="(\w+)"\} (\S+)', api.client.get("/metrics").text
+    )
+    return {outcome: int(float(count)) for outcome, count in found}
 
 
 class TestStates:
@@ -89,6 +68,7 @@ class TestStates:
         assert api.get(job).headers["ETag"] != before
         assert [each["state"] for each in of(api, job)] == ["pending", "pending"]
         assert "espalier_publications_pending 2.0" in api.client.get("/metrics").text
+        assert by_outcome(api) == {"published": 0, "failed": 0, "given_up": 0}
         work = deliverer(api)
         assert work.step()
         assert work.step()
@@ -104,6 +84,7 @@ class TestStates:
         events = api.get(job, "/events").json()["data"]
         assert [e["data"]["state"] for e in events if e["type"] == "publication"] == ["published", "published"]
         assert api.get(job).json()["status"] == "succeeded"
+        assert by_outcome(api) == {"published": 2, "failed": 0, "given_up": 0}
 
     @ON_SQLITE
     def test_what_is_there_is_the_result_and_is_verified(self, api: Api, bucket: Bucket, tmp_path: Path) -> None:
@@ -211,6 +192,7 @@ class TestStates:
             assert found["state"] == ("pending" if tries <= len(WAITS_S) else "failed")
             all_due(api)
         assert not work.step()
+        assert by_outcome(api) == {"published": 0, "failed": len(WAITS_S), "given_up": 1}
 
     @ON_SQLITE
     def test_a_result_that_was_damaged_is_not_published(self, api: Api, bucket: Bucket) -> None:

@@ -127,6 +127,23 @@ def test_another_commit_in_between_is_not_written_over(api: Api, hub: WritableHu
     assert hub.files("acme/half")["notes.md"] == b"by hand"
 
 
+def test_one_that_was_stopped_past_its_lease_commits_nothing(api: Api, hub: WritableHub) -> None:
+    job = api.succeeded(RESULT, publish=[asked()])
+
+    def stopped() -> None:
+        hub.on_large = lambda: None
+        before = hub.repositories["acme/half"].branches["main"]
+        all_due(api)
+        assert deliverer(api).step()
+        hub.repositories["acme/half"].branches["main"] = before  # as if the hub did not look at the parent
+
+    hub.on_large = stopped
+    assert deliverer(api).step()
+    (found,) = of(api, job)
+    assert (found["state"], found["tries"], found["error"]) == ("published", 2, None)
+    assert hub.repositories["acme/half"].messages == ["initial commit", f"espalier {job['id']}"]
+
+
 def test_refusals_say_what_to_do_and_no_secret(api: Api, hub: WritableHub, capfd: pytest.CaptureFixture[str]) -> None:
     assert publish(api, api.succeeded(RESULT), asked("others/half")).json()["errors"][0]["code"] == "not_allowed"
     token = api.services.settings.credentials.parent / "hub-token"

@@ -3,6 +3,7 @@ answers the same requests."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -139,6 +140,32 @@ def test_broken_off_it_sends_only_the_rest(api: Api, place: str, monkeypatch: py
     assert work.step()
     assert of(api, job)[0]["state"] == "published"
     assert len(first + sent) == len(set(first + sent)) == len(files) + 1
+
+
+def test_one_that_was_stopped_past_its_lease_registers_nothing(
+    api: Api, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.publications.to import mlflow
+
+    name = f"late-{api.tenant_id[-6:]}"
+    files = with_manifest({"README.md": name.encode()})
+    job = api.succeeded(files, publish=[asked(name)])
+    real = mlflow._Server.send
+
+    def stopped(*args: Any) -> None:
+        monkeypatch.setattr(mlflow._Server, "send", real)
+        real(*args)
+        all_due(api)
+        assert deliverer(api).step()
+
+    monkeypatch.setattr(mlflow._Server, "send", stopped)
+    assert deliverer(api).step()
+    (found,) = of(api, job)
+    assert (found["state"], found["tries"], found["result"]["revision"]) == ("published", 2, "1")
+    digest = hashlib.sha256(files["manifest.json"]).hexdigest()
+    wanted = f"name = '{name}' and tags.`espalier_manifest_sha256` = '{digest}'"
+    versions = get(place, "model-versions/search", filter=wanted)["model_versions"]
+    assert [each["version"] for each in versions] == ["1"]
 
 
 def test_a_server_that_is_away_and_names_that_are_none(api: Api, place: str) -> None:

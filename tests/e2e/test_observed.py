@@ -183,9 +183,14 @@ def test_the_figures_are_of_the_jobs_that_ran(scraped: Scraped) -> None:
     assert used > 0
 
 
-def test_every_metric_of_ours_is_on_the_dashboard() -> None:
-    page = "\n".join(shown())
-    assert [series.name for series in SERIES if series.name not in page] == []
+def test_every_metric_of_ours_is_on_the_dashboard_and_in_the_documentation(observed: Observed) -> None:
+    page, documented = "\n".join(shown()), (ROOT / "docs/operations.md").read_text()
+    families = re.findall(r"^# TYPE (espalier_\w+?)(?:_total)? ", observed.service.http.get("/metrics").text, re.M)
+    names = {name for name in families if not name.endswith("_created")}  # when a process began to count
+    assert {series.name for series in SERIES} <= names
+    assert len(names) > len(SERIES) + 10
+    assert [name for name in sorted(names) if name not in page] == []
+    assert [name for name in sorted(names) if name not in documented] == []
 
 
 def test_a_trace_leads_from_the_request_to_the_stages(observed: Observed) -> None:

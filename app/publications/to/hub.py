@@ -76,6 +76,7 @@ def publish(target: HubTarget, params: HubParams, result: Result, secrets: dict[
         api.preupload_lfs_files(name, additions, revision=params.revision, free_memory=False)
         for each in additions:
             result.done(each.upload_info.size)
+        result.confirm()
         commit = api.create_commit(
             name,
             [*additions, *(CommitOperationDelete(path) for path in sorted(stale))],

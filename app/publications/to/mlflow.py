@@ -68,8 +68,10 @@ def publish(target: MlflowTarget, params: MlflowParams, result: Result, secrets:
         if version is None:
             run = server.run_of(params.experiment, result)
             server.send(run, result)
+            result.confirm()
             version = server.register(params.model, run, result)
         if params.alias is not None and server.aliased(params.model, params.alias) != version:
+            result.confirm()
             server.post("registered-models/alias", name=params.model, alias=params.alias, version=version)
             changed = True
     return Published(f"{target.url}/#/models/{quote(params.model)}/versions/{version}", version, changed)
@@ -99,6 +101,7 @@ class _Server:
         # Ours last: by one of them a run is found again, so no label may say it.
         labels = {key: value for key, value in result.labels.items() if not key.startswith(RESERVED)}
         tags = {**labels, "mlflow.runName": result.job_id, **_tags(result)}
+        result.confirm()
         made = self.post(
             "runs/create",
             experiment_id=experiment_id,
@@ -131,6 +134,7 @@ class _Server:
             for side in ("dense", "pruned", "ratio")
             if isinstance(metric.get(side), int | float)
         ]
+        result.confirm()
         for start in range(0, len(metrics), METRICS_AT_ONCE):
             self.post("runs/log-batch", run_id=run_id, metrics=metrics[start : start + METRICS_AT_ONCE])
         self.post("runs/update", run_id=run_id, status="FINISHED", end_time=now)

@@ -82,11 +82,13 @@ def publish(target: S3Target, params: S3Params, result: Result, secrets: dict[st
             )
         earlier = before if taken else _read(store, REPLACED)
         if taken and before is not None:
+            result.confirm()
             obstore.put(store, REPLACED, before)  # what has to go is known to the next, should this one be killed
             obstore.delete(store, [MANIFEST])
         sent = [_send(store, file, result) for file in (*(f for f in result.files if f is not manifest), manifest)]
         if earlier is not None:
             stale = _paths(earlier) - {file.path for file in result.files}
+            result.confirm()
             obstore.delete(store, [*sorted(stale), REPLACED])
     except (Stopped, PublishFailure):
         raise
@@ -143,6 +145,7 @@ def _send(store: S3Store, file: ResultFile, result: Result) -> bool:
         writer = obstore.open_writer(store, file.path, attributes={DIGEST: file.sha256}, buffer_size=PART_BYTES)
         for piece in pieces(file, result):
             writer.write(piece)
+        result.confirm()
         writer.close()  # before which nothing is there
         return True
     result.done(file.bytes)
