@@ -1,4 +1,8 @@
-"""A downloaded folder against its manifest, and the manifest against its signature. Works without a network."""
+"""A downloaded folder against its manifest, and the manifest against its signature. Works without a network.
+
+Links are not followed: a manifest names regular files. A hard link is a file like any other, and what its other names
+change is found by the next check.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,25 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from app.signing.signature import NotVerified, Statement, verified
-from workers.engine.files.manifest import MANIFEST, SIGNATURE, sha256_file
-from workers.engine.report import Manifest
+from workers.engine.files.manifest import MANIFEST, SIGNATURE, irregular, paths
+from workers.engine.report import FileEntry, Manifest
+
+PLAINLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class Finding(NamedTuple):
     """Something that is not as it was signed."""
 
     code: str
-    """missing, changed, extra, manifest, unsigned, signature, unknown_key, revoked_key, other_job, other_tenant."""
+    """missing, changed, extra, link, special, manifest, unsigned, signature, unknown_key, revoked_key, other_job,
+    other_tenant."""
     path: str
     message: str
 
@@ -44,13 +52,14 @@ def check(
 ) -> Checked:
     """All that differs. `ignored` are globs of paths that may be there besides; OSError where a file cannot be read."""
     findings, statement, kid = [], None, None
-    manifest_bytes = _read(folder / MANIFEST)
-    signature = _read(folder / SIGNATURE)
+    manifest_bytes, signature = _read(folder, MANIFEST), _read(folder, SIGNATURE)
     if manifest_bytes is None:
-        return Checked(
-            [Finding("manifest", MANIFEST, "is missing: nothing says which files belong here")], None, None, 0
-        )
-    if signature is None:
+        manifest_bytes = Finding("manifest", MANIFEST, "is missing: nothing says which files belong here")
+    if isinstance(manifest_bytes, Finding):
+        return Checked([manifest_bytes], None, None, 0)
+    if isinstance(signature, Finding):
+        findings.append(signature)
+    elif signature is None:
         findings.append(Finding("unsigned", SIGNATURE, "is missing: nothing says who made the manifest"))
     else:
         try:
@@ -75,29 +84,43 @@ def check(
 
 def _files(folder: Path, manifest: Manifest, ignored: Sequence[str]) -> Iterator[Finding]:
     expected = {entry.path: entry for entry in manifest.files}
-    there = set(_paths(folder)) - {MANIFEST, SIGNATURE}
+    there = set(paths(folder)) - {MANIFEST, SIGNATURE}
     for path in sorted(expected.keys() | there):
         if path not in there:
             yield Finding("missing", path, "is missing")
         elif path not in expected:
             if not any(fnmatchcase(path, pattern) for pattern in ignored):
-                yield Finding("extra", path, "is not in the manifest")
-        else:
-            file, entry = folder / path, expected[path]
-            if not file.is_file() or file.stat().st_size != entry.bytes or sha256_file(file) != entry.sha256:
-                yield Finding("changed", path, "is not the file that was signed")
+                yield _irregular(folder, path) or Finding("extra", path, "is not in the manifest")
+        elif odd := _irregular(folder, path):
+            yield odd
+        elif not _is(folder / path, expected[path]):
+            yield Finding("changed", path, "is not the file that was signed")
 
 
-def _paths(folder: Path) -> Iterator[str]:
-    """All that is no folder, and links to folders, below `folder`."""
-    for where, folders, files in os.walk(folder):
-        links = [name for name in folders if (Path(where) / name).is_symlink()]
-        for name in [*files, *links]:
-            yield (Path(where) / name).relative_to(folder).as_posix()
+def _irregular(folder: Path, path: str) -> Finding | None:
+    found = irregular(folder / path)
+    return found and Finding(found.code, path, found.message)
 
 
-def _read(path: Path) -> bytes | None:
+def _is(path: Path, entry: FileEntry) -> bool:
+    with _opened(path) as file:
+        return (
+            os.fstat(file.fileno()).st_size == entry.bytes
+            and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+        )
+
+
+def _read(folder: Path, path: str) -> bytes | Finding | None:
+    """Of the manifest or the signature; None where there is none."""
     try:
-        return path.read_bytes()
+        if odd := _irregular(folder, path):
+            return odd
+        with _opened(folder / path) as file:
+            return file.read()
     except FileNotFoundError:
         return None
+
+
+def _opened(path: Path) -> BufferedReader:
+    """A regular file, also where it has just been exchanged for a link, or for a pipe that nobody writes to."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | PLAINLY))

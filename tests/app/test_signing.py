@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -255,8 +257,80 @@ def with_extra(folder: Path) -> None:
     (folder / "deep/modeling_evil.py").write_text("import os")
 
 
-def with_a_link(folder: Path) -> None:
+def with_a_link_to_a_folder(folder: Path) -> None:
     (folder / "more").symlink_to("/etc", target_is_directory=True)
+
+
+def with_a_broken_link(folder: Path) -> None:
+    (folder / "more").symlink_to("nowhere")
+
+
+def linked(path: str, to: str) -> Spoil:
+    """The file is the same, behind a link, which leads to `to` beside the folder or in it."""
+
+    def spoil(folder: Path) -> None:
+        (folder / path).rename(folder / to)
+        (folder / path).symlink_to((folder / to).resolve())
+
+    return spoil
+
+
+def with_a_linked_folder(folder: Path) -> None:
+    (folder / "deep").rename(folder.parent / "deep")
+    (folder / "deep").symlink_to("../deep")
+
+
+def as_in_the_cache_of_a_hub(folder: Path) -> None:
+    """As `snapshot_download` makes it: each file is a link to a blob beside the snapshots."""
+    (folder.parent / "blobs").mkdir()
+    for file in [each for each in folder.rglob("*") if each.is_file()]:
+        blob = folder.parent / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        file.rename(blob)
+        file.symlink_to(os.path.relpath(blob, file.parent))
+
+
+def with_a_hard_link_to_others(folder: Path) -> None:
+    (folder.parent / "other").write_bytes(b"another card")
+    with_less(folder)
+    (folder / "README.md").hardlink_to(folder.parent / "other")
+
+
+def with_one_more_name_of_a_file(folder: Path) -> None:
+    (folder / "copy.md").hardlink_to(folder / "README.md")
+
+
+def changed_by_its_other_name(folder: Path) -> None:
+    (folder.parent / "other").hardlink_to(folder / "README.md")
+    with (folder.parent / "other").open("r+b") as file:
+        file.write(b"!")
+
+
+def with_a_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "more")
+
+
+def with_a_pipe_for(path: str) -> Spoil:
+    """Whoever opens it waits for ever."""
+
+    def spoil(folder: Path) -> None:
+        (folder / path).unlink()
+        os.mkfifo(folder / path)
+
+    return spoil
+
+
+def with_a_socket(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(folder):  # a socket's path is short
+        made.bind("more")
+
+
+def with_a_name_in_other_letters(folder: Path) -> None:
+    """On file systems that do not tell them apart, one of the two would be gone."""
+    (folder / "readme.MD").write_bytes(b"another card")
+
+
+def with_a_name_that_is_no_text(folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff\x1b[31m")).write_bytes(b"")
 
 
 def with_less(folder: Path) -> None:
@@ -324,7 +398,21 @@ class TestTampering:
         ("spoil", "expected"),
         [
             (with_extra, ("extra", "deep/modeling_evil.py")),
-            (with_a_link, ("extra", "more")),
+            (with_a_link_to_a_folder, ("link", "more")),
+            (with_a_broken_link, ("link", "more")),
+            (linked("README.md", "../elsewhere"), ("link", "README.md")),
+            (linked("manifest.json", "../elsewhere"), ("link", "manifest.json")),
+            (linked("manifest.jws", "../elsewhere"), ("link", "manifest.jws")),
+            (with_a_hard_link_to_others, ("changed", "README.md")),
+            (with_one_more_name_of_a_file, ("extra", "copy.md")),
+            (changed_by_its_other_name, ("changed", "README.md")),
+            (with_a_pipe, ("special", "more")),
+            (with_a_pipe_for("README.md"), ("special", "README.md")),
+            (with_a_pipe_for("manifest.json"), ("special", "manifest.json")),
+            (with_a_pipe_for("manifest.jws"), ("special", "manifest.jws")),
+            (with_a_socket, ("special", "more")),
+            (with_a_name_in_other_letters, ("extra", "readme.MD")),
+            (with_a_name_that_is_no_text, ("extra", "\udcff\x1b[31m")),
             (with_less, ("missing", "README.md")),
             (with_a_folder_for_a_file, ("missing", "README.md")),
             (with_a_longer_file, ("changed", "README.md")),
@@ -338,6 +426,39 @@ class TestTampering:
     def test_anything_else(self, ring: KeyRing, folder: Path, spoil: Spoil, expected: tuple[str, str]) -> None:
         spoil(folder)
         assert codes(check(folder, ring.published())) == {expected}
+
+    @pytest.mark.parametrize(
+        ("spoil", "expected"),
+        [
+            (linked("README.md", "deep/card"), {("link", "README.md"), ("extra", "deep/card")}),
+            (with_a_linked_folder, {("link", "deep"), ("missing", "deep/er/config.json")}),
+            (as_in_the_cache_of_a_hub, {("link", "manifest.json")}),
+        ],
+    )
+    def test_links_are_not_followed(
+        self, ring: KeyRing, folder: Path, tmp_path: Path, spoil: Spoil, expected: set[tuple[str, str]]
+    ) -> None:
+        spoil(folder)
+        found = check(folder, ring.published())
+        assert codes(found) == expected
+        assert "copy the folder with what links lead to" in {each.code: each.message for each in found.findings}["link"]
+        copy = Path(shutil.copytree(folder, tmp_path / "copy"))  # follows them, as `cp -rL` does
+        assert codes(check(copy, ring.published())) == {each for each in expected if each[0] == "extra"}
+
+    def test_a_hard_link_of_the_very_file_is_the_file(self, ring: KeyRing, folder: Path) -> None:
+        """As backups and package managers make them."""
+        (folder.parent / "other").hardlink_to(folder / "README.md")
+        assert check(folder, ring.published()).findings == []
+
+    def test_another_case_of_a_name_is_another_file(self, ring: KeyRing, folder: Path) -> None:
+        (folder / "README.md").rename(folder / "readme.md")
+        assert codes(check(folder, ring.published())) == {("missing", "README.md"), ("extra", "readme.md")}
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root lists every folder")
+    def test_a_folder_that_cannot_be_listed_is_no_empty_one(self, ring: KeyRing, folder: Path) -> None:
+        (folder / "closed").mkdir(mode=0)
+        with pytest.raises(PermissionError):
+            check(folder, ring.published())
 
     def test_files_that_may_be_there(self, ring: KeyRing, folder: Path) -> None:
         (folder / ".gitattributes").write_text("")

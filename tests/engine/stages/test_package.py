@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -355,3 +356,8 @@ def test_the_manifest_notices_every_change(packaged: Path) -> None:
     (packaged / "config.json").unlink()
     (packaged / "stray").touch()
     assert verify(packaged) == ["config.json: missing", "model.safetensors: changed", "stray: not in the manifest"]
+    (packaged / "config.json").symlink_to("model.safetensors")
+    os.mkfifo(packaged / "pipe")
+    first, second = verify(packaged)  # and nothing is read
+    assert first.startswith("config.json: is a link to model.safetensors")
+    assert second == "pipe: is no regular file"

@@ -6,10 +6,13 @@ python -m workers.engine.files.manifest DIR     # checks a downloaded result; ex
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from workers.engine.report import FileEntry, Manifest
 
@@ -18,6 +21,12 @@ SIGNATURE = "manifest.jws"
 """Beside the manifest in what a service hands out; it signs the manifest, which so cannot list it."""
 _HASHED_AT_ONCE = 4
 """Files. One is as fast as a processor computes sha256."""
+
+
+class Irregular(NamedTuple):
+    code: str
+    """link or special"""
+    message: str
 
 
 def file_entries(directory: Path, known: Sequence[FileEntry] = ()) -> list[FileEntry]:
@@ -35,6 +44,9 @@ def file_entries(directory: Path, known: Sequence[FileEntry] = ()) -> list[FileE
 
 def verify(directory: Path) -> list[str]:
     """Differences between `directory` and its manifest, one line per file; empty if there are none."""
+    others = [f"{path}: {why.message}" for path in sorted(paths(directory)) if (why := irregular(directory / path))]
+    if others:
+        return others
     manifest = Manifest.model_validate_json((directory / MANIFEST).read_bytes())
     expected = {entry.path: entry for entry in manifest.files}
     found = {entry.path: entry for entry in file_entries(directory)}
@@ -43,6 +55,28 @@ def verify(directory: Path) -> list[str]:
         for path in sorted(expected.keys() | found.keys())
         if expected.get(path) != found.get(path)
     ]
+
+
+def paths(directory: Path) -> Iterator[str]:
+    """All that is no folder, and links to folders, below `directory`; OSError where a folder cannot be listed."""
+
+    def refused(error: OSError) -> None:
+        raise error
+
+    for where, folders, files in os.walk(directory, onerror=refused):
+        links = [name for name in folders if (Path(where) / name).is_symlink()]
+        for name in [*files, *links]:
+            yield (Path(where) / name).relative_to(directory).as_posix()
+
+
+def irregular(path: Path) -> Irregular | None:
+    """A manifest names regular files. What a link leads to may change behind its back, and stays behind when the folder
+    is copied; of a pipe or a device nothing is read."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        to = path.readlink()
+        return Irregular("link", f"is a link to {to}: copy the folder with what links lead to, and check the copy")
+    return None if stat.S_ISREG(mode) else Irregular("special", "is no regular file")
 
 
 def sha256_file(path: Path) -> str:
