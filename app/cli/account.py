@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from app.cli import output
 from app.cli.options import AsJson, connect
@@ -21,8 +20,8 @@ def whoami(context: typer.Context, as_json: AsJson = False) -> None:
         return
     table = output.table("", "", "")
     table.show_header = False
-    table.add_row("tenant", escape(me.tenant.name))
-    table.add_row("key", escape(f"{me.key.name} ({me.key.id})"))
+    table.add_row("tenant", me.tenant.name)
+    table.add_row("key", f"{me.key.name} ({me.key.id})")
     table.add_row("scopes", " ".join(me.key.scopes))
     if me.key.expires_at:
         table.add_row("expires", output.local_time(me.key.expires_at))
@@ -40,10 +39,10 @@ def workers(context: typer.Context, as_json: AsJson = False) -> None:
     for worker in found:
         devices = worker.devices
         table.add_row(
-            escape(worker.name),
-            worker.kind if worker.alive else f"{worker.kind} [yellow]silent[/]",
+            worker.name,
+            worker.kind if worker.alive else output.marked("{} [yellow]silent[/]", worker.kind),
             f"{worker.memory_bytes / 2**30:.0f} GiB" if worker.memory_bytes else "",
-            ", ".join(escape(_device(device)) for device in devices),
+            ", ".join(_device(device) for device in devices),
             f"{sum(device.busy for device in devices)} of {len(devices)}",
             "\n".join(dict.fromkeys(device.job_id for device in devices if device.job_id)),
             output.local_time(worker.last_seen_at) if worker.last_seen_at else "",
@@ -73,16 +72,16 @@ def models(
 def _print_model(model: Model) -> None:
     table = output.table("", "stage", "method", "fits", "why not")
     for each in model.abilities:
-        table.add_row(each.stage, each.method, "yes" if each.fits else "no", escape(each.reason or ""))
-    output.stdout.print(table if model.abilities else escape(model.reason or ""))
+        table.add_row(each.stage, each.method, "yes" if each.fits else "no", each.reason or "")
+    output.stdout.print(table if model.abilities else model.reason or "")
 
 
 def _print_models(page: Page[ModelSummary]) -> None:
     table = output.table("", "model", "type", "parameters", "methods that fit", right=("parameters",))
     for each in page.data:
         parameters = "" if each.parameters is None else output.number(each.parameters)
-        fitting = " ".join(each.methods) or f"[yellow]none:[/] {escape(each.reason or '')}"
-        table.add_row(escape(each.id), escape(each.model_type or ""), parameters, fitting)
+        fitting = " ".join(each.methods) or output.marked("[yellow]none:[/] {}", each.reason or "")
+        table.add_row(each.id, each.model_type or "", parameters, fitting)
     output.stdout.print(table)
     if page.next_cursor:
         output.stderr.print(f"more: --cursor {page.next_cursor}")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import SecretStr
-from rich.markup import escape
 
 from app.cli import output
 from app.cli.exits import Usage
@@ -76,8 +75,8 @@ def keys_create(
     if as_json:
         output.print_json(made)
     else:
-        output.stderr.print(f"key {made['id']} of tenant {escape(tenant)}; this is the only time its text is shown:")
-        output.stdout.print(made["text"], markup=False)
+        output.stderr.print(f"key {made['id']} of tenant {tenant}; this is the only time its text is shown:")
+        output.stdout.print(made["text"])
 
 
 @needs("api")
@@ -93,7 +92,7 @@ def keys_list(as_json: AsJson = False) -> None:
     table = output.table("", "id", "tenant", "name", "scopes", "created", "last used", "expires", "revoked")
     for key in found:
         times = [output.local_time(key[at]) if key[at] else "" for at in TIMES]
-        table.add_row(key["id"], escape(key["tenant"]), escape(key["name"]), " ".join(key["scopes"]), *times)
+        table.add_row(key["id"], key["tenant"], key["name"], " ".join(key["scopes"]), *times)
     output.stdout.print(table)
 
 
@@ -186,7 +185,7 @@ def _print_tenants(found: list[dict[str, Any]], *, as_json: bool) -> None:
         used, quotas = tenant["usage"], tenant["quotas"]
         shown = [_used(used.get(name), quotas[name]) for name in QUOTAS]
         keeps = tenant["retention"]["keep"] + (f" after {days} d" if (days := tenant["retention"]["days"]) else "")
-        table.add_row(escape(tenant["name"]), str(tenant["weight"]), *shown, keeps)
+        table.add_row(tenant["name"], str(tenant["weight"]), *shown, keeps)
     output.stdout.print(table)
 
 
@@ -230,7 +229,7 @@ def config(
     from app.settings import Settings
 
     if markdown:
-        output.stdout.print(settings_markdown(), markup=False)
+        output.stdout.print(settings_markdown())
         return
     settings = load_settings()
     values = {_variable(name): _masked(getattr(settings, name)) for name in Settings.model_fields}
@@ -239,7 +238,7 @@ def config(
         return
     table = output.table("", "variable", "value")
     for variable, value in values.items():
-        table.add_row(variable, escape(value))
+        table.add_row(variable, value)
     output.stdout.print(table)
 
 

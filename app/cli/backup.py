@@ -46,7 +46,7 @@ def backup(to: Place, as_json: AsJson = False) -> None:
     _print(contents, f"backed up to {to}", as_json=as_json)
     for kind, keys in (("missing from the store", contents.missing), ("damaged in the store", contents.damaged)):
         for key in keys:
-            output.stderr.print(f"{kind}: {key}", markup=False)
+            output.stderr.print(f"{kind}: {key}")
 
 
 @needs("api")
@@ -84,6 +84,5 @@ def _print(contents: Contents, done: str, *, as_json: bool) -> None:
     rows = sum(table.lines for table in contents.tables.values())
     output.stdout.print(
         f"{done}: {rows:,} rows of {len(contents.tables)} tables, {contents.files.lines:,} files of "
-        f"{contents.stored_bytes:,} bytes; {APART}",
-        markup=False,
+        f"{contents.stored_bytes:,} bytes; {APART}"
     )

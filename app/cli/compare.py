@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from app.cli import output
 from app.cli.options import AsJson, connect
@@ -33,30 +33,27 @@ def _print(found: Comparison, *, defaults: bool) -> None:
     letters = [chr(ord("A") + number) for number in range(len(found.jobs))]
     jobs = output.table("", "", "job", "status", "verdict", "")
     for letter, job in zip(letters, found.jobs, strict=True):
-        verdict = output.verdict_text(job.verdict) if job.verdict else ""
         error = f"{job.error.message} ({job.error.code})" if job.error else ""
-        jobs.add_row(letter, job.id, output.status_text(job.status), verdict, escape(error))
+        jobs.add_row(letter, job.id, output.status_text(job.status), output.verdict_text(job.verdict), error)
     output.stdout.print(jobs)
     shown = [field for field in found.spec if defaults or not field.only_defaults]
     specs = output.table("\nSpec", "field", *letters)
     for field in shown:
-        specs.add_row(escape(field.path), *map(_value, field.values))
+        specs.add_row(field.path, *map(_value, field.values))
     output.stdout.print(specs if shown else "\nThe specs are the same")
     measured = output.table("\nMeasured", "", "dense", *letters, right=("dense", *letters))
     for title, cells in _sizes(found.jobs).items():
         measured.add_row(title, "", *cells)
     for metric in found.metrics:
         unit = "" if metric.unit in metric.name else f" ({metric.unit})"
-        measured.add_row(escape(metric.name + unit), _dense(metric), *map(_measured, metric.values))
+        measured.add_row(metric.name + unit, _dense(metric), *map(_measured, metric.values))
     output.stdout.print(measured)
     if not all(metric.same_dense for metric in found.metrics):
         output.stdout.print("differs: measured on other texts or windows, or of other models; these do not compare")
 
 
-def _value(of: SpecValue) -> str:
-    if of.absent:
-        return "[dim]absent[/]"
-    return escape(short(of.value))
+def _value(of: SpecValue) -> str | Text:
+    return output.styled("absent", "dim") if of.absent else short(of.value)
 
 
 def _sizes(jobs: list[ComparedJob]) -> dict[str, list[str]]:

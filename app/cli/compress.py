@@ -60,7 +60,7 @@ def compress(
     else:
         print_report(report)
         page = (out / "report.html").absolute().as_uri()
-        output.stdout.print(f"\nmodel: {out.absolute()}\nreport: {page}", markup=False)
+        output.stdout.print(f"\nmodel: {out.absolute()}\nreport: {page}")
 
 
 def _validated(body: Any) -> CompressionSpec:

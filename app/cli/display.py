@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from app.cli.output import duration, seen, stderr
@@ -32,9 +31,9 @@ def display() -> Iterator[Display]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(32),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=stderr, transient=True) as progress:
@@ -51,14 +50,14 @@ class _Live:
     ) -> None:
         self._progress.update(
             self._task,
-            description=escape(seen(stage)),
+            description=seen(stage),
             completed=done,
             total=total or None,
-            detail=escape(seen(_detail(done, total, unit, rate, eta_s))),
+            detail=seen(_detail(done, total, unit, rate, eta_s)),
         )
 
     def say(self, line: str) -> None:
-        self._progress.console.print(escape(line))
+        self._progress.console.print(line)
 
 
 class _Plain:
@@ -76,7 +75,7 @@ class _Plain:
         self.say(f"{stage:<10} {_detail(done, total, unit, rate, eta_s)}".rstrip())
 
     def say(self, line: str) -> None:
-        stderr.print(escape(line))
+        stderr.print(line)
 
 
 def _detail(done: int, total: int, unit: str, rate: float | None, eta_s: float | None) -> str:

@@ -41,4 +41,4 @@ def download(
     else:
         if removed:
             output.stderr.print(f"its other files were removed {output.local_time(removed.at)} ({removed.because})")
-        output.stdout.print(f"{len(files)} files, {total:,} bytes, digests verified: {out.absolute()}", markup=False)
+        output.stdout.print(f"{len(files)} files, {total:,} bytes, digests verified: {out.absolute()}")

@@ -29,7 +29,7 @@ def gate(
         output.print_json({"id": job_id, "verdict": report["verdict"], "gates": report["gates"]})
     else:
         output.stdout.print(gates_table(report["gates"]))
-        output.stdout.print(f"verdict: {output.verdict_text(report['verdict'])}")
+        output.stdout.print(output.marked("verdict: {}", output.verdict_text(report["verdict"])))
     undecided = [f"{found['metric']}: {found['reason']}" for found in report["gates"] if found["verdict"] != "pass"]
     if report["verdict"] == "fail":
         raise GateFailed("the gates say no:\n" + "\n".join(undecided))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from app.cli import output
 from app.cli.exits import Usage
@@ -129,13 +128,13 @@ def list_jobs(
         table.add_row(
             job.id,
             output.status_text(job.status),
-            f"[yellow]{escape(str(waits))}[/]" if waits else escape(job.stage or ""),
-            escape(job.spec["model"]["id"]),
-            escape(" + ".join(part["method"] for stage in ("score", *EDITS) if (part := job.spec.get(stage)))),
-            output.verdict_text(job.verdict) if job.verdict else "",
-            escape(", ".join(measured(job))),
+            output.styled(str(waits), "yellow") if waits else job.stage or "",
+            job.spec["model"]["id"],
+            " + ".join(part["method"] for stage in ("score", *EDITS) if (part := job.spec.get(stage))),
+            output.verdict_text(job.verdict),
+            ", ".join(measured(job)),
             output.local_time(job.created_at),
-            escape(" ".join(f"{k}={v}" for k, v in job.labels.items())),
+            " ".join(f"{k}={v}" for k, v in job.labels.items()),
         )
     output.stdout.print(table)
     if page.next_cursor:
@@ -220,15 +219,15 @@ def read_json(path: str) -> Any:
 def print_job(job: Job) -> None:
     table = output.table("", "", "")
     table.show_header = False
-    table.add_row("job", f"[bold]{escape(job.id)}[/]  {output.status_text(job.status)}")
-    table.add_row("model", escape(job.spec["model"]["id"]))
+    table.add_row("job", output.marked("[bold]{}[/]  {}", job.id, output.status_text(job.status)))
+    table.add_row("model", job.spec["model"]["id"])
     table.add_row("attempts", attempts_text(job))
     if job.status == "queued":
-        table.add_row("queue", escape(queue_place(job.queue)))
+        table.add_row("queue", queue_place(job.queue))
     if job.status == "running" and (progress := job.progress):
-        table.add_row("progress", escape(f"{progress.stage} {progress.done}/{progress.total} {progress.unit}"))
+        table.add_row("progress", f"{progress.stage} {progress.done}/{progress.total} {progress.unit}")
     if labels := job.labels:
-        table.add_row("labels", escape(" ".join(f"{k}={v}" for k, v in labels.items())))
+        table.add_row("labels", " ".join(f"{k}={v}" for k, v in labels.items()))
     table.add_row("created", output.local_time(job.created_at))
     if job.finished_at:
         table.add_row("finished", output.local_time(job.finished_at))
@@ -239,7 +238,7 @@ def print_job(job: Job) -> None:
     if job.verdict:
         table.add_row("verdict", output.verdict_text(job.verdict))
     if error := job.error:
-        table.add_row("error", escape(f"{error.message} ({error.code})\n{error.hint}"))
+        table.add_row("error", f"{error.message} ({error.code})\n{error.hint}")
     for publication in job.publications:
         table.add_row("published" if publication.state == "published" else "publish", text_of(publication))
     output.stdout.print(table)

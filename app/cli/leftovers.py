@@ -10,12 +10,12 @@ from sqlalchemy.orm import Session
 
 from app import deployment
 from app.cli.admin import migrated
-from app.cli.exits import Usage
+from app.cli.exits import CliError, Usage
 from app.db import Database
 from app.ids import is_id
 from app.jobs import removals, upkeep_repository
 from app.settings import Settings
-from app.storage import ArtifactStore
+from app.storage import ArtifactStore, StorageError
 from workers import scratch
 
 
@@ -27,6 +27,10 @@ def files(settings: Settings) -> Iterator[tuple[Database, ArtifactStore]]:
             yield database, ArtifactStore(settings.artifacts_url)
         except deployment.Refused as error:
             raise Usage(str(error)) from None
+        except (StorageError, OSError) as error:
+            raise CliError(
+                f"the artifact store {settings.artifacts_url} does not do what it is asked: {error}"
+            ) from error
 
 
 def found(settings: Settings, database: Database, store: ArtifactStore) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def new(
         output.print_json({"folder": str(folder), "files": sorted(texts)})
     else:
         said = f"{folder}: begin with espalier_{name}/{name}.py in it; README.md says how it is used"
-        output.stdout.print(said, markup=False)
+        output.stdout.print(said)
 
 
 def files(stage: str, name: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.padding import Padding
 from typer.core import TyperGroup
 
@@ -50,19 +49,20 @@ def show(
     elif name is None:
         _print_list(found["stages"])
         output.stdout.print(
-            "\n[bold]Other fields of a spec[/]: " + ", ".join(field["name"] for field in found["fields"])
+            output.marked(
+                "\n[bold]Other fields of a spec[/]: {}", ", ".join(field["name"] for field in found["fields"])
+            )
         )
         output.stdout.print("espalier methods NAME shows the parameters of a method, or of such a field")
         for one in found["refused"]:
             output.stdout.print(
-                f"Not in use: {one['stage']} {one['name']} of {escape(one['origin'])}, a package that {VARIABLE} does "
-                "not name"
+                f"Not in use: {one['stage']} {one['name']} of {one['origin']}, a package that {VARIABLE} does not name"
             )
     elif found["methods"] or found["fields"]:
         for method in found["methods"]:
             _print_method(method)
         for field in found["fields"]:
-            output.stdout.print(f"[bold]{field['name']}[/]  {escape(field['summary'])}")
+            output.stdout.print(output.marked("[bold]{}[/]  {}", field["name"], field["summary"]))
             _print_parameters(field["parameters"])
     else:
         _print_list(found["stages"])
@@ -91,15 +91,15 @@ def _print_list(stages: list[dict[str, Any]]) -> None:
     table = output.table("", "stage", "method", "what it does", "paper")
     for stage in stages:
         for method in stage["methods"]:
-            table.add_row(stage["stage"], method["name"], escape(method["summary"]), escape(method["paper"]))
+            table.add_row(stage["stage"], method["name"], method["summary"], method["paper"])
     output.stdout.print(table)
 
 
 def _print_method(method: dict[str, Any]) -> None:
-    output.stdout.print(f"[bold]{method['stage']} {method['name']}[/]  {escape(method['paper'])}")
-    output.stdout.print(escape(method["summary"]))
+    output.stdout.print(output.marked("[bold]{} {}[/]  {}", method["stage"], method["name"], method["paper"]))
+    output.stdout.print(method["summary"])
     if method["origin"]:
-        output.stdout.print(f"from: {escape(method['origin'])}")
+        output.stdout.print(f"from: {method['origin']}")
     for what in ("units", "patterns", "needs"):
         if method[what]:
             output.stdout.print(f"{what}: {', '.join(method[what])}")
@@ -116,5 +116,5 @@ def _print_parameters(schema: dict[str, Any]) -> None:
     for row in rows:  # no table: five columns do not fit a terminal
         default = row.default if row.default == REQUIRED else f"default {row.default}"
         kind = ", ".join(filter(None, (row.type, row.range)))
-        output.stdout.print(f"  [bold]{row.name}[/]  {escape(kind)}; {escape(default)}")
-        output.stdout.print(Padding(escape(row.description), (0, 0, 0, 6), expand=False), soft_wrap=False)
+        output.stdout.print(output.marked("  [bold]{}[/]  {}; {}", row.name, kind, default))
+        output.stdout.print(Padding(row.description, (0, 0, 0, 6), expand=False), soft_wrap=False)

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from app.cli.output import seen
 from app.cli.paper import Cell, Paper, Row, titles, value_text
@@ -42,10 +43,10 @@ def comma_separated(paper: Paper) -> str:
     text = io.StringIO()
     rows = csv.writer(text)
     measured = [f"{column.name} {what}" for column in paper.columns for what in ("mean", "sd")]
-    rows.writerow(map(no_formula, [*paper.parameters, *measured, "seeds", "verdict"]))
+    rows.writerow(map(_field, [*paper.parameters, *measured, "seeds", "verdict"]))
     for row in paper.rows:
         found = [side for cell in row.cells for side in ((cell.mean, cell.sd) if cell else (None, None))]
-        rows.writerow(map(no_formula, [*_values(paper, row), *found, row.seeds, row.verdict]))
+        rows.writerow(map(_field, [*_values(paper, row), *found, row.seeds, row.verdict]))
     return text.getvalue()
 
 
@@ -66,6 +67,7 @@ def latex(paper: Paper, caption: str, label: str) -> str:
     top = [f"    {' & '.join(line)} \\\\" for line in lines]
     middle = "\n    \\midrule\n".join([*top, "\n".join(f"    {' & '.join(line)} \\\\" for line in rows)])
     kinds = "l" * len(paper.parameters) + "r" * len(paper.columns) + "l" * len(last)
+    label = one_line(label)
     return (
         "% \\usepackage{booktabs}\n\\begin{table}\n  \\centering\n"
         f"  \\caption{{{_tex(caption)}}}\n  \\label{{{label}}}\n  \\begin{{tabular}}{{{kinds}}}\n    \\toprule\n"
@@ -117,9 +119,14 @@ def one_line(text: str) -> str:
     return seen(" ".join(text.split()))
 
 
+def _field(value: Any) -> Any:
+    """Of CSV."""
+    return no_formula(one_line(value) if isinstance(value, str) else value)
+
+
 def _md(cell: str) -> str:
     """A cell in which nothing is a tag, a link, code or the beginning of another cell."""
-    return re.sub(r"[|<>`]|(?<=\])\(", lambda found: f"&#{ord(found[0])};", cell)
+    return re.sub(r"[|<>`]|(?<=\])\(", lambda found: f"&#{ord(found[0])};", one_line(cell))
 
 
 def _tex(text: str) -> str:

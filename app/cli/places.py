@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
+from rich.text import Text
 
+from app.cli import output
 from app.cli.exits import Usage
 from espalier.documents import Publication
 
@@ -28,20 +29,18 @@ def place_of(text: str) -> dict[str, Any]:
     return found
 
 
-def text_of(publication: Publication) -> str:
-    """One publication in a line or two, as markup."""
+def text_of(publication: Publication) -> Text:
+    """One publication in a line or two."""
     where = " ".join(f"{key}={value}" for key, value in publication.params.items() if value not in (None, False))
-    state = f"[{STYLES.get(publication.state, 'cyan')}]{escape(publication.state)}[/]"
-    line = f"{state}  {publication.to} {escape(publication.credentials)} {escape(where)}  {publication.id}"
+    state = output.styled(publication.state, STYLES.get(publication.state, "cyan"))
+    line = f"{publication.to} {publication.credentials} {where}  {publication.id}"
     if publication.result:
-        line += f"\n  {escape(publication.result.location)} at {escape(publication.result.revision)}"
+        line += f"\n  {publication.result.location} at {publication.result.revision}"
     elif publication.state == "running" and publication.progress:
         line += f"\n  {publication.progress.done:,} of {publication.progress.total:,} bytes"
     if publication.error:
-        line += (
-            f"\n  {escape(publication.error.message)} ({publication.error.code})\n  {escape(publication.error.hint)}"
-        )
-    return line
+        line += f"\n  {publication.error.message} ({publication.error.code})\n  {publication.error.hint}"
+    return output.marked("{}  {}", state, line)
 
 
 def _read(path: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-
 from app.cli import output
 from espalier.documents import Plan, PlannedLayer
 
@@ -11,7 +9,7 @@ from espalier.documents import Plan, PlannedLayer
 def print_plan(plan: Plan, *, all_layers: bool) -> None:
     table = output.table("What this would do; nothing was created", "", "")
     table.show_header = False
-    table.add_row("model", escape(f"{plan.model_id} ({plan.architecture}, {_blocks(plan)})"))
+    table.add_row("model", f"{plan.model_id} ({plan.architecture}, {_blocks(plan)})")
     table.add_row("commit", plan.model_commit)
     table.add_row("parameters", f"{output.number(plan.parameters)} → {output.found(plan.parameters_after)}")
     zeros = output.found(plan.zeros_after)
@@ -21,13 +19,13 @@ def print_plan(plan: Plan, *, all_layers: bool) -> None:
     table.add_row("run time", f"about {output.duration(plan.elapsed_s)} on two CPU cores")
     output.stdout.print(table)
     for runtime in plan.runtimes:
-        output.stdout.print(escape(f"{runtime.runtime}: {runtime.note}"))
+        output.stdout.print(f"{runtime.runtime}: {runtime.note}")
     for warning in plan.warnings:
-        output.stdout.print("[yellow]warning[/]", escape(warning))
+        output.stdout.print(output.marked("[yellow]warning[/] {}", warning))
     layers = output.table("", "layer", "shape", "sparsity", right=("sparsity",))
     for name, shape, target in _alike(plan.layers, folded=not all_layers):
         sparsity = "to be measured" if target is None else f"{target:.2%}"
-        layers.add_row(escape(name), "x".join(map(str, shape)), sparsity)
+        layers.add_row(name, "x".join(map(str, shape)), sparsity)
     output.stdout.print(layers)
 
 

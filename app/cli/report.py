@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from app.cli import output
 from app.cli.exits import Usage
@@ -35,7 +35,7 @@ def report(
     if as_json:
         output.print_json({"id": job_id, "html": str(html.absolute())})
     else:
-        output.stdout.print(f"report: {html.absolute().as_uri()}", markup=False)
+        output.stdout.print(f"report: {html.absolute().as_uri()}")
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -48,21 +48,21 @@ def print_report(report: dict[str, Any]) -> None:
     else:
         zeros = f"{report['zeros']:,} of {report['prunable_parameters']:,} prunable weights zero"
         what = f"{zeros} ({report['sparsity']:.2%} removed)"
-    output.stdout.print(f"[bold]{escape(provenance['model_id'])}[/] with {what}")
+    output.stdout.print(output.marked("[bold]{}[/] with {}", provenance["model_id"], what))
     output.stdout.print(metrics_table(report["metrics"]))
     for sample in report.get("samples", []):
         output.stdout.print(samples_text(sample))
     if gates := report.get("gates"):  # a report may be older than they are
         output.stdout.print(gates_table(gates))
-        output.stdout.print(f"verdict: {output.verdict_text(report['verdict'])}")
+        output.stdout.print(output.marked("verdict: {}", output.verdict_text(report["verdict"])))
     stages = output.table("", "stage", "seconds", "peak memory", right=("seconds", "peak memory"))
     for stage in report["stages"]:
         stages.add_row(stage["stage"], f"{stage['elapsed_s']:.2f}", f"{stage['peak_memory_bytes'] / 2**20:,.0f} MiB")
     output.stdout.print(stages)
     for runtime in report["runtimes"]:
-        output.stdout.print(escape(f"{runtime['runtime']}: {runtime['note']}"))
+        output.stdout.print(f"{runtime['runtime']}: {runtime['note']}")
     for warning in report["warnings"]:
-        output.stdout.print("[yellow]warning[/]", escape(warning))
+        output.stdout.print(output.marked("[yellow]warning[/] {}", warning))
 
 
 def metrics_table(metrics: list[dict[str, Any]]) -> Table:
@@ -72,20 +72,20 @@ def metrics_table(metrics: list[dict[str, Any]]) -> Table:
     for metric in metrics:
         ratio = metric["ratio"]
         table.add_row(
-            escape(metric["name"]),
+            metric["name"],
             _with_spread(metric["dense"], metric.get("dense_stderr")),
             _with_spread(metric["pruned"], metric.get("pruned_stderr")),
             "" if ratio is None else f"{ratio:.3f}",
-            escape(metric["unit"]),
+            metric["unit"],
         )
     return table
 
 
-def samples_text(sample: dict[str, Any]) -> str:
+def samples_text(sample: dict[str, Any]) -> Text:
     """Texts that both models generated from one prompt."""
     plain = {who: " ".join(sample[who].split()) for who in ("prompt", "dense", "pruned")}
     plain = {who: "".join(filter(str.isprintable, text)) for who, text in plain.items()}  # a model may write anything
-    return "".join(f"[bold]{who:8}[/]{escape(text)}\n" for who, text in plain.items())
+    return Text().join(output.marked("[bold]{}[/]{}\n", f"{who:8}", text) for who, text in plain.items())
 
 
 def gates_table(gates: list[dict[str, Any]]) -> Table:
@@ -97,12 +97,12 @@ def gates_table(gates: list[dict[str, Any]]) -> Table:
     for found in gates:
         gate = GateResult.model_validate(found)
         table.add_row(
-            escape(gate.metric),
+            gate.metric,
             wording.GATED[gate.of],
             wording.bounds(gate),
-            escape(wording.judged_value(gate)),
+            wording.judged_value(gate),
             output.verdict_text(gate.verdict),
-            escape(gate.reason),
+            gate.reason,
         )
     return table
 

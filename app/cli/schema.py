@@ -59,11 +59,11 @@ def db_downgrade(
         lost = [{"table": loss.table, "column": loss.column, "rows": loss.rows} for loss in losses]
         output.print_json({"from": now, "to": to, "done": yes, "lost": lost, "files_copied": shared})
     else:
-        output.stdout.print(f"{'went' if yes else 'would go'} back from {now} to {to}", markup=False)
+        output.stdout.print(f"{'went' if yes else 'would go'} back from {now} to {to}")
         for loss in losses:
             what = f"table {loss.table}" if loss.column is None else f"column {loss.column} of table {loss.table}"
-            output.stdout.print(f"  {'lost' if yes else 'loses'} {what}: {loss.rows:,} rows", markup=False)
+            output.stdout.print(f"  {'lost' if yes else 'loses'} {what}: {loss.rows:,} rows")
         if shared:
-            output.stdout.print(f"  {'copied' if yes else 'copies'} {shared:,} files that jobs share", markup=False)
+            output.stdout.print(f"  {'copied' if yes else 'copies'} {shared:,} files that jobs share")
     if not yes:
         raise Usage("nothing was changed: back the database up (`espalier backup`), then add --yes")

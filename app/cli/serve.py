@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import httpx2
 import typer
-from rich.markup import escape
 from rich.panel import Panel
 
 from app.cli import output
@@ -88,22 +87,21 @@ def _greet(settings: Settings, key: str | None, *, as_json: bool) -> None:
     url = local_url(settings)
     if as_json:
         key_file = str(local_key_path(settings)) if key else None
-        output.stdout.print_json(data={"url": url, "home": str(settings.home), "key_file": key_file}, indent=None)
+        output.print_json({"url": url, "home": str(settings.home), "key_file": key_file}, indent=None)
         return
     lines = [
-        "[bold]espalier is running[/], stop it with Ctrl-C",
-        "",
         f"API        {url}",
         f"API docs   {url}/docs",
-        f"files      {escape(str(settings.home))}",
-        f"models     {escape(str(settings.models_dir.absolute()))}",
+        f"files      {settings.home!s}",
+        f"models     {settings.models_dir.absolute()!s}",
     ]
     if key:
         lines += [
-            f"API key    {key}  (in {escape(str(local_key_path(settings)))})",
+            f"API key    {key}  (in {local_key_path(settings)!s})",
             "",
-            f'curl -H "Authorization: Bearer $(cat {escape(str(local_key_path(settings)))})" {url}/v1/jobs',
+            f'curl -H "Authorization: Bearer $(cat {local_key_path(settings)!s})" {url}/v1/jobs',
         ]
     else:
         lines += ["", "Reachable from outside: no local key is made. Make keys with `espalier keys create`."]
-    output.stdout.print(Panel("\n".join(lines), expand=False))
+    said = output.marked("[bold]espalier is running[/], stop it with Ctrl-C\n\n{}", "\n".join(lines))
+    output.stdout.print(Panel(said, expand=False))

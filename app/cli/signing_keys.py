@@ -26,11 +26,13 @@ def list_keys(as_json: AsJson = False) -> None:
     table = output.table("", "key", "made", "state")
     for key in ring.all():
         if key.revoked_at:
-            state = f"[red]revoked[/] {key.revoked_at}"
+            state = output.marked("[red]revoked[/] {}", key.revoked_at)
         elif key.retired_at:
-            state = f"retired {key.retired_at}: verifies what it has signed"
+            state = output.marked("retired {}: verifies what it has signed", key.retired_at)
+        elif signs and key.kid == signs.kid:
+            state = output.styled("signs", "green")
         else:
-            state = "[green]signs[/]" if signs and key.kid == signs.kid else "verifies"
+            state = output.styled("verifies", "")
         table.add_row(key.kid, key.created_at, state)
     output.stdout.print(table)
 

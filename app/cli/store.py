@@ -31,7 +31,7 @@ def adopt_store(
     if as_json:
         output.print_json({"deployment": deployment_id, "store": settings.artifacts_url})
     else:
-        output.stdout.print(f"{settings.artifacts_url} belongs to deployment {deployment_id}", markup=False)
+        output.stdout.print(f"{settings.artifacts_url} belongs to deployment {deployment_id}")
 
 
 @needs("api")
@@ -66,6 +66,6 @@ def gc(
         (f"nobody's, kept, in {settings.artifacts_url}", found["nobodys"]),
         (f"nobody's, kept, in {settings.work_dir}", found["nobodys_scratch"]),
     ):
-        output.stdout.print(f"{len(paths)} {title}", markup=False)
+        output.stdout.print(f"{len(paths)} {title}")
         for path in paths:
-            output.stdout.print(f"  {path}", markup=False)
+            output.stdout.print(f"  {path}")

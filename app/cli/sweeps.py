@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from app.cli import output
 from app.cli.exits import Usage
@@ -64,7 +64,7 @@ def list_sweeps(
     table = output.table("", "sweep", "name", "status", "jobs", "created")
     for sweep in page.data:
         made = output.local_time(sweep.created_at)
-        table.add_row(sweep.id, escape(sweep.name or ""), sweep.status, _counts(sweep), made)
+        table.add_row(sweep.id, sweep.name or "", sweep.status, _counts(sweep), made)
     output.stdout.print(table)
     if page.next_cursor:
         output.stderr.print(f"more: --cursor {page.next_cursor}")
@@ -93,7 +93,7 @@ def pareto(
     if as_json:
         output.print_json({"id": sweep_id, "html": str(html.absolute())})
     else:
-        output.stdout.print(f"comparison: {html.absolute().as_uri()}", markup=False)
+        output.stdout.print(f"comparison: {html.absolute().as_uri()}")
 
 
 def cancel(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -> None:
@@ -110,13 +110,15 @@ def delete(context: typer.Context, sweep_id: SweepId, as_json: AsJson = False) -
     print_deleted(sweep_id, as_json=as_json)
 
 
-def _counts(sweep: SweepSummary) -> str:
-    return ", ".join(f"{count} {output.status_text(status)}" for status, count in sweep.counts.items())
+def _counts(sweep: SweepSummary) -> Text:
+    return Text(", ").join(
+        output.marked("{} {}", count, output.status_text(status)) for status, count in sweep.counts.items()
+    )
 
 
 def _print_sweep(sweep: Sweep) -> None:
     output.stdout.print(
-        f"[bold]{escape(sweep.id)}[/] {escape(sweep.name or '')}  {escape(sweep.status)}: {_counts(sweep)}"
+        output.marked("[bold]{}[/] {}  {}: {}", sweep.id, sweep.name or "", sweep.status, _counts(sweep))
     )
     table = output.table("", "no.", *sweep.parameters, "job", "status", "verdict", "", right=("no.",))
     for child in sweep.children:
@@ -126,8 +128,8 @@ def _print_sweep(sweep: Sweep) -> None:
             *_values(sweep.parameters, child),
             child.job_id or "",
             output.status_text(child.status),
-            output.verdict_text(child.verdict) if child.verdict else "",
-            escape(why if child.stopped_by is None else f"stopped by {child.stopped_by}"),
+            output.verdict_text(child.verdict),
+            why if child.stopped_by is None else f"stopped by {child.stopped_by}",
         )
     output.stdout.print(table)
     output.stdout.print(f"\nespalier sweep pareto {sweep.id}")
@@ -148,7 +150,7 @@ def _print_plan(plan: SweepPlan) -> None:
     output.stdout.print(table)
     output.stdout.print(f"about {output.duration(plan.elapsed_s)} one after another on two CPU cores")
     for warning in dict.fromkeys(warning for child in plan.children for warning in child.warnings):
-        output.stdout.print("[yellow]warning[/]", escape(warning))
+        output.stdout.print(output.marked("[yellow]warning[/] {}", warning))
 
 
 def _print_pareto(found: Pareto) -> None:
@@ -165,19 +167,18 @@ def _print_pareto(found: Pareto) -> None:
                 *_values(parameters, point),
                 output.number(point.quality),
                 output.number(point.cost),
-                "[green]yes[/]" if point.on_front else "",
-                output.verdict_text(point.verdict) if point.verdict else "",
+                output.styled("yes" if point.on_front else "", "green"),
+                output.verdict_text(point.verdict),
                 point.job_id,
             )
         output.stdout.print(table)
         for axis in (quality, cost):
             better = "higher" if axis.higher_is_better else "lower"
-            output.stdout.print(escape(f"{axis.metric} ({axis.unit}): {better} is better"))
+            output.stdout.print(f"{axis.metric} ({axis.unit}): {better} is better")
     for left in found.left_out:
-        output.stdout.print(escape(f"not compared: {left.number}: {left.reason}"))
+        output.stdout.print(f"not compared: {left.number}: {left.reason}")
 
 
 def _values(parameters: list[str], child: SweepChild | PlannedChild | ParetoPoint) -> list[str]:
     """The child's value of each parameter: a method by its name, others as JSON."""
-    shown = [short(child.values[pointer]) if pointer in child.values else "" for pointer in parameters]
-    return [escape(value) for value in shown]
+    return [short(child.values[pointer]) if pointer in child.values else "" for pointer in parameters]

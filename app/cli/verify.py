@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import httpx2
 import typer
-from rich.markup import escape
 
 from app.cli import output
 from app.cli.exits import ExitCode, Unreachable, Usage
@@ -62,13 +61,11 @@ def verify(
         )
     else:
         for each in found.findings:
-            output.stdout.print(f"[red]{each.code}[/] {escape(each.path)}: {escape(each.message)}")
+            output.stdout.print(output.marked("[red]{}[/] {}: {}", each.code, each.path, each.message))
         if statement:
-            output.stdout.print(
-                escape(f"signed by {found.kid} as the result of {statement.job_id}, tenant {statement.tenant}")
-            )
+            output.stdout.print(f"signed by {found.kid} as the result of {statement.job_id}, tenant {statement.tenant}")
         if not found.findings:
-            output.stdout.print(f"{found.files} files are as they were signed: {folder.absolute()}", markup=False)
+            output.stdout.print(f"{found.files} files are as they were signed: {folder.absolute()}")
     if found.findings:
         raise typer.Exit(ExitCode.NOT_VERIFIED)
 

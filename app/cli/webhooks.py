@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from app.cli import output
 from app.cli.jobs import labels_of, print_deleted
@@ -39,9 +38,9 @@ def list_webhooks(context: typer.Context, as_json: AsJson = False) -> None:
         return
     table = output.table("", "webhook", "url", "events", "labels", "state")
     for each in found:
-        state = "enabled" if each.enabled else f"[yellow]disabled[/] {escape(each.disabled_because or '')}"
+        state = "enabled" if each.enabled else output.marked("[yellow]disabled[/] {}", each.disabled_because or "")
         pairs = " ".join(f"{key}={value}" for key, value in each.labels.items())
-        table.add_row(each.id, escape(each.url), " ".join(each.events) or "all", escape(pairs), state)
+        table.add_row(each.id, each.url, " ".join(each.events) or "all", pairs, state)
     output.stdout.print(table)
 
 
@@ -120,7 +119,7 @@ def _print_secret(webhook: Webhook, *, as_json: bool) -> None:
         output.print_json(webhook.raw)
     else:
         output.stderr.print(f"webhook {webhook.id}; its secret:")
-        output.stdout.print(webhook.secret, markup=False)
+        output.stdout.print(webhook.secret)
 
 
 def _print_deliveries(found: list[Delivery], whole: Any, *, as_json: bool) -> None:
@@ -132,5 +131,5 @@ def _print_deliveries(found: list[Delivery], whole: Any, *, as_json: bool) -> No
         answer = (each.log[-1].error or str(each.log[-1].status or "")) if each.log else ""
         next_try = output.local_time(each.due_at) if each.due_at else ""
         row = (str(each.id), each.type, each.job_id or "", each.state, str(each.tries))
-        table.add_row(*row, escape(answer), next_try)
+        table.add_row(*row, answer, next_try)
     output.stdout.print(table)
