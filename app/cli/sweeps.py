@@ -78,7 +78,8 @@ def pareto(
     html: Annotated[Path | None, typer.Option(help="Write the page with the figure to this file instead.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the Pareto front of a sweep: jobs that no other beats in quality and cost."""
+    """Show the Pareto front of a sweep: of the jobs whose gates do not fail, those that no other beats in quality and
+    cost."""
     with connect(context) as client:
         sweep = client.sweep_ref(sweep_id)
         if html is None:
@@ -167,7 +168,11 @@ def _print_pareto(found: Pareto) -> None:
                 *_values(parameters, point),
                 output.number(point.quality),
                 output.number(point.cost),
-                output.styled("yes" if point.on_front else "", "green"),
+                output.styled("yes", "green")
+                if point.on_front
+                else "no: gates fail"
+                if point.verdict == "fail"
+                else "",
                 output.verdict_text(point.verdict),
                 point.job_id,
             )

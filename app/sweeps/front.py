@@ -20,7 +20,7 @@ from app.jobs import retention
 from app.jobs.models import ACTIVE
 from app.sweeps import repository
 from app.sweeps.models import Sweep
-from app.sweeps.pareto import higher_is_better, pareto, upward, values
+from app.sweeps.pareto import FAIL, higher_is_better, pareto, upward, values
 from app.sweeps.repository import ChildRow, Measured
 
 EVALUATE = "/evaluate"
@@ -32,12 +32,12 @@ def mark(session: Session, sweep_id: str) -> list[str]:
     if sweep is None or sweep.retention is None or sweep.retention["keep"] != "front":
         return []
     children, reports = repository.children(session, sweep_id), repository.measurements(session, sweep_id)
-    failing = {child.number for child in children if child.verdict == "fail"}
-    reports = {number: report for number, report in reports.items() if number not in failing}
     if any(child.status in ACTIVE for child in children):
-        beaten = failing | certainly_beaten(sweep, reports)
+        failing = {child.number for child in children if child.verdict == FAIL}
+        usable = {number: report for number, report in reports.items() if number not in failing}
+        beaten = failing | certainly_beaten(sweep, usable)
     else:
-        beaten = failing | not_on_front(sweep, children, reports)
+        beaten = not_on_front(sweep, children, reports)
     marked = []
     for child, job in repository.lock_jobs(session, sweep_id, ["succeeded"]):
         if child.number in beaten and job.keep == "front":
@@ -51,10 +51,11 @@ def mark(session: Session, sweep_id: str) -> list[str]:
 def not_on_front(sweep: Sweep, children: Sequence[ChildRow], reports: Mapping[int, Measured]) -> set[int]:
     """Numbers of the children that have succeeded and are not on the front."""
     assert sweep.retention is not None
+    failing = {child.number for child in children if child.verdict == FAIL}
     try:
         found = pareto(sweep.id, children, reports, sweep.retention["quality"], sweep.retention["cost"])
     except InvalidRequest:  # the axes are none that a child has measured
-        return set()
+        return failing
     return set(reports) - {point.number for point in found.points if point.on_front}
 
 

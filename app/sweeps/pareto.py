@@ -1,5 +1,5 @@
 """The Pareto front of a sweep: children that no other beats in quality and cost. Works on the metrics of their
-reports."""
+reports. A child whose gates fail is a point, but nobody will use it: it is on no front, and beats no other."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from app.http.problems import field_error
 from app.sweeps.repository import ChildRow, Measured
 from app.sweeps.schemas import Axis, LeftOut, Pareto, ParetoPoint
 from workers.engine.contracts.params import EDITS
+from workers.engine.report import Verdict
 
 SPARSITY = "sparsity"
 """The report's own: the fraction of the prunable weights removed. Of every report, and higher is better."""
 
 
+FAIL: Verdict = "fail"
 ROUNDING = 0.005
 """Counts of weights are rounded in every row, of channels and heads in every block: 60 % of a row of 256 is 59.8 %."""
 DECIDING = ("score", "allocate", "train", *EDITS, "refine", "tune")
@@ -45,19 +47,22 @@ def pareto(
 
     Values are those of the pruned models. What is better the report's `higher_is_better` says; of a measurement that
     has no direction less is better as a cost, more as a quality. Without `quality` it is the first measurement with a
-    direction; without `cost` the first exact one that differs between the children, then the sparsity, then any other.
+    direction; without `cost` the first exact one that differs between the children, then the sparsity, then any other;
+    both of those whose gates do not fail.
     Raises InvalidRequest where one is asked for that no child has measured.
     """
     measured = {number: values(report) for number, report in reports.items()}
-    common = [name for name in next(iter(measured.values()), {}) if all(name in found for found in measured.values())]
+    failing = {child.number for child in children if child.verdict == FAIL}
+    usable = {number: found for number, found in measured.items() if number not in failing} or measured
+    common = _common(measured)
     for parameter, name in (("quality", quality), ("cost", cost)):
         if name is not None and measured and not any(name in found for found in measured.values()):
             detail = f"no child has measured this: choose one of {', '.join(common)}"
             raise InvalidRequest(
                 f"?{parameter}: {detail}.", errors=[field_error(f"?{parameter}", "not_measured", detail, common)]
             )
-    quality = quality or _default_quality(measured, common)
-    cost = cost or _default_cost(measured, common, quality)
+    quality = quality or _default_quality(usable, _common(usable))
+    cost = cost or _default_cost(usable, _common(usable), quality)
     quality_axis = _axis(measured, quality, otherwise=True)
     cost_axis = _axis(measured, cost, otherwise=False)
     points: list[tuple[ChildRow, Value, Value]] = []
@@ -73,7 +78,8 @@ def pareto(
             left_out.append(LeftOut(number=child.number, reason=f"did not measure {' and '.join(missing)}"))
         else:
             points.append((child, found[quality], found[cost]))
-    on_front = _front([(q.pruned, c.pruned) for _, q, c in points], quality_axis, cost_axis)
+    pairs = [(q.pruned, c.pruned) for child, q, c in points if child.number not in failing]
+    front = iter(_front(pairs, quality_axis, cost_axis))
     return Pareto(
         sweep_id=sweep_id,
         quality=quality_axis,
@@ -89,9 +95,9 @@ def pareto(
                 quality_stderr=q.stderr,
                 cost_stderr=c.stderr,
                 verdict=child.verdict,
-                on_front=best,
+                on_front=child.number not in failing and next(front),
             )
-            for (child, q, c), best in zip(points, on_front, strict=True)
+            for child, q, c in points
         ],
         left_out=left_out,
         metrics=common,
@@ -115,6 +121,11 @@ def values(report: Measured) -> dict[str, Value]:
     return found | {
         SPARSITY: Value(report.sparsity, None, exact=True, dense=None, unit="fraction", higher_is_better=True)
     }
+
+
+def _common(measured: Mapping[int, Mapping[str, Value]]) -> list[str]:
+    """What all have measured."""
+    return [name for name in next(iter(measured.values()), {}) if all(name in found for found in measured.values())]
 
 
 def _methods(spec: Mapping[str, Any]) -> dict[str, str]:

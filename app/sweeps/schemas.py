@@ -226,7 +226,8 @@ class ParetoPoint(Read):
     cost_stderr: float | None
     verdict: Verdict | None
     on_front: bool = Field(
-        description="No other child is as good in both and better in one, within the tolerance of the axes."
+        description="Its gates do not fail, and of all children of which that is so none is as good in both and better "
+        "in one, within the tolerance of the axes."
     )
 
 

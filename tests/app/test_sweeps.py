@@ -23,7 +23,7 @@ from app.sweeps.pareto import pareto as compare
 from app.sweeps.repository import ChildRow, Measured
 from app.sweeps.schemas import Pareto, SweepPage, SweepPlan, SweepRead
 from tests.helpers.api import GATED, REPORT, SPEC, WANDA, Api, judged, pointers
-from workers.engine.report import Metric, Report
+from workers.engine.report import Metric, Report, Verdict
 from workers.reconciler import Reconciler
 
 SPARSITY = "/prune/sparsity"
@@ -362,6 +362,30 @@ class TestPareto:
         assert front([(1, 1), (1, 1), (2, 2)]) == [True, True, False]  # equals do not beat each other
         assert front([(1, 3), (2, 2), (3, 1)], higher=True) == [True, False, False]  # more of it is better
         assert front([(1, 1)]) == [True]
+
+    def test_a_child_whose_gates_fail_is_on_no_front_and_beats_no_other(self, api: Api) -> None:
+        verdicts: list[Verdict | None] = ["fail", "pass", "inconclusive", None]
+        sweep = submit(api, {**GRID, "grid": {SPARSITY: [0.1, 0.2, 0.3, 0.4]}})
+        for verdict, loss in zip(verdicts, (1.0, 4.0, 3.0, 2.0), strict=True):
+            report = measured(metric("perplexity/a.txt", loss), sparsity=0.5 + loss / 10)
+            api.succeed(api.claim(), report.model_copy(update={"verdict": verdict}))
+        url = f"/v1/sweeps/{sweep['id']}/pareto"
+        points = api.client.get(url).json()["points"]
+        assert [(point["verdict"], point["on_front"]) for point in points] == [
+            ("fail", False),
+            ("pass", True),
+            ("inconclusive", True),
+            (None, True),
+        ]
+        page = api.client.get(url, headers={"Accept": "text/html"}).text
+        assert (page.count("no: gates fail"), page.count('class="struck"')) == (1, 1)
+
+    def test_a_front_may_be_empty(self, api: Api) -> None:
+        sweep = submit(api, {**GRID, "grid": {SPARSITY: [0.1]}})
+        api.succeed(api.claim(), measured(metric("loss", 1.0)).model_copy(update={"verdict": "fail"}))
+        url = f"/v1/sweeps/{sweep['id']}/pareto"
+        assert [point["on_front"] for point in api.client.get(url).json()["points"]] == [False]
+        assert "gates fail" in api.client.get(url, headers={"Accept": "text/html"}).text
 
     def test_counts_that_differ_by_rounding_are_equal(self, api: Api) -> None:
         # Magnitude removes 60.0 % of a matrix, Wanda 59.8 % of each of its rows.

@@ -423,7 +423,8 @@ def test_a_sweep_is_a_plot_to_point_at(page: Page, web: Api) -> None:
     expect(marks.nth(2)).to_be_focused()
     expect(readout).to_contain_text("Number 2, gates fail")
     expect(readout).to_contain_text("/score/method wanda")
-    assert page.locator(".mark.hollow").count() == 2  # the failed gate, and its entry in the legend
+    assert page.locator(".mark.hollow + .struck").count() == 2  # the failed gate, and its entry in the legend
+    expect(page.get_by_role("row").filter(has_text="no: gates fail")).to_have_count(1)
     expect(page.get_by_text("dense 10", exact=True)).to_be_visible()
     page.get_by_label("quality").select_option("sparsity")
     expect(page.locator("figure")).to_contain_text("sparsity, more is better")

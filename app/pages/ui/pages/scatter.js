@@ -16,8 +16,8 @@ export function Scatter({ pareto }) {
   // Two standard errors each way.
   const ends = (value, stderr) => (stderr === null ? [value] : [value - 2 * stderr, value + 2 * stderr]);
   const of = frame(
-    ticks(points.flatMap((point) => ends(point.cost, point.cost_stderr)), width / 100),
-    ticks([...points.flatMap((point) => ends(point.quality, point.quality_stderr)), ...(quality.dense === null ? [] : [quality.dense])], 6),
+    ticks(around(points.flatMap((point) => ends(point.cost, point.cost_stderr))), width / 100),
+    ticks(around([...points.flatMap((point) => ends(point.quality, point.quality_stderr)), ...(quality.dense === null ? [] : [quality.dense])]), 6),
     width, HEIGHT);
   const front = points.filter((point) => point.on_front).sort((one, other) => (one.cost - other.cost) * (cost.higher_is_better ? -1 : 1));
   // Behind each point of the front everything is beaten, up to the next.
@@ -46,15 +46,23 @@ export function Scatter({ pareto }) {
       ${points.map((point, n) => html`<a key=${point.number} href="#/jobs/${point.job_id}" aria-label=${told(point)} tabindex=${n === (at ?? order[0]) ? "0" : "-1"} ref=${(element) => { marks.current[n] = element; }}
         class="point" onPointerEnter=${() => setAt(n)} onFocus=${() => setAt(n)}>
         <circle class="target" cx=${of.x(point.cost)} cy=${of.y(point.quality)} r="12" />
-        <path class="mark c${groups.indexOf(group(point)) % 8} ${point.verdict === "fail" ? "hollow" : ""} ${n === at ? "at" : ""}" d=${shape(groups.indexOf(group(point)), of.x(point.cost), of.y(point.quality), n === at ? 7 : 5.5)} /></a>`)}
+        <path class="mark c${groups.indexOf(group(point)) % 8} ${point.verdict === "fail" ? "hollow" : ""} ${n === at ? "at" : ""}" d=${shape(groups.indexOf(group(point)), of.x(point.cost), of.y(point.quality), n === at ? 7 : 5.5)} />
+        ${point.verdict === "fail" && html`<path class="struck" d=${cross(of.x(point.cost), of.y(point.quality))} />`}</a>`)}
     </svg>
     <ul class="legend">${groups.map((each, kind) => html`<li><svg class="plot" viewBox="0 0 26 12" aria-hidden="true"><path class="mark c${kind % 8}" d=${shape(kind, 13, 6, 4.5)} /></svg>${each}</li>`)}
-      <li><svg class="plot" viewBox="0 0 26 12" aria-hidden="true"><path class="mark c7 hollow" d=${shape(0, 13, 6, 4.5)} /></svg>gates fail</li>
+      <li><svg class="plot" viewBox="0 0 26 12" aria-hidden="true"><path class="mark c7 hollow" d=${shape(0, 13, 6, 4.5)} /><path class="struck" d=${cross(13, 6)} /></svg>gates fail, so not on the front</li>
       <li><svg class="plot" viewBox="0 0 26 12" aria-hidden="true"><path class="front" d="M0 10H13V2H26" /></svg>front</li></ul>
     <p class="readout" role="status">${at === null || !points[at] ? html`<span class="muted">Point at a mark, or go from one to the next with the arrow keys; Enter opens its job. Bars are two standard errors each way.</span>` : html`<${Told} point=${points[at]} quality=${quality} cost=${cost} />`}</p>
   </figure>`;
 }
 
+// The ends of a range in which no value lies on an axis, where its tick's number is.
+const around = (values) => {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const pad = (high - low) / 20;
+  return [low < 0 ? low - pad : Math.max(0, low - pad), high + pad];
+};
+const cross = (x, y) => `M${x - 8} ${y - 8}l16 16m0 -16l-16 16`;
 const unit = (axis) => (axis.unit && axis.unit !== "fraction" && !axis.metric.includes(axis.unit) ? ` (${axis.unit})` : "");
 const amount = (value, axis) => (axis.unit === "fraction" ? percent(value) : number(value));
 

@@ -68,5 +68,5 @@ function Children({ sweep, pareto, chosen, toggle }) {
       <td data-label="Status"><span><${Badge} of=${child.status} /> ${child.stopped_by !== null && html`<span class="note">stopped by number ${child.stopped_by}</span>`}${child.error && html`<span class="note">${child.error.code}</span>`}</span></td>
       <td data-label="Verdict">${child.verdict && html`<${Badge} of=${child.verdict} />`}</td>
       ${pareto.quality && html`<td class="num" data-label=${pareto.quality.metric}>${amount(point?.quality, pareto.quality)}</td>`}${pareto.cost && html`<td class="num" data-label=${pareto.cost.metric}>${amount(point?.cost, pareto.cost)}</td>`}
-      <td data-label="Front">${point ? (point.on_front ? "on the front" : "") : html`<span class="note">${why.get(child.number)}</span>`}</td></tr>`; })}</tbody></table>`;
+      <td data-label="Front">${point ? (point.on_front ? "on the front" : point.verdict === "fail" ? "no: gates fail" : "") : html`<span class="note">${why.get(child.number)}</span>`}</td></tr>`; })}</tbody></table>`;
 }
