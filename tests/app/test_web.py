@@ -368,6 +368,41 @@ def test_the_form_has_every_parameter_of_every_method(page: Page, web: Api) -> N
     assert findings(page, only=["label", "select-name", "aria-valid-attr-value", "duplicate-id-aria"]) == []
 
 
+def test_a_job_is_to_be_published(page: Page, web: Api) -> None:
+    keys = {"access_key_id": secret(web), "secret_access_key": secret(web)}
+    s3 = {"to": "s3", "url": "s3://a-bucket/x", "tenants": ["*"], **keys}
+    hub = {"to": "hub", "token": secret(web), "repositories": ["acme/*"], "tenants": [name_of(web)]}
+    set_up(web, ("models", s3), ("ours", hub), ("theirs", {**s3, "tenants": ["another"]}))
+    page.goto("/#/new")
+    card = page.get_by_role("region", name="Publication")
+    places = card.get_by_label("Add a place")
+    expect(places.locator("option")).to_have_text(["Add a place…", "models (s3)", "ours (hub)"])
+    places.select_option("ours (hub)")
+    expect(card.locator(".wrong")).to_have_text("this field is required")
+    card.get_by_label("repository").fill("others/bookworm")
+    expect(card.locator(".wrong")).to_contain_text("these credentials are for acme/*")
+    card.get_by_label("repository").fill("acme/bookworm")
+    expect(card.locator(".wrong")).to_have_count(0)
+    places.select_option("models (s3)")
+    card.get_by_role("group", name="models (s3)").get_by_label("path").fill("v3")
+    assert findings(page, only=["label", "select-name", "duplicate-id-aria", "color-contrast"]) == []
+    places.select_option("models (s3)")
+    card.get_by_role("button", name="Do not publish to models").last.click()
+    expect(page.get_by_role("region", name="Dry run").get_by_text("valid", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("bookworm-7m")
+    made = web.client.get(f"/v1/jobs/{page.url.rpartition('/')[2]}").json()
+    assert [(each["credentials"], each["gates"], each["state"]) for each in made["publications"]] == [
+        ("ours", "pass", "waiting"),
+        ("models", "pass", "waiting"),
+    ]
+    writer, _, _ = make_key(web.services, name_of(web), scopes=("jobs:read", "jobs:write"))
+    sign_in(page, writer)
+    page.goto("/#/new")
+    expect(page.get_by_role("region", name="Further")).to_be_visible()
+    expect(card).to_have_count(0)
+
+
 def test_a_job_is_made_from_another(page: Page, web: Api) -> None:
     spec = {**GATED, "prune": {"method": "mask", "sparsity": 0.3}, "seed": 7}
     job = web.submit(spec, labels={"team": "search"}, priority=5)
@@ -580,10 +615,11 @@ def test_a_result_is_published_and_a_failure_is_tried_again(page: Page, web: Api
     page.goto(f"/#/jobs/{job['id']}")
     card = page.locator("section").filter(has=page.get_by_role("heading", name="Publications"))
     card.get_by_role("button", name="Publish").click()
-    card.get_by_label("Folder").fill("../elsewhere")
+    card.get_by_label("path").fill("../elsewhere")
     card.get_by_role("button", name="Publish").click()
     expect(card.get_by_role("alert")).to_contain_text("/path")
-    card.get_by_label("Folder").fill("bookworm/v3")
+    expect(card.get_by_label("path")).to_have_attribute("aria-invalid", "true")
+    card.get_by_label("path").fill("bookworm/v3")
     card.get_by_role("button", name="Publish").click()
     expect(card.locator(".badge")).to_have_text("pending")
     work = deliverer(web)

@@ -5,6 +5,7 @@ import { bytes, duration, number, percent } from "../format.js";
 import { Failed, Loading, Title, go, useLoaded } from "../parts.js";
 import { asGiven } from "../given.js";
 import { Field, Fields, prose, words } from "../schema.js";
+import { Places } from "./publish.js";
 
 const START = { score: { method: "magnitude" }, prune: { method: "mask", sparsity: 0.5 } };
 const BEFORE = ["model", "calibrate"];
@@ -13,12 +14,13 @@ const TYPING_MS = 400;
 export function New({ search, me }) {
   const from = search.get("from");
   const { data, error } = useLoaded(async (signal) => {
-    const [capabilities, models, job] = await Promise.all([
+    const [capabilities, models, credentials, job] = await Promise.all([
       api.get("v1/capabilities", { signal }),
       api.get("v1/models?limit=50", { signal }),
+      me.key.scopes.includes("publish") ? api.get("v1/credentials", { signal }) : null,
       from ? api.get(`v1/jobs/${encodeURIComponent(from)}`, { signal }) : null,
     ]);
-    return { capabilities, models: models.data, job };
+    return { capabilities, models: models.data, credentials: credentials?.data, job };
   }, [from]);
   if (!data) return html`<${Title} text="New job" />${error ? html`<${Failed} error=${error} />` : html`<${Loading} what="what the service can do" />`}`;
   const model = data.models.find((each) => each.compressible);
@@ -26,29 +28,27 @@ export function New({ search, me }) {
   return html`<${Form} ...${data} start=${start} me=${me} />`;
 }
 
-function Form({ capabilities, models, job, start, me }) {
+function Form({ capabilities, models, credentials, job, start, me }) {
   const [spec, setSpec] = useState(start);
   const [labels, setLabels] = useState(job ? Object.entries(job.labels).filter(([key]) => key !== "sweep").map((pair) => pair.join(":")).join("\n") : "");
   const [priority, setPriority] = useState("0");
   const [keep, setKeep] = useState({ keep: "", days: "" });
+  const [publish, setPublish] = useState([]);
   const [failed, setFailed] = useState(null);
   const [busy, setBusy] = useState(false);
   const key = useRef(null);
-  const body = useMemo(() => request(spec, labels, priority, keep), [JSON.stringify(spec), labels, priority, keep]);
+  const body = useMemo(() => request(spec, labels, priority, keep, publish), [JSON.stringify(spec), labels, priority, keep, publish]);
+  useEffect(() => { setFailed(null); key.current = null; }, [body]);
   const dry = useDryRun(body, me);
   const problem = failed || dry.problem;
   const errors = {};
   for (const each of problem?.document?.errors || []) (errors[each.pointer] ||= []).push(each.detail + (each.allowed && each.allowed.length <= 30 ? ` (${each.allowed.join(", ")})` : ""));
-  const set = (name, value) => {
-    setFailed(null);
-    key.current = null;
-    setSpec((before) => {
-      const next = { ...before };
-      if (value === undefined) delete next[name];
-      else next[name] = value;
-      return next;
-    });
-  };
+  const set = (name, value) => setSpec((before) => {
+    const next = { ...before };
+    if (value === undefined) delete next[name];
+    else next[name] = value;
+    return next;
+  });
   const submit = async (event) => {
     event.preventDefault();
     setBusy(true);
@@ -80,6 +80,8 @@ function Form({ capabilities, models, job, start, me }) {
         </section>
         ${capabilities.stages.filter((stage) => stage.stage === "evaluate").map((stage) => html`<section class="card" aria-label="Evaluation"><h2>Evaluation</h2>
           <${Evaluations} stage=${stage} value=${spec.evaluate || []} errors=${errors} suggestions=${suggestions} onChange=${(value) => set("evaluate", value.length ? value : undefined)} /></section>`)}
+        ${credentials && html`<section class="card" aria-label="Publication"><h2>Publication</h2>
+          <${Places} credentials=${credentials} publishers=${capabilities.publishers} value=${publish} errors=${errors} onChange=${setPublish} /></section>`}
         <section class="card" aria-label="Further"><h2>Gates and the rest</h2>${after.map(fieldOf)}
           <div class="fields">
             <div class="field"><label for="labels">labels</label><textarea id="labels" rows="2" value=${labels} onInput=${(event) => setLabels(event.target.value)} placeholder="team:search" aria-describedby="labels-note"></textarea>
@@ -96,18 +98,26 @@ function Form({ capabilities, models, job, start, me }) {
       </div>
       <div class="beside">
         <${Failed} error=${failed} />
-        <${DryRun} ...${dry} />
-        <${AsText} spec=${spec} onChange=${(next) => { setFailed(null); key.current = null; setSpec(next); }} />
+        <${DryRun} ...${dry} onSet=${(pointer, value) => setSpec((before) => changed(before, pointer.split("/").slice(1), value))} />
+        <${AsText} spec=${spec} onChange=${setSpec} />
       </div>
     </div></form>`;
 }
 
-function request(spec, labels, priority, { keep, days }) {
+// The part of a spec with another value at the end of the path.
+const changed = (part, [name, ...path], value) => {
+  const next = Array.isArray(part) ? [...part] : { ...part };
+  next[name] = path.length ? changed(next[name], path, value) : value;
+  return next;
+};
+
+function request(spec, labels, priority, { keep, days }, publish) {
   const pairs = labels.split("\n").filter((line) => line.trim()).map((line) => { const [key, ...value] = line.split(":"); return [key.trim(), value.join(":").trim()]; });
   const found = { spec };
   if (pairs.length) found.labels = Object.fromEntries(pairs);
   if (priority.trim() !== "0" && priority.trim() !== "") found.priority = Number.isInteger(Number(priority)) ? Number(priority) : priority;
   if (keep) found.retention = { keep, ...(days.trim() && { days: Number.isInteger(Number(days)) ? Number(days) : days }) };
+  if (publish.length) found.publish = publish;
   return found;
 }
 

@@ -3,12 +3,7 @@ import { html, useState } from "../vendor/htm-preact-3.1.1.js";
 import * as api from "../api.js";
 import { bytes, moment, percent } from "../format.js";
 import { Action, Badge, Copy, Failed, useLoaded } from "../parts.js";
-
-const WHERE = {
-  hub: ["repository", "Repository", "acme/bookworm-half"],
-  s3: ["path", "Folder", "bookworm/v3"],
-  mlflow: ["model", "Registered model", "bookworm-half"],
-};
+import { Place, place } from "./publish.js";
 
 export const underWay = (job) => job.publications.some(({ state }) => ["pending", "running"].includes(state));
 
@@ -44,31 +39,30 @@ function Publication({ of, job, may, reload, onError }) {
 }
 
 function Form({ job, done, leave }) {
-  const { data, error } = useLoaded((signal) => api.get("v1/credentials", { signal }), []);
-  const [chosen, setChosen] = useState(0);
+  const { data, error } = useLoaded((signal) => Promise.all([api.get("v1/credentials", { signal }), api.get("v1/capabilities", { signal })]), []);
+  const [value, setValue] = useState(null);
   const [failed, setFailed] = useState(null);
   if (!data) return error ? html`<${Failed} error=${error} />` : html`<p class="note" role="status">Loading the places…</p>`;
-  if (data.data.length === 0) return html`<p class="note">The operator has set up no place that you may publish to.</p>`;
-  const { name, to } = data.data[chosen];
-  const [field, label, example] = WHERE[to] || [];
+  const [{ data: credentials }, { publishers }] = data;
+  if (credentials.length === 0) return html`<p class="note">The operator has set up no place that you may publish to.</p>`;
+  const at = (number) => ({ to: credentials[number].to, credentials: credentials[number].name });
+  const now = value || at(0);
+  const errors = {};
+  for (const each of failed?.document.errors || []) (errors[each.pointer] ||= []).push(each.detail);
   const send = async (event) => {
     event.preventDefault();
     setFailed(null);
-    const given = new FormData(event.target);
     try {
-      const more = field ? { [field]: given.get("where").trim() } : JSON.parse(given.get("where") || "{}");
-      await api.json("POST", `v1/jobs/${job.id}/publications`, { body: { to, credentials: name, ...more, gates: given.get("any") ? "any" : "pass" } });
+      await api.json("POST", `v1/jobs/${job.id}/publications`, { body: now });
       done();
     } catch (problem) {
       setFailed(problem);
     }
   };
-  return html`<form class="nest" onSubmit=${send}>
+  return html`<form class="nest" onSubmit=${send} novalidate>
     <label for="publish-to">Place</label>
-    <select id="publish-to" onChange=${(event) => setChosen(event.target.selectedIndex)}>${data.data.map((each) => html`<option>${each.name} (${each.to})</option>`)}</select>
-    <label for="publish-where">${label || "Fields, as JSON"}</label>
-    <input id="publish-where" name="where" placeholder=${example || "{}"} required=${Boolean(field)} autocomplete="off" />
-    ${!["pass", null].includes(job.verdict) && html`<label><input type="checkbox" name="any" /> although the gates have not passed</label>`}
+    <select id="publish-to" onChange=${(event) => setValue(at(event.target.selectedIndex))}>${credentials.map((each) => html`<option>${place(each)}</option>`)}</select>
+    <${Place} key=${now.credentials} value=${now} publishers=${publishers} path="" errors=${errors} onChange=${setValue} />
     <${Failed} error=${failed} />
     <div class="actions"><button type="submit" class="main">Publish</button><button type="button" onClick=${leave}>Leave it</button></div>
   </form>`;
