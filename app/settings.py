@@ -126,7 +126,8 @@ class Settings(BaseSettings):
     prices: str = Field(
         "",
         description="Price of a second of a device by kind (`cpu`, `gpu`) or by a GPU's model, with commas, such as "
-        "`cpu=0.00002, gpu=0.0008, NVIDIA H100 80GB HBM3=0.0011`. Workers read it: an attempt has that of its start.",
+        "`cpu=0.00002, gpu=0.0008, NVIDIA H100 80GB HBM3=0.0011`. Workers read it: an attempt has that of its start. "
+        "The API reads it for dry runs.",
     )
     currency: str = Field("", max_length=8, description="Of the prices, such as EUR.")
     session_hours: float = Field(12, gt=0, le=720, description="How long a browser stays signed in.")

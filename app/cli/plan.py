@@ -15,8 +15,11 @@ def print_plan(plan: Plan, *, all_layers: bool) -> None:
     zeros = output.found(plan.zeros_after)
     table.add_row("zeros after", f"{zeros} of {output.number(plan.prunable_parameters)}")
     table.add_row("weight bytes", f"{output.number(plan.bytes_before)} → {output.found(plan.bytes_after)}")
-    table.add_row("peak memory", f"about {plan.peak_memory_bytes / 2**20:,.0f} MiB")
+    each = f" on each of {plan.devices} devices" if plan.devices > 1 else ""
+    table.add_row("peak memory", f"about {plan.peak_memory_bytes / 2**20:,.0f} MiB{each}")
     table.add_row("run time", f"about {output.duration(plan.elapsed_s)} on two CPU cores")
+    if plan.price is not None:
+        table.add_row("price", f"about {plan.price.amount} {plan.price.currency}, by that run time")
     output.stdout.print(table)
     for runtime in plan.runtimes:
         output.stdout.print(f"{runtime.runtime}: {runtime.note}")

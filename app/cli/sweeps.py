@@ -149,7 +149,8 @@ def _print_plan(plan: SweepPlan) -> None:
             f"about {output.duration(child.elapsed_s)}",
         )
     output.stdout.print(table)
-    output.stdout.print(f"about {output.duration(plan.elapsed_s)} one after another on two CPU cores")
+    priced = "" if plan.price is None else f", about {plan.price.amount} {plan.price.currency}"
+    output.stdout.print(f"about {output.duration(plan.elapsed_s)} one after another on two CPU cores{priced}")
     for warning in dict.fromkeys(warning for child in plan.children for warning in child.warnings):
         output.stdout.print(output.marked("[yellow]warning[/] {}", warning))
 

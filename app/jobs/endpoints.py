@@ -37,11 +37,10 @@ from app.jobs.acceptance import accept_once
 from app.jobs.models import TERMINAL, Job
 from app.jobs.parameters import Counted, Cursor, JobId, Limit, filters, order
 from app.jobs.repository import Filters, Order, Page
-from app.jobs.schemas import MAX_LABELS, JobPage, JobPatch, JobRead, JobSubmit
+from app.jobs.schemas import MAX_LABELS, JobPage, JobPatch, JobRead, JobSubmit, PlanRead
 from app.jobs.views import JOB_ID, JobView, Place, etag, render
 from app.keys.repository import tenant_name
 from app.services import Services, ServicesDep
-from workers.engine.report import Plan
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
@@ -72,7 +71,7 @@ POLL_PARAMETERS = {
     operation_id="jobs_create",
     status_code=202,
     response_model=JobRead,
-    responses={**responses(400, 413, 415, 422), 200: {"model": Plan, "description": "The plan, of a dry run."}},
+    responses={**responses(400, 413, 415, 422), 200: {"model": PlanRead, "description": "The plan, of a dry run."}},
 )
 def create(
     request: Request,

@@ -38,7 +38,7 @@ class Needs(NamedTuple):
     methods: str
     """As Job.methods has them."""
     memory_bytes: int | None = None
-    """A prediction; None where there is none."""
+    """Of each of its processes, one a device: a prediction; None where there is none."""
 
 
 class Live(NamedTuple):
@@ -102,18 +102,21 @@ def waiting_for(workers: Sequence[Live], needs: Needs) -> str | None:
     if lacking:
         return f"no live worker{such} has the method{'s' * (len(lacking) > 1)} {' and '.join(sorted(lacking))}"
     able = [worker for worker in able if not worker.lacks(needs.methods)]
-    rooms = [_room(needs, worker) for worker in able]
+    rooms = [_room(worker, needs.devices) for worker in able]
     if needs.memory_bytes is None or any(room is None or needs.memory_bytes <= room for room in rooms):
         return None
     most = max(room for room in rooms if room is not None)
-    return f"it takes about {_gib(needs.memory_bytes)}, and no live worker has more memory than {_gib(most)}"
+    each = f" on each of {needs.devices} {'GPU' if gpu else 'device'}s" if needs.devices > 1 else ""
+    has = f"no live worker has more memory than {_gib(most)}{' for each' if each else ''}"
+    return f"it takes about {_gib(needs.memory_bytes)}{each}, and {has}"
 
 
-def _room(needs: Needs, worker: Live) -> int | None:
-    """Memory for what is counted; None where that is not known. On a GPU it lies in the devices' memory."""
-    if worker.kind == "cpu":
-        return worker.memory_bytes
-    return None if worker.device_memory_bytes is None else worker.device_memory_bytes * needs.devices
+def _room(worker: Live, devices: int) -> int | None:
+    """Memory for each process of a job on so many of its devices: its GPU's, or a part of the host's. None where that
+    is not known."""
+    if worker.kind == "gpu":
+        return worker.device_memory_bytes
+    return None if worker.memory_bytes is None else worker.memory_bytes // devices
 
 
 def _gib(size: int) -> str:

@@ -9,7 +9,8 @@ from app.errors import AppError, InvalidRequest, NotReady
 from app.http.problems import field_error
 from app.jobs.local_models import local_model
 from app.jobs.needs import Live, Needs, methods_of, queue_of, waiting_for
-from app.jobs.schemas import Scheduling
+from app.jobs.schemas import PlanRead, Price, Scheduling
+from app.prices import money, parsed
 from app.settings import Settings
 from workers.engine.errors import EngineError
 from workers.engine.report import Plan
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from workers.engine.sources.resolve import Sources
 
 
-def dry_run(spec: CompressionSpec, settings: Settings, workers: Sequence[Live]) -> Plan:
-    """The plan of a job, with a warning if no live worker could take it.
+def dry_run(spec: CompressionSpec, settings: Settings, workers: Sequence[Live]) -> PlanRead:
+    """The plan of a job, with a warning if no live worker could take it, and its price.
 
     Raises InvalidRequest or, if the hub does not answer, NotReady.
     """
@@ -32,9 +33,22 @@ def dry_run(spec: CompressionSpec, settings: Settings, workers: Sequence[Live]) 
         raise _refusal(error) from error
     methods = methods_of(spec.model_dump(mode="json"))
     needs = Needs(queue_of(spec), spec.compute.devices, methods, planned.peak_memory_bytes)
-    if (lack := waiting_for(workers, needs)) is None:
-        return planned
-    return planned.model_copy(update={"warnings": [*planned.warnings, f"the job would wait: {lack}"]})
+    lack = waiting_for(workers, needs)
+    found = dict(planned) | {
+        "warnings": [*planned.warnings, *([] if lack is None else [f"the job would wait: {lack}"])]
+    }
+    return PlanRead(**found, price=_price(spec, planned, settings, workers))
+
+
+def _price(spec: CompressionSpec, planned: Plan, settings: Settings, workers: Sequence[Live]) -> Price | None:
+    """Of the predicted run time, to two digits. None where that is not predicted, as of GPUs and of several devices,
+    and where there is no price."""
+    rate = parsed(settings.prices).get("cpu")
+    on_cpu = queue_of(spec) == "any" and {worker.kind for worker in workers} == {"cpu"}
+    if rate is None or not on_cpu or spec.compute.devices > 1:
+        return None
+    amount = money(int(float(f"{rate * planned.elapsed_s:.1e}")), settings.currency)
+    return Price(amount=amount.amount, currency=amount.currency)
 
 
 def check(spec: CompressionSpec, settings: Settings) -> int | None:

@@ -11,7 +11,7 @@ from app.jobs.repository import TOTAL_MOST
 from app.jobs.views import JOB_ID
 from app.publications.request import PublishList
 from app.publications.schemas import PublicationRead
-from workers.engine.report import Verdict
+from workers.engine.report import Plan, Verdict
 from workers.engine.spec import CompressionSpec
 
 JobStatus = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
@@ -157,6 +157,15 @@ class Durations(Read):
 class Price(Read):
     amount: str = Field(description="Decimal.", examples=["0.0125"])
     currency: str = Field(examples=["EUR"])
+
+
+class PlanRead(Plan):
+    """The plan of a job, predicted from the model's config and safetensors headers. Nothing is run."""
+
+    price: Price | None = Field(
+        description="Of the predicted run time, by the service's price of a second; null where it has none, where the "
+        "job takes several devices, and where a worker with GPUs is alive, which would take another time."
+    )
 
 
 class FilesRemoved(Read):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -24,6 +25,7 @@ from app.jobs import needs, preflight, removals, usage
 from app.jobs.acceptance import accept_once
 from app.jobs.models import ACTIVE
 from app.jobs.parameters import Counted, Cursor, Limit
+from app.jobs.schemas import PlanRead, Price
 from app.jobs.views import iso
 from app.services import Services, ServicesDep
 from app.sweeps import expand, page, repository, service, table
@@ -40,7 +42,6 @@ from app.sweeps.schemas import (
     SweepRead,
     SweepSubmit,
 )
-from workers.engine.report import Plan
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"], route_class=StrictRoute)
 
@@ -256,7 +257,7 @@ def _plan(children: list[expand.Child], has: Services) -> SweepPlan:
     with has.database.read() as session:
         workers = needs.live(session.connection())
 
-    def plan(number: int) -> Plan:
+    def plan(number: int) -> PlanRead:
         return preflight.dry_run(children[number].spec, has.settings, workers)
 
     plans = expand.checked(range(len(children)), plan)
@@ -267,7 +268,15 @@ def _plan(children: list[expand.Child], has: Services) -> SweepPlan:
         ],
         peak_memory_bytes=max(plan.peak_memory_bytes for plan in plans),
         elapsed_s=sum(plan.elapsed_s for plan in plans),
+        price=_sum([plan.price for plan in plans]),
     )
+
+
+def _sum(prices: list[Price | None]) -> Price | None:
+    known = [price for price in prices if price is not None]
+    if len(known) < len(prices):
+        return None
+    return Price(amount=f"{sum(Decimal(price.amount) for price in known):f}", currency=known[0].currency)
 
 
 _PLANNED = set(PlannedChild.model_fields) - {"number", "values"}

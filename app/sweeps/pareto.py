@@ -124,7 +124,7 @@ def values(report: Measured) -> dict[str, Value]:
 
 
 def _common(measured: Mapping[int, Mapping[str, Value]]) -> list[str]:
-    """What all have measured."""
+    """Names of measurements that all have."""
     return [name for name in next(iter(measured.values()), {}) if all(name in found for found in measured.values())]
 
 

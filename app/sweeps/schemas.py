@@ -16,6 +16,7 @@ from app.jobs.schemas import (
     JobStatus,
     LabelValue,
     MetricSummary,
+    Price,
     Read,
     Request,
     Scheduling,
@@ -150,8 +151,9 @@ class SweepPlan(Read):
     """The plan of a sweep, without layers, which a dry run of a job shows. Nothing is run."""
 
     children: list[PlannedChild]
-    peak_memory_bytes: int = Field(description="Of the largest child.")
+    peak_memory_bytes: int = Field(description="Of each process of the largest child.")
     elapsed_s: float = Field(description="Of all children, one after another, on two CPU cores. An order of magnitude.")
+    price: Price | None = Field(description="Of all children; null where a dry run of one of them has none.")
 
 
 class SweepChildRead(Read):

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from espalier.documents.base import Document
+from espalier.documents.jobs import Price
 
 
 class Metric(Document):
@@ -105,6 +106,17 @@ class PlannedLayer(Document):
     target_sparsity: float | None = None
 
 
+class PlannedText(Document):
+    """How much a job would read of a text at least, and about how much there is."""
+
+    field: str
+    dataset: str
+    windows: int
+    window_tokens: int
+    tokens: int | None = None
+    suggested: dict[str, int]
+
+
 class Plan(Document):
     """What a job would do. None where the job has to find it."""
 
@@ -121,7 +133,10 @@ class Plan(Document):
     bytes_before: int
     bytes_after: int | None = None
     layers: list[PlannedLayer]
+    devices: int = 1
     peak_memory_bytes: int
     elapsed_s: float
+    price: Price | None = None
     runtimes: list[Runtime]
+    texts: list[PlannedText] = Field(default_factory=list)
     warnings: list[str]

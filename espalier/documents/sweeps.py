@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from espalier.documents.base import Document
-from espalier.documents.jobs import JobFailure, MetricSummary
+from espalier.documents.jobs import JobFailure, MetricSummary, Price
 
 
 class SweepChild(Document):
@@ -59,6 +59,7 @@ class SweepPlan(Document):
     children: list[PlannedChild]
     peak_memory_bytes: int
     elapsed_s: float
+    price: Price | None = None
 
 
 class Axis(Document):

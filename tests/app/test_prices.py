@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from sqlalchemy import text
 
-from app.jobs import attempts
+from app.jobs import attempts, fleet
 from app.jobs.fleet import Hardware, Worker
 from app.prices import money, of_devices, parsed
 from app.settings import Settings
-from tests.helpers.api import Api
+from tests.helpers.api import SPEC, Api
 from tests.helpers.job_life import worker
 
 RATE = 20_000_000
 """0.02 a second."""
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Of an API that knows the price of a second."""
+    return settings.model_copy(update={"prices": "cpu=0.02", "currency": "EUR"})
 
 
 @pytest.mark.parametrize(
@@ -105,3 +112,28 @@ def test_without_a_price_and_in_another_currency(api: Api) -> None:
         api.submit()
         api.succeed(take(api, 10, priced(currency, currency)))
     assert [each["currency"] for each in api.client.get("/v1/me").json()["usage"]["prices"]] == ["EUR", "USD"]
+
+
+def planned(api: Api, **parts: Any) -> dict[str, Any]:
+    return dict(api.client.post("/v1/jobs?dry_run=true", json={"spec": {**SPEC, **parts}}).json())
+
+
+def test_a_dry_run_foretells_it_where_it_foretells_the_time(api: Api) -> None:
+    plan = planned(api)
+    assert plan["price"]["currency"] == "EUR"
+    assert float(plan["price"]["amount"]) == pytest.approx(0.02 * plan["elapsed_s"], rel=0.05)
+    assert planned(api, compute={"device": "cuda"})["price"] is None
+    assert planned(api, compute={"devices": 2})["price"] is None
+    sweep = {"spec": SPEC, "grid": {"/seed": [0, 1]}}
+    found = api.client.post("/v1/sweeps?dry_run=true", json=sweep).json()
+    assert float(found["price"]["amount"]) == pytest.approx(2 * float(plan["price"]["amount"]))
+    with api.database.write() as session:
+        fleet.make_known(session, worker("large", "gpu", 1), ttl_s=60)
+    assert planned(api)["price"] is None, "a GPU may take it, and another time"
+    assert api.client.post("/v1/sweeps?dry_run=true", json=sweep).json()["price"] is None
+
+
+def test_no_worker_no_time_no_price(api: Api) -> None:
+    with api.database.write() as session:
+        session.execute(text("delete from workers"))
+    assert planned(api)["price"] is None

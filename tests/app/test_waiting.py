@@ -18,6 +18,7 @@ from tests.helpers.job_life import worker
 
 GPUS = {**SPEC, "compute": {"device": "cuda", "devices": 4}}
 ONE = Live("cpu", 1, 2**30, None, frozenset({"wanda", "mask"}))
+FOUR = ONE._replace(devices=4)
 PAIR = Live("gpu", 2, 2**30, 2**33, frozenset({"wanda", "mask"}))
 SIXTEEN = "it takes about 16.0 GiB, and no live worker has more memory"
 OLD = Live("cpu", 1, None, None, None)
@@ -49,7 +50,18 @@ def known(api: Api, *workers: Worker, ttl_s: float = 60) -> None:
         ([ONE], Needs("any", 1, "", 2**30), None),
         ([ONE], Needs("any", 1, "", 2**31), "it takes about 2.0 GiB, and no live worker has more memory than 1.0 GiB"),
         ([ONE, PAIR], Needs("any", 1, "", 2**33), None),
-        ([PAIR], Needs("gpu", 2, "", 2**34), None),
+        ([PAIR], Needs("gpu", 2, "", 2**33), None),
+        (
+            [PAIR],
+            Needs("gpu", 2, "", 2**34),
+            "it takes about 16.0 GiB on each of 2 GPUs, and no live worker has more memory than 8.0 GiB for each",
+        ),
+        ([FOUR], Needs("any", 4, "", 2**28), None),
+        (
+            [FOUR],
+            Needs("any", 4, "", 2**29),
+            "it takes about 0.5 GiB on each of 4 devices, and no live worker has more memory than 0.2 GiB for each",
+        ),
         (
             [PAIR],
             Needs("gpu", 1, "", 2**34),

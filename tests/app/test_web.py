@@ -368,6 +368,26 @@ def test_the_form_has_every_parameter_of_every_method(page: Page, web: Api) -> N
     assert findings(page, only=["label", "select-name", "aria-valid-attr-value", "duplicate-id-aria"]) == []
 
 
+def test_the_form_says_that_a_text_is_too_short_and_sets_what_fits(page: Page, web: Api) -> None:
+    page.goto("/#/new")
+    plan = page.get_by_role("region", name="Dry run")
+    page.get_by_label("score", exact=True).select_option("wanda")
+    page.get_by_role("checkbox", name="calibrate").check()
+    calibrate = page.get_by_role("group", name="calibrate")
+    expect(calibrate.get_by_label("samples")).to_be_visible()
+    expect(calibrate.get_by_label("sequence length")).to_be_visible()
+    calibrate.get_by_label("dataset").fill("calibration.txt")
+    expect(plan).to_contain_text("128 windows of 2,048, 262,144 tokens: the job would fail")
+    expect(plan.get_by_role("status")).to_have_text("too little text")
+    assert findings(page, only=["color-contrast"]) == []
+    plan.get_by_role("button", name="Set calibrate samples to").click()
+    expect(calibrate.get_by_label("samples")).to_have_value(re.compile(r"6\d"))
+    expect(plan.get_by_text("valid", exact=True)).to_be_visible()
+    expect(plan).not_to_contain_text("would fail")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("bookworm-7m: wanda")
+
+
 def test_a_job_is_to_be_published(page: Page, web: Api) -> None:
     keys = {"access_key_id": secret(web), "secret_access_key": secret(web)}
     s3 = {"to": "s3", "url": "s3://a-bucket/x", "tenants": ["*"], **keys}

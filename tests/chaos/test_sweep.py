@@ -48,7 +48,7 @@ ONE_POISONED = {
 def cluster(postgresql_server: str, redis: Redis, tmp_path: Path) -> Iterator[Cluster]:
     data = tmp_path / "data"
     data.mkdir()
-    (data / "short.txt").write_text("Far too little to learn anything from.")
+    (data / "short.txt").write_text("Far too little to learn anything from. " * 3)
     for name in ("heldout.txt", "calibration.txt"):
         shutil.copy(ROOT / "examples/data" / name, data)
     engine = create_engine(postgresql_server, isolation_level="AUTOCOMMIT")

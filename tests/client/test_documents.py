@@ -17,7 +17,7 @@ SCHEMAS: dict[type[documents.Document], str] = {
     documents.Attempt: "AttemptRead",
     documents.Artifact: "ArtifactRead",
     documents.Report: "Report",
-    documents.Plan: "Plan",
+    documents.Plan: "PlanRead",
     documents.SweepDocument: "SweepRead",
     documents.SweepSummary: "SweepSummary",
     documents.SweepPlan: "SweepPlan",

@@ -44,7 +44,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     folder = tmp_path_factory.mktemp("sweep")
     data = folder / "data"
     data.mkdir()
-    (data / "short.txt").write_text("Far too little to learn anything from.")
+    (data / "short.txt").write_text("Far too little to learn anything from. " * 3)
     shutil.copy(ROOT / "examples/data/heldout.txt", data)
     with embedded(folder / "home", ESPALIER_DATA_DIR=str(data)) as running:
         yield running

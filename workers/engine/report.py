@@ -391,6 +391,23 @@ class PlannedLayer(ReportModel):
     target_sparsity: float | None = Field(description="null where the job measures first, then spreads the sparsity.")
 
 
+class PlannedText(ReportModel):
+    """How much the job reads of a text at least, and about how much there is."""
+
+    field: str = Field(description="JSON pointer of the text in the spec.", examples=["/calibrate"])
+    dataset: str
+    windows: int = Field(description="Fewer fail the job.")
+    window_tokens: int
+    tokens: int | None = Field(
+        description="About how many of the model the text has, by a sample of it and the model's vocabulary; null "
+        "where that is not known, as of texts on the hub and of .zst and .parquet files."
+    )
+    suggested: dict[str, int] = Field(
+        description="Where these are too few: JSON pointer -> a value that they suffice for, each alone.",
+        examples=[{"/calibrate/samples": 64}],
+    )
+
+
 class Plan(ReportModel):
     """The outcome of a spec, predicted from the model's config and safetensors headers. Nothing is run."""
 
@@ -414,7 +431,9 @@ class Plan(ReportModel):
         description="Weight bytes of the result as stored. Zeros take as much room. null with parameters_after."
     )
     layers: list[PlannedLayer]
-    peak_memory_bytes: int = Field(description="Predicted peak resident memory of the job's process. An estimate.")
-    elapsed_s: float = Field(description="Predicted run time on two CPU cores. An order of magnitude.")
+    devices: int = Field(description="That the job takes together, with a process on each.")
+    peak_memory_bytes: int = Field(description="Predicted peak resident memory of each process. An estimate.")
+    elapsed_s: float = Field(description="Predicted run time of one process on two CPU cores. An order of magnitude.")
     runtimes: list[Runtime]
+    texts: list[PlannedText] = Field(description="Those that are cut into windows.")
     warnings: list[str]

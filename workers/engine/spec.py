@@ -44,9 +44,13 @@ AFTER_TRAINING = "magnitude"
 class Calibrate(DataRef):
     """Text the model reads while statistics of its activations are collected."""
 
-    samples: int = Field(128, ge=1, le=4096, description="How many windows of tokens.")
+    samples: int = Field(128, ge=1, le=4096, description="How many windows of tokens.", examples=[32, 128])
     sequence_length: int = Field(
-        2048, ge=8, le=32768, description="Tokens per window; at most the model's context length."
+        2048,
+        ge=8,
+        le=32768,
+        description="Tokens per window; at most the model's context length.",
+        examples=[512, 2048],
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of the windows' random positions.")
     refresh: Literal["block", "projection"] | None = Field(
@@ -66,6 +70,10 @@ class Calibrate(DataRef):
     @property
     def window_tokens(self) -> int:
         return self.sequence_length
+
+    @property
+    def least_windows(self) -> int:
+        return self.samples
 
 
 class Compute(SpecModel):

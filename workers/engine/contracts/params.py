@@ -167,6 +167,10 @@ class WindowsMethodParams(DataRef, MethodParams):
         return self.sequence_length
 
     @property
+    def least_windows(self) -> int:
+        return self.samples or 1
+
+    @property
     def most_tokens(self) -> int | None:
         return None if self.samples is None else self.samples * self.sequence_length
 

@@ -90,6 +90,11 @@ class DataRef(SpecModel):
         """Tokens of a window that the model attends over; 0 where it reads no windows."""
         return 0
 
+    @property
+    def least_windows(self) -> int:
+        """Windows without which the text is too short; 0 where it reads none."""
+        return 0
+
     @model_validator(mode="after")
     def _files_have_no_splits(self) -> DataRef:
         if self.local and (self.subset, self.split, self.revision) != (None, "train", "main"):

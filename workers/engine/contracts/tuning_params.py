@@ -124,16 +124,18 @@ class TrainingParams(DataRef, MethodParams):
         "order. Held-out windows are mixed likewise, and their loss is reported of each domain.",
     )
 
-    steps: int = Field(200, ge=1, le=1_000_000, description="Updates of the weights, each on `batch` windows.")
+    steps: int = Field(
+        200, ge=1, le=1_000_000, description="Updates of the weights, each on `batch` windows.", examples=[200, 1000]
+    )
     tokens: int | None = Field(
         None,
         ge=8,
         le=10**12,
         description="Budget of tokens, instead of `steps`: as many steps as read at least so many.",
     )
-    batch: int = Field(8, ge=1, le=4096, description="Windows per step.")
+    batch: int = Field(8, ge=1, le=4096, description="Windows per step.", examples=[8, 32])
     sequence_length: int = Field(
-        256, ge=8, le=32768, description="Tokens per window; at most the model's context length."
+        256, ge=8, le=32768, description="Tokens per window; at most the model's context length.", examples=[256, 1024]
     )
     learning_rate: LearningRate
     warmup_steps: int | None = Field(
@@ -218,6 +220,10 @@ class TrainingParams(DataRef, MethodParams):
     @property
     def window_tokens(self) -> int:
         return self.sequence_length
+
+    @property
+    def least_windows(self) -> int:
+        return self.holdout + self.batch
 
     @property
     def read_tokens(self) -> int:

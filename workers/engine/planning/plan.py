@@ -18,6 +18,7 @@ from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.planning.fit_to_size import fitting_sparsity
 from workers.engine.planning.predictions import predicted_elapsed_s, predicted_peak_memory_bytes
 from workers.engine.planning.result_size import parameters_after, stored_bytes
+from workers.engine.planning.text_length import length_warnings, planned_texts, refuse_too_short
 from workers.engine.registry import method_of
 from workers.engine.removals.base import Prospect, removal_of
 from workers.engine.removals.outcome import Outcome, config_after
@@ -37,6 +38,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
     source = resolve_model(spec.model, sources)
     prospect = feasible(spec, source, sources)
     architecture, sparsity, outcome = prospect.architecture, prospect.sparsity, prospect.outcome
+    texts = planned_texts(spec, source, sources)
     return Plan(
         spec_digest=spec.digest(),
         model_id=source.id,
@@ -59,10 +61,12 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
             )
             for layer in architecture.layers
         ],
+        devices=spec.compute.devices,
         peak_memory_bytes=predicted_peak_memory_bytes(spec, source, architecture),
         elapsed_s=predicted_elapsed_s(spec, source, architecture, sources.data_dir),
         runtimes=removal_of(spec).runtimes(spec, outcome),
-        warnings=warnings(spec, prospect),
+        texts=texts,
+        warnings=[*length_warnings(texts), *warnings(spec, prospect)],
     )
 
 
@@ -71,7 +75,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
     before.
 
     Raises UnsupportedModel, InvalidSpec (a pattern or groups that do not divide a width), SequenceTooLong,
-    DatasetNotFound, HubUnavailable, MemoryBudgetTooSmall.
+    DatasetNotFound, DatasetTooShort, HubUnavailable, MemoryBudgetTooSmall.
     """
     architecture = checked_architecture(source)
     if spec.calibrate is not None and spec.calibrate.all_experts and not architecture.has_experts:
@@ -94,7 +98,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
     elif spec.tune is not None:
         spec.tune.check_multiples(removal_of(spec).width_multiple(spec))
     for field, ref in spec.texts().items():
-        resolve_dataset(ref, sources, field)
+        path = resolve_dataset(ref, sources, field)
         length = ref.window_tokens
         if length > architecture.context_length:
             raise SequenceTooLong(
@@ -102,6 +106,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
                 f"use a sequence_length of at most {architecture.context_length}",
                 field=f"{field}/sequence_length",
             )
+        refuse_too_short(spec, field, path, source)
     predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
     return prospect
 

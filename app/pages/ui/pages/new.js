@@ -169,9 +169,11 @@ function Evaluations({ stage, value, errors, suggestions, onChange }) {
       <option value="">Add a measurement…</option>${stage.methods.map((each) => html`<option value=${each.name}>${words(each.name)}: ${each.summary}</option>`)}</select></p>`;
 }
 
-function DryRun({ plan, problem, asking }) {
+function DryRun({ plan, problem, asking, onSet }) {
+  const short = plan?.texts.some((each) => each.tokens !== null && each.tokens < each.windows * each.window_tokens);
+  const suggested = plan ? plan.texts.flatMap((each) => Object.entries(each.suggested)) : [];
   return html`<section class="card" aria-label="Dry run" aria-busy=${asking ? "true" : "false"}>
-    <div class="row-head"><h2>What it would do</h2><span class="muted" role="status">${asking ? "looking…" : problem ? "not valid" : plan ? "valid" : ""}</span></div>
+    <div class="row-head"><h2>What it would do</h2><span class="muted" role="status">${asking ? "looking…" : problem ? "not valid" : short ? "too little text" : plan ? "valid" : ""}</span></div>
     ${problem && html`<${Failed} error=${problem} />`}
     ${plan && html`<dl class="facts">
       <dt>Model</dt><dd>${plan.model_id}, ${plan.architecture}</dd>
@@ -179,10 +181,12 @@ function DryRun({ plan, problem, asking }) {
       ${plan.zeros_after !== null && plan.zeros_after > 0 && html`<dt>Zeros</dt><dd>${number(plan.zeros_after)} (${percent(plan.zeros_after / plan.prunable_parameters)} of the prunable)</dd>`}
       <dt>Blocks</dt><dd>${plan.blocks} → ${plan.blocks_after ?? "found by the job"}</dd>
       <dt>Weights</dt><dd>${bytes(plan.bytes_before)} → ${plan.bytes_after === null ? "found by the job" : bytes(plan.bytes_after)}</dd>
-      <dt>Peak memory</dt><dd>about ${bytes(plan.peak_memory_bytes)}</dd>
+      <dt>Peak memory</dt><dd>about ${bytes(plan.peak_memory_bytes)}${plan.devices > 1 && ` on each of ${plan.devices} devices`}</dd>
       <dt>Time</dt><dd>about ${duration(plan.elapsed_s)} on two cores, an order of magnitude</dd>
+      ${plan.price && html`<dt>Price</dt><dd>about ${plan.price.amount} ${plan.price.currency}, by that time</dd>`}
     </dl>
-    ${plan.warnings.length > 0 && html`<div class="alert warn"><ul>${plan.warnings.map((each) => html`<li>${each}</li>`)}</ul></div>`}
+    ${plan.warnings.length > 0 && html`<div class="alert warn"><ul>${plan.warnings.map((each) => html`<li>${prose(each)}</li>`)}</ul>
+      ${suggested.length > 0 && html`<div class="actions">${suggested.map(([pointer, value]) => html`<button type="button" onClick=${() => onSet(pointer, value)}>Set ${words(pointer.slice(1).replaceAll("/", " "))} to ${number(value)}</button>`)}</div>`}</div>`}
     <h3>What would load it</h3><ul>${plan.runtimes.map((each) => html`<li>${each.runtime}: ${each.loads ? "yes" : "no"}${each.faster ? ", faster" : ""}. <span class="muted">${each.note}</span></li>`)}</ul>
     <details><summary>Layers (${plan.layers.length})</summary><div class="tall" tabindex="0" role="group" aria-label="Layers"><table><thead><tr><th>Layer</th><th class="num">Shape</th><th class="num">Target sparsity</th></tr></thead>
       <tbody>${plan.layers.map((each) => html`<tr><td>${each.name}</td><td class="num">${each.shape.join(" × ")}</td><td class="num">${percent(each.target_sparsity)}</td></tr>`)}</tbody></table></div></details>`}

@@ -31,9 +31,15 @@ class AgreementParams(WindowsMethodParams):
         "agreement", description="How far predictions are from the dense model's: KL divergence, same likeliest token."
     )
     sequence_length: int = Field(
-        512, ge=8, le=131072, description="Tokens per window; at most the model's context length."
+        512,
+        ge=8,
+        le=131072,
+        description="Tokens per window; at most the model's context length.",
+        examples=[512, 2048],
     )
-    samples: int | None = Field(32, ge=1, description="How many windows to read, from the start; null reads all.")
+    samples: int | None = Field(
+        32, ge=1, description="How many windows to read, from the start; null reads all.", examples=[32]
+    )
     per_document: int | None = Field(
         None, ge=1, description="Most windows of each document, from its start; null takes the text as one stream."
     )

@@ -23,9 +23,15 @@ class PerplexityParams(LossMethodParams):
 
     method: Literal["perplexity"] = Field("perplexity", description="How well the model predicts a text; lower wins.")
     sequence_length: int = Field(
-        2048, ge=8, le=131072, description="Tokens per window; at most the model's context length."
+        2048,
+        ge=8,
+        le=131072,
+        description="Tokens per window; at most the model's context length.",
+        examples=[512, 2048],
     )
-    samples: int | None = Field(None, ge=1, description="How many windows to read, from the start; null reads all.")
+    samples: int | None = Field(
+        None, ge=1, description="How many windows to read, from the start; null reads all.", examples=[64]
+    )
     per_document: int | None = Field(
         None,
         ge=1,
