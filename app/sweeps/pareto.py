@@ -48,12 +48,13 @@ def pareto(
     Values are those of the pruned models. What is better the report's `higher_is_better` says; of a measurement that
     has no direction less is better as a cost, more as a quality. Without `quality` it is the first measurement with a
     direction; without `cost` the first exact one that differs between the children, then the sparsity, then any other;
-    both of those whose gates do not fail.
+    both of those whose gates do not fail, where these are several.
     Raises InvalidRequest where one is asked for that no child has measured.
     """
     measured = {number: values(report) for number, report in reports.items()}
     failing = {child.number for child in children if child.verdict == FAIL}
-    usable = {number: found for number, found in measured.items() if number not in failing} or measured
+    usable = {number: found for number, found in measured.items() if number not in failing}
+    telling = usable if len(usable) > 1 else measured
     common = _common(measured)
     for parameter, name in (("quality", quality), ("cost", cost)):
         if name is not None and measured and not any(name in found for found in measured.values()):
@@ -61,8 +62,8 @@ def pareto(
             raise InvalidRequest(
                 f"?{parameter}: {detail}.", errors=[field_error(f"?{parameter}", "not_measured", detail, common)]
             )
-    quality = quality or _default_quality(usable, _common(usable))
-    cost = cost or _default_cost(usable, _common(usable), quality)
+    quality = quality or _default_quality(telling, _common(telling))
+    cost = cost or _default_cost(telling, _common(telling), quality)
     quality_axis = _axis(measured, quality, otherwise=True)
     cost_axis = _axis(measured, cost, otherwise=False)
     points: list[tuple[ChildRow, Value, Value]] = []

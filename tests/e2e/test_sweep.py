@@ -73,12 +73,13 @@ def test_a_poisoned_child_hides_nothing_and_the_rule_stops_the_rest(service: Emb
         ("perplexity/heldout.txt", False),
         ("sparsity", True),
     ]
-    assert [(point["number"], point["on_front"]) for point in found["points"]] == [(1, True), (2, True)]
+    assert [(point["number"], point["on_front"]) for point in found["points"]] == [(1, True), (2, False)]
     assert [left["number"] for left in found["left_out"]] == [0, 3]
     shown = service.run("sweep", "pareto", sweep["id"]).stdout
     assert "not compared: 0: failed" in shown
+    assert "no: gates fail" in shown
     service.run("sweep", "pareto", sweep["id"], "--html", str(tmp_path / "page.html"))
-    assert (tmp_path / "page.html").read_text().count('<circle class="dot best') == 2
+    assert (tmp_path / "page.html").read_text().count('<circle class="dot best') == 1
     shown = service.run("sweep", "show", sweep["id"]).stdout
     assert "dataset_too_short" in shown
     assert "stopped by 2" in shown

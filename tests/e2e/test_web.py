@@ -134,6 +134,7 @@ def put_together(page: Page) -> None:
     expect(plan).to_contain_text("1,474,560 (25.0 % of the prunable)")
     page.get_by_label("Add a measurement").select_option("size")
     page.get_by_label("labels").fill("team:web")
+    plan.get_by_role("button", name="Set calibrate samples to").click()
     expect(plan.get_by_text("valid", exact=True)).to_be_visible()
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("bookworm-7m: wanda, uniform, mask")
