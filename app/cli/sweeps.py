@@ -169,11 +169,7 @@ def _print_pareto(found: Pareto) -> None:
                 *_values(parameters, point),
                 output.number(point.quality),
                 output.number(point.cost),
-                output.styled("yes", "green")
-                if point.on_front
-                else "no: gates fail"
-                if point.verdict == "fail"
-                else "",
+                _on_front(point),
                 output.verdict_text(point.verdict),
                 point.job_id,
             )
@@ -183,6 +179,12 @@ def _print_pareto(found: Pareto) -> None:
             output.stdout.print(f"{axis.metric} ({axis.unit}): {better} is better")
     for left in found.left_out:
         output.stdout.print(f"not compared: {left.number}: {left.reason}")
+
+
+def _on_front(point: ParetoPoint) -> Text | str:
+    if point.on_front:
+        return output.styled("yes", "green")
+    return "no: gates fail" if point.verdict == "fail" else ""
 
 
 def _values(parameters: list[str], child: SweepChild | PlannedChild | ParetoPoint) -> list[str]:
