@@ -2,9 +2,9 @@
 
     python -m benchmarks.mixtures [--only reap] [--processes 2]      or: make methods-mixture
 
-Whole experts, weights at as many zeros, and blocks; some trained after for 200 steps. Each finished cell is a line of
-docs/mixtures.jsonl, kept as it comes: an interrupted run goes on where it was. Perplexity of all five held-out books,
-lower is better.
+Whole experts, narrower ones, weights at as many zeros, and blocks; some trained after for 200 steps. Each finished cell
+is a line of docs/mixtures.jsonl, kept as it comes: an interrupted run goes on where it was. Perplexity of all five
+held-out books, lower is better.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ MODEL = "bookworm-moe-8m"
 CALIBRATE = {"dataset": "calibration.txt", "samples": 64, "sequence_length": 512}
 EVALUATE = [{"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 512}]
 EXPERTS, CHOSEN, BLOCKS = 8, 2, 6
-EXPERT, ATTENTION = 3 * 192 * 224, 2 * 192 * 192 + 2 * 96 * 192
+WIDTH = 224
+"""Channels of an expert."""
+EXPERT, ATTENTION = 3 * 192 * WIDTH, 2 * 192 * 192 + 2 * 96 * 192
 """Weights of one expert, and of the attention of a block."""
 TUNE = {
     "routers": {"method": "full", "train": "routers", "learning_rate": 1e-3},
@@ -41,6 +43,9 @@ def cells() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
             yield experts(score, kept)
         for pruner in ("wanda", "sparsegpt"):
             yield weights(pruner, kept)
+        yield channels("wanda", kept)
+        yield channels("taylor", kept)
+        yield channels("wanda", kept, compensate=False)
     for name in TUNE:
         for kept in (6, 4):
             yield tuned(experts("reap", kept), name)
@@ -57,6 +62,17 @@ def cells() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 def experts(score: str, kept: int) -> tuple[dict[str, Any], dict[str, Any]]:
     key = {"way": f"{score}, experts", "size": f"{kept} of {EXPERTS} experts", "tuned": ""}
     return key, {"score": {"method": score}, "prune": {"method": "experts", "experts": kept}}
+
+
+def channels(score: str, kept: int, *, compensate: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All experts, as much narrower as leaves as many weights of them."""
+    width = WIDTH * kept // EXPERTS
+    key = {
+        "way": f"{score}, expert channels{'' if compensate else ', only cut'}",
+        "size": f"{width} of {WIDTH} channels",
+    }
+    prune = {"method": "expert_channels", "channels": width, "compensate": compensate}
+    return key | {"tuned": ""}, {"score": {"method": score}, "prune": prune}
 
 
 def weights(pruner: str, kept: int) -> tuple[dict[str, Any], dict[str, Any]]:

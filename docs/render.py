@@ -34,6 +34,8 @@ JOBS = {
     "hidden": "hidden",
     "depth": "depth",
     "experts": "experts",
+    "expert_channels": "experts' channels",
+    "tune": "LoRA",
 }
 """Of `make families` -> heading of its column."""
 
@@ -117,8 +119,9 @@ def families_markdown() -> str:
         "is the same with and without a cache; half of each row of each pruned matrix is zero, all other weights are "
         "bit-equal to the dense ones, and a Wanda of our own, by hooks, drops the same weights (Wanda); without a "
         "block the dense model's logits are the result's (depth); with zeros for what was cut they are (heads, "
-        "channels, hidden dimensions); the reported perplexity is that of the result. What is refused is so by the dry "
-        "run, in these words. A family is one `model_type`, counted once.",
+        "channels, hidden dimensions, channels of each expert); the reported perplexity is that of the result, after "
+        "two steps of LoRA on half of the weights too, which leave every zero and change each matrix (LoRA). What is "
+        "refused is so by the dry run, in these words. A family is one `model_type`, counted once.",
     ]
     for title, path in (("Decoders", TYPES), ("Wrappers: a text tower beside others", WRAPPERS)):
         if made := _made(path):
@@ -173,7 +176,7 @@ def _verdict(name: str, job: dict[str, str] | None) -> str:
     if job is None:
         return ""
     if job["verdict"] == "verified":
-        return job["detail"] if name in ("structured", "experts") else "yes"
+        return job["detail"] if name in ("structured", "experts", "expert_channels") else "yes"
     return {"refused": "no"}.get(job["verdict"], f"**{job['verdict']}**")
 
 

@@ -329,9 +329,7 @@ def canonical(model: nn.Module, architecture: Architecture) -> dict[str, Tensor]
 
 def params_of(method: Method, kind: Kind, **changes: Any) -> Any:
     if kind in MIXTURES:
-        if method.name == "group":
-            pytest.skip("tunes no experts")
-        changes |= {"last_layers": {"blocks": 2}}.get(method.name, {})
+        changes |= {"last_layers": {"blocks": 2}, "group": {"group_size": 8}}.get(method.name, {})
     return method.params(dataset="text.txt", **changes)
 
 

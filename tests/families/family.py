@@ -25,8 +25,10 @@ torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 
 
-def row_of(name: str, jobs: Container[str] = JOBS, begins: Callable[[str], None] = lambda job: None) -> dict[str, Any]:
-    """The row of a family. `begins` is told each job that begins."""
+def row_of(
+    name: str, jobs: Container[str] | None = None, begins: Callable[[str], None] = lambda job: None
+) -> dict[str, Any]:
+    """The row of a family, of all jobs or of some. `begins` is told each job that begins."""
     row: dict[str, Any] = {"family": name}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -40,10 +42,10 @@ def row_of(name: str, jobs: Container[str] = JOBS, begins: Callable[[str], None]
             return row | {"jobs": {"checkpoint": Verdict("crash", said[:300]).row()}}
         row |= {"class": type(dense.model).__name__, "layout": _layout(dense)}
         row["dtype"] = str(next(iter(dense.files.values())).dtype).removeprefix("torch.")
-        found = dict(verdicts(dense, folder / "data", folder / "work", jobs, begins))
+        found = dict(verdicts(dense, folder / "data", folder / "work", JOBS if jobs is None else jobs, begins))
         row["jobs"] = {job: verdict.row() for job, verdict in found.items()}
         row |= {} if dense.caches else {"note": "the dense model's own generation differs without a cache"}
-        return _shorter(row)
+        return _shorter(row) if jobs is None else row
 
 
 def _made(name: str, folder: Path) -> Side:

@@ -23,7 +23,6 @@ from workers.engine.errors import BadRequest
 from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import feasible
-from workers.engine.registry import methods
 from workers.engine.report import Report
 from workers.engine.sources.resolve import Sources, resolve_model
 from workers.engine.spec import CompressionSpec
@@ -35,6 +34,11 @@ _CALIBRATE = {"dataset": "calibration.txt", "samples": 8, "sequence_length": LEN
 _PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": LENGTH, "samples": 4}
 _RANDOM = {"method": "random", "seed": 6}
 _STRUCTURED = {"method": "structured", "sparsity": SPARSITY, "compensate": False}
+_TUNE = {
+    "method": "lora", "dataset": "calibration.txt", "sequence_length": LENGTH, "steps": 2, "batch": 4, "holdout": 4,
+    "learning_rate": 1e-3, "warmup_steps": 0, "distill": None,
+}  # fmt: skip
+_OF_EXPERTS = ("experts", "expert_channels")
 JOBS: dict[str, list[dict[str, Any]]] = {
     "wanda": [
         {
@@ -56,6 +60,17 @@ JOBS: dict[str, list[dict[str, Any]]] = {
     "hidden": [{"score": _RANDOM, "prune": {"method": "hidden", "sparsity": 0.25}}],
     "depth": [{"score": _RANDOM, "prune": {"method": "depth", "layers": 1}}],
     "experts": [{"calibrate": _CALIBRATE, "score": {"method": "reap"}, "prune": {"method": "experts", "experts": 4}}],
+    "expert_channels": [
+        {"score": _RANDOM, "prune": {"method": "expert_channels", "channels": 16, "compensate": False}},
+    ],
+    "tune": [
+        {
+            "score": {"method": "magnitude"},
+            "prune": {"method": "mask", "sparsity": SPARSITY},
+            "tune": _TUNE,
+            "evaluate": [_PERPLEXITY],
+        }
+    ],
 }
 """Job -> its spec, and what is tried where that is refused. The seed's lowest draw of four is that of block 1."""
 
@@ -90,7 +105,7 @@ def verdicts(
     """Job -> its verdict, for a checkpoint that lies alone in its folder's parent."""
     sources = Sources(dense.folder.parent, data)
     for job in filter(jobs.__contains__, JOBS):
-        if job == "experts" and not (dense.has_experts and "experts" in {method.name for method in methods("prune")}):
+        if job in _OF_EXPERTS and not dense.has_experts:
             continue
         begins(job)
         yield job, _verdict(job, dense, sources, work / job)
@@ -168,6 +183,15 @@ def _checked(job: str, spec: CompressionSpec, dense: Side, sources: Sources, fol
         detail = of_blocks.without_block(dense, result)
     elif job == "experts":
         detail = of_experts.without_experts(dense, result)
+    elif job == "expert_channels":
+        of_experts.with_narrow_experts(dense, result)
+        reader = next(layer for layer in report.layers if layer.reads == "expert_channel")
+        detail = f"{reader.shape[1]} of {reader.parameters // reader.shape[0]}"
+    elif job == "tune":
+        changed = of_masks.same_otherwise(dense, result)
+        of_masks.zeros_per_row(changed, SPARSITY, rows=False, kept=False)
+        of_masks.learnt(changed, report.tune)
+        of_masks.perplexity(result, _heldout(dense, sources), report.metrics[0].pruned)
     elif job in ("structured", "hidden"):
         (folder / "masked").mkdir()
         of_widths.masked(dense, result, folder / "masked")

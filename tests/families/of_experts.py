@@ -1,4 +1,4 @@
-"""Checks of a model with fewer experts."""
+"""Checks of a model with fewer experts, or narrower ones."""
 
 from __future__ import annotations
 
@@ -47,6 +47,53 @@ def without_experts(dense: Side, result: Side) -> str:
     return ", ".join(sorted(said))
 
 
+def with_narrow_experts(dense: Side, result: Side) -> None:
+    """The result is the dense model with zeros in the place of the channels that went, of each expert its own."""
+    if dense.state.keys() != result.state.keys():
+        raise Wrong(f"other tensors in the modules: {sorted(dense.state.keys() ^ result.state.keys())[:4]}")
+    zeroed: dict[str, Tensor] = {}
+    kept: dict[str, list[Tensor]] = {}
+    for name, before in sorted(dense.state.items(), key=lambda item: _is_bias(item[0])):  # their values may be alike
+        after = result.state[name]
+        if before.shape != after.shape:
+            zeroed[name] = _with_zeros(name, before, after, kept)
+        elif not torch.equal(before, after):
+            raise Wrong(f"{name} changed, and nothing was cut from it")
+    if not zeroed:
+        raise Wrong("no channel went")
+    ids_NT = ids_for(dense)
+    with _replaced(dense, zeroed):
+        expected = logits(dense.model, ids_NT)
+    if (off := differ(logits(result.model, ids_NT), expected)) > TOLERANCE:
+        raise Wrong(f"the logits of the dense model without those channels are others, by {off:.1e}")
+
+
+def _with_zeros(name: str, before: Tensor, after: Tensor, kept: dict[str, list[Tensor]]) -> Tensor:
+    """The dense tensor with zeros where the result's has nothing. `kept`: name of a matrix -> its slices that stay, of
+    each expert, which is added to; those of a bias are its matrix's."""
+    stacked = before.ndim == 3 or (before.ndim == 2 and _is_bias(name))
+    whole = torch.zeros_like(before)
+    parts = zip(before, after, whole, strict=True) if stacked else [(before, after, whole)]
+    for number, (own, left, zeroed) in enumerate(parts):
+        axes = [axis for axis in range(own.ndim) if own.shape[axis] != left.shape[axis]]
+        if len(axes) != 1 or own.ndim != left.ndim:
+            raise Wrong(f"{name} went from {list(own.shape)} to {list(left.shape)}")
+        found = kept[_matrix_of(name)][number] if _is_bias(name) else slices_kept(own, left, axes[0])
+        if found is None or not torch.equal(own.index_select(axes[0], found), left):
+            raise Wrong(f"{name}: what stays is no part of the dense tensor")
+        kept.setdefault(name, []).append(found)
+        zeroed.index_copy_(axes[0], found, left)
+    return whole
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith(("_bias", ".bias"))
+
+
+def _matrix_of(bias: str) -> str:
+    return f"{bias.removesuffix('bias')}weight" if bias.endswith(".bias") else bias.removesuffix("_bias")
+
+
 def _cut_of_block(dense: Side, result: Side, start: str) -> dict[str, int]:
     """Tensor -> the axis that is shorter; all others of the block are the same."""
     cut = {}
@@ -83,10 +130,20 @@ def _kept(dense: Side, result: Side, cut: Mapping[str, int]) -> list[int]:
 @contextmanager
 def _corrected(dense: Side, corrections: Mapping[str, Tensor]) -> Iterator[None]:
     """The routers' corrections of experts that go are too low to be chosen."""
-    before = {name: dense.state[name].clone() for name in corrections}
+    wanted = {name: dense.state[name].clone() for name in corrections}
+    for name, gone in corrections.items():
+        wanted[name][..., gone] = _NEVER
+    with _replaced(dense, wanted):
+        yield
+
+
+@contextmanager
+def _replaced(dense: Side, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """The dense model with other values in some tensors."""
+    before = {name: dense.state[name].clone() for name in tensors}
     try:
-        for name, gone in corrections.items():
-            dense.state[name][..., gone] = _NEVER
+        for name, tensor in tensors.items():
+            dense.state[name].copy_(tensor)
         yield
     finally:
         for name, tensor in before.items():

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.families.loading import inside, load, logits
 from tests.families.own_wanda import wanda_masks
 from tests.families.sides import Side, Wrong
+from workers.engine.report import TuneReport
 
 NEAR_TIE = 1e-4
 """Where a score is so near to its row's threshold, relative to it, either choice is right."""
@@ -59,6 +60,15 @@ def same_masks(dense: Side, changed: Mapping[str, tuple[Tensor, Tensor]], ids_NT
         other = (gone[name] != (after == 0)) & (margins[name] > NEAR_TIE)
         if other.any():
             raise Wrong(f"{name}: {int(other.sum())} of {other.numel()} entries of the mask are not Wanda's")
+
+
+def learnt(changed: Mapping[str, tuple[Tensor, Tensor]], tune: TuneReport | None) -> None:
+    """Each changed matrix has weights that are neither the dense ones nor zero, as many as were trained."""
+    if tune is None or tune.best_step == 0:
+        raise Wrong("no step of the tuning was better than none")
+    for name, (before, after) in changed.items():
+        if not ((after != before) & (after != 0)).any():
+            raise Wrong(f"{name}: the weights that stay are as they were")
 
 
 def left(dense: Side, changed: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,10 +23,10 @@ class Child:
         theirs.close()
         ours.recv()  # imports are done
 
-    def run(self, name: str) -> tuple[dict[str, Any], bool]:
-        """(row, whether the process is lost)."""
+    def run(self, name: str, jobs: Sequence[str] | None = None) -> tuple[dict[str, Any], bool]:
+        """(row, whether the process is lost). `jobs`: these alone; then the row is of them, each by itself."""
         row: dict[str, Any] = {"family": name, "jobs": {}}
-        self._connection.send(name)
+        self._connection.send((name, jobs))
         deadline, job = time.monotonic() + SECONDS, "the checkpoint"
         try:
             while self._connection.poll(deadline - time.monotonic()):
@@ -50,5 +51,5 @@ def _serve(connection: Connection) -> None:
 
     connection.send("ready")
     while True:
-        name = connection.recv()
-        connection.send(("row", row_of(name, begins=lambda job: connection.send(("job", job)))))
+        name, jobs = connection.recv()
+        connection.send(("row", row_of(name, jobs, lambda job: connection.send(("job", job)))))

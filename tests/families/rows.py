@@ -8,6 +8,8 @@ from typing import Any
 
 _HERE = Path(__file__).parent
 ROWS = _HERE.parents[1] / "docs/families.jsonl"
+JOBS = ("wanda", "sparsegpt", "structured", "hidden", "depth", "experts", "expert_channels", "tune")
+"""Names of the jobs that run on each family (`jobs.py`)."""
 TYPES: dict[str, str | None] = json.loads((_HERE / "types.json").read_text())
 """Every model type that transformers has a causal language model of -> why it is no decoder of text; null where it
 is."""

@@ -18,6 +18,7 @@ from tests.families.family import row_of
 from tests.families.jobs import JOBS as ALL_JOBS
 from tests.families.loading import stored
 from tests.families.own_wanda import wanda_masks
+from tests.families.rows import JOBS as NAMES
 from tests.families.rows import TYPES, WRAPPERS, known
 from tests.families.sides import Side, Wrong
 from workers.engine.architectures.layouts import layouts
@@ -25,10 +26,13 @@ from workers.engine.architectures.layouts import layouts
 SAMPLES: dict[str, tuple[str, ...]] = {
     "Llama": ("gemma3_text", "qwen3", "qwen2_5_vl", "idefics3"),
     "mixture with Llama's names": ("qwen2_moe",),
+    "Qwen3-VL-MoE": ("qwen3_vl_moe",),
 }
 """Layout -> families of it that run in every test; of the others the first in the table. `make families` runs all."""
 JOBS = ("wanda", "depth")
 """Kinds of job that every layout's sample runs; Llama's and Mixtral's run all."""
+TUNED = ("GPT-2", "Phi-3", "gpt-oss", "Llama 4")
+"""Layouts whose sample is tuned too: matrices transposed, fused, stacked, and experts that are given all tokens."""
 
 
 def samples() -> list[tuple[str, str]]:
@@ -46,7 +50,8 @@ def samples() -> list[tuple[str, str]]:
 @pytest.mark.filterwarnings("ignore")
 def test_a_family_of_each_layout(layout: str, family: str) -> None:
     assert family, f"no family of {layout} is in docs/families.jsonl: run `make families`"
-    jobs = ALL_JOBS if layout in ("Llama", "Mixtral") else JOBS
+    jobs = (*JOBS, "tune") if layout in TUNED else JOBS
+    jobs = tuple(ALL_JOBS) if layout in ("Llama", "Mixtral") else jobs
     row, expected = row_of(family, jobs), known()[family]
     assert row["layout"] == layout
     wanted = {job: found["verdict"] for job, found in expected["jobs"].items() if job in jobs}
@@ -55,6 +60,7 @@ def test_a_family_of_each_layout(layout: str, family: str) -> None:
 
 
 def test_the_table_has_every_type_of_transformers() -> None:
+    assert tuple(ALL_JOBS) == NAMES
     assert TYPES.keys() == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
     wanted = {name for name, reason in (TYPES | WRAPPERS).items() if reason is None}
     assert known().keys() == wanted, "run `make families`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -27,8 +28,12 @@ FACTS = {f"model.layers.{b}.{name}": TensorFacts("F32", shape) for b in range(BL
 FACTS["model.embed_tokens.weight"] = TensorFacts("F32", (64, 16))
 ARCHITECTURE: Architecture = recognise(CONFIG, FACTS)
 FAMILIES = families(ARCHITECTURE, CONFIG, FACTS)
-ALL_FAMILIES = FAMILIES + hidden_families(ARCHITECTURE, CONFIG, FACTS) + block_families(ARCHITECTURE)
-UNITS = {"head": 3, "channel": 20, "hidden": 16, "layer": 1, "expert": 6}
+OF_AN_EXPERT = tuple(replace(family, kind="expert_channel") for family in FAMILIES if family.kind == "channel")
+"""The channels of each MLP as if it were an expert."""
+ALL_FAMILIES = (
+    *FAMILIES, *OF_AN_EXPERT, *hidden_families(ARCHITECTURE, CONFIG, FACTS), *block_families(ARCHITECTURE),
+)  # fmt: skip
+UNITS = {"head": 3, "channel": 20, "hidden": 16, "layer": 1, "expert": 6, "expert_channel": 20}
 
 
 def facts_of(seed: int = 0, kinds: Sequence[str] = ("head", "channel"), factor: float = 1.0) -> AllocationFacts:

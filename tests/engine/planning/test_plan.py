@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, Qwen3MoeConfig
 
+from tests.families.checkpoints import save_tiny
 from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
 from workers.engine.architectures.entries import check_config
 from workers.engine.errors import DatasetNotFound, EngineError, InvalidSpec, SequenceTooLong, UnsupportedModel
@@ -177,10 +178,19 @@ def test_a_mixture_is_planned_with_its_experts_gone_and_tuned_after(examples: So
     assert found.parameters_after == found.parameters - 6 * 4 * (3 * 192 * 224 + 192)
 
 
-def test_groups_of_experts_are_refused_before_the_job(examples: Sources) -> None:
+def test_groups_of_experts_are_planned(examples: Sources) -> None:
     tune = {"method": "group", "dataset": "calibration.txt", "sequence_length": 32}
-    with pytest.raises(UnsupportedModel, match=r"w1 is held in one tensor with the others of all experts") as found:
-        plan(spec_of(model={"id": "bookworm-moe-8m"}, tune=tune), examples)
+    spec = spec_of(model={"id": "bookworm-moe-8m"}, tune=tune)
+    assert plan(spec, examples).peak_memory_bytes
+    with pytest.raises(InvalidSpec, match=r"w2: groups of 48 do not divide its 224 inputs"):
+        plan(spec_of(model={"id": "bookworm-moe-8m"}, tune=tune | {"group_size": 48}), examples)
+
+
+def test_groups_of_fused_projections_are_refused_before_the_job(sources: Sources) -> None:
+    save_tiny("phi3", sources.models_dir / "phi3")
+    tune = {"method": "group", "dataset": "calibration.txt", "sequence_length": 32}
+    with pytest.raises(UnsupportedModel, match="is held in one tensor with others, or transposed") as found:
+        plan(spec_of(model={"id": "phi3"}, tune=tune), sources)
     assert found.value.field == "/tune/method"
 
 

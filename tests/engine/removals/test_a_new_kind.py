@@ -224,7 +224,7 @@ def test_reaches_plan_job_page_command_line_and_schema_with_nothing_else_edited(
     results = {name: found.pop(name) for name in ("fixed", "scored")}
     assert found == {
         "torch before work": False,
-        "capabilities": [["channel pair"], ["weight", "channel pair", "head", "channel", "hidden"]],
+        "capabilities": [["channel pair"], ["weight", "channel pair", "expert_channel", "head", "channel", "hidden"]],
         "openapi": ["second_pairs", True],
         "cli": [True, True],
         "refused": ["score_of_other_units", "nothing_to_refine", "nothing_to_allocate"],

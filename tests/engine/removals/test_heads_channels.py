@@ -273,8 +273,8 @@ class TestRefused:
         ("parts", "message"),
         [
             ({"prune": {"method": "mask", "sparsity": 0.5}, "score": {"method": "taylor"}},
-             "prune `mask` removes weights, and score `taylor` is about heads, channels, hidden dimensions and "
-             "layers: "),
+             "prune `mask` removes weights, and score `taylor` is about heads, channels, hidden dimensions, "
+             "layers and channels of experts: "),
             ({"prune": STRUCTURED, "score": {"method": "block_influence"}},
              "prune `structured` removes heads and channels, and score `block_influence` is about layers: "),
             ({"prune": DEPTH}, "prune `depth` removes layers, and score `wanda` is about weights"),

@@ -15,8 +15,9 @@ from workers.engine.architectures.fused import EACH, Fused
 
 Kind = str
 """Of a unit: `head`, a key/value head with the query heads that share it, `channel`, one of the MLP, `expert_channel`,
-one of an expert, `shared_channel`, one of the MLP beside experts, `hidden`, a dimension of the vector that blocks read
-and add to, or another that a file of `removals/` names."""
+one of an expert (of which each has a family of its own, `expert_channel.3`), `shared_channel`, one of the MLP beside
+experts, `hidden`, a dimension of the vector that blocks read and add to, or another that a file of `removals/`
+names."""
 
 
 _NUMBER = re.compile(r"\.\d+\.")
@@ -96,6 +97,11 @@ class Layout:
     """The tensors of a block that files hold in another form."""
     built: tuple[Fused, ...] | None = None
     """The parameters of a block that transformers' modules hold in another form; None: the same as the files."""
+    may_turn: bool = False
+    """Whether files may hold the tensors of all experts transposed to how transformers saves them, which it sees by
+    their shapes."""
+    turned: tuple[str, ...] = ()
+    """Tensors below a block that the files of a model hold so; `stored` says where their parts lie in them."""
     renamed: tuple[tuple[str, str], ...] = ()
     """(beginning of a path below the block in files, the same in transformers' modules), where they differ; the first
     that fits counts."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.engine.architectures.architecture import Architecture, Family, Kind, Member
+from workers.engine.architectures.architecture import Architecture, Family, Kind, LinearFacts, Member
 from workers.engine.architectures.built import head_dim
 from workers.engine.architectures.layouts import layouts
 from workers.engine.architectures.mixers import LATENT
@@ -36,10 +36,10 @@ def families(
     for block in range(architecture.blocks):
         if has_units(architecture, block, "head"):
             heads = _kv_heads(architecture, config, tensors, block)
-            found.append(_family(architecture, block, "head", heads, tensors))
+            found.append(_of_block(architecture, block, "head", heads, tensors))
         if has_units(architecture, block, "channel"):
             (reader,) = architecture.reading("channel", block)
-            found.append(_family(architecture, block, "channel", tensors[reader.weight].shape[1], tensors))
+            found.append(_of_block(architecture, block, "channel", tensors[reader.weight].shape[1], tensors))
     return tuple(found)
 
 
@@ -152,9 +152,8 @@ def _why_none(architecture: Architecture, kind: Kind) -> str:
     latent = any(layer.writes == LATENT for layer in architecture.layers)
     reasons: dict[str, dict[str, bool]] = {
         "channel": {
-            "the channels of its MLPs lie inside experts, which are removed as a whole, with `experts`": (
-                architecture.has_experts
-            ),
+            "the channels of its MLPs lie inside experts: remove them with `expert_channels`, or whole experts with "
+            "`experts`": architecture.has_experts,
         },
         "head": {
             "its attention reads keys and values from a space of lower rank, which all heads share (MLA)": latent,
@@ -173,10 +172,18 @@ def _parent(architecture: Architecture, block: int, kind: Kind) -> str:
     return f"{parent}." if parent else ""
 
 
-def _family(
+def _of_block(
     architecture: Architecture, block: int, kind: Kind, units: int, tensors: Mapping[str, TensorFacts]
 ) -> Family:
     writers, (reader,) = architecture.writing(kind, block), architecture.reading(kind, block)
+    return family_of(kind, units, writers, reader, tensors)
+
+
+def family_of(
+    kind: Kind, units: int, writers: Sequence[LinearFacts], reader: LinearFacts, tensors: Mapping[str, TensorFacts]
+) -> Family:
+    """The family of the units that these layers write and that one reads, with the writers' biases. Raises
+    UnsupportedModel where a tensor is not made of so many units."""
     written = [Member(f"{layer.name}.{part}", 0) for layer in writers for part in ("weight", "bias")]
     members = tuple(member for member in (*written, Member(reader.weight, 1)) if member.tensor in tensors)
     for member in members:
@@ -189,7 +196,7 @@ def _family(
             )
     size = {member: tensors[member.tensor].parameters // units for member in members}
     biases = sum(size[member] for member in members if member.is_bias)
-    return Family(block, kind, units, members, sum(size.values()) - biases, biases)
+    return Family(reader.block, kind, units, members, sum(size.values()) - biases, biases)
 
 
 def _kv_heads(

@@ -103,6 +103,10 @@ def check_result(
     """
     row = known_family(config["model_type"])
     why = next((f"the result's config would be refused: {wrong}" for wrong in _wrong(config, row)), None)
+    for name, sizes in expected(config, stored, layout.turned).items() if why is None and layout.turned else ():
+        if layout.below(name) in layout.turned and sizes[-2] == sizes[-1]:
+            why = f"transformers would not turn {name} of {list(sizes)}, as it does with the model's own"
+            break
     for name, wanted in _canonical(layout, config, stored).items() if why is None else ():
         if name in shapes and tuple(shapes[name]) != wanted:
             why = (
@@ -122,7 +126,7 @@ def _canonical(layout: Layout, config: Mapping[str, Any], stored: Collection[str
     """Canonical tensor -> shape by the config, of those whose shape is known."""
     whole = {
         name: TensorFacts("F32", tuple(size for size in sizes if size is not None))
-        for name, sizes in expected(config, stored).items()
+        for name, sizes in expected(config, stored, layout.turned).items()
         if None not in sizes
     }
     return {name: facts.shape for name, facts in canonical_facts(layout, sizes_of(config), whole, strict=False).items()}

@@ -25,21 +25,30 @@ _OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
 _HINT = "check that config.json belongs to the weights, and that the copy or download is complete"
 
 
-def expected(config: Mapping[str, Any], names: Collection[str] = ()) -> dict[str, Sizes]:
+def expected(config: Mapping[str, Any], names: Collection[str] = (), turned: Collection[str] = ()) -> dict[str, Sizes]:
     """Tensor name -> shape, of all tensors that transformers saves by a config that `check_config` has passed.
 
-    `names`: those of the model's tensors, which show the kinds of its blocks where there are several.
+    `names`: those of the model's tensors, which show the kinds of its blocks where there are several. `turned`: those
+    below a block that its files hold transposed to that.
     """
+    return {name: _sizes(axes, config) for name, axes in axes_of(config, names, turned)}
+
+
+def axes_of(
+    config: Mapping[str, Any], names: Collection[str] = (), turned: Collection[str] = ()
+) -> Iterator[tuple[str, Sequence[str | int | None]]]:
+    """The same as expressions of config entries, one for each axis; None for one that follows from nothing known."""
     row = _described(config)
     prefix = row["blocks"]
-    found = {name: _sizes(axes, config) for name, axes in row["outside"].items() if axes is not None}
+    yield from ((name, axes) for name, axes in row["outside"].items() if axes is not None)
     inside = _below(prefix, names)
     for block in range(block_count(config) or 0):
         there = inside.get(block, ())
         for name, axes in _of_block(row, there):
+            if name in turned:
+                axes = [*axes[:-2], axes[-1], axes[-2]]
             for single in _numbered(name, row, config, len(there) + 1 if names else None):
-                found[f"{prefix}.{block}.{single}"] = _sizes(axes, config)
-    return found
+                yield f"{prefix}.{block}.{single}", axes
 
 
 def fits(shape: Sequence[int], wanted: Sizes) -> bool:
@@ -49,7 +58,7 @@ def fits(shape: Sequence[int], wanted: Sizes) -> bool:
 
 def check_tensors(layout: Layout, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]) -> None:
     """Refuse weights that do not fit their config: missing, of other shapes, surplus, not floats. UnsupportedModel."""
-    model_type, wanted = config["model_type"], expected(config, tensors)
+    model_type, wanted = config["model_type"], expected(config, tensors, layout.turned)
     row = known_family(model_type)
     for name, shape in wanted.items():
         facts = tensors.get(name)
@@ -96,7 +105,8 @@ def _described(config: Mapping[str, Any]) -> dict[str, Any]:
         if is_set(config, switch) == usual or changes is None:  # null is false
             continue
         row |= {name: {**row[name], **changes[name]} for name in ("outside", "counts") if name in changes}
-        row |= {name: changes[name] for name in ("kinds",) if name in changes}
+        if "kinds" in changes:
+            row["kinds"] = _changed_kinds(known_family(config["model_type"])["kinds"], changes["kinds"], row["kinds"])
         parts = dict(row["parts"])
         for part, change in changes.get("parts", {}).items():
             before = parts.get(part, [{}] * len(change.get("each", ())))
@@ -106,6 +116,18 @@ def _described(config: Mapping[str, Any]) -> dict[str, Any]:
                 parts[part] = [{**was, **now} for was, now in zip(before, change["each"], strict=True)]
         row["parts"] = parts
     return row
+
+
+def _changed_kinds(
+    usual: Sequence[Sequence[str]], changed: Sequence[Sequence[str]], now: Sequence[Sequence[str]]
+) -> Sequence[Sequence[str]]:
+    """The parts of each kind of block, with what one switch adds and takes away, where others have changed some."""
+    if not len(usual) == len(changed) == len(now):
+        return changed
+    return [
+        sorted({*own, *({*new} - {*old})} - ({*old} - {*new}))
+        for old, new, own in zip(usual, changed, now, strict=True)
+    ]
 
 
 def _of_block(row: Mapping[str, Any], names: Collection[str]) -> Iterator[tuple[str, Any]]:

@@ -50,8 +50,9 @@ def expert_of(layout: Layout, name: str) -> int | None:
     return None if found is None else int(found[2])
 
 
-def renumbered(layout: Layout, name: str, number: int) -> str:
-    """The name of the same module or tensor of the expert with another number; unchanged if it belongs to none."""
+def renumbered(layout: Layout, name: str, number: int | str) -> str:
+    """The name of the same module or tensor of the expert with another number, or with `EACH` in its place; unchanged
+    if it belongs to none."""
     found = _split(layout, name)
     return name if found is None else f"{found[1]}{number}{found[3]}"
 

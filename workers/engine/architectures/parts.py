@@ -72,23 +72,24 @@ def experts(
     others: tuple[tuple[str, int], ...] = (),
     reads_all: bool = False,
 ) -> Part:
-    """A mixture of MLPs, with a `gate` or without. The names of their layers, below the module, hold `EACH`.
+    """A mixture of MLPs, with a `gate` or without. The names of their layers, below the module, hold `EACH`. An empty
+    module stands for the block itself.
 
     `routers`: tensors below the module with an entry along the first axis for each expert. `shared`: an MLP that all
     tokens go through. `kept`: paths of other matrices below the block. `others`: (tensor below the block, its axis of
     experts) of those that lie elsewhere or along another axis. `reads_all`: each expert is given all tokens.
     """
-    one = f"expert_{EACH}"
-    each = tuple(f"{module}.{name}" for name in routers)
+    one, below = f"expert_{EACH}", f"{module}." if module else ""
+    each = tuple(f"{below}{name}" for name in routers)
     return Part(
         module,
         (
             *(
-                Projection(f"{module}.{name}", f"{one}_input", reads="hidden", writes="expert_channel")
+                Projection(f"{below}{name}", f"{one}_input", reads="hidden", writes="expert_channel")
                 for name in (gate, up)
                 if name is not None
             ),
-            Projection(f"{module}.{down}", f"{one}_hidden", reads="expert_channel", writes="hidden"),
+            Projection(f"{below}{down}", f"{one}_hidden", reads="expert_channel", writes="hidden"),
             *(() if shared is None else shared.layers),
         ),
         kept=(*(name.removesuffix(".weight") for name in each), *kept),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from workers.engine.architectures.architecture import Architecture, Layout, LinearFacts, Part
-from workers.engine.architectures.built import FLOATS, block_count, context_length, sizes_of
+from workers.engine.architectures.built import FLOATS, block_count, context_length, sizes_of, value
 from workers.engine.architectures.canonical import canonical_facts
 from workers.engine.architectures.fused import EACH
 from workers.engine.architectures.kinds import SUPPORTED, other_blocks
@@ -70,7 +71,7 @@ def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> L
         fused = {part for row in layout.stored for part in row.parts if part != row.tensor}
         apart_too = not fused.isdisjoint(layout.below(name) for name in blocks)
         if not apart_too and all(_parts(layout, kind) is not None for kind in kinds):
-            return in_wrapper(layout.of(config["model_type"]), config)
+            return in_wrapper(_as_stored(layout.of(config["model_type"]), config, blocks), config)
         apart = min(
             (-len(names & kinds[0]), len(names - kinds[0]))
             for mixer in layout.mixers
@@ -82,6 +83,23 @@ def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> L
     if nearest is None:
         raise other_blocks(config, min(stored, default="nothing"))
     return in_wrapper(nearest[1].of(config["model_type"]), config)
+
+
+def _as_stored(layout: Layout, config: Mapping[str, Any], blocks: Mapping[str, TensorFacts]) -> Layout:
+    """The layout with the tensors of experts turned that are stored so, as transformers tells: by the hidden size."""
+    if not layout.may_turn:
+        return layout
+    reading = {f"{layer.name}.weight" for layer in layout.layers if layer.reads == "hidden"}
+    hidden_axis = {row.tensor: 2 if reading.issuperset(row.parts) else 1 for row in layout.stored if row.stacked}
+    turned = {
+        below
+        for name, facts in blocks.items()
+        if (below := layout.below(name)) in hidden_axis
+        and len(facts.shape) == 3
+        and facts.shape[hidden_axis[below]] != value(config, "hidden_size")
+    }
+    rows = (replace(row, transposed=True) if row.tensor in turned else row for row in layout.stored)
+    return replace(layout, stored=tuple(rows), turned=tuple(sorted(turned)))
 
 
 def _different_blocks(layout: Layout, stored: Mapping[str, TensorFacts]) -> dict[str, TensorFacts]:

@@ -103,6 +103,18 @@ def without_inputs(weight_OI: Tensor, kept_I: Tensor, damped_II: Tensor) -> Tens
     return made_up_OI
 
 
+def cut_inputs(reader: LayerTask, kept_I: Tensor, gram_II: Tensor | None, dampening: float) -> Tensor:
+    """The weight [O, I] of a layer without inputs, float32: zero in those that are not in the boolean `kept_I`, the
+    others as `without_inputs` says, by the Gram matrix of the inputs; as they were where that is None, or all stay.
+
+    Raises NumericalFailure if the matrix cannot be factorized.
+    """
+    weight_OI = reader.weight_OI.float()
+    if gram_II is None or bool(kept_I.all()):
+        return weight_OI * kept_I
+    return without_inputs(weight_OI, kept_I, hessian_of(gram_II, dampening, [reader]).damped_II)
+
+
 def _names(layers: Sequence[LayerTask]) -> str:
     return ", ".join(layer.name for layer in layers)
 

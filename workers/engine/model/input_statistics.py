@@ -8,7 +8,7 @@ B = windows of a batch, T = tokens of a window, I = inputs of a linear layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -41,19 +41,26 @@ class _Seen(Exception):
     """The last stream was read: what the block makes of it is of no interest."""
 
 
-def collect(at: At, needs: Stat, *, advance: bool = False) -> dict[str, LinearStats]:
-    """Stream name -> statistics over all windows, in one pass through the (still dense) block.
+def collect(
+    at: At, needs: Stat, *, advance: bool = False, only: Container[str] | None = None
+) -> dict[str, LinearStats]:
+    """Stream name -> statistics over all windows, in one pass through the (still dense) block. `only`: of these.
 
-    `advance` lets the windows pass; without it the pass stops at the last stream's inputs. Raises NumericalFailure on
-    inputs that are not finite.
+    `advance` lets the windows pass, where a stream is asked for; without it the pass stops at the last stream's inputs.
+    Raises NumericalFailure on inputs that are not finite.
     """
     architecture = at.model.architecture
     layers, layout = architecture.block(at.block), architecture.layout
-    sums = {layer.stream: InputSums(needs, _least(layer, layout)) for layer in layers}
+    watched = [layer for layer in layers if only is None or layer.stream in only]
+    if not watched:
+        return {}
+    sums = {layer.stream: InputSums(needs, _least(layer, layout)) for layer in watched}
     seen: set[str] = set()
     windows = 0
 
     def read(stream: str, x_BTI: Tensor) -> None:
+        if stream not in sums:
+            return
         sums[stream].add(x_BTI, windows=windows)
         seen.add(stream)
         if not advance and len(seen) == len(sums):
@@ -72,8 +79,10 @@ def collect(at: At, needs: Stat, *, advance: bool = False) -> dict[str, LinearSt
     return _finished(sums, at)
 
 
-def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, LinearStats]]:
-    """Each stream with its statistics, in the order of the forward pass.
+def staged(
+    at: At, dense: nn.Module | None, needs: Stat, *, only: Container[str] | None = None
+) -> Iterator[tuple[str, LinearStats]]:
+    """Each stream, or each of those in `only`, with its statistics, in the order of the forward pass.
 
     The caller prunes the layers of the stream in the block before asking for the next one; the outputs are those of the
     block so pruned. `dense` is a twin of the block that stays as it is, for methods that compare with the inputs of a
@@ -81,12 +90,13 @@ def staged(at: At, dense: nn.Module | None, needs: Stat) -> Iterator[tuple[str, 
     """
     architecture = at.model.architecture
     layers, layout = architecture.block(at.block), architecture.layout
-    streams = {layer.stream: _least(layer, layout) for layer in layers}
+    streams = {layer.stream: _least(layer, layout) for layer in layers if only is None or layer.stream in only}
     count = len(at.walk.windows_NT)
     own = greenlet.getcurrent()
 
     def pause(stream: str, x_BTI: Tensor) -> None:
-        own.switch((stream, x_BTI))
+        if stream in streams:
+            own.switch((stream, x_BTI))
 
     def paused(runs: nn.Module, batch: slice) -> greenlet.greenlet:
         return greenlet.greenlet(lambda: at.run(at.inputs.read(batch), runs))

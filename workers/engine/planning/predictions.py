@@ -278,7 +278,11 @@ def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archite
     calibrated = calibrate.samples * calibrate.sequence_length
     token = compute_bytes * _token_numbers(architecture)
     forward = min(calibrated, tokens) * token
-    of_blocks = [list(architecture.streams(b).values()) for b in range(architecture.blocks)]
+    removal = removal_of(spec)
+    of_blocks = [
+        [layers for layers in architecture.streams(b).values() if any(removal.looks_at(spec, one) for one in layers)]
+        for b in range(architecture.blocks)
+    ]
     streams = max(of_blocks, key=lambda streams: sum(layers[0].shape[1] ** 2 for layers in streams))
     widths = [layers[0].shape[1] for layers in streams]
     grams = 0

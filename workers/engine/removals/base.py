@@ -75,6 +75,10 @@ class Edit:
         Their names are those of the dense block that it is made like."""
         raise NotImplementedError
 
+    def looks_at(self, layers: Sequence[LinearFacts]) -> bool:
+        """Whether `prune_stream` takes statistics of the stream that these layers read."""
+        return True
+
     def prune_stream(
         self, layers: Sequence[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats
     ) -> dict[str, Tensor]:
@@ -165,6 +169,10 @@ class Removal:
     def runtimes(self, spec: CompressionSpec, outcome: Outcome | None) -> list[Runtime]:
         """Runtimes that can load the result, and whether it is faster there. `outcome`: None if not known yet."""
         return stock_checkpoint(self.smaller)
+
+    def looks_at(self, spec: CompressionSpec, layer: LinearFacts) -> bool:
+        """Whether statistics of what a layer reads are counted, for predictions of memory."""
+        return True
 
     def largest(
         self, spec: CompressionSpec, source: ModelSource, architecture: Architecture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Family
@@ -35,11 +36,13 @@ class CutUnits(Edit):
     solve: Callable[[LayerTask, Tensor, LinearStats], Tensor]
     """(reader, kept_I, stats) -> its weight, zero in the inputs that go: see `UnitPruner`."""
 
+    def looks_at(self, layers: Sequence[LinearFacts]) -> bool:
+        return any(layer.weight in self._readers for layer in layers)
+
     def prune_stream(
         self, layers: Sequence[LinearFacts], dense: Mapping[str, Tensor], stats: LinearStats
     ) -> dict[str, Tensor]:
-        readers = {family.reader.tensor: family for family in self.families}
-        found = {}
+        readers, found = self._readers, {}
         for layer in layers:
             name = layer.weight
             found[name] = dense[name]
@@ -52,6 +55,10 @@ class CutUnits(Edit):
     def finish_block(self, block: int, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         families = [family for family in self.families if family.block == block]
         return kept_only(tensors, families, {family.kind: self.kept[block, family.kind] for family in families})
+
+    @cached_property
+    def _readers(self) -> dict[str, Family]:
+        return {family.reader.tensor: family for family in self.families}
 
     def _kept_inputs(self, family: Family, weight_OI: Tensor) -> Tensor:
         width = weight_OI.shape[1] // family.units

@@ -23,14 +23,27 @@ _ADJUSTS = "block_auto_adjust_ff_dim"
 
 
 @dataclass(frozen=True)
-class NarrowBlocks(Outcome):
-    """Structure of a result that has lost heads or channels."""
+class Narrow(Outcome):
+    """Structure of a result whose blocks have lost units that slices of tensors belong to."""
 
     families: Sequence[Family]
     widths: Widths
     """Units that stay in each family."""
 
     cut: ClassVar[bool] = True
+
+    def narrow(self, shapes: dict[str, list[int]]) -> None:
+        for family in self.families:
+            for member in family.members:
+                if member.tensor in shapes:
+                    unit = shapes[member.tensor][member.axis] // family.units
+                    shapes[member.tensor][member.axis] = unit * self.widths[family.block, family.kind]
+
+
+@dataclass(frozen=True)
+class NarrowBlocks(Narrow):
+    """Structure of a result that has lost heads or channels."""
+
     field: ClassVar[str] = "/prune/units"
 
     @property
@@ -51,13 +64,6 @@ class NarrowBlocks(Outcome):
         families = [family for family in self.families if family.kind == kind and family.block in self.blocks]
         cut = any(self.widths[family.block, kind] < family.units for family in families)
         return cut or len(families) == len(self.blocks)
-
-    def narrow(self, shapes: dict[str, list[int]]) -> None:
-        for family in self.families:
-            for member in family.members:
-                if member.tensor in shapes:
-                    unit = shapes[member.tensor][member.axis] // family.units
-                    shapes[member.tensor][member.axis] = unit * self.widths[family.block, family.kind]
 
     def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
         entries: dict[str, Any] = {}

@@ -43,6 +43,9 @@ class Outcome:
 
     cut: ClassVar[bool] = False
     """Whether tensors of the blocks that stay are narrower than they were."""
+    says_head_dim: ClassVar[bool] = True
+    """Whether the config of narrower blocks is to say how wide a head is, which families derive from sizes that
+    change."""
     field: ClassVar[str] = "/prune/sparsity"
     """Field of the spec that an error names where no config can describe the structure."""
 
@@ -121,7 +124,9 @@ def config_after(config: Mapping[str, Any], outcome: Outcome, source: ModelSourc
     if len(outcome.blocks) != blocks:
         changed |= entries_of_kept(changed, outcome.blocks, per_block(config), blocks)
         changed |= spelled(config, {"num_hidden_layers": len(outcome.blocks)})
-    said = {"head_dim": head_dim(config), **outcome.entries(config)} if outcome.cut else outcome.entries(config)
+    said = outcome.entries(config)
+    if outcome.cut and outcome.says_head_dim:
+        said = {"head_dim": head_dim(config), **said}
     if row is not None and not like_llama(row):  # others may have no entry for it; blocks may read one that is no field
         fields = (*row["fields"], *(() if row["head_from_hidden"] else ["head_dim"]))
         known = {own_name(config, name) for name in fields}

@@ -7,6 +7,7 @@ B = windows of a batch, T = tokens of a window, D = hidden size.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -90,21 +91,23 @@ def _sums_over_weights(
     stats = dense_statistics(model, calibration, run, needs=spec.unit_needs)
     scores: Scores = [{} for _ in range(model.architecture.blocks)]
     for block in range(model.architecture.blocks):
-        tensors = block_tensors(model, block)
-        by_weight = {
-            layer.weight: score(
-                params, layer, tensors[layer.weight], stats.get(f"{block}/{layer.stream}", LinearStats())
-            )
-            for layer in model.architecture.block(block)
-        }
-        for family in found:
-            if family.block == block:
-                parts = [
-                    unit_rows(by_weight[member.tensor], family, member).double().sum(dim=(1, 2))
-                    for member in family.members
-                    if member.tensor in by_weight
-                ]
-                scores[block][family.kind] = torch.stack(parts).sum(dim=0).tolist()
+        tensors, of_block = block_tensors(model, block), [family for family in found if family.block == block]
+        layers = {layer.weight: layer for layer in model.architecture.block(block)}
+        uses = Counter(member.tensor for family in of_block for member in family.members)
+        scored: dict[str, Tensor] = {}  # no longer than it takes: all experts' together are as large as the block
+        for family in of_block:
+            parts = []
+            for member in family.members:
+                if (layer := layers.get(member.tensor)) is None:
+                    continue
+                if layer.weight not in scored:
+                    stream = stats.get(f"{block}/{layer.stream}", LinearStats())
+                    scored[layer.weight] = score(params, layer, tensors[layer.weight], stream)
+                parts.append(unit_rows(scored[layer.weight], family, member).double().sum(dim=(1, 2)))
+                uses[layer.weight] -= 1
+                if not uses[layer.weight]:
+                    del scored[layer.weight]
+            scores[block][family.kind] = torch.stack(parts).sum(dim=0).tolist()
     return scores
 
 

@@ -218,19 +218,20 @@ class _Pruning:
 
     def _note_tokens(self, layers: Sequence[LinearFacts], stats: LinearStats) -> None:
         """Of the layers of an expert: by how many tokens they are pruned."""
-        if self.model.architecture.layout.of_experts(layers[0]):
+        if self.model.architecture.layout.of_experts(layers[0]) and self.edit.looks_at(layers):
             self.tokens |= {layer.name: stats.tokens for layer in layers}
 
     def _keep_tokens(self, block: int) -> None:
         """Keep them for the report, and say how many of a block's experts had too few."""
         streams = self.model.architecture.streams(block).values()
-        found = [self.tokens[layers[0].name] for layers in streams if layers[0].name in self.tokens]
+        read = (layers[0] for layers in streams if layers[0].reads != "hidden")  # one stream of each expert
+        found = [self.tokens[layer.name] for layer in read if layer.name in self.tokens]
         if not found:
             return
         self.run.checkpoint.save_json(_TOKENS, self.tokens)
-        if few := sum(tokens < LEAST_TOKENS for tokens in found) // 2:  # two streams an expert
+        if few := sum(tokens < LEAST_TOKENS for tokens in found):
             self.run.events.log(
-                f"block {block}: {few} of its {len(found) // 2} experts were sent fewer than {LEAST_TOKENS} tokens: "
+                f"block {block}: {few} of its {len(found)} experts were sent fewer than {LEAST_TOKENS} tokens: "
                 "their weights are judged by magnitude alone. More `samples`, or `all_experts`, help",
                 "warning",
             )
@@ -253,17 +254,20 @@ class _Pruning:
         return pruned
 
     def _streams(self, at: At) -> Iterator[tuple[str, LinearStats]]:
-        """(stream, its statistics), each right before the layers that read it are pruned."""
-        needs = self.spec.walk_needs
+        """(stream, its statistics), each right before the layers that read it are pruned; first those that the pruner
+        does not look at."""
+        needs, streams = self.spec.walk_needs, self.model.architecture.streams(at.block)
+        seen = [stream for stream, layers in streams.items() if self.edit.looks_at(layers)]
+        yield from ((stream, LinearStats()) for stream in streams if stream not in seen)
         if self.spec.refresh == "block":
             with self.run.clock.measure("calibrate"):
-                stats = collect(at, needs)
+                stats = collect(at, needs, only=seen)
             # Yielded one by one and dropped after use: a Gram matrix can be as large as a layer.
             while stats:
                 stream = next(iter(stats))
                 yield stream, stats.pop(stream)
             return
-        passes = staged(at, copy.deepcopy(at.module) if Stat.DENSE_INPUTS in needs else None, needs)
+        passes = staged(at, copy.deepcopy(at.module) if Stat.DENSE_INPUTS in needs else None, needs, only=seen)
         while True:
             with self.run.clock.measure("calibrate"):
                 found = next(passes, None)

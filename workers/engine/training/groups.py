@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNQUANTISED = 16
+ALL = slice(None)
 _BYTE = 8
 
 
@@ -40,8 +41,8 @@ def unpacked(bytes_OP: Tensor, bits: int) -> Tensor:
     return codes_OPK.flatten(1)
 
 
-class GroupLinear(nn.Module):
-    """A linear layer with frozen weights, quantised or not, and a trained offset per group, of rank R as a matrix."""
+class GroupedWeights(nn.Module):
+    """Frozen weights, quantised or not, which are moved by an offset for each group."""
 
     weight_OI: Tensor
     codes_OP: Tensor
@@ -49,28 +50,14 @@ class GroupLinear(nn.Module):
     least_OG: Tensor
     mask_OP: Tensor
 
-    def __init__(
-        self, layer: nn.Linear, *, bits: int, group_size: int, rank: int, alpha: float, masked: bool = True
-    ) -> None:
+    def __init__(self, weight_OI: Tensor, kept_OI: Tensor | None, *, bits: int, group_size: int) -> None:
+        """`kept_OI`: weights that pruning left; None for all."""
         super().__init__()
-        weight_OI = layer.weight.detach()
-        kept_OI = mask_of(weight_OI) if masked else None
         self.bits, self.group_size, self.masked = bits, group_size, kept_OI is not None
-        self.bias = layer.bias
         if bits == UNQUANTISED:
             self.register_buffer("weight_OI", weight_OI)
         else:
             self._quantise(weight_OI.float(), kept_OI)
-        groups = layer.in_features // group_size
-        self.scale = alpha / rank / group_size
-        self.a_RG = nn.Parameter(torch.empty(rank, groups, device=weight_OI.device, dtype=torch.float32))
-        self.b_OR = nn.Parameter(torch.zeros(len(weight_OI), rank, device=weight_OI.device, dtype=torch.float32))
-        nn.init.xavier_uniform_(self.a_RG)
-
-    @property
-    def weight(self) -> Tensor:
-        """The weights as trained so far, float32 [O, I]: kernels of some mixers read them past `forward`."""
-        return self.dense(self.offsets())
 
     def _quantise(self, weight_OI: Tensor, kept_OI: Tensor | None) -> None:
         weight_OGL = self._grouped(weight_OI)
@@ -88,44 +75,67 @@ class GroupLinear(nn.Module):
         self.register_buffer("step_OG", step_OG)
         self.register_buffer("least_OG", low_OG)
 
-    def offsets(self) -> Tensor:
-        """The number that the adapter adds to every kept weight of each group, float32 [O, G]."""
-        return self.scale * (self.b_OR @ self.a_RG)
-
-    def kept(self) -> Tensor | None:
-        """Boolean [O, I]: weights that pruning left; None for all."""
+    def kept(self, rows: slice = ALL) -> Tensor | None:
+        """Boolean [O, I]: weights that pruning left; None for all. `rows`: of these alone, here and below."""
         if not self.masked:
             return None
-        return self.weight_OI != 0 if self.bits == UNQUANTISED else unpacked(self.mask_OP, 1).bool()
+        return self.weight_OI[rows] != 0 if self.bits == UNQUANTISED else unpacked(self.mask_OP[rows], 1).bool()
 
-    def dense(self, offset_OG: Tensor) -> Tensor:
+    def dense(self, offset_OG: Tensor, rows: slice = ALL) -> Tensor:
         """The weights with these offsets, float32 [O, I]."""
         if self.bits == UNQUANTISED:
-            return self._moved(self.weight_OI.float(), offset_OG)
-        codes_OGL = self._grouped(unpacked(self.codes_OP, self.bits).float())
-        return self._moved(codes_OGL.mul_(self.step_OG.unsqueeze(2)).flatten(1), self.least_OG + offset_OG)
+            return self.moved(self.weight_OI[rows].float(), offset_OG, rows)
+        codes_OGL = self._grouped(unpacked(self.codes_OP[rows], self.bits).float())
+        coded_OI = codes_OGL.mul_(self.step_OG[rows].unsqueeze(2)).flatten(1)
+        return self.moved(coded_OI, self.least_OG[rows] + offset_OG, rows)
 
-    @torch.no_grad()
-    def merged(self, stored_OI: Tensor) -> Tensor:
-        """The weights as trained, float32: the values of the codes, or `stored_OI` moved where none were made."""
-        offset_OG = self.offsets()
-        return self._moved(stored_OI, offset_OG) if self.bits == UNQUANTISED else self.dense(offset_OG)
+    def moved(self, weight_OI: Tensor, offset_OG: Tensor, rows: slice = ALL) -> Tensor:
+        """Weights and the offsets of their groups, added up where pruning left something."""
+        moved_OI = (self._grouped(weight_OI) + offset_OG.unsqueeze(2)).flatten(1)
+        kept_OI = self.kept(rows)
+        return moved_OI if kept_OI is None else moved_OI.mul_(kept_OI)
 
     def sums(self, values_NI: Tensor) -> Tensor:
         """Sums over the inputs of each group, [N, G]."""
         return self._grouped(values_NI).sum(dim=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = _GroupProduct.apply(x, self.offsets(), self)
-        return found if self.bias is None else found + self.bias
-
     def _grouped(self, values_NI: Tensor) -> Tensor:
         return values_NI.reshape(len(values_NI), -1, self.group_size)
 
-    def _moved(self, weight_OI: Tensor, offset_OG: Tensor) -> Tensor:
-        moved_OI = (self._grouped(weight_OI) + offset_OG.unsqueeze(2)).flatten(1)
-        kept_OI = self.kept()
-        return moved_OI if kept_OI is None else moved_OI.mul_(kept_OI)
+
+class GroupLinear(GroupedWeights):
+    """A linear layer with frozen weights and a trained offset per group, of rank R as a matrix."""
+
+    def __init__(
+        self, layer: nn.Linear, *, bits: int, group_size: int, rank: int, alpha: float, masked: bool = True
+    ) -> None:
+        weight_OI = layer.weight.detach()
+        super().__init__(weight_OI, mask_of(weight_OI) if masked else None, bits=bits, group_size=group_size)
+        self.bias = layer.bias
+        groups = layer.in_features // group_size
+        self.scale = alpha / rank / group_size
+        self.a_RG = nn.Parameter(torch.empty(rank, groups, device=weight_OI.device, dtype=torch.float32))
+        self.b_OR = nn.Parameter(torch.zeros(len(weight_OI), rank, device=weight_OI.device, dtype=torch.float32))
+        nn.init.xavier_uniform_(self.a_RG)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights as trained so far, float32 [O, I]: kernels of some mixers read them past `forward`."""
+        return self.dense(self.offsets())
+
+    def offsets(self) -> Tensor:
+        """The number that the adapter adds to every kept weight of each group, float32 [O, G]."""
+        return self.scale * (self.b_OR @ self.a_RG)
+
+    @torch.no_grad()
+    def merged(self, stored_OI: Tensor) -> Tensor:
+        """The weights as trained, float32: the values of the codes, or `stored_OI` moved where none were made."""
+        offset_OG = self.offsets()
+        return self.moved(stored_OI, offset_OG) if self.bits == UNQUANTISED else self.dense(offset_OG)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = _GroupProduct.apply(x, self.offsets(), self)
+        return found if self.bias is None else found + self.bias
 
 
 class _GroupProduct(torch.autograd.Function):

@@ -89,10 +89,7 @@ def prune(reader: LayerTask, kept_I: Tensor, stats: LinearStats, params: Structu
     With `compensate` its weights of the least mean squared output error over all weights of the inputs that stay.
     Raises NumericalFailure if the statistics cannot be factorized.
     """
-    from workers.engine.maths.second_order import hessian_of, without_inputs
+    from workers.engine.maths.second_order import cut_inputs
 
-    weight_OI = reader.weight_OI.float()
-    if not params.compensate or bool(kept_I.all()):
-        return weight_OI * kept_I
-    damped_II = hessian_of(needed(stats.gram_II, "Stat.GRAM"), params.dampening, [reader]).damped_II
-    return without_inputs(weight_OI, kept_I, damped_II)
+    gram_II = needed(stats.gram_II, "Stat.GRAM") if params.compensate else None
+    return cut_inputs(reader, kept_I, gram_II, params.dampening)

@@ -34,7 +34,10 @@ def measure(block: DenseUnits, params: RandomParams) -> Mapping[str, Tensor]:
 
 
 @unit_scorer(
-    RandomParams, paper="arXiv:2305.11627", units=("head", "channel", "hidden", "layer", "expert"), measure=measure
+    RandomParams,
+    paper="arXiv:2305.11627",
+    units=("head", "channel", "hidden", "layer", "expert", "expert_channel"),
+    measure=measure,
 )
 def score(measured: Sequence[Mapping[str, Tensor]], params: RandomParams) -> list[Mapping[str, Tensor]]:
     """The draws."""

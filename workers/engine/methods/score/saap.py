@@ -93,7 +93,7 @@ def measure(block: DenseUnits, params: SaapParams) -> Mapping[str, Tensor]:
 @unit_scorer(
     SaapParams,
     paper="arXiv:2412.15127",
-    units=("head", "channel"),
+    units=("head", "channel", "expert_channel"),
     needs=Stat.GRADIENT | Stat.SQUARED_GRADIENT,
     measure=measure,
 )
@@ -102,10 +102,11 @@ def score(measured: Sequence[Mapping[str, Tensor]], params: SaapParams) -> list[
     import torch
 
     scores: list[dict[str, Tensor]] = [{} for _ in measured]
-    for kind in ("head", "channel"):
-        scopes = [list(range(len(measured)))] if params.scope == "model" else [[b] for b in range(len(measured))]
-        fused: list[Tensor] = [torch.empty(0)] * len(measured)
-        parts: list[Tensor] = [torch.empty(0)] * len(measured)
+    for kind in dict.fromkeys(name.partition("/")[0] for block in measured for name in block):
+        own = [b for b, block in enumerate(measured) if f"{kind}/vector" in block]
+        scopes = [own] if params.scope == "model" else [[b] for b in own]
+        fused: dict[int, Tensor] = {}
+        parts: dict[int, Tensor] = {}
         for blocks in scopes:
             # Minimising sum I_m / (2 s_m^2) + log s_m over both uncertainties gives s_m^2 = the mean of I_m.
             variances = {
@@ -123,9 +124,10 @@ def score(measured: Sequence[Mapping[str, Tensor]], params: SaapParams) -> list[
                 if params.scope == "block":
                     fused[b] = fused[b] + offset
         if params.scope == "block":  # the logarithm may be negative; only differences between blocks count
-            least = torch.cat(fused).min()
-            fused = [values_U - least for values_U in fused]
-        for b, fluctuation_U in enumerate(_fluctuations(fused, parts, params)):
+            least = torch.cat(list(fused.values())).min()
+            fused = {b: values_U - least for b, values_U in fused.items()}
+        fluctuations = _fluctuations(list(fused.values()), list(parts.values()), params)
+        for b, fluctuation_U in zip(own, fluctuations, strict=True):
             scores[b][kind] = fused[b] * (1 + fluctuation_U) ** -params.stability
     return list(scores)
 

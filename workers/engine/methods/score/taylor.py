@@ -79,7 +79,7 @@ def measure(block: DenseUnits, params: TaylorParams) -> Mapping[str, Tensor]:
 @unit_scorer(
     TaylorParams,
     paper="arXiv:2305.11627",
-    units=("head", "channel", "hidden", "layer"),
+    units=("head", "channel", "hidden", "layer", "expert_channel"),
     needs=Stat.GRADIENT | Stat.SQUARED_GRADIENT,
     measure=measure,
 )

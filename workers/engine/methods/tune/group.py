@@ -66,13 +66,17 @@ class GroupParams(TuneMethodParams):
                     field="/tune/group_size",
                 )
 
+    @property
+    def adds_to_experts(self) -> bool:
+        return True
+
     def check_held(self, architecture: Architecture) -> None:
-        """Codes are of whole matrices [O, I], each in a module of its own."""
+        """Codes are of whole matrices [O, I], each in a module of its own, or of all experts' in one."""
         for layer in architecture.layers:
-            if architecture.layout.matrix(layer):
-                kind = "the others of all experts" if architecture.layout.of_experts(layer) else "others, or transposed"
+            if architecture.layout.matrix(layer) and not architecture.layout.of_experts(layer):
                 raise UnsupportedModel(
-                    f"{layer.name} is held in one tensor with {kind} here: its groups cannot be tuned alone",
+                    f"{layer.name} is held in one tensor with others, or transposed, here: its groups cannot be tuned "
+                    "alone",
                     "tune with `lora`, `full` or `last_layers`",
                     field="/tune/method",
                 )
@@ -103,28 +107,32 @@ def prepare(model: Module, architecture: Architecture, params: GroupParams) -> T
     from torch.nn import Linear
 
     from workers.engine.contracts.facts import Trainable
+    from workers.engine.model.views import held
+    from workers.engine.training.group_experts import GroupExperts
     from workers.engine.training.groups import replaced
-    from workers.engine.training.trainable import linears, pruned
+    from workers.engine.training.trainable import experts, linears, pruned
 
     params.check_held(architecture)
+    places, stacked = held(model, architecture), experts(model, architecture)
     found = linears(model, architecture, (Linear,))
     params.check(architecture.layers)  # a structured result's widths are known only now
     model.requires_grad_(False)
-    layers = replaced(
-        model,
-        found,
-        {architecture.layout.host(layer.name) for layer in pruned(architecture)},
-        bits=params.bits,
-        group_size=params.group_size,
-        rank=params.rank,
-        alpha=params.alpha,
-    )
+    group = {name: getattr(params, name) for name in ("bits", "group_size", "rank", "alpha")}
+    masked = {architecture.layout.host(layer.name) for layer in pruned(architecture)}
+    layers = replaced(model, found, masked, **group)
     parameters = {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("a_RG", "b_OR")}
+    mixtures = {}
+    for path, transposed in stacked.items():
+        mixtures[path] = GroupExperts(model.get_submodule(path), transposed, masked=path in masked, **group)
+        model.set_submodule(path, mixtures[path])
+        parameters |= {f"{path}.{name}": parameter for name, parameter in mixtures[path].factors().items()}
 
-    by_weight = {facts.weight: layers[architecture.layout.host(facts.name)] for facts in architecture.layers}
+    hosts = {facts.weight: architecture.layout.host(facts.name) for facts in architecture.layers}
 
     def merged(name: str, stored: Tensor) -> Tensor:
-        layer = by_weight.get(name)
-        return stored if layer is None else layer.merged(stored)
+        host = hosts.get(name)
+        if host in layers:
+            return layers[host].merged(stored)
+        return mixtures[host].merged(places[name], stored) if host in mixtures else stored
 
     return Trainable(parameters, merged)

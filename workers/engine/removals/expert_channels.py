@@ -1,0 +1,241 @@
+"""Channels of experts: every expert of every mixture gets narrower, each by channels of its own. Import-light.
+
+All experts of a model keep as many, as its config says one width for all; the MLP of all tokens beside them (the shared
+expert) has a width of its own where the config says one. Scores say which channels of an expert stay, compared within
+it alone. I = inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from workers.engine.architectures.expert_widths import EXPERT, PLAIN, SHARED, entries, mixture_families
+from workers.engine.architectures.mixtures import mixtures
+from workers.engine.contracts.needed import needed
+from workers.engine.contracts.params import PruneMethodParams, Stat
+from workers.engine.contracts.removes import Removes
+from workers.engine.errors import InvalidSpec, UnsupportedModel
+from workers.engine.registry import pruner
+from workers.engine.removals.base import Edit, Mask, Prospect, Removal
+from workers.engine.removals.heads_channels import UnitPruner, inputs_of
+from workers.engine.removals.narrow_blocks import Narrow
+from workers.engine.removals.outcome import Outcome
+from workers.engine.removals.spread import sparsity_of_left
+from workers.engine.removals.widths import best_units
+
+if TYPE_CHECKING:
+    from workers.engine.architectures.architecture import Architecture, Family, LinearFacts
+    from workers.engine.contracts.facts import Units
+    from workers.engine.files.safetensors_bytes import TensorFacts
+    from workers.engine.model.loaded import LoadedModel
+    from workers.engine.report import Report
+    from workers.engine.sources.resolve import ModelSource
+    from workers.engine.spec import CompressionSpec
+    from workers.engine.store.clock import Clock
+
+EXPERT_CHANNELS = Removes(
+    "expert_channels",
+    units=("expert_channel",),
+    plurals=("channels of experts",),
+    sums_weights=True,
+    not_spread="one width for the experts of all blocks, as the configs of their families do",
+)
+ALIGNED = 8
+"""Channels kept are a multiple of this: transformers computes experts by grouped products, which refuse rows of other
+than multiples of 16 bytes, eight weights of 16 bits."""
+
+
+class ExpertWidthParams(PruneMethodParams):
+    """Base of the parameters of pruners that make experts narrower."""
+
+    def kept(self, channels: int) -> int:
+        """How many channels of an expert of so many stay."""
+        raise NotImplementedError
+
+    def kept_shared(self, channels: int, kept: int, of: int) -> int:
+        """How many of a shared MLP of so many stay, where `kept` `of` each expert's do."""
+        raise NotImplementedError
+
+
+P = TypeVar("P", bound=ExpertWidthParams)
+
+
+def expert_width_pruner(
+    params: type[P], *, paper: str, needs: Stat = Stat.NONE
+) -> Callable[[UnitPruner[P]], UnitPruner[P]]:
+    """Register a pruner of experts' channels. `needs`: statistics of the inputs of the layers that read them."""
+    return pruner(params, removes=EXPERT_CHANNELS, paper=paper, needs=needs, updates_weights=True)
+
+
+@dataclass(frozen=True)
+class NarrowExperts(Narrow):
+    """Structure of a result with narrower experts."""
+
+    said: Mapping[str, int]
+    """Config entry -> what it says of the result."""
+
+    says_head_dim: ClassVar[bool] = False
+    field: ClassVar[str] = "/prune"
+
+    def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self.said)
+
+
+class ExpertChannels(Removal):
+    removes = EXPERT_CHANNELS
+    smaller = "narrower experts"
+    draws_widths = False  # heads are as wide as they were
+
+    def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
+        if not mixtures(architecture):
+            raise UnsupportedModel(
+                f"{architecture.model_type}: its blocks have no experts",
+                "remove channels with `structured`, blocks with `depth`, or weights",
+                field="/prune",
+            )
+        found = self.families(spec, architecture, source.config, source.tensors)
+        for kind in (EXPERT, SHARED, PLAIN):
+            widths = {family.units for family in found if _kind(family) == kind}
+            if len(widths) > 1:
+                raise UnsupportedModel(
+                    f"{architecture.model_type}: its {_WHOSE[kind]} have different widths, from {min(widths)} to "
+                    f"{max(widths)}",
+                    "drop whole experts with `experts`, or remove weights",
+                    field="/prune",
+                )
+        for family in found:
+            if not 1 <= (stay := _stay(spec, family, _width(architecture))) <= family.units:
+                raise InvalidSpec(
+                    f"{stay} channels of {_WHOSE[_kind(family)]} are to stay, and there are {family.units}",
+                    f"keep {family.units} or fewer",
+                    field="/prune/shared_channels" if _kind(family) == SHARED else "/prune/channels",
+                )
+        said = entries(architecture, source.config, source.tensors)
+        kept = _params(spec).kept(width := _width(architecture))
+        for family in found:
+            follows = said.get(_kind(family)) == said[EXPERT]
+            if follows and (stay := _stay(spec, family, width)) * width != family.units * kept:
+                raise InvalidSpec(
+                    f"{stay} of {family.units} channels of shared MLPs are to stay, and `{said[EXPERT]}` says their "
+                    f"width and the experts', of which {kept} of {width} are to stay",
+                    "leave it out",
+                    field="/prune/shared_channels",
+                )
+        if kept % ALIGNED and kept < width:
+            raise InvalidSpec(
+                f"{kept} channels of an expert are no multiple of {ALIGNED}: grouped products, by which transformers "
+                "computes experts, take no other",
+                f"keep {-(-kept // ALIGNED) * ALIGNED}",
+                field="/prune/channels",
+            )
+
+    def outcome(
+        self,
+        spec: CompressionSpec,
+        source: ModelSource,
+        architecture: Architecture,
+        sparsity: Mapping[str, float] | None,
+    ) -> NarrowExperts:
+        found, width = self.families(spec, architecture, source.config, source.tensors), _width(architecture)
+        widths = {(family.block, family.kind): _stay(spec, family, width) for family in found}
+        said: dict[str, int] = {}
+        for kind, entry in entries(architecture, source.config, source.tensors).items():
+            one = next(family for family in found if _kind(family) == kind)
+            said.setdefault(entry, _stay(spec, one, width))  # the experts' comes first
+        return NarrowExperts(architecture.layout, range(architecture.blocks), found, widths, said)
+
+    def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
+        return []  # exactly as many go as are asked for
+
+    def looks_at(self, spec: CompressionSpec, layer: LinearFacts) -> bool:
+        return layer.reads in (EXPERT, SHARED)
+
+    def families(
+        self,
+        spec: CompressionSpec,
+        architecture: Architecture,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, TensorFacts],
+    ) -> Sequence[Family]:
+        return mixture_families(architecture, config, tensors)
+
+    def sparsity(
+        self, spec: CompressionSpec, architecture: Architecture, units: Units | None
+    ) -> Mapping[str, float] | None:
+        if units is None:
+            return None
+        width = _width(architecture)
+        left = {(family.block, _kind(family)): _stay(spec, family, width) / family.units for family in units.families}
+        return sparsity_of_left(architecture.layers, left)
+
+    def edit(
+        self,
+        spec: CompressionSpec,
+        model: LoadedModel,
+        units: Units | None,
+        sparsity: Mapping[str, float],
+        clock: Clock,
+    ) -> Edit:
+        from workers.engine.removals.cut import CutUnits
+
+        units, solve = needed(units, "the units' scores"), spec.editor.function
+        outcome = self.outcome(spec, model.source, model.architecture, sparsity)
+        kept = _kept(spec, model.architecture, units)
+        return CutUnits(
+            outcome, units.families, spec, kept, lambda task, kept_I, stats: solve(task, kept_I, stats, spec.edit)
+        )
+
+    def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
+        units = needed(units, "the units' scores")
+        kept = _kept(spec, model.architecture, units)
+        tensors = model.source.tensors
+        return Mask({f.reader.tensor: inputs_of(f, kept[f.block, f.kind], tensors) for f in units.families})
+
+    def went(self, report: Report, share: str) -> str:
+        readers = [layer for layer in report.layers if layer.reads == EXPERT]
+        kept, dense = readers[0].shape[1], readers[0].parameters // readers[0].shape[0]
+        blocks = len({layer.block for layer in readers})
+        return (
+            f"{kept} of {dense} channels stay of each of {len(readers) // blocks} experts of {blocks} blocks: "
+            f"{report.parameters:,} parameters became {report.parameters_after or 0:,}"
+        )
+
+
+REMOVAL = ExpertChannels()
+_WHOSE = {EXPERT: "experts", SHARED: "shared MLPs", PLAIN: "MLPs without experts"}
+
+
+def _params(spec: CompressionSpec) -> ExpertWidthParams:
+    assert isinstance(spec.prune, ExpertWidthParams)  # its pruner says so
+    return spec.prune
+
+
+def _kind(family: Family) -> str:
+    return family.kind.partition(".")[0]
+
+
+def _width(architecture: Architecture) -> int:
+    """Channels of an expert of the dense model."""
+    return architecture.reading(EXPERT)[0].shape[1]
+
+
+def _stay(spec: CompressionSpec, family: Family, width: int) -> int:
+    """The units of a family that stay, where experts have `width` channels."""
+    params = _params(spec)
+    kept = params.kept(width)
+    if _kind(family) == EXPERT:
+        return kept
+    if _kind(family) == SHARED:
+        return params.kept_shared(family.units, kept, width)
+    return family.units * kept // width
+
+
+def _kept(spec: CompressionSpec, architecture: Architecture, units: Units) -> dict[tuple[int, str], list[int]]:
+    """(block, kind) -> units that stay, ascending."""
+    width = _width(architecture)
+    return {
+        (family.block, family.kind): best_units(units.of(family), _stay(spec, family, width))
+        for family in units.families
+    }
