@@ -141,6 +141,13 @@ class TestUnitScore:
         assert all(same(*pair) for pair in zip(facts, before, strict=True))
         assert all(same(*pair) for pair in zip(scores, method.function(facts, params), strict=True))
 
+    def test_a_block_may_lack_a_kind_of_unit(self, method: Method, params: Any) -> None:
+        """As hybrids' blocks without attention do."""
+        facts, gone = measured(method, params, dense(method, params)), method.units[0]
+        facts[2] = {name: values for name, values in facts[2].items() if name.partition("/")[0] != gone}
+        scores = method.function(facts, params)
+        assert [set(block) for block in scores] == [{*method.units} - ({gone} if b == 2 else set()) for b in range(4)]
+
     def test_what_counts_for_nothing_is_lowest(self, method: Method, params: Any) -> None:
         usual, poor = (measured(method, params, dense(method, params, worthless)) for worthless in (None, 2))
         if all(same(*pair) for pair in zip(usual, poor, strict=True)):

@@ -209,7 +209,7 @@ def specs() -> list[Any]:
         text = {"dataset": "calibration.txt", "samples": 8, "sequence_length": 32, "refresh": refresh}
         found += [pytest.param(p | {"calibrate": text}, id=f"{name}-{refresh}") for name, p in parts.items()]
     for method in methods("prune"):
-        if {"weight", "expert"} & {*method.units}:  # experts: tests/engine/removals/test_experts.py
+        if {"weight", "expert", "expert_channel"} & {*method.units}:  # of experts: removals/test_expert*.py
             continue
         shaped = "sparsity" not in method.params.model_fields  # then a score is about all that goes
         target = {"hidden": 24, "heads": 2, "layers": 2, "channels": 32} if shaped else {"sparsity": 0.34}

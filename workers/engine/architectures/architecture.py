@@ -241,6 +241,13 @@ class Layout:
         return self._hosts.get(tensor) or self._hosts.get(_NUMBER.sub(f".{EACH}.", tensor, count=1))
 
     @cached_property
+    def expert_names(self) -> re.Pattern[str]:
+        """Names of the modules and tensors of single experts: (before, number, after) of the expert's number."""
+        layers = {layer.name for part in self.mlps for layer in part.layers if EACH in layer.name}
+        begins, ends = ("|".join(sorted({re.escape(name.partition(EACH)[side]) for name in layers})) for side in (0, 2))
+        return re.compile(rf"({re.escape(self.blocks)}\.\d+\.(?:{begins}))(\d+)((?:{ends})(?:\..*)?)", re.ASCII)
+
+    @cached_property
     def _hosts(self) -> dict[str, Fused]:
         return {part: row for row in self.in_modules for part in row.parts}
 

@@ -97,7 +97,7 @@ def _width(architecture: Architecture, axes: Mapping[str, Sequence[Axis]], reade
 def _in_files(architecture: Architecture, name: str) -> tuple[str, Fused | None]:
     """The tensor of the files that holds a canonical one, and the row of the layout's table that says so."""
     layout = architecture.layout
-    if (found := layout.split(name)) is None:
+    if not layout.stored or (found := layout.split(name)) is None:
         return name, None
     each = layout.below(renumbered(layout, name, EACH))
     row = next((row for row in layout.stored if found[1] in row.parts or each in row.parts), None)

@@ -8,12 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from workers.engine.architectures.architecture import Architecture, Layout
 from workers.engine.architectures.built import value
-from workers.engine.architectures.fused import EACH
 from workers.engine.errors import UnsupportedModel
 from workers.engine.files.model_files import shown
 from workers.engine.files.safetensors_bytes import TensorFacts
@@ -59,16 +57,7 @@ def renumbered(layout: Layout, name: str, number: int | str) -> str:
 
 def _split(layout: Layout, name: str) -> re.Match[str] | None:
     """(before, number, after) of the number of an expert."""
-    return _names(layout).fullmatch(name)
-
-
-@cache
-def _names(layout: Layout) -> re.Pattern[str]:
-    """Names of the modules and tensors of single experts."""
-    layers = {layer.name for part in layout.mlps for layer in part.layers if EACH in layer.name}
-    ends = "|".join(sorted({re.escape(name.partition(EACH)[2]) for name in layers}))
-    begins = "|".join(sorted({re.escape(name.partition(EACH)[0]) for name in layers}))
-    return re.compile(rf"({re.escape(layout.blocks)}\.\d+\.(?:{begins}))(\d+)((?:{ends})(?:\..*)?)", re.ASCII)
+    return layout.expert_names.fullmatch(name)
 
 
 def count_entry(config: Mapping[str, Any]) -> str:

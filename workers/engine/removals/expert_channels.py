@@ -73,14 +73,16 @@ def expert_width_pruner(
 class NarrowExperts(Narrow):
     """Structure of a result with narrower experts."""
 
-    said: Mapping[str, int]
-    """Config entry -> what it says of the result."""
+    entry_of: Mapping[str, str]
+    """Kind of unit -> the config entry that says how many there are, of several kinds perhaps the experts'."""
 
     says_head_dim: ClassVar[bool] = False
     field: ClassVar[str] = "/prune"
 
     def entries(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(self.said)
+        left = {_kind(family): self.widths[family.block, family.kind] for family in self.families}
+        own = {entry: left[kind] for kind, entry in self.entry_of.items()}
+        return own | {self.entry_of[EXPERT]: left[EXPERT]}
 
 
 class ExpertChannels(Removal):
@@ -95,9 +97,10 @@ class ExpertChannels(Removal):
                 "remove channels with `structured`, blocks with `depth`, or weights",
                 field="/prune",
             )
-        found = self.families(spec, architecture, source.config, source.tensors)
+        outcome, width = self.outcome(spec, source, architecture, None), _width(architecture)
+        kept = _params(spec).kept(width)
         for kind in (EXPERT, SHARED, PLAIN):
-            widths = {family.units for family in found if _kind(family) == kind}
+            widths = {family.units for family in outcome.families if _kind(family) == kind}
             if len(widths) > 1:
                 raise UnsupportedModel(
                     f"{architecture.model_type}: its {_WHOSE[kind]} have different widths, from {min(widths)} to "
@@ -105,24 +108,8 @@ class ExpertChannels(Removal):
                     "drop whole experts with `experts`, or remove weights",
                     field="/prune",
                 )
-        for family in found:
-            if not 1 <= (stay := _stay(spec, family, _width(architecture))) <= family.units:
-                raise InvalidSpec(
-                    f"{stay} channels of {_WHOSE[_kind(family)]} are to stay, and there are {family.units}",
-                    f"keep {family.units} or fewer",
-                    field="/prune/shared_channels" if _kind(family) == SHARED else "/prune/channels",
-                )
-        said = entries(architecture, source.config, source.tensors)
-        kept = _params(spec).kept(width := _width(architecture))
-        for family in found:
-            follows = said.get(_kind(family)) == said[EXPERT]
-            if follows and (stay := _stay(spec, family, width)) * width != family.units * kept:
-                raise InvalidSpec(
-                    f"{stay} of {family.units} channels of shared MLPs are to stay, and `{said[EXPERT]}` says their "
-                    f"width and the experts', of which {kept} of {width} are to stay",
-                    "leave it out",
-                    field="/prune/shared_channels",
-                )
+        for family in {_kind(family): family for family in outcome.families}.values():
+            _check_width(family, outcome.widths[family.block, family.kind], kept, width, outcome.entry_of)
         if kept % ALIGNED and kept < width:
             raise InvalidSpec(
                 f"{kept} channels of an expert are no multiple of {ALIGNED}: grouped products, by which transformers "
@@ -140,10 +127,7 @@ class ExpertChannels(Removal):
     ) -> NarrowExperts:
         found, width = self.families(spec, architecture, source.config, source.tensors), _width(architecture)
         widths = {(family.block, family.kind): _stay(spec, family, width) for family in found}
-        said: dict[str, int] = {}
-        for kind, entry in entries(architecture, source.config, source.tensors).items():
-            one = next(family for family in found if _kind(family) == kind)
-            said.setdefault(entry, _stay(spec, one, width))  # the experts' comes first
+        said = entries(architecture, source.config, source.tensors)
         return NarrowExperts(architecture.layout, range(architecture.blocks), found, widths, said)
 
     def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
@@ -219,6 +203,24 @@ def _kind(family: Family) -> str:
 def _width(architecture: Architecture) -> int:
     """Channels of an expert of the dense model."""
     return architecture.reading(EXPERT)[0].shape[1]
+
+
+def _check_width(family: Family, stay: int, kept: int, width: int, entry_of: Mapping[str, str]) -> None:
+    """Refuse to keep `stay` units of a family where `kept` of `width` stay of each expert: InvalidSpec."""
+    kind = _kind(family)
+    if not 1 <= stay <= family.units:
+        raise InvalidSpec(
+            f"{stay} channels of {_WHOSE[kind]} are to stay, and there are {family.units}",
+            f"keep {family.units} or fewer",
+            field="/prune/shared_channels" if kind == SHARED else "/prune/channels",
+        )
+    if entry_of.get(kind) == entry_of[EXPERT] and stay * width != family.units * kept:
+        raise InvalidSpec(
+            f"{stay} of {family.units} channels of {_WHOSE[kind]} are to stay, and `{entry_of[EXPERT]}` says their "
+            f"width and the experts', of which {kept} of {width} are to stay",
+            "leave it out",
+            field="/prune/shared_channels",
+        )
 
 
 def _stay(spec: CompressionSpec, family: Family, width: int) -> int:
