@@ -30,6 +30,9 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
     (data / "rows.jsonl").write_text('{"text": "One row is too little."}\n')
     (data / "null.jsonl").write_text('{"text": null}\n')
     (data / "zeros.txt").write_bytes(bytes(100_000))
+    (data / "wide.txt").write_text("Text of another encoding. " * 1000, encoding="utf-16")
+    (data / "column.jsonl").write_text('{"content": "in another column"}\n')
+    (data / "lines.jsonl").write_text("One line.\nAnother line.\n")
     (data / "folder.txt").mkdir()
     return settings.model_copy(update={"data_dir": data})
 
@@ -58,6 +61,9 @@ def test_the_forms_defaults_are_warned_of_and_a_suggestion_is_not(api: Api) -> N
     [
         ("empty.txt", "dataset_too_short", "/spec/calibrate"),
         ("line.txt", "dataset_too_short", "/spec/calibrate"),
+        ("wide.txt", "invalid_spec", "/spec/calibrate/dataset"),
+        ("column.jsonl", "invalid_spec", "/spec/calibrate/text_field"),
+        ("lines.jsonl", "invalid_spec", "/spec/calibrate/dataset"),
         ("folder.txt", "dataset_not_found", "/spec/calibrate/dataset"),
         ("none.txt", "dataset_not_found", "/spec/calibrate/dataset"),
     ],

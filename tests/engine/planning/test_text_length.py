@@ -102,8 +102,8 @@ def test_each_kind_of_text_is_looked_at(examples: Sources) -> None:
         ("a.txt.zst", b"which the API cannot read", None),
         ("a.parquet", b"nor this", None),
         ("a.jsonl", b'{"text": [{"role": "user", "content": "a conversation"}]}', None),
-        ("a.jsonl", b"no JSON", None),
-        ("a.jsonl", b"[1]", None),
+        ("a.jsonl.gz", gzip.compress(b"no JSON"), None),
+        ("a.jsonl.gz", gzip.compress(b"[1]"), None),
         ("a.jsonl", json.dumps({"text": "a row that is longer than what is looked at " * 30_000}).encode(), None),
     ],
     ids=[

@@ -18,7 +18,7 @@ from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.planning.fit_to_size import fitting_sparsity
 from workers.engine.planning.predictions import predicted_elapsed_s, predicted_peak_memory_bytes
 from workers.engine.planning.result_size import parameters_after, stored_bytes
-from workers.engine.planning.text_length import length_warnings, planned_texts, refuse_too_short
+from workers.engine.planning.text_length import check_text, length_warnings, planned_texts
 from workers.engine.registry import method_of
 from workers.engine.removals.base import Prospect, removal_of
 from workers.engine.removals.outcome import Outcome, config_after
@@ -106,7 +106,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
                 f"use a sequence_length of at most {architecture.context_length}",
                 field=f"{field}/sequence_length",
             )
-        refuse_too_short(spec, field, path, source)
+        check_text(spec, field, path, source)
     predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
     return prospect
 

@@ -1,10 +1,11 @@
-"""Whether the texts of a spec have as many tokens as the job reads at least. Import-light.
+"""Whether the texts of a spec can be read, and have as many tokens as the job reads at least. Import-light.
 
 Refused is only what cannot succeed with any count that the model's tokenizer may make; the rest is an estimate.
 """
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING
 from huggingface_hub import try_to_load_from_cache
 
 from workers.engine.contracts.params import Stat, WindowsMethodParams
+from workers.engine.contracts.tuning_params import TrainingParams
 from workers.engine.errors import DatasetTooShort
 from workers.engine.report import PlannedText
+from workers.engine.sources.texts.documents import check_beginning
 from workers.engine.sources.texts.sample import sample
 from workers.engine.sources.texts.vocabulary import MOST_PER_BYTE, TOKENIZER, Vocabulary, vocabulary
 from workers.engine.spec import Calibrate
@@ -35,12 +38,28 @@ _SHORTEST = 8
 """Tokens of a window, in every spec."""
 
 
-def refuse_too_short(spec: CompressionSpec, field: str, path: Path | None, source: ModelSource) -> None:
-    """Raises DatasetTooShort where the file at `path` cannot have as many tokens as the text at `field` needs."""
-    ref = spec.texts()[field]
-    if path is None or path.suffix not in (".txt", ".jsonl") or not (ref.least_windows and _is_read(spec, field)):
+def check_text(spec: CompressionSpec, field: str, path: Path | None, source: ModelSource) -> None:
+    """Raises InvalidSpec where the file at `path` does not begin as its name and the text at `field` say, and
+    DatasetTooShort where it cannot have as many tokens as that needs. One that only workers may read is not looked at.
+    """
+    if path is None or not _is_read(spec, field) or not os.access(path, os.R_OK):
         return
-    size, needed = path.stat().st_size, ref.least_windows * ref.window_tokens
+    ref, status = spec.texts()[field], path.stat()
+    if not (isinstance(ref, TrainingParams) and ref.domains):  # of which only some rows are read
+        _check_beginning(path, status.st_size, status.st_mtime_ns, ref.text_field, ref.document_field, field)
+    if ref.least_windows and path.suffix in (".txt", ".jsonl"):
+        _refuse_too_short(ref, field, path, status.st_size, source)
+
+
+@lru_cache(maxsize=256)
+def _check_beginning(
+    path: Path, size: int, mtime_ns: int, text_field: str, document_field: str | None, field: str
+) -> None:
+    check_beginning(path, text_field, document_field, field)
+
+
+def _refuse_too_short(ref: DataRef, field: str, path: Path, size: int, source: ModelSource) -> None:
+    needed = ref.least_windows * ref.window_tokens
     if size > 0:
         if path.suffix != ".txt" or size * MOST_PER_BYTE * _OPENING >= needed:
             return

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from workers.engine.errors import InvalidSpec
@@ -16,6 +17,7 @@ from workers.engine.sources.texts.rows import Row, hub_rows, jsonl_rows, parquet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
 
@@ -53,6 +55,18 @@ def is_one_document(ref: DataRef, sources: Sources, field: str) -> bool:
     """Whether a text is a .txt file. Raises DatasetNotFound."""
     path = resolve_dataset(ref, sources, field)
     return path is not None and kind_of(path) == ".txt"
+
+
+def check_beginning(path: Path, text_field: str, document_field: str | None, field: str) -> None:
+    """Read the first megabyte or the first row of a file that is not compressed, of which `documents` reads all.
+
+    Raises InvalidSpec where that would for it, but for conversations, which only the model's tokenizer writes out.
+    """
+    if path.suffix == ".txt":
+        next(characters(path, f"{field}/dataset"), None)
+    elif path.suffix == ".jsonl":
+        for where, row in islice(jsonl_rows(path, f"{field}/dataset"), 1):
+            _check_row(where, row, text_field, document_field, field, first=True)
 
 
 def documents(
@@ -120,19 +134,25 @@ def _of_rows(
     rows: Iterable[Row], ref: DataRef, tokenizer: PreTrainedTokenizerBase, field: str, tally: Tally
 ) -> Iterator[Document]:
     for number, (where, row) in enumerate(rows):
-        if ref.text_field not in row or not _readable(row[ref.text_field]):
-            raise _no_text(where, row, ref, field, first=number == 0)
-        if ref.document_field is not None and not isinstance(row.get(ref.document_field), str | int):
-            raise InvalidSpec(
-                f"{where} has no name of a document in a column {ref.document_field!r}",
-                "give every row a text or a whole number there, or leave `document_field` out: each row is one then",
-                field=f"{field}/document_field",
-            )
+        _check_row(where, row, ref.text_field, ref.document_field, field, first=number == 0)
         text = _text(row[ref.text_field], tokenizer, where, f"{field}/text_field")
         if not text.strip():
             tally.rows_skipped += 1
             continue
         yield Document(row[ref.document_field] if ref.document_field else number, _clean([text], tally))
+
+
+def _check_row(
+    where: str, row: Mapping[str, Any], text_field: str, document_field: str | None, field: str, *, first: bool
+) -> None:
+    if text_field not in row or not _readable(row[text_field]):
+        raise _no_text(where, row, text_field, field, first=first)
+    if document_field is not None and not isinstance(row.get(document_field), str | int):
+        raise InvalidSpec(
+            f"{where} has no name of a document in a column {document_field!r}",
+            "give every row a text or a whole number there, or leave `document_field` out: each row is one then",
+            field=f"{field}/document_field",
+        )
 
 
 def _readable(value: object) -> bool:
@@ -161,9 +181,9 @@ def _clean(pieces: Iterable[str], tally: Tally) -> Iterator[str]:
     yield ends.decode("", final=True)
 
 
-def _no_text(where: str, row: Mapping[str, Any], ref: DataRef, field: str, *, first: bool) -> InvalidSpec:
+def _no_text(where: str, row: Mapping[str, Any], column: str, field: str, *, first: bool) -> InvalidSpec:
     """The error for a row without text, with a hint that depends on the row's columns."""
-    column, others = ref.text_field, [name for name, value in row.items() if value is not None and _readable(value)]
+    others = [name for name, value in row.items() if value is not None and _readable(value)]
     if not first:
         hint = f"give every row a text in {column!r}, or leave the row out"
     elif others:

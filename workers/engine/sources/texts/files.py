@@ -82,8 +82,6 @@ def _chunks(path: Path, field: str) -> Iterator[bytes]:
 def opened(path: Path, field: str) -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed as they are read. Raises InvalidSpec for what is not so compressed, and where
     the file cannot be opened."""
-    import pyarrow
-
     name = COMPRESSIONS.get(path.suffix)
     try:
         raw = path.open("rb")
@@ -95,6 +93,8 @@ def opened(path: Path, field: str) -> Iterator[IO[bytes]]:
         if name is None:
             yield raw
             return
+        import pyarrow
+
         try:
             with pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), name) as file:
                 yield file
