@@ -50,6 +50,7 @@ class Refused(Exception):
 
 def check(database: Database, store: ArtifactStore) -> str:
     """The deployment's id, given to database and store if both are fresh. Raises Refused, or what the two raise."""
+    _check_restored(store)
     mine, marked = _of_database(database)
     found = store.deployment()
     if found is None:
@@ -148,6 +149,7 @@ def adopt(database: Database, store: ArtifactStore, work_dir: Path, *, taken_fro
 
     `taken_from` is the id the store carries now, where it is another's. Raises Refused where that is not so.
     """
+    _check_restored(store)
     mine, _ = _of_database(database)
     found = store.deployment()
     if found is not None and found != mine and found != taken_from:
@@ -162,6 +164,15 @@ def adopt(database: Database, store: ArtifactStore, work_dir: Path, *, taken_fro
         marker.unlink()
     _note_marked(database)
     return mine
+
+
+def _check_restored(store: ArtifactStore) -> None:
+    """Nothing is given or served before a restore has ended: neither its files nor its rows may be all there."""
+    if store.restoring() is not None:
+        raise Refused(
+            f"A restore into the artifact store {store.url} is at work, or was cut short. Let it end, or run the same "
+            "`espalier restore` again: it goes on with what is missing."
+        )
 
 
 def _belongs_to(found: str) -> str:

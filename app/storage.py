@@ -1,6 +1,7 @@
 """The artifact store: results and logs in a local directory, S3, Google or Azure storage. No other file builds paths.
 
     espalier-deployment                                         the id of the deployment the store belongs to
+    espalier-restoring                                          the digest of the backup that is being restored into it
     {tenant}/{job}/{attempt:04}-{fence:06}/files/{path}         what a succeeded attempt leaves
                                           /logs/{n:06}.log      what any attempt said, in pieces, while it runs
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from obstore.store import RetryConfig
 
 MARKER = "espalier-deployment"
+RESTORING = "espalier-restoring"
 ATOMIC_PUT_BYTES = 32 * 2**20
 """obstore holds the whole of an atomic create in memory (and S3 refuses more than 5 GB): larger files go in parts."""
 PART_BYTES = 5 * 2**20
@@ -97,6 +99,19 @@ class ArtifactStore:
     def is_empty(self) -> bool:
         """Whether there is no file where jobs keep theirs, two folders deep."""
         return all(key.count("/") < 2 for key in self._list(None))
+
+    def restoring(self) -> str | None:
+        """The backup whose restore into the store has begun and not ended, as `begin_restoring` named it."""
+        try:
+            return legible(self.read(RESTORING))
+        except FileNotFoundError:
+            return None
+
+    def begin_restoring(self, backup: str) -> None:
+        obstore.put(self._store, RESTORING, backup.encode())
+
+    def end_restoring(self) -> None:
+        self.delete([RESTORING])
 
     # -- write ---------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ too.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -52,8 +52,12 @@ class Rows:
             self.artifacts[key].append(Named(*named))
 
 
-def back_up(database: Database, store: ArtifactStore, backup: ArtifactStore) -> Contents:
+def back_up(
+    database: Database, store: ArtifactStore, backup: ArtifactStore, *, signing_keys: Sequence[str] = ()
+) -> Contents:
     """Raises BadBackup if there is something at the target, or the schema is not this version's."""
+    if store.restoring() is not None:
+        raise BadBackup(f"a restore into {store.url} has not ended: run the same `espalier restore` again first")
     if is_within(backup, store) or is_within(store, backup):
         raise BadBackup(
             f"{backup.url} and the artifact store {store.url} lie in one another: give backups another place"
@@ -88,6 +92,7 @@ def back_up(database: Database, store: ArtifactStore, backup: ArtifactStore) -> 
         damaged=sorted(
             key for key, (named, *_) in said.artifacts.items() if key in copied and copied[key].sha256 != named.sha256
         ),
+        signing_keys=list(signing_keys),
     )
     backup.put_bytes(CONTENTS, orjson.dumps(contents.model_dump(), option=orjson.OPT_INDENT_2))
     return contents

@@ -58,6 +58,9 @@ class Contents(BaseModel):
     """Keys of results that the store had lost before."""
     damaged: list[str]
     """Keys of results whose bytes are not those that the job made."""
+    signing_keys: list[str] = []
+    """Ids of the keys that signed manifests when it was made; none where an earlier version made it. They are not in
+    it."""
 
 
 class Stored(NamedTuple):

@@ -40,6 +40,16 @@ def copy(source: ArtifactStore, source_key: str, target: ArtifactStore, key: str
     return Stored(named, size, sha256.hexdigest())
 
 
+def is_there(store: ArtifactStore, expected: Stored) -> bool:
+    """Whether a file is there with all its bytes."""
+    if store.size(expected.key) != expected.bytes:
+        return False
+    sha256 = hashlib.sha256()
+    for piece in store.open_range(expected.key, 0, expected.bytes):
+        sha256.update(piece)
+    return sha256.hexdigest() == expected.sha256
+
+
 def checked(store: ArtifactStore, key: str, expected: Digested) -> Iterator[bytes]:
     """The pieces of a file. Raises BadBackup at its end if it is not what was written."""
     sha256 = hashlib.sha256()

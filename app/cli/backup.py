@@ -14,6 +14,7 @@ from app.cli.options import AsJson, load_settings
 
 if TYPE_CHECKING:
     from app.backup.contents import Contents
+    from app.settings import Settings
 
 Place = Annotated[str, typer.Argument(help="A folder, or s3://…, gs://…, az://….")]
 Source = Annotated[str, typer.Argument(metavar="FROM", help="A folder or URL that `espalier backup` wrote to.")]
@@ -36,11 +37,16 @@ def backup(to: Place, as_json: AsJson = False) -> None:
     settings = load_settings()
     database = Database(settings.database_url)
     try:
-        contents = back_up(database, ArtifactStore(settings.artifacts_url), place(to))
+        contents = back_up(
+            database, ArtifactStore(settings.artifacts_url), place(to), signing_keys=_signing_keys(settings)
+        )
     except BadBackup as error:
         raise Usage(str(error)) from None
     except (SQLAlchemyError, StorageError, OSError) as error:
-        raise CliError(f"the backup is not complete: {error}") from error
+        raise CliError(
+            f"the backup is not complete, and what is at {to} is none: {error}\nDelete that, and give the next backup "
+            "a place of its own with room enough"
+        ) from error
     finally:
         database.dispose()
     _print(contents, f"backed up to {to}", as_json=as_json)
@@ -53,7 +59,8 @@ def backup(to: Place, as_json: AsJson = False) -> None:
 def restore(source: Source, as_json: AsJson = False) -> None:
     """Restore a backup into an empty database, SQLite or PostgreSQL, and an empty artifact store.
 
-    Those that the settings name. Every file is checked against the digest it was backed up with.
+    Those that the settings name. Every file is checked against the digest it was backed up with. No process starts on
+    a store before the restore has ended; one that was cut goes on when it is run again.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -71,15 +78,37 @@ def restore(source: Source, as_json: AsJson = False) -> None:
     except BadBackup as error:
         raise Usage(str(error)) from None
     except (SQLAlchemyError, StorageError, OSError) as error:
-        raise CliError(f"nothing is restored, but some files: {error}; empty the store and try again") from error
+        raise CliError(
+            f"the restore has not ended: {error}\nMend that, and run the same command again: it goes on with what is "
+            "missing, and until it has ended no process starts on the store"
+        ) from error
     finally:
         database.dispose()
-    _print(contents, f"restored from {source}", as_json=as_json)
+    lost = sorted(set(contents.signing_keys) - set(_signing_keys(settings)))
+    _print(contents, f"restored from {source}", as_json=as_json, signing_keys_missing=lost)
+    if lost and not as_json:
+        output.stderr.print(
+            f"{settings.signing_keys} lacks keys that had signed its results: {', '.join(lost)}. Bring the file back "
+            "from where it is kept (ESPALIER_SIGNING_KEYS) before you start the service: without them what was "
+            "downloaded before is not verified any more"
+        )
 
 
-def _print(contents: Contents, done: str, *, as_json: bool) -> None:
+def _signing_keys(settings: Settings) -> list[str]:
+    """Ids of the keys that the service publishes; a file that cannot be read holds up neither of the two."""
+    from app.signing.keys import KeyRing
+    from app.watched_file import Unreadable
+
+    try:
+        return [key.kid for key in KeyRing(settings.signing_keys, make=False).all() if key.revoked_at is None]
+    except Unreadable as error:
+        output.stderr.print(output.marked("[yellow]warning[/] {}", error))
+        return []
+
+
+def _print(contents: Contents, done: str, *, as_json: bool, **more: object) -> None:
     if as_json:
-        output.print_json(contents.model_dump())
+        output.print_json({**contents.model_dump(), **more})
         return
     rows = sum(table.lines for table in contents.tables.values())
     output.stdout.print(

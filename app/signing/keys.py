@@ -126,7 +126,9 @@ def key_ring(settings: Settings) -> KeyRing:
     ring = KeyRing(settings.signing_keys, make=settings.embedded and settings.signing_keys.parent == settings.home)
     if not ring.all():
         log.warning(
-            "manifests_unsigned", remedy="make a key with `espalier signing-keys rotate`, for ESPALIER_SIGNING_KEYS"
+            "manifests_unsigned",
+            path=str(ring.path),
+            remedy="bring that file back (ESPALIER_SIGNING_KEYS), or make a key: `espalier signing-keys rotate`",
         )
     return ring
 

@@ -4,53 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from app import migrate
+from app import deployment, migrate
 from app.backup import copying
 from app.backup.backup import back_up
 from app.backup.contents import BadBackup, place
 from app.backup.restore import restore
-from app.backup.rows import tables
 from app.cli import cli
 from app.db import Database
 from app.jobs import attempts, removals, retention, upkeep
 from app.jobs.models import Job
 from app.main import create_app
 from app.settings import Settings, get_settings
+from app.signing.keys import KeyRing
 from app.storage import ArtifactStore
 from tests.helpers.api import FILES, GATED, W1, Api, others
+from tests.helpers.backups import fresh_postgresql, fresh_sqlite, rows
 
 on_one = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-
-def rows(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    """All there is, JSON as values, each table's rows in order."""
-    with database.engine.connect() as connection:
-        return {
-            table.name: sorted((tuple(row) for row in connection.execute(table.select())), key=repr)
-            for table in tables(connection)
-        }
 
 
 @pytest.fixture
 def target(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> str:
     """An empty database of the other kind."""
     if database_url.startswith("postgresql"):
-        return f"sqlite:///{tmp_path}/restored/espalier.db"
-    server, name = request.getfixturevalue("postgresql_server"), f"r_{uuid.uuid4().hex[:12]}"
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"create database {name}"))
-    engine.dispose()
-    return str(server).replace("/postgres?", f"/{name}?")
+        return fresh_sqlite(tmp_path / "restored")
+    return fresh_postgresql(request.getfixturevalue("postgresql_server"))
 
 
 def restored(backup: ArtifactStore, url: str, store: ArtifactStore) -> Database:
@@ -59,7 +47,7 @@ def restored(backup: ArtifactStore, url: str, store: ArtifactStore) -> Database:
     database = Database(url)
     try:
         restore(backup, database, url, store)
-    except BadBackup:
+    except BaseException:
         database.dispose()
         raise
     return database
@@ -208,6 +196,42 @@ def test_a_claim_made_after_the_restore_finds_its_folder_empty(
     assert not fresh.job_keys(begun[0].tenant_id, begun[0].job_id)
 
 
+def test_a_restore_that_was_cut_is_not_served_and_goes_on(
+    worked: Api, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/chaos/test_backup_cut.py kills real ones, and fills disks."""
+    before = rows(worked.database)
+    backup, store = place(str(tmp_path / "backup")), place(str(tmp_path / "store"))
+    back_up(worked.database, worked.services.store, backup)
+    with monkeypatch.context() as patched:
+        patched.setattr("app.backup.rows.continue_numbers", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            restored(backup, target, store)
+    database = Database(target)
+    with pytest.raises(deployment.Refused, match="cut short"):
+        deployment.check(database, store)
+    with pytest.raises(deployment.Refused, match="cut short"):
+        deployment.adopt(database, store, tmp_path / "work", taken_from=None)
+    with pytest.raises(BadBackup, match="has not ended"):
+        back_up(database, store, place(str(tmp_path / "of-a-half")))
+    assert not any(rows(database).values())
+    database.dispose()
+    worked.submit()
+    other = place(str(tmp_path / "other"))
+    back_up(worked.database, worked.services.store, other)
+    with pytest.raises(BadBackup, match="another backup"):
+        restored(other, target, store)
+    copied: list[str] = []
+    copy = copying.copy
+    monkeypatch.setattr(copying, "copy", lambda *args, **named: copied.append(args[3]) or copy(*args, **named))
+    database = restored(backup, target, store)
+    assert copied == []
+    assert rows(database) == before
+    assert set(store.every_key()) == set(worked.services.store.every_key())
+    assert deployment.check(database, store)
+    database.dispose()
+
+
 class TestRefusals:
     @pytest.fixture
     def backup(self, worked: Api, tmp_path: Path) -> ArtifactStore:
@@ -319,6 +343,21 @@ class TestCommands:
         database = Database(target)
         assert rows(database) == rows(worked.database)
         database.dispose()
+
+    @on_one
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_a_restore_says_which_signing_keys_are_missing(
+        self, worked: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+    ) -> None:
+        (key,) = KeyRing(worked.services.signing.path, make=True).all()
+        assert self.run("backup", str(tmp_path / "backup"))[0] == 0
+        monkeypatch.setenv("ESPALIER_HOME", str(tmp_path / "again"))
+        monkeypatch.setenv("ESPALIER_DATABASE_URL", fresh_sqlite(tmp_path / "again"))
+        if kept:
+            shutil.copy(worked.services.signing.path, tmp_path / "again" / worked.services.signing.path.name)
+        get_settings.cache_clear()
+        code, said = self.run("restore", str(tmp_path / "backup"))
+        assert (code, "lacks keys that had signed" in said, key.kid in said) == (0, not kept, not kept)
 
     def test_go_back_a_schema(self, worked: Api, settings: Settings) -> None:
         worked.services.relay.stop()
