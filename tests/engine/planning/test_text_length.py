@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig
 
+from tests.helpers.hub import client, serving
 from tests.helpers.small_models import EXAMPLES, SIZES, SaveModel, spec_of
 from workers.engine.errors import DatasetTooShort
 from workers.engine.files.model_files import TOKENIZER_BYTES, TOKENIZER_DIGITS, read_json
@@ -201,3 +202,25 @@ def test_a_strange_tokenizer_has_none(document: dict[str, Any], tmp_path: Path) 
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     assert read_json(tmp_path, "tokenizer.json", TOKENIZER_BYTES, TOKENIZER_DIGITS) == document
     assert vocabulary(tmp_path) is None
+
+
+ON_THE_HUB = """
+import json, sys
+from pathlib import Path
+from workers.engine.planning.plan import plan
+from workers.engine.sources.resolve import Sources, download, resolve_model
+from workers.engine.spec import CompressionSpec
+sources, spec = Sources(Path("none"), Path(sys.argv[1])), CompressionSpec.model_validate_json(sys.argv[2])
+before = plan(spec, sources).texts
+download(resolve_model(spec.model, sources))
+print(json.dumps({"before": before[0].tokens, "after": plan(spec, sources).texts[0].tokens}))
+"""
+
+
+def test_the_vocabulary_of_a_hub_model_is_that_in_the_cache(examples: Sources, tmp_path: Path) -> None:
+    spec = spec_of(model={"id": "org/good"}, **calibrate())
+    with serving() as hub:
+        data = str(examples.data_dir)
+        found = client(ON_THE_HUB, data, spec.model_dump_json(), endpoint=hub, home=tmp_path)
+    assert found["before"] == (EXAMPLES / "data/calibration.txt").stat().st_size // 4
+    assert found["after"] == texts(spec_of(**BOOKWORM, **calibrate()), examples)["/calibrate"].tokens

@@ -6,6 +6,7 @@ Refused is only what cannot succeed with any count that the model's tokenizer ma
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +70,7 @@ def _refuse_too_short(ref: DataRef, field: str, path: Path, size: int, source: M
     windows = f"{ref.least_windows:,} windows" if ref.least_windows > 1 else "a window"
     raise DatasetTooShort(
         f"{ref.label} has {size:,} bytes, too few for {windows} of {ref.window_tokens:,} tokens",
-        "give a longer text" + (", or ask for fewer or shorter windows" if size else ""),
+        _remedy(_suggested(field, ref, _tokens(path, ref, source) or 0)),
         field=field,
     )
 
@@ -101,12 +102,10 @@ def length_warnings(texts: list[PlannedText]) -> list[str]:
         needed = text.windows * text.window_tokens
         if text.tokens is None or text.tokens >= needed:
             continue
-        instead = [f"`{pointer[1:].replace('/', '.')}` to {value}" for pointer, value in text.suggested.items()]
-        remedy = f"set {' or '.join(instead)}, or give" if instead else "give"
         reads = f"{text.windows:,} windows of {text.window_tokens:,}" if text.windows > 1 else "a window"
         found.append(
             f"{text.dataset} has about {_rounded(text.tokens):,} tokens, and `{text.field[1:]}` reads {reads}, "
-            f"{needed:,} tokens: the job would fail; {remedy} a longer text"
+            f"{needed:,} tokens: the job would fail; {_remedy(text.suggested)}"
         )
     return found
 
@@ -126,6 +125,11 @@ def _suggested(field: str, ref: DataRef, tokens: int) -> dict[str, int]:
     if (length := sure // ref.least_windows) >= _SHORTEST:
         found[f"{field}/sequence_length"] = length
     return found
+
+
+def _remedy(suggested: Mapping[str, int]) -> str:
+    instead = [f"`{pointer[1:].replace('/', '.')}` to {value}" for pointer, value in suggested.items()]
+    return f"set {' or '.join(instead)}, or give a longer text" if instead else "give a longer text"
 
 
 def _tokens(path: Path, ref: DataRef, source: ModelSource) -> int | None:

@@ -51,7 +51,7 @@ export function Scatter({ pareto }) {
     </svg>
     <ul class="legend">${groups.map((each, kind) => html`<li><svg class="plot" viewBox="0 0 26 12" aria-hidden="true"><path class="mark c${kind % 8}" d=${shape(kind, 13, 6, 4.5)} /></svg>${each}</li>`)}
       <li><svg class="plot" viewBox="0 0 26 12" aria-hidden="true"><path class="mark c7 hollow" d=${shape(0, 13, 6, 4.5)} /><path class="struck" d=${cross(13, 6)} /></svg>gates fail, so not on the front</li>
-      <li><svg class="plot" viewBox="0 0 26 12" aria-hidden="true"><path class="front" d="M0 10H13V2H26" /></svg>front</li></ul>
+      ${front.length > 0 && html`<li><svg class="plot" viewBox="0 0 26 12" aria-hidden="true"><path class="front" d="M0 10H13V2H26" /></svg>front</li>`}</ul>
     <p class="readout" role="status">${at === null || !points[at] ? html`<span class="muted">Point at a mark, or go from one to the next with the arrow keys; Enter opens its job. Bars are two standard errors each way.</span>` : html`<${Told} point=${points[at]} quality=${quality} cost=${cost} />`}</p>
   </figure>`;
 }
