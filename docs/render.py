@@ -120,8 +120,9 @@ def families_markdown() -> str:
         "bit-equal to the dense ones, and a Wanda of our own, by hooks, drops the same weights (Wanda); without a "
         "block the dense model's logits are the result's (depth); with zeros for what was cut they are (heads, "
         "channels, hidden dimensions, channels of each expert); the reported perplexity is that of the result, after "
-        "two steps of LoRA on half of the weights too, which leave every zero and change each matrix (LoRA). What is "
-        "refused is so by the dry run, in these words. A family is one `model_type`, counted once.",
+        "two steps of LoRA on half of the weights too, which leave every zero and change each matrix, unless neither "
+        "made the model better on held-out text (LoRA). What is refused is so by the dry run, in these words. A family "
+        "is one `model_type`, counted once.",
     ]
     for title, path in (("Decoders", TYPES), ("Wrappers: a text tower beside others", WRAPPERS)):
         if made := _made(path):

@@ -189,8 +189,11 @@ def _checked(job: str, spec: CompressionSpec, dense: Side, sources: Sources, fol
         detail = f"{reader.shape[1]} of {reader.parameters // reader.shape[0]}"
     elif job == "tune":
         changed = of_masks.same_otherwise(dense, result)
-        of_masks.zeros_per_row(changed, SPARSITY, rows=False, kept=False)
-        of_masks.learnt(changed, report.tune)
+        better = report.tune is not None and report.tune.best_step > 0
+        of_masks.zeros_per_row(changed, SPARSITY, rows=False, kept=not better)
+        if better:
+            of_masks.learnt(changed)
+        detail = "" if better else "no step made it better"
         of_masks.perplexity(result, _heldout(dense, sources), report.metrics[0].pruned)
     elif job in ("structured", "hidden"):
         (folder / "masked").mkdir()
