@@ -166,7 +166,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         sessions,
         webhooks,
     )
+    # Themselves, not included: FastAPI would build each anew, for every app, at the first request that looks at it.
+    app.router.routes.extend(jobs.hot_routes)
     for feature in (*api, signing, health, metrics_endpoints, pages):
-        app.include_router(feature.router)
-    app.router.routes[:0] = jobs.hot_routes
+        app.router.routes.extend(feature.router.routes)
     return app
