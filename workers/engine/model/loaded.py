@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -131,12 +131,31 @@ def _decoded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def empty_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config: its parameters on the meta device, its buffers with values."""
-    with device, init_empty_weights(include_buffers=False):
+    with device, _parameters_on_meta():
         differ = getattr(config, "is_heterogeneous", False) and config.model_type not in DIFFER
         own = _own_class({"model_type": config.model_type, PER_LAYER: differ, BETAS: getattr(config, BETAS, None)})
         if own is not None:
             return own._from_config(config, dtype=dtype)
         return _auto_class(config.model_type).from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made meanwhile have their parameters on the meta device, and transformers takes those for initialised:
+    drawing each on the meta device takes three times as long as all the rest. Buffers are initialised."""
+    handle = register_module_parameter_registration_hook(_on_meta)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    if parameter.is_meta:  # registered again, where weights are tied
+        return None
+    found = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+    found._is_hf_initialized = True
+    return found
 
 
 def _auto_class(model_type: str) -> Any:

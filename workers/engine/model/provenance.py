@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,14 @@ PACKAGES = (
     "scipy",
 )
 
+_version = cache(version)  # reads files, for every report and cache key
+
 
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that computes or reads numbers."""
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: _version(package) for package in PACKAGES},
         **_method_packages(),
     }
 
@@ -65,7 +68,7 @@ def environment(model: LoadedModel) -> dict[str, str]:
         "device": device_name(model.device),
         # Sums over the shares of several are rounded in another order.
         **({"devices": str(model.ranks.total)} if model.ranks.total > 1 else {}),
-        **{package: version(package) for package in (DISTRIBUTION, "torch", "transformers")},
+        **{package: _version(package) for package in (DISTRIBUTION, "torch", "transformers")},
         **_method_packages(),
     }
 
