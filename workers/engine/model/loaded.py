@@ -143,7 +143,7 @@ def empty_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dty
 def _parameters_on_meta() -> Iterator[None]:
     """Modules made meanwhile have their parameters on the meta device, and transformers takes those for initialised:
     drawing each on the meta device takes three times as long as all the rest. Buffers are initialised."""
-    handle = register_module_parameter_registration_hook(_on_meta)
+    handle = register_module_parameter_registration_hook(_on_meta)  # type: ignore[arg-type]  # may return one
     try:
         yield
     finally:
@@ -154,7 +154,7 @@ def _on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parame
     if parameter.is_meta:  # registered again, where weights are tied
         return None
     found = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-    found._is_hf_initialized = True
+    found._is_hf_initialized = True  # type: ignore[attr-defined]
     return found
 
 

@@ -72,7 +72,7 @@ def sparsity_figure(layers: Sequence[LayerReport]) -> str:
             axis.grid(axis="y")
         axes[0].set_ylim(0, 100)  # all panels share these
         axes[0].set_yticks([0, 25, 50, 75, 100])
-        axes[0].xaxis.get_major_locator().set_params(integer=True)
+        axes[0].locator_params(axis="x", integer=True)
         for axis in axes[len(by_projection) :]:
             axis.remove()
         for index in range(len(by_projection)):
@@ -92,8 +92,8 @@ def widths_figure(layers: Sequence[LayerReport]) -> str:
     if uncut or not {*panels} <= {layer.reads for layer in layers if layer.shape[0]}:
         return ""
     with rc_context(_STYLE):
-        figure = Figure(figsize=(9.6, 3.0), layout="constrained")
-        axes = figure.subplots(1, len(panels))
+        figure = Figure(figsize=(9.6, 3.0))
+        axes = _panels(figure, 1, len(panels), left=0.6, bottom=0.5, top=0.55, gap=0.6)
         for axis, (kind, part) in zip(axes, panels.items(), strict=True):
             members = [layer for layer in layers if layer.reads == kind]
             hidden = max(layer.shape[0] for layer in members)  # outputs stay, but for blocks that were dropped
@@ -103,9 +103,9 @@ def widths_figure(layers: Sequence[LayerReport]) -> str:
             axis.bar(blocks, [layer.shape[1] for layer in members], width=0.6, color=PRUNED, label="pruned")
             axis.set_title(f"{part}: inputs of {members[0].name.rpartition('.')[2]}")
             axis.grid(axis="y")
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.locator_params(axis="x", integer=True)
         figure.supxlabel("decoder block", fontsize=10)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=2)
         return _svg(figure, "Width of attention and MLP in every block, dense and pruned")
 
 
@@ -185,10 +185,10 @@ def stages_figure(stages: Sequence[StageReport]) -> str:
 
 
 def _panels(
-    figure: Figure, rows: int, columns: int, *, left: float, bottom: float, top: float, **shared: bool
+    figure: Figure, rows: int, columns: int, *, left: float, bottom: float, top: float, gap: float = 0.12, **shared: Any
 ) -> list[Axes]:
-    """Panels in rows, an eighth of an inch apart and below titles; margins in inches. Said, not found: matplotlib's
-    `constrained` layout draws a figure three times, and most jobs are shorter than a second."""
+    """Panels in rows, below titles; the gap between them and the margins in inches. Given, because matplotlib's
+    `constrained` layout, which finds them, draws a figure three times: as long as a job of a small model."""
     width, height = figure.get_size_inches()
     across, down = (width - left - 0.05) / columns, (height - bottom - top) / rows
     place = {
@@ -196,7 +196,7 @@ def _panels(
         "right": 1 - 0.05 / width,
         "bottom": bottom / height,
         "top": 1 - top / height,
-        "wspace": 0.12 / (across - 0.12),
+        "wspace": gap / (across - gap),
         "hspace": 0.35 / (down - 0.35),
     }
     return list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=place, **shared).flatten())
