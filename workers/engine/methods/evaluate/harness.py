@@ -66,6 +66,7 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks.manager import TaskManager
 
     from workers.engine.sources.harness_tasks import UnsuitableTask, load_tasks, suitable
 
@@ -77,6 +78,7 @@ def evaluate(context: EvaluationContext, params: HarnessParams) -> list[Measurem
                 pretrained=context.model, tokenizer=tokenizer, batch_size=params.batch_size, add_bos_token=opens
             ),
             tasks=tasks,
+            task_manager=TaskManager(include_defaults=False),  # all are loaded; its own would read 10,000 task files
             num_fewshot=params.num_fewshot,
             limit=params.limit,
             random_seed=context.seed,
