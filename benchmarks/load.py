@@ -228,7 +228,7 @@ def prepare(folder: Path, database: Database, key: str, api: str, name: str) -> 
     with database.read() as session:
         ids = session.scalars(text("select id from jobs order by id")).all()
     chosen = random.Random(0).sample(ids, min(1000, len(ids)))
-    with httpx2.Client(base_url=api, headers={"Authorization": f"Bearer {key}"}) as client:
+    with httpx2.Client(base_url=api, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
         lines = [f"{job_id} {client.get(f'/v1/jobs/{job_id}').headers['ETag']}" for job_id in chosen]
     listed = folder / f"{name}-ids"
     listed.write_text("\n".join(lines) + "\n")

@@ -137,5 +137,5 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     bucket = f"b{uuid.uuid4().hex[:12]}"
-    httpx2.put(f"{s3_endpoint}/{bucket}", trust_env=False).raise_for_status()
+    httpx2.put(f"{s3_endpoint}/{bucket}", trust_env=False, timeout=60).raise_for_status()
     return f"s3://{bucket}"

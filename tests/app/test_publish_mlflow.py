@@ -73,7 +73,7 @@ def asked(model: str, **fields: Any) -> dict[str, Any]:
 
 
 def get(url: str, method: str, **query: str) -> dict[str, Any]:
-    answer = httpx2.get(f"{url}/api/2.0/mlflow/{method}", params=query, trust_env=False)
+    answer = httpx2.get(f"{url}/api/2.0/mlflow/{method}", params=query, trust_env=False, timeout=60)
     answer.raise_for_status()
     found: dict[str, Any] = answer.json()
     return found
@@ -99,7 +99,9 @@ def test_a_version_with_all_of_the_result(api: Api, place: str, tmp_path: Path) 
     root = run["info"]["artifact_uri"].removeprefix("mlflow-artifacts:").strip("/")
     for path in [*RESULT, "manifest.jws"]:
         (tmp_path / "there" / path).parent.mkdir(parents=True, exist_ok=True)
-        answer = httpx2.get(f"{place}/api/2.0/mlflow-artifacts/artifacts/{root}/model/{path}", trust_env=False)
+        answer = httpx2.get(
+            f"{place}/api/2.0/mlflow-artifacts/artifacts/{root}/model/{path}", trust_env=False, timeout=60
+        )
         (tmp_path / "there" / path).write_bytes(answer.content)
     verified = check(tmp_path / "there", api.services.signing.published(), job_id=job["id"])
     assert (verified.findings, verified.files) == ([], len(RESULT) - 1)

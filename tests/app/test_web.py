@@ -146,7 +146,7 @@ class TestTheSession:
         expect(page.get_by_label("API key")).to_be_visible()
         assert page.context.cookies() == []
         copied = {"Cookie": f"{cookie['name']}={cookie['value']}"}
-        answer = httpx2.get(f"{web.client.base_url}/v1/jobs", headers=copied, trust_env=False)
+        answer = httpx2.get(f"{web.client.base_url}/v1/jobs", headers=copied, trust_env=False, timeout=60)
         assert answer.json()["code"] == "session_ended"
         page.reload()
         expect(page.get_by_label("API key")).to_be_visible()
@@ -646,7 +646,7 @@ def test_a_result_is_published_and_a_failure_is_tried_again(page: Page, web: Api
     assert work.step()
     expect(card.locator(".badge")).to_have_text("failed")
     expect(card).to_contain_text("destination_missing")
-    httpx2.put(f"{s3_endpoint}/{bucket}", trust_env=False).raise_for_status()
+    httpx2.put(f"{s3_endpoint}/{bucket}", trust_env=False, timeout=60).raise_for_status()
     card.get_by_role("button", name="Try again").click()
     expect(card.locator(".badge")).to_have_text("pending")
     assert work.step()

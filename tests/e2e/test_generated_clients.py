@@ -63,7 +63,9 @@ def folder(service: Embedded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dashboards, and the document that the service serves."""
     folder = tmp_path_factory.mktemp("dashboard") / "dashboard"
     shutil.copytree(ROOT / "examples/dashboard", folder)
-    (folder / "openapi.json").write_bytes(httpx2.get(f"{service.url}/openapi.json", trust_env=False).content)
+    (folder / "openapi.json").write_bytes(
+        httpx2.get(f"{service.url}/openapi.json", trust_env=False, timeout=60).content
+    )
     (folder / "node_modules").symlink_to(GENERATORS / "node_modules")
     return folder
 

@@ -147,7 +147,7 @@ def prometheus(home: Path, service: Cluster) -> Iterator[Scraped]:
     with (home / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(["prometheus", *options], stdout=log, stderr=log)
     try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
             yield Scraped(http)
     finally:
         process.terminate()

@@ -60,7 +60,7 @@ class TestReleases:
     def test_one_that_is_told_publishes_and_verifies(self, service: Embedded, s3_endpoint: str, tmp_path: Path) -> None:
         """examples/pipeline.py as it stands; then one whose gates fail, which publishes nothing."""
         bucket = f"b{uuid.uuid4().hex[:12]}"
-        httpx2.put(f"{s3_endpoint}/{bucket}", trust_env=False).raise_for_status()
+        httpx2.put(f"{s3_endpoint}/{bucket}", trust_env=False, timeout=60).raise_for_status()
         (service.home / "s3-key").write_text("test")
         key = f'{{file = "{service.home}/s3-key"}}'
         fields = ['to = "s3"', 'tenants = ["local"]', f'url = "s3://{bucket}"', f'endpoint = "{s3_endpoint}"']
@@ -88,7 +88,7 @@ class TestReleases:
                     command, env={**environment, "RELEASE": name}, capture_output=True, text=True, timeout=120
                 )
                 assert again.returncode == 0, again.stdout + again.stderr  # it finds the job that has ended
-        listed = httpx2.get(f"{s3_endpoint}/{bucket}?list-type=2", trust_env=False).text
+        listed = httpx2.get(f"{s3_endpoint}/{bucket}?list-type=2", trust_env=False, timeout=60).text
         assert listed.count("<Key>bookworm/v1/manifest.j") == 2
         assert service.json("webhooks", "list")["data"] == []
         # The same by hand, on the command line.

@@ -56,7 +56,7 @@ def test_a_poisoned_child_hides_nothing_and_the_rule_stops_the_rest(service: Emb
     assert "about" in service.run("sweep", "submit", str(path), "--dry-run").stdout
     sweep_id = service.json("sweep", "submit", str(path))["id"]
     headers = {"Authorization": f"Bearer {(service.home / 'local-key').read_text().strip()}"}
-    with httpx2.Client(base_url=service.url, headers=headers, trust_env=False) as http:
+    with httpx2.Client(base_url=service.url, headers=headers, timeout=60, trust_env=False) as http:
         sweep = eventually(
             lambda: s if (s := http.get(f"/v1/sweeps/{sweep_id}").json())["status"] == "completed" else None, 120
         )

@@ -30,7 +30,7 @@ class Bucket:
         self.endpoint, self.name = endpoint, f"p{uuid.uuid4().hex[:12]}"
 
     def make(self) -> None:
-        httpx2.put(f"{self.endpoint}/{self.name}", trust_env=False).raise_for_status()
+        httpx2.put(f"{self.endpoint}/{self.name}", trust_env=False, timeout=60).raise_for_status()
 
     def place(self, api: Api, name: str = "models", **fields: Any) -> tuple[str, dict[str, Any]]:
         url = f"s3://{self.name}/base/{{tenant}}"
