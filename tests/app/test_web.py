@@ -78,6 +78,7 @@ def web(running: tuple[str, Services]) -> Iterator[Api]:
     with httpx2.Client(
         base_url=url,
         headers={"Authorization": f"Bearer {text}"},
+        timeout=60,
         trust_env=False,
         event_hooks={"response": [conforming]},
     ) as client:
