@@ -19,7 +19,8 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
 demo: .venv/.installed-demo ; $(BIN)/python examples/demo.py
 serve: .venv/.installed-demo ; $(BIN)/espalier serve
-test: setup ; .ci/chromium; .ci/prometheus; $(BIN)/pytest --numprocesses 2 --dist loadgroup
+# One process more than there are cores: tests of a whole service wait for it.
+test: setup ; .ci/chromium; .ci/prometheus; $(BIN)/pytest --numprocesses $$(( $$(nproc) + 1 )) --maxprocesses 9 --dist loadgroup
 lint: setup ; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python docs/render.py --check && $(BIN)/python .ci/unasync.py --check
 bench: setup ; $(BIN)/python -m benchmarks.load && $(BIN)/python -m benchmarks.latency
 golden: setup ; $(BIN)/pytest tests/golden -m "golden or not golden" --log-cli-level=info

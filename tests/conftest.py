@@ -23,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Many processes are started, and each would compile all that is ours anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-os.environ["OMP_NUM_THREADS"] = "1"  # two processes run the suite on two cores; read when torch is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # as many processes as cores run the suite; read when torch is imported
 # Both wheels' servers put sockets and pid files below these.
 os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp/espalier-tests-run")
 Path(os.environ["XDG_RUNTIME_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, text
 from tests.helpers.cluster import Cluster, Redis, running
 
 BACKENDS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("embedded", "production")]
-"""Two processes may run the suite; the tests of one backend stay together, so that each cluster starts once."""
+"""Several processes run the suite; the tests of one backend stay together, so that each cluster starts once."""
 
 
 @pytest.fixture(scope="session")
