@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header
 from starlette.responses import Response
 
 from app.access import Principal, Requires
-from app.capabilities.schemas import Capabilities, capabilities
+from app.capabilities.of_service import Capabilities, of_service
 from app.http.conditional import PRIVATE, matches
 from app.http.problems import responses
 from app.http.route import StrictRoute
@@ -40,5 +40,5 @@ def get(
 @cache
 def rendered() -> tuple[bytes, str]:
     """(body, ETag); the registry does not change while a process lives."""
-    body = orjson.dumps(capabilities().model_dump())
+    body = orjson.dumps(of_service().model_dump())
     return body, f'"{hashlib.sha256(body).hexdigest()[:32]}"'

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, JsonValue
 
-from app.publications.registry import publishers
 from workers.engine.contracts.params import EDITS, STAGES, Stat
 from workers.engine.method_packages import offered
 from workers.engine.registry import Method, methods
@@ -48,14 +47,6 @@ class FieldRead(BaseModel):
     parameters: dict[str, JsonValue] = Field(description="JSON Schema of an object with this field as its only one.")
 
 
-class PublisherRead(BaseModel):
-    """A kind of place that results can be published to, through credentials of the operator's."""
-
-    name: str = Field(description="What `to` says in `publish`.", examples=["s3"])
-    summary: str
-    parameters: dict[str, JsonValue] = Field(description="JSON Schema of an entry of `publish`.")
-
-
 class RefusedRead(BaseModel):
     """A method of an installed package that the operator has not allowed."""
 
@@ -64,26 +55,21 @@ class RefusedRead(BaseModel):
     origin: str = Field(description="Package and version.", examples=["espalier-norms 0.1.0"])
 
 
-class Capabilities(BaseModel):
-    """Stages, methods and settings that this service offers."""
+class EngineCapabilities(BaseModel):
+    """Stages, methods and settings of this installation, which a command of the client alone can tell."""
 
     stages: list[StageRead] = Field(description="In the order in which they run.")
     fields: list[FieldRead] = Field(description="The spec's other fields: model, texts, gates, precision, files, seed.")
-    publishers: list[PublisherRead] = Field(description="Kinds of places that a job's `publish` may name.")
     refused: list[RefusedRead] = Field(
         description="Methods of installed packages that are not used until the operator allows the package."
     )
 
 
-def capabilities() -> Capabilities:
+def capabilities() -> EngineCapabilities:
     """Every method of this installation."""
-    return Capabilities(
+    return EngineCapabilities(
         stages=[StageRead(stage=stage, methods=[_method(m) for m in methods(stage)]) for stage in STAGES],
         fields=_fields(),
-        publishers=[
-            PublisherRead(name=each.name, summary=each.params.__doc__ or "", parameters=each.params.model_json_schema())
-            for each in publishers().values()
-        ],
         refused=[
             RefusedRead(stage=one.stage, name=one.name, origin=one.origin) for one in offered() if not one.allowed
         ],

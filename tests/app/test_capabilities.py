@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 from app.capabilities.endpoints import Capabilities
+from app.publications.registry import publishers
 from tests.helpers.api import ROOT, Api
 from workers.engine.registry import discover
 from workers.engine.spec import CompressionSpec
@@ -48,6 +49,9 @@ class TestCapabilities:
         assert {*fields, *(stage.stage for stage in found.stages)} == set(CompressionSpec.model_fields)
         assert set(fields["calibrate"]["$defs"]) == {"Calibrate"}
         assert fields["seed"]["properties"]["seed"]["default"] == 0
+        places = {publisher.name: publisher.parameters for publisher in found.publishers}
+        assert places.keys() == publishers().keys()
+        assert places["s3"]["properties"]["path"]["examples"] == ["bookworm/v3"]
 
     def test_are_sent_once(self, api: Api) -> None:
         etag = api.client.get("/v1/capabilities").headers["ETag"]
