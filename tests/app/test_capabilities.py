@@ -37,7 +37,10 @@ class TestCapabilities:
         methods = {(stage.stage, m.name): m for stage in found.stages for m in stage.methods}
         wanda, mask = methods["score", "wanda"], methods["prune", "mask"]
         assert wanda.needs == ["input_sq_mean"]
-        assert (wanda.paper, wanda.units) == ("arXiv:2306.11695", ["weight", "head", "channel", "hidden"])
+        assert (wanda.paper, wanda.units) == (
+            "arXiv:2306.11695",
+            ["weight", "expert_channel", "head", "channel", "hidden"],
+        )
         assert mask.patterns == ["unstructured", "N:M"]
         assert methods["prune", "sparsegpt"].needs == ["gram"]
         assert (methods["prune", "sparsegpt"].score, methods["prune", "sparsegpt"].updates_weights) == ("unused", True)
