@@ -17,7 +17,9 @@ from workers.engine import DISTRIBUTION
 
 pytestmark = pytest.mark.xdist_group("base install")  # one environment for all
 MOST_BYTES = 40_000_000
-"""Of site-packages besides pip."""
+"""Of site-packages besides pip. 35.2 MB on 2026-11-27, in blocks of 4 KiB 41.7: 9.9 of pygments and 0.9 of markdown-it,
+which rich requires, and typer rich; 10.2 of pydantic; 10.8 of our own, 6.5 of them `workers`, whose files are many and
+small. 18.7 is compiled code that pip makes."""
 EXTRAS = {
     **dict.fromkeys(("serve", "worker", "compress"), "worker"),
     **dict.fromkeys(("api", "reconciler", "config", "gc", "adopt-store", "backup", "restore", "probe"), "api"),
