@@ -37,6 +37,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "wanda": {"score": {"method": "wanda"}, "prune": {"method": "mask", "sparsity": 0.5}},
     "sparsegpt": {"prune": {"method": "sparsegpt", "sparsity": 0.5}},
     "reap": {"score": {"method": "reap"}, "prune": {"method": "experts", "sparsity": 0.5}},
+    "expert_channels": {"score": {"method": "wanda"}, "prune": {"method": "expert_channels", "sparsity": 0.5}},
 }
 WHOLE = (
     "from transformers import AutoModelForCausalLM as M; import sys\n"
