@@ -77,6 +77,19 @@ def test_rows_are_up_to_date(model_type: str) -> None:
     assert json.loads(json.dumps(family_row(model_type))) == family(model_type)
 
 
+def test_no_width_of_an_mlp_is_taken_for_one_of_heads() -> None:
+    """Sizes of two entries that happen to be in proportion in all settings would be."""
+    for name, row in table()["families"].items():
+        changed = [
+            part for _, changes in row["switches"].values() if changes for part in changes.get("parts", {}).items()
+        ]
+        for part, found in (*row["parts"].items(), *changed):
+            variants = found if isinstance(found, list) else found.get("all") or found["each"]
+            axes = {a for one in variants for tensor, of in one.items() if "attn" not in tensor for a in of or ()}
+            if part in ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp"):
+                assert not any("heads" in str(axis) for axis in axes), name
+
+
 @pytest.mark.golden
 def test_the_whole_table_is_up_to_date() -> None:
     assert written(generate()) == FILE.read_text(encoding="utf-8")

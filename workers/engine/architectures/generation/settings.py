@@ -32,7 +32,7 @@ _SIZES: dict[tuple[str, ...], tuple[Any, Any, Any]] = {
     ("mamba_n_groups", "n_groups", "mamba_ngroups"): (2, 4, 5),
     ("mamba_d_ssm",): (80, 104, 110),
     ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"): (4, 6, 8),
-    ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"): (2, 3, 1),
+    ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"): (3, 2, 1),
     ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "n_group", "first_k_dense_replace",
      "num_dense_layers", "decoder_sparse_step", "interleave_moe_layer_step", "max_window_layers", "eos_token_id",
      ): (2, 2, 2),
