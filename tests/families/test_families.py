@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.families import loading, of_blocks, of_experts, of_masks, of_widths, sides
-from tests.families.checkpoints import save_tiny, tiny_config, tiny_model
+from tests.families.checkpoints import save, save_tiny, tiny_config, tiny_model
 from tests.families.family import row_of
 from tests.families.jobs import JOBS as ALL_JOBS
 from tests.families.loading import stored
@@ -21,7 +21,9 @@ from tests.families.own_wanda import wanda_masks
 from tests.families.rows import JOBS as NAMES
 from tests.families.rows import TYPES, WRAPPERS, known
 from tests.families.sides import Side, Wrong
+from tests.families.wrappers import wrapper_class, wrapper_config
 from workers.engine.architectures.layouts import layouts
+from workers.engine.model.loaded import load_model
 
 SAMPLES: dict[str, tuple[str, ...]] = {
     "Llama": ("gemma3_text", "qwen3", "qwen2_5_vl", "idefics3"),
@@ -211,3 +213,14 @@ def test_checks_of_experts_can_fail(tmp_path: Path) -> None:
         of_experts.without_experts(dense, without([0, 2, 3, 6, 7], [0, 1, 3, 6, 7]))
     with pytest.raises(Wrong, match="no part of the dense"):
         of_experts.without_experts(dense, without([0, 3, 2, 6, 7], [0, 3, 2, 6, 7]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_parameter_that_a_wrapper_itself_has_is_not_of_its_decoder(tmp_path: Path) -> None:
+    """LLaVA-NeXT's line break of images is one; tuning loads the decoder alone."""
+    save(tiny_model(wrapper_config("llava_next"), wrapper_class("llava_next")), tmp_path)
+    assert "image_newline" in stored(tmp_path)
+    parameters = dict(load_model(tmp_path, torch.device("cpu"), torch.float32).named_parameters())
+    assert parameters
+    assert all(name.startswith(("model.language_model.", "lm_head.")) for name in parameters)
+    assert not any(parameter.is_meta for parameter in parameters.values())
