@@ -175,7 +175,7 @@ def test_no_rank_outlives_the_first_or_its_parent(killed: str, root: Path, paren
     os.kill(first if killed == "first rank" else parent.pid, signal.SIGKILL)
     eventually(lambda: not alive(first) and not alive(second), 10)
     assert running.finish()[0] == -signal.SIGKILL
-    assert [path.name[:17] for path in sorted((root / "checkpoint").glob("hidden-00001*"))]
+    assert [*(root / "checkpoint").glob("hidden-*")]  # of block 0, or of what was done before the signals came
 
 
 SCRIPT = """
