@@ -30,13 +30,7 @@ def copy(source: ArtifactStore, source_key: str, target: ArtifactStore, key: str
     if size is None:
         raise FileNotFoundError(source_key)
     sha256 = hashlib.sha256()
-
-    def watched() -> Iterator[bytes]:
-        for piece in source.open_range(source_key, 0, size):
-            sha256.update(piece)
-            yield piece
-
-    target.put_pieces(key, watched())
+    target.put_pieces(key, _hashed(source.open_range(source_key, 0, size), sha256))
     return Stored(named, size, sha256.hexdigest())
 
 
@@ -45,8 +39,8 @@ def is_there(store: ArtifactStore, expected: Stored) -> bool:
     if store.size(expected.key) != expected.bytes:
         return False
     sha256 = hashlib.sha256()
-    for piece in store.open_range(expected.key, 0, expected.bytes):
-        sha256.update(piece)
+    for _ in _hashed(store.open_range(expected.key, 0, expected.bytes), sha256):
+        pass
     return sha256.hexdigest() == expected.sha256
 
 
@@ -54,10 +48,14 @@ def checked(store: ArtifactStore, key: str, expected: Digested) -> Iterator[byte
     """The pieces of a file. Raises BadBackup at its end if it is not what was written."""
     sha256 = hashlib.sha256()
     try:
-        for piece in store.open_range(key, 0, store.size(key) or 0):
-            sha256.update(piece)
-            yield piece
+        yield from _hashed(store.open_range(key, 0, store.size(key) or 0), sha256)
     except FileNotFoundError:
         raise BadBackup(f"{key} is missing") from None
     if sha256.hexdigest() != expected.sha256:
         raise BadBackup(f"{key} is not what was written: its sha256 is {sha256.hexdigest()}")
+
+
+def _hashed(pieces: Iterable[bytes], sha256: hashlib._Hash) -> Iterator[bytes]:
+    for piece in pieces:
+        sha256.update(piece)
+        yield piece

@@ -24,11 +24,10 @@ Axis = str | int | None
 
 
 def mixture_families(
-    architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, TensorFacts]
+    architecture: Architecture, said: Mapping[str, str], tensors: Mapping[str, TensorFacts]
 ) -> list[Family]:
     """The channels that may go where experts get narrower: of every expert and of every shared MLP, and of MLPs without
-    experts whose width the same config entry says. Raises UnsupportedModel where no entry says the experts' width."""
-    said = entries(architecture, config, tensors)
+    experts whose width the same config entry says. `said`: what `entries` found."""
     found = []
     for block in range(architecture.blocks):
         for expert, layers in _by_expert(architecture, block).items():

@@ -108,12 +108,13 @@ def _without_towers(model: nn.Module, wrapper: Wrapper, device: torch.device) ->
     path, kept = wrapper.decoder.split("."), {wrapper.decoder, wrapper.head}
     for depth in range(len(path)):
         parent = ".".join(path[:depth])
-        for name, _ in [*model.get_submodule(parent).named_parameters(recurse=False)]:
-            setattr(model.get_submodule(parent), name, None)
-        for name, _ in [*model.get_submodule(parent).named_children()]:
+        holder = model.get_submodule(parent)
+        for name, _ in [*holder.named_parameters(recurse=False)]:
+            setattr(holder, name, None)
+        for name, _ in [*holder.named_children()]:
             full = f"{parent}.{name}" if parent else name
             if not any(part == full or part.startswith(f"{full}.") for part in kept):
-                setattr(model.get_submodule(parent), name, nn.Module())
+                setattr(holder, name, nn.Module())
 
 
 def stock_config(config: Mapping[str, Any]) -> PreTrainedConfig:

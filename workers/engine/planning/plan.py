@@ -106,7 +106,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
                 f"use a sequence_length of at most {architecture.context_length}",
                 field=f"{field}/sequence_length",
             )
-        check_text(spec, field, path, source)
+        check_text(spec, field, ref, path, source)
     predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
     return prospect
 

@@ -39,13 +39,13 @@ _SHORTEST = 8
 """Tokens of a window, in every spec."""
 
 
-def check_text(spec: CompressionSpec, field: str, path: Path | None, source: ModelSource) -> None:
-    """Raises InvalidSpec where the file at `path` does not begin as its name and the text at `field` say, and
+def check_text(spec: CompressionSpec, field: str, ref: DataRef, path: Path | None, source: ModelSource) -> None:
+    """Raises InvalidSpec where the file at `path` does not begin as its name and `ref`, the text at `field`, say, and
     DatasetTooShort where it cannot have as many tokens as that needs. One that only workers may read is not looked at.
     """
     if path is None or not _is_read(spec, field) or not os.access(path, os.R_OK):
         return
-    ref, status = spec.texts()[field], path.stat()
+    status = path.stat()
     if not (isinstance(ref, TrainingParams) and ref.domains):  # of which only some rows are read
         _check_beginning(path, status.st_size, status.st_mtime_ns, ref.text_field, ref.document_field, field)
     if ref.least_windows and path.suffix in (".txt", ".jsonl"):

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from workers.engine.architectures.architecture import LinearFacts
     from workers.engine.contracts.facts import LinearStats
+    from workers.engine.removals.outcome import Outcome
     from workers.engine.spec import CompressionSpec
+
+
+def cut_by_pruner(
+    outcome: Outcome, families: Sequence[Family], spec: CompressionSpec, kept: Mapping[tuple[int, str], Sequence[int]]
+) -> CutUnits:
+    """The spec's pruner says what the layers that read units become. `kept`: as in `CutUnits`."""
+    solve = spec.editor.function
+    return CutUnits(outcome, families, spec, kept, lambda task, kept_I, stats: solve(task, kept_I, stats, spec.edit))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from workers.engine.contracts.removes import Removes
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Mask, Prospect, Removal
-from workers.engine.removals.heads_channels import UnitPruner, inputs_of
+from workers.engine.removals.heads_channels import UnitPruner, inputs_left
 from workers.engine.removals.narrow_blocks import Narrow
 from workers.engine.removals.outcome import Outcome
 from workers.engine.removals.spread import sparsity_of_left
@@ -125,9 +125,9 @@ class ExpertChannels(Removal):
         architecture: Architecture,
         sparsity: Mapping[str, float] | None,
     ) -> NarrowExperts:
-        found, width = self.families(spec, architecture, source.config, source.tensors), _width(architecture)
+        said, width = entries(architecture, source.config, source.tensors), _width(architecture)
+        found = mixture_families(architecture, said, source.tensors)
         widths = {(family.block, family.kind): _stay(spec, family, width) for family in found}
-        said = entries(architecture, source.config, source.tensors)
         return NarrowExperts(architecture.layout, range(architecture.blocks), found, widths, said)
 
     def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
@@ -143,7 +143,7 @@ class ExpertChannels(Removal):
         config: Mapping[str, Any],
         tensors: Mapping[str, TensorFacts],
     ) -> Sequence[Family]:
-        return mixture_families(architecture, config, tensors)
+        return mixture_families(architecture, entries(architecture, config, tensors), tensors)
 
     def sparsity(
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None
@@ -162,20 +162,15 @@ class ExpertChannels(Removal):
         sparsity: Mapping[str, float],
         clock: Clock,
     ) -> Edit:
-        from workers.engine.removals.cut import CutUnits
+        from workers.engine.removals.cut import cut_by_pruner
 
-        units, solve = needed(units, "the units' scores"), spec.editor.function
+        units = needed(units, "the units' scores")
         outcome = self.outcome(spec, model.source, model.architecture, sparsity)
-        kept = _kept(spec, model.architecture, units)
-        return CutUnits(
-            outcome, units.families, spec, kept, lambda task, kept_I, stats: solve(task, kept_I, stats, spec.edit)
-        )
+        return cut_by_pruner(outcome, units.families, spec, _kept(spec, model.architecture, units))
 
     def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
         units = needed(units, "the units' scores")
-        kept = _kept(spec, model.architecture, units)
-        tensors = model.source.tensors
-        return Mask({f.reader.tensor: inputs_of(f, kept[f.block, f.kind], tensors) for f in units.families})
+        return Mask(inputs_left(units.families, _kept(spec, model.architecture, units), model.source.tensors))
 
     def went(self, report: Report, share: str) -> str:
         readers = [layer for layer in report.layers if layer.reads == EXPERT]

@@ -193,23 +193,15 @@ class HeadsChannels(Removal):
         sparsity: Mapping[str, float],
         clock: Clock,
     ) -> Edit:
-        from workers.engine.removals.cut import CutUnits
+        from workers.engine.removals.cut import cut_by_pruner
 
         units = needed(units, "the units' scores")
         outcome = _narrow(self.outcome(spec, model.source, model.architecture, sparsity))
-        kept = _kept(units, outcome)
-        solve = spec.editor.function
-        return CutUnits(
-            outcome, units.families, spec, kept, lambda task, kept_I, stats: solve(task, kept_I, stats, spec.edit)
-        )
+        return cut_by_pruner(outcome, units.families, spec, _kept(units, outcome))
 
     def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
         units = needed(units, "the units' scores")
-        written: dict[str, Sequence[int] | None] = {}
-        kept = _kept(units, _narrow(outcome))
-        for family in units.families:
-            written[family.reader.tensor] = inputs_of(family, kept[family.block, family.kind], model.source.tensors)
-        return Mask(written)
+        return Mask(inputs_left(units.families, _kept(units, _narrow(outcome)), model.source.tensors))
 
     def went(self, report: Report, share: str) -> str:
         return (
@@ -244,10 +236,17 @@ def _alike(spec: CompressionSpec) -> bool:
     return method_of("allocate", spec.allocate).even and not (params.protect_first or params.protect_last)
 
 
-def inputs_of(family: Family, units: Sequence[int], tensors: Mapping[str, TensorFacts]) -> list[int]:
-    """The inputs of the layer that reads a family, of some of its units. `tensors`: the dense model's."""
-    width = tensors[family.reader.tensor].shape[1] // family.units
-    return [unit * width + offset for unit in units for offset in range(width)]
+def inputs_left(
+    families: Sequence[Family], kept: Mapping[tuple[int, str], Sequence[int]], tensors: Mapping[str, TensorFacts]
+) -> dict[str, list[int]]:
+    """Tensor of the layer that reads a family -> its inputs of the units that stay, of every family in `kept`.
+    `tensors`: the dense model's."""
+    found: dict[str, list[int]] = {}
+    for family in families:
+        if (units := kept.get((family.block, family.kind))) is not None:
+            width = tensors[family.reader.tensor].shape[1] // family.units
+            found[family.reader.tensor] = [unit * width + offset for unit in units for offset in range(width)]
+    return found
 
 
 def _free(params: UnitPruneParams, may_go: Sequence[Family], architecture: Architecture, most: float) -> Target:

@@ -22,7 +22,7 @@ from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Mask, Prospect, Removal, Scores
 from workers.engine.removals.blocks import REMOVAL as BLOCKS
 from workers.engine.removals.blocks import check_left
-from workers.engine.removals.heads_channels import inputs_of
+from workers.engine.removals.heads_channels import inputs_left
 from workers.engine.removals.hidden import CutDimensions, NarrowModel, dimension_scores, gain_warnings
 from workers.engine.removals.narrow_blocks import NarrowBlocks
 from workers.engine.removals.outcome import Outcome
@@ -263,11 +263,7 @@ class Shape(Removal):
     def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
         units = needed(units, "the units' scores")
         kept = _kept(spec, model.architecture, units)
-        inputs = {
-            family.reader.tensor: inputs_of(family, kept.units[family.block, family.kind], model.source.tensors)
-            for family in units.families
-            if (family.block, family.kind) in kept.units
-        }
+        inputs = inputs_left(units.families, kept.units, model.source.tensors)
         return Mask(inputs=inputs, dimensions=kept.dimensions)
 
     def went(self, report: Report, share: str) -> str:
