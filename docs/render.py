@@ -95,18 +95,27 @@ def exits_markdown() -> str:
 
 def families_list() -> str:
     """README's paragraph: how many families each kind of job was verified on, and which."""
-    rows, made = _rows(), _made(TYPES)
+    rows, made, wrappers = _rows(), _made(TYPES), _made(WRAPPERS)
     counts = [f"{sum(_is_verified(rows, name, job) for name in made)} {title}" for job, title in JOBS.items()]
-    return (
+    masked, towers = _pruned(rows, made), _pruned(rows, wrappers)
+    return "\n".join([
         f"Of the {len(made)} families of decoders that transformers can build, results are verified in "
-        f"[docs/families.md](docs/families.md) for: {', '.join(counts)}. Weights are pruned of {_pruned(rows, made)}. "
-        f"Of wrappers, models with a text tower beside others, the text tower is pruned: "
-        f"{_pruned(rows, _made(WRAPPERS))}."
-    )
+        f"[docs/families.md](docs/families.md) for: {', '.join(counts)}. The text tower is pruned of {len(towers)} of "
+        f"{len(wrappers)} wrappers, models with towers for images or sound beside it.",
+        "",
+        "<details>",
+        "<summary>Their names</summary>",
+        "",
+        f"Weights are pruned of {', '.join(masked)}.",
+        "",
+        f"Of wrappers: {', '.join(towers)}.",
+        "",
+        "</details>",
+    ])  # fmt: skip
 
 
-def _pruned(rows: dict[str, Any], made: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in sorted(made) if _is_verified(rows, name, "wanda"))
+def _pruned(rows: dict[str, Any], made: list[str]) -> list[str]:
+    return [f"`{name}`" for name in sorted(made) if _is_verified(rows, name, "wanda")]
 
 
 def families_markdown() -> str:
