@@ -147,8 +147,8 @@ def _check(
 
 def _fits_whole(spec: CompressionSpec, model: LoadedModel) -> bool:
     rest = predicted_peak_memory_bytes(spec, model.source, model.architecture) + WHOLE_ANYWAY_BYTES
-    larger, _ = removal_of(spec).largest(spec, model.source, model.architecture)
-    return whole_float32_bytes(larger) <= min(rest, memory_budget(spec.compute.memory_budget, model.device))
+    larger = removal_of(spec).largest(spec, model.source, model.architecture)
+    return whole_float32_bytes(*larger) <= min(rest, memory_budget(spec.compute.memory_budget, model.device))
 
 
 def _masked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:

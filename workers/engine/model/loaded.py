@@ -8,6 +8,7 @@ never reads a model's folder itself: it is given a config, tensors and a tokeniz
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -186,16 +187,39 @@ def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pre
     config = decoder_config(read_json(model_dir, "config.json"))
     architecture, pieces = described(model_dir)
     model = skeleton(config, device, dtype)
-    pinned = device.type == "cuda"
-    weights = {
-        name: read_tensor(piece, pinned=pinned).to(device, dtype, non_blocking=True) for name, piece in pieces.items()
-    }
-    weights = in_modules(architecture.layout, architecture.sizes, weights)
+    weights = _weights(architecture, pieces, device, dtype)
     missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     _refuse_incomplete(model_dir, missing, "use a complete checkpoint whose config.json describes its weights")
     model.generation_config = generation_settings(model_dir, model_dir.name) or model.generation_config
     return model.eval().requires_grad_(True)
+
+
+def _weights(
+    architecture: Architecture, pieces: Mapping[str, Slice], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """All weights as modules hold them: those of one block after the other, so that only a block's experts are in
+    memory twice, one by one and in one tensor."""
+    found: dict[str, Tensor] = {}
+    for names in _by_block(architecture.layout, pieces).values():
+        read = {name: _read_as(pieces[name], device, dtype) for name in names}
+        found |= in_modules(architecture.layout, architecture.sizes, read)
+        del read  # before the next block's are read
+        trim()
+    return found
+
+
+def _read_as(piece: Slice, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return read_tensor(piece, pinned=device.type == "cuda").to(device, dtype, non_blocking=True)
+
+
+def _by_block(layout: Layout, names: Collection[str]) -> dict[int | None, list[str]]:
+    """Block -> the tensors of it; None for those outside of blocks."""
+    found: dict[int | None, list[str]] = {}
+    for name in names:
+        inside = layout.split(name)
+        found.setdefault(None if inside is None else inside[0], []).append(name)
+    return found
 
 
 def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -209,11 +233,27 @@ def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pr
     options: dict[str, Any] = {"trust_remote_code": False} if own is None else {}
     if device.type == "cuda":
         options["device_map"] = {"": device}  # each tensor straight there, not the model by way of the host's memory
-    model, loading = (own or _auto_class(config["model_type"])).from_pretrained(
-        model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-    )
+    with _read_when_needed():
+        model, loading = (own or _auto_class(config["model_type"])).from_pretrained(
+            model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    trim()
     _refuse_incomplete(model_dir, loading["missing_keys"], "report this: what was written is not whole")
     return model.to(device).eval()
+
+
+@contextmanager
+def _read_when_needed() -> Iterator[None]:
+    """transformers reads each tensor when it puts it into the model. Else its threads read ahead, and the experts of all
+    blocks are in memory one by one beside the tensors that they are stacked into."""
+    name, before = "HF_DEACTIVATE_ASYNC_LOAD", os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _refuse_incomplete(model_dir: Path, missing: Collection[str], remedy: str) -> None:

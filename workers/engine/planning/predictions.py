@@ -55,6 +55,11 @@ _TRAINED_BYTES = 12
 """Per trained parameter, beside itself: its gradient and AdamW's two moments, float32."""
 _BEST_BYTES = 4
 """The same of the best state, which `tune` keeps."""
+_STACKING = 1.5
+"""Of a block's experts in the type computed in: copies of them while they are put into one tensor, beside that. 1.0 by us
+and 1.3 by transformers were measured."""
+_PASSING_BYTES = 4
+"""Per number of a forward pass, whatever the model computes in: bfloat16 took as much as float32."""
 _KEPT_PER_HIDDEN, _KEPT_PER_MLP = 20, 6
 """Numbers per token and block that a backward pass needs, in hidden sizes and in widths of the MLP."""
 _KEPT_PER_SENT = 3
@@ -201,7 +206,7 @@ def _training_bytes(
     held_bytes = 4 if stage == "train" and needed(spec.train, "/train").trains_all else compute_bytes
     stored = sum(facts.bytes for facts in source.tensors.values())
     trained = params.trained_parameters(source, architecture)
-    loading = source.parameters * held_bytes + stored
+    loading = source.parameters * held_bytes + stored + _stacking_bytes(architecture, held_bytes)
     linear = architecture.prunable_parameters
     base = linear * (params.base_bits / 8 if params.base_bits else held_bytes)
     beside = _TRAINED_BYTES + 4 * params.copies + (_BEST_BYTES if stage == "tune" else 0)
@@ -313,20 +318,28 @@ def _gradient_bytes(spec: CompressionSpec, block: int, tokens: int, token: int) 
 
 
 def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, models: int) -> int:
-    """The process with so many whole models loaded, one of them just now, and the largest batch: its logits, or where
-    models are timed, which asks for the last ones only, a prompt on its way and what each model keeps of the sequence.
+    """The process with so many whole models loaded, one of them just now, or the largest batch: its logits or what a
+    block computes of it, or where models are timed, which asks for the last logits only, a prompt on its way and what
+    each model keeps of the sequence.
 
     The sizes of the larger of dense model and result are counted.
     """
     compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
     stored = sum(facts.bytes for facts in source.tensors.values())
     read = [params.tokens_at_once for params in spec.evaluate if not method_of("evaluate", params).paired]
-    batches = [tokens * architecture.vocabulary * 4 * 3 for tokens in read]
-    kept = sum(layer.shape[0] for layer in architecture.caching())
     passing = _token_numbers(architecture)
+    batches = [tokens * max(architecture.vocabulary * 4 * 3, _PASSING_BYTES * passing) for tokens in read]
+    kept = sum(layer.shape[0] for layer in architecture.caching())
     batches += [compute_bytes * (prompt * passing + models * all_ * kept) for prompt, all_ in _timed_tokens(spec)]
     weights = models * source.parameters * compute_bytes
-    return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + max(batches, default=0)
+    loading = _stacking_bytes(architecture, compute_bytes)
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + max(loading, *batches)
+
+
+def _stacking_bytes(architecture: Architecture, of_each: int) -> int:
+    """What loading a model whole takes beside it, with so many bytes of each weight: of a mixture, the experts of a
+    block."""
+    return int(_STACKING * of_each * max(_of_experts(architecture, block) for block in range(architecture.blocks)))
 
 
 def _token_numbers(architecture: Architecture) -> int:
@@ -346,10 +359,11 @@ def _timed_tokens(spec: CompressionSpec) -> list[tuple[int, int]]:
     return found
 
 
-def whole_float32_bytes(source: ModelSource) -> int:
+def whole_float32_bytes(source: ModelSource, architecture: Architecture) -> int:
     """The process with the whole model loaded in float32, for one window."""
     stored = sum(facts.bytes for facts in source.tensors.values())
-    return _PROCESS_BYTES + _TOKENIZER_BYTES + 4 * source.parameters + stored
+    weights = 4 * source.parameters + _stacking_bytes(architecture, 4)
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored
 
 
 def predicted_elapsed_s(
