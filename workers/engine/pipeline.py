@@ -32,7 +32,7 @@ from workers.engine.removals.unit_scores import score_units
 from workers.engine.report import MergedExpert, Report
 from workers.engine.reporting.wording import as_read
 from workers.engine.sources.resolve import resolve_model
-from workers.engine.stages.allocate import allocate
+from workers.engine.stages.allocate import allocate, fitted_to_time
 from workers.engine.stages.calibrate import calibration, refuse_unknown_tokens
 from workers.engine.stages.evaluate import evaluate
 from workers.engine.stages.load import load
@@ -94,8 +94,8 @@ def compress(
         units = None
         if spec.scores_first:
             with clock.stage("score"):
-                units = score_units(spec, model, text, run)
-        job = _Job(spec, model, sources, text, trainings, units, workdir)
+                units = score_units(prospect.spec, model, text, run)
+        job = _Job(prospect.spec, model, sources, text, trainings, units, workdir)
         tries, made = Tries(spec, run), None
         while made is None:  # more than once where the result breaks a bound that can only be measured on it
             try:
@@ -211,13 +211,14 @@ class _Made:
 
 def _attempt(job: _Job, tries: Tries) -> _Made:
     """Prune to one target and measure the result. Raises BoundExceeded where it breaks the spec's bound."""
-    spec, model, run, ranks = job.spec, job.model, tries.present, job.model.ranks
+    model, run, ranks = job.model, tries.present, job.model.ranks
     clock = run.clock
     resumed_allocation = run.checkpoint.load_json("allocation") is not None
-    allocation = None
+    spec, foreseen = fitted_to_time(job.spec, model, tries)
+    job, allocation = replace(job, spec=spec), None
     if not spec.trained_allocation:
         with clock.stage("allocate"):
-            allocation = allocate(spec, model, job.text, job.sources, job.units, tries)
+            allocation = allocate(spec, model, job.text, job.sources, job.units, tries, foreseen)
     ids_T = window(spec, model, job.text)
     pruned, trained = job, None
     if spec.train is not None:

@@ -256,6 +256,10 @@ class CompressionSpec(SpecModel):
         prune = needed(self.prune, "/prune").as_trained
         return self.model_copy(update={"train": None, "score": score, "prune": prune})
 
+    def with_count(self, count: int) -> CompressionSpec:
+        """The spec with so many units that stay in place of the size that the result is to fit into."""
+        return self.model_copy(update={self.editor.stage: self.edit.fitted(count)})
+
     @property
     def edit(self) -> EditMethodParams:
         """The parameters of the method that edits the model: a pruner's or a grower's."""

@@ -24,6 +24,7 @@ from workers.engine.events import Silent
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.removals.decode_times import LatencyTable, decode_time, latency_table
+from workers.engine.removals.heads_channels import timed
 from workers.engine.removals.narrow_blocks import NarrowBlocks
 from workers.engine.removals.outcome import Outcome
 from workers.engine.sources.resolve import Sources, resolve_model
@@ -140,7 +141,8 @@ def test_a_table_is_measured_of_every_family(
 ) -> None:
     monkeypatch.setattr("workers.engine.model.turns.MOST_S", 0)  # no more rounds than must be
     save_model("tiny", config)
-    table = latency_table(load_model(spec_of(), sources), AtMost(decode_time=0.5, tokens=8), True)
+    model = load_model(spec_of(), sources)
+    table = latency_table(model, AtMost(decode_time=0.5, tokens=8), True, *timed(model))
     assert {kind: [units for units, _ in points] for kind, points in table.by_units.items()} == {
         "head": [1, 2],
         "channel": [1, 12, 24, 36, 48],
@@ -170,7 +172,8 @@ def test_a_slow_moment_is_not_one_shapes(
     monkeypatch.setattr("workers.engine.model.turns.time", SimpleNamespace(monotonic=lambda: machine.now_s))
     monkeypatch.setattr("workers.engine.removals.decode_times._of_one_value", lambda model, outcome: outcome)
     monkeypatch.setattr("workers.engine.removals.decode_times._decode_probe", seconds_probe)
-    table = latency_table(load_model(spec_of(), sources), AtMost(decode_time=0.5, tokens=8), True)
+    model = load_model(spec_of(), sources)
+    table = latency_table(model, AtMost(decode_time=0.5, tokens=8), True, *timed(model))
     full = {(block, kind): units for block in range(3) for kind, units in (("head", 2), ("channel", 48))}
     halved = {key: units // 2 for key, units in full.items()}
     assert table.decode_time(halved) == pytest.approx((2 + 3 * 2.5) / (2 + 3 * 5), rel=0.05)

@@ -273,6 +273,10 @@ class EditMethodParams(MethodParams):
         """A bound that can only be measured on the result; the target is then searched for it."""
         return None
 
+    def fitted(self, count: int) -> Self:
+        """The same with so many units that stay in place of the size that they are to fit into."""
+        raise NotImplementedError
+
     @property
     def as_trained(self) -> Self:
         """The same, where a training has decided what goes and the weights are those of a model without it."""

@@ -244,8 +244,8 @@ def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> Pr
 
 @contextmanager
 def _read_when_needed() -> Iterator[None]:
-    """transformers reads each tensor when it puts it into the model. Else its threads read ahead, and the experts of all
-    blocks are in memory one by one beside the tensors that they are stacked into."""
+    """transformers reads each tensor when it puts it into the model. Else its threads read ahead, and the experts of
+    all blocks are in memory one by one beside the tensors that they are stacked into."""
     name, before = "HF_DEACTIVATE_ASYNC_LOAD", os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
     os.environ[name] = "1"
     try:

@@ -1,4 +1,4 @@
-"""The smallest sparsity at which a result keeps the limits of `at_most`. Import-light."""
+"""The smallest sparsity, or the most units, at which a result keeps the limits of `at_most`. Import-light."""
 
 from __future__ import annotations
 
@@ -37,18 +37,58 @@ def fitting_sparsity(
     to the dense one's. `within`: its bound; the spec's if None.
     Raises InvalidSpec where no sparsity is enough.
     """
-    limit, removal = needed(spec.edit.size_limit, "/prune/at_most"), removal_of(spec)
+    removal = removal_of(spec)
+
+    def outcome(step: int) -> Outcome | None:
+        return removal.outcome(spec, source, architecture, removal.spread(spec, facts, step / STEPS))
+
+    step, foreseen = _least(spec, source, architecture, STEPS, outcome, decode_time, within)
+    return step / STEPS, foreseen
+
+
+def fitted(
+    spec: CompressionSpec,
+    source: ModelSource,
+    architecture: Architecture,
+    decode_time: Callable[[Outcome], float] | None = None,
+    *,
+    within: float | None = None,
+) -> tuple[int, float | None]:
+    """(units that stay, decode time or None), the same where one number of units says the structure of the result."""
+    removal = removal_of(spec)
+    counts = removal.counts(spec, source, architecture)[::-1]
+
+    def outcome(step: int) -> Outcome | None:
+        return removal.outcome(spec.with_count(counts[step]), source, architecture, None)
+
+    step, foreseen = _least(spec, source, architecture, len(counts), outcome, decode_time, within)
+    return counts[step], foreseen
+
+
+def _least(
+    spec: CompressionSpec,
+    source: ModelSource,
+    architecture: Architecture,
+    steps: int,
+    outcome_of: Callable[[int], Outcome | None],
+    decode_time: Callable[[Outcome], float] | None,
+    within: float | None,
+) -> tuple[int, float | None]:
+    """(first of so many steps, each a smaller model than the one before, that fits, its decode time).
+
+    Steps that cannot be carried out are the last ones. Raises InvalidSpec where none fits.
+    """
+    limit = needed(spec.edit.size_limit, "/prune/at_most")
     limits = dict(limit.limits)
     if within is not None:
         limits["decode_time"] = within
     smallest: dict[str, float] = {}
     fitting: dict[str, float] = {}
-    low, high, found = -1, STEPS, None  # in steps: low is too large a model, high fits, or cannot be cut
+    low, high, found = -1, steps, None  # low is too large a model, high fits, or cannot be cut
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            sparsity = removal.spread(spec, facts, middle / STEPS)
-            outcome = needed(removal.outcome(spec, source, architecture, sparsity), "the outcome of a sparsity")
+            outcome = needed(outcome_of(middle), "the outcome of a step")
         except (InvalidSpec, NumericalFailure):
             high = middle
             continue
@@ -69,7 +109,7 @@ def fitting_sparsity(
         raise InvalidSpec(
             f"the model cannot be cut to {name} {most:,}"
             + (f": the smallest with this allocation has {smallest[name]:,}" if smallest else ""),
-            "allow more, let heads and channels go, protect fewer blocks, or start from a smaller model",
+            "allow more, let more kinds of unit go, protect fewer blocks, or start from a smaller model",
             field=f"/prune/at_most/{name}",
         )
-    return found / STEPS, fitting.get("decode_time")
+    return found, fitting.get("decode_time")

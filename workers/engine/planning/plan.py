@@ -15,7 +15,7 @@ from workers.engine.architectures.wrappers import WHOLE
 from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
-from workers.engine.planning.fit_to_size import fitting_sparsity
+from workers.engine.planning.fit_to_size import fitted, fitting_sparsity
 from workers.engine.planning.predictions import predicted_elapsed_s, predicted_peak_memory_bytes
 from workers.engine.planning.result_size import parameters_after, stored_bytes
 from workers.engine.planning.text_length import check_text, length_warnings, planned_texts
@@ -137,11 +137,30 @@ def checked_architecture(source: ModelSource) -> Architecture:
 def prospect_of(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Prospect:
     """The job as known before it begins. Raises InvalidSpec and UnsupportedModel where the structure is impossible."""
     removal_of(spec).check(spec, source, architecture)
+    spec = _with_known_count(spec, source, architecture)
     sparsity = _sparsity(spec, source, architecture)
     outcome = removal_of(spec).outcome(spec, source, architecture, sparsity)
     if outcome is not None:
         config_after(source.config, outcome, source)  # refuses what no config can say
-    return Prospect(source, architecture, sparsity, outcome)
+    return Prospect(spec, source, architecture, sparsity, outcome)
+
+
+def _with_known_count(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> CompressionSpec:
+    """The spec with the units that stay in place of a size, where both follow from the structure alone."""
+    limit, removal = spec.edit.size_limit, removal_of(spec)
+    if limit is None:
+        return spec
+    if limit.decode_time is not None and limit.tokens >= architecture.context_length:
+        raise SequenceTooLong(
+            f"no token can follow {limit.tokens} in a context of {architecture.context_length}",
+            f"use fewer than {architecture.context_length} tokens",
+            field="/prune/at_most/tokens",
+        )
+    if limit.decode_time is not None or not removal.counts(spec, source, architecture):
+        return spec
+    spec = spec.with_count(fitted(spec, source, architecture)[0])
+    removal.check(spec, source, architecture)
+    return spec
 
 
 def _sparsity(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Mapping[str, float] | None:

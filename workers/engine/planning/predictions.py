@@ -56,8 +56,8 @@ _TRAINED_BYTES = 12
 _BEST_BYTES = 4
 """The same of the best state, which `tune` keeps."""
 _STACKING = 1.5
-"""Of a block's experts in the type computed in: copies of them while they are put into one tensor, beside that. 1.0 by us
-and 1.3 by transformers were measured."""
+"""Of a block's experts in the type computed in: copies of them while they are put into one tensor, beside that. 1.0 by
+us and 1.3 by transformers were measured."""
 _PASSING_BYTES = 4
 """Per number of a forward pass, whatever the model computes in: bfloat16 took as much as float32."""
 _KEPT_PER_HIDDEN, _KEPT_PER_MLP = 20, 6

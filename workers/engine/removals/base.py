@@ -46,6 +46,8 @@ Scores = list[dict[str, list[float]]]
 class Prospect:
     """A job as far as it is known before it begins."""
 
+    spec: CompressionSpec
+    """With the number of units that stay in place of a size to fit into, where one says it for the whole model."""
     source: ModelSource
     architecture: Architecture
     sparsity: Mapping[str, float] | None
@@ -143,6 +145,11 @@ class Removal:
         Raises InvalidSpec and UnsupportedModel where it cannot be had.
         """
         return Outcome(architecture.layout, range(architecture.blocks))
+
+    def counts(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Sequence[int]:
+        """How many units may stay, ascending, where one number says it for the whole model and the spec gives a size to
+        fit into; empty where an allocator spreads what goes."""
+        return ()
 
     def zeros(self, spec: CompressionSpec, prospect: Prospect) -> int | None:
         """Zeros the result's layers will hold where the dense ones hold none; None while that is not known."""

@@ -7,7 +7,7 @@ number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from workers.engine.architectures.coupled import families
 from workers.engine.contracts.facts import Probe
 from workers.engine.maths.paired import Comparison
 from workers.engine.model.loaded import empty_model, load_model, load_result, stock_config
 from workers.engine.model.turns import in_turn
-from workers.engine.removals.narrow_blocks import NarrowBlocks
 from workers.engine.removals.outcome import Outcome, config_after
 from workers.engine.store.clock import device_time_s
 
@@ -29,12 +27,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from workers.engine.contracts.params import AtMost
+    from workers.engine.events import Events
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.removals.widths import Widths
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Shares of a block's units that are timed, interpolated linearly. 0 means one unit."""
-_BLOCKS = 4
+MOST_BLOCKS = 4
 """Number of blocks timed together: a single one may fit a processor's cache, a whole model does not."""
 _STEPS, _ROUNDS, _MARGIN = 8, 10, 0.05
 """Decode steps per timing, least number of timings, and largest width of the interval of the ratio of two models."""
@@ -56,6 +55,11 @@ class LatencyTable:
         dense = {(block, kind): units for block in blocks for kind, units in full.items()}
         return self._seconds(widths) / self._seconds(dense)
 
+    def log(self, events: Events) -> None:
+        for kind, points in self.by_units.items():
+            shown = ", ".join(f"{units}: {1000 * seconds:.3g} ms" for units, seconds in points)
+            events.log(f"decode step of a block by {kind}s that stay: {shown}")
+
     def _seconds(self, widths: Widths) -> float:
         """The saving of each kind is taken as independent of the other kind's."""
         full_s = next(iter(self.by_units.values()))[-1][1]
@@ -66,37 +70,38 @@ class LatencyTable:
         return self.outside_s + sum(max(0.0, block_s) for block_s in blocks_s.values())
 
 
-def latency_table(model: LoadedModel, at_most: AtMost, resident: bool) -> LatencyTable:
+def latency_table(
+    model: LoadedModel,
+    at_most: AtMost,
+    resident: bool,
+    wanted: Mapping[str, Sequence[int]],
+    outcome_of: Callable[[str, int], Outcome],
+) -> LatencyTable:
     """Measured on the model's device, in its compute type, with plain transformers.
 
     Every shape is timed in turn with the full one, so that a slow moment of the machine affects both.
-    `resident`: two such models fit in memory.
+    `resident`: two such models fit in memory. `wanted`: kind -> numbers of units that are timed, ascending to all of a
+    block; `outcome_of`: the few blocks that are timed, with so many units of a kind.
     """
-    blocks, layout = range(min(_BLOCKS, model.architecture.blocks)), model.architecture.layout
-    cut = families(model.architecture, model.source.config, model.source.tensors)[: 2 * len(blocks)]
-    kinds = {family.kind: family.units for family in cut}  # all blocks are alike
-    wanted = {kind: sorted({max(1, round(level * units)) for level in LEVELS}) for kind, units in kinds.items()}
 
     def probes(outcome: Outcome) -> list[Probe]:
         return [_decode_probe(_of_one_value(model, outcome), at_most)]
 
-    full = partial(probes, NarrowBlocks(layout, blocks, cut, {(f.block, f.kind): f.units for f in cut}))
+    kind, counts = next(iter(wanted.items()))
+    whole = outcome_of(kind, counts[-1])
+    full = partial(probes, whole)
 
     def against_full(outcome: Outcome) -> Comparison:
         ((_, found),) = in_turn(full, partial(probes, outcome), resident=resident)
         return found
 
-    outside = against_full(Outcome(layout, []))
+    outside = against_full(Outcome(whole.layout, []))
     full_s, outside_s = outside.dense, min(outside.pruned, outside.dense)
-    block_s = (full_s - outside_s) / len(blocks)
+    blocks = len(whole.blocks)
+    block_s = (full_s - outside_s) / blocks
     table: dict[str, Sequence[tuple[int, float]]] = {}
     for kind, counts in wanted.items():
-        seconds = []
-        for units in counts[:-1]:
-            widths: Widths = {(f.block, f.kind): units if f.kind == kind else f.units for f in cut}
-            seconds.append(
-                (full_s * against_full(NarrowBlocks(layout, blocks, cut, widths)).ratio - outside_s) / len(blocks)
-            )
+        seconds = [(full_s * against_full(outcome_of(kind, units)).ratio - outside_s) / blocks for units in counts[:-1]]
         # Times must not fall as units are added; where they do, it is noise.
         rising = np.maximum.accumulate([min(max(0.0, found_s), block_s) for found_s in seconds]).tolist()
         table[kind] = list(zip(counts, [*rising, block_s], strict=True))

@@ -8,13 +8,13 @@ it alone. I = inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from workers.engine.architectures.expert_widths import EXPERT, PLAIN, SHARED, entries, mixture_families
 from workers.engine.architectures.mixtures import mixtures
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import PruneMethodParams, Stat
+from workers.engine.contracts.params import AtMost, Bounds, PruneMethodParams, Stat
 from workers.engine.contracts.removes import Removes
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import pruner
@@ -28,6 +28,7 @@ from workers.engine.removals.widths import best_units
 if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture, Family, LinearFacts
     from workers.engine.contracts.facts import Units
+    from workers.engine.events import Events
     from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import Report
@@ -49,6 +50,27 @@ than multiples of 16 bytes, eight weights of 16 bits."""
 
 class ExpertWidthParams(PruneMethodParams):
     """Base of the parameters of pruners that make experts narrower."""
+
+    at_most: AtMost | None
+    """Size limits of the result, where it is not given how many channels stay."""
+
+    @property
+    def size_limit(self) -> AtMost | None:
+        return self.at_most
+
+    @property
+    def bound(self) -> Bounds | None:
+        return None if self.at_most is None else self.at_most.bound
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is not known yet how many channels fit into the size."""
+        raise NotImplementedError
+
+    @property
+    def multiple(self) -> int:
+        """Where a size is to be fitted into, a multiple of this stays."""
+        raise NotImplementedError
 
     def kept(self, channels: int) -> int:
         """How many channels of an expert of so many stay."""
@@ -97,10 +119,10 @@ class ExpertChannels(Removal):
                 "remove channels with `structured`, blocks with `depth`, or weights",
                 field="/prune",
             )
-        outcome, width = self.outcome(spec, source, architecture, None), _width(architecture)
-        kept = _params(spec).kept(width)
+        said, width = entries(architecture, source.config, source.tensors), _width(architecture)
+        found = mixture_families(architecture, said, source.tensors)
         for kind in (EXPERT, SHARED, PLAIN):
-            widths = {family.units for family in outcome.families if _kind(family) == kind}
+            widths = {family.units for family in found if _kind(family) == kind}
             if len(widths) > 1:
                 raise UnsupportedModel(
                     f"{architecture.model_type}: its {_WHOSE[kind]} have different widths, from {min(widths)} to "
@@ -108,8 +130,11 @@ class ExpertChannels(Removal):
                     "drop whole experts with `experts`, or remove weights",
                     field="/prune",
                 )
-        for family in {_kind(family): family for family in outcome.families}.values():
-            _check_width(family, outcome.widths[family.block, family.kind], kept, width, outcome.entry_of)
+        if _params(spec).undecided:
+            return
+        kept = _params(spec).kept(width)
+        for family in {_kind(family): family for family in found}.values():
+            _check_width(family, _stay(spec, family, width), kept, width, said)
         if kept % ALIGNED and kept < width:
             raise InvalidSpec(
                 f"{kept} channels of an expert are no multiple of {ALIGNED}: grouped products, by which transformers "
@@ -124,13 +149,23 @@ class ExpertChannels(Removal):
         source: ModelSource,
         architecture: Architecture,
         sparsity: Mapping[str, float] | None,
-    ) -> NarrowExperts:
+    ) -> NarrowExperts | None:
+        if _params(spec).undecided:
+            return None
         said, width = entries(architecture, source.config, source.tensors), _width(architecture)
         found = mixture_families(architecture, said, source.tensors)
         widths = {(family.block, family.kind): _stay(spec, family, width) for family in found}
         return NarrowExperts(architecture.layout, range(architecture.blocks), found, widths, said)
 
+    def counts(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Sequence[int]:
+        return multiples(_width(architecture), _params(spec).multiple)
+
+    def width_multiple(self, spec: CompressionSpec) -> int:
+        return _params(spec).multiple
+
     def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
+        if prospect.outcome is None:
+            return ["how narrow the experts become follows from times that the job measures: another run may differ"]
         return []  # exactly as many go as are asked for
 
     def looks_at(self, spec: CompressionSpec, layer: LinearFacts) -> bool:
@@ -148,11 +183,32 @@ class ExpertChannels(Removal):
     def sparsity(
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None
     ) -> Mapping[str, float] | None:
-        if units is None:
+        if units is None or _params(spec).undecided:
             return None
         width = _width(architecture)
         left = {(family.block, _kind(family)): _stay(spec, family, width) / family.units for family in units.families}
         return sparsity_of_left(architecture.layers, left)
+
+    def decode_time(
+        self, spec: CompressionSpec, model: LoadedModel, resident: bool, events: Events
+    ) -> Callable[[Outcome], float]:
+        from workers.engine.removals.decode_times import LEVELS, MOST_BLOCKS, latency_table
+
+        architecture = model.architecture
+        blocks = [mixture.block for mixture in mixtures(architecture)]
+        counts, width = self.counts(spec, model.source, architecture), _width(architecture)
+        wanted = sorted({min(counts, key=lambda count: abs(count - level * width)) for level in LEVELS})
+
+        def outcome(kind: str, channels: int) -> Outcome:
+            cut = self.outcome(spec.with_count(channels), model.source, architecture, None)
+            return replace(needed(cut, "the width of experts"), blocks=blocks[:MOST_BLOCKS])
+
+        table = latency_table(
+            model, needed(spec.edit.size_limit, "/prune/at_most"), resident, {EXPERT: wanted}, outcome
+        )
+        table.log(events)
+        dense = {(block, EXPERT): width for block in range(architecture.blocks)}
+        return lambda cut: table.decode_time(dense | {(block, EXPERT): _experts_width(cut) for block in blocks})
 
     def edit(
         self,
@@ -165,7 +221,7 @@ class ExpertChannels(Removal):
         from workers.engine.removals.cut import cut_by_pruner
 
         units = needed(units, "the units' scores")
-        outcome = self.outcome(spec, model.source, model.architecture, sparsity)
+        outcome = needed(self.outcome(spec, model.source, model.architecture, sparsity), "the width of experts")
         return cut_by_pruner(outcome, units.families, spec, _kept(spec, model.architecture, units))
 
     def mask(self, spec: CompressionSpec, model: LoadedModel, units: Units | None, outcome: Outcome) -> Mask:
@@ -184,6 +240,16 @@ class ExpertChannels(Removal):
 
 REMOVAL = ExpertChannels()
 _WHOSE = {EXPERT: "experts", SHARED: "shared MLPs", PLAIN: "MLPs without experts"}
+
+
+def multiples(width: int, of: int) -> list[int]:
+    """The numbers of channels that may stay, ascending: multiples `of` a number, or all."""
+    return sorted({*range(of, width + 1, of), width})
+
+
+def _experts_width(outcome: Outcome) -> int:
+    assert isinstance(outcome, NarrowExperts)  # made here
+    return next(outcome.widths[family.block, family.kind] for family in outcome.families if _kind(family) == EXPERT)
 
 
 def _params(spec: CompressionSpec) -> ExpertWidthParams:

@@ -22,7 +22,7 @@ from workers.engine.architectures.mixtures import (
 )
 from workers.engine.architectures.skipping import skipping_class
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import PruneMethodParams, Stat
+from workers.engine.contracts.params import AtMost, Bounds, PruneMethodParams, Stat
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
 from workers.engine.errors import InvalidSpec, UnsupportedModel
@@ -59,6 +59,22 @@ _NUMBER = re.compile(r"\.(\d+)\.[^.]+$")
 
 class ExpertPruneParams(PruneMethodParams):
     """Base of the parameters of pruners that drop whole experts."""
+
+    at_most: AtMost | None
+    """Size limits of the result, where it is not given how many experts stay."""
+
+    @property
+    def size_limit(self) -> AtMost | None:
+        return self.at_most
+
+    @property
+    def bound(self) -> Bounds | None:
+        return None if self.at_most is None else self.at_most.bound
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is not known yet how many experts fit into the size."""
+        raise NotImplementedError
 
     def kept(self, experts: int) -> int:
         """How many experts of a block of so many stay."""
@@ -164,14 +180,30 @@ class Experts(Removal):
                 "remove blocks with `depth`, or weights",
                 field="/prune",
             )
-        experts = found[0].experts
-        kept, sent, (count, best) = params.kept(experts), chosen(source.config), groups(source.config)
+        experts, sent, (count, best) = found[0].experts, chosen(source.config), groups(source.config)
         if params.skips:
             skipping_class(source.config["model_type"])
             if sent < 2:
                 raise InvalidSpec(
                     "a token is sent to one expert, which cannot be skipped", "leave it out", field="/prune/skip"
                 )
+        if params.at_most is not None and (params.at_most.decode_time or params.at_most.macs):
+            raise InvalidSpec(
+                f"a token is sent to {sent} experts, however many there are: to drop some saves no MACs, and no time "
+                "of a step that could be foreseen",
+                "bound `parameters` or `bytes`, or make experts narrower with `expert_channels`",
+                field=f"/prune/at_most/{'decode_time' if params.at_most.decode_time else 'macs'}",
+            )
+        if count > 1 and Stat.EXPERT_SETS in spec.unit_needs:
+            raise InvalidSpec(
+                f"{architecture.model_type}: its router chooses among {count} groups of experts, of which as many must "
+                f"stay: `{needed(spec.score, '/score').method}` compares sets of experts of any",
+                "use the score `reap`",
+                field="/score",
+            )
+        if params.undecided:
+            return
+        kept = params.kept(experts)
         if kept > experts:
             raise InvalidSpec(
                 f"{kept} experts are to stay, a block has {experts}", "keep fewer", field="/prune/experts"
@@ -188,20 +220,16 @@ class Experts(Removal):
                 f"keep a multiple of {count}",
                 field="/prune",
             )
-        if count > 1 and (kept // count < _BEST_OF_GROUP or kept // count * best < sent):
+        if kept < (least := _least(source.config)):
             raise InvalidSpec(
                 f"of {kept} experts in {count} groups, those of the {best} chosen for a token are too few for the "
                 f"{sent} that it is sent to",
-                f"keep {count * max(_BEST_OF_GROUP, -(-sent // best))} or more",
+                f"keep {least} or more",
                 field="/prune",
             )
-        if count > 1 and Stat.EXPERT_SETS in spec.unit_needs:
-            raise InvalidSpec(
-                f"{architecture.model_type}: its router chooses among {count} groups of experts, of which as many must "
-                f"stay: `{needed(spec.score, '/score').method}` compares sets of experts of any",
-                "use the score `reap`",
-                field="/score",
-            )
+
+    def counts(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Sequence[int]:
+        return range(_least(source.config), mixtures(architecture)[0].experts + 1, groups(source.config)[0])
 
     def outcome(
         self,
@@ -209,8 +237,10 @@ class Experts(Removal):
         source: ModelSource,
         architecture: Architecture,
         sparsity: Mapping[str, float] | None,
-    ) -> Outcome:
+    ) -> Outcome | None:
         """Which experts stay is not known; the first are taken, as number and sizes are the same."""
+        if _params(spec).undecided:
+            return None
         kept = {mixture.block: range(_params(spec).kept(mixture.experts)) for mixture in mixtures(architecture)}
         return _outcome(architecture, kept, source.tensors)
 
@@ -291,6 +321,12 @@ class Experts(Removal):
 
 
 REMOVAL = Experts()
+
+
+def _least(config: Mapping[str, Any]) -> int:
+    """Experts of a block that must stay, so that as many can be chosen for a token as before, of each group as many."""
+    sent, (count, best) = chosen(config), groups(config)
+    return sent if count == 1 else count * max(_BEST_OF_GROUP, -(-sent // best))
 
 
 def kept_experts(spec: CompressionSpec, units: Units) -> dict[int, list[int]]:

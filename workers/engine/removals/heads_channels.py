@@ -16,7 +16,7 @@ from workers.engine.contracts.params import Stat
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
 from workers.engine.contracts.training import Target
-from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
+from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.maths.spreading import parameters
 from workers.engine.registry import method_of, pruner
 from workers.engine.removals.base import Edit, Mask, Prospect, Removal
@@ -83,12 +83,6 @@ class HeadsChannels(Removal):
                 f"{architecture.model_type}: its blocks differ, and decode times are foreseen where all are alike",
                 "bound `parameters`, `bytes` or `macs`, or give `sparsity`",
                 field="/prune/at_most/decode_time",
-            )
-        if at_most is not None and at_most.decode_time is not None and at_most.tokens >= architecture.context_length:
-            raise SequenceTooLong(
-                f"no token can follow {at_most.tokens} in a context of {architecture.context_length}",
-                f"use fewer than {architecture.context_length} tokens",
-                field="/prune/at_most/tokens",
             )
 
     def outcome(
@@ -179,10 +173,8 @@ class HeadsChannels(Removal):
     ) -> Callable[[Outcome], float]:
         from workers.engine.removals.decode_times import latency_table
 
-        table = latency_table(model, needed(spec.edit.size_limit, "/prune/at_most"), resident)
-        for kind, points in table.by_units.items():
-            shown = ", ".join(f"{units}: {1000 * seconds:.3g} ms" for units, seconds in points)
-            events.log(f"decode step of a block by {kind}s that stay: {shown}")
+        table = latency_table(model, needed(spec.edit.size_limit, "/prune/at_most"), resident, *timed(model))
+        table.log(events)
         return lambda outcome: table.decode_time(_narrow(outcome).widths)
 
     def edit(
@@ -218,6 +210,23 @@ class HeadsChannels(Removal):
 
 
 REMOVAL = HeadsChannels()
+
+
+def timed(model: LoadedModel) -> tuple[dict[str, list[int]], Callable[[str, int], Outcome]]:
+    """(kind -> numbers of units whose decode steps are timed, a function that gives the few blocks with so many)."""
+    from workers.engine.removals.decode_times import LEVELS, MOST_BLOCKS
+
+    blocks = range(min(MOST_BLOCKS, model.architecture.blocks))
+    found = families(model.architecture, model.source.config, model.source.tensors)
+    cut = [family for family in found if family.block in blocks]
+    kinds = {family.kind: family.units for family in cut}  # all blocks are alike
+
+    def outcome(kind: str, units: int) -> Outcome:
+        widths = {(f.block, f.kind): units if f.kind == kind else f.units for f in cut}
+        return NarrowBlocks(model.architecture.layout, blocks, cut, widths)
+
+    counts = {kind: sorted({max(1, round(level * units)) for level in LEVELS}) for kind, units in kinds.items()}
+    return counts, outcome
 
 
 def _params(spec: CompressionSpec) -> UnitPruneParams:

@@ -7,10 +7,10 @@ jobs on the same model and text share them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workers.engine.contracts.facts import Allocation, AllocationFacts, DenseBlock, LinearStats
 from workers.engine.contracts.needed import needed
@@ -26,7 +26,7 @@ from workers.engine.model.memory import memory_budget
 from workers.engine.model.provenance import environment
 from workers.engine.model.trial_losses import Trials
 from workers.engine.model.windows import load_tokens, measured_windows
-from workers.engine.planning.fit_to_size import fitting_sparsity
+from workers.engine.planning.fit_to_size import fitted, fitting_sparsity
 from workers.engine.planning.predictions import TRIAL_TOKENS, whole_models
 from workers.engine.registry import compared, method_of
 from workers.engine.removals.base import removal_of
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from workers.engine.spec import CompressionSpec
     from workers.engine.store.run import Run
 
+FITTED = "fitted"
+"""Resume point of a try: how many units stay, and the decode time foreseen."""
 RATIO_STEP = 1 / 256
 """Step of the search for a sparsity."""
 
@@ -59,14 +61,18 @@ def allocate(
     sources: Sources,
     units: Units | None,
     tries: Tries,
+    foreseen: float | None = None,
 ) -> Allocation:
-    """The allocation of this try, kept in its resume points, so that a retry uses the same. Raises NumericalFailure."""
+    """The allocation of this try, kept in its resume points, so that a retry uses the same. Raises NumericalFailure.
+
+    `foreseen`: what `fitted_to_time` foresaw.
+    """
     run, resume = tries.shared, tries.present.checkpoint
     if saved := resume.load_json("allocation"):
         return Allocation(**saved)
     if not spec.removes.spread:
         sparsity = needed(removal_of(spec).sparsity(spec, model.architecture, units), "the sparsity of the units")
-        found = Allocation(_mean(model, sparsity), sparsity, {})
+        found = Allocation(_mean(model, sparsity), sparsity, {}, foreseen)
         resume.save_json("allocation", vars(found))
         return found
     with run.clock.measure("calibrate"):
@@ -108,14 +114,10 @@ def _spread(
         target, foreseen = spec.edit.target, None
         if target is None and limit is not None:
             decode_time = _decode_time(spec, model, run.events) if limit.decode_time is not None else None
-            try:
+            with _of_this_try(tries):
                 target, foreseen = fitting_sparsity(
                     spec, model.source, model.architecture, facts, decode_time, within=tries.bound
                 )
-            except InvalidSpec as error:
-                if tries.number == 1:
-                    raise
-                raise tries.given_up() from error  # this try's bound is tighter than the spec's
         if target is not None:
             found = Allocation(target, removal.spread(spec, facts, target), metrics, foreseen)
         else:
@@ -124,6 +126,38 @@ def _spread(
             losses = {name: facts.loss(rule(found.target)) for name, rule in facts.rules.items()}
             found = replace(found, trials=losses)
     return found
+
+
+def fitted_to_time(spec: CompressionSpec, model: LoadedModel, tries: Tries) -> tuple[CompressionSpec, float | None]:
+    """(the spec with the number of units that keeps its bound on the decode time, the time foreseen), where one number
+    says how many stay; others as they are. Kept in the resume points of this try."""
+    limit, resume = spec.edit.size_limit, tries.present.checkpoint
+    if spec.removes.spread or limit is None or limit.decode_time is None:
+        return spec, None
+    found = resume.load_json(FITTED)
+    if found is None:
+        with tries.present.clock.stage("allocate"):
+            found = model.ranks.first(lambda: _fitted(spec, model, tries))
+        resume.save_json(FITTED, found)
+    return spec.with_count(found["count"]), found["foreseen"]
+
+
+def _fitted(spec: CompressionSpec, model: LoadedModel, tries: Tries) -> dict[str, Any]:
+    decode_time = _decode_time(spec, model, tries.shared.events)
+    with _of_this_try(tries):
+        count, foreseen = fitted(spec, model.source, model.architecture, decode_time, within=tries.bound)
+    return {"count": count, "foreseen": foreseen}
+
+
+@contextmanager
+def _of_this_try(tries: Tries) -> Iterator[None]:
+    """A further try's bound is tighter than the spec's, which is not to blame where nothing keeps it."""
+    try:
+        yield
+    except InvalidSpec as error:
+        if tries.number == 1:
+            raise
+        raise tries.given_up() from error
 
 
 def _rule(params: MethodParams, facts: AllocationFacts) -> Callable[[float], Mapping[str, float]]:

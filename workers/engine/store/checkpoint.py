@@ -105,7 +105,8 @@ class Checkpoint:
 
     def forget_result(self) -> None:
         """Remove what one try alone needed: its allocation, blocks, their inputs, and its training."""
-        patterns = ("allocation.*", "outside.*", "blocks-*", "hidden-*", "tuning.*", "expert-tokens.*", "betas.*")
+        once = ("fitted", "allocation", "outside", "tuning", "expert-tokens", "betas")
+        patterns = (*(f"{name}.*" for name in once), "blocks-*", "hidden-*")
         for pattern in patterns if self.ranks.leads else ():
             for path in self.directory.glob(pattern):
                 path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import Stat
+from workers.engine.contracts.params import AtMost, Stat
 from workers.engine.errors import InvalidSpec
 from workers.engine.removals.expert_channels import ALIGNED, ExpertWidthParams, expert_width_pruner
 
@@ -37,6 +37,11 @@ class ExpertChannelsParams(ExpertWidthParams):
         lt=1,
         description="Instead of `channels`: the fraction of them that goes, to the nearest `channel_multiple`.",
         examples=[0.25],
+    )
+    at_most: AtMost | None = Field(
+        None,
+        description="Instead of `channels`: the size the result must fit into. As many channels stay as do, a multiple "
+        "of `channel_multiple`.",
     )
     shared_channels: int | None = Field(
         None,
@@ -64,8 +69,10 @@ class ExpertChannelsParams(ExpertWidthParams):
 
     @model_validator(mode="after")
     def _one_target(self) -> ExpertChannelsParams:
-        if (self.channels is None) == (self.sparsity is None):
-            raise PydanticCustomError("one_target", "give either `channels`, how many stay, or `sparsity`")
+        if sum(given is not None for given in (self.channels, self.sparsity, self.at_most)) != 1:
+            raise PydanticCustomError(
+                "one_target", "give one of `channels`, how many stay, `sparsity` and `at_most`, the size to fit into"
+            )
         return self
 
     @property
@@ -75,6 +82,17 @@ class ExpertChannelsParams(ExpertWidthParams):
     @property
     def waives(self) -> Stat:
         return Stat.NONE if self.compensate else Stat.GRAM
+
+    @property
+    def undecided(self) -> bool:
+        return self.channels is None and self.sparsity is None
+
+    @property
+    def multiple(self) -> int:
+        return self.channel_multiple
+
+    def fitted(self, count: int) -> ExpertChannelsParams:
+        return self.model_copy(update={"channels": count})
 
     def kept(self, channels: int) -> int:
         return self.channels if self.channels is not None else self._rounded(channels, 1 - (self.sparsity or 0.0))

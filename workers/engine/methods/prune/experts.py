@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from workers.engine.contracts.params import AtMost
 from workers.engine.removals.experts import ExpertPruneParams, expert_pruner
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ class ExpertsParams(ExpertPruneParams):
         None, ge=0, lt=1, description="Instead of `experts`: the fraction of them that goes, rounded.", examples=[0.25]
     )
 
+    at_most: AtMost | None = Field(
+        None,
+        description="Instead of `experts`: the size the result must fit into, in `parameters` or `bytes`. As many stay "
+        "as do. A token is sent to as many as before, so that `macs` and `decode_time` are refused.",
+    )
     skip: bool = Field(
         False,
         description="Dynamic skipping: for each token the result leaves out experts whose weight is less than beta "
@@ -48,8 +54,10 @@ class ExpertsParams(ExpertPruneParams):
 
     @model_validator(mode="after")
     def _one_target(self) -> ExpertsParams:
-        if (self.experts is None) == (self.sparsity is None):
-            raise PydanticCustomError("one_target", "give either `experts`, how many stay, or `sparsity`")
+        if sum(given is not None for given in (self.experts, self.sparsity, self.at_most)) != 1:
+            raise PydanticCustomError(
+                "one_target", "give one of `experts`, how many stay, `sparsity` and `at_most`, the size to fit into"
+            )
         return self
 
     @property
@@ -69,6 +77,13 @@ class ExpertsParams(ExpertPruneParams):
 
     def operations(self, shape: tuple[int, int], blocks: int) -> float:
         return float(blocks * min(shape) ** 3) if self.merge else 0.0
+
+    @property
+    def undecided(self) -> bool:
+        return self.experts is None and self.sparsity is None
+
+    def fitted(self, count: int) -> ExpertsParams:
+        return self.model_copy(update={"experts": count})
 
     def kept(self, experts: int) -> int:
         return self.experts if self.experts is not None else experts - round((self.sparsity or 0.0) * experts)
