@@ -61,7 +61,7 @@ def test_kept_experts_and_perplexity(
     run: str, parts: dict[str, Any], windows: dict[str, Tensor], tmp_path: Path
 ) -> None:
     checkpoint = compressed(tmp_path, windows["calibration"], parts, "bookworm-moe-8m")
-    scores, expected = checkpoint.load_json("unit-scores"), REFERENCE["runs"][run]
+    scores, expected = checkpoint.load_scores(), REFERENCE["runs"][run]
     assert scores is not None
     left = len(expected["kept"][0])
     order = [sorted(range(EXPERTS), key=lambda expert: -block["expert"][expert]) for block in scores]

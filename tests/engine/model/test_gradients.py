@@ -170,7 +170,7 @@ def test_layer_taylor_of_a_model(tiny: Path, sources: Sources, tmp_path: Path) -
     for name in each[0]:
         gradient = torch.stack([window[name] for window in each]).mean(dim=0)
         expected[int(name.split(".")[2])] += float((dense[name] * gradient).abs().sum())
-    scores = done.checkpoint.load_json("unit-scores")
+    scores = done.checkpoint.load_scores()
     assert [block["layer"][0] for block in scores] == pytest.approx(expected, rel=1e-4)
 
 

@@ -41,7 +41,7 @@ def depth(layers: int = 1, score: str = "block_influence", **params: Any) -> Any
 
 
 def scores_of(done: Walked) -> list[float]:
-    return [block["layer"][0] for block in done.checkpoint.load_json("unit-scores")]
+    return [block["layer"][0] for block in done.checkpoint.load_scores()]
 
 
 def change(folder: Path, changes: Callable[[dict[str, Tensor]], None]) -> None:

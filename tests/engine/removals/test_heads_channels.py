@@ -51,7 +51,7 @@ class TestScores:
         channel = (
             weight("mlp.gate_proj")[7].sum() + weight("mlp.up_proj")[7].sum() + weight("mlp.down_proj")[:, 7].sum()
         )
-        scores = done.checkpoint.load_json("unit-scores")[1]
+        scores = done.checkpoint.load_scores()[1]
         assert scores["head"][2] == pytest.approx(float(head), rel=1e-6)
         assert scores["channel"][7] == pytest.approx(float(channel), rel=1e-6)
 
@@ -60,7 +60,7 @@ class TestScores:
         done = walk(no_text(), sources, tmp_path)
         dense = load_file(folder / "model.safetensors")
         for block in range(3):
-            scores = done.checkpoint.load_json("unit-scores")[block]
+            scores = done.checkpoint.load_scores()[block]
             cut = block_tensors(done.checkpoint, block)
             for kind, tensor, width in (("head", "self_attn.k_proj", 8), ("channel", "mlp.up_proj", 1)):
                 name = f"model.layers.{block}.{tensor}.weight"

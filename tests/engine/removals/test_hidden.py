@@ -43,7 +43,7 @@ def written(done: Walked, folder: Path) -> dict[str, Any]:
 
 
 def kept_of(done: Walked) -> list[int]:
-    return kept_dimensions(done.spec, Units((), done.checkpoint.load_json("unit-scores")))
+    return kept_dimensions(done.spec, Units((), done.checkpoint.load_scores()))
 
 
 def masked(folder: Path, kept: list[int]) -> Any:

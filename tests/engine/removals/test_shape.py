@@ -100,7 +100,7 @@ def test_computes_what_the_masked_model_does(
     assert found == list(ALL.values())
     cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, trust_remote_code=False).eval()
     assert len(cut.model.layers) == 2
-    expected = masked(folder, done.checkpoint.load_json("unit-scores"), ALL)
+    expected = masked(folder, done.checkpoint.load_scores(), ALL)
     with torch.no_grad():
         found_BTV, expected_BTV = cut(IDS_BT).logits, expected(IDS_BT, use_cache=False).logits
     torch.testing.assert_close(found_BTV, expected_BTV, rtol=1e-4, atol=1e-5)
@@ -115,7 +115,7 @@ def test_a_trained_model_without_units_is_the_masked_one_in_the_dense_shapes(
     the masked one does."""
     folder = save_model("tiny", FAMILIES[name])
     done = walk(shape(**ALL), sources, tmp_path / "walk")
-    scores = done.checkpoint.load_json("unit-scores")
+    scores = done.checkpoint.load_scores()
     blocks = [*done.outcome.blocks]
     hidden = torch.tensor([scores[block]["hidden"] for block in blocks]).sum(dim=0).tolist()
     signed = []
@@ -277,7 +277,7 @@ def test_hidden_dimensions_are_judged_by_the_blocks_that_stay(
     save_model("tiny", FAMILIES["llama"])
     done = walk(shape(hidden=40, layers=1), sources, tmp_path)
     (block,) = done.outcome.blocks
-    scores = done.checkpoint.load_json("unit-scores")[block]["hidden"]
+    scores = done.checkpoint.load_scores()[block]["hidden"]
     dense = load_file(sources.models_dir / "tiny" / "model.safetensors")[f"model.layers.{block}.mlp.up_proj.weight"]
     found = block_tensors(done.checkpoint, 0)["model.layers.0.mlp.up_proj.weight"]
     assert torch.equal(found, dense[:, best(scores, 40)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,18 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert checkpoint.load_json("dense") is None
     checkpoint.save_json("dense", {"perplexity": 35.4})
     assert Checkpoint(tmp_path / "c").load_json("dense") == {"perplexity": 35.4}
+
+
+def test_scores_round_trip_in_eight_bytes_each(tmp_path: Path) -> None:
+    """Channels of experts may be millions. A block may have none, the last too; what must stay is infinite."""
+    drawn = torch.randn(100_000, dtype=torch.float64).tolist()
+    scores = [{}, {"expert_channel.1": drawn, "expert_channel.10": [math.inf, 1 / 3]}, {}]
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.load_scores() is None
+    checkpoint.save_scores(scores)
+    assert Checkpoint(tmp_path).load_scores() == scores
+    (kept,) = tmp_path.glob("unit-scores.*")
+    assert kept.stat().st_size < 8 * 100_002 + 1000
 
 
 def test_another_fingerprint_is_refused_by_what_differs(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def score_units(spec: CompressionSpec, model: LoadedModel, calibration: Calibrat
     """
     removal = removal_of(spec)
     found = removal.families(spec, model.architecture, model.source.config, model.source.tensors)
-    scores = run.checkpoint.load_json("unit-scores") or _scores(spec, model, found, calibration, run)
+    scores = run.checkpoint.load_scores() or _scores(spec, model, found, calibration, run)
     return removal.decided(spec, model, Units(found, scores), calibration, run)
 
 
@@ -75,7 +75,7 @@ def _scores(
                 raise NumericalFailure(
                     f"block {block}: {method.name} gives {kind}s that are not a number", "check the dense model"
                 )
-    run.checkpoint.save_json("unit-scores", scores)
+    run.checkpoint.save_scores(scores)
     return scores
 
 

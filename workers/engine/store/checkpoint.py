@@ -9,6 +9,7 @@
     new-00012-00003.<digest>.safetensors  one tensor of a block that is added, the third of block 12
     training.<digest>.safetensors       state of `train`: parameters, the optimiser's moments, the method's own
     tuning.<digest>.safetensors         the same of `tune`, and the best state
+    unit-scores.<digest>.safetensors    scores of units, of which a mixture's channels are millions
     <name>.<digest>.json                results of whole stages
     try-2/                              the same of a further try, where the first result broke what the spec bounds
 
@@ -28,12 +29,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from workers.engine.store.parts import Held
 
 _TENSORS = ".safetensors"
+_SCORES = "unit-scores"
 
 
 class Checkpoint:
@@ -132,6 +135,30 @@ class Checkpoint:
         """Forget what `save_json` kept, if it did."""
         for path in self.directory.glob(f"{name}.*.json") if self.ranks.leads else ():
             path.unlink(missing_ok=True)
+
+    def save_scores(self, scores: Sequence[Mapping[str, Sequence[float]]]) -> None:
+        """Keep the scores of units: of each block, by kind."""
+        tensors = {
+            f"{block}/{kind}": torch.tensor(values, dtype=torch.float64)
+            for block, of_block in enumerate(scores)
+            for kind, values in of_block.items()
+        }
+        self._save(_SCORES, tensors, {"blocks": str(len(scores))})
+
+    def load_scores(self) -> list[dict[str, list[float]]] | None:
+        """The scores that `save_scores` kept, or None."""
+
+        def read() -> list[dict[str, list[float]]] | None:
+            while path := self._sealed.find(_SCORES, _TENSORS):
+                with suppress(FileNotFoundError), safe_open(path, framework="pt") as file:
+                    found: list[dict[str, list[float]]] = [{} for _ in range(int(file.metadata()["blocks"]))]
+                    for name in [*file.keys()]:
+                        block, _, kind = name.partition("/")
+                        found[int(block)][kind] = file.get_tensor(name).tolist()
+                    return found
+            return None
+
+        return self.ranks.first(read)
 
     def outside(self) -> Path:
         """File of the tensors that belong to no block; it exists once `save_outside` has returned."""
