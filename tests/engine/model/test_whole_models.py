@@ -28,7 +28,7 @@ for load in (load_model, load_result):
     gc.collect()
     print(peak_resident_bytes())
 """
-"""What evaluation does with the dense model, then with the result. Prints the peak so far after each."""
+"""Loads and measures the dense model, then the result, as evaluation does. Prints the peak so far after each."""
 
 
 def test_a_mixture_is_loaded_within_its_prediction(sources: Sources) -> None:

@@ -337,8 +337,8 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
 
 
 def _stacking_bytes(architecture: Architecture, of_each: int) -> int:
-    """What loading a model whole takes beside it, with so many bytes of each weight: of a mixture, the experts of a
-    block."""
+    """Bytes that loading a model whole takes beside it, with so many for each weight: of a mixture, its largest block's
+    experts."""
     return int(_STACKING * of_each * max(_of_experts(architecture, block) for block in range(architecture.blocks)))
 
 

@@ -151,7 +151,7 @@ def _fitted(spec: CompressionSpec, model: LoadedModel, tries: Tries) -> dict[str
 
 @contextmanager
 def _of_this_try(tries: Tries) -> Iterator[None]:
-    """A further try's bound is tighter than the spec's, which is not to blame where nothing keeps it."""
+    """Of a further try, whose bound is tighter than the spec's, a search that finds nothing is the end of the tries."""
     try:
         yield
     except InvalidSpec as error:
