@@ -2,8 +2,9 @@
 
 A publication is taken with a lease, which is renewed while it is worked on outside of any transaction. Whoever dies
 leaves it to the next, who finds at the place what is there already. Whoever was stopped past its lease is fenced: it
-changes nothing at the place any more, nor in the row. Tenants take turns. A publication has a state of its own:
-whatever becomes of it, its job has succeeded.
+changes nothing at the place any more, nor in the row. Tenants take turns, and so do the publications of one job: two
+to one place would each find nothing there, and each make it. A publication has a state of its own: whatever becomes of
+it, its job has succeeded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import func, literal_column, select
+from sqlalchemy import Select, func, literal_column, select
 from sqlalchemy.orm import Session, aliased
 
 from app.artifacts.signed import signature
@@ -49,6 +50,7 @@ LEASE_MS = 60_000
 BEAT_S = 10.0
 LOOK_EVERY_S = 1.0
 MESSAGE_LENGTH, TRACEBACK_LENGTH = 500, 10_000
+_RUNNING = aliased(Publication)
 
 
 class Stored(NamedTuple):
@@ -122,6 +124,8 @@ class Deliverer:
             found = session.get(Publication, publication_id, with_for_update=True)
             now = clock(session)
             if found is None or found.state not in ("pending", "running") or found.due_at > now:
+                continue
+            if session.scalar(select(_at_work(now).where(_RUNNING.job_id == job_id).exists())):
                 continue
             if found.state == "running" and found.tries > len(WAITS_S):
                 lost = PublishFailure(
@@ -256,22 +260,22 @@ def without(text: str, secrets: Iterable[str], *, length: int = MESSAGE_LENGTH) 
 def _candidates(session: Session) -> list[tuple[str, str]]:
     """(publication, job) of the next few: first of the tenant that has the fewest at work, then the oldest."""
     now = clock(session)
-    running = aliased(Publication)
-    at_work = (
-        select(func.count())
-        .where(running.tenant_id == Publication.tenant_id, running.state == "running", running.due_at > now)
-        .correlate(Publication)
-        .scalar_subquery()
-    )
+    same_tenant = _at_work(now).where(_RUNNING.tenant_id == Publication.tenant_id).correlate(Publication)
+    same_job = _at_work(now).where(_RUNNING.job_id == Publication.job_id).correlate(Publication)
     age = (Publication.due_at, Publication.id)
     turn = func.row_number().over(partition_by=Publication.tenant_id, order_by=age)
     due = (
         select(Publication.id, Publication.job_id)
-        .where(literal_column(f"publications.{DUE}"), Publication.due_at <= now)
-        .order_by(at_work + turn, *age)
+        .where(literal_column(f"publications.{DUE}"), Publication.due_at <= now, ~same_job.exists())
+        .order_by(same_tenant.with_only_columns(func.count()).scalar_subquery() + turn, *age)
         .limit(8)
     )
     return [(row.id, row.job_id) for row in session.execute(due)]
+
+
+def _at_work(now: int) -> Select[str]:
+    """Ids of the publications under a lease."""
+    return select(_RUNNING.id).where(_RUNNING.state == "running", _RUNNING.due_at > now)
 
 
 def _renew(session: Session, taken: Taken, shown: int) -> bool:

@@ -144,6 +144,57 @@ def test_broken_off_it_sends_only_the_rest(api: Api, place: str, monkeypatch: py
     assert len(first + sent) == len(set(first + sent)) == len(files) + 1
 
 
+def test_killed_before_it_registers_it_makes_no_second_run(
+    api: Api, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.publications.to import mlflow
+
+    name = f"unregistered-{api.tenant_id[-6:]}"
+    job = api.succeeded(with_manifest({"README.md": name.encode()}), publish=[asked(name)])
+    sent: list[dict[str, Any]] = []
+    real = mlflow._Server.register
+
+    def killed(_: Any, model: str, run: dict[str, Any], *rest: Any) -> str:
+        sent.append(run)
+        raise RuntimeError("the process is killed")
+
+    monkeypatch.setattr(mlflow._Server, "register", killed)
+    assert deliverer(api).step()
+    assert of(api, job)[0]["error"]["code"] == "publisher_crashed"
+    all_due(api)
+    monkeypatch.setattr(mlflow._Server, "register", real)
+    assert deliverer(api).step()
+    version = get(place, "model-versions/get", name=name, version="1")["model_version"]
+    assert version["run_id"] == sent[0]["info"]["run_id"]
+    run = get(place, "runs/get", run_id=version["run_id"])["run"]
+    measured = [each["key"] for each in run["data"]["metrics"]]
+    assert "perplexity/a.txt/pruned" in measured
+    assert len(measured) == len(set(measured))
+
+
+def test_two_publications_at_once_make_one_version(api: Api, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.publications.to import mlflow
+
+    name = f"twice-{api.tenant_id[-6:]}"
+    files = with_manifest({"README.md": name.encode()})
+    job = api.succeeded(files, publish=[asked(name), asked(name, alias="champion")])
+    other = api.succeeded(RESULT, publish=[asked(f"other-{name}")])
+    real, second = mlflow._Server.send, deliverer(api)
+    found: list[bool] = []
+
+    def meanwhile(*args: Any) -> None:
+        monkeypatch.setattr(mlflow._Server, "send", real)
+        found.extend([second.step(), second.step()])
+        real(*args)
+
+    monkeypatch.setattr(mlflow._Server, "send", meanwhile)
+    assert deliverer(api).step()
+    assert found == [True, False], "another job's goes on meanwhile, the same job's waits"
+    assert of(api, other)[0]["state"] == "published"
+    assert second.step()
+    assert [(each["state"], each["result"]["revision"]) for each in of(api, job)] == [("published", "1")] * 2
+
+
 def test_one_that_was_stopped_past_its_lease_registers_nothing(
     api: Api, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,8 +42,7 @@ class Registry:
                 return {"run": self.runs[run_id]}
             case "runs/search":
                 wanted = _wanted(asked["filter"])
-                running = [each for each in self.runs.values() if each["info"]["status"] == "RUNNING"]
-                return {"runs": [each for each in running if wanted in each["data"]["tags"]]}
+                return {"runs": [each for each in self.runs.values() if wanted in each["data"]["tags"]]}
             case "runs/get":
                 return {"run": self.runs[asked["run_id"]]}
             case "runs/log-batch":

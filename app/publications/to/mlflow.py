@@ -34,6 +34,8 @@ RESERVED = ("mlflow.", "espalier_")
 TIMEOUT = httpx2.Timeout(60, connect=10)
 SCHEME = "mlflow-artifacts:"
 METRICS_AT_ONCE = 500
+MOST_RUNS = 100
+"""Looked through for one of the same manifest."""
 
 
 class MlflowParams(Params):
@@ -91,13 +93,13 @@ class _Server:
         return str(ready[-1]) if ready else None
 
     def run_of(self, experiment: str, result: Result) -> dict[str, Any]:
-        """The run that holds the files, or will: one that a killed try has made, or a new one."""
+        """The run that holds the files, or will: one that another try or publication has made, or a new one."""
         experiment_id = self._experiment(experiment)
-        wanted = f"tags.`{MANIFEST_TAG}` = '{result.manifest_sha256}' and attributes.status = 'RUNNING'"
-        found = self.post("runs/search", experiment_ids=[experiment_id], filter=wanted, max_results=1)
-        runs = found.get("runs", [])
-        if runs:
-            return dict(runs[0])
+        wanted = f"tags.`{MANIFEST_TAG}` = '{result.manifest_sha256}'"
+        found = self.post("runs/search", experiment_ids=[experiment_id], filter=wanted, max_results=MOST_RUNS)
+        for run in found.get("runs", []):
+            if run["info"]["status"] in ("RUNNING", "FINISHED"):  # others were ended by somebody else
+                return dict(run)
         # Ours last: by one of them a run is found again, so no label may say it.
         labels = {key: value for key, value in result.labels.items() if not key.startswith(RESERVED)}
         tags = {**labels, "mlflow.runName": result.job_id, **_tags(result)}
@@ -112,7 +114,7 @@ class _Server:
         return dict(made["run"])
 
     def send(self, run: dict[str, Any], result: Result) -> None:
-        """The files and what was measured; the run ends with them."""
+        """The files that are not there, and what was measured; the run ends with them."""
         run_id, uri = run["info"]["run_id"], run["info"]["artifact_uri"]
         if not uri.startswith(f"{SCHEME}/"):
             raise PublishFailure(
@@ -127,6 +129,9 @@ class _Server:
                 continue
             root = uri.removeprefix(SCHEME).split("://")[-1].strip("/")
             self._put(quote(f"{root}/{FOLDER}/{file.path}"), file, result)
+        result.confirm()
+        if run["info"]["status"] == "FINISHED":
+            return
         now = int(time.time() * 1000)
         metrics = [
             {"key": _key(f"{metric['name']}/{side}"), "value": metric[side], "timestamp": now, "step": 0}
@@ -134,7 +139,6 @@ class _Server:
             for side in ("dense", "pruned", "ratio")
             if isinstance(metric.get(side), int | float)
         ]
-        result.confirm()
         for start in range(0, len(metrics), METRICS_AT_ONCE):
             self.post("runs/log-batch", run_id=run_id, metrics=metrics[start : start + METRICS_AT_ONCE])
         self.post("runs/update", run_id=run_id, status="FINISHED", end_time=now)
