@@ -41,6 +41,7 @@ from workers.engine.stages.prune import expert_tokens, layer_reports, prune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.points import Points
 from workers.engine.store.run import Run
+from workers.engine.training.prompted import prompt_ids
 from workers.engine.training.text import training_text
 
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ def _texts(
 ) -> tuple[Calibration | None, dict[Trains, TuningText]]:
     """Texts for calibration and trainings, where the spec needs them."""
     refuse_unknown_tokens(spec, model, sources)
+    if spec.train is not None and spec.train.read_first:
+        prompt_ids(spec.train, model)  # refuses one that does not fit, before work that would be lost
     trainings = {stage: training_text(stage, params, model, sources) for stage, params in spec.trainings.items()}
     return calibration(spec, model, sources), trainings
 

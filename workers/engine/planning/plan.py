@@ -18,7 +18,7 @@ from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.planning.fit_to_size import fitted, fitting_sparsity
 from workers.engine.planning.predictions import predicted_elapsed_s, predicted_peak_memory_bytes
 from workers.engine.planning.result_size import parameters_after, stored_bytes
-from workers.engine.planning.text_length import check_text, length_warnings, planned_texts
+from workers.engine.planning.text_length import check_prompt, check_text, least_tokens, length_warnings, planned_texts
 from workers.engine.registry import method_of
 from workers.engine.removals.base import Prospect, removal_of
 from workers.engine.removals.outcome import Outcome, config_after
@@ -107,6 +107,8 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
                 field=f"{field}/sequence_length",
             )
         check_text(spec, field, ref, path, source)
+    if spec.train is not None:
+        check_prompt(spec.train, least_tokens(spec.train.read_first, source), architecture.context_length)
     predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
     return prospect
 

@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from workers.engine.contracts.params import Stat, WindowsMethodParams
 from workers.engine.contracts.tuning_params import TrainingParams
-from workers.engine.errors import DatasetTooShort
+from workers.engine.errors import DatasetTooShort, SequenceTooLong
 from workers.engine.report import PlannedText
 from workers.engine.sources.texts.documents import check_beginning
 from workers.engine.sources.texts.sample import sample
@@ -24,6 +24,7 @@ from workers.engine.spec import Calibrate
 
 if TYPE_CHECKING:
     from workers.engine.contracts.refs import DataRef
+    from workers.engine.contracts.train_params import TrainMethodParams
     from workers.engine.sources.resolve import ModelSource, Sources
     from workers.engine.spec import CompressionSpec
 
@@ -37,6 +38,8 @@ _MARGIN = 0.05
 """Of an estimate, where a value is suggested. Of the shipped texts it was 0.3 % off."""
 _SHORTEST = 8
 """Tokens of a window, in every spec."""
+_LONGEST = 32
+"""Characters of a token of prose, where the vocabulary is not at hand."""
 
 
 def check_text(spec: CompressionSpec, field: str, ref: DataRef, path: Path | None, source: ModelSource) -> None:
@@ -73,6 +76,27 @@ def _refuse_too_short(ref: DataRef, field: str, path: Path, size: int, source: M
         _remedy(_suggested(field, ref, _tokens(path, ref, source) or 0)),
         field=field,
     )
+
+
+def least_tokens(text: str, source: ModelSource) -> int:
+    """A number of tokens that a text surely has at least; 0 of an empty one."""
+    known = _vocabulary(source)
+    counted = int(known.count(text) * (1 - _MARGIN)) if known else -(-len(text) // _LONGEST)
+    return max(min(len(text), 1), counted)
+
+
+def check_prompt(params: TrainMethodParams, tokens: int, context: int) -> None:
+    """Raises SequenceTooLong where a text of at least so many tokens, read before every window of a training, and a
+    window exceed the model's context."""
+    if tokens and tokens + params.sequence_length > context:
+        room = context - tokens
+        shorter = f"use a sequence_length of at most {room}, or a shorter prompt"
+        raise SequenceTooLong(
+            f"the prompt's {tokens} tokens or more and windows of {params.sequence_length} exceed the model's context "
+            f"of {context}",
+            shorter if room >= _SHORTEST else "shorten the prompt",
+            field="/train/prompt",
+        )
 
 
 def planned_texts(spec: CompressionSpec, source: ModelSource, sources: Sources) -> list[PlannedText]:

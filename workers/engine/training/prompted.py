@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workers.engine.errors import SequenceTooLong
 from workers.engine.model.windows import opening_ids, refuse_unknown
+from workers.engine.planning.text_length import check_prompt
 from workers.engine.sources.texts.token_ids import token_ids
 
 if TYPE_CHECKING:
@@ -25,14 +25,7 @@ def prompt_ids(params: TrainMethodParams, dense: LoadedModel) -> tuple[Tensor, i
     of it). Raises SequenceTooLong where text and window exceed the context, UnsupportedModel for unknown tokens."""
     ids_P = torch.tensor(token_ids(dense.tokenizer, params.read_first, special=False), dtype=torch.int64)
     refuse_unknown(ids_P, dense.architecture.vocabulary, dense.tokenizer, "of the prompt")
-    context = dense.architecture.context_length
-    if len(ids_P) + params.sequence_length > context:
-        raise SequenceTooLong(
-            f"the prompt's {len(ids_P)} tokens and windows of {params.sequence_length} exceed the model's context of "
-            f"{context}",
-            f"use a sequence_length of at most {context - len(ids_P)}, or a shorter prompt",
-            field="/train/prompt",
-        )
+    check_prompt(params, len(ids_P), dense.architecture.context_length)
     return ids_P, len(opening_ids(dense.tokenizer, params.bos, "/train"))
 
 
