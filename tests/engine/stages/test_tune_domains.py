@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tests.helpers.small_models import load, spec_of
+from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
 from tests.helpers.tuning import Folder, Killed, dying, saving_every_step, tuning
 from workers.engine.errors import DatasetTooShort, InvalidSpec
 from workers.engine.events import Silent
 from workers.engine.model.loss import nll
 from workers.engine.pipeline import compress
+from workers.engine.planning.plan import plan
 from workers.engine.sources.resolve import Sources
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.training import loop
@@ -118,6 +119,23 @@ def test_without_a_reference_it_is_the_dense_model_on_the_held_out_windows(
     with torch.no_grad():
         expected = [nll(dense, domain.holdout_NT).mean().item() for domain in text.domains]
     assert made[0].references == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_dense_model_that_is_asked_for_references_is_planned(
+    save_model: SaveModel, mixed: Sources, tmp_path: Path
+) -> None:
+    """It is in memory beside the one in training, which it no longer is where references are given."""
+    save_model("tiny", LlamaConfig(**SIZES | {"hidden_size": 256, "intermediate_size": 512}))
+
+    def peak(dynamic: dict[str, Any], **changes: Any) -> int:
+        domains = {"domains": {"column": "kind", "shares": SHARES, "dynamic": dynamic}}
+        spec = spec_of(tune=tuning("lora", **MIXED | domains | {"batch": 1, "distill": None} | changes))
+        return plan(spec, mixed).peak_memory_bytes
+
+    given = DYNAMIC["domains"]["dynamic"]
+    parameters = plan(spec_of(), mixed).parameters
+    assert peak({}) > peak(given) + parameters, "another model of four bytes each, less what a backward pass keeps"
+    assert peak({}, distill={}) == peak(given, distill={}), "the teacher is there anyway"
 
 
 def test_any_domain_may_get_all_windows_where_shares_follow_losses(tiny: Path, mixed: Sources) -> None:

@@ -246,6 +246,12 @@ class TrainingParams(DataRef, MethodParams):
         return self.evaluate_every or -(-self.steps // EVALUATIONS)
 
     @property
+    def reads_dense_losses(self) -> bool:
+        """Whether the dense model is loaded beside the one in training for the losses that shares of domains follow."""
+        dynamic = None if self.domains is None else self.domains.dynamic
+        return dynamic is not None and dynamic.reference is None and self.distill is None
+
+    @property
     def passes(self) -> float:
         """Forward passes through the model that a window of a step costs; a backward pass counts as two."""
         return 4 if self.distill else 3

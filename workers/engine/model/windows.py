@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from workers.engine.contracts.params import WindowsMethodParams
@@ -212,9 +213,13 @@ def refuse_unknown(ids_T: Tensor, vocabulary: int, tokenizer: PreTrainedTokenize
     )
 
 
-def ids_digest(ids: Tensor) -> str:
-    """`sha256:` of token ids of any shape, as little-endian int64 in row order, as reports record texts."""
-    return "sha256:" + hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
+def ids_digest(*parts: Tensor) -> str:
+    """`sha256:` of token ids of any shape, one part after the other, as little-endian int64 in row order, as reports
+    record texts. Without a copy of them, unless they lie otherwise."""
+    found = hashlib.sha256()
+    for ids in parts:
+        found.update(np.ascontiguousarray(ids.numpy(), dtype="<i8").data)
+    return "sha256:" + found.hexdigest()
 
 
 class _Read:

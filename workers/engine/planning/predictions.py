@@ -206,7 +206,7 @@ def _training_bytes(
     held_bytes = 4 if stage == "train" and needed(spec.train, "/train").trains_all else compute_bytes
     stored = sum(facts.bytes for facts in source.tensors.values())
     trained = params.trained_parameters(source, architecture)
-    loading = source.parameters * held_bytes + stored + _stacking_bytes(architecture, held_bytes)
+    loading = source.parameters * held_bytes + _stacking_bytes(architecture, held_bytes)
     linear = architecture.prunable_parameters
     base = linear * (params.base_bits / 8 if params.base_bits else held_bytes)
     beside = _TRAINED_BYTES + 4 * params.copies + (_BEST_BYTES if stage == "tune" else 0)
@@ -222,7 +222,18 @@ def _training_bytes(
     tokens = windows * params.read_tokens
     activations = tokens * (per_token * compute_bytes + int(architecture.vocabulary * 4 * _logit_copies(params)))
     teacher = source.parameters * compute_bytes + stored if params.distill else 0
-    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, weights + activations + teacher)
+    begun = weights + activations + teacher
+    if params.reads_dense_losses:  # once, before there are gradients and moments
+        batch = windows * params.sequence_length * _looked_at_bytes(architecture)
+        dense = source.parameters * compute_bytes + max(batch, _stacking_bytes(architecture, compute_bytes))
+        begun = max(begun, weights - trained * _TRAINED_BYTES // spec.compute.devices + dense)
+    return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, begun)
+
+
+def _looked_at_bytes(architecture: Architecture) -> int:
+    """Bytes of a forward pass for each token, where its loss is all that is kept: its logits, or what a block computes
+    of it."""
+    return max(architecture.vocabulary * 4 * 3, _PASSING_BYTES * _token_numbers(architecture))
 
 
 def _logit_copies(params: TrainingParams) -> float:
@@ -327,8 +338,8 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
     compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
     stored = sum(facts.bytes for facts in source.tensors.values())
     read = [params.tokens_at_once for params in spec.evaluate if not method_of("evaluate", params).paired]
+    batches = [tokens * _looked_at_bytes(architecture) for tokens in read]
     passing = _token_numbers(architecture)
-    batches = [tokens * max(architecture.vocabulary * 4 * 3, _PASSING_BYTES * passing) for tokens in read]
     kept = sum(layer.shape[0] for layer in architecture.caching())
     batches += [compute_bytes * (prompt * passing + models * all_ * kept) for prompt, all_ in _timed_tokens(spec)]
     weights = models * source.parameters * compute_bytes

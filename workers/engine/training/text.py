@@ -78,7 +78,7 @@ class TuningText:
 
     @property
     def digest(self) -> str:
-        return ids_digest(torch.cat([torch.cat([domain.holdout_NT, domain.train_NT]) for domain in self.domains]))
+        return ids_digest(*(ids_NT for domain in self.domains for ids_NT in (domain.holdout_NT, domain.train_NT)))
 
     @property
     def digests(self) -> dict[str, str]:
