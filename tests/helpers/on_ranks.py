@@ -1,4 +1,7 @@
-"""Run a function on several ranks, each a new process on the CPU."""
+"""Run a function on several ranks, each a new process on the CPU.
+
+They are forked, as a worker's are, by one process that has imported the engine and computes nothing: to import it anew
+would take each longer than a test."""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from workers.engine.ranks import Ranks, join
 def on_ranks(count: int, function: Callable[..., None], *args: Any) -> None:
     """Call `function(ranks, *args)` on every rank, and fail unless all end well. It is pickled by its name."""
     with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["workers.engine.stages.train", "workers.engine.stages.tune"])
         meeting = Path(folder) / "meeting"
         processes = [context.Process(target=_run, args=(rank, count, meeting, function, args)) for rank in range(count)]
         for process in processes:

@@ -46,6 +46,7 @@ SPECS: dict[str, dict[str, Any]] = {
     },
     "taylor": {"score": {"method": "taylor"}, "prune": {"method": "structured", "sparsity": 0.25}},
     "tuned": {"tune": TUNE},
+    "trained": {"score": None, "calibrate": None, "train": TUNE | {"method": "gradual", "distill": None}},
 }
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 64, "samples": 5}
 

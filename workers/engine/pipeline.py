@@ -226,7 +226,7 @@ def _attempt(job: _Job, tries: Tries) -> _Made:
     pruned, trained = job, None
     if spec.train is not None:
         with clock.stage("train"):
-            pruned, allocation, trained = ranks.first(lambda: _trained(job, allocation, run, ids_T))
+            pruned, allocation, trained = _trained(job, allocation, run, ids_T)
     allocation = needed(allocation, "the allocation")
     with clock.stage(spec.editor.stage):  # scores layers and runs the calibration text through pruned blocks too
         outcome, resumed = prune(pruned.spec, pruned.model, job.text, pruned.units, allocation, run)

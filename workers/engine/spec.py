@@ -549,13 +549,14 @@ class CompressionSpec(SpecModel):
 
     @model_validator(mode="after")
     def _as_many_windows_on_every_device(self) -> CompressionSpec:
-        if self.tune is not None and self.tune.batch % self.compute.devices:
-            raise PydanticCustomError(
-                "batch_not_divisible",
-                "each of {devices} devices trains on as many windows of a step, and {batch} cannot be divided so: take "
-                "a multiple of {devices} for `tune.batch`",
-                {"devices": self.compute.devices, "batch": self.tune.batch},
-            )
+        for stage, training in self.trainings.items():
+            if training.divides and training.batch % self.compute.devices:
+                raise PydanticCustomError(
+                    "batch_not_divisible",
+                    "each of {devices} devices trains on as many windows of a step, and {batch} cannot be divided so: "
+                    "take a multiple of {devices} for `{stage}.batch`",
+                    {"devices": self.compute.devices, "batch": training.batch, "stage": stage},
+                )
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from tests.helpers.tuning import Killed, dying, saving_every_step, weights
 from workers.engine.checks.trace import TOLERANCE
 from workers.engine.errors import InvalidSpec, MemoryBudgetTooSmall, NumericalFailure, PromiseBroken
 from workers.engine.events import Silent
+from workers.engine.methods.train.gradual import GradualParams
 from workers.engine.pipeline import compress
 from workers.engine.planning.plan import plan
 from workers.engine.registry import Method
@@ -248,6 +249,38 @@ class TestRefusals:
             spec_of(score={"method": "magnitude"}, calibrate=None, tune=training("full", distill=None)), sources
         )
         assert tuned.peak_memory_bytes - trained == 4 * parameters, "the best state"
+
+    def test_devices_share_what_a_training_holds(
+        self, save_model: SaveModel, sources: Sources, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Weights, gradients, moments, ELSA's copies in parts; each has a block whole, what is outside of blocks, and
+        the inputs that least squares see."""
+        save_model("tiny", LlamaConfig(**SIZES | {"hidden_size": 256, "intermediate_size": 2048}))
+
+        def peak(method: str, devices: int, target: str = "weight/unstructured", **changes: Any) -> int:
+            units, name = target.split("/")
+            parts = {"train": training(method, distill=None, **changes), "compute": {"devices": devices}}
+            return plan(spec_of(score=None, calibrate=None, **parts, **TARGETS[units][name]), sources).peak_memory_bytes
+
+        found = plan(spec_of(**GRADUAL), sources)
+        parameters = found.parameters
+        whole = 4 * (parameters - found.prunable_parameters * 2 // 3)
+        of_a_window = peak("gradual", 1, batch=4) - peak("gradual", 1, batch=3)
+        assert peak("gradual", 1) - peak("gradual", 2) == 8 * parameters - whole + of_a_window
+        assert peak("elsa", 1) - peak("gradual", 1) == 12 * parameters
+        assert peak("elsa", 2) - peak("gradual", 2) == 6 * parameters
+        for devices in (1, 2):
+            by_variant = [peak("efficient_llm", devices, "head/uniform", variant=variant) for variant in "AB"]
+            assert by_variant[1] - by_variant[0] == 4 * parameters
+        monkeypatch.setattr(GradualParams, "divides", False)
+        assert peak("gradual", 2) == peak("gradual", 1)
+
+    def test_windows_that_devices_cannot_share(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        three = GRADUAL | {"train": training("gradual", batch=3), "compute": {"devices": 2}}
+        with pytest.raises(ValidationError, match=r"multiple of 2 for `train\.batch`"):
+            spec_of(**three)
+        monkeypatch.setattr(GradualParams, "divides", False)
+        assert spec_of(**three).compute.devices == 2
 
     def test_elsa_whose_sparse_copies_come_too_late_is_warned_of(self, tiny: Path, sources: Sources) -> None:
         def warned(**changes: Any) -> bool:

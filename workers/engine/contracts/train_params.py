@@ -28,6 +28,11 @@ class TrainMethodParams(TrainingParams):
         return True
 
     @property
+    def divides(self) -> bool:
+        """A method says so where its `Procedure` keeps to what the contract asks of one on a divided model."""
+        return False
+
+    @property
     def read_first(self) -> str:
         """Text that the model reads before every window while it trains, and does not learn; empty for none."""
         return ""

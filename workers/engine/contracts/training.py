@@ -57,7 +57,15 @@ class Trained:
 
 
 class Procedure:
-    """A method at work on one model. The loop calls it in the order of its methods below, for each step."""
+    """A method at work on one model. The loop calls it in the order of its methods below, for each step.
+
+    Where its parameters say that it `divides`, the model may be divided over several ranks before the method prepares
+    it (`training/shards.py`): parameters are torch's DTensors then, and each rank sees its part of a step's windows.
+    Arithmetic entry by entry is the same; what looks at all of a tensor asks for its `whole`, on all ranks alike. Ranks
+    draw the same numbers in `begin`, and gradients are means over all windows before `penalty` and `before_update`, so
+    that what is decided on parameters and gradients is the same on all. The one that calls `finished` is made anew on
+    the whole model, from `parameters` and `state` after the last step; `optimizer` is not called on it.
+    """
 
     backward: ClassVar[bool] = True
     """Whether gradients come from a backward pass through the model; else `estimate` makes them."""
@@ -65,10 +73,13 @@ class Procedure:
     parameters: Mapping[str, nn.Parameter]
     """Name in the resume point -> trained parameter, float32. Others are frozen."""
     state: Mapping[str, Tensor]
-    """Name in the resume point -> any other tensor that changes from step to step, in place."""
+    """Name in the resume point -> any other tensor that changes from step to step, in place. Of a divided model: in a
+    parameter's shape and divided like it, or whole and the same on all ranks after each step."""
+    masks: Mapping[str, Tensor]
+    """Some of `parameters` -> boolean, false where an entry is never trained, as `Trainable.masks`."""
 
     def __init__(self) -> None:
-        self.parameters, self.state = {}, {}
+        self.parameters, self.state, self.masks = {}, {}, {}
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
         """AdamW over all parameters; the schedule multiplies the rate of every group."""

@@ -263,6 +263,16 @@ class TrainingParams(DataRef, MethodParams):
         return 0
 
     @property
+    def divides(self) -> bool:
+        """Whether the model is divided over the devices of a job while it trains; else the first trains alone."""
+        return True
+
+    @property
+    def whole_copies(self) -> int:
+        """As `copies`, of what every device keeps whole where the model is divided."""
+        return 0
+
+    @property
     def base_bits(self) -> float | None:
         """Bits a weight of the linear layers takes while it is not trained; None in the compute type."""
         return None

@@ -178,7 +178,7 @@ def trained_at_once(spec: CompressionSpec, stage: Trains, source: ModelSource, a
     Raises MemoryBudgetTooSmall if one window at a time is still too much.
     """
     params, budget = spec.trainings[stage], spec.compute.memory_budget
-    windows = min(params.batch, max(1, TRAINED_TOKENS // params.sequence_length))
+    windows = min(params.batch // _sharing(spec, params), max(1, TRAINED_TOKENS // params.sequence_length))
     while budget is not None and (peak := _training_bytes(spec, stage, source, architecture, windows)) > budget:
         if windows == 1:
             raise MemoryBudgetTooSmall(
@@ -211,9 +211,12 @@ def _training_bytes(
     base = linear * (params.base_bits / 8 if params.base_bits else held_bytes)
     beside = _TRAINED_BYTES + 4 * params.copies + (_BEST_BYTES if stage == "tune" else 0)
     weights = int(base) + (source.parameters - linear) * held_bytes + trained * beside
-    if stage == "tune" and spec.compute.devices > 1:  # a part of all, and the whole of a block and of what is outside
+    devices = _sharing(spec, params)
+    if devices > 1:  # a part of all, and the whole of a block and of what is outside
         block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
-        weights = weights // spec.compute.devices + 4 * (block + source.parameters - linear)
+        gathered_bytes = 4 if stage == "tune" else held_bytes
+        weights = weights // devices + gathered_bytes * (block + source.parameters - linear)
+    weights += trained * 4 * params.whole_copies
     if params.adds_to_experts:
         weights += _ADDED_BYTES * max(_of_experts(architecture, block) for block in range(architecture.blocks))
     kept = _kept_numbers(params, architecture)
@@ -226,7 +229,7 @@ def _training_bytes(
     if params.reads_dense_losses:  # once, before there are gradients and moments
         batch = windows * params.sequence_length * _looked_at_bytes(architecture)
         dense = source.parameters * compute_bytes + max(batch, _stacking_bytes(architecture, compute_bytes))
-        begun = max(begun, weights - trained * _TRAINED_BYTES // spec.compute.devices + dense)
+        begun = max(begun, weights - trained * _TRAINED_BYTES // devices + dense)
     return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, begun)
 
 
@@ -234,6 +237,11 @@ def _looked_at_bytes(architecture: Architecture) -> int:
     """Bytes of a forward pass for each token, where its loss is all that is kept: its logits, or what a block computes
     of it."""
     return max(architecture.vocabulary * 4 * 3, _PASSING_BYTES * _token_numbers(architecture))
+
+
+def _sharing(spec: CompressionSpec, params: TrainingParams) -> int:
+    """Devices over which a model in training is divided."""
+    return spec.compute.devices if params.divides else 1
 
 
 def _logit_copies(params: TrainingParams) -> float:

@@ -3,6 +3,9 @@
 The method never cuts: what comes out is a model of the dense shapes in a folder of its own, and the scores of its
 units. From there the job goes on as after any score, with that model in the dense one's place. Every attempt writes the
 folder anew, from the resume point and to the same bytes.
+
+The model is divided over the ranks before the method prepares it, so that what the method keeps beside the weights is
+never whole. At the end the first rank puts together what was trained, from the last resume point, and goes on alone.
 """
 
 from __future__ import annotations
@@ -27,14 +30,17 @@ from workers.engine.removals.without_units import sparsity_without, without_unit
 from workers.engine.report import TrainReport
 from workers.engine.sources.resolve import INDEX
 from workers.engine.training.loop import Loop, Setting
+from workers.engine.training.points import TrainingPoints
 from workers.engine.training.prompted import prompt_ids, prompted
 from workers.engine.training.results import make_ready, overwrite_trained, reported
 from workers.engine.training.shards import Shards
+from workers.engine.training.state import shipped
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from workers.engine.contracts.training import Procedure, Target
     from workers.engine.model.loaded import LoadedModel
@@ -57,50 +63,111 @@ def train(
     """(the trained model, written to `folder`; the units that go, where units do; the sparsity of the layers that
     follows; what is reported). `allocation`: None where the training spreads the sparsity.
 
+    All ranks of the job train, each on a part of the model, where the method `divides`; else the first trains alone.
     Raises NumericalFailure where a loss is not finite, ResultMismatch where the written weights compute something else
     than what was trained, PromiseBroken where the method decided on another number of units than it was to.
     """
-    params, removal = needed(spec.train, "/train"), removal_of(spec)
-    at_once = trained_at_once(spec, "train", dense.source, dense.architecture)
-    shards = Shards(Ranks(), dense.device)  # the first rank trains alone
-    setting = Setting("train", params, text, dense.device, dense.dtype, at_once, run, shards)
-    sparsity = None if allocation is None else allocation.sparsity
-    target = removal.target(spec, dense.source, dense.architecture, sparsity)
-    dtype = torch.float32 if params.trains_all else dense.dtype
-    model = load_model(dense.path, dense.device, dtype)
-    found, before = setting.points.found(), math.nan
-    if found is None:
-        before = setting.weighed(setting.holdout_losses(model, "/model/id", "check the dense model"))
-    torch.manual_seed(params.seed)
-    procedure: Procedure = method_of("train", params).function(model, dense.architecture, target, params)
-    if params.read_first:
-        prompted(model, *prompt_ids(params, dense))
-    make_ready(model, setting)
-    loop = Loop(setting, model, procedure, found, before, keeps_best=False)
-    loop.run(lambda: load_model(dense.path, dense.device, dense.dtype))
-    loop.end()
-    trained = procedure.finished()
-    units = None if trained.scores is None else Units(target.families, trained.scores)
-    if units is not None:
-        _check(target, units)
-        trained = replace(trained, merged=without_units(trained.merged, dense.architecture, units))
-    _copy(dense, folder)
-    with procedure.evaluating():
-        gone = {f.block for f in units.families if f.is_block and units.of(f)[0] < 0} if units is not None else ()
-        difference = tuned_traces(model, trained.merged, dense, folder, window_T, gone).difference
-    overwrite_trained(described(folder)[1], trained.merged, setting)
-    if allocation is None:
-        sparsity = sparsity_without(dense.architecture, needed(units, "the units' scores"))
-        allocation = Allocation(target.share, sparsity, {})
-    report = TrainReport(
-        method=params.method,
-        steps=loop.state.step,
-        holdout_loss_before=loop.state.holdout_loss_before,
-        holdout_loss_after=loop.state.curve[-1]["holdout_loss"],
-        difference=difference,
-        **reported(loop, procedure.parameters.values()),
-    )
-    return result_of(dense, folder), units, allocation, report
+
+    def trained(ranks: Ranks) -> tuple[Units | None, Allocation, TrainReport]:
+        training = _Training(spec, dense, allocation, text, run, ranks)
+        training.run()
+        return ranks.first(lambda: training.written(folder, window_T))
+
+    divides = needed(spec.train, "/train").divides
+    units, spread, report = trained(dense.ranks) if divides else dense.ranks.first(lambda: trained(Ranks()))
+    return result_of(dense, folder), units, spread, report
+
+
+class _Training:
+    def __init__(
+        self,
+        spec: CompressionSpec,
+        dense: LoadedModel,
+        allocation: Allocation | None,
+        text: TuningText,
+        run: Run,
+        ranks: Ranks,
+    ) -> None:
+        """Prepare the model, divided over the ranks, and restore the last resume point, if there is one."""
+        self.params, self.dense, self.allocation = needed(spec.train, "/train"), dense, allocation
+        at_once = trained_at_once(spec, "train", dense.source, dense.architecture)
+        shards = Shards(ranks, dense.device)
+        self.setting = Setting("train", self.params, text, dense.device, dense.dtype, at_once, run, shards)
+        sparsity = None if allocation is None else allocation.sparsity
+        self.target = removal_of(spec).target(spec, dense.source, dense.architecture, sparsity)
+        model = self._loaded()
+        found, before = self.setting.points.found(), math.nan
+        if found is None:
+            before = self.setting.weighed(self.setting.holdout_losses(model, "/model/id", "check the dense model"))
+        self._prepare(model, shards)
+        self.loop = Loop(self.setting, model, self.procedure, found, before, keeps_best=False)
+
+    def run(self) -> None:
+        """Train to the end, of which there is a resume point then."""
+        self.loop.run(self._teacher)
+        self.loop.end()
+        if self.setting.shards.divided:
+            self.loop.let_go()
+            del self.model, self.procedure
+
+    def written(self, folder: Path, window_T: Tensor) -> tuple[Units | None, Allocation, TrainReport]:
+        """On the first rank: check what was trained, and write it to `folder`."""
+        if self.setting.shards.divided:
+            self._put_together()
+        dense, procedure = self.dense, self.procedure
+        trained = procedure.finished()
+        units = None if trained.scores is None else Units(self.target.families, trained.scores)
+        if units is not None:
+            _check(self.target, units)
+            trained = replace(trained, merged=without_units(trained.merged, dense.architecture, units))
+        _copy(dense, folder)
+        with procedure.evaluating():
+            gone = {f.block for f in units.families if f.is_block and units.of(f)[0] < 0} if units is not None else ()
+            difference = tuned_traces(self.model, trained.merged, dense, folder, window_T, gone).difference
+        overwrite_trained(described(folder)[1], trained.merged, self.setting)
+        allocation = self.allocation
+        if allocation is None:
+            sparsity = sparsity_without(dense.architecture, needed(units, "the units' scores"))
+            allocation = Allocation(self.target.share, sparsity, {})
+        state = self.loop.state
+        report = TrainReport(
+            method=self.params.method,
+            steps=state.step,
+            holdout_loss_before=state.holdout_loss_before,
+            holdout_loss_after=state.curve[-1]["holdout_loss"],
+            difference=difference,
+            **reported(self.loop, procedure.parameters.values()),
+        )
+        return units, allocation, report
+
+    def _loaded(self) -> PreTrainedModel:
+        dense = self.dense
+        model = load_model(dense.path, dense.device, torch.float32 if self.params.trains_all else dense.dtype)
+        make_ready(model, self.setting)
+        return model
+
+    def _prepare(self, model: PreTrainedModel, shards: Shards) -> None:
+        """Divide the model, and have the method prepare it."""
+        params, architecture = self.params, self.dense.architecture
+        shards.divide(model, architecture)
+        torch.manual_seed(params.seed)
+        self.model = model
+        self.procedure: Procedure = method_of("train", params).function(model, architecture, self.target, params)
+        if params.read_first:
+            prompted(model, *prompt_ids(params, self.dense))
+
+    def _put_together(self) -> None:
+        """Prepare the model anew, whole, as the training has left it."""
+        alone = Shards(Ranks(), self.dense.device)
+        point = TrainingPoints(self.setting.run.checkpoint, self.setting.name, alone).found()
+        self._prepare(self._loaded(), alone)
+        needed(point, "the resume point of the training's end").fill(shipped(self.procedure))
+        self.model.eval()
+
+    def _teacher(self) -> PreTrainedModel:
+        found = load_model(self.dense.path, self.dense.device, self.dense.dtype)
+        self.setting.shards.divide(found, self.dense.architecture)
+        return found
 
 
 def _check(target: Target, units: Units) -> None:

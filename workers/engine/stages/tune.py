@@ -97,8 +97,8 @@ class _Tuning:
             before = self.setting.weighed(losses)
         self.trainable = self._prepared()
         parameters = shards.divided_parameters(self.model, self.architecture, self.trainable.parameters)
-        masks = self.trainable.masks if shards.divided else {}
-        self.loop = Loop(self.setting, self.model, _Plain(parameters), found, before, keeps_best=True, masks=masks)
+        plain = _Plain(parameters, self.trainable.masks)
+        self.loop = Loop(self.setting, self.model, plain, found, before, keeps_best=True)
 
     def train(self) -> None:
         """Train, and take the state with the lowest held-out loss."""
@@ -167,6 +167,6 @@ class _Tuning:
 class _Plain(Procedure):
     """Nothing but AdamW on the parameters of a tuner."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.parameters = parameters
+        self.parameters, self.masks = parameters, masks

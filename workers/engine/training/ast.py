@@ -45,7 +45,7 @@ class Ast(Procedure):
         self._decay = 0.0
         self._returned = torch.zeros((), dtype=torch.int64)
         self._masks.take(self._masks.sizes())
-        self.parameters = self._trainable.parameters
+        self.parameters, self.masks = self._trainable.parameters, self._trainable.masks
         self.state = {f"gone/{name}": gone for name, gone in self._masks.gone.items()} | {"returned": self._returned}
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
@@ -76,8 +76,7 @@ class Ast(Procedure):
 
     def figures(self) -> Mapping[str, float]:
         """`returned`: of the weights that go, the share that came in anew with the last masks."""
-        total = sum(int(gone.sum()) for gone in self._masks.gone.values())
-        return {"sparsity": self._masks.share, "returned": int(self._returned) / total}
+        return {"sparsity": self._masks.share, "returned": int(self._returned) / self._masks.count}
 
     def finished(self) -> Trained:
         self._masks.zero()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.engine.contracts.training import Procedure, Trained
+from workers.engine.training.shards import whole
 from workers.engine.training.trainable import unfrozen
 from workers.engine.training.weight_masks import WeightMasks
 
@@ -54,17 +55,19 @@ class Elsa(Procedure):
         self._masks = WeightMasks(model, architecture, target)
         self._optimizer: Optimizer | None = None
         self._projected = torch.zeros((), dtype=torch.bool)
+        self._z: dict[str, Tensor] = {}
+        self._u: dict[str, Tensor] = {}
+        self.parameters, self.masks = self._trainable.parameters, self._trainable.masks
+        self.state = {"projected": self._projected, **_named("gone", self._masks.gone)}
+
+    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+        """With z and u: what only steps need is not there where the trained model is put together."""
+        self._optimizer = super().optimizer(learning_rate, weight_decay)
         x = self._x()
         self._masks.take(self._scores(x))
         self._z = {name: own.masked_fill(self._masks.gone[name], 0) for name, own in x.items()}
         self._u = {name: torch.zeros_like(own) for name, own in x.items()}
-        self.parameters = self._trainable.parameters
-        self.state = {"projected": self._projected}
-        for part, tensors in (("gone", self._masks.gone), ("z", self._z), ("u", self._u)):
-            self.state |= {f"{part}/{name}": tensor for name, tensor in tensors.items()}
-
-    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
-        self._optimizer = super().optimizer(learning_rate, weight_decay)
+        self.state = {**self.state, **_named("z", self._z), **_named("u", self._u)}
         return self._optimizer
 
     @torch.no_grad()
@@ -106,9 +109,11 @@ class Elsa(Procedure):
     @torch.no_grad()
     def figures(self) -> Mapping[str, float]:
         """`distance`: of x from z, as a share of the length of x."""
-        apart = sum(float((x - self._z[name]).square().sum()) for name, x in self._x().items())
-        length = sum(float(x.square().sum()) for x in self._x().values())
-        return {"distance": 0.0 if self._projected else (apart / max(length, 1e-30)) ** 0.5}
+        if self._projected:
+            return {"distance": 0.0}
+        apart = sum(float(whole((x - self._z[name]).square().sum())) for name, x in self._x().items())
+        length = sum(float(whole(x.square().sum())) for x in self._x().values())
+        return {"distance": (apart / max(length, 1e-30)) ** 0.5}
 
     def finished(self) -> Trained:
         return Trained(self._trainable.merged)
@@ -125,3 +130,7 @@ class Elsa(Procedure):
             squared = weight.square()
             found[name] = squared.mul_(moments["exp_avg_sq"] + _LEAST) if moments else squared
         return found
+
+
+def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor for name, tensor in tensors.items()}

@@ -52,6 +52,7 @@ class Gated(Procedure):
     ) -> None:
         super().__init__()
         self.target, self.trainable, self.setting = target, trainable, setting
+        self.masks = trainable.masks
         self.prunable = architecture.prunable_parameters
         going = target.going
         losing = [family for family in target.families if going is None or going.get(row_of(family))]

@@ -29,7 +29,8 @@ class Gradual(Procedure):
         self._rising, self._interval = rising, interval
         self._trainable = unfrozen(model, architecture, lambda _: True)
         self._masks = WeightMasks(model, architecture, target)
-        self.parameters, self.state = self._trainable.parameters, self._masks.gone
+        self.parameters, self.masks = self._trainable.parameters, self._trainable.masks
+        self.state = self._masks.gone
 
     def before_update(self, step: int) -> None:
         self._masks.hold()

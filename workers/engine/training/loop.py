@@ -113,11 +113,9 @@ class Loop:
         before: float,
         *,
         keeps_best: bool,
-        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Begin, or restore the resume point that was `found`. `before`: held-out loss of the model as it was.
-        `keeps_best`: whether the state with the lowest held-out loss is kept beside the present one. `masks`: of
-        parameters that are divided over ranks, where they may change, [whole shape]."""
+        `keeps_best`: whether the state with the lowest held-out loss is kept beside the present one."""
         self.setting, self.model, self.procedure, self.keeps_best = setting, model, procedure, keeps_best
         self.params, self.events = setting.params, setting.run.events
         self.best: dict[str, Tensor] = {}
@@ -125,9 +123,8 @@ class Loop:
         self._repeatable = Repeatable(setting.device)
         self._teacher: PreTrainedModel | None = None
         self._writing_s = 0.0
-        self._masks = {
-            name: setting.shards.like(procedure.parameters[name], mask) for name, mask in (masks or {}).items()
-        }
+        shards, masks = setting.shards, procedure.masks if setting.shards.divided else {}
+        self._masks = {name: shards.like(procedure.parameters[name], mask) for name, mask in masks.items()}
         self._optimizer = procedure.optimizer(setting.params.learning_rate, setting.params.weight_decay)
         self._schedule = rate_schedule(self._optimizer, setting.params)
         if found is None:
@@ -228,12 +225,14 @@ class Loop:
     def _gradients(self, ids_BT: Tensor) -> list[Tensor]:
         """Fill the gradients of a step; returns the losses of its parts, and of its penalty."""
         self._begin()
-        mine_BT, losses = self.setting.shards.mine(ids_BT), []
+        shards = self.setting.shards
+        mine_BT, losses = shards.mine(ids_BT), []
         for part_BT in mine_BT.split(self.setting.at_once):
             with self.setting.precision():
                 loss = self._loss(part_BT) * (len(part_BT) / len(mine_BT))
             loss.backward()
             losses.append(loss.detach())
+        shards.mean_gradients(self.procedure.parameters.values())
         for name, mask in self._masks.items():
             if (gradient := self.procedure.parameters[name].grad) is not None:
                 gradient.mul_(mask)
@@ -246,18 +245,23 @@ class Loop:
     def _estimate(self, ids_BT: Tensor) -> Tensor:
         """The same of a method without a backward pass."""
         self._begin()
+        shards = self.setting.shards
+        mine_BT = shards.mine(ids_BT)
 
         def loss() -> Tensor:
-            parts = ids_BT.split(self.setting.at_once)
+            parts = mine_BT.split(self.setting.at_once)
             with self.setting.precision():
-                return torch.stack([self._loss(part_BT) * (len(part_BT) / len(ids_BT)) for part_BT in parts]).sum()
+                of_parts = [self._loss(part_BT) * (len(part_BT) / len(mine_BT)) for part_BT in parts]
+                return shards.mean(torch.stack(of_parts).sum())
 
         return self.procedure.estimate(loss)
 
     def _begin(self) -> None:
-        own = self.setting.shards.ranks.rank << 56  # each rank draws dropout of its own
-        torch.manual_seed(own + (self.params.seed << 24) + self.state.step + 1)  # dropout's, and the method's
+        seed, rank = (self.params.seed << 24) + self.state.step + 1, self.setting.shards.ranks.rank
+        torch.manual_seed(seed)
         self.procedure.begin(self.state.step)
+        if rank:  # all draw the method's numbers, and each its own dropout
+            torch.manual_seed((rank << 56) + seed)
 
     def _loss(self, ids_BT: Tensor) -> Tensor:
         distill = self.params.distill

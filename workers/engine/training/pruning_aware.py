@@ -93,7 +93,7 @@ class PruningAware(Procedure):
         }
         self._wanted = parameters_going(target, architecture.prunable_parameters)
         trainable = unfrozen(model, architecture, lambda _: True)
-        self.parameters, self._merged = trainable.parameters, trainable.merged
+        self.parameters, self.masks, self._merged = trainable.parameters, trainable.masks, trainable.merged
         self._read = [family for family in self._families.values() if not family.shared]
         """Families of which one layer reads the units."""
         self._masks = UnitMasks(model, architecture, self._read)

@@ -1,4 +1,8 @@
-"""Sums over the inputs that layers read in forward passes. I = inputs, N = tokens."""
+"""Sums over the inputs that layers read in forward passes. I = inputs, N = tokens.
+
+Where the model is divided over ranks each adds its own inputs, times the number of ranks, and what all have then is
+averaged: so the sums are whole on each, and a resume point holds them once.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workers.engine.training.group_slices import GroupSlices
+from workers.engine.training.shards import mean_over, sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,13 +46,16 @@ class RecentInputs:
         self._summed = summed
         self._readers: dict[str, nn.Module] = {}
         self._handles: list[RemovableHandle] = []
+        self._ranks = sharing(next(model.parameters()))
         self.sums: dict[str, Tensor] = {}
         """Tensor of the reader -> the sum, float32, written in place."""
         self.tokens: dict[str, Tensor] = {}
         """The same -> how many tokens it is over, float64 scalar."""
+        self._weights: dict[str, nn.Parameter] = {}
         slices = GroupSlices(model, architecture)
         for family in families:
             name = family.reader.tensor
+            self._weights[name] = slices.parameter(family.reader)
             weight_OI = slices.read(family.reader, lambda parameter: parameter.data)
             self._readers[name] = model.get_submodule(architecture.layout.host(name.rpartition(".")[0]))
             self.sums[name] = summed(torch.zeros(0, weight_OI.shape[1], device=weight_OI.device))
@@ -55,14 +63,16 @@ class RecentInputs:
 
     def record(self) -> None:
         """Add what is read from now on, after masks that were put on the readers before."""
-        self.stop()
+        self._release()  # a step may begin twice
         for name, reader in self._readers.items():
             self._handles.append(reader.register_forward_pre_hook(partial(self._add, name)))
 
     def stop(self) -> None:
-        """Add nothing more."""
-        while self._handles:
-            self._handles.pop().remove()
+        """Add nothing more; what was added is of all ranks then."""
+        if self._handles:
+            self._release()
+            for name, total in self.sums.items():
+                mean_over(self._weights[name], total)
 
     def clear(self) -> None:
         """Forget all inputs."""
@@ -74,9 +84,13 @@ class RecentInputs:
         name = family.reader.tensor
         return self.sums[name] / float(self.tokens[name])
 
+    def _release(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
     @torch.no_grad()
     def _add(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         inputs_NI = args[0].detach().flatten(0, -2).float()
         with torch.autocast(inputs_NI.device.type, enabled=False):
-            self.sums[name] += self._summed(inputs_NI)
-        self.tokens[name] += len(inputs_NI)
+            self.sums[name].add_(self._summed(inputs_NI), alpha=self._ranks)
+        self.tokens[name] += len(inputs_NI) * self._ranks  # each has as many windows

@@ -1,17 +1,20 @@
 """Shards: a model in training divided over the ranks of a job, by torch's FSDP2 (`fully_shard`).
 
 Each rank holds a part of every parameter, of its gradient and of AdamW's moments, and gathers the whole parameters of
-one block while it is computed. Every rank trains on its part of a step's windows. B = windows.
+one block while it is computed. Every rank trains on its part of a step's windows. What a method keeps in a parameter's
+shape is divided like it; what it adds to a model, gates or adapters, is small, and whole on every rank. B = windows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from workers.engine.model.memory import return_large_blocks
 
@@ -60,10 +63,8 @@ class Shards:
         return found
 
     def like(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        """This rank's part of a tensor of a parameter's shape, which all ranks have."""
-        if not isinstance(parameter, DTensor):
-            return whole
-        return distribute_tensor(whole.to(parameter.device), self._mesh, parameter.placements, src_data_rank=None)
+        """This rank's part of a tensor of a parameter's shape, which all ranks have; itself if it is divided."""
+        return _part(whole, parameter) if isinstance(parameter, DTensor) and not isinstance(whole, DTensor) else whole
 
     def mine(self, ids_BT: Tensor) -> Tensor:
         """This rank's part of the windows, as many on all; their number must be a multiple of that of the ranks."""
@@ -86,6 +87,14 @@ class Shards:
         self.ranks.add(values)
         return values.div_(self.ranks.count) if self.divided else values
 
+    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The same of the gradients of parameters that every rank holds whole; FSDP2 has seen to the others'."""
+        own = [p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)] if self.divided else []
+        if own:
+            means = self.mean(torch.cat([gradient.flatten() for gradient in own]))
+            for gradient, mean in zip(own, means.split([gradient.numel() for gradient in own]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
 
 def kept(parameter: Tensor) -> Tensor:
     """A copy, on the CPU; of a divided parameter this rank's part of one, where the parameter is."""
@@ -96,3 +105,30 @@ def kept(parameter: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank. All ranks must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def written(tensor: Tensor) -> Iterator[Tensor]:
+    """All of a tensor, as `whole`, to be written to within the context: every rank writes the same, and keeps its part
+    of it."""
+    everything = whole(tensor)
+    yield everything
+    if isinstance(tensor, DTensor):
+        tensor.copy_(_part(everything, tensor))
+
+
+def sharing(parameter: Tensor) -> int:
+    """The number of ranks that a parameter is divided over; 1 where it is whole."""
+    return parameter.device_mesh.size() if isinstance(parameter, DTensor) else 1
+
+
+def mean_over(parameter: Tensor, values: Tensor) -> None:
+    """Average the values of the ranks that a parameter is divided over, in place; nothing where it is whole."""
+    if isinstance(parameter, DTensor):
+        total = DTensor.from_local(values, parameter.device_mesh, [Partial()]).full_tensor()
+        values.copy_(total.div_(sharing(parameter)))
+
+
+def _part(whole: Tensor, parameter: DTensor) -> DTensor:
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(whole.to(parameter.device), mesh, placements, src_data_rank=None)

@@ -52,6 +52,12 @@ class Point:
     """Fills tensors, by their names in the point, in place."""
 
 
+def shipped(procedure: Procedure) -> dict[str, Tensor]:
+    """All that a training has changed but what further steps need alone, by the names in its resume point."""
+    found = {f"parameter/{name}": parameter.detach() for name, parameter in procedure.parameters.items()}
+    return found | {f"own/{name}": tensor for name, tensor in procedure.state.items()}
+
+
 def captured(
     state: TrainingState,
     best: Mapping[str, Tensor],
@@ -64,8 +70,7 @@ def captured(
     tensors = {f"best/{name}": tensor for name, tensor in best.items()}
     found: dict[str, Any] = {"state": asdict(state), "best": bool(best)}
     if not (state.ended and best):
-        tensors |= {f"parameter/{name}": parameter.detach() for name, parameter in procedure.parameters.items()}
-        tensors |= {f"own/{name}": tensor for name, tensor in procedure.state.items()}
+        tensors |= shipped(procedure)
     if not state.ended:
         moments = optimizer.state_dict()
         for index, of_parameter in moments["state"].items():
@@ -90,8 +95,7 @@ def restored(
     best = {name: kept(parameter) for name, parameter in procedure.parameters.items() if found["best"]}
     tensors: dict[str, Tensor] = {f"best/{name}": tensor for name, tensor in best.items()}
     if not (state.ended and best):
-        tensors |= {f"parameter/{name}": parameter.detach() for name, parameter in procedure.parameters.items()}
-        tensors |= {f"own/{name}": tensor for name, tensor in procedure.state.items()}
+        tensors |= shipped(procedure)
     moments: dict[int, dict[str, Tensor]] = {}
     if not state.ended:
         ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]

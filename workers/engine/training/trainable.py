@@ -14,6 +14,7 @@ from torch import nn
 from workers.engine.contracts.facts import Trainable
 from workers.engine.errors import UnsupportedModel
 from workers.engine.model.views import held
+from workers.engine.training.shards import whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,7 @@ def experts(model: nn.Module, architecture: Architecture) -> dict[str, dict[str,
 def mask_of(weight_OI: Tensor) -> Tensor | None:
     """Boolean [O, I]: weights that pruning left; None where none is zero."""
     kept_OI = weight_OI != 0
-    return None if bool(kept_OI.all()) else kept_OI
+    return None if bool(whole(kept_OI).all()) else kept_OI
 
 
 def pruned(architecture: Architecture) -> list[LinearFacts]:

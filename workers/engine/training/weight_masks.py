@@ -1,6 +1,8 @@
 """The weights that go, as masks of the parameters that hold them, where the model trains and they still may come back.
 
-A parameter may hold several layers, or one transposed. O = outputs, I = inputs.
+A parameter may hold several layers, or one transposed. Masks of parameters that are divided over ranks are divided
+like them; to take them, the ranks look at the scores of one whole parameter after the other, all at the same. O =
+outputs, I = inputs.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import torch
 
 from workers.engine.maths.selection import lowest, lowest_of_groups
 from workers.engine.model.views import held
+from workers.engine.training.shards import whole, written
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from workers.engine.architectures.architecture import Architecture, LinearFacts
     from workers.engine.contracts.training import Target
+    from workers.engine.model.views import Held
 
 
 class WeightMasks:
@@ -28,12 +32,14 @@ class WeightMasks:
         """Nothing is masked yet."""
         places = held(model, architecture)
         self._target = target
-        self._layers = [(layer, places[layer.weight]) for layer in target.layers]
-        names = dict.fromkeys(place.parameter for _, place in self._layers)
-        self.parameters = {name: model.get_parameter(name) for name in names}
+        self._layers: dict[str, list[tuple[LinearFacts, Held]]] = {}
+        for layer in target.layers:
+            place = places[layer.weight]
+            self._layers.setdefault(place.parameter, []).append((layer, place))
+        self.parameters = {name: model.get_parameter(name) for name in self._layers}
         """Those that hold layers which are pruned, by their names in the model."""
         self.gone = {
-            name: torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+            name: torch.zeros_like(parameter, dtype=torch.bool, requires_grad=False)
             for name, parameter in self.parameters.items()
         }
         """Name of the parameter -> weights that go. Written in place."""
@@ -43,11 +49,13 @@ class WeightMasks:
         """Mask the weights with the lowest scores, given in the parameters' shapes, and no others: a share of those
         that are to go, of a layer or of each group rounded down. Returns how many of them were not masked before."""
         changed = []
-        for layer, place in self._layers:
-            gone = self.gone[place.parameter]
-            gone_OI = self._lowest(layer, place.read(scores[place.parameter]), share)
-            changed.append((gone_OI & ~place.read(gone)).sum())
-            place.write(gone, gone_OI)
+        for name, layers in self._layers.items():
+            score = whole(scores[name])
+            with written(self.gone[name]) as gone:
+                for layer, place in layers:
+                    gone_OI = self._lowest(layer, place.read(score), share)
+                    changed.append((gone_OI & ~place.read(gone)).sum())
+                    place.write(gone, gone_OI)
         return int(torch.stack(changed).sum())
 
     @contextmanager
@@ -90,10 +98,14 @@ class WeightMasks:
         return {name: parameter.detach().abs() for name, parameter in self.parameters.items()}
 
     @property
+    def count(self) -> int:
+        """Weights that are masked."""
+        return sum(int(whole(gone.sum())) for gone in self.gone.values())
+
+    @property
     def share(self) -> float:
         """Of the layers' weights, that is masked."""
-        total = sum(layer.parameters for layer, _ in self._layers)
-        return sum(int(gone.sum()) for gone in self.gone.values()) / total
+        return self.count / sum(layer.parameters for layer in self._target.layers)
 
     def _lowest(self, layer: LinearFacts, score_OI: Tensor, share: float) -> Tensor:
         """Boolean [O, I]."""

@@ -54,6 +54,10 @@ class AstParams(TrainMethodParams):
     )
 
     @property
+    def divides(self) -> bool:
+        return True
+
+    @property
     def copies(self) -> int:
         return 1  # the dense weights, while the masked ones compute
 

@@ -55,6 +55,10 @@ class CompressoParams(TrainMethodParams):
     )
 
     @property
+    def divides(self) -> bool:
+        return True
+
+    @property
     def trains_all(self) -> bool:
         return False
 

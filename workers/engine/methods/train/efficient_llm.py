@@ -96,7 +96,11 @@ class EfficientLLMParams(TrainMethodParams):
         return self
 
     @property
-    def copies(self) -> int:
+    def divides(self) -> bool:
+        return True
+
+    @property
+    def whole_copies(self) -> int:
         """Gram matrices of what reads heads and channels take less than as many numbers as the model has."""
         return 1 if self.variant == "B" else 0
 

@@ -47,6 +47,10 @@ class ElsaParams(TrainMethodParams):
     )
 
     @property
+    def divides(self) -> bool:
+        return True
+
+    @property
     def copies(self) -> int:
         return 3  # z and u, and the dense weights while sparse ones are measured
 

@@ -28,6 +28,10 @@ class GradualParams(TrainMethodParams):
     ramp: float = Field(0.5, gt=0, le=1, description="Fraction of the steps in which the sparsity rises.")
     interval: int = Field(10, ge=1, description="Steps between two masks while it rises.")
 
+    @property
+    def divides(self) -> bool:
+        return True
+
 
 @trainer(GradualParams, paper="arXiv:1710.01878", units=("weight",))
 def prepare(model: Module, architecture: Architecture, target: Target, params: GradualParams) -> Procedure:

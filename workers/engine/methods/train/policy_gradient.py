@@ -62,6 +62,10 @@ class PolicyGradientParams(TrainMethodParams):
     )
 
     @property
+    def divides(self) -> bool:
+        return True
+
+    @property
     def trains_all(self) -> bool:
         return False
 

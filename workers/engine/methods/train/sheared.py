@@ -42,6 +42,10 @@ class ShearedParams(TrainMethodParams):
     multiplier_rate: float = Field(1.0, gt=0, le=10, description="AdamW's, of the multipliers of the constraints.")
     ramp: float = Field(0.2, ge=0, le=1, description="Fraction of the steps in which the target rises from 0.")
 
+    @property
+    def divides(self) -> bool:
+        return True
+
 
 @trainer(ShearedParams, paper="arXiv:2310.06694", units=("head", "channel", "hidden", "layer"))
 def prepare(model: Module, architecture: Architecture, target: Target, params: ShearedParams) -> Procedure:
