@@ -10,6 +10,7 @@ import pytest
 from transformers import LlamaConfig, Qwen3MoeConfig
 
 from tests.families.checkpoints import save_tiny
+from tests.helpers.mixtures import save
 from tests.helpers.small_models import SIZES, SaveModel, load, spec_of
 from workers.engine.architectures.entries import check_config
 from workers.engine.errors import DatasetNotFound, EngineError, InvalidSpec, SequenceTooLong, UnsupportedModel
@@ -176,6 +177,22 @@ def test_a_mixture_is_planned_with_its_experts_gone_and_tuned_after(examples: So
     )
     found = plan(spec, examples)
     assert found.parameters_after == found.parameters - 6 * 4 * (3 * 192 * 224 + 192)
+
+
+def test_time_is_that_of_the_experts_that_tokens_are_sent_to(sources: Sources) -> None:
+    """With four times as many experts and as many for each token, a job takes little more: it writes more."""
+    for count in (8, 32):
+        sizes = {"num_experts": count, "moe_intermediate_size": 512, "hidden_size": 128}
+        save("qwen3_moe", sources.models_dir / f"of-{count}", **sizes)
+
+    def elapsed(model: str, **calibrate: Any) -> float:
+        text = {"dataset": "calibration.txt", "samples": 2048, "sequence_length": 64} | calibrate
+        parts = {"calibrate": text, "score": {"method": "reap"}, "prune": {"method": "experts", "sparsity": 0.25}}
+        return plan(spec_of(model={"id": model}, evaluate=[PERPLEXITY], **parts), sources).elapsed_s
+
+    few, many = elapsed("of-8"), elapsed("of-32")
+    assert many < 1.2 * few
+    assert elapsed("of-32", all_experts=True) > 1.2 * many
 
 
 def test_groups_of_experts_are_planned(examples: Sources) -> None:

@@ -273,7 +273,7 @@ def _of_experts(architecture: Architecture, block: int) -> int:
 def _sent(architecture: Architecture) -> int:
     """Experts of a mixture that compute on a token."""
     if any(part.reads_all for part in architecture.layout.mlps):
-        return max(facts.experts for facts in mixtures(architecture))
+        return _every(architecture)
     return architecture.sent
 
 
@@ -394,32 +394,55 @@ def predicted_elapsed_s(
     if spec.needs is not Stat.NONE:
         calibrate = needed(spec.calibrate, "/calibrate")
         length = calibrate.sequence_length
-        per_token = 2 * architecture.prunable_parameters + _attention_flops(architecture, length)
+        met = _met(architecture, _every(architecture) if calibrate.all_experts else _sent(architecture))
+        per_token = 2 * met + _attention_flops(architecture, length)
         passes = 2.0 if not spec.removes.scored_first or spec.walk_needs else 0.0
         passes += bool((spec.allocate_needs | spec.unit_needs) & (Stat.INPUT_SQ_MEAN | Stat.GRAM | Stat.CHANGE))
         passes += _BACKWARD_PASSES * bool(spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT))
         passes += (Stat.ROUTING in spec.unit_needs) + spec.edit.merges
+        if Stat.EXPERT_SETS in spec.unit_needs:
+            work += 2 * calibrate.samples * length * (_met(architecture, _every(architecture)) - met)
         if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
             passes += 1 + architecture.blocks / 2
         work += passes * calibrate.samples * length * per_token
         streams = sum(len(architecture.streams(block)) for block in range(architecture.blocks))
         tried = min(TRIAL_TOKENS, calibrate.samples * length)
-        whole = 2 * source.parameters + _attention_flops(architecture, length)
+        whole = 2 * _active(source, architecture) + _attention_flops(architecture, length)
         work += spec.allocate.trials(streams) * tried * whole
         if Stat.CURVATURE in spec.allocate_needs:
             work += _PROBES * _PROBE_PASSES * min(length, _PROBE_TOKENS) * per_token
     work += sum(spec.edit.operations(layer.shape, architecture.blocks) for layer in architecture.block(0))
     source, architecture = removal_of(spec).largest(spec, source, architecture)
     for training in spec.trainings.values():
-        per_token = 2 * source.parameters + _attention_flops(architecture, training.read_tokens)
+        per_token = 2 * _active(source, architecture) + _attention_flops(architecture, training.read_tokens)
         looks = 2 + training.steps // training.look_every
         read = training.steps * training.batch * training.passes * training.read_tokens
         work += per_token * (read + looks * training.holdout * training.sequence_length)
     for params in spec.evaluate:
-        per_token = 2 * source.parameters + _attention_flops(architecture, params.window_tokens)
+        per_token = 2 * _active(source, architecture) + _attention_flops(architecture, params.window_tokens)
         work += 2 * _tokens_read(params, data_dir) * per_token
     written = 2 * source.parameters * DTYPE_BYTES["BF16"]
     return _START_S + work / _CPU_FLOPS + written / _DISK_BYTES_PER_S
+
+
+def _active(source: ModelSource, architecture: Architecture) -> int:
+    """Parameters that a token meets, with embedding and head."""
+    return source.parameters - architecture.prunable_parameters + _met(architecture, _sent(architecture))
+
+
+def _met(architecture: Architecture, sent: int) -> int:
+    """The weights of the blocks' linear layers that a token meets where it is sent to so many experts."""
+    if not architecture.has_experts:
+        return architecture.prunable_parameters
+    facts = mixtures(architecture)
+    of_experts = {mixture.block: _of_experts(architecture, mixture.block) for mixture in facts}
+    met = sum(of_experts[mixture.block] * min(sent, mixture.experts) // mixture.experts for mixture in facts)
+    return architecture.prunable_parameters - sum(of_experts.values()) + met
+
+
+def _every(architecture: Architecture) -> int:
+    """Experts of the block that has most; 0 without any."""
+    return max((facts.experts for facts in mixtures(architecture)), default=0)
 
 
 def _attention_flops(architecture: Architecture, length: int) -> int:
