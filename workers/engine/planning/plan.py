@@ -15,8 +15,9 @@ from workers.engine.architectures.wrappers import WHOLE
 from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
+from workers.engine.planning.elapsed import predicted_elapsed_s
 from workers.engine.planning.fit_to_size import fitted, fitting_sparsity
-from workers.engine.planning.predictions import predicted_elapsed_s, predicted_peak_memory_bytes
+from workers.engine.planning.predictions import predicted_peak_memory_bytes
 from workers.engine.planning.result_size import parameters_after, stored_bytes
 from workers.engine.planning.text_length import check_prompt, check_text, least_tokens, length_warnings, planned_texts
 from workers.engine.registry import method_of

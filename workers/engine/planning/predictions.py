@@ -1,28 +1,24 @@
-"""Predictions for a plan: peak memory and run time of a job on two CPU cores. Import-light.
+"""Predictions for a plan: peak memory of a job on the CPU. Import-light.
 
-Sums of resident memory and of arithmetic, with constants measured on models of 7 M and 150 M parameters (torch 2.13,
-float32, glibc), for which memory was within 20 %, time within a factor of two. On a GPU the device holds the
-activations and weights counted here, and time is far shorter.
+Sums of resident memory, with constants measured on models of 7 M and 150 M parameters (torch 2.13, float32, glibc), for
+which memory was within 20 %. On a GPU the device holds the activations and weights counted here.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Architecture
-from workers.engine.architectures.mixtures import mixtures
 from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
-from workers.engine.contracts.refs import DataRef
 from workers.engine.errors import MemoryBudgetTooSmall
 from workers.engine.files.safetensors_bytes import DTYPE_BYTES
 from workers.engine.maths.spreading import parameters
+from workers.engine.planning.mixture_counts import expert_width, of_experts, sent_to
 from workers.engine.registry import method_of
 from workers.engine.removals.base import removal_of
 
 if TYPE_CHECKING:
-    from workers.engine.contracts.params import MethodParams
     from workers.engine.contracts.tuning_params import TrainingParams, Trains
     from workers.engine.sources.resolve import ModelSource
     from workers.engine.spec import CompressionSpec
@@ -44,10 +40,6 @@ _SOLVE_BYTES = 24
 """Per weight of the layers that share a Hessian: their float32 copies, masks and errors while columns are solved."""
 _IMPORTANCE_COPIES = 10
 """Of a block in float32, beside what is kept of each part of the text: gradients of a batch, and what a score makes."""
-_BACKWARD_PASSES = 4
-"""Forward passes that a gradient costs: one before, one again for each block, and twice that backwards."""
-_PROBES, _PROBE_PASSES, _PROBE_TOKENS = 96, 11, 512
-"""Of the curvature: as many as bookworm-7m takes (88 to 112), forward passes that one costs there, and its text."""
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -73,14 +65,6 @@ _KEPT_BY_DISTILLATION, _KEPT_BY_TOP_K = 3.5, 1.0
 were measured, 3.4 without, with a vocabulary of 64,000."""
 _RETAINED_BYTES, _RETAINED_PER_WEIGHT = 256 * 2**20, 80
 """Freed memory that glibc keeps, below its 32 MiB mmap threshold: so much per weight, up to so many bytes."""
-_CPU_FLOPS = 80e9
-_DISK_BYTES_PER_S = 200e6
-_START_S = 5.0
-_TOKENS_UNKNOWN = 32_768
-"""Tokens that a measurement without a text of its own is counted as."""
-_TOKENS_OF_HUB_DATASET = 300_000
-"""About WikiText-2's test split."""
-_CHARACTERS_PER_TOKEN = 4
 
 
 def batch_tokens(
@@ -218,7 +202,7 @@ def _training_bytes(
         weights = weights // devices + gathered_bytes * (block + source.parameters - linear)
     weights += trained * 4 * params.whole_copies
     if params.adds_to_experts:
-        weights += _ADDED_BYTES * max(_of_experts(architecture, block) for block in range(architecture.blocks))
+        weights += _ADDED_BYTES * max(of_experts(architecture, block) for block in range(architecture.blocks))
     kept = _kept_numbers(params, architecture)
     blocks = params.blocks_back(source, architecture)
     per_token = kept + blocks * architecture.hidden_size if params.gradient_checkpointing else kept * blocks
@@ -262,23 +246,7 @@ def _kept_numbers(params: TrainingParams, architecture: Architecture) -> int:
     kept = hidden_size * _KEPT_PER_HIDDEN + width * _KEPT_PER_MLP + max(copied) * params.input_copies
     if not architecture.has_experts or params.adds_to_experts:
         return kept
-    return kept + _sent(architecture) * (hidden_size * _KEPT_PER_SENT + _expert_width(architecture) * _KEPT_PER_MLP)
-
-
-def _of_experts(architecture: Architecture, block: int) -> int:
-    """Parameters of the matrices of a block's experts."""
-    return sum(layer.parameters for layer in architecture.block(block) if architecture.layout.of_experts(layer))
-
-
-def _sent(architecture: Architecture) -> int:
-    """Experts of a mixture that compute on a token."""
-    if any(part.reads_all for part in architecture.layout.mlps):
-        return _every(architecture)
-    return architecture.sent
-
-
-def _expert_width(architecture: Architecture) -> int:
-    return max(layer.shape[1] for layer in architecture.layers if layer.reads == "expert_channel")
+    return kept + sent_to(architecture) * (hidden_size * _KEPT_PER_SENT + expert_width(architecture) * _KEPT_PER_MLP)
 
 
 def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, tokens: int) -> int:
@@ -358,7 +326,7 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
 def _stacking_bytes(architecture: Architecture, of_each: int) -> int:
     """Bytes that loading a model whole takes beside it, with so many for each weight: of a mixture, its largest block's
     experts."""
-    return int(_STACKING * of_each * max(_of_experts(architecture, block) for block in range(architecture.blocks)))
+    return int(_STACKING * of_each * max(of_experts(architecture, block) for block in range(architecture.blocks)))
 
 
 def _token_numbers(architecture: Architecture) -> int:
@@ -366,7 +334,7 @@ def _token_numbers(architecture: Architecture) -> int:
     plain = 6 * max(layer.shape[0] for layer in architecture.layers) + 12 * architecture.hidden_size
     if not architecture.has_experts:
         return plain
-    return plain + _sent(architecture) * (4 * _expert_width(architecture) + 2 * architecture.hidden_size)
+    return plain + sent_to(architecture) * (4 * expert_width(architecture) + 2 * architecture.hidden_size)
 
 
 def _timed_tokens(spec: CompressionSpec) -> list[tuple[int, int]]:
@@ -383,78 +351,3 @@ def whole_float32_bytes(source: ModelSource, architecture: Architecture) -> int:
     stored = sum(facts.bytes for facts in source.tensors.values())
     weights = 4 * source.parameters + _stacking_bytes(architecture, 4)
     return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored
-
-
-def predicted_elapsed_s(
-    spec: CompressionSpec, source: ModelSource, architecture: Architecture, data_dir: Path
-) -> float:
-    """Run time: passes over the calibration text, forward and backward over what is tuned on, both models over every
-    evaluation text, weights to disk twice."""
-    work = 0.0
-    if spec.needs is not Stat.NONE:
-        calibrate = needed(spec.calibrate, "/calibrate")
-        length = calibrate.sequence_length
-        met = _met(architecture, _every(architecture) if calibrate.all_experts else _sent(architecture))
-        per_token = 2 * met + _attention_flops(architecture, length)
-        passes = 2.0 if not spec.removes.scored_first or spec.walk_needs else 0.0
-        passes += bool((spec.allocate_needs | spec.unit_needs) & (Stat.INPUT_SQ_MEAN | Stat.GRAM | Stat.CHANGE))
-        passes += _BACKWARD_PASSES * bool(spec.unit_needs & (Stat.GRADIENT | Stat.SQUARED_GRADIENT))
-        passes += (Stat.ROUTING in spec.unit_needs) + spec.edit.merges
-        if Stat.EXPERT_SETS in spec.unit_needs:
-            work += 2 * calibrate.samples * length * (_met(architecture, _every(architecture)) - met)
-        if Stat.REMOVAL in spec.unit_needs:  # of a block: all behind it again, which is half the model on average
-            passes += 1 + architecture.blocks / 2
-        work += passes * calibrate.samples * length * per_token
-        streams = sum(len(architecture.streams(block)) for block in range(architecture.blocks))
-        tried = min(TRIAL_TOKENS, calibrate.samples * length)
-        whole = 2 * _active(source, architecture) + _attention_flops(architecture, length)
-        work += spec.allocate.trials(streams) * tried * whole
-        if Stat.CURVATURE in spec.allocate_needs:
-            work += _PROBES * _PROBE_PASSES * min(length, _PROBE_TOKENS) * per_token
-    work += sum(spec.edit.operations(layer.shape, architecture.blocks) for layer in architecture.block(0))
-    source, architecture = removal_of(spec).largest(spec, source, architecture)
-    for training in spec.trainings.values():
-        per_token = 2 * _active(source, architecture) + _attention_flops(architecture, training.read_tokens)
-        looks = 2 + training.steps // training.look_every
-        read = training.steps * training.batch * training.passes * training.read_tokens
-        work += per_token * (read + looks * training.holdout * training.sequence_length)
-    for params in spec.evaluate:
-        per_token = 2 * _active(source, architecture) + _attention_flops(architecture, params.window_tokens)
-        work += 2 * _tokens_read(params, data_dir) * per_token
-    written = 2 * source.parameters * DTYPE_BYTES["BF16"]
-    return _START_S + work / _CPU_FLOPS + written / _DISK_BYTES_PER_S
-
-
-def _active(source: ModelSource, architecture: Architecture) -> int:
-    """Parameters that a token meets, with embedding and head."""
-    return source.parameters - architecture.prunable_parameters + _met(architecture, _sent(architecture))
-
-
-def _met(architecture: Architecture, sent: int) -> int:
-    """The weights of the blocks' linear layers that a token meets where it is sent to so many experts."""
-    if not architecture.has_experts:
-        return architecture.prunable_parameters
-    facts = mixtures(architecture)
-    of_experts = {mixture.block: _of_experts(architecture, mixture.block) for mixture in facts}
-    met = sum(of_experts[mixture.block] * min(sent, mixture.experts) // mixture.experts for mixture in facts)
-    return architecture.prunable_parameters - sum(of_experts.values()) + met
-
-
-def _every(architecture: Architecture) -> int:
-    """Experts of the block that has most; 0 without any."""
-    return max((facts.experts for facts in mixtures(architecture)), default=0)
-
-
-def _attention_flops(architecture: Architecture, length: int) -> int:
-    """Per token: scores and weighted values over a causal window, half of it on average."""
-    return 2 * length * architecture.hidden_size * architecture.blocks
-
-
-def _tokens_read(params: MethodParams, data_dir: Path) -> int:
-    text: object = params  # those that read a text are one
-    if not isinstance(text, DataRef):
-        return _TOKENS_UNKNOWN
-    there = _TOKENS_OF_HUB_DATASET
-    if text.local:
-        there = (data_dir / text.dataset).stat().st_size // _CHARACTERS_PER_TOKEN
-    return there if params.most_tokens is None else min(there, params.most_tokens)
