@@ -1,6 +1,8 @@
-"""Memory of a tuning divided over two ranks beside one, on the CPU: every weight of a random model, a few steps.
+"""Memory of a training divided over two ranks beside one, on the CPU: every weight of a random model, a few steps.
 
-    python -m benchmarks.divided [--shape 350m] [--ranks 2]
+    python -m benchmarks.divided [--shape 350m] [--ranks 2] [--train elsa]
+
+It tunes, or with `--train` prunes single weights while it trains.
 
 Prints the peak resident memory of each rank during the steps, less that of the process with everything imported, and
 the tokens per second of all ranks together. One thread a rank.
@@ -17,28 +19,34 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SPEC: dict[str, Any] = {
-    "model": {"id": "random"},
-    "score": {"method": "magnitude"},
-    "prune": {"method": "mask", "sparsity": 0.0},
-    "tune": {
-        "method": "full", "dataset": "calibration.txt", "steps": 2, "batch": 2, "sequence_length": 128, "holdout": 2,
-        "evaluate_every": 2, "distill": None,
-    },
+FEW: dict[str, Any] = {
+    "dataset": "calibration.txt", "steps": 2, "batch": 2, "sequence_length": 128, "holdout": 2, "evaluate_every": 2,
+    "distill": None,
 }  # fmt: skip
+
+
+def spec_of(method: str | None) -> dict[str, Any]:
+    """A tuning, or a training by a method."""
+    if method is None:
+        trained = {"score": {"method": "magnitude"}, "tune": FEW | {"method": "full"}}
+    else:
+        trained = {"score": None, "train": FEW | {"method": method}}
+    return {"model": {"id": "random"}, "prune": {"method": "mask", "sparsity": 0.5 if method else 0.0}} | trained
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="350m", help="of benchmarks.random_model")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--train", default=None, help="a method on single weights, instead of tuning")
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
         models.mkdir()
         _spawned(1, _made, arguments.shape, models / "random")
-        found = {count: _spawned(count, _tuned, models, Path(folder)) for count in (1, arguments.ranks)}
+        given = (models, Path(folder), arguments.train)
+        found = {count: _spawned(count, _trained, *given) for count in (1, arguments.ranks)}
     one = max(rank["bytes"] for rank in found[1])
     for count, ranks in found.items():
         peaks = ", ".join(f"{rank['bytes'] / 2**20:.0f} MiB ({rank['bytes'] / one:.2f})" for rank in ranks)
@@ -71,17 +79,19 @@ def _made(rank: int, count: int, meeting: Path, shape: str, folder: Path) -> Non
     write(SHAPES[shape], folder, "float32")
 
 
-def _tuned(rank: int, count: int, meeting: Path, models: Path, scratch: Path) -> dict[str, Any]:
+def _trained(rank: int, count: int, meeting: Path, models: Path, scratch: Path, method: str | None) -> dict[str, Any]:
     """Peak memory of the steps of one rank."""
     import shutil
     from dataclasses import replace
 
+    from workers.engine.checks.tries import Tries
     from workers.engine.events import Silent
     from workers.engine.planning.plan import feasible
     from workers.engine.ranks import Ranks, join
     from workers.engine.sources.resolve import Sources, resolve_model
     from workers.engine.spec import CompressionSpec
-    from workers.engine.stages import tune as stage
+    from workers.engine.stages import train, tune
+    from workers.engine.stages.allocate import allocate
     from workers.engine.stages.load import load
     from workers.engine.store.checkpoint import Checkpoint
     from workers.engine.store.clock import peak_resident_bytes
@@ -89,19 +99,26 @@ def _tuned(rank: int, count: int, meeting: Path, models: Path, scratch: Path) ->
     from workers.engine.store.run import Run
     from workers.engine.training.text import training_text
 
+    def no_teacher() -> Any:
+        raise AssertionError("nothing is distilled")
+
     ranks = join(rank, count, meeting, cuda=False) if count > 1 else Ranks()
     sources = Sources(models, ROOT / "examples/data")
-    spec = CompressionSpec.model_validate(SPEC)
+    spec = CompressionSpec.model_validate(spec_of(method))
     dense = replace(load(spec, feasible(spec, resolve_model(spec.model, sources), sources)), ranks=ranks)
-    text = training_text("tune", spec.tune, dense, sources)
-    assert text is not None
+    ((stage, params),) = spec.trainings.items()
+    text = training_text(stage, params, dense, sources)
     folder = scratch / f"tuned-{count}"
     ranks.first(lambda: shutil.copytree(models / "random", folder, dirs_exist_ok=True))
     imported = peak_resident_bytes()
     run = Run.of(Checkpoint(scratch / f"points-{count}", points=Points(3600), ranks=ranks), Silent())
-    tuning = stage._Tuning(spec, dense, folder, text, run, ())
-    tuning.loop.run(tuning._teacher)
-    return {"bytes": peak_resident_bytes() - imported, "tokens_per_s": tuning.loop.tokens_per_s}
+    if method is None:
+        loop = tune._Tuning(spec, dense, folder, text, run, ()).loop
+    else:
+        spread = allocate(spec, dense, None, sources, None, Tries(spec, run))
+        loop = train._Training(spec, dense, spread, text, run, ranks).loop
+    loop.run(no_teacher)
+    return {"bytes": peak_resident_bytes() - imported, "tokens_per_s": loop.tokens_per_s}
 
 
 if __name__ == "__main__":
