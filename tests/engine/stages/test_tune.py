@@ -443,9 +443,14 @@ class TestRefusals:
         assert peak(tune=params | {"method": "last_layers", "blocks": 1}) < tuned
         assert peak(tune=params, compute={"memory_budget": tuned - 1}) < tuned, "fewer windows at once"
         budget = {"memory_budget": max(pruning, 2**29)}
-        with pytest.raises(MemoryBudgetTooSmall, match="full trains the whole model") as found:
-            plan(spec_of(tune=tuning("full", batch=1, sequence_length=128), compute=budget), sources)
-        assert found.value.field == "/tune"
+        for distill in (None, {}):
+            params = tuning("full", batch=1, sequence_length=128, distill=distill)
+            with pytest.raises(MemoryBudgetTooSmall, match="full trains the whole model") as found:
+                plan(spec_of(tune=params, compute=budget), sources)
+            assert found.value.field == "/tune"
+            assert ("`distill` null" in found.value.hint) == (distill is not None), (
+                "the dense model takes as much again"
+            )
 
     def test_the_dense_model_teaches_unless_the_text_is_to(self) -> None:
         for method in METHODS:

@@ -168,7 +168,9 @@ def trained_at_once(spec: CompressionSpec, stage: Trains, source: ModelSource, a
             raise MemoryBudgetTooSmall(
                 f"{params.method} trains the whole model in memory, {peak / 2**20:.0f} MiB, the budget is "
                 f"{budget / 2**20:.0f} MiB",
-                f"allow {peak} bytes, or use shorter windows, `gradient_checkpointing`, or a method that trains less",
+                f"allow {peak} bytes, or use shorter windows, `gradient_checkpointing`, "
+                + ("`distill` null, so that the dense model is not there too, " if params.distill else "")
+                + "or a method that trains less",
                 field=f"/{stage}",
             )
         windows //= 2
