@@ -55,7 +55,7 @@ class Driven:
         parsed = method.params(dataset="text.txt", **params)
         target = target_of(architecture, sparsity, kept_of)
         procedure = method_of("train", parsed).function(model, architecture, target, parsed)
-        return cls(model, architecture, procedure, procedure.optimizer(parsed.learning_rate, 0.0))
+        return cls(model, architecture, procedure, procedure.optimizer(torch.optim.AdamW, parsed.learning_rate, 0.0))
 
     def loss(self, seed: int = 0) -> Tensor:
         ids_BT = torch.randint(30, (2, 12), generator=torch.Generator().manual_seed(seed))

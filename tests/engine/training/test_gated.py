@@ -36,7 +36,7 @@ def gated(small: InMemory, kinds: tuple[str, ...] = ("head", "channel"), **targe
 
 
 def trained(small: InMemory, procedure: Gated, steps: int) -> None:
-    optimizer, ids_BT = procedure.optimizer(1e-3, 0.1), ids_of(small, 1)
+    optimizer, ids_BT = procedure.optimizer(torch.optim.AdamW, 1e-3, 0.1), ids_of(small, 1)
     for step in range(steps):
         torch.manual_seed(step)
         optimizer.zero_grad()
@@ -98,7 +98,7 @@ def test_a_hidden_size_and_layers_may_be_asked_for(small: InMemory) -> None:
 def test_too_little_gone_pulls_the_gates_down_and_the_multiplier_with_them(small: InMemory) -> None:
     procedure = gated(small, going=GOING)
     pair = procedure.lagrangian.multipliers["head"]
-    optimizer = procedure.optimizer(1e-3, 0.0)
+    optimizer = procedure.optimizer(torch.optim.AdamW, 1e-3, 0.0)
     for step in range(2):
         optimizer.zero_grad()
         procedure.penalty(10).backward()
@@ -119,7 +119,7 @@ def test_the_target_rises_and_weights_alone_are_clipped_and_decay(small: InMemor
     assert procedure.lagrangian.gaps(0.5)["channel"][0].item() == pytest.approx(started - 0.5 * 9 / 20)
     gates = {id(alpha_N) for alpha_N in procedure.gates.alphas.values()}
     assert not gates & {id(parameter) for parameter in procedure.clipped()}
-    weights, of_gates, of_multipliers = procedure.optimizer(1e-3, 0.1).param_groups
+    weights, of_gates, of_multipliers = procedure.optimizer(torch.optim.AdamW, 1e-3, 0.1).param_groups
     assert (weights["weight_decay"], of_gates["weight_decay"], of_multipliers["weight_decay"]) == (0.1, 0, 0)
     assert any(parameter is procedure.gates.alphas[row] for parameter in of_gates["params"])
 

@@ -37,7 +37,7 @@ class Run:
         self.found = in_memory(config)
         self.target = Target(share, self.found.families, going, least or {})
         self.procedure = PruningAware(self.found.model, self.found.architecture, self.target, removing(**changes))
-        self.optimizer = self.procedure.optimizer(1e-2, 0.1)
+        self.optimizer = self.procedure.optimizer(torch.optim.AdamW, 1e-2, 0.1)
 
     def loss(self, step: int) -> Tensor:
         ids_NT = ids_of(self.found, windows=8, seed=100 + step)
@@ -211,7 +211,7 @@ def test_hidden_dimensions_go_from_everywhere_and_stay_zero(tied: bool) -> None:
     families = (*found.families, *hidden_families(found.architecture, described, tensors))
     going = {(None, "hidden"): 5} | {(f.block, f.kind): 1 for f in found.families}
     procedure = PruningAware(found.model, found.architecture, Target(0.4, families, going), removing(dampening=0.01))
-    optimizer = procedure.optimizer(1e-2, 0.1)
+    optimizer = procedure.optimizer(torch.optim.AdamW, 1e-2, 0.1)
     for step in range(8):
         optimizer.zero_grad()
         procedure.begin(step)

@@ -31,7 +31,7 @@ class Run:
         }  # fmt: skip
         sampling = Sampling(**settings | own)
         self.procedure = SampledMasks(self.found.model, self.found.architecture, self.target, sampling)
-        self.optimizer = self.procedure.optimizer(0.05, 0.0)
+        self.optimizer = self.procedure.optimizer(torch.optim.AdamW, 0.05, 0.0)
 
     def masks(self) -> dict[tuple[int, str], Tensor]:
         return self.procedure._masks.values
@@ -147,7 +147,7 @@ def test_layers_go_in_all_blocks_together() -> None:
     target = Target(0.5, families, {(None, "layer"): 1})
     sampling = Sampling(samples=2, window=5, exact=False, from_weights=True, head_rate=None)
     procedure = SampledMasks(found.model, found.architecture, target, sampling)
-    optimizer = procedure.optimizer(0.05, 0.0)
+    optimizer = procedure.optimizer(torch.optim.AdamW, 0.05, 0.0)
     for step in range(60):
         procedure.begin(step)
         procedure.estimate(lambda: 3 - procedure._masks.values[1, "layer"].sum())

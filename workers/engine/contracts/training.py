@@ -81,11 +81,10 @@ class Procedure:
     def __init__(self) -> None:
         self.parameters, self.state, self.masks = {}, {}, {}
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
-        """AdamW over all parameters; the schedule multiplies the rate of every group."""
-        import torch
-
-        return torch.optim.AdamW(list(self.parameters.values()), lr=learning_rate, weight_decay=weight_decay)
+    def optimizer(self, adamw: Callable[..., Optimizer], learning_rate: float, weight_decay: float) -> Optimizer:
+        """AdamW over all parameters; the schedule multiplies the rate of every group. `adamw`: torch's class, or one
+        that takes the same and keeps moments in 8 bits, of methods whose parameters offer it."""
+        return adamw(list(self.parameters.values()), lr=learning_rate, weight_decay=weight_decay)
 
     def clipped(self) -> list[nn.Parameter]:
         """The parameters whose gradients are together scaled down to a norm of at most 1."""

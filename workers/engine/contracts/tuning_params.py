@@ -114,6 +114,15 @@ class Domains(SpecModel):
         return self
 
 
+Moments = Annotated[
+    Literal["float32", "8bit"],
+    Field(
+        description="How AdamW keeps the two moments of each trained weight: `8bit` takes a byte each and a scale for "
+        "256 (Dettmers et al. 2021, arXiv:2110.02861), a quarter of the memory; updates take longer, on a CPU by far."
+    ),
+]
+
+
 class TrainingParams(DataRef, MethodParams):
     """Base of the parameters of all that trains. Its text is cut into windows; the first `holdout` are never trained
     on, nor the documents that they are of."""
@@ -261,6 +270,11 @@ class TrainingParams(DataRef, MethodParams):
         """Float32 numbers that the method keeps per trained parameter, beside the parameter, its gradient, AdamW's
         moments and the best state."""
         return 0
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether AdamW's moments take 8 bits each; methods that offer it have a field of type `Moments`."""
+        return False
 
     @property
     def divides(self) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PACKAGES = (
     DISTRIBUTION,
     "torch",
+    "torchao",
     "transformers",
     "tokenizers",
     "safetensors",

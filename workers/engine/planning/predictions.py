@@ -43,8 +43,10 @@ _IMPORTANCE_COPIES = 10
 _FACTOR_COPIES = 3
 """Of the largest Gram matrix, while its Cholesky factor is inverted."""
 _COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
-_TRAINED_BYTES = 12
-"""Per trained parameter, beside itself: its gradient and AdamW's two moments, float32."""
+_GRADIENT_BYTES, _MOMENTS_BYTES, _CODED_MOMENTS_BYTES = 4, 8, 2 * (1 + 4 / 256)
+"""Per trained parameter, beside itself: its gradient, and AdamW's two moments in float32 or in 8 bits."""
+_CODING_BYTES = 40
+"""Per entry of the largest parameter, while its moments are computed in float32 and coded again."""
 _BEST_BYTES = 4
 """The same of the best state, which `tune` keeps."""
 _STACKING = 1.5
@@ -195,8 +197,9 @@ def _training_bytes(
     loading = source.parameters * held_bytes + _stacking_bytes(architecture, held_bytes)
     linear = architecture.prunable_parameters
     base = linear * (params.base_bits / 8 if params.base_bits else held_bytes)
-    beside = _TRAINED_BYTES + 4 * params.copies + (_BEST_BYTES if stage == "tune" else 0)
-    weights = int(base) + (source.parameters - linear) * held_bytes + trained * beside
+    optimized = _GRADIENT_BYTES + (_CODED_MOMENTS_BYTES if params.eight_bit else _MOMENTS_BYTES)
+    beside = optimized + 4 * params.copies + (_BEST_BYTES if stage == "tune" else 0)
+    weights = int(base + (source.parameters - linear) * held_bytes + trained * beside)
     devices = _sharing(spec, params)
     if devices > 1:  # a part of all, and the whole of a block and of what is outside
         block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
@@ -215,7 +218,10 @@ def _training_bytes(
     if params.reads_dense_losses:  # once, before there are gradients and moments
         batch = windows * params.sequence_length * _looked_at_bytes(architecture)
         dense = source.parameters * compute_bytes + max(batch, _stacking_bytes(architecture, compute_bytes))
-        begun = max(begun, weights - trained * _TRAINED_BYTES // devices + dense)
+        begun = max(begun, weights - int(trained * optimized) // devices + dense)
+    if params.eight_bit:
+        largest = max(facts.parameters for facts in source.tensors.values())
+        begun = max(begun, weights + teacher + _CODING_BYTES * largest // devices)
     return _PROCESS_BYTES + _TOKENIZER_BYTES + max(loading, begun)
 
 

@@ -48,7 +48,7 @@ class Ast(Procedure):
         self.parameters, self.masks = self._trainable.parameters, self._trainable.masks
         self.state = {f"gone/{name}": gone for name, gone in self._masks.gone.items()} | {"returned": self._returned}
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+    def optimizer(self, adamw: Callable[..., Optimizer], learning_rate: float, weight_decay: float) -> Optimizer:
         gone = {id(parameter): self._masks.gone[name] for name, parameter in self._masks.parameters.items()}
 
         def pull(parameter: Tensor) -> Tensor | None:

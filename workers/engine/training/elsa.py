@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.engine.contracts.training import Procedure, Trained
+from workers.engine.training.moments import in_full
 from workers.engine.training.shards import whole
 from workers.engine.training.trainable import unfrozen
 from workers.engine.training.weight_masks import WeightMasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -60,9 +61,9 @@ class Elsa(Procedure):
         self.parameters, self.masks = self._trainable.parameters, self._trainable.masks
         self.state = {"projected": self._projected, **_named("gone", self._masks.gone)}
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+    def optimizer(self, adamw: Callable[..., Optimizer], learning_rate: float, weight_decay: float) -> Optimizer:
         """With z and u: what only steps need is not there where the trained model is put together."""
-        self._optimizer = super().optimizer(learning_rate, weight_decay)
+        self._optimizer = super().optimizer(adamw, learning_rate, weight_decay)
         x = self._x()
         self._masks.take(self._scores(x))
         self._z = {name: own.masked_fill(self._masks.gone[name], 0) for name, own in x.items()}
@@ -128,7 +129,7 @@ class Elsa(Procedure):
             optimizer = self._optimizer if self._curved else None
             moments = optimizer.state.get(self._masks.parameters[name]) if optimizer else None
             squared = weight.square()
-            found[name] = squared.mul_(moments["exp_avg_sq"] + _LEAST) if moments else squared
+            found[name] = squared.mul_(in_full(moments["exp_avg_sq"]) + _LEAST) if moments else squared
         return found
 
 

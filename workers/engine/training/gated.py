@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workers.engine.contracts.training import Procedure, Trained
 from workers.engine.maths import hard_concrete
 from workers.engine.training.decided import lowest_of_all, lowest_of_each, row_of, scores_of
@@ -16,7 +14,7 @@ from workers.engine.training.gates import Gates
 from workers.engine.training.lagrangian import Lagrangian
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -64,7 +62,7 @@ class Gated(Procedure):
             **{f"multipliers/{kind}": pair for kind, pair in self.lagrangian.multipliers.items()},
         }
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+    def optimizer(self, adamw: Callable[..., Optimizer], learning_rate: float, weight_decay: float) -> Optimizer:
         groups: list[dict[str, Any]] = [
             {"params": list(self.trainable.parameters.values())},
             {"params": list(self.gates.alphas.values()), "lr": self.setting.gate_rate, "weight_decay": 0.0},
@@ -75,7 +73,7 @@ class Gated(Procedure):
                 "maximize": True,
             },
         ]
-        return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+        return adamw(groups, lr=learning_rate, weight_decay=weight_decay)
 
     def clipped(self) -> list[nn.Parameter]:
         """The weights alone: gradients of gates grow with the multipliers, and would drown theirs."""

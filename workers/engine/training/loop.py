@@ -125,7 +125,8 @@ class Loop:
         self._writing_s = 0.0
         shards, masks = setting.shards, procedure.masks if setting.shards.divided else {}
         self._masks = {name: shards.like(procedure.parameters[name], mask) for name, mask in masks.items()}
-        self._optimizer = procedure.optimizer(setting.params.learning_rate, setting.params.weight_decay)
+        adamw = _eight_bit() if self.params.eight_bit else torch.optim.AdamW
+        self._optimizer = procedure.optimizer(adamw, self.params.learning_rate, self.params.weight_decay)
         self._schedule = rate_schedule(self._optimizer, setting.params)
         if found is None:
             self.state = TrainingState(before)
@@ -324,6 +325,12 @@ class Loop:
         self.setting.points.save(*point, self.state.step)
         self._writing_s = time.monotonic() - started
         self.events.checkpoint(self.state.step - 1, "step")
+
+
+def _eight_bit() -> type[torch.optim.Optimizer]:
+    from workers.engine.training.eight_bit import EightBitAdamW  # seconds of imports
+
+    return EightBitAdamW
 
 
 def _sorted(named: Mapping[Any, float] | None) -> dict[str, float] | None:

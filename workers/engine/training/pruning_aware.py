@@ -115,9 +115,9 @@ class PruningAware(Procedure):
             **{f"tokens/{name}": count for name, count in self._recent.tokens.items()},
         }
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+    def optimizer(self, adamw: Callable[..., Optimizer], learning_rate: float, weight_decay: float) -> Optimizer:
         parameters = list(self.parameters.values())
-        self._adamw = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=_BETAS)
+        self._adamw = adamw(parameters, lr=learning_rate, weight_decay=weight_decay, betas=_BETAS)
         return self._adamw
 
     def begin(self, step: int) -> None:

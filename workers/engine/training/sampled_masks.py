@@ -80,7 +80,7 @@ class SampledMasks(Procedure):
         self._chance: dict[Kind, Tensor] = {}
         self.state = {"baseline": self._baseline, "begun": self._begun}
 
-    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+    def optimizer(self, adamw: Callable[..., Optimizer], learning_rate: float, weight_decay: float) -> Optimizer:
         """Plain gradient descent, with a rate of its own for heads."""
         rates = {"head": self._sampling.head_rate or learning_rate}
         groups = [

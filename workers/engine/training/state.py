@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from workers.engine.training.moments import MakesMoments, put_back, room, stored
 from workers.engine.training.shards import kept
 from workers.engine.training.turns import Turns
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from workers.engine.contracts.training import Procedure
+    from workers.engine.training.moments import Kind
 
 
 @dataclass
@@ -73,12 +73,13 @@ def captured(
         tensors |= shipped(procedure)
     if not state.ended:
         moments = optimizer.state_dict()
+        kinds: dict[int, dict[str, Kind]] = {}
         for index, of_parameter in moments["state"].items():
-            tensors |= {f"moment/{index}/{name}": tensor for name, tensor in of_parameter.items()}
-        found["moments"] = {
-            index: {name: moment.dim() == 0 for name, moment in of_parameter.items()}
-            for index, of_parameter in moments["state"].items()
-        }  # whether it is a number, or of the parameter's shape
+            kinds[index] = {}
+            for name, moment in of_parameter.items():
+                parts, kinds[index][name] = stored(moment)
+                tensors |= {f"moment/{index}/{name}{end}": tensor for end, tensor in parts.items()}
+        found["moments"] = kinds
         found["groups"] = moments["param_groups"]
         found["schedule"] = schedule.state_dict()
     return tensors, found
@@ -96,17 +97,30 @@ def restored(
     tensors: dict[str, Tensor] = {f"best/{name}": tensor for name, tensor in best.items()}
     if not (state.ended and best):
         tensors |= shipped(procedure)
-    moments: dict[int, dict[str, Tensor]] = {}
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    rooms: dict[int, dict[str, dict[str, Tensor]]] = {}
     if not state.ended:
-        ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for index, scalars in found["moments"].items():
-            like = ordered[int(index)].detach()
-            moments[int(index)] = {
-                name: torch.zeros(()) if scalar else torch.zeros_like(like) for name, scalar in scalars.items()
-            }
-            tensors |= {f"moment/{index}/{name}": moment for name, moment in moments[int(index)].items()}
+        for index, kinds in found["moments"].items():
+            parameter = ordered[int(index)].detach()
+            rooms[int(index)] = {name: room(parameter, kind) for name, kind in kinds.items()}
+        for index, of_parameter in rooms.items():
+            for name, parts in of_parameter.items():
+                tensors |= {f"moment/{index}/{name}{end}": tensor for end, tensor in parts.items()}
     point.fill(tensors)
     if not state.ended:
+        moments = {index: _moments(optimizer, ordered[index], of_parameter) for index, of_parameter in rooms.items()}
         optimizer.load_state_dict({"state": moments, "param_groups": found["groups"]})
         schedule.load_state_dict(found["schedule"])
     return state, best
+
+
+def _moments(optimizer: Optimizer, parameter: Tensor, read: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Name -> moment of a parameter, as the optimizer keeps it."""
+    found = {}
+    for name, parts in read.items():
+        if isinstance(optimizer, MakesMoments) and parts[""].dim():
+            signed = name == "exp_avg"
+            found[name] = put_back(optimizer.moment(parameter, signed=signed), parts, signed=signed)
+        else:
+            found[name] = parts[""]
+    return found

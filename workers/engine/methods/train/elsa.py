@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workers.engine.contracts.train_params import TrainMethodParams
-from workers.engine.contracts.tuning_params import LearningRate
+from workers.engine.contracts.tuning_params import LearningRate, Moments
 from workers.engine.registry import trainer
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class ElsaParams(TrainMethodParams):
     settle: float = Field(
         0.0, ge=0, lt=1, description="Share of the steps, the last ones, that train what is left behind the final mask."
     )
+    moments: Moments = "float32"
+
+    @property
+    def eight_bit(self) -> bool:
+        return self.moments == "8bit"
 
     @property
     def divides(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workers.engine.contracts.train_params import TrainMethodParams
-from workers.engine.contracts.tuning_params import LearningRate
+from workers.engine.contracts.tuning_params import LearningRate, Moments
 from workers.engine.registry import trainer
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ class GradualParams(TrainMethodParams):
     learning_rate: LearningRate = 3e-4
     ramp: float = Field(0.5, gt=0, le=1, description="Fraction of the steps in which the sparsity rises.")
     interval: int = Field(10, ge=1, description="Steps between two masks while it rises.")
+    moments: Moments = "float32"
+
+    @property
+    def eight_bit(self) -> bool:
+        return self.moments == "8bit"
 
     @property
     def divides(self) -> bool:

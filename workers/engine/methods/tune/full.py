@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workers.engine.architectures.mixtures import is_router
-from workers.engine.contracts.tuning_params import AllOrNewParams, LearningRate
+from workers.engine.contracts.tuning_params import AllOrNewParams, LearningRate, Moments
 from workers.engine.errors import InvalidSpec
 from workers.engine.registry import tuner
 
@@ -32,6 +32,11 @@ class FullParams(AllOrNewParams):
         "LLaMA-Pro's authors do; of a mixture, its routers alone (`routers`): after experts were dropped they learn, "
         "with `distill`, which of those left stand in for them.",
     )
+    moments: Moments = "float32"
+
+    @property
+    def eight_bit(self) -> bool:
+        return self.moments == "8bit"
 
     def check(self, layers: Sequence[LinearFacts]) -> None:
         super().check(layers)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParams
+from workers.engine.contracts.tuning_params import LearningRate, Moments, TuneMethodParams
 from workers.engine.errors import InvalidSpec
 from workers.engine.registry import tuner
 
@@ -33,6 +33,11 @@ class LastLayersParams(TuneMethodParams):
         "gradients go through the whole model. Untied heads are trained. Untying one would make the model larger.",
     )
     learning_rate: LearningRate = 3e-4
+    moments: Moments = "float32"
+
+    @property
+    def eight_bit(self) -> bool:
+        return self.moments == "8bit"
 
     def check(self, layers: Sequence[LinearFacts]) -> None:
         found = len({layer.block for layer in layers})
