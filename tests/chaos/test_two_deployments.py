@@ -24,6 +24,7 @@ from tests.helpers.cluster import MAGNITUDE, SLOW, Cluster, Redis, eventually
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 ROUNDS_S = 8
 """Time for every chore of a reconciler to run many times, at the cluster's half a second each."""
+SETTLED_S = 4
 
 
 class Place:
@@ -55,9 +56,12 @@ class Place:
             self._admin(f"create database {to} template {database}")
 
     def files(self) -> dict[str, str]:
-        """Key -> digest of everything in the store."""
-        store = ArtifactStore(self.artifacts_url)
-        return {key: hashlib.sha256(store.read(key)).hexdigest() for key in store._list(None)}
+        """Key -> digest of everything in the store, once nothing comes or goes any more: of equal files the later ones
+        are removed soon after their job's end."""
+        store, keys = ArtifactStore(self.artifacts_url), list[str]()
+        while keys != (keys := sorted(store._list(None))):
+            time.sleep(SETTLED_S)
+        return {key: hashlib.sha256(store.read(key)).hexdigest() for key in keys}
 
     def stop(self) -> None:
         for cluster in self.made:

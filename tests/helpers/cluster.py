@@ -161,7 +161,7 @@ class Cluster:
     def start_all(self, workers: int = 1) -> None:
         for name in ["api", "reconciler", *(f"worker{n}" for n in range(workers))]:
             self.start(name)
-        eventually(self.ready, 30, "the API is ready")
+        eventually(self.ready, 120, "the API is ready")
 
     def ready(self) -> bool:
         try:
