@@ -271,7 +271,7 @@ class EditMethodParams(MethodParams):
     @property
     def bound(self) -> Bounds | None:
         """A bound that can only be measured on the result; the target is then searched for it."""
-        return None
+        return None if self.size_limit is None else self.size_limit.bound
 
     def fitted(self, count: int) -> Self:
         """The same with so many units that stay in place of the size that they are to fit into."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from workers.engine.architectures.expert_widths import EXPERT, PLAIN, SHARED, entries, mixture_families
 from workers.engine.architectures.mixtures import mixtures
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import AtMost, Bounds, PruneMethodParams, Stat
+from workers.engine.contracts.params import AtMost, PruneMethodParams, Stat
 from workers.engine.contracts.removes import Removes
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import pruner
@@ -57,10 +57,6 @@ class ExpertWidthParams(PruneMethodParams):
     @property
     def size_limit(self) -> AtMost | None:
         return self.at_most
-
-    @property
-    def bound(self) -> Bounds | None:
-        return None if self.at_most is None else self.at_most.bound
 
     @property
     def undecided(self) -> bool:

@@ -22,7 +22,7 @@ from workers.engine.architectures.mixtures import (
 )
 from workers.engine.architectures.skipping import skipping_class
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import AtMost, Bounds, PruneMethodParams, Stat
+from workers.engine.contracts.params import AtMost, PruneMethodParams, Stat
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
 from workers.engine.errors import InvalidSpec, UnsupportedModel
@@ -66,10 +66,6 @@ class ExpertPruneParams(PruneMethodParams):
     @property
     def size_limit(self) -> AtMost | None:
         return self.at_most
-
-    @property
-    def bound(self) -> Bounds | None:
-        return None if self.at_most is None else self.at_most.bound
 
     @property
     def undecided(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Family
-from workers.engine.contracts.params import AtMost, Bounds, PruneMethodParams, Unit
+from workers.engine.contracts.params import AtMost, PruneMethodParams, Unit
 from workers.engine.errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -41,10 +41,6 @@ class UnitPruneParams(PruneMethodParams):
     @property
     def size_limit(self) -> AtMost | None:
         return self.at_most
-
-    @property
-    def bound(self) -> Bounds | None:
-        return None if self.at_most is None else self.at_most.bound
 
 
 def kept_units(
