@@ -104,7 +104,7 @@ class _Training:
 
     def run(self) -> None:
         """Train to the end, of which there is a resume point then."""
-        self.loop.run(self._teacher)
+        self.loop.run(lambda: self.setting.shards.divided_dense(self.dense))
         self.loop.end()
         if self.setting.shards.divided:
             self.loop.let_go()
@@ -163,11 +163,6 @@ class _Training:
         self._prepare(self._loaded(), alone)
         needed(point, "the resume point of the training's end").fill(shipped(self.procedure))
         self.model.eval()
-
-    def _teacher(self) -> PreTrainedModel:
-        found = load_model(self.dense.path, self.dense.device, self.dense.dtype)
-        self.setting.shards.divide(found, self.dense.architecture)
-        return found
 
 
 def _check(target: Target, units: Units) -> None:

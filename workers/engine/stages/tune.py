@@ -102,7 +102,7 @@ class _Tuning:
 
     def train(self) -> None:
         """Train, and take the state with the lowest held-out loss."""
-        self.loop.run(self._teacher, self.params.patience)
+        self.loop.run(lambda: self.setting.shards.divided_dense(self.dense), self.params.patience)
         self.loop.end()
 
     def whole(self) -> dict[str, Tensor] | None:
@@ -142,11 +142,6 @@ class _Tuning:
             holdout_loss_after=min(point["holdout_loss"] for point in state.curve),
             **reported(loop, self.trainable.parameters.values()),
         )
-
-    def _teacher(self) -> PreTrainedModel:
-        found = load_model(self.dense.path, self.dense.device, self.dense.dtype)
-        self.setting.shards.divide(found, self.dense.architecture)
-        return found
 
     def _prepared(self) -> Trainable:
         """The model, prepared by the method; trained parameters are float32, read from the stored values."""

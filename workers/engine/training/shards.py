@@ -16,14 +16,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
+from workers.engine.model.loaded import load_model
 from workers.engine.model.memory import return_large_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from workers.engine.architectures.architecture import Architecture
+    from workers.engine.model.loaded import LoadedModel
     from workers.engine.ranks import Ranks
 
 
@@ -60,6 +63,12 @@ class Shards:
         if self.divided:
             for parameter in whole:  # closures still name them
                 parameter.data = parameter.new_empty(0)
+        return found
+
+    def divided_dense(self, dense: LoadedModel) -> PreTrainedModel:
+        """The dense model in the type computed in, divided: the teacher of a training."""
+        found = load_model(dense.path, dense.device, dense.dtype)
+        self.divide(found, dense.architecture)
         return found
 
     def like(self, parameter: Tensor, whole: Tensor) -> Tensor:
