@@ -10,6 +10,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from workers.warm_parent import PRELOADED
+
 Row = dict[str, Any]
 
 
@@ -25,7 +27,8 @@ def measured(
     the others go on.
 
     `wanted`: (key, what `measure` takes). Cells whose key lacks the text `only`, or that are known, are left out. A
-    process a cell, one thread each: what one leaves in memory is no burden to the next.
+    process a cell, one thread each, forked of one that has imported the engine and computed nothing: what one leaves in
+    memory is no burden to the next.
     """
     found = known(results)
     todo = [
@@ -35,7 +38,9 @@ def measured(
     ]
     print(f"{len(wanted)} cells, {len(todo)} to do", flush=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
         runs = {pool.submit(measure, given): key for key, given in todo}
         for run in as_completed(runs):
             if error := run.exception():
