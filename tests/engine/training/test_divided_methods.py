@@ -122,7 +122,7 @@ class Training:
                 ranks.first(lambda: shutil.copytree(self.points, self.place / "half"))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Loop, "_due", lambda loop, _: loop.state.step == HALF)
+            patch.setattr(Loop, "_due", lambda loop: loop.state.step + 1 == HALF)
             patch.setattr(TrainingPoints, "save", saved)
             yield
 

@@ -122,7 +122,7 @@ class Loop:
         self.resumed_step, self.seconds = 0, 0.0  # of steps done here: no time of another attempt is reported
         self._repeatable = Repeatable(setting.device)
         self._teacher: PreTrainedModel | None = None
-        self._writing_s = 0.0
+        self._written, self._writing_s = 0.0, 0.0  # when a resume point was written last, and how long that took
         shards, masks = setting.shards, procedure.masks if setting.shards.divided else {}
         self._masks = {name: shards.like(procedure.parameters[name], mask) for name, mask in masks.items()}
         adamw = _eight_bit() if self.params.eight_bit else torch.optim.AdamW
@@ -145,11 +145,11 @@ class Loop:
             self._teacher = load_teacher().requires_grad_(False)
         if state.turns is None:
             state.turns = self._first_turns(lambda: self._teacher or load_teacher())
-        saved = time.monotonic()
+        self._written = time.monotonic()
         self.events.progress(state.step, params.steps, "step")
         while not state.ended:
             started = time.perf_counter()
-            loss = self._step()
+            loss, due = self._step()
             self.seconds += time.perf_counter() - started
             state.step += 1
             state.train_losses.append(loss)
@@ -158,9 +158,8 @@ class Loop:
                 state.stopped_early = state.stale == patience and state.step < params.steps
             state.ended = state.step == params.steps or state.stopped_early
             self.events.progress(state.step, params.steps, "step", loss)
-            if state.ended or self._due(time.monotonic() - saved):
+            if state.ended or due:
                 self._save()
-                saved = time.monotonic()
         self._teacher = None
 
     def _first_turns(self, load_dense: Callable[[], PreTrainedModel]) -> Turns | None:
@@ -196,8 +195,9 @@ class Loop:
         tokens = (self.state.step - self.resumed_step) * self.params.batch * self.params.sequence_length
         return tokens / self.seconds if tokens else None
 
-    def _step(self) -> float:
-        """Update the trained parameters once; returns the loss before that."""
+    def _step(self) -> tuple[float, bool]:
+        """Update the trained parameters once; returns the loss before that, and whether a resume point is due. Both are
+        the same on all ranks: they go the way of the loss, so that no message is sent for the point alone."""
         step, procedure = self.state.step, self.procedure
         ids_BT = self.setting.text.batch(self.params, step, self.state.turns).to(self.setting.device, non_blocking=True)
         self.model.train()
@@ -207,8 +207,10 @@ class Loop:
         else:
             losses = [self._estimate(ids_BT)]
         norm_ = whole(clip_grad_norm_(procedure.clipped(), MAX_GRADIENT_NORM))
+        shards = self.setting.shards
+        due_ = norm_.new_full((), float(shards.ranks.leads and self._due()))
         # The device is waited for once, when it has been given all of the step but the update.
-        *parts, norm = self.setting.shards.mean(torch.stack([*losses, norm_])).tolist()
+        *parts, norm, due = shards.mean(torch.stack([*losses, norm_, due_])).tolist()
         total = sum(parts)
         if not (math.isfinite(total) and math.isfinite(norm)):
             field, remedy = self.setting.rate
@@ -221,7 +223,7 @@ class Loop:
         self._optimizer.step()
         self._schedule.step()
         procedure.after_update(step, self._optimizer)
-        return total
+        return total, due > 0
 
     def _gradients(self, ids_BT: Tensor) -> list[Tensor]:
         """Fill the gradients of a step; returns the losses of its parts, and of its penalty."""
@@ -313,17 +315,17 @@ class Loop:
             f"step {state.step} of {self.params.steps}: held-out loss {loss:.4f}{of_domains}{trained_on}{others}"
         )
 
-    def _due(self, elapsed_s: float) -> bool:
-        """Whether a resume point is to be written, so long after the last. The same on all ranks."""
+    def _due(self) -> bool:
+        """Whether a resume point is to be written after this step, by this rank's clock."""
         every_s = self.setting.run.checkpoint.every_s
-        due = not every_s or elapsed_s >= max(every_s, _WRITING_SHARE * self._writing_s)
-        return self.setting.shards.ranks.first(lambda: due)
+        return not every_s or time.monotonic() - self._written >= max(every_s, _WRITING_SHARE * self._writing_s)
 
     def _save(self) -> None:
         started = time.monotonic()
         point = captured(self.state, self.best, self.procedure, self._optimizer, self._schedule)
         self.setting.points.save(*point, self.state.step)
-        self._writing_s = time.monotonic() - started
+        self._written = time.monotonic()
+        self._writing_s = self._written - started
         self.events.checkpoint(self.state.step - 1, "step")
 
 
