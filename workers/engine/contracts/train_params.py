@@ -23,8 +23,6 @@ class TrainMethodParams(TrainingParams):
 
     @property
     def trains_all(self) -> bool:
-        """Whether all parameters are trained, so that the model is held in float32; else what is frozen is held in the
-        compute type."""
         return True
 
     @property

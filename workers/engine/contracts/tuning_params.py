@@ -277,6 +277,12 @@ class TrainingParams(DataRef, MethodParams):
         return False
 
     @property
+    def trains_all(self) -> bool:
+        """Whether all parameters of the model are trained, and no others, so that it is held in float32; else what is
+        frozen is held in the compute type."""
+        return False
+
+    @property
     def divides(self) -> bool:
         """Whether the model is divided over the devices of a job while it trains; else the first trains alone."""
         return True

@@ -8,6 +8,7 @@ never reads a model's folder itself: it is given a config, tensors and a tokeniz
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -179,34 +180,34 @@ def _own_class(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     return found
 
 
-def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(
+    model_dir: Path, device: torch.device, dtype: torch.dtype, divide: Callable[[nn.Module], object] | None = None
+) -> PreTrainedModel:
     """The model in `model_dir`, in eval mode: transformers' own class, filled with the tensors that its index names.
 
+    Where the model is divided over ranks, `divide` is called with every block, and at last with the model, as soon as
+    its weights are there, so that there is no more of the whole than one block, or what is outside of them.
     Raises UnsupportedModel where the files lack weights of the architecture.
     """
     config = decoder_config(read_json(model_dir, "config.json"))
     architecture, pieces = described(model_dir)
-    model = skeleton(config, device, dtype)
-    weights = _weights(architecture, pieces, device, dtype)
-    missing = set(model.load_state_dict(weights, strict=False, assign=True).missing_keys)
+    layout, model = architecture.layout, skeleton(config, device, dtype).requires_grad_(True)
+    missing = {*model.state_dict()}
+    for block, names in _by_block(layout, pieces).items():
+        # Only a block's experts are in memory twice, one by one and in one tensor.
+        read = {name: _read_as(pieces[name], device, dtype) for name in names}
+        weights = in_modules(layout, architecture.sizes, read)
+        missing &= {*model.load_state_dict(weights, strict=False, assign=True).missing_keys}
+        if divide is not None and block is not None and block < architecture.blocks:
+            divide(model.get_submodule(layout.in_module(layout.block(block))))
+        del read, weights  # before the next block's are read
+        trim()
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     _refuse_incomplete(model_dir, missing, "use a complete checkpoint whose config.json describes its weights")
     model.generation_config = generation_settings(model_dir, model_dir.name) or model.generation_config
-    return model.eval().requires_grad_(True)
-
-
-def _weights(
-    architecture: Architecture, pieces: Mapping[str, Slice], device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """All weights as modules hold them: those of one block after the other, so that only a block's experts are in
-    memory twice, one by one and in one tensor."""
-    found: dict[str, Tensor] = {}
-    for names in _by_block(architecture.layout, pieces).values():
-        read = {name: _read_as(pieces[name], device, dtype) for name in names}
-        found |= in_modules(architecture.layout, architecture.sizes, read)
-        del read  # before the next block's are read
-        trim()
-    return found
+    if divide is not None:
+        divide(model)
+    return model.eval()
 
 
 def _read_as(piece: Slice, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -214,12 +215,12 @@ def _read_as(piece: Slice, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _by_block(layout: Layout, names: Collection[str]) -> dict[int | None, list[str]]:
-    """Block -> the tensors of it; None for those outside of blocks."""
+    """Block -> the tensors of it, in the order of the blocks; None, at last, for those outside of blocks."""
     found: dict[int | None, list[str]] = {}
     for name in names:
         inside = layout.split(name)
         found.setdefault(None if inside is None else inside[0], []).append(name)
-    return found
+    return dict(sorted(found.items(), key=lambda item: math.inf if item[0] is None else item[0]))
 
 
 def load_result(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

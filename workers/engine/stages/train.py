@@ -21,7 +21,7 @@ from workers.engine.checks.tuned import tuned_traces
 from workers.engine.contracts.facts import Allocation, Units
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import PromiseBroken
-from workers.engine.model.loaded import described, load_model, result_of
+from workers.engine.model.loaded import described, result_of
 from workers.engine.planning.predictions import trained_at_once
 from workers.engine.ranks import Ranks
 from workers.engine.registry import method_of
@@ -95,16 +95,18 @@ class _Training:
         self.setting = Setting("train", self.params, text, dense.device, dense.dtype, at_once, run, shards)
         sparsity = None if allocation is None else allocation.sparsity
         self.target = removal_of(spec).target(spec, dense.source, dense.architecture, sparsity)
-        model = self._loaded()
+        model = self._loaded(shards)
         found, before = self.setting.points.found(), math.nan
         if found is None:
             before = self.setting.weighed(self.setting.holdout_losses(model, "/model/id", "check the dense model"))
-        self._prepare(model, shards)
+            shards.gather_anew(model)
+        self._prepare(model)
         self.loop = Loop(self.setting, model, self.procedure, found, before, keeps_best=False)
 
     def run(self) -> None:
         """Train to the end, of which there is a resume point then."""
-        self.loop.run(lambda: self.setting.shards.divided_dense(self.dense))
+        dense = self.dense
+        self.loop.run(lambda: self.setting.shards.loaded(dense.path, dense.device, dense.dtype))
         self.loop.end()
         if self.setting.shards.divided:
             self.loop.let_go()
@@ -140,16 +142,14 @@ class _Training:
         )
         return units, allocation, report
 
-    def _loaded(self) -> PreTrainedModel:
+    def _loaded(self, shards: Shards) -> PreTrainedModel:
         dense = self.dense
-        model = load_model(dense.path, dense.device, torch.float32 if self.params.trains_all else dense.dtype)
+        model = shards.loaded(dense.path, dense.device, torch.float32 if self.params.trains_all else dense.dtype)
         make_ready(model, self.setting)
         return model
 
-    def _prepare(self, model: PreTrainedModel, shards: Shards) -> None:
-        """Divide the model, and have the method prepare it."""
+    def _prepare(self, model: PreTrainedModel) -> None:
         params, architecture = self.params, self.dense.architecture
-        shards.divide(model, architecture)
         torch.manual_seed(params.seed)
         self.model = model
         self.procedure: Procedure = method_of("train", params).function(model, architecture, self.target, params)
@@ -160,7 +160,7 @@ class _Training:
         """Prepare the model anew, whole, as the training has left it."""
         alone = Shards(Ranks(), self.dense.device)
         point = TrainingPoints(self.setting.run.checkpoint, self.setting.name, alone).found()
-        self._prepare(self._loaded(), alone)
+        self._prepare(self._loaded(alone))
         needed(point, "the resume point of the training's end").fill(shipped(self.procedure))
         self.model.eval()
 

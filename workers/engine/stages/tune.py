@@ -90,19 +90,29 @@ class _Tuning:
         self.setting = Setting("tune", self.params, text, dense.device, dense.dtype, at_once, run, shards)
         architecture, self.slices = described(folder)
         self.architecture = replace(architecture, new_blocks=frozenset(new))
-        self.model: PreTrainedModel = load_model(folder, dense.device, dense.dtype)
+        # Tuners put modules of their own into a whole model, but for one that trains just what is there.
+        at_first = shards.divided and self.params.trains_all
+        self.model: PreTrainedModel = (
+            shards.loaded(folder, dense.device, torch.float32)
+            if at_first
+            else load_model(folder, dense.device, dense.dtype)
+        )
         found, before = self.setting.points.found(), math.nan
         if found is None:
             losses = self.setting.holdout_losses(self.model, f"/{spec.editor.stage}", removal_of(spec).gentler)
             before = self.setting.weighed(losses)
+            shards.gather_anew(self.model)
         self.trainable = self._prepared()
-        parameters = shards.divided_parameters(self.model, self.architecture, self.trainable.parameters)
+        parameters = self.trainable.parameters
+        if not at_first:
+            parameters = shards.divided_parameters(self.model, self.architecture, parameters)
         plain = _Plain(parameters, self.trainable.masks)
         self.loop = Loop(self.setting, self.model, plain, found, before, keeps_best=True)
 
     def train(self) -> None:
         """Train, and take the state with the lowest held-out loss."""
-        self.loop.run(lambda: self.setting.shards.divided_dense(self.dense), self.params.patience)
+        dense = self.dense
+        self.loop.run(lambda: self.setting.shards.loaded(dense.path, dense.device, dense.dtype), self.params.patience)
         self.loop.end()
 
     def whole(self) -> dict[str, Tensor] | None:
@@ -114,7 +124,7 @@ class _Tuning:
             all_of_it = whole(parameter.detach())
             if self.dense.ranks.leads:
                 found[name] = all_of_it.cpu()
-        del self.model
+        del self.model, self.trainable
         return found
 
     def put_together(self, best: Mapping[str, Tensor] | None) -> None:

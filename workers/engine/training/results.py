@@ -26,14 +26,10 @@ _CURVE_POINTS = 100
 
 
 def make_ready(model: PreTrainedModel, setting: Setting) -> None:
-    """Turn on gradient checkpointing where it is asked for, and let go of the files."""
+    """Turn on gradient checkpointing where it is asked for, and let go of weights that became codes."""
     if setting.params.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    if setting.device.type == "cpu":
-        # Loaded tensors may be mapped from the files, which will be overwritten.
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.clone()
-    give_back()  # the pages, and weights that became codes
+    give_back()
 
 
 def overwrite_trained(slices: Mapping[str, Slice], merged: Callable[[str, Tensor], Tensor], setting: Setting) -> None:

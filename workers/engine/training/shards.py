@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from workers.engine.model.loaded import load_model
@@ -21,12 +21,12 @@ from workers.engine.model.memory import return_large_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from workers.engine.architectures.architecture import Architecture
-    from workers.engine.model.loaded import LoadedModel
     from workers.engine.ranks import Ranks
 
 
@@ -40,36 +40,36 @@ class Shards:
         if self.divided and device.type == "cpu":
             return_large_blocks()
 
-    def divide(self, model: nn.Module, architecture: Architecture) -> None:
-        """Leave this rank its part of every parameter. Blocks are gathered one by one; what is outside of them, a tied
-        embedding too, together."""
-        if self._mesh is None:
-            return
-        layout = architecture.layout
-        for block in range(architecture.blocks):
-            module = model.get_submodule(layout.in_module(layout.block(block)))
-            fully_shard(module, mesh=self._mesh)
-        fully_shard(model, mesh=self._mesh)
+    def loaded(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+        """The model in a folder, of which this rank keeps its part of every parameter: each block is read and divided
+        before the next one. Blocks are gathered one by one; what is outside of them, a tied embedding too, together."""
+        return load_model(folder, device, dtype, self._divide if self.divided else None)
 
     def divided_parameters(
         self, model: nn.Module, architecture: Architecture, parameters: Mapping[str, nn.Parameter]
     ) -> dict[str, nn.Parameter]:
-        """`divide` a model; returns these of its parameters as they are then, under the same keys."""
+        """Divide a model that is there whole; returns these of its parameters as they are then, under the same keys."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         paths = {key: names[id(parameter)] for key, parameter in parameters.items()}
         whole = [*model.parameters()]
-        self.divide(model, architecture)
+        if self.divided:
+            layout = architecture.layout
+            for block in range(architecture.blocks):
+                self._divide(model.get_submodule(layout.in_module(layout.block(block))))
+            self._divide(model)
         found = {key: model.get_parameter(path) for key, path in paths.items()}
         if self.divided:
             for parameter in whole:  # closures still name them
                 parameter.data = parameter.new_empty(0)
         return found
 
-    def divided_dense(self, dense: LoadedModel) -> PreTrainedModel:
-        """The dense model in the type computed in, divided: the teacher of a training."""
-        found = load_model(dense.path, dense.device, dense.dtype)
-        self.divide(found, dense.architecture)
-        return found
+    def gather_anew(self, model: nn.Module) -> None:
+        """Leave of a divided model nothing gathered: what is outside of blocks is, after a forward pass."""
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+    def _divide(self, module: nn.Module) -> None:
+        fully_shard(module, mesh=self._mesh)
 
     def like(self, parameter: Tensor, whole: Tensor) -> Tensor:
         """This rank's part of a tensor of a parameter's shape, which all ranks have; itself if it is divided."""

@@ -38,6 +38,10 @@ class FullParams(AllOrNewParams):
     def eight_bit(self) -> bool:
         return self.moments == "8bit"
 
+    @property
+    def trains_all(self) -> bool:
+        return self.train == "all"
+
     def check(self, layers: Sequence[LinearFacts]) -> None:
         super().check(layers)
         if self.train == "routers" and all(layer.reads != "expert_channel" for layer in layers):
