@@ -565,7 +565,7 @@ PROMPT = {"method": "continuations", "prompts": ["A few words."]}
     ("spoil", "evaluation", "words"),
     [
         (beyond(4096), PROMPT, "1 of the 5 tokens of a prompt"),
-        (beyond(4096), TEXT, "tokens read of words.txt"),
+        (beyond(4096), TEXT, "tokens of a part of words.txt"),
         (beyond(2**32 - 1), PROMPT, "the first 4294967295"),
         (beyond(2**32 - 1), TEXT, "the first 4294967295"),
         (beyond(4000, post_processor=OPENING), PROMPT, "that the tokenizer puts before a text"),

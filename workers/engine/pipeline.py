@@ -89,7 +89,7 @@ def compress(
             model = dense.model = load(spec, prospect, ranks)
             ranks.first(lambda: check_vectors(model))
         with clock.stage("calibrate"):
-            text, trainings = ranks.first(lambda: _texts(spec, model, sources))
+            text, trainings = ranks.first(lambda: _texts(spec, model, sources, workdir))
             digests = {TRAININGS[stage]: found.digest for stage, found in trainings.items()}
             run.checkpoint.claim(fingerprint(spec, model, calibration=text.digest if text else None, **digests))
         units = None
@@ -164,13 +164,15 @@ def compress(
 
 
 def _texts(
-    spec: CompressionSpec, model: LoadedModel, sources: Sources
+    spec: CompressionSpec, model: LoadedModel, sources: Sources, workdir: Path
 ) -> tuple[Calibration | None, dict[Trains, TuningText]]:
-    """Texts for calibration and trainings, where the spec needs them."""
+    """Texts for calibration and trainings, where the spec needs them; those of trainings lie in files in `workdir`."""
     refuse_unknown_tokens(spec, model, sources)
     if spec.train is not None and spec.train.read_first:
         prompt_ids(spec.train, model)  # refuses one that does not fit, before work that would be lost
-    trainings = {stage: training_text(stage, params, model, sources) for stage, params in spec.trainings.items()}
+    trainings = {
+        stage: training_text(stage, params, model, sources, workdir) for stage, params in spec.trainings.items()
+    }
     return calibration(spec, model, sources), trainings
 
 

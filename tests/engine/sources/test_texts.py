@@ -534,7 +534,7 @@ def test_tokens_beyond_the_embedding_are_refused_before_work(sources: Sources, s
     )
     model = load(spec, sources)
     with pytest.raises(
-        UnsupportedModel, match=r"\d of the \d+ tokens read of a.txt .* 4000 rows, the first 40[0-9]{2}"
+        UnsupportedModel, match=r"\d of the \d+ tokens of a part of a.txt .* 4000 rows, the first 40[0-9]{2}"
     ):
         refuse_unknown_tokens(spec, model, sources)
     with pytest.raises(UnsupportedModel):  # the text happens to hold some

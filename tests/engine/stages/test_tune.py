@@ -73,7 +73,7 @@ class TestText:
         # One text, cut: what is held out comes first, and the rest begins where it ends.
         longer, _ = self.text(sources, sequence_length=64, holdout=2, steps=3)
         assert torch.equal(text.holdout_NT.flatten(), longer.holdout_NT.flatten())
-        assert torch.equal(text.domains[0].train_NT.flatten(), longer.domains[0].train_NT.flatten())
+        assert torch.equal(text.domains[0].train_NT[:].flatten(), longer.domains[0].train_NT[:].flatten())
 
     def test_what_is_held_out_does_not_depend_on_the_steps(self, tiny: Path, sources: Sources) -> None:
         assert torch.equal(self.text(sources)[0].holdout_NT, self.text(sources, steps=50)[0].holdout_NT)
@@ -84,7 +84,7 @@ class TestText:
         found = [text.batch(params, step) for step in range(9)]
         assert all(batch.shape == (4, 32) for batch in found)
         epochs = torch.cat(found).view(6, 6, 32)  # 9 batches of 4 are 6 epochs of 6
-        number = {tuple(window.tolist()): index for index, window in enumerate(text.domains[0].train_NT)}
+        number = {tuple(window.tolist()): index for index, window in enumerate(text.domains[0].train_NT[:])}
         orders = [[number[tuple(window.tolist())] for window in epoch] for epoch in epochs]
         assert all(sorted(order) == list(range(6)) for order in orders)
         assert len({tuple(order) for order in orders}) > 1

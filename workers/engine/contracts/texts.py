@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,11 +36,19 @@ class OneDomain:
     name: str
 
 
+class Ids(Protocol):
+    """Token ids one after another, in memory or in a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A text as the model reads it."""
 
-    ids_T: Tensor
+    ids_T: Ids
     """int64, without special tokens."""
     opening: tuple[int, ...] = ()
     """First tokens of every window: the model's beginning-of-sequence token, or none."""

@@ -29,7 +29,7 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        return ids_digest(self.windows_NT)
+        return ids_digest([self.windows_NT])
 
     @property
     def key(self) -> str:

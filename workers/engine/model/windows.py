@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 
 from workers.engine.contracts.params import WindowsMethodParams
-from workers.engine.contracts.texts import OneDomain, Tokens, Wanted
+from workers.engine.contracts.texts import Tokens, Wanted
 from workers.engine.contracts.tuning_params import TuneMethodParams
 from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
+from workers.engine.model.cut import Cut
 from workers.engine.report import TextReport
 from workers.engine.sources.texts.documents import Tally, documents, is_one_document
 from workers.engine.sources.texts.stream import Piece, pieces
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from workers.engine.contracts.refs import DataRef
+    from workers.engine.contracts.texts import Ids, OneDomain
     from workers.engine.sources.resolve import Sources
+    from workers.engine.store.token_file import TokenFile
 
 CHARACTERS_PER_TOKEN = 16
 """Characters read per token wanted, where windows are drawn at random: four times what English takes. It bounds how
@@ -54,7 +58,7 @@ def wanted_of(ref: DataRef) -> Wanted:
 class HeldOut:
     """Windows to train on and to measure on, int64 [N, L]."""
 
-    train_NL: Tensor
+    train_NL: Cut
     holdout_NL: Tensor
     documents: int | None
     """How many are held out whole; None where windows of the same documents are in both parts."""
@@ -81,35 +85,37 @@ def load_tokens(
     *,
     vocabulary: int | None = None,
     domain: OneDomain | None = None,
+    file: TokenFile | None = None,
 ) -> Tokens:
     """Tokenize the documents of `ref`, joined by an empty line, as far as `wanted` goes (None: all).
 
-    `field` is the JSON pointer of `ref` in the spec, for errors; `domain`: rows of that one alone.
-    Memory is bounded by what is read, not by the file.
+    `field` is the JSON pointer of `ref` in the spec, for errors; `domain`: rows of that one alone; `file`: where the
+    ids go, else they are in memory. Memory is bounded by what is read, not by the text's own file.
     Raises DatasetNotFound, HubUnavailable, InvalidSpec where the text column is missing or the file is not what its
     name says, and UnsupportedModel where the tokenizer gives ids of `vocabulary` (rows of the embedding) or more.
     """
     if wanted is not None and wanted.held_out and is_one_document(ref, sources, field):
         wanted = replace(wanted, count=wanted.count and wanted.held_out + wanted.count, held_out=0)
-    opening, tally, read = opening_ids(tokenizer, ref.bos, field), Tally(), _Read(wanted)
-    read.stride -= len(opening)
+    opening, tally = opening_ids(tokenizer, ref.bos, field), Tally()
+    read = _Read(wanted, len(opening), repeated=ref.document_field is not None, file=file)
     found = documents(ref, tokenizer, sources, field, tally, domain)
     if wanted is not None and wanted.per_document is not None:
         most = wanted.per_document * wanted.length * CHARACTERS_PER_TOKEN
         found = (replace(document, pieces=_first(document.pieces, most)) for document in found)
+    limit = sys.maxsize if vocabulary is None else vocabulary
+    refuse_unknown(torch.tensor(opening, dtype=torch.int64), limit, tokenizer, "that windows begin with")
     for piece in pieces(found, tokenizer):
+        if max(piece.ids, default=0) >= limit:
+            refuse_unknown(torch.tensor(piece.ids), limit, tokenizer, f"of a part of {ref.label}")
         read.add(piece)
         if read.enough:
             break
-    ids_T = torch.cat([torch.empty(0, dtype=torch.int32), *read.ids]).long()
-    read_T = torch.cat([ids_T, torch.tensor(opening, dtype=torch.int64)])
-    if vocabulary is not None:
-        refuse_unknown(read_T, vocabulary, tokenizer, f"read of {ref.label}")
+    ids_T: Ids = torch.cat([torch.empty(0, dtype=torch.int32), *read.ids]).long() if file is None else file
     label = ref.label if domain is None else f"{ref.label}: {domain.name}"
     report = TextReport(
         label=f"{field.split('/')[1]}/{label}" if field else label,
         opening=[tokenizer.convert_ids_to_tokens(token) or f"<{token}>" for token in opening],
-        documents=len(read.numbers),
+        documents=read.count,
         tokens=len(ids_T),
         rows_skipped=tally.rows_skipped,
         characters_replaced=tally.characters_replaced,
@@ -158,16 +164,17 @@ def held_out_windows(tokens: Tokens, length: int, *, holdout: int, least: int, m
     held = {document for start, document in zip(tokens.starts, tokens.documents, strict=True) if start < holdout * own}
     ends = [*tokens.starts[1:], len(tokens.ids_T)]
     stretches = zip(tokens.starts, ends, tokens.documents, strict=True)
-    free = [tokens.ids_T[start:end] for start, end, document in stretches if document not in held]
-    others = replace(tokens, ids_T=torch.cat([tokens.ids_T[:0], *free]), starts=(0,), documents=(0,))
-    fit = len(others.ids_T) // own
+    free = [(start, end) for start, end, document in stretches if document not in held]
+    fit, all_ = sum(end - start for start, end in free) // own, len(tokens.ids_T) // own
     if fit < least:
-        count = max(holdout + least, min(holdout + most, len(tokens.ids_T) // own))
-        windows_NL = consecutive_windows(tokens, length, count=count, field=field)
-        return HeldOut(windows_NL[holdout:], windows_NL[:holdout], None)
+        count = max(holdout + least, min(holdout + most, all_))
+        if all_ < count:
+            raise _too_short(tokens, Wanted(count, length), all_, field)
+        later = Cut(tokens.ids_T, tokens.opening, [(holdout * own, len(tokens.ids_T))], length, count - holdout)
+        return HeldOut(later, consecutive_windows(tokens, length, count=holdout, field=field), None)
     found, shares = _consecutive(tokens, Wanted(holdout, length), field)
-    train_NL = consecutive_windows(others, length, count=min(most, fit), field=field)
-    return HeldOut(train_NL, found.ids_NL, len(held), _parts(shares))
+    others = Cut(tokens.ids_T, tokens.opening, free, length, min(most, fit))
+    return HeldOut(others, found.ids_NL, len(held), _parts(shares))
 
 
 def measured_windows(
@@ -213,7 +220,7 @@ def refuse_unknown(ids_T: Tensor, vocabulary: int, tokenizer: PreTrainedTokenize
     )
 
 
-def ids_digest(*parts: Tensor) -> str:
+def ids_digest(parts: Iterable[Tensor]) -> str:
     """`sha256:` of token ids of any shape, one part after the other, as little-endian int64 in row order, as reports
     record texts. Without a copy of them, unless they lie otherwise."""
     found = hashlib.sha256()
@@ -225,15 +232,20 @@ def ids_digest(*parts: Tensor) -> str:
 class _Read:
     """The part of a text that was read so far."""
 
-    def __init__(self, wanted: Wanted | None) -> None:
-        self._wanted = wanted
-        self.stride = wanted.length if wanted else 1
-        """Tokens of the text that a window takes."""
+    def __init__(self, wanted: Wanted | None, opening: int, *, repeated: bool, file: TokenFile | None) -> None:
+        """`opening`: tokens that every window begins with, beside those of the text. `repeated`: whether a document may
+        go on after others. `file`: where ids are kept."""
+        self._wanted, self._repeated, self._file = wanted, repeated, file
+        self._stride = (wanted.length if wanted else 1) - opening
         self.ids: list[Tensor] = []
-        self.numbers: dict[Hashable, int] = {}
-        """Document -> its number."""
+        """Where there is no file."""
+        self.count = 0
+        """Documents."""
+        self._numbers: dict[Hashable, int] = {}
+        """Document -> its number, where it may go on later."""
         self.starts: list[int] = []
         self.documents: list[int] = []
+        """As of `Tokens`; documents of which none can be held out any more are one."""
         self._tokens = self._characters = 0
         self._windows: dict[int, int] = {}
         """Document -> windows in its stretches that are read to their end."""
@@ -244,18 +256,22 @@ class _Read:
 
     def add(self, piece: Piece) -> None:
         for key, start in piece.starts:
-            number = self.numbers.setdefault(key, len(self.numbers))
-            if self.documents and self.documents[-1] == number:  # it goes on
+            number = self._number(key)
+            if self.documents and (self.documents[-1] == number or self._neither_held(number)):  # it goes on
                 continue
             if self.documents:
-                self._windows[self.documents[-1]] = self._last_windows(self._tokens + start)
+                if self._wanted is not None and self._wanted.per_document is not None:
+                    self._windows[self.documents[-1]] = self._last_windows(self._tokens + start)
                 self._spent += self._held_tokens(self._tokens + start)
             self.starts.append(self._tokens + start)
             self.documents.append(number)
-            if self._wanted is not None and self.starts[-1] < self._wanted.held_out * self.stride:
+            if self._wanted is not None and self.starts[-1] < self._wanted.held_out * self._stride:
                 self._held.add(number)
-        small = max(piece.ids, default=0) < 2**31  # tokenizers count up to 2**32
-        self.ids.append(torch.tensor(piece.ids, dtype=torch.int32 if small else torch.int64))
+        if self._file is not None:
+            self._file.add(piece.ids)
+        else:
+            small = max(piece.ids, default=0) < 2**31  # tokenizers count up to 2**32
+            self.ids.append(torch.tensor(piece.ids, dtype=torch.int32 if small else torch.int64))
         self._tokens += len(piece.ids)
         self._characters += piece.characters
 
@@ -266,22 +282,32 @@ class _Read:
             return False
         if wanted.held_out:
             free = self._tokens - self._spent - self._held_tokens(self._tokens)
-            if free // self.stride >= wanted.count:
+            if free // self._stride >= wanted.count:
                 return True
-            return free == 0 and self._tokens >= max(SOUGHT, (wanted.held_out + wanted.count) * self.stride)
+            return free == 0 and self._tokens >= max(SOUGHT, (wanted.held_out + wanted.count) * self._stride)
         if wanted.per_document is None:
-            return self._tokens // self.stride >= wanted.count
+            return self._tokens // self._stride >= wanted.count
         if not self.documents:
             return False
         before = sum(self._windows.values()) - self._windows.get(self.documents[-1], 0)
         return before + self._last_windows(self._tokens) >= wanted.count
+
+    def _number(self, key: Hashable) -> int:
+        number = self._numbers.setdefault(key, self.count) if self._repeated else self.count
+        self.count += number == self.count
+        return number
+
+    def _neither_held(self, number: int) -> bool:
+        """Whether this document and the one before are trained on: of a long text they are too many to be told apart
+        in memory."""
+        return bool(self._held) and not self._held & {number, self.documents[-1]}
 
     def _last_windows(self, end: int) -> int:
         """Of the last document, whose last stretch ends at `end`."""
         most = self._wanted.per_document if self._wanted else None
         if most is None:
             return 0
-        return min(most, self._windows.get(self.documents[-1], 0) + (end - self.starts[-1]) // self.stride)
+        return min(most, self._windows.get(self.documents[-1], 0) + (end - self.starts[-1]) // self._stride)
 
     def _held_tokens(self, end: int) -> int:
         """Tokens of the last stretch, which ends at `end`, if its document is held out."""
@@ -300,7 +326,7 @@ def _consecutive(tokens: Tokens, wanted: Wanted, field: str) -> tuple[Windows, l
     """Also the share of each window that is of its document."""
     own = wanted.length - len(tokens.opening)
     if wanted.per_document is None:
-        starts = list(range(0, len(tokens.ids_T) - own + 1, own))
+        starts: Sequence[int] = range(0, len(tokens.ids_T) - own + 1, own)
     else:
         starts = _starts_by_document(tokens, own, wanted.per_document)
     if len(starts) < (wanted.count or 1):

@@ -191,20 +191,21 @@ def _training_bytes(
         source, architecture = removal_of(spec).largest(spec, source, architecture)
     compute_bytes = _COMPUTE_BYTES[spec.compute.dtype]
     # Where `train` trains all, the model is held in float32, whatever it computes in.
-    held_bytes = 4 if stage == "train" and needed(spec.train, "/train").trains_all else compute_bytes
+    held_bytes = 4 if stage == "train" and params.trains_all else compute_bytes
     stored = sum(facts.bytes for facts in source.tensors.values())
     trained = params.trained_parameters(source, architecture)
+    # Of a divided model that is at the end, when the first rank has all of it again.
     loading = source.parameters * held_bytes + _stacking_bytes(architecture, held_bytes)
     linear = architecture.prunable_parameters
     base = linear * (params.base_bits / 8 if params.base_bits else held_bytes)
     optimized = _GRADIENT_BYTES + (_CODED_MOMENTS_BYTES if params.eight_bit else _MOMENTS_BYTES)
     beside = optimized + 4 * params.copies + (_BEST_BYTES if stage == "tune" else 0)
     weights = int(base + (source.parameters - linear) * held_bytes + trained * beside)
-    devices = _sharing(spec, params)
+    devices, gathered = _sharing(spec, params), 0
     if devices > 1:  # a part of all, and the whole of a block and of what is outside
         block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
-        gathered_bytes = 4 if stage == "tune" else held_bytes
-        weights = weights // devices + gathered_bytes * (block + source.parameters - linear)
+        gathered = block + source.parameters - linear
+        weights = weights // devices + (4 if stage == "tune" else held_bytes) * gathered
     weights += trained * 4 * params.whole_copies
     if params.adds_to_experts:
         weights += _ADDED_BYTES * max(of_experts(architecture, block) for block in range(architecture.blocks))
@@ -213,12 +214,14 @@ def _training_bytes(
     per_token = kept + blocks * architecture.hidden_size if params.gradient_checkpointing else kept * blocks
     tokens = windows * params.read_tokens
     activations = tokens * (per_token * compute_bytes + int(architecture.vocabulary * 4 * _logit_copies(params)))
-    teacher = source.parameters * compute_bytes + stored if params.distill else 0
+    dense = (source.parameters * compute_bytes + stored) // devices + compute_bytes * gathered
+    teacher = dense if params.distill else 0
     begun = weights + activations + teacher
     if params.reads_dense_losses:  # once, before there are gradients and moments
         batch = windows * params.sequence_length * _looked_at_bytes(architecture)
-        dense = source.parameters * compute_bytes + max(batch, _stacking_bytes(architecture, compute_bytes))
-        begun = max(begun, weights - int(trained * optimized) // devices + dense)
+        whole = source.parameters * compute_bytes // devices + compute_bytes * gathered
+        looking = whole + max(batch, _stacking_bytes(architecture, compute_bytes))
+        begun = max(begun, weights - int(trained * optimized) // devices + looking)
     if params.eight_bit:
         largest = max(facts.parameters for facts in source.tensors.values())
         begun = max(begun, weights + teacher + _CODING_BYTES * largest // devices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,23 +13,31 @@ import torch
 from workers.engine.contracts.texts import OneDomain, Wanted
 from workers.engine.errors import DatasetTooShort
 from workers.engine.model.windows import HeldOut, held_out_windows, ids_digest, load_tokens
+from workers.engine.store.token_file import TokenFile
 from workers.engine.training.mixture import Mixture
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from workers.engine.contracts.tuning_params import TrainingParams, Trains
+    from workers.engine.model.cut import Cut
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import TextReport
     from workers.engine.sources.resolve import Sources
     from workers.engine.training.turns import Turns
 
 
+_AT_ONCE = 1024
+"""Windows that are read at once for their digest."""
+
+
 @dataclass(frozen=True)
 class Domain:
     """Token ids, int64 [N, T], cut from one text without overlap."""
 
-    train_NT: Tensor
+    train_NT: Cut
     holdout_NT: Tensor
     read: TextReport | None = None
     name: str | None = None
@@ -46,6 +55,12 @@ class Domain:
         order_N = torch.cat([_order(size, seed, epoch) for epoch in epochs])
         begin = first - epochs.start * size
         return self.train_NT[order_N[begin : begin + count]]
+
+    def all_windows(self) -> Iterator[Tensor]:
+        """Those held out and those to train on, some at a time."""
+        yield self.holdout_NT
+        for begin in range(0, len(self.train_NT), _AT_ONCE):
+            yield self.train_NT[begin : begin + _AT_ONCE]
 
 
 @dataclass(frozen=True)
@@ -76,9 +91,10 @@ class TuningText:
     def warnings(self) -> list[str]:
         return [domain.warning for domain in self.domains if domain.warning is not None]
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        return ids_digest(*(ids_NT for domain in self.domains for ids_NT in (domain.holdout_NT, domain.train_NT)))
+        """`sha256:` of the windows of every domain, first those that are held out."""
+        return ids_digest(ids_NT for domain in self.domains for ids_NT in domain.all_windows())
 
     @property
     def digests(self) -> dict[str, str]:
@@ -92,7 +108,7 @@ class TuningText:
             domain_B, number_B = self.mixture.places(step * params.batch, (step + 1) * params.batch)
         else:
             domain_B, number_B = turns.take(params.batch)
-        ids_BT = self.domains[0].train_NT.new_empty(params.batch, params.sequence_length)
+        ids_BT = self.holdout_NT.new_empty(params.batch, params.sequence_length)
         for number, domain in enumerate(self.domains):
             mine_B = domain_B == number
             if count := int(mine_B.sum()):
@@ -100,8 +116,10 @@ class TuningText:
         return ids_BT
 
 
-def training_text(stage: Trains, params: TrainingParams, model: LoadedModel, sources: Sources) -> TuningText:
-    """The windows of a training.
+def training_text(
+    stage: Trains, params: TrainingParams, model: LoadedModel, sources: Sources, folder: Path | None = None
+) -> TuningText:
+    """The windows of a training. Their tokens lie in files in a folder, by default that of temporary files.
 
     The first `holdout` are held out, and their documents are not trained on, whatever the number of steps, so runs of
     different lengths compare. Raises what reading data raises, and DatasetTooShort where less than one step's windows
@@ -116,13 +134,15 @@ def training_text(stage: Trains, params: TrainingParams, model: LoadedModel, sou
     if params.domains is not None and params.domains.dynamic is not None:  # any may get all windows
         counts[2] = [params.steps * params.batch] * len(shares)
     field = f"/{stage}"
-    return TuningText(
+    found = TuningText(
         tuple(
-            _domain(params, field, model, sources, name, share / sum(shares.values()), *windows)
+            _domain(params, field, model, sources, folder, name, share / sum(shares.values()), *windows)
             for (name, share), *windows in zip(shares.items(), *counts, strict=True)
         ),
         f"{stage}/{params.label}",
     )
+    _ = found.digest  # once: what is sent to other ranks has it
+    return found
 
 
 def _domain(
@@ -130,6 +150,7 @@ def _domain(
     field: str,
     model: LoadedModel,
     sources: Sources,
+    folder: Path | None,
     name: str | None,
     share: float,
     holdout: int,
@@ -145,6 +166,7 @@ def _domain(
         Wanted(most, params.sequence_length, held_out=holdout),
         vocabulary=model.architecture.vocabulary,
         domain=OneDomain(params.domains.column, name) if params.domains and name is not None else None,
+        file=TokenFile(folder),
     )
     with _naming(name, field):
         found = held_out_windows(tokens, params.sequence_length, holdout=holdout, least=least, most=most, field=field)
@@ -179,5 +201,6 @@ def _naming(domain: str | None, field: str) -> Iterator[None]:
         raise DatasetTooShort(f"domain {domain!r}: {short.message}", remedy, field=f"{field}/domains/shares") from None
 
 
+@lru_cache(maxsize=8)  # of one epoch after another, of some domains
 def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed((seed << 24) + epoch))

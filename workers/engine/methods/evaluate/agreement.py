@@ -79,7 +79,7 @@ def evaluate(
     windows = measured_windows(params, context.load_tokens, context.pointer)
     context.data.record(
         f"agreement/{params.label}/{len(windows.ids_NL)}x{params.sequence_length}{params.variant}",
-        ids_digest(windows.ids_NL),
+        ids_digest([windows.ids_NL]),
     )
     del context
     found = []

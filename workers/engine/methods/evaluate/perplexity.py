@@ -71,7 +71,7 @@ def evaluate(context: EvaluationContext, params: PerplexityParams) -> list[Measu
     context.check_fits(length, "sequence_length")
     windows = measured_windows(params, context.load_tokens, context.pointer)
     count, documents = len(windows.ids_NL), len(set(windows.documents or ()))
-    context.data.record(f"perplexity/{params.label}/{count}x{length}{params.variant}", ids_digest(windows.ids_NL))
+    context.data.record(f"perplexity/{params.label}/{count}x{length}{params.variant}", ids_digest([windows.ids_NL]))
     nll_N = context.window_nll(windows.ids_NL, params.batch_size)
     perplexity = nll_N.mean().exp().item()
     parts = (perplexity * nll_N).tolist()
