@@ -259,7 +259,7 @@ class TestRefusals:
 
         def peak(method: str, devices: int, target: str = "weight/unstructured", **changes: Any) -> int:
             units, name = target.split("/")
-            parts = {"train": training(method, distill=None, **changes), "compute": {"devices": devices}}
+            parts = {"train": training(method, **{"distill": None} | changes), "compute": {"devices": devices}}
             return plan(spec_of(score=None, calibrate=None, **parts, **TARGETS[units][name]), sources).peak_memory_bytes
 
         found = plan(spec_of(**GRADUAL), sources)
@@ -269,6 +269,8 @@ class TestRefusals:
         assert peak("gradual", 1) - peak("gradual", 2) == 8 * parameters - whole + of_a_window
         assert peak("elsa", 1) - peak("gradual", 1) == 12 * parameters
         assert peak("elsa", 2) - peak("gradual", 2) == 6 * parameters
+        taught = [peak("gradual", devices, distill={}) - peak("gradual", devices) for devices in (1, 2)]
+        assert taught[0] == 2 * (taught[1] - whole), "the dense model and its predictions"
         for devices in (1, 2):
             by_variant = [peak("efficient_llm", devices, "head/uniform", variant=variant) for variant in "AB"]
             assert by_variant[1] - by_variant[0] == 4 * parameters

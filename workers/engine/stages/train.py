@@ -105,8 +105,7 @@ class _Training:
 
     def run(self) -> None:
         """Train to the end, of which there is a resume point then."""
-        dense = self.dense
-        self.loop.run(lambda: self.setting.shards.loaded(dense.path, dense.device, dense.dtype))
+        self.loop.run(lambda: self.setting.shards.divided_dense(self.dense))
         self.loop.end()
         if self.setting.shards.divided:
             self.loop.let_go()

@@ -111,8 +111,7 @@ class _Tuning:
 
     def train(self) -> None:
         """Train, and take the state with the lowest held-out loss."""
-        dense = self.dense
-        self.loop.run(lambda: self.setting.shards.loaded(dense.path, dense.device, dense.dtype), self.params.patience)
+        self.loop.run(lambda: self.setting.shards.divided_dense(self.dense), self.params.patience)
         self.loop.end()
 
     def whole(self) -> dict[str, Tensor] | None:

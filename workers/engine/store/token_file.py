@@ -24,7 +24,9 @@ class TokenFile:
     that may be sent, read it meanwhile."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """An empty file in a folder, by default that of temporary files."""
+        """An empty file in a folder, which is made where it is missing; by default that of temporary files."""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self._file: Any = NamedTemporaryFile(dir=folder, prefix="tokens-", buffering=0)  # noqa: SIM115  # it is kept
         self._length = 0
         finalize(self, self._file.close)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from workers.engine.architectures.architecture import Architecture
+    from workers.engine.model.loaded import LoadedModel
     from workers.engine.ranks import Ranks
 
 
@@ -62,6 +63,10 @@ class Shards:
             for parameter in whole:  # closures still name them
                 parameter.data = parameter.new_empty(0)
         return found
+
+    def divided_dense(self, dense: LoadedModel) -> PreTrainedModel:
+        """The dense model in the type computed in, divided: the teacher of a training."""
+        return self.loaded(dense.path, dense.device, dense.dtype)
 
     def gather_anew(self, model: nn.Module) -> None:
         """Leave of a divided model nothing gathered: what is outside of blocks is, after a forward pass."""
