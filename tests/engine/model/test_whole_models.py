@@ -37,7 +37,7 @@ for load in (load_model, load_result):
 
 
 def test_of_a_model_to_be_divided_no_more_than_a_block_is_whole(tiny: Path) -> None:
-    """What `divide` is called with is all that has weights then; it takes them away here."""
+    """Whatever `divide` is called with is all that has weights then; it takes them away here."""
     held: list[set[str]] = []
 
     def alive() -> int:
