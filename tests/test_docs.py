@@ -246,7 +246,7 @@ def test_the_perplexities_said_of_the_tables_are_in_them() -> None:
 def test_sizes_to_fit_into_are_for_these_kinds_alone() -> None:
     """As README.md and docs/methods.md say."""
     budgeted = {method.name for method in methods("prune") if "at_most" in method.params.model_fields}
-    assert budgeted == {"structured", "expert_channels", "experts"}
+    assert budgeted == {"structured", "hidden", "depth", "expert_channels", "experts"}
 
 
 def test_the_default_rates_in_the_documents_are_the_defaults() -> None:

@@ -290,8 +290,8 @@ class TestLayerPrune:
         assert method.function([math.inf, 1.0, 1.0, 1.0, 2.0, math.inf], params) == [0, 3, 4, 5]
 
     def test_takes_one_target(self, method: Method) -> None:
-        for both_or_none in ({}, {"layers": 1, "sparsity": 0.5}):
-            with pytest.raises(ValueError, match="give either `layers`"):
+        for both_or_none in ({}, {"layers": 1, "sparsity": 0.5}, {"layers": 1, "at_most": {"bytes": 1}}):
+            with pytest.raises(ValueError, match="give one of `layers`"):
                 method.params.model_validate(both_or_none)
 
 
@@ -319,6 +319,14 @@ class TestHiddenPrune:
         with pytest.raises(InvalidSpec) as error:
             params.kept(32)
         assert (error.value.field, bool(error.value.hint)) == ("/prune/multiple_of", True)
+
+    def test_takes_how_many_stay(self, method: Method) -> None:
+        params: Any = method.params.model_validate({"dimensions": 24, "multiple_of": 8})
+        assert params.kept(32) == 24
+        for of, multiple in ((16, 8), (32, 5)):
+            with pytest.raises(InvalidSpec) as error:
+                method.params.model_validate({"dimensions": 24, "multiple_of": multiple}).kept(of)  # type: ignore[attr-defined]
+            assert error.value.field == "/prune/dimensions"
 
 
 @pytest.mark.parametrize("method", pruners_of("hidden", "head", "layer", "channel"), ids=lambda method: method.name)

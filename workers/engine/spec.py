@@ -257,7 +257,7 @@ class CompressionSpec(SpecModel):
         return self.model_copy(update={"train": None, "score": score, "prune": prune})
 
     def with_count(self, count: int) -> CompressionSpec:
-        """The spec with so many units that stay in place of the size that the result is to fit into."""
+        """The spec with this number of units in place of the size that the result is to fit into."""
         return self.model_copy(update={self.editor.stage: self.edit.fitted(count)})
 
     @property

@@ -274,7 +274,7 @@ class EditMethodParams(MethodParams):
         return None if self.size_limit is None else self.size_limit.bound
 
     def fitted(self, count: int) -> Self:
-        """The same with so many units that stay in place of the size that they are to fit into."""
+        """The same with this number of units in place of the size that the result is to fit into."""
         raise NotImplementedError
 
     @property
@@ -306,6 +306,26 @@ class PruneMethodParams(EditMethodParams):
 
     @property
     def target(self) -> float | None:
+        raise NotImplementedError
+
+
+class SizedPruneParams(PruneMethodParams):
+    """Base of pruners that take a size to fit into."""
+
+    at_most: AtMost | None
+    """Size limits of the result, where it is not given how much goes."""
+
+    @property
+    def size_limit(self) -> AtMost | None:
+        return self.at_most
+
+
+class CountedPruneParams(SizedPruneParams):
+    """Base of those that take one number of units for the whole model, or a size instead."""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is not known yet which number fits into the size."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""The smallest sparsity, or the most units, at which a result keeps the limits of `at_most`. Import-light."""
+"""The least sparsity, or number of units, at which a result keeps the limits of `at_most`. Import-light."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def fitted(
     *,
     within: float | None = None,
 ) -> tuple[int, float | None]:
-    """(units that stay, decode time or None), the same where one number of units says the structure of the result."""
+    """(number of units, decode time or None), the same where one number says the structure of the result."""
     removal = removal_of(spec)
-    counts = removal.counts(spec, source, architecture)[::-1]
+    counts = removal.counts(spec, source, architecture)
 
     def outcome(step: int) -> Outcome | None:
         return removal.outcome(spec.with_count(counts[step]), source, architecture, None)
@@ -78,10 +78,12 @@ def _least(
 
     Steps that cannot be carried out are the last ones. Raises InvalidSpec where none fits.
     """
-    limit = needed(spec.edit.size_limit, "/prune/at_most")
-    limits = dict(limit.limits)
+    limits = dict(needed(spec.edit.size_limit, "/prune/at_most").limits)
     if within is not None:
         limits["decode_time"] = within
+    sizes = _sizes(spec, source, architecture)
+    if decode_time is not None:
+        sizes["decode_time"] = decode_time
     smallest: dict[str, float] = {}
     fitting: dict[str, float] = {}
     low, high, found = -1, steps, None  # low is too large a model, high fits, or cannot be cut
@@ -92,13 +94,7 @@ def _least(
         except (InvalidSpec, NumericalFailure):
             high = middle
             continue
-        smallest = {
-            "parameters": parameters_after(source, outcome),
-            "bytes": stored_bytes(spec.package.dtype, source, outcome),
-            "macs": macs_after(source, architecture, outcome, limit.tokens),
-        }
-        if decode_time is not None:
-            smallest["decode_time"] = decode_time(outcome)
+        smallest = {name: sizes[name](outcome) for name in limits}
         if all(smallest[name] <= most for name, most in limits.items()):
             high = found = middle
             fitting = smallest
@@ -108,8 +104,26 @@ def _least(
         name, most = next((n, most) for n, most in limits.items() if not smallest or smallest[n] > most)
         raise InvalidSpec(
             f"the model cannot be cut to {name} {most:,}"
-            + (f": the smallest with this allocation has {smallest[name]:,}" if smallest else ""),
+            + (f": the smallest with this spec has {smallest[name]:,}" if smallest else ""),
             "allow more, let more kinds of unit go, protect fewer blocks, or start from a smaller model",
             field=f"/prune/at_most/{name}",
         )
     return found, fitting.get("decode_time")
+
+
+def _sizes(
+    spec: CompressionSpec, source: ModelSource, architecture: Architecture
+) -> dict[str, Callable[[Outcome], float]]:
+    """Limit -> the largest size that a result of a structure may have, of those that the spec limits."""
+    limit = needed(spec.edit.size_limit, "/prune/at_most")
+    counted: dict[str, Callable[[Outcome], int]] = {
+        "parameters": lambda outcome: parameters_after(source, outcome),
+        "bytes": lambda outcome: stored_bytes(spec.package.dtype, source, outcome),
+        "macs": lambda outcome: macs_after(source, architecture, outcome, limit.tokens),
+    }
+    removal = removal_of(spec)
+    return {
+        name: removal.at_largest(spec, source, architecture, size)
+        for name, size in counted.items()
+        if name in limit.limits
+    }

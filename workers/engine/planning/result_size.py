@@ -32,10 +32,14 @@ def stored_bytes(stored_dtype: str, source: ModelSource, outcome: Outcome) -> in
 
 def macs_after(source: ModelSource, architecture: Architecture, outcome: Outcome, tokens: int) -> int:
     """`forward_macs` of the result."""
-    left = outcome.parameters(source.tensors)
-    linear = _met(architecture, left)
-    read = sum(left.get(layer.weight, 0) // layer.shape[0] for layer in architecture.reading("head"))
-    return forward_macs(linear + architecture.vocabulary * architecture.hidden_size, read, tokens)
+    shapes, left = outcome.tensor_shapes(source.tensors), outcome.parameters(source.tensors)
+    linear, embedding = _met(architecture, left), source.layout.embedding_weight
+    read = sum(
+        left[layer.weight] // shapes[layer.weight][0] for layer in architecture.reading("head") if layer.weight in left
+    )
+    # A head tied to the embedding is as wide as it.
+    head = architecture.vocabulary * architecture.hidden_size * left[embedding] // source.tensors[embedding].parameters
+    return forward_macs(linear + head, read, tokens)
 
 
 def macs(architecture: Architecture, tokens: int) -> int:

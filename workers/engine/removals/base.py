@@ -147,9 +147,16 @@ class Removal:
         return Outcome(architecture.layout, range(architecture.blocks))
 
     def counts(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Sequence[int]:
-        """How many units may stay, ascending, where one number says it for the whole model and the spec gives a size to
-        fit into; empty where an allocator spreads what goes."""
+        """The numbers that the spec may have in place of a size to fit into, from that of the largest result to that of
+        the smallest; empty where an allocator spreads what goes."""
         return ()
+
+    def at_largest(
+        self, spec: CompressionSpec, source: ModelSource, architecture: Architecture, size: Callable[[Outcome], int]
+    ) -> Callable[[Outcome], int]:
+        """A function from the structure of a result to the largest `size` that it may have, where the structure does
+        not say which units go and they differ."""
+        return size
 
     def zeros(self, spec: CompressionSpec, prospect: Prospect) -> int | None:
         """Zeros the result's layers will hold where the dense ones hold none; None while that is not known."""

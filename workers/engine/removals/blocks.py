@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from workers.engine.architectures.coupled import block_families
 from workers.engine.architectures.kept_blocks import bound_to_numbers
-from workers.engine.contracts.params import PruneMethodParams
+from workers.engine.contracts.needed import needed
+from workers.engine.contracts.params import CountedPruneParams
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
 from workers.engine.contracts.training import Target
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import pruner
-from workers.engine.removals.base import Edit, Removal, Scores
+from workers.engine.removals.base import Edit, Prospect, Removal, Scores
 from workers.engine.removals.outcome import Outcome
 
 if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture, Family
     from workers.engine.contracts.facts import Units
     from workers.engine.contracts.params import MethodParams
+    from workers.engine.events import Events
     from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import Report
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 DECODER_BLOCKS = Removes("blocks", units=("layer",), plurals=("layers",))
 
 
-class BlockPruneParams(PruneMethodParams):
+class BlockPruneParams(CountedPruneParams):
     """Base of the parameters of pruners that drop decoder blocks."""
 
     def dropped(self, blocks: int) -> int:
@@ -71,10 +73,40 @@ class Blocks(Removal):
         source: ModelSource,
         architecture: Architecture,
         sparsity: Mapping[str, float] | None,
-    ) -> Outcome:
+    ) -> Outcome | None:
+        if _params(spec).undecided:
+            check_left(spec, architecture, architecture.blocks)
+            return None
         left = architecture.blocks - _params(spec).dropped(architecture.blocks)
         check_left(spec, architecture, left)
         return Outcome(architecture.layout, range(left))
+
+    def counts(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Sequence[int]:
+        """How many go."""
+        return range(architecture.blocks - _least(spec) + 1)
+
+    def at_largest(
+        self, spec: CompressionSpec, source: ModelSource, architecture: Architecture, size: Callable[[Outcome], int]
+    ) -> Callable[[Outcome], int]:
+        """With the protected blocks, and of the others those that are largest."""
+        first, last = spec.score.protected if spec.score else (0, 0)
+        protected = {*range(first), *range(architecture.blocks - last, architecture.blocks)}
+        tensors: dict[int, set[tuple[str, tuple[int, ...], str]]] = {
+            block: set() for block in range(architecture.blocks)
+        }
+        for name, facts in source.tensors.items():
+            if (found := source.layout.split(name)) is not None:
+                tensors[found[0]].add((found[1], tuple(facts.shape), facts.dtype))
+        alike = {block: frozenset(found) for block, found in tensors.items()}
+        one_of = {kind: block for block, kind in alike.items()}
+        sizes = {kind: size(Outcome(architecture.layout, [block])) for kind, block in one_of.items()}
+        order = sorted(alike, key=lambda block: (block not in protected, -sizes[alike[block]]))
+        return lambda outcome: size(Outcome(outcome.layout, sorted(order[: len(outcome.blocks)])))
+
+    def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
+        if prospect.outcome is None:
+            return ["how many blocks go follows from times that the job measures: another run may differ"]
+        return super().warnings(spec, prospect)
 
     def families(
         self,
@@ -97,7 +129,7 @@ class Blocks(Removal):
         architecture: Architecture,
         sparsity: Mapping[str, float] | None,
     ) -> Target:
-        outcome = self.outcome(spec, source, architecture, sparsity)
+        outcome = needed(self.outcome(spec, source, architecture, sparsity), "the number of blocks that stay")
         gone = architecture.blocks - len(outcome.blocks)
         return Target(
             outcome.share_gone(architecture, source.tensors), block_families(architecture), {(None, "layer"): gone}
@@ -107,11 +139,21 @@ class Blocks(Removal):
         self, spec: CompressionSpec, architecture: Architecture, units: Units | None
     ) -> Mapping[str, float] | None:
         """1 in the blocks that are dropped by their scores, else 0."""
-        if units is None:
+        if units is None or _params(spec).undecided:
             return None
         scores = [block["layer"][0] for block in units.scores]
         kept = spec.editor.function(scores, spec.edit)
         return {layer.name: float(layer.block not in kept) for layer in architecture.layers}
+
+    def decode_time(
+        self, spec: CompressionSpec, model: LoadedModel, resident: bool, events: Events
+    ) -> Callable[[Outcome], float]:
+        from workers.engine.removals.decode_times import step_times
+
+        limit, of = needed(spec.edit.size_limit, "/prune/at_most"), model.architecture.blocks
+        times = step_times(model, limit, resident, [1], lambda _, blocks: Outcome(model.architecture.layout, blocks))
+        times.log(events)
+        return lambda outcome: times.seconds(1, len(outcome.blocks)) / times.seconds(1, of)
 
     def edit(
         self,
@@ -135,13 +177,18 @@ REMOVAL = Blocks()
 
 def check_left(spec: CompressionSpec, architecture: Architecture, left: int) -> None:
     """Refuse to leave fewer blocks than the score protects: InvalidSpec."""
-    must_stay = max(1, sum(spec.score.protected) if spec.score else 0)
+    must_stay = _least(spec)
     if left < must_stay:
         raise InvalidSpec(
             f"{architecture.blocks - left} of {architecture.blocks} blocks are to go, and {must_stay} must stay",
             "drop fewer blocks, or lower protect_first and protect_last of the score",
             field="/prune",
         )
+
+
+def _least(spec: CompressionSpec) -> int:
+    """Blocks that must stay."""
+    return max(1, sum(spec.score.protected) if spec.score else 0)
 
 
 def _params(spec: CompressionSpec) -> BlockPruneParams:

@@ -1,4 +1,4 @@
-"""Times of a decode step as a function of the blocks' widths, measured before anything is cut.
+"""Times of a decode step as a function of the blocks' number and widths, measured before anything is cut.
 
 A table of times as ZipLM's (Kurtic et al. 2023, arXiv:2302.04089): a model of a few blocks with some of their heads,
 then with some of their channels, less one of none. Times depend on shapes, not on values, so all weights are one
@@ -39,6 +39,11 @@ _STEPS, _ROUNDS, _MARGIN = 8, 10, 0.05
 """Decode steps per timing, least number of timings, and largest width of the interval of the ratio of two models."""
 
 
+def levels(counts: Sequence[int]) -> list[int]:
+    """Of the numbers of units that may stay, those nearest to LEVELS of the largest, ascending."""
+    return sorted({min(counts, key=lambda count: abs(count - level * max(counts))) for level in LEVELS})
+
+
 @dataclass(frozen=True)
 class LatencyTable:
     """Seconds of a decode step."""
@@ -65,8 +70,7 @@ class LatencyTable:
         full_s = next(iter(self.by_units.values()))[-1][1]
         blocks_s = dict.fromkeys((block for block, _ in widths), full_s)
         for (block, kind), left in widths.items():
-            units, seconds = zip(*self.by_units[kind], strict=True)
-            blocks_s[block] -= full_s - float(np.interp(left, units, seconds))
+            blocks_s[block] -= full_s - _between(self.by_units[kind], left)
         return self.outside_s + sum(max(0.0, block_s) for block_s in blocks_s.values())
 
 
@@ -83,18 +87,9 @@ def latency_table(
     `resident`: two such models fit in memory. `wanted`: kind -> numbers of units that are timed, ascending to all of a
     block; `outcome_of`: the few blocks that are timed, with so many units of a kind.
     """
-
-    def probes(outcome: Outcome) -> list[Probe]:
-        return [_decode_probe(_of_one_value(model, outcome), at_most)]
-
     kind, counts = next(iter(wanted.items()))
     whole = outcome_of(kind, counts[-1])
-    full = partial(probes, whole)
-
-    def against_full(outcome: Outcome) -> Comparison:
-        ((_, found),) = in_turn(full, partial(probes, outcome), resident=resident)
-        return found
-
+    against_full = _timed_against(model, at_most, resident, whole)
     outside = against_full(Outcome(whole.layout, []))
     full_s, outside_s = outside.dense, min(outside.pruned, outside.dense)
     blocks = len(whole.blocks)
@@ -106,6 +101,70 @@ def latency_table(
         rising = np.maximum.accumulate([min(max(0.0, found_s), block_s) for found_s in seconds]).tolist()
         table[kind] = list(zip(counts, [*rising, block_s], strict=True))
     return LatencyTable(outside_s, table)
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of a decode step by a size that is one for the whole model."""
+
+    outside_s: Sequence[tuple[int, float]]
+    """(size, seconds of the parts outside of blocks), ascending to that of the dense model."""
+    block_s: Sequence[tuple[int, float]]
+    """(size, seconds of a block), ascending likewise."""
+
+    def seconds(self, size: int, blocks: int) -> float:
+        """Of a model of so many blocks. Times between those measured lie on a straight line."""
+        return _between(self.outside_s, size) + blocks * _between(self.block_s, size)
+
+    def log(self, events: Events) -> None:
+        for what, points in (("outside of blocks", self.outside_s), ("of a block", self.block_s)):
+            shown = ", ".join(f"{size}: {1000 * seconds:.3g} ms" for size, seconds in points)
+            events.log(f"decode step {what} by size: {shown}")
+
+
+def step_times(
+    model: LoadedModel,
+    at_most: AtMost,
+    resident: bool,
+    sizes: Sequence[int],
+    outcome_of: Callable[[int, Sequence[int]], Outcome],
+) -> StepTimes:
+    """Measured likewise, a few blocks of every size and none, each in turn with the few of the dense model.
+
+    `sizes`: ascending to the dense model's; `outcome_of`: the structure with a size and these blocks.
+    """
+    few = range(min(MOST_BLOCKS, model.architecture.blocks))
+    against_full = _timed_against(model, at_most, resident, outcome_of(sizes[-1], few))
+    outside_s, block_s, full_s = list[float](), list[float](), 0.0
+    for size in sizes[::-1]:
+        outside = against_full(outcome_of(size, []))
+        full_s = full_s or outside.dense
+        whole = 1.0 if size == sizes[-1] else against_full(outcome_of(size, few)).ratio
+        outside_s.append(full_s * min(outside.ratio, whole))
+        block_s.append(full_s * max(0.0, whole - outside.ratio) / len(few))
+    # Times must not rise as the model gets smaller; where they do, it is noise.
+    falling = (np.minimum.accumulate(found).tolist()[::-1] for found in (outside_s, block_s))
+    return StepTimes(*(list(zip(sizes, found, strict=True)) for found in falling))
+
+
+def _between(points: Sequence[tuple[int, float]], size: int) -> float:
+    sizes, seconds = zip(*points, strict=True)
+    return float(np.interp(size, sizes, seconds))
+
+
+def _timed_against(
+    model: LoadedModel, at_most: AtMost, resident: bool, whole: Outcome
+) -> Callable[[Outcome], Comparison]:
+    """A function that times a structure in turn with `whole`."""
+
+    def probes(outcome: Outcome) -> list[Probe]:
+        return [_decode_probe(_of_one_value(model, outcome), at_most)]
+
+    def compared(outcome: Outcome) -> Comparison:
+        ((_, found),) = in_turn(partial(probes, whole), partial(probes, outcome), resident=resident)
+        return found
+
+    return compared
 
 
 def decode_time(dense: LoadedModel, folder: Path, at_most: AtMost, resident: bool) -> Comparison:

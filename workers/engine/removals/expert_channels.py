@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from workers.engine.architectures.expert_widths import EXPERT, PLAIN, SHARED, entries, mixture_families
 from workers.engine.architectures.mixtures import mixtures
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import AtMost, PruneMethodParams, Stat
+from workers.engine.contracts.params import CountedPruneParams, Stat
 from workers.engine.contracts.removes import Removes
 from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import pruner
@@ -23,7 +23,7 @@ from workers.engine.removals.heads_channels import UnitPruner, inputs_left
 from workers.engine.removals.narrow_blocks import Narrow
 from workers.engine.removals.outcome import Outcome
 from workers.engine.removals.spread import sparsity_of_left
-from workers.engine.removals.widths import best_units
+from workers.engine.removals.widths import best_units, multiples
 
 if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture, Family, LinearFacts
@@ -48,20 +48,8 @@ ALIGNED = 8
 than multiples of 16 bytes, eight weights of 16 bits."""
 
 
-class ExpertWidthParams(PruneMethodParams):
+class ExpertWidthParams(CountedPruneParams):
     """Base of the parameters of pruners that make experts narrower."""
-
-    at_most: AtMost | None
-    """Size limits of the result, where it is not given how many channels stay."""
-
-    @property
-    def size_limit(self) -> AtMost | None:
-        return self.at_most
-
-    @property
-    def undecided(self) -> bool:
-        """Whether it is not known yet how many channels fit into the size."""
-        raise NotImplementedError
 
     @property
     def multiple(self) -> int:
@@ -154,6 +142,7 @@ class ExpertChannels(Removal):
         return NarrowExperts(architecture.layout, range(architecture.blocks), found, widths, said)
 
     def counts(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Sequence[int]:
+        """How many channels of each expert stay."""
         return multiples(_width(architecture), _params(spec).multiple)
 
     def width_multiple(self, spec: CompressionSpec) -> int:
@@ -188,12 +177,11 @@ class ExpertChannels(Removal):
     def decode_time(
         self, spec: CompressionSpec, model: LoadedModel, resident: bool, events: Events
     ) -> Callable[[Outcome], float]:
-        from workers.engine.removals.decode_times import LEVELS, MOST_BLOCKS, latency_table
+        from workers.engine.removals.decode_times import MOST_BLOCKS, latency_table, levels
 
         architecture = model.architecture
         blocks = [mixture.block for mixture in mixtures(architecture)]
-        counts, width = self.counts(spec, model.source, architecture), _width(architecture)
-        wanted = sorted({min(counts, key=lambda count: abs(count - level * width)) for level in LEVELS})
+        wanted, width = levels(self.counts(spec, model.source, architecture)), _width(architecture)
 
         def outcome(kind: str, channels: int) -> Outcome:
             cut = self.outcome(spec.with_count(channels), model.source, architecture, None)
@@ -236,11 +224,6 @@ class ExpertChannels(Removal):
 
 REMOVAL = ExpertChannels()
 _WHOSE = {EXPERT: "experts", SHARED: "shared MLPs", PLAIN: "MLPs without experts"}
-
-
-def multiples(width: int, of: int) -> list[int]:
-    """The numbers of channels that may stay, ascending: multiples `of` a number, or all."""
-    return sorted({*range(of, width + 1, of), width})
 
 
 def _experts_width(outcome: Outcome) -> int:

@@ -22,7 +22,7 @@ from workers.engine.architectures.mixtures import (
 )
 from workers.engine.architectures.skipping import skipping_class
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import AtMost, PruneMethodParams, Stat
+from workers.engine.contracts.params import CountedPruneParams, Stat
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
 from workers.engine.errors import InvalidSpec, UnsupportedModel
@@ -57,20 +57,8 @@ _NUMBER = re.compile(r"\.(\d+)\.[^.]+$")
 """In the name of an expert's layer, its number."""
 
 
-class ExpertPruneParams(PruneMethodParams):
+class ExpertPruneParams(CountedPruneParams):
     """Base of the parameters of pruners that drop whole experts."""
-
-    at_most: AtMost | None
-    """Size limits of the result, where it is not given how many experts stay."""
-
-    @property
-    def size_limit(self) -> AtMost | None:
-        return self.at_most
-
-    @property
-    def undecided(self) -> bool:
-        """Whether it is not known yet how many experts fit into the size."""
-        raise NotImplementedError
 
     def kept(self, experts: int) -> int:
         """How many experts of a block of so many stay."""
@@ -225,7 +213,8 @@ class Experts(Removal):
             )
 
     def counts(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Sequence[int]:
-        return range(_least(source.config), mixtures(architecture)[0].experts + 1, groups(source.config)[0])
+        """How many stay."""
+        return range(mixtures(architecture)[0].experts, _least(source.config) - 1, -groups(source.config)[0])
 
     def outcome(
         self,

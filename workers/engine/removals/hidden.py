@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from workers.engine.architectures.built import value
 from workers.engine.architectures.coupled import hidden_families
 from workers.engine.contracts.needed import needed
-from workers.engine.contracts.params import PruneMethodParams
+from workers.engine.contracts.params import CountedPruneParams
 from workers.engine.contracts.protocols import P_contra
 from workers.engine.contracts.removes import Removes
 from workers.engine.contracts.training import Target
+from workers.engine.errors import UnsupportedModel
 from workers.engine.registry import pruner
 from workers.engine.removals.base import Edit, Mask, Prospect, Removal
-from workers.engine.removals.outcome import Outcome
+from workers.engine.removals.outcome import Outcome, config_after
+from workers.engine.removals.widths import multiples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.engine.architectures.architecture import Architecture, Family
     from workers.engine.contracts.facts import Units
+    from workers.engine.events import Events
     from workers.engine.files.safetensors_bytes import TensorFacts
     from workers.engine.model.loaded import LoadedModel
     from workers.engine.report import Report
@@ -38,8 +41,13 @@ _SIGNIFICAND_BITS = {"BF16": 8, "bfloat16": 8, "F16": 11, "float16": 11}
 """Significand bits of types whose rounding of gains is worth a warning."""
 
 
-class HiddenPruneParams(PruneMethodParams):
+class HiddenPruneParams(CountedPruneParams):
     """Base of the parameters of pruners that remove hidden dimensions."""
+
+    @property
+    def multiple(self) -> int:
+        """Where a size is to be fitted into, a multiple of this stays."""
+        raise NotImplementedError
 
     def kept(self, hidden_size: int) -> int:
         """Number of hidden dimensions that stay. Raises InvalidSpec if there is no valid number."""
@@ -122,19 +130,39 @@ class Hidden(Removal):
     removes = HIDDEN
     draws_widths = False  # heads and MLPs are as wide as they were
 
+    def check(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> None:
+        """Where a size is to be fitted into, every number of dimensions that may stay can be said in a config."""
+        hidden_families(architecture, source.config, source.tensors)  # refuses families it is not known of
+        if not _params(spec).undecided:
+            return
+        least, of = self.counts(spec, source, architecture)[-1], architecture.hidden_size
+        try:
+            config_after(source.config, NarrowModel(architecture.layout, range(architecture.blocks), least, of))
+        except UnsupportedModel as error:
+            raise UnsupportedModel(
+                error.message, "give a `multiple_of` that the number of heads divides", field="/prune/multiple_of"
+            ) from error
+
     def outcome(
         self,
         spec: CompressionSpec,
         source: ModelSource,
         architecture: Architecture,
         sparsity: Mapping[str, float] | None,
-    ) -> Outcome:
-        hidden_families(architecture, source.config, source.tensors)  # refuses families it is not known of
+    ) -> Outcome | None:
+        if _params(spec).undecided:
+            return None
         size = architecture.hidden_size
         return NarrowModel(architecture.layout, range(architecture.blocks), _params(spec).kept(size), size)
 
+    def counts(self, spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Sequence[int]:
+        """How many stay."""
+        return multiples(architecture.hidden_size, _params(spec).multiple)
+
     def warnings(self, spec: CompressionSpec, prospect: Prospect) -> list[str]:
-        assert isinstance(prospect.outcome, NarrowModel)  # it is always known
+        if prospect.outcome is None:
+            return ["how narrow the model becomes follows from times that the job measures: another run may differ"]
+        assert isinstance(prospect.outcome, NarrowModel)  # made here
         return super().warnings(spec, prospect) + gain_warnings(spec, prospect.source, prospect.outcome)
 
     def of_whole(self, spec: CompressionSpec, prospect: Prospect, share: float) -> str | None:
@@ -160,9 +188,30 @@ class Hidden(Removal):
         found = hidden_families(architecture, source.config, source.tensors)
         return Target(_params(spec).share_removed(architecture.hidden_size), found, {(None, "hidden"): gone})
 
-    def sparsity(self, spec: CompressionSpec, architecture: Architecture, units: Units | None) -> Mapping[str, float]:
+    def sparsity(
+        self, spec: CompressionSpec, architecture: Architecture, units: Units | None
+    ) -> Mapping[str, float] | None:
+        if _params(spec).undecided:
+            return None
         gone = _params(spec).share_removed(architecture.hidden_size)
         return dict.fromkeys((layer.name for layer in architecture.layers), gone)
+
+    def decode_time(
+        self, spec: CompressionSpec, model: LoadedModel, resident: bool, events: Events
+    ) -> Callable[[Outcome], float]:
+        from workers.engine.removals.decode_times import levels, step_times
+
+        layout, of = model.architecture.layout, model.architecture.hidden_size
+        times = step_times(
+            model,
+            needed(spec.edit.size_limit, "/prune/at_most"),
+            resident,
+            levels(self.counts(spec, model.source, model.architecture)),
+            lambda size, blocks: NarrowModel(layout, blocks, size, of),
+        )
+        times.log(events)
+        dense_s = times.seconds(of, model.architecture.blocks)
+        return lambda outcome: times.seconds(_kept(outcome), len(outcome.blocks)) / dense_s
 
     def edit(
         self,
@@ -199,6 +248,11 @@ def kept_dimensions(spec: CompressionSpec, units: Units | None) -> list[int]:
 def dimension_scores(scores: Sequence[Mapping[str, Sequence[float]]]) -> list[float]:
     """The score of every hidden dimension: the sum over these blocks."""
     return [math.fsum(values) for values in zip(*(block["hidden"] for block in scores), strict=True)]
+
+
+def _kept(outcome: Outcome) -> int:
+    assert isinstance(outcome, NarrowModel)  # made here
+    return outcome.kept
 
 
 def _params(spec: CompressionSpec) -> HiddenPruneParams:

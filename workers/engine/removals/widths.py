@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Family
-from workers.engine.contracts.params import AtMost, PruneMethodParams, Unit
+from workers.engine.contracts.params import SizedPruneParams, Unit
 from workers.engine.errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -21,11 +21,9 @@ _ROUNDED = 0.5001
 """Fraction of a step (a channel, or `channel_multiple` of them) by which rounding may miss a block's share."""
 
 
-class UnitPruneParams(PruneMethodParams):
+class UnitPruneParams(SizedPruneParams):
     """Base of the parameters of pruners that remove heads and channels."""
 
-    at_most: AtMost | None
-    """Size limits of the result, where no target is given."""
     units: tuple[Unit, ...]
     """Kinds to remove."""
     protect_first: int
@@ -38,9 +36,10 @@ class UnitPruneParams(PruneMethodParams):
     def kinds(self) -> tuple[Unit, ...]:
         return self.units
 
-    @property
-    def size_limit(self) -> AtMost | None:
-        return self.at_most
+
+def multiples(width: int, of: int) -> list[int]:
+    """The numbers of units that may stay of so many, falling: all, or a multiple `of` a number."""
+    return sorted({*range(of, width + 1, of), width}, reverse=True)
 
 
 def kept_units(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from workers.engine.contracts.params import AtMost
 from workers.engine.removals.blocks import BlockPruneParams, block_pruner
 
 if TYPE_CHECKING:
@@ -25,16 +26,30 @@ class DepthParams(BlockPruneParams):
     sparsity: float | None = Field(
         None, ge=0, lt=1, description="Instead of `layers`: the fraction of them that goes, rounded.", examples=[0.25]
     )
+    at_most: AtMost | None = Field(
+        None,
+        description="Instead of `layers`: the size the result must fit into. As few go as that takes; where blocks "
+        "differ in size, as few as is enough whichever they are.",
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> DepthParams:
-        if (self.layers is None) == (self.sparsity is None):
-            raise PydanticCustomError("one_target", "give either `layers`, how many blocks go, or `sparsity`")
+        if sum(given is not None for given in (self.layers, self.sparsity, self.at_most)) != 1:
+            raise PydanticCustomError(
+                "one_target", "give one of `layers`, how many blocks go, `sparsity` and `at_most`, the size to fit into"
+            )
         return self
 
     @property
     def target(self) -> float | None:
         return self.sparsity
+
+    @property
+    def undecided(self) -> bool:
+        return self.layers is None and self.sparsity is None
+
+    def fitted(self, count: int) -> DepthParams:
+        return self.model_copy(update={"layers": count})
 
     def dropped(self, blocks: int) -> int:
         return self.layers if self.layers is not None else round((self.sparsity or 0.0) * blocks)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from workers.engine.contracts.params import AtMost
 from workers.engine.errors import InvalidSpec
 from workers.engine.removals.hidden import HiddenPruneParams, hidden_pruner
 
@@ -22,11 +24,20 @@ class HiddenParams(HiddenPruneParams):
     """Remove the lowest-scored hidden dimensions."""
 
     method: Literal["hidden"] = Field("hidden", description="Cut hidden dimensions out of the whole model.")
-    sparsity: float = Field(
+    sparsity: float | None = Field(
+        None,
         ge=0,
         lt=1,
         description="Fraction of the hidden dimensions to remove, and so of the parameters of every linear layer.",
         examples=[0.125],
+    )
+    dimensions: int | None = Field(
+        None, ge=1, le=1_048_576, description="Instead of `sparsity`: how many hidden dimensions stay.", examples=[3584]
+    )
+    at_most: AtMost | None = Field(
+        None,
+        description="Instead of `sparsity`: the size the result must fit into. As many dimensions stay as do, a "
+        "multiple of `multiple_of`.",
     )
     multiple_of: int = Field(
         1,
@@ -35,11 +46,44 @@ class HiddenParams(HiddenPruneParams):
         description="Dimensions kept, where any go, are a multiple of this, the nearest. GPUs like 64 or 128.",
     )
 
+    @model_validator(mode="after")
+    def _one_target(self) -> HiddenParams:
+        if sum(given is not None for given in (self.sparsity, self.dimensions, self.at_most)) != 1:
+            raise PydanticCustomError(
+                "one_target", "give one of `sparsity`, `dimensions`, how many stay, and `at_most`, the size to fit into"
+            )
+        return self
+
     @property
     def target(self) -> float | None:
         return self.sparsity
 
+    @property
+    def undecided(self) -> bool:
+        return self.sparsity is None and self.dimensions is None
+
+    @property
+    def multiple(self) -> int:
+        return self.multiple_of
+
+    def fitted(self, count: int) -> HiddenParams:
+        return self.model_copy(update={"dimensions": count})
+
     def kept(self, hidden_size: int) -> int:
+        if self.dimensions is not None:
+            if self.dimensions % self.multiple_of and self.dimensions != hidden_size:
+                raise InvalidSpec(
+                    f"{self.dimensions} hidden dimensions are to stay, no multiple of {self.multiple_of}",
+                    "leave multiple_of out, or give a multiple of it",
+                    field="/prune/dimensions",
+                )
+            if self.dimensions > hidden_size:
+                raise InvalidSpec(
+                    f"{self.dimensions} hidden dimensions are to stay, and there are {hidden_size}: none is added",
+                    f"keep {hidden_size} or fewer",
+                    field="/prune/dimensions",
+                )
+            return self.dimensions
         if not self.sparsity:
             return hidden_size
         kept = round(hidden_size * (1 - self.sparsity) / self.multiple_of) * self.multiple_of
