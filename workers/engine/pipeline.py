@@ -41,6 +41,7 @@ from workers.engine.stages.prune import expert_tokens, layer_reports, prune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.points import Points
 from workers.engine.store.run import Run
+from workers.engine.store.token_file import forget_files
 from workers.engine.training.prompted import prompt_ids
 from workers.engine.training.text import training_text
 
@@ -170,6 +171,7 @@ def _texts(
     refuse_unknown_tokens(spec, model, sources)
     if spec.train is not None and spec.train.read_first:
         prompt_ids(spec.train, model)  # refuses one that does not fit, before work that would be lost
+    forget_files(workdir)
     trainings = {
         stage: training_text(stage, params, model, sources, workdir) for stage, params in spec.trainings.items()
     }

@@ -85,6 +85,19 @@ def run_all(ranks: Ranks, jobs: list[Job]) -> None:
         job.run(ranks)
 
 
+def test_no_step_asks_the_first_rank(pruned: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a resume point is due goes the way of the loss; where more steps are done, no more messages are sent."""
+    asked: list[Any] = []
+    first = Ranks.first
+    monkeypatch.setattr(Ranks, "first", lambda ranks, find: asked.append(find) or first(ranks, find))
+    counts = []
+    for steps in (2, 6):
+        asked.clear()
+        pruned.tune(f"{steps} steps", tune=tuning("full", steps=steps, evaluate_every=steps))
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 0
+
+
 def test_ranks_train_what_one_trains_and_another_number_goes_on_with_it(pruned: Folder) -> None:
     whole = Job(pruned.scratch, pruned.model, "whole")
     one, two, damaged = (replace(whole, name=name, stop=2) for name in ("one", "two", "damaged"))

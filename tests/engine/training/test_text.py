@@ -84,7 +84,9 @@ def test_of_one_document_the_first_windows_are_held_out_and_the_report_warns(
     (domain,) = text.domains
     assert [len(domain.holdout_NT), len(domain.train_NT)] == [3, 4]
     spec = spec_of(tune=tuning("full", **STEPS, dataset=name))
+    (tmp_path / "tokens-left").write_bytes(b"of a process that was killed")
     report = compress(spec, tmp_path, sources, Silent(), tmp_path / "checkpoint")
+    assert not [*tmp_path.glob("tokens-*")]
     assert any("are of documents that are trained on" in line for line in report.warnings)
     assert [read.documents_held_out for read in report.texts if read.label.startswith("tune/")] == [None]
     # Cut from one stream, as before documents were held out.

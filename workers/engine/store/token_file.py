@@ -17,6 +17,13 @@ import torch
 from torch import Tensor
 
 _BYTES = 4
+_PREFIX = "tokens-"
+
+
+def forget_files(folder: Path) -> None:
+    """Remove those that a process left in a folder when it was killed."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        path.unlink()
 
 
 class TokenFile:
@@ -27,7 +34,7 @@ class TokenFile:
         """An empty file in a folder, which is made where it is missing; by default that of temporary files."""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        self._file: Any = NamedTemporaryFile(dir=folder, prefix="tokens-", buffering=0)  # noqa: SIM115  # it is kept
+        self._file: Any = NamedTemporaryFile(dir=folder, prefix=_PREFIX, buffering=0)  # noqa: SIM115  # it is kept
         self._length = 0
         finalize(self, self._file.close)
 
