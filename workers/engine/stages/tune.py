@@ -60,11 +60,10 @@ def tune(
     """
     tuning = _Tuning(spec, dense, folder, text, run, new)
     tuning.train()
-    best = tuning.whole()
+    tuning.put_together()
     traces: list[TunedTraces] = []
 
     def write() -> TuneReport:
-        tuning.put_together(best)
         traces.append(tuned_traces(tuning.model, tuning.trainable.merged, dense, folder, window_T))
         tuning.write()
         return tuning.report()
@@ -114,26 +113,22 @@ class _Tuning:
         self.loop.run(lambda: self.setting.shards.divided_dense(self.dense), self.params.patience)
         self.loop.end()
 
-    def whole(self) -> dict[str, Tensor] | None:
-        """The trained parameters, of which each rank holds a part, on the first rank; None where they are whole."""
+    def put_together(self) -> None:
+        """Where the model was divided, prepare it anew, whole, on the first rank, with what all have trained: one
+        parameter after the other, so that they are not there twice."""
         if not self.setting.shards.divided:
-            return None
-        found = {}
-        for name, parameter in self.loop.let_go().items():
-            all_of_it = whole(parameter.detach())
-            if self.dense.ranks.leads:
-                found[name] = all_of_it.cpu()
-        del self.model, self.trainable
-        return found
-
-    def put_together(self, best: Mapping[str, Tensor] | None) -> None:
-        """Where it was divided, prepare the model anew, whole, with these parameters."""
-        if best is None:
             return
+        parts, ranks = self.loop.let_go(), self.dense.ranks
+        del self.model, self.trainable
+        ranks.first(self._prepare_whole)
+        for name, part in parts.items():
+            all_of_it = whole(part.detach())
+            if ranks.leads:
+                self.trainable.parameters[name].data.copy_(all_of_it)
+
+    def _prepare_whole(self) -> None:
         self.model = load_model(self.folder, self.dense.device, self.dense.dtype)
         self.trainable = self._prepared()
-        for name, parameter in self.trainable.parameters.items():
-            parameter.data.copy_(best[name])
         self.model.eval()
 
     def write(self) -> None:
