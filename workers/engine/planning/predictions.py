@@ -103,9 +103,9 @@ def whole_models(spec: CompressionSpec, source: ModelSource, architecture: Archi
     source, architecture = removal_of(spec).largest(spec, source, architecture)
     wanted = 2 if _in_turn(spec) else 1
     for models in range(wanted, 0, -1):
-        if budget is None or _evaluation_bytes(spec, source, architecture, models) <= budget:
+        if budget is None or _evaluation_bytes(spec, source, architecture, models) - _mapped_bytes(source) <= budget:
             return models
-    peak = _evaluation_bytes(spec, source, architecture, 1)
+    peak = _evaluation_bytes(spec, source, architecture, 1) - _mapped_bytes(source)
     needs = {"/prune/at_most/decode_time": "the decode time of the result"} if _decode_time(spec) else {}
     needs |= {
         f"/evaluate/{index}": params.method
@@ -153,7 +153,10 @@ def predicted_peak_memory_bytes(spec: CompressionSpec, source: ModelSource, arch
         windows = trained_at_once(spec, stage, source, architecture)
         peak = max(peak, _training_bytes(spec, stage, source, architecture, windows))
     if (spec.evaluate or _decode_time(spec)) and (models := whole_models(spec, source, architecture, budget)):
-        peak = max(peak, _evaluation_bytes(spec, *larger, models))
+        held = _evaluation_bytes(spec, *larger, models)
+        # Of the mapped files, as much is in memory as there is room for.
+        needed_bytes = held - _mapped_bytes(larger[0])
+        peak = max(peak, held if budget is None else max(needed_bytes, min(held, budget)))
     return peak
 
 
@@ -332,6 +335,13 @@ def _evaluation_bytes(spec: CompressionSpec, source: ModelSource, architecture: 
     weights = models * source.parameters * compute_bytes
     loading = _stacking_bytes(architecture, compute_bytes)
     return _PROCESS_BYTES + _TOKENIZER_BYTES + weights + stored + max(loading, *batches)
+
+
+def _mapped_bytes(source: ModelSource) -> int:
+    """Bytes of weight files that are mapped while a result is loaded as its users do. Their pages are clean, so the
+    system takes them back before a limit is reached: of a mixture of 602 MiB, with 1,833 MiB resident, 1,180 MiB of a
+    control group were enough."""
+    return sum(facts.bytes for facts in source.tensors.values())
 
 
 def _stacking_bytes(architecture: Architecture, of_each: int) -> int:
