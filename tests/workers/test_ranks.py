@@ -26,6 +26,9 @@ from workers.warm import Warm
 
 pytestmark = pytest.mark.xdist_group("runners")  # of one warm parent
 BLOCKS = 3
+MANY_BLOCKS = 24
+"""Of a job that a signal must reach during its walk, however late a loaded machine sends it."""
+DEEP = {"id": "deep"}
 TIES = 1e-3
 """Share of the weights that may be masked otherwise: their scores differ by less than sums do that are rounded in
 another order."""
@@ -55,6 +58,7 @@ PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length
 def root(save_model: SaveModel, tmp_path: Path) -> Path:
     """Models and data; work directories are made beside them."""
     save_model("tiny", LlamaConfig(**SIZES | {"num_hidden_layers": BLOCKS}))
+    save_model("deep", LlamaConfig(**SIZES | {"num_hidden_layers": MANY_BLOCKS}))
     return tmp_path
 
 
@@ -151,7 +155,7 @@ def test_a_scratch_that_cannot_be_written_is_no_bug(devices: int, root: Path, pa
 
 @pytest.mark.parametrize("order", [signal.SIGUSR1, signal.SIGTERM])
 def test_orders_to_the_group_are_the_first_ranks(order: signal.Signals, root: Path, parent: Warm) -> None:
-    running = Running(job(root, "stopped"), parent, points_every=3600)
+    running = Running(job(root, "stopped", model=DEEP), parent, points_every=3600)
     running.until("progress", done=2, unit="block")
     second = ranks(parent)[1]
     if order is signal.SIGTERM:
@@ -164,12 +168,12 @@ def test_orders_to_the_group_are_the_first_ranks(order: signal.Signals, root: Pa
     points = {path.name[:17] for path in (root / "checkpoint").glob("hidden-*")}
     assert len(points) == (2 if order is signal.SIGUSR1 else 0)  # each rank's part of one point
     if points:
-        assert finished(job(root, "again"), parent)["resumed_blocks"] >= 2
+        assert finished(job(root, "again", model=DEEP), parent)["resumed_blocks"] >= 2
 
 
 @pytest.mark.parametrize("killed", ["first rank", "parent"])
 def test_no_rank_outlives_the_first_or_its_parent(killed: str, root: Path, parent: Warm) -> None:
-    running = Running(job(root, "killed"), parent)
+    running = Running(job(root, "killed", model=DEEP), parent)
     running.until("checkpoint", block=0)
     first, second = ranks(parent)
     os.kill(second, signal.SIGSTOP)  # so that it cannot end by itself
