@@ -18,6 +18,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 from pydantic import ValidationError
 
 from workers.children import die_with_parent, leave
@@ -34,7 +35,6 @@ TERMINATED = 75
 ENVIRONMENT = {
     # No progress bars in logs.
     "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # OpenMP threads that wait by spinning take the cores from whoever they wait for: beside two busy processes on two
     # cores a job took 110 s with spinning and 41 s without.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -45,6 +45,13 @@ ENVIRONMENT = {
 """Read by libraries when they are imported, so set before they are; the operator's own values win."""
 NAME = "espalier-run"
 _PR_SET_NAME = 15
+
+
+def prepare_libraries() -> None:
+    """Set what torch, transformers and their like are to find when they are imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    disable_progress_bars()  # of transformers too, which asks when it is imported; the hub's client is there already
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The job continues elsewhere. In a thread: the code that the handler interrupts may hold a lock that it needs.
     signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=_drain, args=[points], daemon=True).start())
     events = _events_on_stdout()
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare_libraries()
     if arguments.gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = arguments.gpus  # read when CUDA is first used, so in a fork too
 

@@ -46,8 +46,7 @@ def main() -> int:
     die_with_parent(int(sys.argv[1]))  # its id then, not whose child this is now: it may be dead already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides when a job ends
     channel = socket.socket(fileno=os.dup(0))
-    for name, value in runner.ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    runner.prepare_libraries()
     os.close(os.pidfd_open(os.getpid()))  # raises where a child's end could not be seen, before there is a child
     for name in PRELOADED:
         import_module(name)

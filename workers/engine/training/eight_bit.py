@@ -4,15 +4,12 @@ arXiv:2110.02861): two bytes a parameter for eight. Parameters of fewer than 409
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torchao.optim import AdamW8bit
 
 from workers.engine.training.moments import BLOCK
-
-logging.getLogger("torchao").setLevel(logging.ERROR)  # else it names kernels that it could not load; we use none
-from torchao.optim import AdamW8bit  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
