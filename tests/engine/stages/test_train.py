@@ -122,9 +122,9 @@ def test_a_training_that_ended_is_not_done_again(
 def test_a_loss_that_is_not_finite_ends_the_job_at_its_step(
     tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.next_token_loss
+    real = loop.loss_on_windows
     losses = iter([1.0, math.nan])
-    monkeypatch.setattr(loop, "next_token_loss", lambda *given: real(*given) * next(losses))
+    monkeypatch.setattr(loop, "loss_on_windows", lambda *given: real(*given) * next(losses))
     with pytest.raises(NumericalFailure, match="step 2 of training: the loss is nan") as found:
         run(GRADUAL, sources, tmp_path)
     assert found.value.field == "/train/learning_rate"

@@ -466,7 +466,7 @@ class TestRefusals:
         assert plan(spec_of(), sources).elapsed_s < elapsed() < elapsed(steps=600) < elapsed(steps=600, distill={})
 
     def test_a_loss_that_is_no_number_names_the_rate(self, pruned: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loop, "next_token_loss", lambda logits, ids: logits.sum() * math.nan)
+        monkeypatch.setattr(loop, "loss_on_windows", lambda logits, ids: logits.sum() * math.nan)
         with pytest.raises(NumericalFailure, match="step 1 of tuning: the loss is nan") as found:
             pruned.tune("run", tune=tuning("full"))
         assert found.value.field == "/tune/learning_rate"

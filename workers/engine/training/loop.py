@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from workers.engine.contracts.tuning_params import TRAININGS
 from workers.engine.errors import NumericalFailure
-from workers.engine.model.loss import next_token_loss, nll
+from workers.engine.model.loss import loss_on_windows, nll
 from workers.engine.model.memory import give_back
 from workers.engine.model.repeatable import Repeatable
 from workers.engine.training.losses import distillation, predictions
@@ -125,7 +125,7 @@ class Loop:
         self._written, self._writing_s = 0.0, 0.0  # when a resume point was written last, and how long that took
         shards, masks = setting.shards, procedure.masks if setting.shards.divided else {}
         self._masks = {name: shards.like(procedure.parameters[name], mask) for name, mask in masks.items()}
-        adamw = _eight_bit() if self.params.eight_bit else torch.optim.AdamW
+        adamw = _eight_bit() if self.params.eight_bit else partial(torch.optim.AdamW, fused=True)
         self._optimizer = procedure.optimizer(adamw, self.params.learning_rate, self.params.weight_decay)
         self._schedule = rate_schedule(self._optimizer, setting.params)
         if found is None:
@@ -269,23 +269,19 @@ class Loop:
     def _loss(self, ids_BT: Tensor) -> Tensor:
         distill = self.params.distill
         if self._teacher is None or distill is None:
-            return self._loss_on_text(self._logits(self.model, ids_BT), ids_BT)
+            return loss_on_windows(self._logits(self.model, ids_BT), ids_BT)
         with torch.no_grad():  # before the trained model's, so that no more than is compared is there beside them
             dense = predictions(self._logits(self._teacher, ids_BT), distill.temperature, distill.top_k)
         logits_BTV = self._logits(self.model, ids_BT)
         from_dense = distillation(logits_BTV, dense, distill.temperature)
         if distill.weight == 1:
             return from_dense
-        return (1 - distill.weight) * self._loss_on_text(logits_BTV, ids_BT) + distill.weight * from_dense
+        return (1 - distill.weight) * loss_on_windows(logits_BTV, ids_BT) + distill.weight * from_dense
 
     @staticmethod
     def _logits(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
         logits_BTV: Tensor = model(input_ids=ids_BT, use_cache=False).logits
         return logits_BTV
-
-    @staticmethod
-    def _loss_on_text(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
-        return next_token_loss(logits_BTV[:, :-1], ids_BT[:, 1:])
 
     def _look(self) -> None:
         """Measure the held-out loss, and keep the trained parameters if it is the lowest so far."""
