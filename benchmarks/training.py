@@ -30,6 +30,8 @@ MODEL, BOOKS = "bookworm-7m", "books.parquet"
 TOKENS, LENGTH, BATCH = 2_000_000, 256, 8
 SEARCHED = 0.4
 """Share of the tokens that a search of units takes, where the method ends with it and plain training follows."""
+COMPUTE = {"dtype": "bfloat16"}
+"""Of products; weights, gradients and moments are float32. With AMX 1.6 times as many tokens a second as in float32."""
 PER_BOOK = 20
 """Windows of 512 tokens of each held-out book."""
 TEXT = {"dataset": BOOKS, "batch": BATCH, "sequence_length": LENGTH, "distill": None, "holdout": 32}
@@ -171,7 +173,7 @@ def compressed(model: str, spec: dict[str, Any], folder: Path) -> Any:
 
     torch.set_num_threads(1)
     sources = Sources(CACHE / "models", CACHE / "data")
-    asked = CompressionSpec.model_validate({"model": {"id": model}, **spec})
+    asked = CompressionSpec.model_validate({"model": {"id": model}, "compute": COMPUTE, **spec})
     return compress(asked, folder, sources, Silent(), folder / "checkpoint", CACHE / "measured")
 
 
