@@ -86,6 +86,11 @@ def test_a_job_that_took_more_memory_than_its_budget_says_so() -> None:
     ]
     budget = 600 * 2**20
     assert memory_warnings(budget, stages) == [
-        "the job took 800 MiB, and its budget is 600 MiB: the first stage above it was `tune`"
+        "the job had 800 MiB resident, pages of mapped weight files included, and its budget is 600 MiB: the first "
+        "stage above it was `tune`"
+    ]
+    on_device = [stages[0].model_copy(update={"device_peak_memory_bytes": 700 * 2**20})]
+    assert memory_warnings(budget, on_device) == [
+        "the job had 700 MiB allocated on the device, and its budget is 600 MiB: the first stage above it was `prune`"
     ]
     assert memory_warnings(budget, stages[:1]) == memory_warnings(None, stages) == []
