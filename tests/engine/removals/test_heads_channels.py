@@ -299,7 +299,7 @@ class TestRefused:
              "^score `taylor` looks at activations"),
             ({"prune": STRUCTURED, "score": {"method": "saap"}, "calibrate": {"dataset": "a.txt", "samples": 4}},
              "`saap` compares 5 parts of the calibration text: `calibrate.samples` must be at least as many"),
-            ({"prune": DEPTH | {"sparsity": 0.5}, "score": {"method": "random"}}, "give either `layers`"),
+            ({"prune": DEPTH | {"sparsity": 0.5}, "score": {"method": "random"}}, "give one of `layers`"),
         ],
     )  # fmt: skip
     def test_by_the_spec(self, parts: dict[str, Any], message: str) -> None:
