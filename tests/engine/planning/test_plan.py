@@ -211,6 +211,19 @@ def test_groups_of_fused_projections_are_refused_before_the_job(sources: Sources
     assert found.value.field == "/tune/method"
 
 
+def test_adapters_keep_copies_of_their_inputs_in_float32_whatever_is_computed_in(examples: Sources) -> None:
+    def peak(dtype: str, dropout: float) -> int:
+        tune = {"method": "lora", "dataset": "calibration.txt", "steps": 1, "batch": 8, "sequence_length": 256}
+        tuned = {"tune": tune | {"dropout": dropout, "distill": None}, "compute": {"dtype": dtype}}
+        return plan(spec_of(model={"id": "bookworm-7m"}, **tuned), examples).peak_memory_bytes
+
+    config = json.loads((examples.models_dir / "bookworm-7m/config.json").read_text())
+    inputs = 6 * config["hidden_size"] + config["intermediate_size"]  # of q, k, v, o, gate and up; of down
+    copied = 2 * 4 * 8 * 256 * config["num_hidden_layers"] * inputs
+    for dtype in ("float32", "bfloat16"):
+        assert peak(dtype, 0.05) - peak(dtype, 0.0) == copied
+
+
 def test_a_config_may_name_its_experts_as_other_families_do() -> None:
     """Files of Qwen3-MoE on the hub say `num_experts`, transformers writes `num_local_experts`."""
     entries = json.loads(Qwen3MoeConfig(num_experts=4).to_json_string(use_diff=False))

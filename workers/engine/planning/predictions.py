@@ -212,11 +212,12 @@ def _training_bytes(
     weights += trained * 4 * params.whole_copies
     if params.adds_to_experts:
         weights += _ADDED_BYTES * max(of_experts(architecture, block) for block in range(architecture.blocks))
-    kept = _kept_numbers(params, architecture)
+    kept = _kept_bytes(params, architecture, compute_bytes)
     blocks = params.blocks_back(source, architecture)
-    per_token = kept + blocks * architecture.hidden_size if params.gradient_checkpointing else kept * blocks
+    inputs = blocks * architecture.hidden_size * compute_bytes
+    per_token = kept + inputs if params.gradient_checkpointing else kept * blocks
     tokens = windows * params.read_tokens
-    activations = tokens * (per_token * compute_bytes + int(architecture.vocabulary * 4 * _logit_copies(params)))
+    activations = tokens * (per_token + int(architecture.vocabulary * 4 * _logit_copies(params)))
     dense = (source.parameters * compute_bytes + stored) // devices + compute_bytes * gathered
     teacher = dense if params.distill else 0
     begun = weights + activations + teacher
@@ -248,19 +249,20 @@ def _logit_copies(params: TrainingParams) -> float:
     return _KEPT_PER_LOGIT + (_KEPT_BY_DISTILLATION if params.distill.top_k is None else _KEPT_BY_TOP_K)
 
 
-def _kept_numbers(params: TrainingParams, architecture: Architecture) -> int:
-    """Numbers per token that a block keeps for the backward pass: of a mixture, for each expert that it is sent to,
-    unless experts are computed again."""
+def _kept_bytes(params: TrainingParams, architecture: Architecture, compute_bytes: int) -> int:
+    """Per token, what a block keeps for the backward pass: of a mixture, for each expert that it is sent to, unless
+    experts are computed again. Copies of inputs are those of adapters, in float32."""
     layout, hidden_size = architecture.layout, architecture.hidden_size
     width = max(layer.shape[0] for layer in architecture.layers)
     copied = (
         sum(layer.shape[1] for layer in architecture.block(block) if not layout.of_experts(layer))
         for block in range(architecture.blocks)
     )
-    kept = hidden_size * _KEPT_PER_HIDDEN + width * _KEPT_PER_MLP + max(copied) * params.input_copies
-    if not architecture.has_experts or params.adds_to_experts:
-        return kept
-    return kept + sent_to(architecture) * (hidden_size * _KEPT_PER_SENT + expert_width(architecture) * _KEPT_PER_MLP)
+    kept = hidden_size * _KEPT_PER_HIDDEN + width * _KEPT_PER_MLP
+    if architecture.has_experts and not params.adds_to_experts:
+        of_one = hidden_size * _KEPT_PER_SENT + expert_width(architecture) * _KEPT_PER_MLP
+        kept += sent_to(architecture) * of_one
+    return kept * compute_bytes + 4 * max(copied) * params.input_copies
 
 
 def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture, tokens: int) -> int:
