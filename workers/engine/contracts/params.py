@@ -323,10 +323,16 @@ class SizedPruneParams(PruneMethodParams):
 class CountedPruneParams(SizedPruneParams):
     """Base of those that take one number of units for the whole model, or a size instead."""
 
+    number: ClassVar[str]
+    """The field that takes it."""
+
     @property
     def undecided(self) -> bool:
         """Whether it is not known yet which number fits into the size."""
-        raise NotImplementedError
+        return self.at_most is not None and getattr(self, self.number) is None
+
+    def fitted(self, count: int) -> Self:
+        return self.model_copy(update={self.number: count})
 
 
 class WeightPruneParams(PruneMethodParams):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class DepthParams(BlockPruneParams):
     """Drop the lowest-scored decoder blocks."""
 
+    number = "layers"
     method: Literal["depth"] = Field("depth", description="Drop whole decoder blocks.")
     layers: int | None = Field(None, ge=1, le=1024, description="How many decoder blocks go.", examples=[2])
     sparsity: float | None = Field(
@@ -43,13 +44,6 @@ class DepthParams(BlockPruneParams):
     @property
     def target(self) -> float | None:
         return self.sparsity
-
-    @property
-    def undecided(self) -> bool:
-        return self.layers is None and self.sparsity is None
-
-    def fitted(self, count: int) -> DepthParams:
-        return self.model_copy(update={"layers": count})
 
     def dropped(self, blocks: int) -> int:
         return self.layers if self.layers is not None else round((self.sparsity or 0.0) * blocks)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class ExpertChannelsParams(ExpertWidthParams):
     """Cut the lowest-scored channels of every expert."""
 
+    number = "channels"
     method: Literal["expert_channels"] = Field("expert_channels", description="Cut channels out of every expert.")
     channels: int | None = Field(
         None, ge=1, le=1_048_576, description="How many channels of each expert stay, a multiple of 8.", examples=[512]
@@ -84,15 +85,8 @@ class ExpertChannelsParams(ExpertWidthParams):
         return Stat.NONE if self.compensate else Stat.GRAM
 
     @property
-    def undecided(self) -> bool:
-        return self.channels is None and self.sparsity is None
-
-    @property
     def multiple(self) -> int:
         return self.channel_multiple
-
-    def fitted(self, count: int) -> ExpertChannelsParams:
-        return self.model_copy(update={"channels": count})
 
     def kept(self, channels: int) -> int:
         return self.channels if self.channels is not None else self._rounded(channels, 1 - (self.sparsity or 0.0))

@@ -27,6 +27,7 @@ it."""
 class ExpertsParams(ExpertPruneParams):
     """Drop the lowest-scored experts of every mixture."""
 
+    number = "experts"
     method: Literal["experts"] = Field("experts", description="Drop whole experts of every mixture.")
     experts: int | None = Field(None, ge=1, le=4096, description="How many experts of each block stay.", examples=[6])
     sparsity: float | None = Field(
@@ -77,13 +78,6 @@ class ExpertsParams(ExpertPruneParams):
 
     def operations(self, shape: tuple[int, int], blocks: int) -> float:
         return float(blocks * min(shape) ** 3) if self.merge else 0.0
-
-    @property
-    def undecided(self) -> bool:
-        return self.experts is None and self.sparsity is None
-
-    def fitted(self, count: int) -> ExpertsParams:
-        return self.model_copy(update={"experts": count})
 
     def kept(self, experts: int) -> int:
         return self.experts if self.experts is not None else experts - round((self.sparsity or 0.0) * experts)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class HiddenParams(HiddenPruneParams):
     """Remove the lowest-scored hidden dimensions."""
 
+    number = "dimensions"
     method: Literal["hidden"] = Field("hidden", description="Cut hidden dimensions out of the whole model.")
     sparsity: float | None = Field(
         None,
@@ -59,15 +60,8 @@ class HiddenParams(HiddenPruneParams):
         return self.sparsity
 
     @property
-    def undecided(self) -> bool:
-        return self.sparsity is None and self.dimensions is None
-
-    @property
     def multiple(self) -> int:
         return self.multiple_of
-
-    def fitted(self, count: int) -> HiddenParams:
-        return self.model_copy(update={"dimensions": count})
 
     def kept(self, hidden_size: int) -> int:
         if self.dimensions is not None:
