@@ -2,12 +2,14 @@
 
     python -m benchmarks.engine --peer FOLDER [--models bookworm-7m 60m 350m 1.3b] [--methods sparsegpt wanda]
                                 [--windows 64] [--repeats 3] [--dtype float32] [--threads 2] [--refresh block]
-                                [--alpha]
+                                [--warm] [--alpha]
 
 llm-compressor lives in a virtual environment of its own in FOLDER, outside the repository, as it wants another
 `transformers`; it is made there the first time (1.5 GB with the CPU's torch: `PIP_EXTRA_INDEX_URL` as in README).
 Each run is a process, ours `python -m workers.runner`, and the two take turns, so that a slow minute hurts both; each
-figure is the median of its repeats. `--alpha` times AlphaPruning's metric instead, beside the plain way to take it.
+figure is the median of its repeats. With `--warm` ours is forked by a process that has done the imports, as a worker
+starts its jobs: the process's time is that from claim to result. `--alpha` times AlphaPruning's metric instead, beside
+the plain way to take it.
 N = windows, T = tokens of a window, O = outputs, I = inputs.
 """
 
@@ -19,6 +21,7 @@ import math
 import os
 import platform
 import resource
+import select
 import shutil
 import statistics
 import subprocess
@@ -26,11 +29,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.random_model import SHAPES, block_tensors, write
+from workers.warm import Warm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,6 +105,8 @@ def main() -> None:
         for model in arguments.models:
             windows = arguments.windows or WINDOWS[model]
             case = Case(Path(folder), model, windows, arguments.dtype, arguments.threads, arguments.refresh, python)
+            if arguments.warm:
+                case.warm_up()
             for method in arguments.methods:
                 case.measure(method, arguments.repeats)
             case.remove()
@@ -121,6 +128,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--refresh", choices=("block", "projection"), default="block", help="ours; the peer does as `block`"
     )
+    parser.add_argument("--warm", action="store_true", help="ours is forked by a process that has done the imports")
     parser.add_argument("--work", type=Path, help="where models and results go meanwhile; 1.3b takes 20 GB")
     parser.add_argument("--alpha", action="store_true")
     arguments = parser.parse_args()
@@ -160,6 +168,12 @@ class Case:
             write(SHAPES[model], self._source, dtype)
         self._windows = self._folder / "windows.safetensors"
         self._digest = save_windows(self._windows, self._calibrate)
+        self._warm: Warm | None = None
+
+    def warm_up(self) -> None:
+        """Start the process that forks ours, and wait until it has."""
+        self._warm = Warm()
+        _run_forked(self._warm, ["--help"])
 
     def measure(self, method: str, repeats: int) -> None:
         sides: dict[str, Callable[[str, Path], Run]] = {"espalier": self._ours, "llm-compressor": self._theirs}
@@ -180,6 +194,8 @@ class Case:
         print("| zeros | {:.4%} | {:.4%} | |".format(*(zeros(folder) for folder in found)), flush=True)
 
     def remove(self) -> None:
+        if self._warm is not None:
+            self._warm.close()
         shutil.rmtree(self._folder)
 
     def _ours(self, method: str, out: Path) -> Run:
@@ -191,9 +207,12 @@ class Case:
         }
         out.mkdir()
         (out / "spec.json").write_text(json.dumps(spec))
-        command = [sys.executable, "-m", "workers.runner", out, "--models", self._source.parent, "--data", DATA]
+        command = [out, "--models", self._source.parent, "--data", DATA]
         command += ["--checkpoint", out / "checkpoint", "--threads", str(self._threads)]
-        output, measured = _run(command)
+        if self._warm is not None:
+            output, measured = _run_forked(self._warm, [str(argument) for argument in command])
+        else:
+            output, measured = _run([sys.executable, "-m", "workers.runner", *command])
         report = json.loads(output.splitlines()[-1])["report"]
         assert self._digest in report["provenance"]["data_digests"].values(), "both sides must read the same windows"
         stages = {stage["stage"]: stage["elapsed_s"] for stage in report["stages"]}
@@ -239,6 +258,30 @@ def _run(command: list[Any]) -> tuple[str, dict[str, float]]:
             sys.exit(f"{' '.join(map(str, command))}\nexit code {process.returncode}\n{words}")
         cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         return out.read(), {"process_s": process_s, "cpu_s": cpu_s, "peak_bytes": peak_bytes}
+
+
+def _run_forked(warm: Warm, arguments: list[str]) -> tuple[str, dict[str, float]]:
+    """The same of a runner that `warm` forks."""
+    start, output = time.perf_counter(), b""
+    peak_bytes, cpu_s = 0, 0.0
+    with tempfile.TemporaryFile() as err:
+        child = warm.start(arguments, err)
+        while True:
+            if select.select([child.events], [], [], 0.02)[0]:
+                if not (said := os.read(child.events, 2**16)):
+                    break
+                output += said
+            for pid in Path(f"/proc/{warm.pid}/task/{warm.pid}/children").read_text().split():
+                with suppress(OSError):  # it has just ended
+                    peak_bytes = max(peak_bytes, _resident_peak_bytes(int(pid)))
+                    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+                    cpu_s = max(cpu_s, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"))
+            child.poll()  # closes our copies of its descriptors
+        process_s = time.perf_counter() - start
+        if code := child.end():
+            err.seek(0)
+            sys.exit(f"{' '.join(arguments)}\nexit code {code}\n{output[-2000:].decode()}{err.read()[-4000:].decode()}")
+    return output.decode(), {"process_s": process_s, "cpu_s": cpu_s, "peak_bytes": peak_bytes}
 
 
 def _resident_peak_bytes(pid: int) -> int:
