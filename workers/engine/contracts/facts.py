@@ -53,7 +53,7 @@ class LinearStats:
     def weighted(self, weight_OI: Tensor, norm: Norm = "l2") -> Tensor:
         """|W| times the norm of the input it multiplies, as a mean over tokens, float32 [O, I]; of `l2` Wanda's
         importance (Sun et al. 2023, arXiv:2306.11695, eq. 1). For methods that declare the statistic of the norm."""
-        return weight_OI.float().abs() * self.norm(norm)
+        return weight_OI.float().abs().mul_(self.norm(norm))
 
     def norm(self, norm: Norm) -> Tensor:
         """(mean over tokens of |x_i| ** p) ** (1 / p), for p = 1, 2, 4, and its limit, the largest |x_i|."""

@@ -35,7 +35,7 @@ def lowest(score_RC: Tensor, count: int) -> Tensor:
     kth_R1 = _kth(score_RC, count)
     lowest_RC = score_RC <= kth_R1
     # Rows in which more entries equal the threshold than may go: rare and slow, so done apart.
-    tied_rows = (lowest_RC.sum(dim=1) > count).nonzero().flatten()
+    tied_rows = torch.from_numpy(np.count_nonzero(lowest_RC.numpy(), axis=1) > count).nonzero().flatten()
     if len(tied_rows):
         lowest_RC[tied_rows] = _first_of_equals(score_RC[tied_rows], kth_R1[tied_rows], count)
     return lowest_RC

@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from workers.engine.contracts.facts import LayerTask, LinearStats
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import NumericalFailure
+from workers.engine.maths.masking import zeroed
 from workers.engine.maths.second_order import hessian_of, solve_columns
 from workers.engine.maths.selection import dropped
 from workers.engine.model.loaded import block_tensors
@@ -119,7 +120,7 @@ class Trials:
         spec = self._spec
         params = needed(spec.score, "/score")
         score_OI = method_of("score", params).function(task.weight_OI, stats or LinearStats(), params)
-        return task.weight_OI.masked_fill(dropped(score_OI, task.sparsity, spec.group, None), 0)
+        return zeroed(task.weight_OI, dropped(score_OI, task.sparsity, spec.group, None))
 
 
 class _Solved:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from workers.engine.training.shards import own
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -33,7 +35,7 @@ class MakesMoments(Protocol):
 
 def in_full(moment: Tensor) -> Tensor:
     """The moment's numbers in float32, divided like it."""
-    local: Any = moment.to_local() if isinstance(moment, DTensor) else moment
+    local: Any = own(moment)
     if not _is_coded(local):
         return moment
     numbers: Tensor = local.dequantize()

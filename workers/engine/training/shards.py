@@ -116,6 +116,12 @@ def kept(parameter: Tensor) -> Tensor:
     return found.clone() if isinstance(found, DTensor) else found.to("cpu", copy=True)
 
 
+def own(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, where it lies: what is written to it is written to the tensor."""
+    part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return part
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank. All ranks must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

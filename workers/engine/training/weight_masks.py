@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workers.engine.maths.masking import zero_
 from workers.engine.maths.selection import lowest, lowest_of_groups
 from workers.engine.model.views import held
-from workers.engine.training.shards import whole, written
+from workers.engine.training.shards import own, whole, written
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,14 +85,14 @@ class WeightMasks:
     def zero(self) -> None:
         """Set the masked weights to zero."""
         for name, parameter in self.parameters.items():
-            parameter.masked_fill_(self.gone[name], 0)
+            zero_(own(parameter), own(self.gone[name]))
 
     @torch.no_grad()
     def hold(self) -> None:
         """Set the gradients of the masked weights to zero."""
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(self.gone[name], 0)
+                zero_(own(parameter.grad), own(self.gone[name]))
 
     def sizes(self) -> dict[str, Tensor]:
         """The weights' absolute values, as scores."""

@@ -37,10 +37,11 @@ def prune(layers: Sequence[LayerTask], stats: LinearStats, group: Group, params:
     `matrix` scores drop round(O * I * sparsity) entries of the whole matrix, `row` scores floor(I * sparsity) of each
     row (Wanda's choice); N:M drops M - N of every M. On ties the lower index goes first.
     """
+    from workers.engine.maths.masking import zeroed
     from workers.engine.maths.selection import dropped
 
     pruned = []
     for layer in layers:
         dropped_OI = dropped(needed(layer.score_OI, "the score"), layer.sparsity, group, params.kept_of)
-        pruned.append(layer.weight_OI.masked_fill(dropped_OI, 0))
+        pruned.append(zeroed(layer.weight_OI, dropped_OI))
     return pruned
