@@ -207,12 +207,12 @@ def test_the_readme_has_the_ratios_of_the_benchmarks() -> None:
         line = next(line for line in lines if line.startswith(f"| {row}"))
         return re.findall(r"\((0\.\d+)\)", line)
 
-    seven_sparsegpt, seven_wanda, large_sparsegpt, large_wanda = ratios("claim to result, s")
+    small_sparsegpt, small_wanda, large_sparsegpt, large_wanda = ratios("claim to result, s")
     plain = " ".join(README.split())
     said = (
-        f"took {seven_sparsegpt} and {large_sparsegpt} of its process's time for SparseGPT (7 M and 350 M parameters)"
+        f"took {small_sparsegpt} and {large_sparsegpt} of its process's time for SparseGPT (7 M and 350 M parameters)"
     )
-    assert f"{said}, {seven_wanda} and {large_wanda} for Wanda" in plain
+    assert f"{said}, {small_wanda} and {large_wanda} for Wanda" in plain
     memory = ratios("peak memory, MB")
     assert f"at {min(memory)} to {max(memory)} of its memory" in plain
 
