@@ -40,7 +40,8 @@ def measure(books: Path, windows: int, length: int) -> dict[str, NDArray[np.floa
     from workers.engine.methods.evaluate.perplexity import PerplexityParams
     from workers.engine.model.loaded import load_model
     from workers.engine.model.loss import nll
-    from workers.engine.model.windows import load_tokens, measured_windows
+    from workers.engine.model.reading import load_tokens
+    from workers.engine.model.windows import measured_windows
     from workers.engine.pipeline import compress
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec

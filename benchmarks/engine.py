@@ -296,7 +296,8 @@ def save_windows(path: Path, calibrate: dict[str, Any], data: Path = DATA) -> st
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    from workers.engine.model.windows import ids_digest, load_tokens, random_windows, wanted_of
+    from workers.engine.model.reading import load_tokens
+    from workers.engine.model.windows import ids_digest, random_windows, wanted_of
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import Calibrate
 

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 
 from workers.engine.contracts.refs import DataRef
 from workers.engine.methods.evaluate.perplexity import PerplexityParams
-from workers.engine.model.windows import load_tokens, wanted_of
+from workers.engine.model.reading import load_tokens
+from workers.engine.model.windows import wanted_of
 from workers.engine.sources.resolve import Sources
 from workers.engine.spec import Calibrate
 from workers.engine.store.clock import peak_resident_bytes

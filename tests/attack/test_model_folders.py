@@ -31,7 +31,8 @@ from workers.engine.errors import DatasetTooShort, EngineError, InvalidSpec, Uns
 from workers.engine.methods.evaluate.continuations import greedy
 from workers.engine.methods.evaluate.harness import known_tokens_only
 from workers.engine.model.loaded import load_model
-from workers.engine.model.windows import consecutive_windows, load_tokens, wanted_of
+from workers.engine.model.reading import load_tokens
+from workers.engine.model.windows import consecutive_windows, wanted_of
 from workers.engine.sources.resolve import INDEX, Sources
 from workers.engine.spec import CompressionSpec
 from workers.engine.stages.calibrate import refuse_unknown_tokens

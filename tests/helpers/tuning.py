@@ -23,6 +23,7 @@ from workers.engine.sources.resolve import Sources
 from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.run import Run
+from workers.engine.training.portions import PORTION
 from workers.engine.training.text import TuningText, training_text
 
 FEW = {
@@ -44,6 +45,7 @@ class Folder:
     sources: Sources
     model: Path
     scratch: Path
+    portion: int = PORTION
 
     def tune(self, name: str, events: Silent | None = None, **parts: Any) -> tuple[TuneReport, Path]:
         """The report of a run under a name, and the folder it wrote. A name that was killed goes on."""
@@ -59,7 +61,7 @@ class Folder:
         return report, written
 
     def text(self, spec: Any, dense: LoadedModel) -> TuningText:
-        text = training_text("tune", spec.tune, dense, self.sources)
+        text = training_text("tune", spec.tune, dense, self.sources, portion=self.portion)
         assert text is not None
         return text
 

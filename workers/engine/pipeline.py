@@ -91,7 +91,7 @@ def compress(
             ranks.first(lambda: check_vectors(model))
         with clock.stage("calibrate"):
             text, trainings = ranks.first(lambda: _texts(spec, model, sources, workdir))
-            digests = {TRAININGS[stage]: found.digest for stage, found in trainings.items()}
+            digests = {TRAININGS[stage]: found.beginning for stage, found in trainings.items()}
             run.checkpoint.claim(fingerprint(spec, model, calibration=text.digest if text else None, **digests))
         units = None
         if spec.scores_first:
@@ -111,6 +111,8 @@ def compress(
                 events.log(f"{found.label}: {as_read(found)}")
         removal = removal_of(spec)
         lost = removal.importance_lost(spec, model.architecture, made.units, made.outcome, made.allocation.target)
+        # Once: of a text that was read on while it was trained on it takes a while.
+        digests_of_trainings = ranks.first(lambda: [found.digests for found in trainings.values()])
         gates = judge(spec.gates, made.evaluation.metrics)
         report = Report(
             origin=origin,
@@ -121,7 +123,7 @@ def compress(
                 model,
                 dict(
                     ChainMap(
-                        *(found.digests for found in trainings.values()),
+                        *digests_of_trainings,
                         text.digests if text else {},
                         made.evaluation.data_digests,
                     )

@@ -17,7 +17,8 @@ from tests.helpers.small_models import EXAMPLES
 from workers.engine.contracts.refs import DataRef
 from workers.engine.contracts.texts import Tokens
 from workers.engine.errors import DatasetNotFound, DatasetTooShort, HubUnavailable, InvalidSpec
-from workers.engine.model.windows import consecutive_windows, load_tokens, random_windows
+from workers.engine.model.reading import load_tokens
+from workers.engine.model.windows import consecutive_windows, random_windows
 from workers.engine.sources.resolve import Sources
 
 
@@ -96,7 +97,7 @@ READ = """
 import json, sys
 from pathlib import Path
 from transformers import AutoTokenizer
-from workers.engine.model.windows import load_tokens
+from workers.engine.model.reading import load_tokens
 from workers.engine.errors import EngineError
 from workers.engine.contracts.refs import DataRef
 from workers.engine.sources.resolve import Sources

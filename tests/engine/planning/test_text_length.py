@@ -15,7 +15,8 @@ from tests.helpers.hub import client, serving
 from tests.helpers.small_models import EXAMPLES, SIZES, SaveModel, spec_of
 from workers.engine.errors import DatasetTooShort
 from workers.engine.files.model_files import TOKENIZER_BYTES, TOKENIZER_DIGITS, read_json
-from workers.engine.model.windows import load_tokens, random_windows, wanted_of
+from workers.engine.model.reading import load_tokens
+from workers.engine.model.windows import random_windows, wanted_of
 from workers.engine.planning.plan import plan
 from workers.engine.report import PlannedText
 from workers.engine.sources.resolve import Sources

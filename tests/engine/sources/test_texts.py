@@ -28,7 +28,8 @@ from workers.engine.errors import EngineError, InvalidSpec, UnsupportedModel
 from workers.engine.methods.evaluate import harness
 from workers.engine.methods.evaluate.perplexity import PerplexityParams
 from workers.engine.model import windows as data
-from workers.engine.model.windows import load_tokens, measured_windows, opening_ids, random_windows, wanted_of
+from workers.engine.model.reading import load_tokens
+from workers.engine.model.windows import measured_windows, opening_ids, random_windows, wanted_of
 from workers.engine.reporting.model_card import render as render_card
 from workers.engine.reporting.page import render as render_page
 from workers.engine.sources.resolve import Sources

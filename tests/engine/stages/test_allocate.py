@@ -36,7 +36,8 @@ from workers.engine.methods.allocate.search import SearchParams
 from workers.engine.model import curvature as probing
 from workers.engine.model.calibration import Calibration
 from workers.engine.model.curvature import curvature
-from workers.engine.model.windows import consecutive_windows, load_tokens
+from workers.engine.model.reading import load_tokens
+from workers.engine.model.windows import consecutive_windows
 from workers.engine.removals.spread import whole_groups
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.calibrate import calibration

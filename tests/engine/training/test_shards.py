@@ -21,10 +21,12 @@ from tests.helpers.tuning import Folder, saving_every_step, tuning
 from workers.engine.events import Silent
 from workers.engine.ranks import Ranks
 from workers.engine.sources.resolve import Sources
+from workers.engine.sources.texts import stream
 from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.run import Run
 from workers.engine.training.points import TrainingPoints
+from workers.engine.training.portions import PORTION
 from workers.engine.training.text import training_text
 
 TUNE = tuning("full", steps=6, batch=4, holdout=5, distill={"weight": 0.5}, weight_decay=0.1)
@@ -47,17 +49,19 @@ class Job:
     name: str
     stop: int | None = None
     """The resume point, from 0, after which it stops."""
+    portion: int = PORTION
 
     def run(self, ranks: Ranks) -> None:
         """Train, or go on with what was stopped; the report is written beside the model."""
         spec = spec_of(tune=TUNE)
-        dense = replace(load(spec, Sources(self.folder / "models", self.folder / "data")), ranks=ranks)
-        text = training_text("tune", spec.tune, dense, Sources(self.folder / "models", self.folder / "data"))
-        assert text is not None
+        sources = Sources(self.folder / "models", self.folder / "data")
+        dense = replace(load(spec, sources), ranks=ranks)
         place = self.folder / self.name
         ranks.first(lambda: shutil.copytree(self.model, place / "model", dirs_exist_ok=True))
         run = Run.of(Checkpoint(place / "checkpoint", ranks=ranks), Silent())
         with pytest.MonkeyPatch.context() as patch, suppress(Stopped):
+            patch.setattr(stream, "PIECE", 512)  # so that a text arrives little by little
+            text = ranks.first(lambda: training_text("tune", spec.tune, dense, sources, portion=self.portion))
             saving_every_step(patch)
             patch.setattr(TrainingPoints, "save", self._stopping(TrainingPoints.save))
             report, _ = tune(spec, dense, place / "model", text, run, text.holdout_NT[0])
@@ -101,7 +105,8 @@ def test_no_step_asks_the_first_rank(pruned: Folder, monkeypatch: pytest.MonkeyP
 def test_ranks_train_what_one_trains_and_another_number_goes_on_with_it(pruned: Folder) -> None:
     whole = Job(pruned.scratch, pruned.model, "whole")
     one, two, damaged = (replace(whole, name=name, stop=2) for name in ("one", "two", "damaged"))
-    whole.run(Ranks())
+    one, two = (replace(job, portion=5) for job in (one, two))  # of 24 windows, which are told to the other rank
+    replace(whole, portion=5).run(Ranks())
     one.run(Ranks())
     on_ranks(2, run_all, [replace(one, stop=None), two, damaged])  # goes on from one to two
     replace(two, stop=None).run(Ranks())  # from two to one

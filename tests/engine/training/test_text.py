@@ -15,8 +15,9 @@ from tests.helpers.tuning import tuning
 from workers.engine.contracts.texts import Tokens, Wanted
 from workers.engine.errors import DatasetTooShort
 from workers.engine.events import Silent
-from workers.engine.model import windows
-from workers.engine.model.windows import held_out_windows, load_tokens
+from workers.engine.model import reading
+from workers.engine.model.reading import load_tokens
+from workers.engine.model.windows import held_out_windows
 from workers.engine.pipeline import compress
 from workers.engine.sources.resolve import Sources
 from workers.engine.training.text import TuningText, training_text
@@ -114,7 +115,7 @@ def test_rows_that_may_be_parts_of_documents_are_warned_of(tiny: Path, sources: 
 
 
 def test_no_more_is_read_than_windows_need(tiny: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "SOUGHT", 2**15)
+    monkeypatch.setattr(reading, "SOUGHT", 2**15)
     long = "the whale and the ship " * 20_000  # more than one piece of the stream
     (sources.data_dir / "long.txt").write_text(long * 3)
     assert text_of(sources, dataset="long.txt")[0].reads[0].tokens < 2**15, "a .txt file is known to be one document"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-import sys
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,9 +17,6 @@ from workers.engine.contracts.texts import Tokens, Wanted
 from workers.engine.contracts.tuning_params import TuneMethodParams
 from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
 from workers.engine.model.cut import Cut
-from workers.engine.report import TextReport
-from workers.engine.sources.texts.documents import Tally, documents, is_one_document
-from workers.engine.sources.texts.stream import Piece, pieces
 from workers.engine.sources.texts.token_ids import token_ids
 from workers.engine.spec import Calibrate
 
@@ -29,17 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from workers.engine.contracts.refs import DataRef
-    from workers.engine.contracts.texts import Ids, OneDomain
-    from workers.engine.sources.resolve import Sources
-    from workers.engine.store.token_file import TokenFile
 
 CHARACTERS_PER_TOKEN = 16
 """Characters read per token wanted, where windows are drawn at random: four times what English takes. It bounds how
 much of a large dataset is fetched, and leaves text to choose from."""
 LEAST_CHARACTERS = 2**19
 """At least so much is read, however few windows are drawn."""
-SOUGHT = 2**23
-"""Tokens in which documents are sought beside those that are held out."""
 
 
 def wanted_of(ref: DataRef) -> Wanted:
@@ -74,53 +65,6 @@ class Windows:
     """int64."""
     documents: tuple[int, ...] | None
     """The number of the document that most of each window is of; None where that is not known."""
-
-
-def load_tokens(
-    ref: DataRef,
-    tokenizer: PreTrainedTokenizerBase,
-    sources: Sources,
-    field: str,
-    wanted: Wanted | None = None,
-    *,
-    vocabulary: int | None = None,
-    domain: OneDomain | None = None,
-    file: TokenFile | None = None,
-) -> Tokens:
-    """Tokenize the documents of `ref`, joined by an empty line, as far as `wanted` goes (None: all).
-
-    `field` is the JSON pointer of `ref` in the spec, for errors; `domain`: rows of that one alone; `file`: where the
-    ids go, else they are in memory. Memory is bounded by what is read, not by the text's own file.
-    Raises DatasetNotFound, HubUnavailable, InvalidSpec where the text column is missing or the file is not what its
-    name says, and UnsupportedModel where the tokenizer gives ids of `vocabulary` (rows of the embedding) or more.
-    """
-    if wanted is not None and wanted.held_out and is_one_document(ref, sources, field):
-        wanted = replace(wanted, count=wanted.count and wanted.held_out + wanted.count, held_out=0)
-    opening, tally = opening_ids(tokenizer, ref.bos, field), Tally()
-    read = _Read(wanted, len(opening), repeated=ref.document_field is not None, file=file)
-    found = documents(ref, tokenizer, sources, field, tally, domain)
-    if wanted is not None and wanted.per_document is not None:
-        most = wanted.per_document * wanted.length * CHARACTERS_PER_TOKEN
-        found = (replace(document, pieces=_first(document.pieces, most)) for document in found)
-    limit = sys.maxsize if vocabulary is None else vocabulary
-    refuse_unknown(torch.tensor(opening, dtype=torch.int64), limit, tokenizer, "that windows begin with")
-    for piece in pieces(found, tokenizer):
-        if max(piece.ids, default=0) >= limit:
-            refuse_unknown(torch.tensor(piece.ids), limit, tokenizer, f"of a part of {ref.label}")
-        read.add(piece)
-        if read.enough:
-            break
-    ids_T: Ids = torch.cat([torch.empty(0, dtype=torch.int32), *read.ids]).long() if file is None else file
-    label = ref.label if domain is None else f"{ref.label}: {domain.name}"
-    report = TextReport(
-        label=f"{field.split('/')[1]}/{label}" if field else label,
-        opening=[tokenizer.convert_ids_to_tokens(token) or f"<{token}>" for token in opening],
-        documents=read.count,
-        tokens=len(ids_T),
-        rows_skipped=tally.rows_skipped,
-        characters_replaced=tally.characters_replaced,
-    )
-    return Tokens(ids_T, opening, tuple(read.starts) or (0,), tuple(read.documents) or (0,), report)
 
 
 def opening_ids(
@@ -227,99 +171,6 @@ def ids_digest(parts: Iterable[Tensor]) -> str:
     for ids in parts:
         found.update(np.ascontiguousarray(ids.numpy(), dtype="<i8").data)
     return "sha256:" + found.hexdigest()
-
-
-class _Read:
-    """The part of a text that was read so far."""
-
-    def __init__(self, wanted: Wanted | None, opening: int, *, repeated: bool, file: TokenFile | None) -> None:
-        """`opening`: tokens that every window begins with, beside those of the text. `repeated`: whether a document may
-        go on after others. `file`: where ids are kept."""
-        self._wanted, self._repeated, self._file = wanted, repeated, file
-        self._stride = (wanted.length if wanted else 1) - opening
-        self.ids: list[Tensor] = []
-        """Where there is no file."""
-        self.count = 0
-        """Documents."""
-        self._numbers: dict[Hashable, int] = {}
-        """Document -> its number, where it may go on later."""
-        self.starts: list[int] = []
-        self.documents: list[int] = []
-        """As of `Tokens`; documents of which none can be held out any more are one."""
-        self._tokens = self._characters = 0
-        self._windows: dict[int, int] = {}
-        """Document -> windows in its stretches that are read to their end."""
-        self._held: set[int] = set()
-        """Documents of the windows that are held out."""
-        self._spent = 0
-        """Tokens of theirs, in stretches that are read to their end."""
-
-    def add(self, piece: Piece) -> None:
-        for key, start in piece.starts:
-            number = self._number(key)
-            if self.documents and (self.documents[-1] == number or self._neither_held(number)):  # it goes on
-                continue
-            if self.documents:
-                if self._wanted is not None and self._wanted.per_document is not None:
-                    self._windows[self.documents[-1]] = self._last_windows(self._tokens + start)
-                self._spent += self._held_tokens(self._tokens + start)
-            self.starts.append(self._tokens + start)
-            self.documents.append(number)
-            if self._wanted is not None and self.starts[-1] < self._wanted.held_out * self._stride:
-                self._held.add(number)
-        if self._file is not None:
-            self._file.add(piece.ids)
-        else:
-            small = max(piece.ids, default=0) < 2**31  # tokenizers count up to 2**32
-            self.ids.append(torch.tensor(piece.ids, dtype=torch.int32 if small else torch.int64))
-        self._tokens += len(piece.ids)
-        self._characters += piece.characters
-
-    @property
-    def enough(self) -> bool:
-        wanted = self._wanted
-        if wanted is None or wanted.count is None or self._characters < wanted.characters:
-            return False
-        if wanted.held_out:
-            free = self._tokens - self._spent - self._held_tokens(self._tokens)
-            if free // self._stride >= wanted.count:
-                return True
-            return free == 0 and self._tokens >= max(SOUGHT, (wanted.held_out + wanted.count) * self._stride)
-        if wanted.per_document is None:
-            return self._tokens // self._stride >= wanted.count
-        if not self.documents:
-            return False
-        before = sum(self._windows.values()) - self._windows.get(self.documents[-1], 0)
-        return before + self._last_windows(self._tokens) >= wanted.count
-
-    def _number(self, key: Hashable) -> int:
-        number = self._numbers.setdefault(key, self.count) if self._repeated else self.count
-        self.count += number == self.count
-        return number
-
-    def _neither_held(self, number: int) -> bool:
-        """Whether this document and the one before are trained on: of a long text they are too many to be told apart
-        in memory."""
-        return bool(self._held) and not self._held & {number, self.documents[-1]}
-
-    def _last_windows(self, end: int) -> int:
-        """Of the last document, whose last stretch ends at `end`."""
-        most = self._wanted.per_document if self._wanted else None
-        if most is None:
-            return 0
-        return min(most, self._windows.get(self.documents[-1], 0) + (end - self.starts[-1]) // self._stride)
-
-    def _held_tokens(self, end: int) -> int:
-        """Tokens of the last stretch, which ends at `end`, if its document is held out."""
-        return end - self.starts[-1] if self.documents and self.documents[-1] in self._held else 0
-
-
-def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
-    for text in texts:
-        yield text[:characters]
-        characters -= len(text)
-        if characters <= 0:
-            return
 
 
 def _consecutive(tokens: Tokens, wanted: Wanted, field: str) -> tuple[Windows, list[float]]:

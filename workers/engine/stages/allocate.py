@@ -24,8 +24,9 @@ from workers.engine.model.dense_statistics import dense_statistics
 from workers.engine.model.loaded import block_tensors
 from workers.engine.model.memory import memory_budget
 from workers.engine.model.provenance import environment
+from workers.engine.model.reading import load_tokens
 from workers.engine.model.trial_losses import Trials
-from workers.engine.model.windows import load_tokens, measured_windows
+from workers.engine.model.windows import measured_windows
 from workers.engine.planning.fit_to_size import fitted, fitting_sparsity
 from workers.engine.planning.predictions import TRIAL_TOKENS, whole_models
 from workers.engine.registry import compared, method_of

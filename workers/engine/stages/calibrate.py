@@ -10,7 +10,8 @@ from workers.engine.contracts.needed import needed
 from workers.engine.contracts.params import Stat
 from workers.engine.errors import DegenerateCalibration, InvalidSpec
 from workers.engine.model.calibration import Calibration
-from workers.engine.model.windows import load_tokens, opening_ids, random_windows, refuse_unknown, wanted_of
+from workers.engine.model.reading import load_tokens
+from workers.engine.model.windows import opening_ids, random_windows, refuse_unknown, wanted_of
 from workers.engine.sources.texts.token_ids import token_ids
 
 if TYPE_CHECKING:

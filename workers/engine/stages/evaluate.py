@@ -28,9 +28,9 @@ from workers.engine.model.calibration import Calibration
 from workers.engine.model.loaded import LoadedModel, block_tensors, load_model, load_result, result_of
 from workers.engine.model.loss import nll
 from workers.engine.model.memory import memory_budget
+from workers.engine.model.reading import load_tokens
 from workers.engine.model.streamed_loss import StreamedLoss
 from workers.engine.model.turns import in_turn
-from workers.engine.model.windows import load_tokens
 from workers.engine.planning.predictions import whole_models
 from workers.engine.registry import method_of
 from workers.engine.report import Metric, Sample

@@ -15,6 +15,7 @@ from weakref import finalize
 import numpy as np
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 _BYTES = 4
 _PREFIX = "tokens-"
@@ -35,15 +36,21 @@ class TokenFile:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._file: Any = NamedTemporaryFile(dir=folder, prefix=_PREFIX, buffering=0)  # noqa: SIM115  # it is kept
-        self._length = 0
+        self._length, self._hash = 0, xxh3_128()
         finalize(self, self._file.close)
 
     def add(self, ids: Sequence[int]) -> None:
         """Append ids, which are below 2**31."""
         left = memoryview(np.array(ids, dtype="<i4").tobytes())
+        self._hash.update(left)
         while left:
             left = left[self._file.write(left) :]
         self._length += len(ids)
+
+    @property
+    def digest(self) -> str:
+        """Of all ids that were added, which this process did."""
+        return str(self._hash.hexdigest())
 
     def __len__(self) -> int:
         return self._length

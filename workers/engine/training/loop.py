@@ -18,7 +18,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from workers.engine.contracts.tuning_params import TRAININGS
-from workers.engine.errors import NumericalFailure
+from workers.engine.errors import CheckpointMismatch, NumericalFailure
 from workers.engine.model.loss import loss_on_windows, nll
 from workers.engine.model.memory import give_back
 from workers.engine.model.repeatable import Repeatable
@@ -135,6 +135,7 @@ class Loop:
             self.state, self.best = restored(found, procedure, self._optimizer, self._schedule)
             self.resumed_step = self.state.step
             self.events.resume(self.resumed_step, "step")
+            self._read_again()
 
     def run(self, load_teacher: Callable[[], PreTrainedModel], patience: int | None = None) -> None:
         """Train to the last step, or until the held-out loss has not fallen for `patience` evaluations."""
@@ -147,20 +148,43 @@ class Loop:
             state.turns = self._first_turns(lambda: self._teacher or load_teacher())
         self._written = time.monotonic()
         self.events.progress(state.step, params.steps, "step")
-        while not state.ended:
-            started = time.perf_counter()
-            loss, due = self._step()
-            self.seconds += time.perf_counter() - started
-            state.step += 1
-            state.train_losses.append(loss)
-            if state.step % params.look_every == 0 or state.step == params.steps:
-                self._look()
-                state.stopped_early = state.stale == patience and state.step < params.steps
-            state.ended = state.step == params.steps or state.stopped_early
-            self.events.progress(state.step, params.steps, "step", loss)
-            if state.ended or due:
-                self._save()
+        with self.setting.text.reading():
+            while not self._ends(patience):
+                pass
+        if (waited_s := self.setting.text.waited_s) > 1:
+            self.events.log(f"{self.setting.name} waited {waited_s:.0f} s for its text to be read")
         self._teacher = None
+
+    def _ends(self, patience: int | None) -> bool:
+        """Do a step, with the look and the resume point that are due after it; whether it was the last."""
+        params, state = self.params, self.state
+        started = time.perf_counter()
+        loss, due = self._step()
+        self.seconds += time.perf_counter() - started
+        state.step += 1
+        state.train_losses.append(loss)
+        if state.step % params.look_every == 0 or state.step == params.steps:
+            self._look()
+            state.stopped_early = state.stale == patience and state.step < params.steps
+        state.ended = state.step == params.steps or state.stopped_early
+        self.events.progress(state.step, params.steps, "step", loss)
+        if state.ended or due:
+            self._save()
+        return state.ended
+
+    def _read_again(self) -> None:
+        """Read the text as far as the steps of the resume point have. Raises CheckpointMismatch where it is another."""
+        text, state, name = self.setting.text, self.state, self.setting.name
+        if state.text:
+            self.events.log(f"the text of {name} is read again as far as the {state.step} steps have read it")
+        with text.reading():
+            found = text.reach(text.taken(self.params, state.step, state.turns), self.setting.shards.ranks)
+        if found != state.text:
+            raise CheckpointMismatch(
+                f"the text of {name} is another one than the {state.step} steps of the resume point have read",
+                "put back the text as it was, or run with an empty checkpoint directory to start over",
+                field=f"/{self.setting.stage}/dataset",
+            )
 
     def _first_turns(self, load_dense: Callable[[], PreTrainedModel]) -> Turns | None:
         """The domains' turns at the beginning, where their shares follow their losses."""
@@ -199,7 +223,8 @@ class Loop:
         """Update the trained parameters once; returns the loss before that, and whether a resume point is due. Both are
         the same on all ranks: they go the way of the loss, so that no message is sent for the point alone."""
         step, procedure = self.state.step, self.procedure
-        ids_BT = self.setting.text.batch(self.params, step, self.state.turns).to(self.setting.device, non_blocking=True)
+        text, ranks = self.setting.text, self.setting.shards.ranks
+        ids_BT = text.batch(self.params, step, self.state.turns, ranks).to(self.setting.device, non_blocking=True)
         self.model.train()
         self._optimizer.zero_grad()
         if procedure.backward:
@@ -317,7 +342,8 @@ class Loop:
         return not every_s or time.monotonic() - self._written >= max(every_s, _WRITING_SHARE * self._writing_s)
 
     def _save(self) -> None:
-        started = time.monotonic()
+        started, text, state = time.monotonic(), self.setting.text, self.state
+        state.text = text.reach(text.taken(self.params, state.step, state.turns), self.setting.shards.ranks)
         point = captured(self.state, self.best, self.procedure, self._optimizer, self._schedule)
         self.setting.points.save(*point, self.state.step)
         self._written = time.monotonic()

@@ -41,6 +41,8 @@ class TrainingState:
     ended: bool = False
     turns: Turns | None = None
     """Of domains whose shares follow their losses."""
+    text: list[str] = field(default_factory=list)
+    """Digest, for each domain, of what was read for the steps so far; none where the training began with all of it."""
 
 
 @dataclass(frozen=True)
