@@ -275,7 +275,7 @@ def test_the_reader_is_updated_as_least_squares_would(config: PretrainedConfig, 
     going, key = [0, 2], (family.block, family.kind)
     before_OI = run.found.reader(family).double()
     inputs = record(run, family)
-    run.procedure._recent.record()
+    run.procedure._recent.record(0)
     run.loss(0)
     run.procedure._remove([(key, unit) for unit in going], run.optimizer)
     after_OI = run.found.reader(family).double()
@@ -308,7 +308,7 @@ def test_a_twin_takes_over_what_a_channel_gave() -> None:
     for writer in (mlp.gate_proj, mlp.up_proj):
         writer.weight.data[5] = writer.weight.data[11]
     column_O = mlp.down_proj.weight.data[:, [5, 11]].sum(dim=1)
-    run.procedure._recent.record()
+    run.procedure._recent.record(0)
     with torch.no_grad():
         before = run.loss(0)
         run.procedure._remove([((0, "channel"), 5)], run.optimizer)

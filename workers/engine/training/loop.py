@@ -226,7 +226,6 @@ class Loop:
         text, ranks = self.setting.text, self.setting.shards.ranks
         ids_BT = text.batch(self.params, step, self.state.turns, ranks).to(self.setting.device, non_blocking=True)
         self.model.train()
-        self._optimizer.zero_grad()
         if procedure.backward:
             losses = self._repeatable.run(partial(self._gradients, ids_BT), self.model)
         else:
@@ -285,6 +284,8 @@ class Loop:
         return self.procedure.estimate(loss)
 
     def _begin(self) -> None:
+        """A step may begin twice: nothing of the first time is left."""
+        self._optimizer.zero_grad()  # gates and multipliers, too, which lie outside of the model
         seed, rank = (self.params.seed << 24) + self.state.step + 1, self.setting.shards.ranks.rank
         torch.manual_seed(seed)
         self.procedure.begin(self.state.step)

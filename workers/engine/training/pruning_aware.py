@@ -122,7 +122,7 @@ class PruningAware(Procedure):
 
     def begin(self, step: int) -> None:
         if self._removing.records(step):
-            self._recent.record()
+            self._recent.record(step)
 
     def before_update(self, step: int) -> None:
         if self._removing.saliency != "second_moment":

@@ -52,6 +52,11 @@ class RecentInputs:
         self.tokens: dict[str, Tensor] = {}
         """The same -> how many tokens it is over, float64 scalar."""
         self._weights: dict[str, nn.Parameter] = {}
+        self._step: int | None = None
+        self._passes: dict[str, int] = {}
+        """Reader -> passes through it since the step last began."""
+        self._added: dict[str, int] = {}
+        """The same -> how many passes of the step are in its sum."""
         slices = GroupSlices(model, architecture)
         for family in families:
             name = family.reader.tensor
@@ -61,9 +66,13 @@ class RecentInputs:
             self.sums[name] = summed(torch.zeros(0, weight_OI.shape[1], device=weight_OI.device))
             self.tokens[name] = torch.zeros((), dtype=torch.float64)
 
-    def record(self) -> None:
-        """Add what is read from now on, after masks that were put on the readers before."""
-        self._release()  # a step may begin twice
+    def record(self, step: int) -> None:
+        """Add what is read from now on, after masks that were put on the readers before. Of a step that begins again,
+        passes that were added before are not added once more."""
+        self._release()
+        if step != self._step:
+            self._step, self._added = step, {}
+        self._passes = {}
         for name, reader in self._readers.items():
             self._handles.append(reader.register_forward_pre_hook(partial(self._add, name)))
 
@@ -90,6 +99,10 @@ class RecentInputs:
 
     @torch.no_grad()
     def _add(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._passes[name] = self._passes.get(name, 0) + 1
+        if self._passes[name] <= self._added.get(name, 0):
+            return
+        self._added[name] = self._passes[name]
         inputs_NI = args[0].detach().flatten(0, -2).float()
         with torch.autocast(inputs_NI.device.type, enabled=False):
             self.sums[name].add_(self._summed(inputs_NI), alpha=self._ranks)

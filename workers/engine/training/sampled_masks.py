@@ -168,7 +168,7 @@ class SampledMasks(Procedure):
         if not self._sampling.from_weights:
             return
         inputs = RecentInputs(self._model, self._architecture, self._read, squares)
-        inputs.record()
+        inputs.record(step=0)
         loss()
         inputs.stop()
         for family in self._read:
