@@ -16,7 +16,11 @@ def print_plan(plan: Plan, *, all_layers: bool) -> None:
     table.add_row("zeros after", f"{zeros} of {output.number(plan.prunable_parameters)}")
     table.add_row("weight bytes", f"{output.number(plan.bytes_before)} → {output.found(plan.bytes_after)}")
     each = f" on each of {plan.devices} devices" if plan.devices > 1 else ""
-    table.add_row("peak memory", f"about {plan.peak_memory_bytes / 2**20:,.0f} MiB{each}")
+    mapped = plan.mapped_memory_bytes / 2**20
+    of_files = f", {mapped:,.0f} of them mapped weight files" if mapped else ""
+    table.add_row("peak memory", f"about {plan.peak_memory_bytes / 2**20:,.0f} MiB{each}{of_files}")
+    if plan.least_memory_bytes is not None:
+        table.add_row("a worker needs", f"about {plan.least_memory_bytes / 2**20:,.0f} MiB{each}")
     table.add_row("run time", f"about {output.duration(plan.elapsed_s)} on two CPU cores")
     if plan.price is not None:
         table.add_row("price", f"about {plan.price.amount} {plan.price.currency}, by that run time")

@@ -94,7 +94,8 @@ class Job(Base):
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Of its result's files, whether others share them or not."""
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """A prediction; None where none could be made when it was submitted."""
+    """Memory that each of its processes must have, a prediction: of jobs that older versions accepted, the most that
+    one may take. None where there was none when it was submitted."""
     keep: Mapped[str] = mapped_column(String(8), server_default=text("'all'"))
     """all, front or report: what stays of its result, `keep_days` after its end. See retention.py."""
     keep_days: Mapped[int] = mapped_column(server_default=text("0"))

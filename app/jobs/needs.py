@@ -38,7 +38,7 @@ class Needs(NamedTuple):
     methods: str
     """As Job.methods has them."""
     memory_bytes: int | None = None
-    """Of each of its processes, one a device: a prediction; None where there is none."""
+    """That each of its processes, one a device, must have: a prediction; None where there is none."""
 
 
 class Live(NamedTuple):
@@ -108,7 +108,7 @@ def waiting_for(workers: Sequence[Live], needs: Needs) -> str | None:
     most = max(room for room in rooms if room is not None)
     each = f" on each of {needs.devices} {'GPU' if gpu else 'device'}s" if needs.devices > 1 else ""
     has = f"no live worker has more memory than {_gib(most)}{' for each' if each else ''}"
-    return f"it takes about {_gib(needs.memory_bytes)}{each}, and {has}"
+    return f"it takes at least {_gib(needs.memory_bytes)}{each}, and {has}"
 
 
 def _room(worker: Live, devices: int) -> int | None:

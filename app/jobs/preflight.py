@@ -32,7 +32,7 @@ def dry_run(spec: CompressionSpec, settings: Settings, workers: Sequence[Live]) 
     except EngineError as error:
         raise _refusal(error) from error
     methods = methods_of(spec.model_dump(mode="json"))
-    needs = Needs(queue_of(spec), spec.compute.devices, methods, planned.peak_memory_bytes)
+    needs = Needs(queue_of(spec), spec.compute.devices, methods, planned.least_memory_bytes)
     lack = waiting_for(workers, needs)
     found = dict(planned) | {
         "warnings": [*planned.warnings, *([] if lack is None else [f"the job would wait: {lack}"])]
@@ -52,14 +52,14 @@ def _price(spec: CompressionSpec, planned: Plan, settings: Settings, workers: Se
 
 
 def check(spec: CompressionSpec, settings: Settings) -> int | None:
-    """Refuse at the door what the files here already show to be impossible: InvalidRequest. Returns the peak memory
-    that is predicted of the job, bytes, where these files tell.
+    """Refuse at the door what the files here already show to be impossible: InvalidRequest. Returns the memory
+    that a worker must have for the job, bytes, where these files tell.
 
     Asks no hub, so a submission costs milliseconds: a spec that names hub models or data sets is checked by its job.
     So is any spec where the API does not share the workers' folders.
     """
     from workers.engine.planning.plan import feasible
-    from workers.engine.planning.predictions import predicted_peak_memory_bytes
+    from workers.engine.planning.predictions import least_memory_bytes
 
     local = spec.model.local and all(ref.local for ref in spec.texts().values())
     if not (local and settings.models_dir.is_dir() and settings.data_dir.is_dir()):
@@ -67,7 +67,7 @@ def check(spec: CompressionSpec, settings: Settings) -> int | None:
     found = sources(settings)
     try:
         prospect = feasible(spec, local_model(spec.model, found), found)
-        return predicted_peak_memory_bytes(spec, prospect.source, prospect.architecture)
+        return least_memory_bytes(spec, prospect.source, prospect.architecture)
     except EngineError as error:
         raise _refusal(error) from error
 

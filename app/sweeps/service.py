@@ -36,8 +36,8 @@ def create(
     most_days: int | None = None,
     peaks: Sequence[int | None] = (),
 ) -> Sweep:
-    """Insert the sweep and a job for each child; they run in their order. `peaks` are the children's predicted memory,
-    bytes; `most_days` is the service's bound on keeping files."""
+    """Insert the sweep and a job for each child; they run in their order. `peaks` are the memory that each child's
+    worker must have, bytes; `most_days` is the service's bound on keeping files."""
     now = clock(session)
     sweep = Sweep(
         id=new_id("swp"),

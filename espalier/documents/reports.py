@@ -135,6 +135,8 @@ class Plan(Document):
     layers: list[PlannedLayer]
     devices: int = 1
     peak_memory_bytes: int
+    mapped_memory_bytes: int = 0
+    least_memory_bytes: int | None = None
     elapsed_s: float
     price: Price | None = None
     runtimes: list[Runtime]

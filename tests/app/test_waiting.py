@@ -20,7 +20,7 @@ GPUS = {**SPEC, "compute": {"device": "cuda", "devices": 4}}
 ONE = Live("cpu", 1, 2**30, None, frozenset({"wanda", "mask"}))
 FOUR = ONE._replace(devices=4)
 PAIR = Live("gpu", 2, 2**30, 2**33, frozenset({"wanda", "mask"}))
-SIXTEEN = "it takes about 16.0 GiB, and no live worker has more memory"
+SIXTEEN = "it takes at least 16.0 GiB, and no live worker has more memory"
 OLD = Live("cpu", 1, None, None, None)
 """From before workers told their methods."""
 
@@ -48,24 +48,28 @@ def known(api: Api, *workers: Worker, ttl_s: float = 60) -> None:
         ([ONE, OLD], Needs("any", 1, " owl "), None),
         ([PAIR], Needs("gpu", 1, " owl "), "no live worker with a GPU has the method owl"),
         ([ONE], Needs("any", 1, "", 2**30), None),
-        ([ONE], Needs("any", 1, "", 2**31), "it takes about 2.0 GiB, and no live worker has more memory than 1.0 GiB"),
+        (
+            [ONE],
+            Needs("any", 1, "", 2**31),
+            "it takes at least 2.0 GiB, and no live worker has more memory than 1.0 GiB",
+        ),
         ([ONE, PAIR], Needs("any", 1, "", 2**33), None),
         ([PAIR], Needs("gpu", 2, "", 2**33), None),
         (
             [PAIR],
             Needs("gpu", 2, "", 2**34),
-            "it takes about 16.0 GiB on each of 2 GPUs, and no live worker has more memory than 8.0 GiB for each",
+            "it takes at least 16.0 GiB on each of 2 GPUs, and no live worker has more memory than 8.0 GiB for each",
         ),
         ([FOUR], Needs("any", 4, "", 2**28), None),
         (
             [FOUR],
             Needs("any", 4, "", 2**29),
-            "it takes about 0.5 GiB on each of 4 devices, and no live worker has more memory than 0.2 GiB for each",
+            "it takes at least 0.5 GiB on each of 4 devices, and no live worker has more memory than 0.2 GiB for each",
         ),
         (
             [PAIR],
             Needs("gpu", 1, "", 2**34),
-            "it takes about 16.0 GiB, and no live worker has more memory than 8.0 GiB",
+            "it takes at least 16.0 GiB, and no live worker has more memory than 8.0 GiB",
         ),
         ([PAIR._replace(device_memory_bytes=None)], Needs("gpu", 1, "", 2**40), None),
     ],
@@ -148,6 +152,20 @@ def test_a_method_that_no_live_worker_has_and_memory_too(api: Api) -> None:
     assert "no live worker has more memory than 0.0 GiB" in plan["warnings"][-1]
     known(api, replace(old, id="wrk_large", methods={**methods, "score": ["magnitude"]}, memory_bytes=2**40))
     assert api.get(job).json()["queue"]["waiting_for"] is None
+
+
+def test_a_worker_that_has_the_least_memory_is_not_passed_over(api: Api) -> None:
+    """Though it has less than the job would take with more: batches are halved, and models measured in blocks."""
+    perplexity = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 128, "batch_size": 64}
+    spec = {**SPEC, "evaluate": [perplexity]}
+    plan = api.client.post("/v1/jobs?dry_run=true", json={"spec": spec}).json()
+    least = plan["least_memory_bytes"]
+    assert least < plan["peak_memory_bytes"] - plan["mapped_memory_bytes"]
+    for room, waits in ((least - 1, True), (least, False)):
+        known(api, replace(worker("w", devices=1), id=f"wrk_{waits}", memory_bytes=room))
+        plan = api.client.post("/v1/jobs?dry_run=true", json={"spec": spec}).json()
+        assert any("it takes at least" in warning for warning in plan["warnings"]) == waits
+        assert (api.submit(spec)["queue"]["waiting_for"] is not None) == waits
 
 
 def test_the_command_line_says_so(server: httpx2.Client) -> None:

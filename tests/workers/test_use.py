@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from workers import use
-from workers.engine.host import total_memory
+from workers.engine import host
+from workers.engine.host import available_memory, total_memory
 
 
 def test_of_the_host() -> None:
     looks = use.Use(())
     sum(range(2_000_000))  # some processor time between the two looks
-    (host,) = looks.look()
-    assert host["device"] == "host"
-    assert host["memory_bytes"] == total_memory()
-    assert 0 < host["memory_used_bytes"] <= host["memory_bytes"]
-    assert host["busy"] is None or 0 <= host["busy"] <= 1
+    (found,) = looks.look()
+    assert found["device"] == "host"
+    assert found["memory_bytes"] == total_memory()
+    assert 0 < found["memory_used_bytes"] <= found["memory_bytes"]
+    assert found["busy"] is None or 0 <= found["busy"] <= 1
+
+
+def test_memory_of_a_control_group_is_what_it_may_still_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container on a large host has its own limit; pages of files do not count against it."""
+    monkeypatch.setattr(host, "_limits", lambda: iter([(2**26, tmp_path)]))
+    assert available_memory() > 2**26, "a group that says nothing of itself is left out"
+    (tmp_path / "memory.current").write_text(f"{2**25}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {2**20}\nactive_file {2**21}\n")
+    assert available_memory() == 2**26 - 2**25 + 3 * 2**20
+    assert total_memory() == 2**26
 
 
 def test_of_its_own_gpus_by_number_or_uuid(monkeypatch: pytest.MonkeyPatch) -> None:

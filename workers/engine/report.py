@@ -433,6 +433,14 @@ class Plan(ReportModel):
     layers: list[PlannedLayer]
     devices: int = Field(description="That the job takes together, with a process on each.")
     peak_memory_bytes: int = Field(description="Predicted peak resident memory of each process. An estimate.")
+    mapped_memory_bytes: int = Field(
+        description="Of peak_memory_bytes, pages of mapped weight files, which the system takes back where memory is "
+        "short: the job does without them."
+    )
+    least_memory_bytes: int = Field(
+        description="Memory that a worker must have for each process. Without a memory_budget it is less than the "
+        "peak: where a worker has no more, batches are halved, and models are measured block by block."
+    )
     elapsed_s: float = Field(description="Predicted run time of one process on two CPU cores. An order of magnitude.")
     runtimes: list[Runtime]
     texts: list[PlannedText] = Field(description="Those that are cut into windows.")

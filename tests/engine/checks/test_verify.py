@@ -81,7 +81,7 @@ def test_a_right_result_passes_and_the_report_says_how_near_it_is(
 ) -> None:
     parts, whole = RIGHT[case]
     save_model("tiny", FAMILIES["qwen2"])
-    monkeypatch.setattr(verify, "_fits_whole", lambda *_: whole)
+    monkeypatch.setattr(verify, "checks_whole", lambda *_: whole)
     report = run(parts)
     against = ["masked dense model", "walked model"] + (["tuned model"] if "tune" in parts else [])
     assert [check.against for check in report.checks] == against

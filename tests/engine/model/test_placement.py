@@ -85,7 +85,7 @@ def test_states_take_a_share_of_the_walk_and_keep_the_budget(tiny: Path, sources
 def test_pinned_memory_is_shared_by_ranks_and_leaves_some_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "total_memory", lambda: 800)
     for free, processes, share in ((800, 1, 200), (800, 4, 50), (100, 1, 50), (100, 2, 25)):
-        monkeypatch.setattr(memory, "_available", lambda free=free: free)
+        monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
         room = room_for_states(torch.device("cuda"), walk=0, budget=0, processes=processes)
         assert (room.take(share + 1), room.take(share)) == ("file", "host")
 

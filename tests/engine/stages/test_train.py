@@ -238,17 +238,23 @@ class TestRefusals:
         sizes = {"hidden_size": 256, "intermediate_size": 8192, "num_hidden_layers": 4}
         save_model("tiny", LlamaConfig(**SIZES | sizes))
 
+        text = {"batch": 4, "sequence_length": 128}
+
         def peak(**parts: Any) -> int:
-            return plan(spec_of(**GRADUAL | parts), sources).peak_memory_bytes
+            return plan(spec_of(**GRADUAL | {"train": training("gradual", **text)} | parts), sources).peak_memory_bytes
 
         parameters = plan(spec_of(**GRADUAL), sources).parameters
         trained = peak()
         half = peak(compute={"dtype": "bfloat16"})
         assert 0 < trained - half < 0.2 * trained, "activations alone are smaller"
         tuned = plan(
-            spec_of(score={"method": "magnitude"}, calibrate=None, tune=training("full", distill=None)), sources
+            spec_of(score={"method": "magnitude"}, calibrate=None, tune=training("full", distill=None, **text)), sources
         )
+        found = plan(spec_of(**GRADUAL), sources)
         assert tuned.peak_memory_bytes - trained == 4 * parameters, "the best state"
+        cut = {"score": {"method": "reverse_order"}, "prune": {"method": "depth", "layers": 1}, "calibrate": None}
+        whole = plan(spec_of(**cut, tune=training("full", distill=None, **text)), sources)
+        assert tuned.peak_memory_bytes - whole.peak_memory_bytes == found.prunable_parameters, "the mask"
 
     def test_devices_share_what_a_training_holds(
         self, save_model: SaveModel, sources: Sources, monkeypatch: pytest.MonkeyPatch
@@ -259,21 +265,22 @@ class TestRefusals:
 
         def peak(method: str, devices: int, target: str = "weight/unstructured", **changes: Any) -> int:
             units, name = target.split("/")
-            parts = {"train": training(method, **{"distill": None} | changes), "compute": {"devices": devices}}
+            text = {"batch": 4, "sequence_length": 128, "distill": None}
+            parts = {"train": training(method, **text | changes), "compute": {"devices": devices}}
             return plan(spec_of(score=None, calibrate=None, **parts, **TARGETS[units][name]), sources).peak_memory_bytes
 
         found = plan(spec_of(**GRADUAL), sources)
-        parameters = found.parameters
+        parameters, prunable = found.parameters, found.prunable_parameters
         whole = 4 * (parameters - found.prunable_parameters * 2 // 3)
-        of_a_window = peak("gradual", 1, batch=4) - peak("gradual", 1, batch=3)
-        assert peak("gradual", 1) - peak("gradual", 2) == 8 * parameters - whole + of_a_window
-        assert peak("elsa", 1) - peak("gradual", 1) == 12 * parameters
-        assert peak("elsa", 2) - peak("gradual", 2) == 6 * parameters
+        of_windows = peak("gradual", 1) - peak("gradual", 1, batch=2)
+        assert peak("gradual", 1) - peak("gradual", 2) == 8 * parameters + prunable // 2 - whole + of_windows
+        assert peak("elsa", 1) - peak("gradual", 1) == 8 * prunable
+        assert peak("elsa", 2) - peak("gradual", 2) == 4 * prunable
         taught = [peak("gradual", devices, distill={}) - peak("gradual", devices) for devices in (1, 2)]
         assert taught[0] == 2 * (taught[1] - whole), "the dense model and its predictions"
         for devices in (1, 2):
             by_variant = [peak("efficient_llm", devices, "head/uniform", variant=variant) for variant in "AB"]
-            assert by_variant[1] - by_variant[0] == 4 * parameters
+            assert by_variant[1] - by_variant[0] == 4 * 3 * (256**2 + 2048**2)
         monkeypatch.setattr(GradualParams, "divides", False)
         assert peak("gradual", 2) == peak("gradual", 1)
 

@@ -34,8 +34,7 @@ from workers.engine.model.loaded import (
 )
 from workers.engine.model.memory import memory_budget
 from workers.engine.model.walk import capture
-from workers.engine.planning.predictions import predicted_peak_memory_bytes, whole_float32_bytes
-from workers.engine.removals.base import removal_of
+from workers.engine.planning.predictions import checks_whole
 from workers.engine.report import ResultCheck
 
 if TYPE_CHECKING:
@@ -53,9 +52,6 @@ _SLIDING = ("sliding_window", "window_size", "local_attention")
 """Config entries that tell how long the attention window of some blocks is."""
 MOST_TOKENS = 1056
 """Most tokens of the window. It is longer than a sliding attention window, so that it shows which blocks use one."""
-
-WHOLE_ANYWAY_BYTES = 2**26
-"""The result may take so much more than the rest of the job and still be loaded whole: predictions err by as much."""
 
 
 def verify(
@@ -116,7 +112,8 @@ def result_trace(
             raise ResultMismatch(f"the result's {MODELING} is not the one that is tried here", REMEDY)
     try:
         with translated(), ExitStack() as open_files:
-            if _fits_whole(spec, model):
+            budget = memory_budget(spec.compute.memory_budget, model.device)
+            if checks_whole(spec, model.source, model.architecture, budget):
                 loaded = load_result(folder, model.device, torch.float32)
             else:
                 result = in_float32(result_of(model, folder))
@@ -143,12 +140,6 @@ def _check(
 ) -> ResultCheck:
     difference = compare(found, expected, architecture, against)
     return ResultCheck(against=against, tokens=len(ids_T), difference=difference, rounding=rounding)
-
-
-def _fits_whole(spec: CompressionSpec, model: LoadedModel) -> bool:
-    rest = predicted_peak_memory_bytes(spec, model.source, model.architecture) + WHOLE_ANYWAY_BYTES
-    larger = removal_of(spec).largest(spec, model.source, model.architecture)
-    return whole_float32_bytes(*larger) <= min(rest, memory_budget(spec.compute.memory_budget, model.device))
 
 
 def _masked_trace(masked: MaskedModel, ids_T: Tensor) -> Trace:

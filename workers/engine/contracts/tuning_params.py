@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -121,6 +121,19 @@ Moments = Annotated[
         "256 (Dettmers et al. 2021, arXiv:2110.02861), a quarter of the memory; updates take longer, on a CPU by far."
     ),
 ]
+
+
+class WeightBytes(NamedTuple):
+    """Bytes that a method keeps for each prunable weight, divided like it: masks, copies, scores."""
+
+    always: int = 0
+    """From the first step to the last."""
+    passing: int = 0
+    """More of them while windows go forward and back."""
+    updating: int = 0
+    """More of them while an update is made, when nothing is kept for a backward pass."""
+    looking: int = 0
+    """More of them while the held-out loss is measured."""
 
 
 class TrainingParams(DataRef, MethodParams):
@@ -266,9 +279,19 @@ class TrainingParams(DataRef, MethodParams):
         return 4 if self.distill else 3
 
     @property
-    def copies(self) -> int:
-        """Float32 numbers that the method keeps per trained parameter, beside the parameter, its gradient, AdamW's
-        moments and the best state."""
+    def weight_bytes(self) -> WeightBytes:
+        """Bytes that the method keeps of every prunable weight, beside the parameter, its gradient, AdamW's moments and
+        the best state."""
+        return WeightBytes()
+
+    @property
+    def trains_own(self) -> bool:
+        """Whether what is trained are parameters of the model itself, held in float32 then, and not added to it."""
+        return self.trains_all
+
+    def masked_weights(self, architecture: Architecture) -> int:
+        """Number of prunable weights that are trained as they are, of which a mask is kept where there are zeros among
+        them, a byte for each."""
         return 0
 
     @property
@@ -287,9 +310,8 @@ class TrainingParams(DataRef, MethodParams):
         """Whether the model is divided over the devices of a job while it trains; else the first trains alone."""
         return True
 
-    @property
-    def whole_copies(self) -> int:
-        """As `copies`, of what every device keeps whole where the model is divided."""
+    def whole_numbers(self, architecture: Architecture) -> int:
+        """Float32 numbers that every device keeps, whole where the model is divided."""
         return 0
 
     @property

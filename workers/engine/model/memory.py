@@ -6,12 +6,11 @@ import ctypes
 import gc
 import sys
 import threading
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from workers.engine.host import total_memory
+from workers.engine.host import available_memory, total_memory
 
 _M_MMAP_THRESHOLD = -3
 """glibc's number for the size from which a block is mapped apart."""
@@ -92,7 +91,7 @@ def room_for_states(device: torch.device, *, walk: int, budget: int, processes: 
     """Memory for hidden states, where the rest of a walk takes `walk` of `budget` bytes. Under a GPU one of so many
     processes takes its part of the host's memory, and leaves half of what is free there: other jobs pin memory too."""
     if device.type == "cuda":
-        host = min(total_memory() * PINNED_SHARE, _available() / 2)
+        host = min(total_memory() * PINNED_SHARE, available_memory() / 2)
         return Room(device=max(0, budget - walk), host=int(host / processes))
     return Room(host=max(0, min(budget - walk, int(walk * CPU_SHARE))))
 
@@ -106,10 +105,4 @@ def memory_budget(budget: int | None, device: torch.device, processes: int = 1) 
     if device.type == "cuda":
         torch.cuda.empty_cache()  # else what torch keeps for its next tensors, all that the walk freed, counts as taken
         return torch.cuda.mem_get_info(device)[0]
-    return _available() // processes
-
-
-def _available() -> int:
-    """Bytes of the host's memory that processes can have."""
-    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(available.split()[1]) * 1024
+    return available_memory() // processes

@@ -17,7 +17,7 @@ from workers.engine.contracts.params import Stat
 from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
 from workers.engine.planning.elapsed import predicted_elapsed_s
 from workers.engine.planning.fit_to_size import fitted, fitting_sparsity
-from workers.engine.planning.predictions import predicted_peak_memory_bytes
+from workers.engine.planning.predictions import least_memory_bytes, predicted_memory
 from workers.engine.planning.result_size import parameters_after, stored_bytes
 from workers.engine.planning.text_length import check_prompt, check_text, least_tokens, length_warnings, planned_texts
 from workers.engine.registry import method_of
@@ -40,6 +40,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
     prospect = feasible(spec, source, sources)
     architecture, sparsity, outcome = prospect.architecture, prospect.sparsity, prospect.outcome
     texts = planned_texts(spec, source, sources)
+    memory = predicted_memory(spec, source, architecture)
     return Plan(
         spec_digest=spec.digest(),
         model_id=source.id,
@@ -63,7 +64,9 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
             for layer in architecture.layers
         ],
         devices=spec.compute.devices,
-        peak_memory_bytes=predicted_peak_memory_bytes(spec, source, architecture),
+        peak_memory_bytes=memory.resident,
+        mapped_memory_bytes=memory.mapped,
+        least_memory_bytes=least_memory_bytes(spec, source, architecture),
         elapsed_s=predicted_elapsed_s(spec, source, architecture, sources.data_dir),
         runtimes=removal_of(spec).runtimes(spec, outcome),
         texts=texts,
@@ -110,7 +113,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
         check_text(spec, field, ref, path, source)
     if spec.train is not None:
         check_prompt(spec.train, least_tokens(spec.train.read_first, source), architecture.context_length)
-    predicted_peak_memory_bytes(spec, source, architecture)  # refuses a budget that does not suffice
+    predicted_memory(spec, source, architecture)  # refuses a budget that does not suffice
     return prospect
 
 

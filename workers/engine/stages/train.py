@@ -22,7 +22,7 @@ from workers.engine.contracts.facts import Allocation, Units
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import PromiseBroken
 from workers.engine.model.loaded import described, result_of
-from workers.engine.planning.predictions import trained_at_once
+from workers.engine.planning.training_memory import trained_at_once
 from workers.engine.ranks import Ranks
 from workers.engine.registry import method_of
 from workers.engine.removals.base import removal_of

@@ -20,7 +20,7 @@ from workers.engine.contracts.training import Procedure
 from workers.engine.files.tensors import read_tensor
 from workers.engine.model.loaded import described, load_model
 from workers.engine.model.views import held
-from workers.engine.planning.predictions import trained_at_once
+from workers.engine.planning.training_memory import trained_at_once
 from workers.engine.registry import method_of
 from workers.engine.removals.base import removal_of
 from workers.engine.report import TuneReport

@@ -181,7 +181,7 @@ function DryRun({ plan, problem, asking, onSet }) {
       ${plan.zeros_after !== null && plan.zeros_after > 0 && html`<dt>Zeros</dt><dd>${number(plan.zeros_after)} (${percent(plan.zeros_after / plan.prunable_parameters)} of the prunable)</dd>`}
       <dt>Blocks</dt><dd>${plan.blocks} → ${plan.blocks_after ?? "found by the job"}</dd>
       <dt>Weights</dt><dd>${bytes(plan.bytes_before)} → ${plan.bytes_after === null ? "found by the job" : bytes(plan.bytes_after)}</dd>
-      <dt>Peak memory</dt><dd>about ${bytes(plan.peak_memory_bytes)}${plan.devices > 1 && ` on each of ${plan.devices} devices`}</dd>
+      <dt>Peak memory</dt><dd>about ${bytes(plan.peak_memory_bytes)}${plan.devices > 1 && ` on each of ${plan.devices} devices`}${plan.mapped_memory_bytes > 0 && `, of which ${bytes(plan.mapped_memory_bytes)} are mapped weight files`}; a worker needs ${bytes(plan.least_memory_bytes)}</dd>
       <dt>Time</dt><dd>about ${duration(plan.elapsed_s)} on two cores, an order of magnitude</dd>
       ${plan.price && html`<dt>Price</dt><dd>about ${plan.price.amount} ${plan.price.currency}, by that time</dd>`}
     </dl>

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workers.engine.contracts.train_params import TrainMethodParams
-from workers.engine.contracts.tuning_params import Distill, LearningRate
+from workers.engine.contracts.tuning_params import Distill, LearningRate, WeightBytes
 from workers.engine.registry import trainer
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ class AstParams(TrainMethodParams):
         return True
 
     @property
-    def copies(self) -> int:
-        return 1  # the dense weights, while the masked ones compute
+    def weight_bytes(self) -> WeightBytes:
+        # A mask; the dense weights while masked ones compute; the weights' sizes.
+        return WeightBytes(always=1, passing=4, updating=4, looking=4)
 
 
 @trainer(AstParams, paper="arXiv:2407.20584", units=("weight",))

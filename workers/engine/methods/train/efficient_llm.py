@@ -99,10 +99,10 @@ class EfficientLLMParams(TrainMethodParams):
     def divides(self) -> bool:
         return True
 
-    @property
-    def whole_copies(self) -> int:
-        """Gram matrices of what reads heads and channels take less than as many numbers as the model has."""
-        return 1 if self.variant == "B" else 0
+    def whole_numbers(self, architecture: Architecture) -> int:
+        """Of variant B, Gram matrices of the inputs of what reads heads and channels."""
+        read = [layer for kind in ("head", "channel") for layer in architecture.reading(kind)]
+        return sum(layer.shape[1] ** 2 for layer in read) if self.variant == "B" else 0
 
     @property
     def ends_at(self) -> float:

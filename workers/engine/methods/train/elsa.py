@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workers.engine.contracts.train_params import TrainMethodParams
-from workers.engine.contracts.tuning_params import LearningRate, Moments
+from workers.engine.contracts.tuning_params import LearningRate, Moments, WeightBytes
 from workers.engine.registry import trainer
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class ElsaParams(TrainMethodParams):
         return True
 
     @property
-    def copies(self) -> int:
-        return 3  # z and u, and the dense weights while sparse ones are measured
+    def weight_bytes(self) -> WeightBytes:
+        # A mask, z and u; x + u and its scores; another mask, and the dense weights while sparse ones are measured.
+        return WeightBytes(always=1 + 8, updating=8, looking=1 + 4)
 
     @property
     def projection(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from workers.engine.contracts.train_params import TrainMethodParams
-from workers.engine.contracts.tuning_params import LearningRate, Moments
+from workers.engine.contracts.tuning_params import LearningRate, Moments, WeightBytes
 from workers.engine.registry import trainer
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ class GradualParams(TrainMethodParams):
     @property
     def divides(self) -> bool:
         return True
+
+    @property
+    def weight_bytes(self) -> WeightBytes:
+        return WeightBytes(always=1, updating=4)  # a mask; the weights' sizes
 
 
 @trainer(GradualParams, paper="arXiv:1710.01878", units=("weight",))

@@ -39,6 +39,13 @@ class FullParams(AllOrNewParams):
         return self.moments == "8bit"
 
     @property
+    def trains_own(self) -> bool:
+        return True
+
+    def masked_weights(self, architecture: Architecture) -> int:
+        return sum(layer.parameters for layer in architecture.layers if self.trains(architecture, layer.weight))
+
+    @property
     def trains_all(self) -> bool:
         return self.train == "all"
 

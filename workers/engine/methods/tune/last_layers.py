@@ -39,6 +39,14 @@ class LastLayersParams(TuneMethodParams):
     def eight_bit(self) -> bool:
         return self.moments == "8bit"
 
+    @property
+    def trains_own(self) -> bool:
+        return True
+
+    def masked_weights(self, architecture: Architecture) -> int:
+        first = architecture.blocks - self.blocks
+        return sum(layer.parameters for layer in architecture.layers if layer.block >= first)
+
     def check(self, layers: Sequence[LinearFacts]) -> None:
         found = len({layer.block for layer in layers})
         if self.blocks > found:
