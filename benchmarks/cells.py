@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,20 @@ Row = dict[str, Any]
 def known(results: Path) -> list[Row]:
     """The cells measured so far."""
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+@contextmanager
+def folders(cache: Path, given: Any) -> Iterator[tuple[Path, Path, bool]]:
+    """(an empty folder to work in, a folder of resume points, whether it holds some) for a cell of hours. Where the
+    process is killed the points stay, and the same cell goes on from them the next time."""
+    points = cache / "points" / sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+    resumed = points.exists()
+    points.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder), points, resumed
+        finally:
+            shutil.rmtree(points)
 
 
 def measured(

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from benchmarks.cells import known, measured
+from benchmarks.cells import folders, known, measured
 
 ROOT = Path(__file__).parents[1]
 DOC, RESULTS = ROOT / "docs/methods.md", ROOT / "docs/real_model.jsonl"
@@ -157,15 +156,16 @@ def measure(spec: dict[str, Any] | None) -> dict[str, Any]:
     if spec is None:
         return {"losses": losses(models / MODEL)}
     asked = CompressionSpec.model_validate({"model": {"id": MODEL}, **spec})
-    with tempfile.TemporaryDirectory() as folder:
+    with folders(CACHE, spec) as (folder, points, resumed):
         sources = Sources(models, ROOT / "examples/data")
-        report = compress(asked, Path(folder), sources, Silent(), Path(folder) / "checkpoint", CACHE / "measured")
+        report = compress(asked, folder, sources, Silent(), points, CACHE / "measured")
         cpu_s = {stage.stage: stage.cpu_s or 0.0 for stage in report.stages}
         return {
             "sparsity": report.sparsity,
             "parameters": report.parameters_after,
             "cpu_s": {name: round(seconds, 1) for name, seconds in cpu_s.items()},
-            "losses": losses(Path(folder) / "model"),
+            "resumed": resumed,
+            "losses": losses(folder / "model"),
         }
 
 
@@ -232,7 +232,8 @@ def _numbers(row: dict[str, Any], dense: dict[str, Any]) -> Iterator[str]:
     for text in WINDOWS:
         losses_N = row["losses"][text]
         yield f"{perplexity(losses_N):.1f} ± {100 * half_width(losses_N, dense['losses'][text]):.0f} %"
-    yield f"{sum(row['cpu_s'].values()) / 60:.1f}"
+    # Of a cell that went on from resume points only the last attempt was timed.
+    yield "·" if row.get("resumed") else f"{sum(row['cpu_s'].values()) / 60:.1f}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import known, measured
+from benchmarks.cells import folders, known, measured
 
 ROOT = Path(__file__).parents[1]
 DOC, RESULTS = ROOT / "docs/methods.md", ROOT / "docs/training.jsonl"
@@ -153,7 +153,7 @@ def random_model(share: float) -> None:
 
     spec = masked(0.0) | {"prune": {"method": "structured", "sparsity": share, "compensate": False}}
     with tempfile.TemporaryDirectory() as folder:
-        compressed(MODEL, spec, Path(folder))
+        compressed(MODEL, spec, Path(folder), Path(folder) / "points")
         config = AutoConfig.from_pretrained(Path(folder) / "model")
     torch.manual_seed(0)
     target = CACHE / "models" / random_name(share)
@@ -162,7 +162,7 @@ def random_model(share: float) -> None:
         shutil.copyfile(CACHE / "models" / MODEL / name, target / name)
 
 
-def compressed(model: str, spec: dict[str, Any], folder: Path) -> Any:
+def compressed(model: str, spec: dict[str, Any], folder: Path, points: Path) -> Any:
     """The report of a job, whose model is written to `folder/model`."""
     import torch
 
@@ -174,15 +174,15 @@ def compressed(model: str, spec: dict[str, Any], folder: Path) -> Any:
     torch.set_num_threads(1)
     sources = Sources(CACHE / "models", CACHE / "data")
     asked = CompressionSpec.model_validate({"model": {"id": model}, "compute": COMPUTE, **spec})
-    return compress(asked, folder, sources, Silent(), folder / "checkpoint", CACHE / "measured")
+    return compress(asked, folder, sources, Silent(), points, CACHE / "measured")
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Make the model once, and read the held-out books. `flops`: of forward and backward passes in trainings."""
     read = {"method": "perplexity", "dataset": "heldout.jsonl", "sequence_length": 512, "per_document": PER_BOOK}
     model = random_name(given["random"]) if "random" in given else MODEL
-    with tempfile.TemporaryDirectory() as folder:
-        report = compressed(model, given["spec"] | {"evaluate": [read]}, Path(folder))
+    with folders(CACHE, given) as (folder, points, resumed):
+        report = compressed(model, given["spec"] | {"evaluate": [read]}, folder, points)
     (metric,) = report.metrics
     return {
         "perplexity": round(metric.pruned, 4),
@@ -196,6 +196,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
             if training
         ],
         "cpu_s": {stage.stage: round(stage.cpu_s or 0.0, 1) for stage in report.stages},
+        "resumed": resumed,
     }
 
 
@@ -235,10 +236,12 @@ def table(results: list[dict[str, Any]]) -> str:
             continue
         values = [row["perplexity"] for row in rows]
         spread = f" ± {statistics.stdev(values):.2f} ({len(values)} seeds)" if len(values) > 1 else ""
-        minutes = statistics.fmean(math.fsum(row["cpu_s"].values()) for row in rows) / 60
+        # Of a cell that went on from resume points only the last attempt was timed.
+        minutes = [math.fsum(row["cpu_s"].values()) / 60 for row in rows if not row["resumed"]]
+        took = f"{statistics.fmean(minutes):.0f}" if minutes else "·"
         lines.append(
             f"| {size} | {way} | {statistics.fmean(values):.2f}{spread} | {rows[0]['parameters']:,} | "
-            f"{rows[0]['flops'] / 1e12:.0f} | {minutes:.0f} |"
+            f"{rows[0]['flops'] / 1e12:.0f} | {took} |"
         )
     return "\n".join(lines) + "\n"
 
