@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, text
 
 from app import migrate
 from app.db import Database
+from tests.helpers import compiled_statements
 from tests.helpers.empty_databases import EmptyDatabases, named
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,6 +30,7 @@ os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp/espalier-tests-run")
 Path(os.environ["XDG_RUNTIME_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
 # A shell that runs us in the background has SIGINT ignored, and so would every command that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+compiled_statements.share()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
