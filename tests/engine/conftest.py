@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.helpers import figures
 from tests.helpers.renamed_llama import renamed_layout
 from tests.helpers.small_models import examples, save_model, scratch, sources, tiny
+from tests.helpers.tokenizers import tokenized_once
 from tests.helpers.tuning import pruned
-from workers.engine.reporting import figures
 
-__all__ = ["examples", "pruned", "renamed_layout", "save_model", "scratch", "sources", "tiny"]
+__all__ = ["examples", "pruned", "renamed_layout", "save_model", "scratch", "sources", "tiny", "tokenized_once"]
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,6 @@ def drawn() -> None:
 
 @pytest.fixture(autouse=True)
 def _figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are laid out but not drawn, which would be half of what a job of a small model takes."""
+    """Figures are laid out but not drawn."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "_svg", lambda figure, label: f'<svg role="img" aria-label="{label}"></svg>')
+        figures.lay_out(monkeypatch)
