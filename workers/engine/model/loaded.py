@@ -28,6 +28,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
 )
+from transformers.initialization import guard_torch_init_functions
 
 from workers.engine.architectures.architecture import Architecture, Layout
 from workers.engine.architectures.built import obeyed
@@ -136,7 +137,7 @@ def _decoded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def empty_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a config: its parameters on the meta device, its buffers with values."""
-    with device, _parameters_on_meta():
+    with device, _parameters_on_meta(), guard_torch_init_functions():
         differ = getattr(config, "is_heterogeneous", False) and config.model_type not in DIFFER
         own = _own_class({"model_type": config.model_type, PER_LAYER: differ, BETAS: getattr(config, BETAS, None)})
         if own is not None:
@@ -146,8 +147,9 @@ def empty_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dty
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Modules made meanwhile have their parameters on the meta device, and transformers takes those for initialised:
-    drawing each on the meta device takes three times as long as all the rest. Buffers are initialised."""
+    """Modules made meanwhile have their parameters on the meta device, and transformers takes those for initialised, as
+    torch's own initialisers do where transformers guards them: drawing each on the meta device takes three times as
+    long as all the rest. Buffers are initialised."""
     handle = register_module_parameter_registration_hook(_on_meta)  # type: ignore[arg-type]  # may return one
     try:
         yield
