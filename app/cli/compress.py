@@ -64,7 +64,7 @@ def compress(
 
 
 def _validated(body: Any) -> CompressionSpec:
-    from app.http.problems import field_problem
+    from app.http.field_problems import field_problem
     from workers.engine.spec import CompressionSpec
 
     try:

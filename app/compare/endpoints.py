@@ -14,7 +14,8 @@ from app.compare.comparison import Finished, compare
 from app.compare.schemas import Comparison
 from app.errors import InvalidRequest, InvalidTransition
 from app.http.conditional import PRIVATE
-from app.http.problems import field_error, responses
+from app.http.field_problems import field_error
+from app.http.problems import responses
 from app.http.route import StrictRoute
 from app.ids import is_id
 from app.jobs.models import ACTIVE

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from app.errors import InvalidRequest, MalformedRequest, UnsupportedMediaType
-from app.http.problems import field_error, json_pointer
+from app.http.field_problems import field_error, json_pointer
 
 VALUES = 20_000
 """Most values of a body, objects and lists included."""

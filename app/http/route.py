@@ -19,8 +19,9 @@ from starlette.types import Scope
 
 from app.errors import InvalidRequest, MalformedRequest, NotReady
 from app.http import direct
+from app.http.field_problems import field_error
 from app.http.payload import check_media_type, parse
-from app.http.problems import described, field_error
+from app.http.problems import described
 from app.services import services
 
 SLOTS = 24

@@ -28,8 +28,9 @@ from app.access import (
 )
 from app.errors import InvalidRequest
 from app.http.conditional import PRIVATE, check_if_match, matches, wait_preference
+from app.http.field_problems import field_error
 from app.http.pagination import decode_cursor, encode_cursor, next_link
-from app.http.problems import field_error, responses
+from app.http.problems import responses
 from app.http.queries import Flag
 from app.http.route import DirectRoute, StrictRoute, check_query
 from app.jobs import needs, preflight, removals, repository, retention, service, usage

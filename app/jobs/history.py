@@ -17,9 +17,10 @@ from starlette.responses import Response, StreamingResponse
 from app.access import JobReader, JobSeen, look_at_job
 from app.errors import AppError, InvalidRequest, NotFound
 from app.http.conditional import PRIVATE
+from app.http.field_problems import field_error
 from app.http.negotiation import negotiate
 from app.http.private import private_json
-from app.http.problems import field_error, responses
+from app.http.problems import responses
 from app.http.queries import WholeNumber
 from app.http.route import StrictRoute
 from app.jobs import repository

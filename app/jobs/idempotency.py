@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from app.db import clock
 from app.errors import IdempotencyConflict, InvalidRequest
-from app.http.problems import field_error
+from app.http.field_problems import field_error
 from app.jobs import repository
 from app.jobs.models import IdempotencyKey
 

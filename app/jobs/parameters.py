@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from app.access import no_such_job
 from app.errors import InvalidRequest
-from app.http.problems import field_error
+from app.http.field_problems import field_error
 from app.http.queries import Flag, Instant, WholeNumber, milliseconds
 from app.ids import is_id
 from app.jobs.models import STATUSES

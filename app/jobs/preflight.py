@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from app.errors import AppError, InvalidRequest, NotReady
-from app.http.problems import field_error
+from app.http.field_problems import field_error
 from app.jobs.local_models import local_model
 from app.jobs.needs import Live, Needs, methods_of, queue_of, waiting_for
 from app.jobs.schemas import PlanRead, Price, Scheduling

@@ -23,7 +23,7 @@ import structlog
 from pydantic import ValidationError
 
 from app.errors import InvalidRequest
-from app.http.problems import field_error
+from app.http.field_problems import field_error
 from app.publications.contract import Params, PublishFailure, SecretRef, Target
 from app.publications.registry import publishers
 from app.watched_file import Unreadable, WatchedFile

@@ -12,7 +12,7 @@ import orjson
 from pydantic import ValidationError
 
 from app.errors import InvalidRequest
-from app.http.problems import MOST_ERRORS, field_error, field_problem
+from app.http.field_problems import MOST_ERRORS, field_error, field_problem
 from app.sweeps.pareto import SPARSITY
 from app.sweeps.schemas import MAX_CHILDREN, SWEEP_LABEL, SweepSubmit
 from workers.engine.gates import measured_names

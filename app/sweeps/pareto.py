@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.http.problems import field_error
+from app.http.field_problems import field_error
 from app.sweeps.repository import ChildRow, Measured
 from app.sweeps.schemas import Axis, LeftOut, Pareto, ParetoPoint
 from workers.engine.contracts.params import EDITS

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.db import clock, now_ms
 from app.errors import InvalidRequest, NotFound
-from app.http.problems import field_error
+from app.http.field_problems import field_error
 from app.ids import is_id, new_id
 from app.keys.models import Tenant
 from app.webhooks import addresses
