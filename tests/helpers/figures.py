@@ -38,7 +38,7 @@ def _once(figure: Callable[..., str]) -> Callable[..., str]:
 
 
 def _parts(value: Any) -> object:
-    """What remains of an argument without the values of its numbers."""
+    """The argument without the values of its numbers."""
     match value:
         case BaseModel():
             return tuple((name, _parts(entry)) for name, entry in value)
