@@ -61,7 +61,7 @@ def test_the_reference_has_every_method_and_every_field() -> None:
     for field in set(CompressionSpec.model_fields) - set(STAGES):
         assert f"| `{field}` |" in text, field
     assert "| `sparsity` | number or null | `null` | ≥ 0, < 1 |" in sections["prune"]
-    assert "| `distill.temperature` | number | `1.0` | > 0, ≤ 100 |" in sections["tune"]
+    assert "| `distill.temperature` | number | `1.0` | ≥ 0.01, ≤ 100 |" in sections["tune"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

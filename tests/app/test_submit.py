@@ -101,7 +101,7 @@ class TestDryRun:
         ("changes", "pointer", "words"),
         [
             ({"score": {"method": "wanda"}, "prune": {"method": "depth", "layers": 2}}, "", "would fit"),
-            ({"allocate": {"method": "ranking"}}, "", "use prune `structured`"),
+            ({"allocate": {"method": "ranking"}}, "/allocate", "use prune `structured`"),
             ({"prune": {"method": "structured", "sparsity": 0.98}}, "/prune/units", "one unit of each kind stays"),
             ({"prune": {"method": "structured", "sparsity": 1.5}}, "/prune/sparsity", "less than 1"),
             (
@@ -118,6 +118,35 @@ class TestDryRun:
     )
     def test_says_what_a_structure_cannot_be(self, changes: Any, pointer: str, words: str, api: Api) -> None:
         response = api.client.post("/v1/jobs?dry_run=true", json={"spec": {**WANDA, **changes}})
+        assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
+        assert pointers(response.json()) == [f"/spec{pointer}"]
+        assert words in response.text
+
+    @pytest.mark.parametrize(
+        ("changes", "pointer", "words"),
+        [
+            ({"dataset": "calibration.txt"}, "/train/domains", "is one text, without rows of a domain"),
+            ({"column": "genre"}, "/train/domains/column", "its columns are book, text"),
+            ({"shares": {"Emma": 1, "The Warden": 1}}, "/train/domains/shares", "no row has 'Emma'"),
+            ({"method": "sheared"}, "/train", "would fit"),
+            ({"batch": 3}, "/train/batch", "take a multiple of 2"),
+            ({"distill": {"temperature": 1e-30}}, "/train/distill/temperature", "0.01"),
+        ],
+        ids=["one text", "another column", "an unknown domain", "other units", "windows for devices", "temperature"],
+    )
+    def test_names_the_field_of_a_training_that_is_wrong(
+        self, changes: dict[str, Any], pointer: str, words: str, api: Api
+    ) -> None:
+        domains = {"column": "book", "shares": {"The Warden": 1, "Great Expectations": 1}}
+        domains |= {name: changes.pop(name) for name in ("column", "shares") if name in changes}
+        train = {"method": "gradual", "dataset": "heldout.jsonl", "domains": domains, "steps": 2, "batch": 2, **changes}
+        spec = {
+            "model": SPEC["model"],
+            "prune": SPEC["prune"],
+            "train": train,
+            "compute": {"devices": 2 if pointer == "/train/batch" else 1},
+        }
+        response = api.client.post("/v1/jobs?dry_run=true", json={"spec": spec})
         assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
         assert pointers(response.json()) == [f"/spec{pointer}"]
         assert words in response.text

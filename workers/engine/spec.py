@@ -360,16 +360,13 @@ class CompressionSpec(SpecModel):
         units = self.edit.kinds or pruner.units
         if not {*units} <= {*trainer.units}:
             fitting = [method.name for method in methods("train") if {*units} <= {*method.units}]
-            raise PydanticCustomError(
+            instead = f"{', '.join(fitting)} would fit" if fitting else "leave `train` out"
+            raise _at(
+                "train",
                 "training_of_other_units",
-                "prune `{method}` removes {removed}, and train `{trainer}` decides on {decided}: {fitting}",
-                {
-                    "method": pruner.name,
-                    "removed": _plural(units),
-                    "trainer": trainer.name,
-                    "decided": _plural(trainer.units),
-                    "fitting": f"{', '.join(fitting)} would fit" if fitting else "leave `train` out",
-                },
+                f"prune `{pruner.name}` removes {_plural(units)}, and train `{trainer.name}` decides on "
+                f"{_plural(trainer.units)}: {instead}",
+                self.train,
             )
         if pruner.updates_weights and not self.removes.scored_first:
             message = f"prune `{pruner.name}` changes weights after the training has decided: use `mask`"
@@ -391,11 +388,9 @@ class CompressionSpec(SpecModel):
         ranks = Stat.UNIT_SCORES in allocator.needs
         if Stat.LOSS in allocator.needs or (self.removes.scored_first and not (allocator.even or ranks)):
             others = ["uniform", "ranking"] if self.removes.scored_first else ["uniform", "owl"]
-            raise PydanticCustomError(
-                "allocation_of_training",
-                "allocate `{method}` measures what pruning without training costs: use {others}",
-                {"method": allocator.name, "others": " or ".join(f"`{name}`" for name in others)},
-            )
+            message = f"allocate `{allocator.name}` measures what pruning without training costs: use "
+            message += " or ".join(f"`{name}`" for name in others)
+            raise _at("allocate", "allocation_of_training", message, self.allocate)
         if ranks and self.edit.target is None:
             raise _at(
                 "allocate",
@@ -458,11 +453,8 @@ class CompressionSpec(SpecModel):
                 {"method": allocator.name, "pattern": ":".join(map(str, self.edit.kept_of))},
             )
         if not self.removes.scored_first and Stat.UNIT_SCORES in allocator.needs:
-            raise PydanticCustomError(
-                "no_units",
-                "allocate `{method}` ranks heads and channels: use prune `structured`",
-                {"method": allocator.name},
-            )
+            message = f"allocate `{allocator.name}` ranks heads and channels: use prune `structured`"
+            raise _at("allocate", "no_units", message, self.allocate)
         return self
 
     @model_validator(mode="after")
@@ -551,11 +543,13 @@ class CompressionSpec(SpecModel):
     def _as_many_windows_on_every_device(self) -> CompressionSpec:
         for stage, training in self.trainings.items():
             if training.divides and training.batch % self.compute.devices:
-                raise PydanticCustomError(
+                devices = self.compute.devices
+                raise _at(
+                    f"{stage}.batch",
                     "batch_not_divisible",
-                    "each of {devices} devices trains on as many windows of a step, and {batch} cannot be divided so: "
-                    "take a multiple of {devices} for `{stage}.batch`",
-                    {"devices": self.compute.devices, "batch": training.batch, "stage": stage},
+                    f"each of {devices} devices trains on as many windows of a step, and {training.batch} cannot be "
+                    f"divided so: take a multiple of {devices} for `{stage}.batch`",
+                    training.batch,
                 )
         return self
 
@@ -603,8 +597,8 @@ class CompressionSpec(SpecModel):
 
 
 def _at(field: str, code: str, message: str, given: object) -> ValidationError:
-    """The error of one field that does not go with another."""
-    mistake = InitErrorDetails(type=PydanticCustomError(code, message), loc=(field,), input=given)
+    """The error of one field, with dots between its names, that does not go with another."""
+    mistake = InitErrorDetails(type=PydanticCustomError(code, message), loc=tuple(field.split(".")), input=given)
     return ValidationError.from_exception_data("spec", [mistake])
 
 

@@ -164,10 +164,28 @@ def test_a_report_says_how_each_domain_fared(tiny: Path, mixed: Sources, tmp_pat
 def test_what_the_text_does_not_have_is_refused_before_any_work(
     changes: dict[str, Any], field: str, said: str, tiny: Path, mixed: Sources, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidSpec, match=said) as found:
-        compress(spec_of(tune=tuning("full", **MIXED | changes)), tmp_path, mixed, Silent(), tmp_path / "checkpoint")
-    assert found.value.field == f"/tune/domains/{field}".rstrip("/")
+    spec = spec_of(tune=tuning("full", **MIXED | changes))
+    for refusing in (
+        lambda: plan(spec, mixed),
+        lambda: compress(spec, tmp_path, mixed, Silent(), tmp_path / "checkpoint"),
+    ):
+        with pytest.raises(InvalidSpec, match=said) as found:
+            refusing()
+        assert found.value.field == f"/tune/domains/{field}".rstrip("/")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_plan_reads_no_large_file_for_names_of_domains(tiny: Path, mixed: Sources) -> None:
+    """They may come late; but every row has one."""
+    spec = spec_of(tune=tuning("full", **MIXED | {"domains": {"column": "kind", "shares": {"sea": 1.0, "air": 1.0}}}))
+    path = mixed.data_dir / "mixed.jsonl"
+    path.write_text(path.read_text() + json.dumps({"kind": "law", "text": "x" * 2**20}) + "\n")
+    assert plan(spec, mixed).spec_digest == spec.digest()
+    with pytest.raises(InvalidSpec, match="no row has 'air' in the column 'kind'; there are"):
+        text_of(mixed, domains=spec.tune.domains.model_dump())
+    path.write_text(json.dumps({"text": "none"}) + "\n" + path.read_text())
+    with pytest.raises(InvalidSpec, match="no name of a domain"):
+        plan(spec, mixed)
 
 
 def test_a_domain_of_too_few_windows_is_named(tiny: Path, mixed: Sources) -> None:

@@ -52,7 +52,9 @@ class Distill(SpecModel):
     weight: float = Field(
         1.0, gt=0, le=1, description="Share of the distillation in the loss; the text's own has the rest."
     )
-    temperature: float = Field(1.0, gt=0, le=100, description="Divides both models' logits; above 1 it flattens them.")
+    temperature: float = Field(
+        1.0, ge=0.01, le=100, description="Divides both models' logits; above 1 it flattens them."
+    )
     top_k: int | None = Field(
         None,
         ge=1,

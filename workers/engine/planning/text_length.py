@@ -17,7 +17,7 @@ from workers.engine.contracts.params import Stat, WindowsMethodParams
 from workers.engine.contracts.tuning_params import TrainingParams
 from workers.engine.errors import DatasetTooShort, SequenceTooLong
 from workers.engine.report import PlannedText
-from workers.engine.sources.texts.documents import check_beginning
+from workers.engine.sources.texts.documents import check_beginning, check_domains
 from workers.engine.sources.texts.sample import sample
 from workers.engine.sources.texts.vocabulary import MOST_PER_BYTE, TOKENIZER, Vocabulary, vocabulary
 from workers.engine.spec import Calibrate
@@ -49,7 +49,10 @@ def check_text(spec: CompressionSpec, field: str, ref: DataRef, path: Path | Non
     if path is None or not _is_read(spec, field) or not os.access(path, os.R_OK):
         return
     status = path.stat()
-    if not (isinstance(ref, TrainingParams) and ref.domains):  # of which only some rows are read
+    if isinstance(ref, TrainingParams) and ref.domains:  # of which only some rows are read
+        of_file = path, status.st_size, status.st_mtime_ns
+        _check_domains(*of_file, ref.domains.column, tuple(ref.domains.shares), field)
+    else:
         _check_beginning(path, status.st_size, status.st_mtime_ns, ref.text_field, ref.document_field, field)
     if ref.least_windows and path.suffix in (".txt", ".jsonl"):
         _refuse_too_short(ref, field, path, status.st_size, source)
@@ -60,6 +63,11 @@ def _check_beginning(
     path: Path, size: int, mtime_ns: int, text_field: str, document_field: str | None, field: str
 ) -> None:
     check_beginning(path, text_field, document_field, field)
+
+
+@lru_cache(maxsize=256)
+def _check_domains(path: Path, size: int, mtime_ns: int, column: str, domains: tuple[str, ...], field: str) -> None:
+    check_domains(path, column, domains, field)
 
 
 def _refuse_too_short(ref: DataRef, field: str, path: Path, size: int, source: ModelSource) -> None:

@@ -16,7 +16,7 @@ from workers.engine.sources.texts.files import characters, kind_of
 from workers.engine.sources.texts.rows import Row, hub_rows, jsonl_rows, parquet_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,8 @@ DOCUMENT_BREAK = "\n\n"
 """Between documents, as in the literature's WikiText protocol (GPTQ, SparseGPT, Wanda)."""
 _SHOWN = 20
 """Names of domains in an error."""
+_LOOKED_AT_BYTES, _LOOKED_AT_ROWS = 2**20, 100
+"""Of a file of rows before a job: all of it up to so many bytes, else so many rows."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -69,6 +71,23 @@ def check_beginning(path: Path, text_field: str, document_field: str | None, fie
             _check_row(where, row, text_field, document_field, field, first=True)
 
 
+def check_domains(path: Path, column: str, domains: Collection[str], field: str) -> None:
+    """The same for a text of which rows of some domains are read: that there are rows, and as far as it is looked at,
+    that each has a domain; of a file that is looked at as a whole, that all `domains` are there."""
+    if kind_of(path) == ".txt":
+        raise _one_text(path, field)
+    if path.suffix != ".jsonl":
+        return
+    found: dict[str, None] = {}
+    all_of_it = path.stat().st_size <= _LOOKED_AT_BYTES
+    rows = jsonl_rows(path, f"{field}/dataset")
+    for where, row in rows if all_of_it else islice(rows, _LOOKED_AT_ROWS):
+        found[_domain_of(where, row, column, f"{field}/domains")] = None
+    for name in domains if all_of_it else ():
+        if name not in found:
+            raise _no_rows(name, column, [*found][:_SHOWN], f"{field}/domains")
+
+
 def documents(
     ref: DataRef,
     tokenizer: PreTrainedTokenizerBase,
@@ -86,11 +105,7 @@ def documents(
     path = resolve_dataset(ref, sources, field)
     if path is not None and kind_of(path) == ".txt":
         if domain is not None:
-            raise InvalidSpec(
-                f"{path.name} is one text, without rows of a domain",
-                "give the domains as rows of a .jsonl or .parquet file, or leave `domains` out",
-                field=f"{field}/domains",
-            )
+            raise _one_text(path, field)
         yield Document(0, _clean(characters(path, f"{field}/dataset"), tally))
         return
     if path is None:
@@ -110,24 +125,41 @@ def _of_domain(rows: Iterable[Row], domain: OneDomain, field: str) -> Iterator[R
     others: dict[str, None] = {}
     found = False
     for where, row in rows:
-        if not isinstance(name := row.get(domain.column), str):
-            raise InvalidSpec(
-                f"{where} has no name of a domain in a column {domain.column!r}; its columns are "
-                f"{', '.join(row) or 'none'}",
-                "set `column` to one that holds a text in every row",
-                field=f"{field}/column",
-            )
+        name = _domain_of(where, row, domain.column, field)
         if name == domain.name:
             found = True
             yield where, row
         elif len(others) < _SHOWN:
             others[name] = None
     if not found:
+        raise _no_rows(domain.name, domain.column, [*others], field)
+
+
+def _domain_of(where: str, row: Mapping[str, Any], column: str, field: str) -> str:
+    """Raises InvalidSpec where a row has none."""
+    if not isinstance(name := row.get(column), str):
         raise InvalidSpec(
-            f"no row has {domain.name!r} in the column {domain.column!r}; there are {', '.join(others) or 'no rows'}",
-            "name domains that the text has, or leave it out",
-            field=f"{field}/shares",
+            f"{where} has no name of a domain in a column {column!r}; its columns are {', '.join(row) or 'none'}",
+            "set `column` to one that holds a text in every row",
+            field=f"{field}/column",
         )
+    return name
+
+
+def _no_rows(domain: str, column: str, others: Sequence[str], field: str) -> InvalidSpec:
+    return InvalidSpec(
+        f"no row has {domain!r} in the column {column!r}; there are {', '.join(others) or 'no rows'}",
+        "name domains that the text has, or leave it out",
+        field=f"{field}/shares",
+    )
+
+
+def _one_text(path: Path, field: str) -> InvalidSpec:
+    return InvalidSpec(
+        f"{path.name} is one text, without rows of a domain",
+        "give the domains as rows of a .jsonl or .parquet file, or leave `domains` out",
+        field=f"{field}/domains",
+    )
 
 
 def _of_rows(
