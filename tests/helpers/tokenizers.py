@@ -20,26 +20,28 @@ from workers.engine.sources.texts import token_ids
 
 @pytest.fixture(scope="session", autouse=True)
 def tokenized_once() -> Iterator[None]:
-    """Folders with the same files share a tokenizer, which remembers the texts it was given last."""
-    tokenizers: dict[tuple[object, ...], Any] = {}
+    """Folders with the same files share a tokenizer, until a test changes it, and it remembers the last texts."""
+    tokenizers: dict[tuple[object, ...], tuple[Any, object]] = {}
     encode = token_ids._encoded
 
     @lru_cache(maxsize=64)
-    def encoded(tokenizer: Any, text: str, *options: tuple[str, bool]) -> Mapping[str, Any]:
+    def encoded(tokenizer: Any, state: object, text: str, *options: tuple[str, bool]) -> Mapping[str, Any]:
         return encode(tokenizer, text, **dict(options))
 
     class Shared:
         @staticmethod
         def from_pretrained(folder: Path, **options: bool) -> Any:
             key = (*_contents(folder), *options.items())
-            if key not in tokenizers:
-                tokenizers[key] = AutoTokenizer.from_pretrained(folder, **options)
-            return tokenizers[key]
+            found, state = tokenizers.get(key, (None, None))
+            if found is None or _state(found) != state:
+                found = AutoTokenizer.from_pretrained(folder, **options)
+                tokenizers[key] = found, _state(found)
+            return found
 
     def remembered(tokenizer: Any, text: str, **options: bool) -> Mapping[str, Any]:
-        if not any(tokenizer is one for one in tokenizers.values()):
+        if not any(tokenizer is one for one, _ in tokenizers.values()):
             return encode(tokenizer, text, **options)
-        found = encoded(tokenizer, text, *sorted(options.items()))
+        found = encoded(tokenizer, _state(tokenizer), text, *sorted(options.items()))
         return {name: [*entries] for name, entries in found.items()}
 
     with pytest.MonkeyPatch.context() as patch:
@@ -53,3 +55,9 @@ def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             yield str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).digest()
+
+
+def _state(tokenizer: Any) -> tuple[object, ...]:
+    """The number of its tokens and its settings, without the folder that it is told."""
+    settings = {name: entry for name, entry in vars(tokenizer).items() if isinstance(entry, str | int | None)}
+    return len(tokenizer), *sorted((settings | {"name_or_path": ""}).items(), key=str)
