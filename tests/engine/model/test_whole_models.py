@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.random_model import Shape, write
 from tests.helpers.small_models import spec_of
-from workers.engine.model.loaded import described, load_model
+from workers.engine.model.loaded import described, in_parts, load_model
 from workers.engine.planning.plan import plan
 from workers.engine.sources.resolve import Sources
 
@@ -36,33 +36,31 @@ for load in (load_model, load_result):
 """Loads and measures the dense model, then the result, as evaluation does. Prints the peak so far after each."""
 
 
-def test_of_a_model_to_be_divided_no_more_than_a_block_is_whole(tiny: Path) -> None:
-    """Whatever `divide` is called with is all that has weights then; it takes them away here."""
+def test_of_a_model_in_parts_no_more_than_one_is_whole(tiny: Path) -> None:
+    """Weights that are there when a part is given are of that part, where those of the parts before were taken away."""
     held: list[set[str]] = []
 
     def alive() -> int:
         return sum(one.numel() for one in gc.get_objects() if type(one) is nn.Parameter and not one.is_meta)
 
-    def divide(module: nn.Module) -> None:
-        held.append({name for name, parameter in module.named_parameters() if not parameter.is_meta})
-        assert alive() - before == sum(module.get_parameter(name).numel() for name in held[-1])
-        for part in module.modules():
-            for name, parameter in [*part.named_parameters(recurse=False)]:
-                setattr(part, name, nn.Parameter(parameter.to("meta")))
-
     gc.collect()
     before = alive()
-    load_model(tiny, torch.device("cpu"), torch.float32, divide)
-    *blocks, outside = held
     architecture = described(tiny)[0]
-    assert len(blocks) == architecture.blocks
+    layout = architecture.layout
+    model, parts = in_parts(tiny, torch.device("cpu"), torch.float32)
+    for number, block in enumerate(parts):
+        assert block == (number if number < architecture.blocks else None)
+        held.append({name for name, parameter in model.named_parameters() if not parameter.is_meta})
+        assert alive() - before == sum(model.get_parameter(name).numel() for name in held[-1])
+        for module in model.modules():
+            for name, parameter in [*module.named_parameters(recurse=False)]:
+                setattr(module, name, nn.Parameter(parameter.to("meta")))
     whole = load_model(tiny, torch.device("cpu"), torch.float32)
-    below = f"{architecture.layout.in_module(architecture.layout.block(0))}."
-    assert all(
-        one == {n.removeprefix(below) for n, _ in whole.named_parameters() if n.startswith(below)} for one in blocks
-    )
-    assert outside
-    assert not any(architecture.layout.split(architecture.layout.from_module(name)) for name in outside)
+    names = {name for name, _ in whole.named_parameters()}
+    for block, one in enumerate(held[:-1]):
+        assert one == {name for name in names if name.startswith(f"{layout.in_module(layout.block(block))}.")}
+    assert held[-1] == names - set().union(*held[:-1])
+    assert held[-1]
 
 
 def test_a_mixture_is_loaded_within_its_prediction(sources: Sources) -> None:

@@ -88,7 +88,7 @@ def test_keeps_no_weight_written_out_for_the_backward_pass() -> None:
 
 def test_takes_the_place_of_layers_in_the_model() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
-    layers = multiplied(model, {"1": model[1]}, rank=2, scale=2.0)
+    layers = multiplied(model, ["1"], rank=2, scale=2.0)
     assert model[1] is layers["1"]
     assert isinstance(model[0], nn.Linear)
 

@@ -79,18 +79,25 @@ class Refiner(Protocol[P_contra]):
 
 
 class Tuner(Protocol[P_contra]):
-    """`(model, architecture, params) -> trainable`: prepares the whole pruned model, in memory, for training.
+    """`(model, architecture, params) -> trainable`: prepares the pruned model for training.
 
-    Chooses or adds float32 parameters and freezes the others. From then on the model's forward pass is that of the
-    plain weights which `trainable.merged` gives. Zeros in linear layers of the blocks stay zeros, in both.
+    Chooses float32 parameters, as `params.trains_tensor` says, or adds some, and freezes the others. From then on the
+    model's forward pass is that of the plain weights which `trainable.merged` gives, and which it reads from the model
+    when it is called. Zeros in linear layers of the blocks stay zeros, in both.
+
+    With several devices the model is divided already, as `Procedure` says of one (`contracts/training.py`), but for a
+    method whose `params` go `block_by_block`: it takes a fourth argument, the numbers of the blocks in their order. A
+    block's weights are there, and whole, when its number is given; when the next one is asked for it is divided, with
+    what was put into it. All have to be asked for, and `trainable.parameters` to be looked up after that. Where there
+    is no such argument the model is there whole.
     """
 
     def __call__(self, model: nn.Module, architecture: Architecture, params: P_contra, /) -> Trainable: ...
 
 
 class Trainer(Protocol[P_contra]):
-    """`(model, architecture, target, params) -> procedure`: prepares the whole dense model, in memory, to be trained
-    while what `target` says goes."""
+    """`(model, architecture, target, params) -> procedure`: prepares the dense model to be trained while what `target`
+    says goes."""
 
     def __call__(
         self, model: nn.Module, architecture: Architecture, target: Target, params: P_contra, /

@@ -63,8 +63,9 @@ class Procedure:
     it (`training/shards.py`): parameters are torch's DTensors then, and each rank sees its part of a step's windows.
     Arithmetic entry by entry is the same; what looks at all of a tensor asks for its `whole`, on all ranks alike. Ranks
     draw the same numbers in `begin`, and gradients are means over all windows before `penalty` and `before_update`, so
-    that what is decided on parameters and gradients is the same on all. The one that calls `finished` is made anew on
-    the whole model, from `parameters` and `state` after the last step; `optimizer` is not called on it.
+    that what is decided on parameters and gradients is the same on all. All call `finished`, and then `merged` of what
+    it gives, tensor by tensor: the parameters of the part that holds the tensor, a block or all that is outside of
+    blocks, are whole meanwhile, and are to be read from the model then.
     """
 
     backward: ClassVar[bool] = True

@@ -368,6 +368,16 @@ class TuneMethodParams(TrainingParams):
         """Whether weights are only multiplied, so that zeros of added blocks never change either."""
         return False
 
+    @property
+    def block_by_block(self) -> bool:
+        """Whether the method puts modules of its own into each block, and takes `blocks` (`contracts/protocols.py`)."""
+        return False
+
+    def trains_tensor(self, architecture: Architecture, name: str, *, tied: bool) -> bool:
+        """Whether a parameter of the model itself is trained, by its name in the files; it is read in float32 then.
+        `tied`: whether the output head is the embedding, whose name it has."""
+        return False
+
     def check(self, layers: Sequence[LinearFacts]) -> None:
         """Raise InvalidSpec, naming the field, if a model with these linear layers cannot be tuned like this."""
 

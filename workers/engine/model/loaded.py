@@ -182,34 +182,42 @@ def _own_class(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
     return found
 
 
-def load_model(
-    model_dir: Path, device: torch.device, dtype: torch.dtype, divide: Callable[[nn.Module], object] | None = None
-) -> PreTrainedModel:
+def load_model(model_dir: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `model_dir`, in eval mode: transformers' own class, filled with the tensors that its index names.
 
-    Where the model is divided over ranks, `divide` is called with every block, and at last with the model, as soon as
-    its weights are there, so that there is no more of the whole than one block, or what is outside of them.
     Raises UnsupportedModel where the files lack weights of the architecture.
     """
+    model, parts = in_parts(model_dir, device, dtype)
+    for _ in parts:
+        pass
+    return model
+
+
+def in_parts(model_dir: Path, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, Iterator[int | None]]:
+    """The same without weights yet, and an iterator that reads them part by part: it gives the number of each block
+    when its weights are there, and at last None for what is outside of blocks. Whoever makes a part smaller before
+    asking for the next one never has more than one of them whole."""
     config = decoder_config(read_json(model_dir, "config.json"))
+    model = skeleton(config, device, dtype).requires_grad_(True)
+    return model.eval(), _parts(model, model_dir, device, dtype)
+
+
+def _parts(model: PreTrainedModel, model_dir: Path, device: torch.device, dtype: torch.dtype) -> Iterator[int | None]:
     architecture, pieces = described(model_dir)
-    layout, model = architecture.layout, skeleton(config, device, dtype).requires_grad_(True)
-    missing = {*model.state_dict()}
+    layout, missing = architecture.layout, {*model.state_dict()}
     for block, names in _by_block(layout, pieces).items():
         # Only a block's experts are in memory twice, one by one and in one tensor.
         read = {name: _read_as(pieces[name], device, dtype) for name in names}
         weights = in_modules(layout, architecture.sizes, read)
         missing &= {*model.load_state_dict(weights, strict=False, assign=True).missing_keys}
-        if divide is not None and block is not None and block < architecture.blocks:
-            divide(model.get_submodule(layout.in_module(layout.block(block))))
-        del read, weights  # before the next block's are read
+        del read, weights
+        if block is not None and block < architecture.blocks:
+            yield block
         trim()
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     _refuse_incomplete(model_dir, missing, "use a complete checkpoint whose config.json describes its weights")
     model.generation_config = generation_settings(model_dir, model_dir.name) or model.generation_config
-    if divide is not None:
-        divide(model)
-    return model.eval()
+    yield None
 
 
 def _read_as(piece: Slice, device: torch.device, dtype: torch.dtype) -> Tensor:

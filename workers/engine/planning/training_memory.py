@@ -84,8 +84,6 @@ def training_bytes(
     compute_bytes, devices = COMPUTE_BYTES[spec.compute.dtype], _sharing(spec, params)
     # Where `train` trains all, the model is held in float32, whatever it computes in.
     held_bytes = 4 if stage == "train" and params.trains_all else compute_bytes
-    # Of a divided model that is at the end, when the first rank has all of it again.
-    loading = source.parameters * held_bytes + stacking_bytes(architecture, held_bytes)
     gathered = 0
     if devices > 1:  # the whole of a block and of what is outside
         block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
@@ -112,7 +110,11 @@ def training_bytes(
         looking = dense + max(batch, stacking_bytes(architecture, compute_bytes))
         optimized = int(params.trained_parameters(source, architecture) * _optimized_bytes(params)) // devices
         begun = max(begun, weights - optimized + looking)
-    return PROCESS_BYTES + TOKENIZER_BYTES + max(loading, begun)
+    if devices > 1:
+        apart = _writing_bytes(spec, stage, source, architecture)
+    else:
+        apart = source.parameters * held_bytes + stacking_bytes(architecture, held_bytes)
+    return PROCESS_BYTES + TOKENIZER_BYTES + max(apart, begun)
 
 
 def state_bytes(spec: CompressionSpec, stage: Trains, source: ModelSource, architecture: Architecture) -> int:
@@ -130,6 +132,27 @@ def state_bytes(spec: CompressionSpec, stage: Trains, source: ModelSource, archi
         masks += params.masked_weights(architecture)
     divided = base + (source.parameters - linear) * held_bytes + optimized + masks
     return int(divided) // devices + 4 * params.whole_numbers(architecture)
+
+
+def _writing_bytes(spec: CompressionSpec, stage: Trains, source: ModelSource, architecture: Architecture) -> int:
+    """A rank's part of a divided model after the last step, and what is whole while the result is checked and written:
+    a block, or all that is outside of blocks, of which one module is there as stored and as merged too."""
+    params, devices = spec.trainings[stage], _sharing(spec, spec.trainings[stage])
+    gone = _optimized_bytes(params) + (_BEST_BYTES if stage == "tune" else 0)
+    parts = state_bytes(spec, stage, source, architecture)
+    parts -= int(params.trained_parameters(source, architecture) * gone) // devices
+    parts += params.weight_bytes.looking * architecture.prunable_parameters // devices
+    blocks: dict[int, int] = {}
+    outside = []
+    for name, facts in source.tensors.items():
+        within = source.layout.split(name)
+        if within is None:
+            outside.append(facts)
+        else:
+            blocks[within[0]] = blocks.get(within[0], 0) + 8 * facts.parameters + facts.bytes
+    gathered = sum(4 * facts.parameters for facts in outside)
+    module = max(facts.bytes + 4 * facts.parameters for facts in outside)
+    return parts + max(max(blocks.values()) + stacking_bytes(architecture, 4), gathered + module)
 
 
 def _updating_bytes(params: TrainingParams, source: ModelSource, architecture: Architecture, devices: int) -> int:

@@ -5,14 +5,13 @@ units. From there the job goes on as after any score, with that model in the den
 folder anew, from the resume point and to the same bytes.
 
 The model is divided over the ranks before the method prepares it, so that what the method keeps beside the weights is
-never whole. At the end the first rank puts together what was trained, from the last resume point, and goes on alone.
+never whole. At the end all ranks check what was trained, and the first one writes it, block by block.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,11 +29,9 @@ from workers.engine.removals.without_units import sparsity_without, without_unit
 from workers.engine.report import TrainReport
 from workers.engine.sources.resolve import INDEX
 from workers.engine.training.loop import Loop, Setting
-from workers.engine.training.points import TrainingPoints
 from workers.engine.training.prompted import prompt_ids, prompted
 from workers.engine.training.results import make_ready, overwrite_trained, reported
-from workers.engine.training.shards import Shards
-from workers.engine.training.state import shipped
+from workers.engine.training.shards import Shards, part_by_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +68,7 @@ def train(
     def trained(ranks: Ranks) -> tuple[Units | None, Allocation, TrainReport]:
         training = _Training(spec, dense, allocation, text, run, ranks)
         training.run()
-        return ranks.first(lambda: training.written(folder, window_T))
+        return training.written(folder, window_T)
 
     divides = needed(spec.train, "/train").divides
     units, spread, report = trained(dense.ranks) if divides else dense.ranks.first(lambda: trained(Ranks()))
@@ -107,39 +104,42 @@ class _Training:
         """Train to the end, of which there is a resume point then."""
         self.loop.run(lambda: self.setting.shards.divided_dense(self.dense))
         self.loop.end()
-        if self.setting.shards.divided:
-            self.loop.let_go()
-            del self.model, self.procedure
 
     def written(self, folder: Path, window_T: Tensor) -> tuple[Units | None, Allocation, TrainReport]:
-        """On the first rank: check what was trained, and write it to `folder`."""
-        if self.setting.shards.divided:
-            self._put_together()
-        dense, procedure = self.dense, self.procedure
+        """Check what was trained, on all ranks alike, and write it to `folder`."""
+        dense, procedure, ranks = self.dense, self.procedure, self.setting.shards.ranks
         trained = procedure.finished()
         units = None if trained.scores is None else Units(self.target.families, trained.scores)
+        merged_of, gone = trained.merged, set()
         if units is not None:
             _check(self.target, units)
-            trained = replace(trained, merged=without_units(trained.merged, dense.architecture, units))
-        _copy(dense, folder)
-        with procedure.evaluating():
-            gone = {f.block for f in units.families if f.is_block and units.of(f)[0] < 0} if units is not None else ()
-            difference = tuned_traces(self.model, trained.merged, dense, folder, window_T, gone).difference
-        overwrite_trained(described(folder)[1], trained.merged, self.setting)
-        allocation = self.allocation
-        if allocation is None:
-            sparsity = sparsity_without(dense.architecture, needed(units, "the units' scores"))
-            allocation = Allocation(self.target.share, sparsity, {})
+            merged_of = without_units(merged_of, dense.architecture, units)
+            gone = {f.block for f in units.families if f.is_block and units.of(f)[0] < 0}
+        ranks.first(lambda: _copy(dense, folder))
+        with procedure.evaluating(), part_by_part(self.model, dense.architecture, merged_of) as merged:
+            difference = tuned_traces(self.model, merged, dense, folder, window_T, gone).difference
+        with part_by_part(self.model, dense.architecture, merged_of) as merged:
+            overwrite_trained(described(folder)[1], merged, self.setting)
+
+        def made() -> tuple[Units | None, Allocation, TrainReport]:
+            allocation = self.allocation
+            if allocation is None:
+                sparsity = sparsity_without(dense.architecture, needed(units, "the units' scores"))
+                allocation = Allocation(self.target.share, sparsity, {})
+            return units, allocation, self._report(difference)
+
+        return ranks.first(made)
+
+    def _report(self, difference: float) -> TrainReport:
         state = self.loop.state
-        report = TrainReport(
+        return TrainReport(
             method=self.params.method,
             steps=state.step,
             holdout_loss_before=state.holdout_loss_before,
             holdout_loss_after=state.curve[-1]["holdout_loss"],
             difference=difference,
-            **reported(self.loop, procedure.parameters.values()),
+            **reported(self.loop, self.procedure.parameters.values()),
         )
-        return units, allocation, report
 
     def _loaded(self, shards: Shards) -> PreTrainedModel:
         dense = self.dense
@@ -154,14 +154,6 @@ class _Training:
         self.procedure: Procedure = method_of("train", params).function(model, architecture, self.target, params)
         if params.read_first:
             prompted(model, *prompt_ids(params, self.dense))
-
-    def _put_together(self) -> None:
-        """Prepare the model anew, whole, as the training has left it."""
-        alone = Shards(Ranks(), self.dense.device)
-        point = TrainingPoints(self.setting.run.checkpoint, self.setting.name, alone).found()
-        self._prepare(self._loaded(alone))
-        needed(point, "the resume point of the training's end").fill(shipped(self.procedure))
-        self.model.eval()
 
 
 def _check(target: Target, units: Units) -> None:

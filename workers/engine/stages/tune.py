@@ -17,22 +17,23 @@ import torch
 from workers.engine.checks.tuned import TunedTraces, tuned_traces
 from workers.engine.contracts.needed import needed
 from workers.engine.contracts.training import Procedure
-from workers.engine.files.tensors import read_tensor
-from workers.engine.model.loaded import described, load_model
-from workers.engine.model.views import held
+from workers.engine.model.loaded import described
+from workers.engine.model.memory import give_back
 from workers.engine.planning.training_memory import trained_at_once
 from workers.engine.registry import method_of
 from workers.engine.removals.base import removal_of
 from workers.engine.report import TuneReport
 from workers.engine.training.loop import Loop, Setting
 from workers.engine.training.results import make_ready, overwrite_trained, reported
-from workers.engine.training.shards import Shards, whole
+from workers.engine.training.shards import Shards, part_by_part
+from workers.engine.training.trainable import has_tied_head, own_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from workers.engine.contracts.facts import Trainable
@@ -60,16 +61,9 @@ def tune(
     """
     tuning = _Tuning(spec, dense, folder, text, run, new)
     tuning.train()
-    tuning.put_together()
-    traces: list[TunedTraces] = []
-
-    def write() -> TuneReport:
-        traces.append(tuned_traces(tuning.model, tuning.trainable.merged, dense, folder, window_T))
-        tuning.write()
-        return tuning.report()
-
-    report = dense.ranks.first(write)
-    return report, traces[0] if traces else None
+    traces = tuning.traces(window_T)
+    tuning.write()
+    return dense.ranks.first(tuning.report), traces if dense.ranks.leads else None
 
 
 class _Tuning:
@@ -89,23 +83,22 @@ class _Tuning:
         self.setting = Setting("tune", self.params, text, dense.device, dense.dtype, at_once, run, shards)
         architecture, self.slices = described(folder)
         self.architecture = replace(architecture, new_blocks=frozenset(new))
-        # Tuners put modules of their own into a whole model, but for one that trains just what is there.
-        at_first = shards.divided and self.params.trains_all
-        self.model: PreTrainedModel = (
-            shards.loaded(folder, dense.device, torch.float32)
-            if at_first
-            else load_model(folder, dense.device, dense.dtype)
-        )
         found, before = self.setting.points.found(), math.nan
-        if found is None:
-            losses = self.setting.holdout_losses(self.model, f"/{spec.editor.stage}", removal_of(spec).gentler)
+        # What a method puts into a block is divided with it: only once it is there can the model be.
+        anew = shards.divided and self.params.block_by_block
+        model = self._loaded() if found is None or not anew else None
+        if model is not None and found is None:
+            losses = self.setting.holdout_losses(model, f"/{spec.editor.stage}", removal_of(spec).gentler)
             before = self.setting.weighed(losses)
-            shards.gather_anew(self.model)
-        self.trainable = self._prepared()
-        parameters = self.trainable.parameters
-        if not at_first:
-            parameters = shards.divided_parameters(self.model, self.architecture, parameters)
-        plain = _Plain(parameters, self.trainable.masks)
+            shards.gather_anew(model)
+        if model is None or anew:
+            del model
+            give_back()
+            self.model, self.trainable = self._prepared_in_parts()
+        else:
+            self.model, self.trainable = model, self._prepared(model)
+        make_ready(self.model, self.setting)
+        plain = _Plain(self.trainable)
         self.loop = Loop(self.setting, self.model, plain, found, before, keeps_best=True)
 
     def train(self) -> None:
@@ -113,27 +106,15 @@ class _Tuning:
         self.loop.run(lambda: self.setting.shards.divided_dense(self.dense), self.params.patience)
         self.loop.end()
 
-    def put_together(self) -> None:
-        """Where the model was divided, prepare it anew, whole, on the first rank, with what all have trained: one
-        parameter after the other, so that they are not there twice."""
-        if not self.setting.shards.divided:
-            return
-        parts, ranks = self.loop.let_go(), self.dense.ranks
-        del self.model, self.trainable
-        ranks.first(self._prepare_whole)
-        for name, part in parts.items():
-            all_of_it = whole(part.detach())
-            if ranks.leads:
-                self.trainable.parameters[name].data.copy_(all_of_it)
-
-    def _prepare_whole(self) -> None:
-        self.model = load_model(self.folder, self.dense.device, self.dense.dtype)
-        self.trainable = self._prepared()
-        self.model.eval()
+    def traces(self, window_T: Tensor) -> TunedTraces:
+        """Of the trained model and of its merged weights, on all ranks alike."""
+        with self._merged() as merged:
+            return tuned_traces(self.model, merged, self.dense, self.folder, window_T)
 
     def write(self) -> None:
         """Write trained tensors into the folder's files, each rounded once to its stored type."""
-        overwrite_trained(self.slices, self.trainable.merged, self.setting)
+        with self._merged() as merged:
+            overwrite_trained(self.slices, merged, self.setting)
 
     def report(self) -> TuneReport:
         params, state, loop = self.params, self.loop.state, self.loop
@@ -147,25 +128,39 @@ class _Tuning:
             **reported(loop, self.trainable.parameters.values()),
         )
 
-    def _prepared(self) -> Trainable:
-        """The model, prepared by the method; trained parameters are float32, read from the stored values."""
+    def _merged(self) -> AbstractContextManager[Callable[[str, Tensor], Tensor]]:
+        return part_by_part(self.model, self.architecture, self.trainable.merged)
+
+    def _loaded(self) -> PreTrainedModel:
+        """The model as it was pruned: parameters that are trained in float32, all others in the compute type."""
+        params, dense, shards = self.params, self.dense, self.setting.shards
+        if params.trains_all:
+            return shards.loaded(self.folder, dense.device, torch.float32)
+        some = any(params.trains_tensor(self.architecture, name, tied=False) for name in self.slices)
+        model, parts = shards.in_parts(self.folder, dense.device, torch.float32 if some else dense.dtype)
+        for block in parts:
+            tied = has_tied_head(model, self.architecture)
+            for name, parameter in own_parameters(model, self.architecture, block):
+                parameter.requires_grad_(params.trains_tensor(self.architecture, name, tied=tied))
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dense.dtype)
+        return model
+
+    def _prepared(self, model: PreTrainedModel, *blocks: Iterator[int]) -> Trainable:
         torch.manual_seed(self.params.seed)
-        places = held(self.model, self.architecture)
-        trainable: Trainable = method_of("tune", self.params).function(self.model, self.architecture, self.params)
-        # The model's own were rounded to the compute type when it was loaded.
-        rounded = {name: p for name, p in trainable.parameters.items() if p.dtype != torch.float32}
-        for parameter in rounded.values():
-            parameter.data = parameter.data.float()
-        for name, at in places.items():
-            if at.parameter in rounded and name in self.slices:
-                at.write(rounded[at.parameter].data, read_tensor(self.slices[name]))
-        make_ready(self.model, self.setting)
+        trainable: Trainable = method_of("tune", self.params).function(model, self.architecture, self.params, *blocks)
         return trainable
+
+    def _prepared_in_parts(self) -> tuple[PreTrainedModel, Trainable]:
+        """The model, each block of it prepared when it is read and then divided."""
+        model, parts = self.setting.shards.in_parts(self.folder, self.dense.device, self.dense.dtype)
+        model.requires_grad_(False)
+        return model, self._prepared(model, (block for block in parts if block is not None))
 
 
 class _Plain(Procedure):
     """Nothing but AdamW on the parameters of a tuner."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, trainable: Trainable) -> None:
         super().__init__()
-        self.parameters, self.masks = parameters, masks
+        self.parameters, self.masks = trainable.parameters, trainable.masks

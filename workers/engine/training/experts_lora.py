@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from workers.engine.training.shards import written
+from workers.engine.training.trainable import mask_of
 from workers.engine.training.updated_experts import UpdatedExperts
 
 if TYPE_CHECKING:
@@ -38,9 +40,15 @@ class ExpertsLora(UpdatedExperts):
             count, outputs, inputs = (weight_EPQ.mT if turned else weight_EPQ).shape
             self.lora_A[name] = nn.Parameter(torch.empty(count, rank, inputs, device=weight_EPQ.device))
             self.lora_B[name] = nn.Parameter(torch.zeros(count, outputs, rank, device=weight_EPQ.device))
-            nn.init.uniform_(self.lora_A[name], -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))  # as of peft's layers
-            if masked and not bool(weight_EPQ.all()):
+            if masked and mask_of(weight_EPQ.detach()) is not None:
                 self.masked.add(name)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        for factor_ERI in self.lora_A.values():
+            bound = 1 / math.sqrt(factor_ERI.shape[2])  # as of peft's layers
+            with written(factor_ERI.data) as everything:
+                nn.init.uniform_(everything, -bound, bound)
 
     def factors(self) -> dict[str, nn.Parameter]:
         """`<parameter>.lora_A` [E, R, I] and `<parameter>.lora_B` [E, O, R] -> trained parameter, float32."""

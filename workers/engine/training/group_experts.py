@@ -16,6 +16,7 @@ from torch import nn
 
 from workers.engine.contracts.needed import needed
 from workers.engine.training.groups import UNQUANTISED, GroupedWeights
+from workers.engine.training.shards import written
 from workers.engine.training.trainable import mask_of
 from workers.engine.training.updated_experts import UpdatedExperts
 
@@ -57,10 +58,15 @@ class GroupExperts(UpdatedExperts):
             groups, device = inputs // group_size, weight_EOI.device
             self.a[name] = nn.Parameter(torch.empty(count, rank, groups, device=device))
             self.b[name] = nn.Parameter(torch.zeros(count, outputs, rank, device=device))
+            experts.get_parameter(name).data = weight_EOI.new_empty(0)  # the rows stand for it
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        for a_ERG in self.a.values():
+            _, rank, groups = a_ERG.shape
             bound = math.sqrt(6 / (rank + groups))  # Xavier's, as of linear layers
-            nn.init.uniform_(self.a[name], -bound, bound)
-            if bits != UNQUANTISED:
-                experts.get_parameter(name).data = weight_EOI.new_empty(0)  # the codes stand for it
+            with written(a_ERG.data) as everything:
+                nn.init.uniform_(everything, -bound, bound)
 
     def factors(self) -> dict[str, nn.Parameter]:
         """`<parameter>.a` [E, R, G] and `<parameter>.b` [E, O, R] -> trained parameter, float32."""

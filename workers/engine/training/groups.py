@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from workers.engine.training.trainable import mask_of
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
 
     from torch import Tensor
 
@@ -42,7 +42,8 @@ def unpacked(bytes_OP: Tensor, bits: int) -> Tensor:
 
 
 class GroupedWeights(nn.Module):
-    """Frozen weights, quantised or not, which are moved by an offset for each group."""
+    """Frozen weights, quantised or not, which are moved by an offset for each group. They are parameters without a
+    gradient, so that they are divided over ranks like all others."""
 
     weight_OI: Tensor
     codes_OP: Tensor
@@ -55,7 +56,7 @@ class GroupedWeights(nn.Module):
         super().__init__()
         self.bits, self.group_size, self.masked = bits, group_size, kept_OI is not None
         if bits == UNQUANTISED:
-            self.register_buffer("weight_OI", weight_OI)
+            self.weight_OI = _frozen(weight_OI)
         else:
             self._quantise(weight_OI.float(), kept_OI)
 
@@ -65,15 +66,14 @@ class GroupedWeights(nn.Module):
         if kept_OI is not None:
             kept_OGL = self._grouped(kept_OI)
             high_OGL, low_OGL = weight_OGL.where(kept_OGL, -torch.inf), weight_OGL.where(kept_OGL, torch.inf)
-            self.register_buffer("mask_OP", packed(kept_OI, 1))
+            self.mask_OP = _frozen(packed(kept_OI, 1))
         high_OG, low_OG = high_OGL.amax(dim=2), low_OGL.amin(dim=2)
         some_OG = high_OG >= low_OG  # a group of zeros alone has neither
         low_OG = low_OG.where(some_OG, 0)
         step_OG = (high_OG - low_OG).where(some_OG, 0) / (2**self.bits - 1)
         codes_OGL = (weight_OGL - low_OG.unsqueeze(2)) / step_OG.where(step_OG > 0, 1).unsqueeze(2)
-        self.register_buffer("codes_OP", packed(codes_OGL.round().clamp(0, 2**self.bits - 1).flatten(1), self.bits))
-        self.register_buffer("step_OG", step_OG)
-        self.register_buffer("least_OG", low_OG)
+        self.codes_OP = _frozen(packed(codes_OGL.round().clamp(0, 2**self.bits - 1).flatten(1), self.bits))
+        self.step_OG, self.least_OG = _frozen(step_OG), _frozen(low_OG)
 
     def kept(self, rows: slice = ALL) -> Tensor | None:
         """Boolean [O, I]: weights that pruning left; None for all. `rows`: of these alone, here and below."""
@@ -160,13 +160,16 @@ class _GroupProduct(torch.autograd.Function):
         return dx.to(x.dtype), layer.sums((dy_NO.T @ x_NI).mul_(kept_OI)).float(), None
 
 
-def replaced(
-    model: nn.Module, layers: dict[str, nn.Linear], masked: Container[str], **group: Any
-) -> dict[str, GroupLinear]:
-    """Put a group layer in place of each linear layer, and free their weights one by one: `layers` is emptied.
-    `masked`: those whose zeros come from pruning."""
+def replaced(model: nn.Module, names: Iterable[str], masked: Container[str], **group: Any) -> dict[str, GroupLinear]:
+    """Put a group layer in place of each named linear layer, and free their weights one by one. `masked`: those whose
+    zeros come from pruning."""
     found = {}
-    for name in list(layers):
-        found[name] = GroupLinear(layers.pop(name), masked=name in masked, **group)
+    for name in names:
+        layer: nn.Linear = model.get_submodule(name)  # type: ignore[assignment]
+        found[name] = GroupLinear(layer, masked=name in masked, **group)
         model.set_submodule(name, found[name])
     return found
+
+
+def _frozen(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)

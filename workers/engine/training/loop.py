@@ -32,7 +32,7 @@ from workers.engine.training.turns import Turns
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from workers.engine.contracts.training import Procedure
@@ -205,13 +205,7 @@ class Loop:
         self._optimizer.state.clear()
         for name, best in self.best.items():
             self.procedure.parameters[name].data.copy_(best)
-
-    def let_go(self) -> Mapping[str, nn.Parameter]:
-        """The trained parameters, after the end: what else there is of model and method is no longer held here."""
-        parameters = self.procedure.parameters
         self.best, self._masks = {}, {}
-        del self.model, self.procedure, self._optimizer, self._schedule
-        return parameters
 
     @property
     def tokens_per_s(self) -> float | None:

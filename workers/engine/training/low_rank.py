@@ -11,11 +11,12 @@ from transformers.pytorch_utils import Conv1D
 from workers.engine.contracts.facts import Trainable
 from workers.engine.model.views import held
 from workers.engine.training.experts_lora import ExpertsLora
-from workers.engine.training.masked_lora import ADAPTER, injected
+from workers.engine.training.masked_lora import ADAPTER, MaskedLora, injected
+from workers.engine.training.put_in import put_in
 from workers.engine.training.trainable import experts, linears
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -30,23 +31,25 @@ def low_rank(
     rank: int,
     alpha: float,
     dropout: float,
+    blocks: Iterable[int] | None = None,
 ) -> Trainable:
     """The adapters' two factors, for each matrix whose module's path `trained` picks, and for each matrix of an expert.
-    Everything else is frozen. The update of a masked layer is masked."""
+    Everything else is frozen. The update of a masked layer is masked. `blocks`: as a tuner gets them.
+    """
     layout, places = architecture.layout, held(model, architecture)
     stacked = {path: found for path, found in experts(model, architecture).items() if trained(path)}
     paths = [path for path in linears(model, architecture, (nn.Linear, Conv1D)) if trained(path)]
     model.requires_grad_(False)
-    unmasked = [path for path in paths if architecture.is_new(path)]
-    layers = injected(model, paths, rank=rank, alpha=alpha, dropout=dropout, unmasked=unmasked) if paths else {}
-    mixtures = {
-        path: ExpertsLora(
-            model.get_submodule(path), transposed, rank=rank, alpha=alpha, masked=not architecture.is_new(path)
-        )
-        for path, transposed in stacked.items()
-    }
-    for path, mixture in mixtures.items():
-        model.set_submodule(path, mixture)
+
+    def layers_of(here: list[str]) -> dict[str, MaskedLora]:
+        unmasked = [path for path in here if architecture.is_new(path)]
+        return injected(model, here, rank=rank, alpha=alpha, dropout=dropout, unmasked=unmasked) if here else {}
+
+    def mixture_of(path: str) -> ExpertsLora:
+        masked = not architecture.is_new(path)
+        return ExpertsLora(model.get_submodule(path), stacked[path], rank=rank, alpha=alpha, masked=masked)
+
+    layers, mixtures = put_in(model, architecture, paths, stacked, blocks, layers_of, mixture_of)
     hosts = {facts.weight: layout.host(facts.name) for facts in architecture.layers}
     parameters = {
         f"{name}.{part}": getattr(layer, part)[ADAPTER].weight

@@ -65,7 +65,7 @@ def injected(
     config._register_custom_module({nn.Linear: MaskedLora, Conv1D: MaskedLora})
     # Of a model of transformers, peft takes some of these names for those of experts, as files name them.
     inject_adapter_in_model(config, nn.ModuleList([model]), ADAPTER)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MaskedLora)}
+    layers = {name: layer for name, layer in model.named_modules() if name in names and isinstance(layer, MaskedLora)}
     for layer in layers.values():
         layer.lora_A.float()
         layer.lora_B.float()

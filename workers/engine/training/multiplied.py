@@ -16,10 +16,11 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from workers.engine.training.shards import written
 from workers.engine.training.updated_experts import UpdatedExperts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -113,7 +114,12 @@ class MultipliedExperts(UpdatedExperts):
             device = weight_EPQ.device
             self.a_ERI[name] = nn.Parameter(torch.empty(count, min(rank, outputs), inputs, device=device))
             self.b_EO[name] = nn.Parameter(torch.zeros(count, outputs, device=device))
-            _begin(self.a_ERI[name])
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        for a_ERI in self.a_ERI.values():
+            with written(a_ERI.data) as everything:
+                _begin(everything)
 
     def factors(self) -> dict[str, nn.Parameter]:
         """`<parameter>.a_ERI` and `<parameter>.b_EO` -> trained parameter, float32."""
@@ -135,12 +141,11 @@ class MultipliedExperts(UpdatedExperts):
         return found.mT if self.transposed[name] else found
 
 
-def multiplied(
-    model: nn.Module, layers: Mapping[str, nn.Linear | Conv1D], *, rank: int, scale: float
-) -> dict[str, MultipliedLinear]:
-    """Put a multiplied layer in place of each linear layer."""
+def multiplied(model: nn.Module, paths: Iterable[str], *, rank: int, scale: float) -> dict[str, MultipliedLinear]:
+    """Put a multiplied layer in place of the linear layer on each path."""
     found = {}
-    for path, layer in layers.items():
+    for path in paths:
+        layer: nn.Linear | Conv1D = model.get_submodule(path)
         found[path] = MultipliedLinear(layer, rank=rank, scale=scale)
         model.set_submodule(path, found[path])
     return found
@@ -156,6 +161,6 @@ def _factor(a_RI: Tensor, b_O: Tensor, scale: float) -> Tensor:
     return 1 + scale * rows_OI * b_O.unsqueeze(-1)
 
 
-def _begin(a_RI: nn.Parameter) -> None:
+def _begin(a_RI: Tensor) -> None:
     """Kaiming's uniform of PyTorch's linear layers, as in the paper's code; b is zero."""
     nn.init.uniform_(a_RI, -1 / math.sqrt(a_RI.shape[-1]), 1 / math.sqrt(a_RI.shape[-1]))

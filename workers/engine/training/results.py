@@ -33,12 +33,14 @@ def make_ready(model: PreTrainedModel, setting: Setting) -> None:
 
 
 def overwrite_trained(slices: Mapping[str, Slice], merged: Callable[[str, Tensor], Tensor], setting: Setting) -> None:
-    """Write trained tensors over those in the files, each rounded once to its stored type. Raises NumericalFailure."""
+    """Write trained tensors over those in the files, each rounded once to its stored type. Raises NumericalFailure.
+
+    All ranks ask for the tensors, and the first writes; what others read of the files then is no matter."""
     for name, piece in slices.items():
         stored = read_tensor(piece)
         exact = stored.to(setting.device, torch.float32)
         found = merged(name, exact)
-        if found is exact:
+        if found is exact or not setting.shards.ranks.leads:
             continue
         tensor = found.to("cpu", stored.dtype).contiguous()
         if not finite(tensor):

@@ -16,11 +16,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
-from workers.engine.model.loaded import load_model
+from workers.engine.model.loaded import architecture_of, in_parts
 from workers.engine.model.memory import return_large_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -41,28 +41,28 @@ class Shards:
         if self.divided and device.type == "cpu":
             return_large_blocks()
 
-    def loaded(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-        """The model in a folder, of which this rank keeps its part of every parameter: each block is read and divided
-        before the next one. Blocks are gathered one by one; what is outside of them, a tied embedding too, together."""
-        return load_model(folder, device, dtype, self._divide if self.divided else None)
+    def in_parts(
+        self, folder: Path, device: torch.device, dtype: torch.dtype
+    ) -> tuple[PreTrainedModel, Iterator[int | None]]:
+        """The model in a folder, without weights yet, and an iterator that reads it part by part, as
+        `model/loaded.in_parts`: this rank keeps its part of a block when the next one is asked for. Blocks are gathered
+        one by one; what is outside of them, a tied embedding too, together."""
+        model, parts = in_parts(folder, device, dtype)
+        return model, self._divided(model, architecture_of(folder), parts) if self.divided else parts
 
-    def divided_parameters(
-        self, model: nn.Module, architecture: Architecture, parameters: Mapping[str, nn.Parameter]
-    ) -> dict[str, nn.Parameter]:
-        """Divide a model that is there whole; returns these of its parameters as they are then, under the same keys."""
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        paths = {key: names[id(parameter)] for key, parameter in parameters.items()}
-        whole = [*model.parameters()]
-        if self.divided:
-            layout = architecture.layout
-            for block in range(architecture.blocks):
-                self._divide(model.get_submodule(layout.in_module(layout.block(block))))
-            self._divide(model)
-        found = {key: model.get_parameter(path) for key, path in paths.items()}
-        if self.divided:
-            for parameter in whole:  # closures still name them
-                parameter.data = parameter.new_empty(0)
-        return found
+    def _divided(
+        self, model: PreTrainedModel, architecture: Architecture, parts: Iterator[int | None]
+    ) -> Iterator[int | None]:
+        for block in parts:
+            yield block
+            fully_shard(model.get_submodule(part_of(architecture, block)), mesh=self._mesh)
+
+    def loaded(self, folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+        """The same, read."""
+        model, parts = self.in_parts(folder, device, dtype)
+        for _ in parts:
+            pass
+        return model
 
     def divided_dense(self, dense: LoadedModel) -> PreTrainedModel:
         """The dense model in the type computed in, divided: the teacher of a training."""
@@ -72,9 +72,6 @@ class Shards:
         """Leave of a divided model nothing gathered: what is outside of blocks is, after a forward pass."""
         if isinstance(model, FSDPModule):
             model.reshard()
-
-    def _divide(self, module: nn.Module) -> None:
-        fully_shard(module, mesh=self._mesh)
 
     def like(self, parameter: Tensor, whole: Tensor) -> Tensor:
         """This rank's part of a tensor of a parameter's shape, which all ranks have; itself if it is divided."""
@@ -135,6 +132,46 @@ def written(tensor: Tensor) -> Iterator[Tensor]:
     yield everything
     if isinstance(tensor, DTensor):
         tensor.copy_(_part(everything, tensor))
+
+
+@contextmanager
+def part_by_part(
+    model: nn.Module, architecture: Architecture, merged: Callable[[str, Tensor], Tensor]
+) -> Iterator[Callable[[str, Tensor], Tensor]]:
+    """`merged(tensor name, stored tensor)` of a model that may be divided: its parameters in the part that holds the
+    tensor, a block or all that is outside of blocks, are whole meanwhile, those of all others divided. All ranks must
+    ask for tensors of the same parts in the same order."""
+    if not isinstance(model, FSDPModule):
+        yield merged
+        return
+    model.reshard()  # what is outside of blocks is as the last forward pass has gathered it, not as it is now
+    opened: list[nn.Module] = []
+
+    def close() -> None:
+        while opened:
+            opened.pop().reshard()  # type: ignore[operator]  # an FSDPModule too
+
+    def found(name: str, stored: Tensor) -> Tensor:
+        within = architecture.layout.split(name)
+        block = within[0] if within is not None and within[0] < architecture.blocks else None
+        part = model.get_submodule(part_of(architecture, block))
+        if part not in opened:
+            close()
+            part.unshard()  # type: ignore[operator]
+            opened.append(part)
+        tensor = merged(name, stored)
+        return tensor if tensor is stored else tensor.clone()  # it may lie in what is freed with the part
+
+    try:
+        yield found
+    finally:
+        close()
+
+
+def part_of(architecture: Architecture, block: int | None) -> str:
+    """Path of a block; of the model for what is outside of blocks."""
+    layout = architecture.layout
+    return "" if block is None else layout.in_module(layout.block(block))
 
 
 def sharing(parameter: Tensor) -> int:

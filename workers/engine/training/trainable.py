@@ -54,6 +54,16 @@ def experts(model: nn.Module, architecture: Architecture) -> dict[str, dict[str,
     return found
 
 
+def own_parameters(model: nn.Module, architecture: Architecture, block: int | None) -> list[tuple[str, nn.Parameter]]:
+    """(name in the files, parameter) of the model's own in a block, or outside of blocks."""
+    layout, found = architecture.layout, []
+    for name, parameter in model.named_parameters():
+        within = layout.split(layout.from_module(name))
+        if (None if within is None else within[0]) == block:
+            found.append((layout.from_module(name), parameter))
+    return found
+
+
 def mask_of(weight_OI: Tensor) -> Tensor | None:
     """Boolean [O, I]: weights that pruning left; None where none is zero."""
     kept_OI = weight_OI != 0
@@ -65,12 +75,18 @@ def pruned(architecture: Architecture) -> list[LinearFacts]:
     return [layer for layer in architecture.layers if layer.block not in architecture.new_blocks]
 
 
+def has_tied_head(model: nn.Module, architecture: Architecture) -> bool:
+    """Whether the output head is the embedding, which then has the parameter."""
+    layout = architecture.layout
+    return layout.in_module(layout.head_weight) not in dict(model.named_parameters())
+
+
 def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[str], bool]) -> Trainable:
     """Train the model's own parameters whose names, in the files, `trained` picks; zeros of linear layers get no
     gradient."""
     places, layout = held(model, architecture), architecture.layout
     linear = {places[layer.weight].parameter for layer in pruned(architecture)}
-    masks = {name: mask_of(model.get_parameter(name)) for name in sorted(linear)}
+    masks = {name: mask_of(model.get_parameter(name)) for name in sorted(linear) if trained(layout.from_module(name))}
     parameters = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained(layout.from_module(name)))
@@ -81,12 +97,12 @@ def unfrozen(model: nn.Module, architecture: Architecture, trained: Callable[[st
             # AdamW does not change a weight of zero whose gradient was always zero, decay included.
             parameter.register_hook(lambda gradient, kept=kept_OI: gradient * kept)
     # A tied head may be stored under its own name too.
-    values = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    changed = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
 
     def merged(name: str, stored: Tensor) -> Tensor:
         found = places.get(name)
-        return (
-            stored if found is None or found.parameter not in values else found.read(values[found.parameter].detach())
-        )
+        if found is None or found.parameter not in changed:
+            return stored
+        return found.read(model.get_parameter(found.parameter).detach())  # whole now, where the model is divided
 
     return Trainable(parameters, merged, {name: kept for name in parameters if (kept := masks.get(name)) is not None})

@@ -27,6 +27,11 @@ class UpdatedExperts(nn.Module):
         self.base_layer = experts
         self.transposed = dict(transposed)
 
+    def begin(self) -> None:
+        """Draw what begins at random, by torch's own generator: as long values of all experts of the model follow
+        those of its linear layers. The module may be divided by then."""
+        raise NotImplementedError
+
     def updated(self, name: str) -> Tensor:
         """A parameter with its update [E, P, Q], in its own type."""
         raise NotImplementedError

@@ -59,6 +59,9 @@ class FullParams(AllOrNewParams):
             return is_router(architecture, name)
         return super().trains(architecture, name)
 
+    def trains_tensor(self, architecture: Architecture, name: str, *, tied: bool) -> bool:
+        return self.trains(architecture, name)
+
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         if self.train != "all":
             return sum(f.parameters for name, f in source.tensors.items() if self.trains(architecture, name))

@@ -15,7 +15,7 @@ from workers.engine.errors import InvalidSpec, UnsupportedModel
 from workers.engine.registry import tuner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
     from torch.nn import Module
@@ -70,6 +70,10 @@ class GroupParams(TuneMethodParams):
     def adds_to_experts(self) -> bool:
         return True
 
+    @property
+    def block_by_block(self) -> bool:
+        return True
+
     def check_held(self, architecture: Architecture) -> None:
         """Codes are of whole matrices [O, I], each in a module of its own, or of all experts' in one."""
         for layer in architecture.layers:
@@ -102,7 +106,9 @@ class GroupParams(TuneMethodParams):
 
 
 @tuner(GroupParams, paper="arXiv:2309.14717")
-def prepare(model: Module, architecture: Architecture, params: GroupParams) -> Trainable:
+def prepare(
+    model: Module, architecture: Architecture, params: GroupParams, blocks: Iterable[int] | None = None
+) -> Trainable:
     """The offsets' two factors, of every linear layer of the blocks. Zeros belong to no group and stay."""
     from torch.nn import Linear
 
@@ -110,22 +116,28 @@ def prepare(model: Module, architecture: Architecture, params: GroupParams) -> T
     from workers.engine.model.views import held
     from workers.engine.training.group_experts import GroupExperts
     from workers.engine.training.groups import replaced
+    from workers.engine.training.put_in import put_in
     from workers.engine.training.trainable import experts, linears, pruned
 
     params.check_held(architecture)
     places, stacked = held(model, architecture), experts(model, architecture)
-    found = linears(model, architecture, (Linear,))
+    found = [*linears(model, architecture, (Linear,))]
     params.check(architecture.layers)  # a structured result's widths are known only now
     model.requires_grad_(False)
     group = {name: getattr(params, name) for name in ("bits", "group_size", "rank", "alpha")}
     masked = {architecture.layout.host(layer.name) for layer in pruned(architecture)}
-    layers = replaced(model, found, masked, **group)
+    layers, mixtures = put_in(
+        model,
+        architecture,
+        found,
+        stacked,
+        blocks,
+        lambda here: replaced(model, here, masked, **group),
+        lambda path: GroupExperts(model.get_submodule(path), stacked[path], masked=path in masked, **group),
+    )
     parameters = {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("a_RG", "b_OR")}
-    mixtures = {}
-    for path, transposed in stacked.items():
-        mixtures[path] = GroupExperts(model.get_submodule(path), transposed, masked=path in masked, **group)
-        model.set_submodule(path, mixtures[path])
-        parameters |= {f"{path}.{name}": parameter for name, parameter in mixtures[path].factors().items()}
+    for path, mixture in mixtures.items():
+        parameters |= {f"{path}.{name}": parameter for name, parameter in mixture.factors().items()}
 
     hosts = {facts.weight: architecture.layout.host(facts.name) for facts in architecture.layers}
 

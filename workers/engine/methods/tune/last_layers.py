@@ -63,6 +63,9 @@ class LastLayersParams(TuneMethodParams):
         through = self.tied_head == "joint" and source.shares_head
         return architecture.blocks if through else self.blocks
 
+    def trains_tensor(self, architecture: Architecture, name: str, *, tied: bool) -> bool:
+        return name.startswith(_trained(architecture, self, tied=tied))
+
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         tied = source.shares_head
         trained = _trained(architecture, self, tied=tied)
@@ -75,13 +78,11 @@ def prepare(model: Module, architecture: Architecture, params: LastLayersParams)
 
     The norm as in the paper's code; its text does not mention it.
     """
-    from workers.engine.training.trainable import unfrozen
+    from workers.engine.training.trainable import has_tied_head, unfrozen
 
     params.check(architecture.layers)  # a depth-pruned result has fewer blocks
-    layout = architecture.layout
-    tied = layout.in_module(layout.head_weight) not in dict(model.named_parameters())
-    trained = _trained(architecture, params, tied=tied)
-    return unfrozen(model, architecture, lambda name: name.startswith(trained))
+    tied = has_tied_head(model, architecture)
+    return unfrozen(model, architecture, lambda name: params.trains_tensor(architecture, name, tied=tied))
 
 
 def _trained(architecture: Architecture, params: LastLayersParams, *, tied: bool) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from workers.engine.contracts.tuning_params import AllOrNewParams, LearningRate
 from workers.engine.registry import tuner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch.nn import Module
 
     from workers.engine.architectures.architecture import Architecture
@@ -43,12 +45,18 @@ class LoraParams(AllOrNewParams):
     def adds_to_experts(self) -> bool:
         return True
 
+    @property
+    def block_by_block(self) -> bool:
+        return True
+
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         return sum(self.rank * sum(shape) for path, shape in architecture.matrices() if self.trains(architecture, path))
 
 
 @tuner(LoraParams, paper="arXiv:2106.09685")
-def prepare(model: Module, architecture: Architecture, params: LoraParams) -> Trainable:
+def prepare(
+    model: Module, architecture: Architecture, params: LoraParams, blocks: Iterable[int] | None = None
+) -> Trainable:
     """The adapters' two factors, for each matrix of an expert too. The update of a masked layer is masked."""
     from workers.engine.training.low_rank import low_rank
 
@@ -59,4 +67,5 @@ def prepare(model: Module, architecture: Architecture, params: LoraParams) -> Tr
         rank=params.rank,
         alpha=params.alpha,
         dropout=params.dropout,
+        blocks=blocks,
     )

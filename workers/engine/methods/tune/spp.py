@@ -16,6 +16,8 @@ from workers.engine.contracts.tuning_params import LearningRate, TuneMethodParam
 from workers.engine.registry import tuner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
     from torch.nn import Module
 
@@ -44,6 +46,10 @@ class SppParams(TuneMethodParams):
         return True
 
     @property
+    def block_by_block(self) -> bool:
+        return True
+
+    @property
     def multiplies(self) -> bool:
         return True
 
@@ -52,7 +58,9 @@ class SppParams(TuneMethodParams):
 
 
 @tuner(SppParams, paper="arXiv:2405.16057")
-def prepare(model: Module, architecture: Architecture, params: SppParams) -> Trainable:
+def prepare(
+    model: Module, architecture: Architecture, params: SppParams, blocks: Iterable[int] | None = None
+) -> Trainable:
     """The two factors of every matrix of the blocks, of each expert's own."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -60,19 +68,22 @@ def prepare(model: Module, architecture: Architecture, params: SppParams) -> Tra
     from workers.engine.contracts.facts import Trainable
     from workers.engine.model.views import held
     from workers.engine.training.multiplied import MultipliedExperts, multiplied
+    from workers.engine.training.put_in import put_in
     from workers.engine.training.trainable import experts, linears
 
     places, rank, scale = held(model, architecture), params.rank, params.scale
     stacked = experts(model, architecture)
-    found = linears(model, architecture, (nn.Linear, Conv1D))
+    found = [*linears(model, architecture, (nn.Linear, Conv1D))]
     model.requires_grad_(False)
-    layers = multiplied(model, found, rank=rank, scale=scale)
-    mixtures = {
-        path: MultipliedExperts(model.get_submodule(path), transposed, rank=rank, scale=scale)
-        for path, transposed in stacked.items()
-    }
-    for path, mixture in mixtures.items():
-        model.set_submodule(path, mixture)
+    layers, mixtures = put_in(
+        model,
+        architecture,
+        found,
+        stacked,
+        blocks,
+        lambda here: multiplied(model, here, rank=rank, scale=scale),
+        lambda path: MultipliedExperts(model.get_submodule(path), stacked[path], rank=rank, scale=scale),
+    )
     hosts = {facts.weight: architecture.layout.host(facts.name) for facts in architecture.layers}
     parameters = {f"{path}.{part}": getattr(layer, part) for path, layer in layers.items() for part in ("a_RI", "b_O")}
     for path, mixture in mixtures.items():
