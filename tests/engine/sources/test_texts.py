@@ -540,6 +540,12 @@ def test_tokens_beyond_the_embedding_are_refused_before_work(sources: Sources, s
         refuse_unknown_tokens(spec, model, sources)
     with pytest.raises(UnsupportedModel):  # the text happens to hold some
         calibration(spec_of(), model, sources)
+    text = {"dataset": "a.txt", "steps": 2, "batch": 2, "sequence_length": 8}
+    trained = spec_of(calibrate=None, score=None, train={"method": "gradual", **text})
+    tuned = spec_of(calibrate=None, score={"method": "magnitude"}, tune={"method": "full", **text})
+    for of_training in (trained, tuned):
+        with pytest.raises(UnsupportedModel, match=r"of a part of a\.txt .* 4000 rows"):
+            refuse_unknown_tokens(of_training, model, sources)
     (sources.data_dir / "a.txt").write_text("a b c d e f g h i j k l m n")
     refuse_unknown_tokens(spec, model, sources)
 

@@ -14,7 +14,7 @@ import torch
 
 from workers.engine.contracts.params import WindowsMethodParams
 from workers.engine.contracts.texts import Tokens, Wanted
-from workers.engine.contracts.tuning_params import TuneMethodParams
+from workers.engine.contracts.tuning_params import TrainingParams
 from workers.engine.errors import DatasetTooShort, InvalidSpec, UnsupportedModel
 from workers.engine.model.cut import Cut
 from workers.engine.sources.texts.token_ids import token_ids
@@ -38,7 +38,7 @@ def wanted_of(ref: DataRef) -> Wanted:
     match ref:
         case Calibrate(samples=count, sequence_length=length):
             return Wanted(count, length, characters=max(count * length * CHARACTERS_PER_TOKEN, LEAST_CHARACTERS))
-        case TuneMethodParams():
+        case TrainingParams():
             return Wanted(ref.steps * ref.batch, ref.sequence_length, held_out=ref.holdout)
         case WindowsMethodParams():
             return Wanted(ref.samples, ref.sequence_length, ref.per_document)
