@@ -237,7 +237,7 @@ def table(results: list[dict[str, Any]]) -> str:
         values = [row["perplexity"] for row in rows]
         spread = f" ± {statistics.stdev(values):.2f} ({len(values)} seeds)" if len(values) > 1 else ""
         # Of a cell that went on from resume points only the last attempt was timed.
-        minutes = [math.fsum(row["cpu_s"].values()) / 60 for row in rows if not row["resumed"]]
+        minutes = [math.fsum(row["cpu_s"].values()) / 60 for row in rows if not row.get("resumed")]
         took = f"{statistics.fmean(minutes):.0f}" if minutes else "·"
         lines.append(
             f"| {size} | {way} | {statistics.fmean(values):.2f}{spread} | {rows[0]['parameters']:,} | "
