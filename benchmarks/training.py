@@ -226,13 +226,14 @@ def write(results: list[dict[str, Any]]) -> None:
 def table(results: list[dict[str, Any]]) -> str:
     """A row for each way: the mean over its seeds, and their standard deviation where there are several."""
     lines = [
-        "| removed | way | perplexity, five books | parameters | 10^12 FLOPs of training | processor minutes |",
-        "|---|---|---:|---:|---:|---:|",
+        "| removed | way | perplexity, five books | of the text | parameters | 10^12 FLOPs of training "
+        "| processor minutes |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for size, way in dict.fromkeys((key["size"], key["way"]) for key, _ in cells()):
         rows = [row for row in results if (row["size"], row["way"]) == (size, way)]
         if not rows:
-            lines.append(f"| {size} | {way} | · | | | |")
+            lines.append(f"| {size} | {way} | · | | | | |")
             continue
         values = [row["perplexity"] for row in rows]
         spread = f" ± {statistics.stdev(values):.2f} ({len(values)} seeds)" if len(values) > 1 else ""
@@ -240,10 +241,16 @@ def table(results: list[dict[str, Any]]) -> str:
         minutes = [math.fsum(row["cpu_s"].values()) / 60 for row in rows if not row.get("resumed")]
         took = f"{statistics.fmean(minutes):.0f}" if minutes else "·"
         lines.append(
-            f"| {size} | {way} | {statistics.fmean(values):.2f}{spread} | {rows[0]['parameters']:,} | "
-            f"{rows[0]['flops'] / 1e12:.0f} | {took} |"
+            f"| {size} | {way} | {statistics.fmean(values):.2f}{spread} | {_of_the_text(rows)} "
+            f"| {rows[0]['parameters']:,} | {rows[0]['flops'] / 1e12:.0f} | {took} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _of_the_text(rows: list[dict[str, Any]]) -> str:
+    """Perplexity of the state that ships, over documents of the training text that are held out."""
+    after = [math.exp(row["looks"][-1][1]) for row in rows if row["looks"]]
+    return f"{statistics.fmean(after):.2f}" if after else ""
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from app.sweeps.pareto import ROUNDING
 from app.sweeps.schemas import MAX_CHILDREN
 from benchmarks import methods as methods_benchmark
 from benchmarks import structured as structured_benchmark
+from benchmarks import training as training_benchmark
+from benchmarks.cells import known as known_cells
 from tests.families.rows import known
 from tests.helpers.cluster import MAGNITUDE, ROOT
 from tests.helpers.families import MORE_FAMILIES, WHOLE_BLOCKS
@@ -226,6 +228,7 @@ def test_the_tables_of_methods_are_those_of_the_measurements() -> None:
     tables = [methods_benchmark.tables(methods_rows)]
     if any(structured_benchmark.PPL in row for row in structured_rows):  # measured on the text of today's command
         tables.append(structured_benchmark.table(structured_rows))
+    tables.append(training_benchmark.table(known_cells(training_benchmark.RESULTS)))
     for table in tables:
         for line in table.splitlines():
             if line.startswith("|"):  # what stands above is of the machine, and of the next measurements
