@@ -127,7 +127,7 @@ BODIES: list[tuple[str, Any, str, str]] = [
     (
         "a ratio of nothing measured",
         {"spec": prune(sparsity=None, perplexity_ratio=1.1)},
-        "/spec",
+        "/spec/evaluate",
         "perplexity_required",
     ),
     ("a shape without sizes", {"spec": spec(prune={"method": "shape"})}, "/spec/prune", "no_size"),
@@ -140,10 +140,10 @@ BODIES: list[tuple[str, Any, str, str]] = [
     (
         "a shape with a score of some of its kinds",
         {"spec": spec(prune={"method": "shape", "layers": 4}, score={"method": "wanda"})},
-        "/spec",
+        "/spec/score",
         "score_of_other_units",
     ),
-    ("mask without score", {"spec": spec(score=None)}, "/spec", "score_required"),
+    ("mask without score", {"spec": spec(score=None)}, "/spec/score", "score_required"),
     ("sparsegpt with score", {"spec": sparsegpt()}, "/spec/score", "score_unused"),
     ("neither prune nor grow", {"spec": spec(prune=None)}, "/spec/prune", "prune_or_grow"),
     ("prune and grow", {"spec": spec(grow={"method": "lesa", "layers": 1})}, "/spec/grow", "prune_or_grow"),
@@ -169,15 +169,20 @@ BODIES: list[tuple[str, Any, str, str]] = [
         "invalid_spec",
     ),
     ("training blocks that are not added", {"spec": tune(train="new_blocks")}, "/spec/tune", "no_new_blocks"),
-    ("sparsegpt without text", {"spec": sparsegpt(score=None)}, "/spec", "calibration_required"),
-    ("refined sparsegpt", {"spec": sparsegpt(score=None, refine={"method": "dsnot"})}, "/spec", "refine_after_update"),
+    ("sparsegpt without text", {"spec": sparsegpt(score=None)}, "/spec/calibrate", "calibration_required"),
+    (
+        "refined sparsegpt",
+        {"spec": sparsegpt(score=None, refine={"method": "dsnot"})},
+        "/spec/refine",
+        "refine_after_update",
+    ),
     (
         "groups that do not fit the solver's blocks",
         {"spec": spec(score=None, prune={"method": "sparsegpt", "pattern": "2:4", "block_size": 6})},
         "/spec/prune",
         "block_size_mismatch",
     ),
-    ("owl without text", {"spec": spec(allocate={"method": "owl"})}, "/spec", "calibration_required"),
+    ("owl without text", {"spec": spec(allocate={"method": "owl"})}, "/spec/calibrate", "calibration_required"),
     (
         "less memory than Python takes",
         {"spec": spec(compute={"memory_budget": 2**20})},
@@ -199,14 +204,14 @@ BODIES: list[tuple[str, Any, str, str]] = [
                 compute={"devices": 5},
             )
         },
-        "/spec",
+        "/spec/calibrate/samples",
         "fewer_samples_than_devices",
     ),
-    ("wanda without text", {"spec": spec(score={"method": "wanda"})}, "/spec", "calibration_required"),
+    ("wanda without text", {"spec": spec(score={"method": "wanda"})}, "/spec/calibrate", "calibration_required"),
     (
         "a measurement twice",
         {"spec": spec(evaluate=[{"method": "size"}] * 2)},
-        "/spec",
+        "/spec/evaluate/1",
         "duplicate_evaluation",
     ),
     (

@@ -409,23 +409,17 @@ class CompressionSpec(SpecModel):
         units = self.edit.kinds or pruner.units
         fitting = ", ".join(scorer.name for scorer in methods("score") if {*units} <= {*scorer.units})
         if self.score is not None and not {*units} <= {*method_of("score", self.score).units}:
-            raise PydanticCustomError(
+            scored = _plural(method_of("score", self.score).units)
+            raise _at(
+                "score",
                 "score_of_other_units",
-                "prune `{method}` removes {removed}, and score `{score}` is about {scored}: {fitting} would fit",
-                {
-                    "method": pruner.name,
-                    "removed": _plural(units),
-                    "score": self.score.method,
-                    "scored": _plural(method_of("score", self.score).units),
-                    "fitting": fitting,
-                },
+                f"prune `{pruner.name}` removes {_plural(units)}, and score `{self.score.method}` is about {scored}: "
+                f"{fitting} would fit",
+                self.score,
             )
         if self.score is None and pruner.scores == "required" and self.train is None:
-            raise PydanticCustomError(
-                "score_required",
-                'prune `{method}` needs `score`, {"method": …}: {fitting} would fit',
-                {"method": pruner.name, "fitting": fitting},
-            )
+            message = f'prune `{pruner.name}` needs `score`, {{"method": …}}: {fitting} would fit'
+            raise _at("score", "score_required", message, None)
         return self
 
     @model_validator(mode="after")
@@ -439,18 +433,21 @@ class CompressionSpec(SpecModel):
                 self.allocate,
             )
         if not self.removes.tried and Stat.LOSS in allocator.needs:
-            raise PydanticCustomError(
+            raise _at(
+                "allocate",
                 "trials_of_weights",
-                "allocate `{method}` tries out prunings of single weights: use `uniform`, `ranking`, or one that "
-                "measures blocks, such as `owl`",
-                {"method": allocator.name},
+                f"allocate `{allocator.name}` tries out prunings of single weights: use `uniform`, `ranking`, or one "
+                "that measures blocks, such as `owl`",
+                self.allocate,
             )
         if self.edit.kept_of is not None and allocator.unstructured_only:
-            raise PydanticCustomError(
+            pattern = ":".join(map(str, self.edit.kept_of))
+            raise _at(
+                "allocate",
                 "unstructured_only",
-                "allocate `{method}` tries out unstructured sparsity, and what it finds need not hold for {pattern}: "
-                "use `uniform`, or leave `pattern` out",
-                {"method": allocator.name, "pattern": ":".join(map(str, self.edit.kept_of))},
+                f"allocate `{allocator.name}` tries out unstructured sparsity, and what it finds need not hold for "
+                f"{pattern}: use `uniform`, or leave `pattern` out",
+                self.allocate,
             )
         if not self.removes.scored_first and Stat.UNIT_SCORES in allocator.needs:
             message = f"allocate `{allocator.name}` ranks heads and channels: use prune `structured`"
@@ -468,10 +465,12 @@ class CompressionSpec(SpecModel):
                 self.refine,
             )
         if self.refine is not None and pruner.updates_weights:
-            raise PydanticCustomError(
+            raise _at(
+                "refine",
                 "refine_after_update",
-                "prune `{method}` changes the weights that stay, so its zeros cannot be moved: leave `refine` out",
-                {"method": pruner.name},
+                f"prune `{pruner.name}` changes the weights that stay, so its zeros cannot be moved: leave `refine` "
+                "out",
+                self.refine,
             )
         return self
 
@@ -512,11 +511,9 @@ class CompressionSpec(SpecModel):
                 named.append(f"`skip` of prune `{self.edit.method}`")
             if self.edit.merges:
                 named.append(f"`merge` of prune `{self.edit.method}`")
-            raise PydanticCustomError(
-                "calibration_required",
-                "{methods} looks at activations: add `calibrate` with a `dataset`",
-                {"methods": " and ".join(named) or "prune `perplexity_ratio`"},
-            )
+            looking = " and ".join(named) or "prune `perplexity_ratio`"
+            message = f"{looking} looks at activations: add `calibrate` with a `dataset`"
+            raise _at("calibrate", "calibration_required", message, None)
         return self
 
     @model_validator(mode="after")
@@ -524,18 +521,20 @@ class CompressionSpec(SpecModel):
         if self.calibrate is None:
             return self
         if self.calibrate.samples < self.compute.devices:
-            raise PydanticCustomError(
+            raise _at(
+                "calibrate.samples",
                 "fewer_samples_than_devices",
-                "each of {devices} devices reads windows of its own: `calibrate.samples` must be at least as many, or "
-                "`compute.devices` at most {samples}",
-                {"devices": self.compute.devices, "samples": self.calibrate.samples},
+                f"each of {self.compute.devices} devices reads windows of its own: `calibrate.samples` must be at "
+                f"least as many, or `compute.devices` at most {self.calibrate.samples}",
+                self.calibrate.samples,
             )
         if self.score is not None and self.calibrate.samples < self.score.splits:
-            raise PydanticCustomError(
+            raise _at(
+                "calibrate.samples",
                 "too_few_samples",
-                "score `{method}` compares {parts} parts of the calibration text: `calibrate.samples` must be at least "
-                "as many",
-                {"method": self.score.method, "parts": self.score.splits},
+                f"score `{self.score.method}` compares {self.score.splits} parts of the calibration text: "
+                "`calibrate.samples` must be at least as many",
+                self.calibrate.samples,
             )
         return self
 
@@ -556,10 +555,8 @@ class CompressionSpec(SpecModel):
     @model_validator(mode="after")
     def _a_ratio_of_something_measured(self) -> CompressionSpec:
         if self._bounds_a_ratio and self.ratio_text is None:
-            raise PydanticCustomError(
-                "perplexity_required",
-                "`perplexity_ratio` bounds what the first `perplexity` evaluation measures: add one to `evaluate`",
-            )
+            message = "`perplexity_ratio` bounds what the first `perplexity` evaluation measures: add one to `evaluate`"
+            raise _at("evaluate", "perplexity_required", message, None)
         return self
 
     @property
@@ -576,14 +573,11 @@ class CompressionSpec(SpecModel):
     @model_validator(mode="after")
     def _measurements_are_distinct(self) -> CompressionSpec:
         seen: set[str] = set()
-        for params in self.evaluate:
+        for number, params in enumerate(self.evaluate):
             key = params.model_dump_json()
             if key in seen:
-                raise PydanticCustomError(
-                    "duplicate_evaluation",
-                    "the same `{method}` measurement is asked for twice",
-                    {"method": params.method},
-                )
+                message = f"the same `{params.method}` measurement is asked for twice: leave this one out"
+                raise _at(f"evaluate.{number}", "duplicate_evaluation", message, params)
             seen.add(key)
         return self
 
@@ -598,7 +592,8 @@ class CompressionSpec(SpecModel):
 
 def _at(field: str, code: str, message: str, given: object) -> ValidationError:
     """The error of one field, with dots between its names, that does not go with another."""
-    mistake = InitErrorDetails(type=PydanticCustomError(code, message), loc=tuple(field.split(".")), input=given)
+    loc = tuple(int(part) if part.isdigit() else part for part in field.split("."))
+    mistake = InitErrorDetails(type=PydanticCustomError(code, message), loc=loc, input=given)
     return ValidationError.from_exception_data("spec", [mistake])
 
 
