@@ -100,7 +100,7 @@ class TestDryRun:
     @pytest.mark.parametrize(
         ("changes", "pointer", "words"),
         [
-            ({"score": {"method": "wanda"}, "prune": {"method": "depth", "layers": 2}}, "", "would fit"),
+            ({"score": {"method": "wanda"}, "prune": {"method": "depth", "layers": 2}}, "/score", "would fit"),
             ({"allocate": {"method": "ranking"}}, "/allocate", "use prune `structured`"),
             ({"prune": {"method": "structured", "sparsity": 0.98}}, "/prune/units", "one unit of each kind stays"),
             ({"prune": {"method": "structured", "sparsity": 1.5}}, "/prune/sparsity", "less than 1"),
@@ -138,8 +138,9 @@ class TestDryRun:
         self, changes: dict[str, Any], pointer: str, words: str, api: Api
     ) -> None:
         domains = {"column": "book", "shares": {"The Warden": 1, "Great Expectations": 1}}
-        domains |= {name: changes.pop(name) for name in ("column", "shares") if name in changes}
-        train = {"method": "gradual", "dataset": "heldout.jsonl", "domains": domains, "steps": 2, "batch": 2, **changes}
+        domains |= {name: changes[name] for name in ("column", "shares") if name in changes}
+        others = {name: value for name, value in changes.items() if name not in domains}
+        train = {"method": "gradual", "dataset": "heldout.jsonl", "domains": domains, "steps": 2, "batch": 2, **others}
         spec = {
             "model": SPEC["model"],
             "prune": SPEC["prune"],
