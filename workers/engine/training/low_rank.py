@@ -12,7 +12,7 @@ from workers.engine.contracts.facts import Trainable
 from workers.engine.model.views import held
 from workers.engine.training.experts_lora import ExpertsLora
 from workers.engine.training.masked_lora import ADAPTER, MaskedLora, injected
-from workers.engine.training.put_in import put_in
+from workers.engine.training.put_in import put_in, trained_of
 from workers.engine.training.trainable import experts, linears
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def low_rank(
         for name, layer in layers.items()
         for part in ("lora_A", "lora_B")
     }
-    for path, mixture in mixtures.items():
-        parameters |= {f"{path}.{name}": parameter for name, parameter in mixture.factors().items()}
+    parameters |= trained_of(mixtures)
 
     def merged(name: str, stored: Tensor) -> Tensor:
         host = hosts.get(name)

@@ -50,3 +50,12 @@ def put_in(
     for mixture in mixtures.values():
         mixture.begin()
     return layers, mixtures
+
+
+def trained_of(mixtures: Mapping[str, UpdatedExperts]) -> dict[str, nn.Parameter]:
+    """Name in the model -> what trains of modules of all experts, given by their paths."""
+    return {
+        f"{path}.{name}": parameter
+        for path, mixture in mixtures.items()
+        for name, parameter in mixture.factors().items()
+    }

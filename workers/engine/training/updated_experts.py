@@ -32,6 +32,10 @@ class UpdatedExperts(nn.Module):
         those of its linear layers. The module may be divided by then."""
         raise NotImplementedError
 
+    def factors(self) -> dict[str, nn.Parameter]:
+        """The trained parameters, by their names in this module."""
+        raise NotImplementedError
+
     def updated(self, name: str) -> Tensor:
         """A parameter with its update [E, P, Q], in its own type."""
         raise NotImplementedError

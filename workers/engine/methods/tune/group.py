@@ -116,7 +116,7 @@ def prepare(
     from workers.engine.model.views import held
     from workers.engine.training.group_experts import GroupExperts
     from workers.engine.training.groups import replaced
-    from workers.engine.training.put_in import put_in
+    from workers.engine.training.put_in import put_in, trained_of
     from workers.engine.training.trainable import experts, linears, pruned
 
     params.check_held(architecture)
@@ -136,8 +136,7 @@ def prepare(
         lambda path: GroupExperts(model.get_submodule(path), stacked[path], masked=path in masked, **group),
     )
     parameters = {f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("a_RG", "b_OR")}
-    for path, mixture in mixtures.items():
-        parameters |= {f"{path}.{name}": parameter for name, parameter in mixture.factors().items()}
+    parameters |= trained_of(mixtures)
 
     hosts = {facts.weight: architecture.layout.host(facts.name) for facts in architecture.layers}
 

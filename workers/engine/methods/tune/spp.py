@@ -68,7 +68,7 @@ def prepare(
     from workers.engine.contracts.facts import Trainable
     from workers.engine.model.views import held
     from workers.engine.training.multiplied import MultipliedExperts, multiplied
-    from workers.engine.training.put_in import put_in
+    from workers.engine.training.put_in import put_in, trained_of
     from workers.engine.training.trainable import experts, linears
 
     places, rank, scale = held(model, architecture), params.rank, params.scale
@@ -86,8 +86,7 @@ def prepare(
     )
     hosts = {facts.weight: architecture.layout.host(facts.name) for facts in architecture.layers}
     parameters = {f"{path}.{part}": getattr(layer, part) for path, layer in layers.items() for part in ("a_RI", "b_O")}
-    for path, mixture in mixtures.items():
-        parameters |= {f"{path}.{name}": parameter for name, parameter in mixture.factors().items()}
+    parameters |= trained_of(mixtures)
 
     def merged(name: str, stored: Tensor) -> Tensor:
         host = hosts.get(name)
