@@ -20,7 +20,7 @@ from app.jobs import worker_repository as repository
 from app.jobs.fleet import Worker
 from app.jobs.lifecycle import HELD, announce, close_attempt, fail_or_retry, transition
 from app.jobs.models import Attempt, DeviceLease, Event, Job, Outbox, ReportRecord
-from app.jobs.needs import Needs, waiting_for
+from app.jobs.needs import Live, Needs, waiting_for
 from app.jobs.turns import Turn
 from app.publications import outbox as publications
 from app.webhooks import outbox
@@ -188,18 +188,26 @@ def _announce_another(session: Session, worker: Worker, overtaking_ms: int) -> N
 
 
 def pass_on(session: Session, worker: Worker) -> str | None:
-    """Announce again a job whose message this worker has taken and that it cannot take itself, having fewer devices or
-    lacking a method, if an idle worker can. Returns its id."""
+    """Announce again a job whose message this worker has taken and that it cannot take itself, having fewer devices,
+    less memory or lacking a method, if an idle worker can. Returns its id."""
     others = fleet.idle(session, worker)
-    if not any(other.devices > len(worker.devices) or worker.lacks for other in others):
+    if not any(worker.lacks or _has_more(other, worker) for other in others):
         return None
     for job in repository.lock_beyond(session, worker, limit=PASSED_ON):
-        needs = Needs(job.queue, job.devices, job.methods)
+        needs = Needs(job.queue, job.devices, job.methods, job.peak_memory_bytes)
         if waiting_for(others, needs) is None and usage.may_start(session, job.tenant_id, lock=False):
             session.add(Outbox(job_id=job.id, queue=job.queue, due_at=clock(session) + PASS_ON_MS))
             session.flush()
             return job.id
     return None
+
+
+def _has_more(other: Live, worker: Worker) -> bool:
+    """Whether there may be a job that is too large for the worker and not for the other one."""
+    if other.devices > len(worker.devices):
+        return True
+    rooms = ((other.room(devices), worker.room(devices)) for devices in range(1, other.devices + 1))
+    return any(own is not None and (has is None or has > own) for has, own in rooms)
 
 
 def renew(session: Session, held: Claim, *, ttl_s: float) -> Orders:

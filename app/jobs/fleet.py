@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.db import now_ms, table
 from app.jobs.models import DeviceLease, Job, WorkerRecord
-from app.jobs.needs import Live, names
+from app.jobs.needs import Live, names, room
 from app.prices import of_devices
 
 
@@ -60,6 +60,10 @@ class Worker:
     @property
     def queues(self) -> tuple[str, ...]:
         return ("any", "gpu") if self.kind == "gpu" else ("any",)
+
+    def room(self, devices: int) -> int | None:
+        """Memory for each process of a job on so many of its devices; None where that is not known."""
+        return room(self.kind, self.memory_bytes, self.device_memory_bytes, devices)
 
     def price(self, keys: Sequence[str]) -> int | None:
         """Of a second of these of its devices, billionths of the currency; None where one has no price."""

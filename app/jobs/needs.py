@@ -56,6 +56,9 @@ class Live(NamedTuple):
     def lacks(self, methods: str) -> set[str]:
         return set() if self.methods is None else set(methods.split()) - self.methods
 
+    def room(self, devices: int) -> int | None:
+        return room(self.kind, self.memory_bytes, self.device_memory_bytes, devices)
+
 
 _worker = table(WorkerRecord).c
 _LIVE = (
@@ -102,21 +105,21 @@ def waiting_for(workers: Sequence[Live], needs: Needs) -> str | None:
     if lacking:
         return f"no live worker{such} has the method{'s' * (len(lacking) > 1)} {' and '.join(sorted(lacking))}"
     able = [worker for worker in able if not worker.lacks(needs.methods)]
-    rooms = [_room(worker, needs.devices) for worker in able]
-    if needs.memory_bytes is None or any(room is None or needs.memory_bytes <= room for room in rooms):
+    rooms = [worker.room(needs.devices) for worker in able]
+    if needs.memory_bytes is None or any(has is None or needs.memory_bytes <= has for has in rooms):
         return None
-    most = max(room for room in rooms if room is not None)
+    most = max(has for has in rooms if has is not None)
     each = f" on each of {needs.devices} {'GPU' if gpu else 'device'}s" if needs.devices > 1 else ""
     has = f"no live worker has more memory than {_gib(most)}{' for each' if each else ''}"
     return f"it takes at least {_gib(needs.memory_bytes)}{each}, and {has}"
 
 
-def _room(worker: Live, devices: int) -> int | None:
-    """Memory for each process of a job on so many of its devices: its GPU's, or a part of the host's. None where that
-    is not known."""
-    if worker.kind == "gpu":
-        return worker.device_memory_bytes
-    return None if worker.memory_bytes is None else worker.memory_bytes // devices
+def room(kind: str, memory_bytes: int | None, device_memory_bytes: int | None, devices: int) -> int | None:
+    """Memory for each process of a job on so many devices of a worker: its GPU's, or a part of the host's. None where
+    that is not known."""
+    if kind == "gpu":
+        return device_memory_bytes
+    return None if memory_bytes is None else memory_bytes // devices
 
 
 def _gib(size: int) -> str:

@@ -9,7 +9,8 @@ that are ahead, each for its share of the devices, however many jobs others have
 A job that needs more devices than are free is passed over by its own tenant's jobs, until it has waited for
 `overtaking_ms`. From then on, when its tenant's turn comes, nothing behind it starts on that worker. A tenant whose
 quota is used up has no turn: what waits for its quota holds nothing free. A job with a method that the worker does not
-have is left to others: while a deployment is upgraded, an old worker passes over what only new ones can do.
+have is left to others: while a deployment is upgraded, an old worker passes over what only new ones can do. So is a job
+that takes at least more memory than the worker has.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, case, func, literal, null, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, case, false, func, literal, null, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.db import now_ms
@@ -119,13 +120,22 @@ def _due(worker: Worker) -> Select[str]:
         Job.not_before <= now_ms(),
         Job.queue.in_(worker.queues),
         Job.devices <= len(worker.devices),
+        ~_too_large(worker),
         *(~_names(method) for method in sorted(worker.lacks)),
     )
 
 
 def beyond(worker: Worker) -> ColumnElement[bool]:
     """Whether a job is one that the worker could not take with all its devices, as far as it is known what it lacks."""
-    return or_(Job.devices > len(worker.devices), *map(_names, sorted(worker.lacks)))
+    return or_(Job.devices > len(worker.devices), _too_large(worker), *map(_names, sorted(worker.lacks)))
+
+
+def _too_large(worker: Worker) -> ColumnElement[bool]:
+    """Whether a job takes more memory at least than `worker.room` of its devices. False where either is not known."""
+    each = func.coalesce(Job.peak_memory_bytes, 0)
+    if worker.kind == "gpu":
+        return false() if worker.device_memory_bytes is None else each > worker.device_memory_bytes
+    return false() if worker.memory_bytes is None else each * Job.devices > worker.memory_bytes
 
 
 def _names(method: str) -> ColumnElement[bool]:

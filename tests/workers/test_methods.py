@@ -1,14 +1,16 @@
-"""Jobs with a method that a worker does not have are left to workers that have it: rolling upgrades."""
+"""Jobs with a method that a worker does not have, or more memory than it has, are left to workers that have it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from sqlalchemy import select, update
 
 from app.db import Database
 from app.jobs import attempts, fleet, upkeep, worker_repository
-from app.jobs.fleet import Worker
+from app.jobs.fleet import Hardware, Worker
 from app.jobs.models import Job, Outbox
 from tests.helpers.job_life import SPEC, claim, submit, succeed, worker
 from workers.engine.contracts.params import STAGES
@@ -116,3 +118,55 @@ def test_so_is_one_of_a_job_that_is_too_large(database: Database, tenant: str) -
         fleet.make_known(session, pair, ttl_s=60)
     assert claim(database, by=one) is None
     assert pass_on(database, one) == job_id
+
+
+GIB = 2**30
+
+
+def gpus(memory_bytes: int | None) -> dict[str, Any]:
+    return {"kind": "gpu", "hardware": {name: Hardware("a", memory_bytes) for name in ("0", "1")}}
+
+
+@pytest.mark.parametrize(
+    ("has", "devices", "least", "fits"),
+    [
+        ({"memory_bytes": 8 * GIB}, 1, 8 * GIB, True),
+        ({"memory_bytes": 8 * GIB}, 1, 8 * GIB + 1, False),
+        ({"memory_bytes": 8 * GIB}, 2, 4 * GIB, True),
+        ({"memory_bytes": 8 * GIB}, 2, 4 * GIB + 1, False),
+        ({"memory_bytes": 8 * GIB}, 1, None, True),
+        ({"memory_bytes": None}, 1, 2**62, True),
+        ({"memory_bytes": 8 * GIB, **gpus(16 * GIB)}, 2, 16 * GIB, True),
+        ({"memory_bytes": 64 * GIB, **gpus(16 * GIB)}, 1, 16 * GIB + 1, False),
+        ({"memory_bytes": 8 * GIB, **gpus(None)}, 1, 64 * GIB, True),
+    ],
+)
+def test_a_claim_passes_over_what_takes_more_memory_than_its_worker_has(
+    has: dict[str, Any], devices: int, least: int | None, fits: bool, database: Database, tenant: str
+) -> None:
+    """The host's memory is of all processes of a job, a GPU's of one. What is behind the job starts."""
+    by = replace(worker("w", devices=2), **has)
+    spec = SPEC.model_copy(update={"compute": SPEC.compute.model_copy(update={"devices": devices})})
+    first = submit(database, tenant, spec=spec, priority=9, peak_memory_bytes=least)
+    second = submit(database, tenant)
+    held = claim(database, by=by)
+    assert held is not None
+    assert held.job_id == (first if fits else second)
+    if not fits:
+        assert claim(database, by=by) is None
+        large = claim(database, by=replace(worker("large", devices=2), memory_bytes=2**62))
+        assert large is not None
+        assert large.job_id == first
+
+
+def test_a_job_too_large_for_the_worker_that_took_its_message_goes_to_one_that_has_the_memory(
+    database: Database, tenant: str
+) -> None:
+    small, large = (replace(worker(name, devices=1), memory_bytes=size * GIB) for name, size in (("s", 8), ("l", 16)))
+    job_id = submit(database, tenant, peak_memory_bytes=12 * GIB)
+    forget_messages(database)
+    for other, passed in ((replace(small, id="wrk_same"), None), (large, job_id)):
+        with database.write() as session:
+            fleet.make_known(session, other, ttl_s=60)
+        assert claim(database, by=small) is None
+        assert pass_on(database, small) == passed
