@@ -111,14 +111,17 @@ class KeyRing:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
         fresh.touch(mode=0o600, exist_ok=False)
-        with fresh.open("w") as file:
-            file.write(_text(keys))
-            file.flush()
-            os.fsync(file.fileno())  # the only copy of a private key
-        with suppress(OSError):  # an operator's own file otherwise, which the service cannot read
-            before = self.path.stat()
-            os.chown(fresh, before.st_uid, before.st_gid)
-        fresh.replace(self.path)
+        try:
+            with fresh.open("w") as file:
+                file.write(_text(keys))
+                file.flush()
+                os.fsync(file.fileno())  # the only copy of a private key
+            with suppress(OSError):  # an operator's own file otherwise, which the service cannot read
+                before = self.path.stat()
+                os.chown(fresh, before.st_uid, before.st_gid)
+            fresh.replace(self.path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def key_ring(settings: Settings) -> KeyRing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -36,6 +38,18 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Path, "hardlink_to", unsupported)
     assert write_once(tmp_path / "a", "x") == write_once(tmp_path / "a", "y") == "x"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_text_that_the_disk_has_no_room_for_leaves_no_file(tmp_path: Path) -> None:
+    """An empty one would be the secret, or the mark of the store, for good."""
+    script = (
+        "import resource, sys; from pathlib import Path; from app.files import write_once\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))\n"
+        "write_once(Path(sys.argv[1]) / 'secret', 'x' * 64)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False)
+    assert "File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_secret_is_no_secret(tmp_path: Path) -> None:
