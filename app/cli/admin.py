@@ -13,7 +13,7 @@ import typer
 from pydantic import SecretStr
 
 from app.cli import output
-from app.cli.exits import Usage
+from app.cli.exits import CliError, Usage
 from app.cli.extras import needs
 from app.cli.options import AsJson, load_settings
 from app.keys.scopes import SCOPES, USUAL
@@ -27,21 +27,35 @@ if TYPE_CHECKING:
 
 
 @contextmanager
+def answering(settings: Settings) -> Iterator[None]:
+    """A database that does not answer, or whose URL is none, ends the command with a message."""
+    from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+
+    try:
+        yield
+    except (OperationalError, InterfaceError, ArgumentError) as error:
+        why = getattr(error, "orig", None) or error
+        url = _masked(settings.database_url)
+        raise CliError(f"the database {url} (ESPALIER_DATABASE_URL) does not do what it is asked: {why}") from error
+
+
+@contextmanager
 def migrated(settings: Settings) -> Iterator[Database]:
     """The database, at this version's schema; an AppError becomes a usage error."""
     from app import migrate
     from app.db import Database
     from app.errors import AppError
 
-    database = Database(settings.database_url)
-    try:
-        if migrate.current(database) != migrate.head():
-            raise Usage("the database's schema is not up to date: run `espalier db upgrade`")
-        yield database
-    except AppError as error:
-        raise Usage(error.detail) from error
-    finally:
-        database.dispose()
+    with answering(settings):
+        database = Database(settings.database_url)
+        try:
+            if migrate.current(database) != migrate.head():
+                raise Usage("the database's schema is not up to date: run `espalier db upgrade`")
+            yield database
+        except AppError as error:
+            raise Usage(error.detail) from error
+        finally:
+            database.dispose()
 
 
 @needs("api")
@@ -146,6 +160,7 @@ def tenants_set(
     """Set a tenant's share of the workers, its quotas, and what stays of its results."""
     from app.account import tenants
     from app.jobs.schemas import Retention
+    from app.keys.repository import tenant_named
 
     given = {
         "queued": queued,
@@ -163,7 +178,7 @@ def tenants_set(
     retention = None if keep is None else Retention(keep=keep.value, days=keep_days)
 
     def change(session: Session) -> dict[str, Any]:
-        found = tenants.named(session, name)
+        found = tenant_named(session, name)
         tenant = None if found is None else tenants.locked(session, found.id)
         if tenant is None:
             raise Usage(f"there is no tenant {name}: `espalier tenants list` shows the ones there are")
@@ -201,7 +216,9 @@ def db_upgrade(
     """Bring the database's schema up to date. Safe to repeat, and to run at several places at once."""
     from app import migrate
 
-    migrate.upgrade(load_settings().database_url, revision)
+    settings = load_settings()
+    with answering(settings):
+        migrate.upgrade(settings.database_url, revision)
     db_current(as_json)
 
 
@@ -211,9 +228,11 @@ def db_current(as_json: AsJson = False) -> None:
     from app import migrate
     from app.db import Database
 
-    database = Database(load_settings().database_url)
-    current, head = migrate.current(database), migrate.head()
-    database.dispose()
+    settings = load_settings()
+    with answering(settings):
+        database = Database(settings.database_url)
+        current, head = migrate.current(database), migrate.head()
+        database.dispose()
     if as_json:
         output.print_json({"current": current, "head": head})
     else:

@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from app.cli import output
-from app.cli.display import Display, display
+from app.cli.display import Display, display, resumed
 from app.cli.exits import JobFailed, Usage
 from app.cli.extras import needs
 from app.cli.jobs import SpecFile, read_json
@@ -125,7 +125,7 @@ def _show(event: dict[str, Any], shown: Display) -> None:
         case "progress":
             shown.show(event["stage"], event["done"], event["total"], event["unit"])
         case "resume":
-            shown.say(f"resumed at block {event['block']}: the blocks before it were done by an earlier run")
+            shown.say(resumed(event))
         case "log" if event["level"] != "info":
             shown.say(f"{event['level']}: {event['message']}")
         case _:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -76,6 +76,12 @@ class _Plain:
 
     def say(self, line: str) -> None:
         stderr.print(line)
+
+
+def resumed(event: Mapping[str, Any]) -> str:
+    """A line for a `resume` event, of an edit at a block or of a training at a step."""
+    unit = "step" if "step" in event else "block"
+    return f"resumed at {unit} {event[unit]}: the {unit}s before it were done earlier"
 
 
 def _detail(done: int, total: int, unit: str, rate: float | None, eta_s: float | None) -> str:

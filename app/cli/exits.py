@@ -96,17 +96,18 @@ class Refused(CliError):
 
     exit_code = ExitCode.REFUSED
 
-    def __init__(self, problem: dict[str, Any]) -> None:
-        lines = [f"{problem.get('title', 'Refused')} ({problem.get('code', problem.get('status'))})"]
-        if detail := problem.get("detail"):
-            lines.append(str(detail))
-        lines += [f"  {e.get('pointer', '')}: {e.get('detail', '')}" for e in problem.get("errors", [])]
-        if allowed := problem.get("allowed"):
-            lines.append(f"  allowed now: {', '.join(allowed)}")
-        if request_id := problem.get("request_id"):
-            lines.append(f"  request {request_id}")
+    def __init__(self, error: espalier.APIError) -> None:
+        lines = [f"{error.title or 'Refused'} ({error.code})"]
+        if error.detail:
+            lines.append(error.detail)
+        lines += [f"  {each.pointer}: {each.detail}" for each in error.errors]
+        # Of something between us and the service it may be anything.
+        if isinstance(allowed := error.problem.get("allowed"), list) and allowed:
+            lines.append(f"  allowed now: {', '.join(map(str, allowed))}")
+        if error.request_id:
+            lines.append(f"  request {error.request_id}")
         super().__init__("\n".join(lines))
-        self.problem = problem
+        self.problem = error.problem
 
     def as_json(self) -> dict[str, Any]:
         return {**super().as_json(), "problem": self.problem}
@@ -116,9 +117,9 @@ def cli_error(error: espalier.EspalierError) -> CliError:
     """The same as an error of the command line."""
     match error:
         case espalier.APIError() if error.status < 500:
-            return Refused(error.problem)
+            return Refused(error)
         case espalier.APIError():
-            return Unreachable(str(Refused(error.problem)))
+            return Unreachable(str(Refused(error)))
         case espalier.Unreachable():
             hint = "Is the service running (`espalier serve`)? Another address is given by --url or ESPALIER_URL."
             return Unreachable(f"{error}\n{hint}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app import deployment, migrate
+from app.cli.admin import answering
 from app.cli.exits import Usage
 from app.cli.options import local_key_path
 from app.db import Database
@@ -21,15 +22,16 @@ def prepare(settings: Settings) -> None:
     """Bring the schema up to date. Refuse in one sentence what each of the processes would refuse, before any is
     started."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    migrate.upgrade(settings.database_url)
-    database = Database(settings.database_url)
-    try:
-        deployment_id = deployment.check(database, ArtifactStore(settings.artifacts_url))
-        deployment.check_work_dir(settings.work_dir, deployment_id)
-    except deployment.Refused as error:
-        raise Usage(str(error)) from None
-    finally:
-        database.dispose()
+    with answering(settings):
+        migrate.upgrade(settings.database_url)
+        database = Database(settings.database_url)
+        try:
+            deployment_id = deployment.check(database, ArtifactStore(settings.artifacts_url))
+            deployment.check_work_dir(settings.work_dir, deployment_id)
+        except deployment.Refused as error:
+            raise Usage(str(error)) from None
+        finally:
+            database.dispose()
 
 
 def local_key(settings: Settings) -> str:

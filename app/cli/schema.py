@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from app.cli import output
+from app.cli.admin import answering
 from app.cli.exits import CliError, Usage
 from app.cli.extras import needs
 from app.cli.options import AsJson, load_settings
@@ -30,31 +31,32 @@ def db_downgrade(
 
     settings = load_settings()
     url, shared = settings.database_url, 0
-    database = Database(url)
-    try:
-        now = migrate.current(database)
-        if now is None:
-            raise Usage("the database has no schema yet: there is nothing to go back from")
-        if not migrate.is_known(now):
-            raise Usage(f"the database is at {now}, which this version does not know: use the version that made it")
-        to = revision or migrate.before(now)
-        if to is None:
-            raise Usage(f"{now} is the first revision")
-        if not migrate.is_known(to) or not migrate.is_before(to, now):
-            raise Usage(f"{to} is no revision before {now}")
-        losses = migrate.lost_by(database, to)
-        if migrate.is_before(to, unsharing.SINCE) and not migrate.is_before(now, unsharing.SINCE):
-            if yes:
-                shared = unsharing.unshare(database, ArtifactStore(settings.artifacts_url))
-            else:
-                with database.read() as session:
-                    shared = len(unsharing.elsewhere(session))
-    except (StorageError, OSError) as error:
-        raise CliError(f"nothing was changed but some files copied, which jobs share: {error}") from error
-    finally:
-        database.dispose()
-    if yes:
-        migrate.downgrade(url, to)
+    with answering(settings):
+        database = Database(url)
+        try:
+            now = migrate.current(database)
+            if now is None:
+                raise Usage("the database has no schema yet: there is nothing to go back from")
+            if not migrate.is_known(now):
+                raise Usage(f"the database is at {now}, which this version does not know: use the version that made it")
+            to = revision or migrate.before(now)
+            if to is None:
+                raise Usage(f"{now} is the first revision")
+            if not migrate.is_known(to) or not migrate.is_before(to, now):
+                raise Usage(f"{to} is no revision before {now}")
+            losses = migrate.lost_by(database, to)
+            if migrate.is_before(to, unsharing.SINCE) and not migrate.is_before(now, unsharing.SINCE):
+                if yes:
+                    shared = unsharing.unshare(database, ArtifactStore(settings.artifacts_url))
+                else:
+                    with database.read() as session:
+                        shared = len(unsharing.elsewhere(session))
+        except (StorageError, OSError) as error:
+            raise CliError(f"nothing was changed but some files copied, which jobs share: {error}") from error
+        finally:
+            database.dispose()
+        if yes:
+            migrate.downgrade(url, to)
     if as_json:
         lost = [{"table": loss.table, "column": loss.column, "rows": loss.rows} for loss in losses]
         output.print_json({"from": now, "to": to, "done": yes, "lost": lost, "files_copied": shared})

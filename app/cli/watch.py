@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.cli.display import Display, display
+from app.cli.display import Display, display, resumed
 from espalier import Job, JobRef
 from espalier.documents import Event, Queue
 
@@ -52,7 +52,7 @@ def _show(event: Event, shown: Display) -> None:
         case "queued" if "reason" in data:
             shown.say(f"queued again: {data['reason']}")
         case "resume":
-            shown.say(f"resumed at block {data['block']}: the blocks before it were done by an earlier attempt")
+            shown.say(resumed(data))
         case "log" if data["level"] != "info":
             shown.say(f"{data['level']}: {data['message']}")
         case "stage":

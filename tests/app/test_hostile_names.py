@@ -117,6 +117,7 @@ EVENTS = [
     ("queued", {"error": {"message": HOSTILE, "code": HOSTILE}}),
     ("queued", {"reason": HOSTILE}),
     ("resume", {"block": HOSTILE}),
+    ("resume", {"step": HOSTILE}),
     ("log", {"level": HOSTILE, "message": HOSTILE}),
     ("stage", {"stage": HOSTILE}),
     ("progress", {"stage": HOSTILE, "done": 1, "total": 2, "unit": HOSTILE, "rate": 1.0, "eta_s": 2.0}),

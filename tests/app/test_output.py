@@ -9,7 +9,11 @@ import pytest
 
 from app.cli import output
 from app.cli.account import _print_models
+from app.cli.compress import _show
+from app.cli.display import display
+from app.cli.exits import cli_error
 from app.cli.output import Terminal
+from espalier import APIError
 from espalier.documents import ModelSummary, Page
 from workers.engine.reporting.short import no_formula
 
@@ -64,3 +68,18 @@ def test_what_looks_like_markup_is_shown(capsys: pytest.CaptureFixture[str]) -> 
     _print_models(Page([model], None, None, {}))
     shown = capsys.readouterr().out
     assert "[/]" in shown
+
+
+@pytest.mark.parametrize("unit", ["block", "step"])
+def test_a_local_compression_says_where_it_goes_on(unit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An edit goes on at a block, a training at a step."""
+    with display() as shown:
+        _show({"event": "resume", "stage": "tune", unit: 3}, shown)
+    assert f"resumed at {unit} 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("odd", [None, "no list", [None], 3])
+def test_a_refusal_of_something_between_is_shown(odd: object) -> None:
+    problem = {"status": 502, "title": "Bad Gateway", "errors": odd, "allowed": odd, "detail": "down"}
+    error = cli_error(APIError(problem))
+    assert (error.exit_code, str(error).splitlines()[:2]) == (7, ["Bad Gateway (http_502)", "down"])

@@ -28,6 +28,13 @@ def probe(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.parametrize("command", ["keys list", "tenants list", "db current", "db upgrade", "db downgrade", "gc"])
+def test_commands_of_a_database_that_is_away_say_so(here: Settings, command: str) -> None:
+    result = CliRunner().invoke(cli, command.split())
+    assert (result.exit_code, isinstance(result.exception, SystemExit)) == (1, True), result.exception
+    assert "postgresql://nobody@127.0.0.1:9/nothing (ESPALIER_DATABASE_URL)" in result.output.replace("\n", "")
+
+
 def test_says_whether_it_was_at_work_just_now(here: Settings) -> None:
     assert probe("worker")[0] == 1
     alive.beat(here, "worker")
