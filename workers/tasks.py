@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import structlog
 from celery import signals
@@ -52,6 +52,7 @@ from workers.warm import Warm
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 LOOKS, LOOK_AGAIN_S = 40, 0.05
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -177,9 +178,12 @@ class Attempt:
 
     def _origin(self) -> Origin:
         """The job and tenant that the report names."""
-        with self.database.read() as session:
-            asked_by = tenant_name(session, self.held.tenant_id)
-        return Origin(job_id=self.held.job_id, asked_by=asked_by, attempt=self.held.attempt)
+
+        def read() -> str:
+            with self.database.read() as session:
+                return tenant_name(session, self.held.tenant_id)
+
+        return Origin(job_id=self.held.job_id, asked_by=self._through_outages(read), attempt=self.held.attempt)
 
     def _tick(self, events: list[dict[str, Any]]) -> Order:
         """Renew the lease, record what happened, ship the log; learn what to do next."""
@@ -303,12 +307,16 @@ class Attempt:
 
         thread = threading.Thread(target=target, daemon=True)
         thread.start()
-        while thread.is_alive():
-            if order in (Order.CANCEL, Order.ABANDON):
-                stop.set()
-            thread.join(self.settings.heartbeat_s)
-            if thread.is_alive() and not stop.is_set():
-                order = self._tick([])
+        try:
+            while thread.is_alive():
+                if order in (Order.CANCEL, Order.ABANDON):
+                    stop.set()
+                thread.join(self.settings.heartbeat_s)
+                if thread.is_alive() and not stop.is_set():
+                    order = self._tick([])
+        finally:  # where a heartbeat raises, too: what is uploaded after that, nobody would remove
+            stop.set()
+            thread.join()
         if errors:
             raise errors[0]
         return order
@@ -343,20 +351,24 @@ class Attempt:
         self._forget_files()
 
     def _finish(self, write: Callable[[Session], None], *, keep_checkpoint: bool) -> None:
-        """The attempt's last write, tried for as long as the lease lasts; then the scratch is cleared."""
+        """The attempt's last write; then the scratch is cleared."""
+        self._through_outages(lambda: self.database.transact(write))
+        self._stop_sweep()
+        self._forget_scratch(keep_checkpoint=keep_checkpoint)
+
+    def _through_outages(self, ask: Callable[[], T]) -> T:
+        """What the database answers to `ask`, which is repeated through an outage for as long as the lease lasts.
+        Raises Fenced after that."""
         while True:
             try:
-                self.database.transact(write)
-                break
+                return ask()
             except DBAPIError as error:
                 if not is_outage(error):
                     raise
                 if self._lease_is_over():
                     raise Fenced from error
-                log.warning("finish_failed", error=str(error.orig))
-                time.sleep(self.settings.heartbeat_s)
-        self._stop_sweep()
-        self._forget_scratch(keep_checkpoint=keep_checkpoint)
+                log.warning("database_away", error=str(error.orig))
+            time.sleep(self.settings.heartbeat_s)
 
     def _forget_scratch(self, *, keep_checkpoint: bool) -> None:
         scratch.forget_attempt(self.settings.work_dir, self.held.job_id, self.held.fence)

@@ -315,6 +315,19 @@ class TestBugs:
         worker.attempt(engine)
         assert (beats, worker.job.status) == ([Order.CONTINUE], "succeeded")
 
+    def test_nor_is_one_before_the_engine_starts(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+        read, refused = Database.read, list[str]()
+
+        def away_once(self: Database) -> Any:
+            if not refused:
+                refused.append("select")
+                raise OperationalError("select", {}, Exception("terminating connection due to administrator command"))
+            return read(self)
+
+        monkeypatch.setattr(Database, "read", away_once)
+        worker.attempt(succeeding)
+        assert (refused, worker.job.status) == (["select"], "succeeded")
+
 
 def test_a_transaction_that_is_undone_is_repeated_and_others_are_not(database: Database) -> None:
     tries = 0
