@@ -17,6 +17,12 @@ from app.jobs import upkeep_repository as repository
 from app.jobs.lifecycle import announce, close_attempt, fail_or_retry, transition
 from app.jobs.models import IdempotencyKey, Outbox
 
+GOES_ON = (
+    "The job goes on by itself while attempts are left. If this repeats, the worker is being killed: look at its "
+    "host's memory."
+)
+PAST_DEADLINE = "By then the job was past its deadline: submit it with a larger deadline_s."
+
 
 def reap(session: Session, *, backoff_s: float, limit: int = 100) -> list[tuple[str, int]]:
     """End attempts whose lease has expired. Returns their (job id, attempt)."""
@@ -31,8 +37,7 @@ def reap(session: Session, *, backoff_s: float, limit: int = 100) -> list[tuple[
         error = Failure(
             code="timeout" if overdue else "worker_lost",
             message=f"worker {job.lease_owner} fell silent in stage {job.stage or 'load'}",
-            hint="The job goes on by itself while attempts are left. If this repeats, the worker is being killed: "
-            "look at its host's memory.",
+            hint=PAST_DEADLINE if overdue else GOES_ON,
             retryable=not overdue,
             stage=job.stage,
         )

@@ -451,6 +451,7 @@ def test_the_deadline_reaches_the_worker_and_outlives_it(database: Database, ten
         job = session.get_one(Job, job_id)
         assert job.error is not None
         assert (job.status, job.error["code"]) == ("failed", "timeout")
+        assert "larger deadline_s" in job.error["hint"]
 
 
 @pytest.mark.parametrize("start", STATUSES)
