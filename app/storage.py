@@ -179,11 +179,18 @@ class ArtifactStore:
         return (bytes(piece) for piece in stream)
 
     def read_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, after: int = 0) -> Iterator[bytes]:
-        """The attempt's log so far behind its first `after` bytes, piece by piece, oldest first."""
-        for key, size in sorted(self._sizes(f"{_attempt(tenant_id, job_id, attempt, fence)}/logs")):
-            if after < size:
-                yield self.read(key)[after:]
-            after = max(after - size, 0)
+        """The attempt's log so far behind its first `after` bytes, piece by piece, oldest first. A store that does not
+        answer raises at once, not at the first piece."""
+        stored = sorted(self._sizes(f"{_attempt(tenant_id, job_id, attempt, fence)}/logs"))
+
+        def pieces() -> Iterator[bytes]:
+            left = after
+            for key, size in stored:
+                if left < size:
+                    yield self.read(key)[left:]
+                left = max(left - size, 0)
+
+        return pieces()
 
     def tail_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, lines: int) -> bytes:
         """The last `lines` >= 1 lines of the attempt's log so far; reads no more pieces than that takes."""

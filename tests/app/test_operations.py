@@ -201,6 +201,7 @@ class TestBugs:
         for owner, name, error, path in (
             (repository, "page", database, "/v1/jobs"),
             (api.services.store, "open_range", StorageError("no answer"), f"/v1/jobs/{job['id']}/artifacts/README.md"),
+            (api.services.store, "_sizes", StorageError("no answer"), f"/v1/jobs/{job['id']}/logs"),
             (repository, "keys_and_jobs", database, "/v1/jobs"),
         ):
 
