@@ -91,13 +91,13 @@ def create(
         with has.database.read() as session:
             tenant = tenant_name(session, principal.tenant_id)
         has.credentials.check(submit.publish, tenant, "/publish")
+    kept = submit.retention
+    max_attempts, deadline_s = preflight.limits(submit, has.settings, None if kept is None else kept.days)
     if dry_run:
         with has.database.read() as session:
             workers = needs.live(session.connection())
         plan = preflight.dry_run(submit.spec, has.settings, workers)
         return Response(plan.model_dump_json(), media_type="application/json")
-    kept = submit.retention
-    max_attempts, deadline_s = preflight.limits(submit, has.settings, None if kept is None else kept.days)
     asked = None if kept is None else (kept.keep, kept.days)
     peak: list[int | None] = []
 

@@ -77,10 +77,10 @@ def create(
     """Submit jobs that differ in a few fields of their spec: all of them, or with one mistake in any of them none."""
     check_priority(principal, submit.priority)
     children = expand.children(submit)
-    if dry_run:
-        return Response(_plan(children, has).model_dump_json(), media_type="application/json")
     kept = submit.retention
     max_attempts, deadline_s = preflight.limits(submit, has.settings, None if kept is None else kept.days)
+    if dry_run:
+        return Response(_plan(children, has).model_dump_json(), media_type="application/json")
     peaks: list[int | None] = []
 
     def asked() -> Any:

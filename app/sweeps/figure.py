@@ -15,6 +15,8 @@ WIDTH, HEIGHT = 960, 460
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 24, 64
 LABELLED = 40
 """With more points than this only those of the front are numbered."""
+NOISE = 1e-9
+"""Values that differ relatively by less are drawn as one: between two neighbouring floats there is no tick."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def _texts(points: Sequence[ParetoPoint]) -> list[Sequence[str]]:
 def ticks(values: Sequence[float]) -> list[float]:
     """Three to eight round numbers around the values, no value on the first or the last."""
     low, high = min(values), max(values)
-    spread = (high - low) or abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    spread = high - low if high - low > size * NOISE else size or 1.0
     raw = spread / 4
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)

@@ -97,3 +97,16 @@ def test_the_command_line_says_so(server: httpx2.Client, tmp_path: Path) -> None
     done = CliRunner().invoke(cli, ["submit", str(path), "--dry-run"], env=variables)
     assert done.exit_code == 0, done.output
     assert "the job would fail; set `calibrate.samples` to" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("field", "pointer"), [({"deadline_s": 100_000}, "/deadline_s"), ({"max_attempts": 10}, "/max_attempts")]
+)
+def test_what_the_service_does_not_allow_is_refused_as_a_submission_is(
+    field: dict[str, int], pointer: str, api: Api
+) -> None:
+    body = on("calibration.txt", samples=8) | field
+    sweep = body | {"grid": {"/seed": [1, 2]}}
+    for path, asked in ((DRY, body), ("/v1/jobs", body), ("/v1/sweeps?dry_run=true", sweep), ("/v1/sweeps", sweep)):
+        refused = api.client.post(path, json=asked)
+        assert (refused.status_code, pointers(refused.json())) == (422, [pointer]), path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from typing import Any
 
@@ -485,6 +486,14 @@ class TestPareto:
             texts = [figure.number(value, found) for value in found]
             assert len(set(texts)) == len(texts), texts
         assert figure.ticks([48.0, 1290.0])[0] == 0  # no perplexity is negative
+
+    @pytest.mark.parametrize("value", [20.0, 0.1 + 0.2, 1e9, -3.0, 1e-12])
+    def test_of_values_that_rounding_tells_apart_there_are_ticks(self, value: float) -> None:
+        found = figure.ticks([value, math.nextafter(value, math.inf)])
+        assert found[0] < value < found[-1]
+        assert len({figure.number(tick, found) for tick in found}) == len(found)
+
+    def test_numbers_have_the_decimals_that_tell_ticks_apart(self) -> None:
         assert [figure.number(v, figure.ticks([0.3, 0.7])) for v in figure.ticks([0.3, 0.7])] == [
             "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8"
         ]  # fmt: skip
@@ -521,7 +530,8 @@ class TestPareto:
 
 
 def test_a_table_of_the_children(api: Api) -> None:
-    body = {"spec": SPEC, "grid": {"/prune/sparsity": [0.4, 0.5], "/seed": [1]}}
+    score = {"method": "magnitude"}
+    body = {"spec": SPEC, "grid": {"/prune/sparsity": [0.4, 0.5], "/seed": [1], "/score": [score]}}
     sweep = api.client.post("/v1/sweeps", json=body).json()
     api.succeed(api.claim())
     answer = api.client.get(f"/v1/sweeps/{sweep['id']}", headers={"Accept": "text/csv"})
@@ -530,4 +540,5 @@ def test_a_table_of_the_children(api: Api) -> None:
     assert (first["number"], first["/prune/sparsity"], first["status"]) == ("0", "0.4", "succeeded")
     assert (first["perplexity/a.txt dense"], first["perplexity/a.txt ratio"]) == ("10.0", "1.1")
     assert (second["/prune/sparsity"], second["status"], second["perplexity/a.txt ratio"]) == ("0.5", "queued", "")
+    assert json.loads(first["/score"]) == score
     assert second["job_id"] == sweep["children"][1]["job_id"]
