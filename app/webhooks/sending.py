@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from app.webhooks.addresses import Network, Refused, resolved, target
+from app.webhooks.addresses import Network, Refused, Target, resolved, target
 
 TIMEOUT_S = 15.0
 """Of the whole exchange, and of each step of it."""
@@ -48,8 +48,7 @@ def post(url: str, body: str, headers: Mapping[str, str], allowed: Sequence[Netw
 
 def _post(url: str, body: bytes, headers: Mapping[str, str], allowed: Sequence[Network]) -> tuple[int, int | None]:
     to = target(url)
-    address = resolved(to, allowed)[0]
-    stream = socket.create_connection((address, to.port), timeout=TIMEOUT_S)
+    stream = _connected(to, resolved(to, allowed))
     if to.https:
         context = ssl.create_default_context()
         stream = context.wrap_socket(stream, server_hostname=to.host, do_handshake_on_connect=False)
@@ -72,6 +71,17 @@ def _post(url: str, body: bytes, headers: Mapping[str, str], allowed: Sequence[N
                 return response.status, int(wait) if re.fullmatch(r"[0-9]{1,6}", wait) else None
     finally:
         end.cancel()
+
+
+def _connected(to: Target, addresses: Sequence[str]) -> socket.socket:
+    """A connection to the first of the addresses that takes one, within TIMEOUT_S. Raises OSError."""
+    end, refusal = time.monotonic() + TIMEOUT_S, OSError("no address")
+    for address in addresses:
+        try:
+            return socket.create_connection((address, to.port), timeout=max(end - time.monotonic(), 0.1))
+        except OSError as error:
+            refusal = error
+    raise refusal
 
 
 def _cut(connection: socket.socket) -> None:

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -455,6 +455,16 @@ def test_pages_of_deliveries_cover_each_once(api: Api, receiver: Receiver) -> No
     assert len(seen) == 5
 
 
+def test_of_several_addresses_one_that_answers_is_told(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a host's IPv6 leads nowhere."""
+    monkeypatch.setitem(NAMES, "two.example", ["127.0.0.2", "127.0.0.1"])
+    url = receiver.url.replace("127.0.0.1", "two.example")
+    with monkeypatch.context() as patch:
+        patch.setattr(addresses.socket, "getaddrinfo", looking([]))
+        answer = sending.post(url, '{"type": "x"}', {}, addresses.networks("127.0.0.0/8"))
+    assert (answer.arrived, receiver.types) == (True, ["x"])
+
+
 TRICKS = [
     "https://127.0.0.1/", "https://127.1/", "https://2130706433/", "https://0x7f000001/", "https://0177.0.0.1/",
     "https://0/", "https://0.0.0.0/", "https://[::1]/", "https://[::]/", "https://[::ffff:127.0.0.1]/",
@@ -481,6 +491,11 @@ NAMES = {
 def names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names that are looked up. Numbers and localhost are looked up as they are everywhere."""
     looked: list[str] = []
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", looking(looked))
+    return looked
+
+
+def looking(looked: list[str]) -> Callable[..., Any]:
     real = socket.getaddrinfo
 
     def look(host: str, port: int, *args: Any, **kw: Any) -> Any:
@@ -489,8 +504,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in NAMES[host]]
         return real(host, port, *args, **kw)
 
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", look)
-    return looked
+    return look
 
 
 class TestAddresses:
