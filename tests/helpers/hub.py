@@ -1,8 +1,9 @@
 """A hub of our own: an HTTP server on this machine that answers as huggingface.co does, for the real client.
 
 Models `org/good` (the shipped one), `org/sharded` (the same in two files, with much beside them), `org/missing`,
-`org/gated`, `org/pickles`, `org/bare` (no config), `org/down`; data set `org/texts` with one split, `train`. The client
-reads its settings when imported, so whoever uses this runs it in a process of its own.
+`org/gated`, `org/pickles`, `org/bare` (no config), `org/whole` (sent without ranges), `org/down`; data set `org/texts`
+with one split, `train`. The client reads its settings when imported, so whoever uses this runs it in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -70,8 +71,10 @@ class FakeHub(BaseHTTPRequestHandler):
                 self._content(sharded()[match[1]], match[1].replace("/", "-"))
             else:
                 self._error(404, "EntryNotFound")
-        elif match := re.match(rf"/org/(?:good|pickles)/resolve/{COMMIT}/([\w.]+)$", self.path):
-            self._file(BOOKWORM / match[1])
+        elif match := re.match(rf"/org/(good|pickles|whole)/resolve/{COMMIT}/([\w.]+)$", self.path):
+            if match[1] == "whole":
+                del self.headers["Range"]
+            self._file(BOOKWORM / match[2])
         elif self.path.startswith("/api/datasets/org/texts/tree/"):
             self._body(json.dumps([{"type": "file", "path": "a.jsonl", "size": len(_JSONL), "oid": "0"}]).encode())
         elif match := re.match(r"/api/datasets/org/texts(?:/revision/([^?]+))?$", self.path):

@@ -156,14 +156,18 @@ class TestFolder:
 
 NOBODY = "http://127.0.0.1:9"
 RESOLVE = """
-import json, sys
+import json, resource, sys
 from pathlib import Path
 from workers.engine.errors import EngineError
 from workers.engine.sources.resolve import Sources, resolve_model, download
+from workers.engine.sources import resolve
 from workers.engine.contracts.refs import ModelRef
+resolve._FIRST_BYTES = 1000 if "org/whole" in sys.argv else resolve._FIRST_BYTES
 try:
     source = resolve_model(ModelRef(id=sys.argv[1], revision=sys.argv[2]), Sources(Path("."), Path(".")))
     found = {"commit": source.commit, "parameters": source.parameters, "path": str(source.path)}
+    if "limited" in sys.argv:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
     if "download" in sys.argv:
         found["files"] = sorted(file.name for file in download(source).iterdir())
 except EngineError as error:
@@ -227,6 +231,14 @@ class TestHub:
         found = client(RESOLVE, name, revision, endpoint=hub, home=tmp_path)
         assert (found["code"], found["field"]) == (code, field)
         assert found["retryable"] == (code == "hub_unavailable")
+
+    def test_a_mirror_that_knows_no_ranges(self, hub: str, tmp_path: Path) -> None:
+        found = client(RESOLVE, "org/whole", "main", endpoint=hub, home=tmp_path)
+        assert found["parameters"] == 6_951_168
+
+    def test_a_disk_that_takes_no_more_is_no_fault_of_the_model(self, hub: str, tmp_path: Path) -> None:
+        found = client(RESOLVE, "org/good", "main", "limited", "download", endpoint=hub, home=tmp_path)
+        assert (found["code"], found["retryable"]) == ("storage_unavailable", True)
 
     @pytest.mark.parametrize("offline", ["0", "1"])
     def test_nobody_there(self, offline: str, tmp_path: Path) -> None:

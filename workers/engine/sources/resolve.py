@@ -7,6 +7,7 @@ model is never run. Whatever is wrong with a model's files is an UnsupportedMode
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import struct
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,9 +41,11 @@ from workers.engine.contracts.needed import needed
 from workers.engine.errors import (
     BadRequest,
     DatasetNotFound,
+    DiskFull,
     HubUnavailable,
     ModelGated,
     ModelNotFound,
+    StorageUnavailable,
     UnsafeWeights,
     UnsupportedModel,
 )
@@ -74,6 +78,9 @@ _FIRST_BYTES = 100_000
 _HUB_TIMEOUT_S = 10
 _HASHED_AT_ONCE = 4
 """Weight files. One is as fast as a processor computes sha256."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_FAULTS = (errno.EIO, errno.ESTALE, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+"""Of a disk or of the process's limits, and no fault of the model's files."""
 
 
 @dataclass(frozen=True)
@@ -337,9 +344,15 @@ def _hub_header(model_id: str, file: str, commit: str) -> dict[str, TensorFacts]
 
     def part(begin: int, end: int) -> bytes:
         headers = {**build_hf_headers(), "range": f"bytes={begin}-{end - 1}"}
-        response = get_session().get(url, headers=headers, timeout=_HUB_TIMEOUT_S)
-        hf_raise_for_status(response)
-        return bytes(response.content)
+        with get_session().stream("GET", url, headers=headers, timeout=_HUB_TIMEOUT_S) as response:
+            hf_raise_for_status(response)
+            skipped = 0 if response.status_code == HTTPStatus.PARTIAL_CONTENT else begin  # a mirror may send it all
+            found = bytearray()
+            for piece in response.iter_bytes():
+                found += piece
+                if len(found) >= skipped + end - begin:
+                    break
+        return bytes(found[skipped : skipped + end - begin])
 
     first = part(0, _FIRST_BYTES)
     length = struct.unpack("<Q", first[:8])[0] if len(first) >= 8 else -1
@@ -418,7 +431,7 @@ def _weight_map(index: dict[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def _bad_files(model_id: str) -> Iterator[None]:
-    """Translate BadFile into UnsupportedModel."""
+    """Translate BadFile into UnsupportedModel, and a disk's faults into DiskFull and StorageUnavailable."""
     try:
         yield
     except MalformedFile as error:
@@ -432,6 +445,18 @@ def _bad_files(model_id: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, httpx2.HTTPError | ConnectionError | TimeoutError):
             raise
+        if error.errno in _NO_SPACE:
+            raise DiskFull(
+                f"the disk has no room for {model_id}: {error.strerror}",
+                "free space in the cache of the hub's client (HF_HOME)",
+                field=_ID,
+            ) from error
+        if error.errno in _FAULTS:
+            raise StorageUnavailable(
+                f"{model_id}: its files cannot be read or written just now: {error.strerror}",
+                "check the disk of the models directory and of the hub's cache (HF_HOME), and the process's limits",
+                field=_ID,
+            ) from error
         raise UnsupportedModel(
             f"{model_id}: its files cannot be read: {shown(error.strerror or error)}",
             "check that the service may read the folder",
