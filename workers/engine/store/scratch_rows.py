@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ class ScratchRows:
         """Write the rows of one block."""
         values_RI = rows_RI.to("cpu", torch.float32).contiguous().numpy()
         for row, values_I in enumerate(values_RI):
-            os.pwrite(self._file.fileno(), values_I.data, self._at(row, block))
+            left, at = values_I.view(np.uint8).data, self._at(row, block)
+            while left:  # a write may take fewer bytes, such as the last ones that a disk has room for
+                written = os.pwrite(self._file.fileno(), left, at)
+                left, at = left[written:], at + written
 
     def take(self, rows_N: Tensor, blocks_N: Tensor, count: int) -> Tensor:
         """These rows of `count` successive blocks from these on, [N, count, I]."""
