@@ -21,10 +21,6 @@ def every(session: Session) -> Sequence[Tenant]:
     return session.scalars(select(Tenant).order_by(Tenant.name)).all()
 
 
-def named(session: Session, name: str) -> Tenant | None:
-    return session.scalar(select(Tenant).where(Tenant.name == name))
-
-
 def locked(session: Session, tenant_id: str) -> Tenant | None:
     """The tenant, its row locked until the transaction ends."""
     return session.scalar(select(Tenant).where(Tenant.id == tenant_id).with_for_update(key_share=True))

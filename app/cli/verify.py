@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 from app.cli import output
 from app.cli.exits import ExitCode, Unreachable, Usage
 from app.cli.extras import needs
-from app.cli.options import AsJson, connect
+from app.cli.options import AsJson, connect, is_loopback
 
 WELL_KNOWN = "/.well-known/espalier-keys.json"
 TIMEOUT_S = 30
@@ -92,7 +91,7 @@ def _fetched(url: str) -> Any:
     except httpx2.InvalidURL:
         raise Usage(f"{url} is no URL") from None
     _check_way(url)
-    local = _is_loopback(parts.host)
+    local = is_loopback(parts.host)
     try:
         with httpx2.stream("GET", url, timeout=TIMEOUT_S, trust_env=not local) as answer:
             answer.raise_for_status()
@@ -110,7 +109,7 @@ def _fetched(url: str) -> Any:
 
 def _check_way(url: str) -> None:
     parts = httpx2.URL(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.host)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.host)):
         raise Usage(
             f"{url}: keys come over https, or from a file (--keys): whoever changes them on the way can sign anything"
         )
@@ -125,10 +124,3 @@ def _checked(document: Any, source: str) -> dict[str, Any]:
         raise Usage(f"{source} is no JSON web key set")
     found: dict[str, Any] = document
     return found
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Unpack
-from urllib.parse import quote
 
 from espalier.aio.jobs import AsyncJob, AsyncJobRef
 from espalier.aio.sweeps import AsyncSweep, AsyncSweepRef
@@ -17,7 +16,7 @@ from espalier.documents.publications import Credentials
 from espalier.documents.reports import Plan
 from espalier.documents.service import Capabilities, Me, Model, ModelSummary, Worker
 from espalier.documents.sweeps import SweepPlan, SweepSummary
-from espalier.queries import JobFilters, JobOptions, given, job_filters, submission
+from espalier.queries import JobFilters, JobOptions, given, job_filters, segment, submission
 
 
 class AsyncClient(AsyncWebhooks):
@@ -136,7 +135,7 @@ class AsyncClient(AsyncWebhooks):
 
     async def model(self, model_id: str) -> Model:
         """A model, and for each pruner and grower whether it fits."""
-        return Model.read(await self.get(f"/v1/models/{quote(model_id, safe='')}"))
+        return Model.read(await self.get(f"/v1/models/{segment(model_id)}"))
 
     async def workers(self) -> list[Worker]:
         """Workers, their devices, and the tenant's jobs on them."""

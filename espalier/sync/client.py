@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Unpack
-from urllib.parse import quote
 
 from espalier.documents.base import Page
 from espalier.documents.comparisons import Comparison
@@ -14,7 +13,7 @@ from espalier.documents.publications import Credentials
 from espalier.documents.reports import Plan
 from espalier.documents.service import Capabilities, Me, Model, ModelSummary, Worker
 from espalier.documents.sweeps import SweepPlan, SweepSummary
-from espalier.queries import JobFilters, JobOptions, given, job_filters, submission
+from espalier.queries import JobFilters, JobOptions, given, job_filters, segment, submission
 from espalier.sync.jobs import Job, JobRef
 from espalier.sync.sweeps import Sweep, SweepRef
 from espalier.sync.webhooks import Webhooks
@@ -132,7 +131,7 @@ class Client(Webhooks):
 
     def model(self, model_id: str) -> Model:
         """A model, and for each pruner and grower whether it fits."""
-        return Model.read(self.get(f"/v1/models/{quote(model_id, safe='')}"))
+        return Model.read(self.get(f"/v1/models/{segment(model_id)}"))
 
     def workers(self) -> list[Worker]:
         """Workers, their devices, and the tenant's jobs on them."""

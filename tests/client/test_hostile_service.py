@@ -74,6 +74,19 @@ def test_the_key_goes_to_no_other_server(tmp_path: Path, url: str) -> None:
     assert not asked
 
 
+def test_no_name_is_a_path() -> None:
+    asked: list[bytes] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url.raw_path)
+        return httpx2.Response(404, json={})
+
+    for ask in (Client.model, Client.job, Client.sweep, Client.webhook):
+        with pytest.raises(NotFound):
+            ask(client(answer), "../x?y")
+    assert [path.rpartition(b"/")[2] for path in asked] == [b"%2E%2E%2Fx%3Fy"] * 4
+
+
 def test_a_redirect_is_not_followed() -> None:
     asked: list[str] = []
 
