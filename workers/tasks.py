@@ -357,7 +357,7 @@ class Attempt:
         self._forget_scratch(keep_checkpoint=keep_checkpoint)
 
     def _through_outages(self, ask: Callable[[], T]) -> T:
-        """What the database answers to `ask`, which is repeated through an outage for as long as the lease lasts.
+        """The value of `ask`, which is repeated through an outage of the database for as long as the lease lasts.
         Raises Fenced after that."""
         while True:
             try:
