@@ -92,4 +92,8 @@ def test_probabilities_follow_the_importance_around_their_mean() -> None:
     assert found_N.argsort().tolist() == [1, 2, 0, 3]
     assert found_N.mean().item() == pytest.approx(0.6)
     assert torch.allclose(probabilities(torch.ones(4), 0.7), torch.tensor(0.7))
+    # Of two, the deviation without bias is sqrt(2) times their distance from the mean.
+    one = torch.tensor(0.5**0.5).sigmoid()
+    assert torch.allclose(probabilities(torch.tensor([0.0, 2.0]), 0.5), torch.stack([1 - one, one]))
+    assert probabilities(torch.tensor([3.0]), 0.7).tolist() == pytest.approx([0.7])
     assert probabilities(torch.tensor([0.0, 0.0, 100.0]), 0.99).max() == 1

@@ -206,8 +206,9 @@ class TestRefusals:
             ({"sparsity": 0.9}, "/prune/sparsity", "at most 67.5%"),
             ({"sparsity": 0.4, "protect_first": 2}, "/prune/sparsity", "at most 22.5%"),
             ({"sparsity": 0.4, "channel_multiple": 16}, "/prune/channel_multiple", "single channels"),
+            ({"sparsity": 0.002}, "/prune/sparsity", "nothing would go"),
         ],
-        ids=["more than may go", "protected blocks", "multiples"],
+        ids=["more than may go", "protected blocks", "multiples", "less than half a unit"],
     )
     def test_free_widths_that_cannot_be_are_refused_before_work(
         self, changes: dict[str, Any], field: str, message: str, tiny: Path, sources: Sources

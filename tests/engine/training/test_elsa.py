@@ -38,6 +38,9 @@ def test_the_steps_by_hand() -> None:
         run.optimizer.step()
         run.procedure.after_update(step, run.optimizer)
         x = run.weights()[UP]
+        if not step:
+            of_first = run.optimizer.state[run.model.get_parameter(UP)]["exp_avg_sq"]
+            torch.testing.assert_close(of_first, 0.05 * found.square())
         if step % 2:
             moments = run.optimizer.state[run.model.get_parameter(UP)]["exp_avg_sq"]
             z = (x + u) * kept((moments + 1e-16) * (x + u).square(), count)

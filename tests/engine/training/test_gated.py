@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from tests.helpers.in_memory import LLAMA, InMemory, ids_of, in_memory, logits, units, write
 from workers.engine.contracts.training import Target
+from workers.engine.maths import hard_concrete
 from workers.engine.model.loss import next_token_loss
 from workers.engine.training.gated import Gated, GateSetting
 from workers.engine.training.low_rank import low_rank
@@ -20,7 +22,7 @@ def small() -> InMemory:
     return in_memory(LLAMA)
 
 
-SETTING = GateSetting(gate_rate=0.6, multiplier_rate=0.6, ramp_steps=10)
+SETTING = GateSetting(gate_rate=0.6, multiplier_rate=0.6, ramp_steps=10, steps=80)
 GOING: dict[tuple[int | None, str], int] = {
     **{(block, "head"): 1 for block in range(2)},
     **{(block, "channel"): 9 for block in range(2)},
@@ -78,6 +80,30 @@ def test_gates_come_to_the_target(small: InMemory, going: Any) -> None:
     trained(small, procedure, 80)
     for name, gap in procedure.figures().items():
         assert gap < 0.1 < before[name], name
+
+
+@pytest.mark.parametrize("going", [GOING, None])
+def test_looks_close_as_many_as_chance_does_by_now_and_the_last_one_the_target(small: InMemory, going: Any) -> None:
+    procedure = gated(small, going=going)
+
+    def shut() -> int:
+        with procedure.evaluating():
+            logits(small)
+            return sum(int((value_N == 0).sum()) for value_N in procedure.gates._values.values())
+
+    assert shut() == 0, "gates begin open"
+    for alpha_N in procedure.gates.alphas.values():
+        alpha_N.data.fill_(-2 / 3 * math.log(11))  # where each is 0 half of the time
+        assert hard_concrete.chance_of_zero(alpha_N).tolist() == pytest.approx([0.5] * len(alpha_N))
+    of_all = shut()
+    assert of_all == sum(int(closed_N.sum()) for closed_N in procedure.closed().values()), "no more than in the end"
+    optimizer = procedure.optimizer(torch.optim.AdamW, 1e-3, 0.0)
+    for alpha_N in procedure.gates.alphas.values():
+        alpha_N.data.fill_(5.0)
+    procedure.after_update(78, optimizer)
+    assert shut() == 0
+    procedure.after_update(79, optimizer)
+    assert shut() == of_all
 
 
 def test_one_constraint_a_kind_or_one_in_all(small: InMemory) -> None:
@@ -141,8 +167,8 @@ def test_low_rank_updates_beside_gates_leave_the_frozen_weights_and_merge(small:
     trained(small, procedure, 10)
     assert {name.rpartition(".")[2] for name in trainable.parameters} == {"lora_A", "lora_B"}
     assert all(torch.equal(small.read(name), tensor) for name, tensor in before.items())
+    fresh, merge = in_memory(LLAMA), procedure.finished().merged
     with procedure.evaluating():
         expected_BTV = logits(small)
-    fresh, merge = in_memory(LLAMA), procedure.finished().merged
     write(fresh, merge)
     assert (logits(fresh) - expected_BTV).abs().max() < 1e-5 * expected_BTV.abs().max()

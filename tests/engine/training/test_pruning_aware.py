@@ -14,6 +14,7 @@ from tests.helpers.in_memory import GPT2, LLAMA, ids_of, in_memory
 from workers.engine.architectures.coupled import hidden_families
 from workers.engine.contracts.training import Target
 from workers.engine.files.safetensors_bytes import TensorFacts
+from workers.engine.methods.train.efficient_llm import EfficientLLMParams, prepare
 from workers.engine.model.loss import next_token_loss
 from workers.engine.training.pruning_aware import PruningAware, Removing
 
@@ -74,6 +75,26 @@ class Run:
 
     def parameters_gone(self) -> int:
         return round(self.procedure.figures()["share gone"] * self.found.architecture.prunable_parameters)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"steps": 2, "begin": 0.8, "end": 0.9},
+        {"steps": 6, "begin": 0.95, "end": 1.0},
+        {"steps": 10, "begin": 0.97, "end": 1.0},
+        {"steps": 2, "begin": 0.0},
+        {"steps": 1000, "pipeline": "sequential"},
+    ],
+    ids=["two steps", "rounded up to the last", "the same of ten", "at once", "of a thousand"],
+)
+def test_all_groups_go_however_late_they_begin(given: dict[str, Any]) -> None:
+    found, params = in_memory(LLAMA), EfficientLLMParams(dataset="text.txt", **given)
+    procedure: Any = prepare(found.model, found.architecture, Target(0.4, found.families), params)
+    removing = procedure._removing
+    assert 1 <= removing.begins < removing.ends <= params.steps
+    assert removing.now(removing.ends - 1)
+    assert removing.share(removing.ends - 1) == 1
 
 
 @CONFIGS

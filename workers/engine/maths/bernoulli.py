@@ -53,7 +53,7 @@ def exact_gradient(loss_K: Tensor, drawn_KN: Tensor, score_N: Tensor) -> Tensor:
 def probabilities(importance_N: Tensor, mean: float) -> Tensor:
     """Probabilities in the order of an importance, as in the authors' `sigmap`: the sigmoid of its standard scores,
     shifted to a mean, and clamped to [0, 1]."""
-    deviation = importance_N.std(correction=0)
+    deviation = importance_N.std() if len(importance_N) > 1 else importance_N.new_zeros(())
     standard_N = (importance_N - importance_N.mean()) / deviation if deviation > 0 else torch.zeros_like(importance_N)
     sigmoid_N = standard_N.sigmoid()
     return (sigmoid_N + (mean - sigmoid_N.mean())).clamp(0, 1)

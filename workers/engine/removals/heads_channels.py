@@ -274,6 +274,14 @@ def _free(params: UnitPruneParams, may_go: Sequence[Family], architecture: Archi
             "lower the sparsity, raise `most`, let heads and channels go, or protect fewer blocks",
             field="/prune/sparsity",
         )
+    smallest = min((family.unit_parameters for family in free), default=0)
+    if 0 < 2 * share * architecture.prunable_parameters < smallest:
+        raise InvalidSpec(
+            f"{share:.1g} of the parameters are less than half of the smallest unit, which has {smallest}: nothing "
+            "would go, so there is nothing to decide on in training",
+            "raise the sparsity, or leave `train` out and use `tune`",
+            field="/prune/sparsity",
+        )
     return Target(share, free, least=least)
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from workers.engine.contracts.training import Target
 
 
+BETAS = (0.9, 0.95)
+"""As in the authors' runs."""
 _LEAST = 1e-16
 """Added to second moments: weights that never had a gradient, as of experts without tokens, are told apart by size."""
 
@@ -63,7 +65,8 @@ class Elsa(Procedure):
 
     def optimizer(self, adamw: Callable[..., Optimizer], learning_rate: float, weight_decay: float) -> Optimizer:
         """With z and u: what only steps need is not there where the trained model is put together."""
-        self._optimizer = super().optimizer(adamw, learning_rate, weight_decay)
+        parameters = list(self.parameters.values())
+        self._optimizer = adamw(parameters, lr=learning_rate, weight_decay=weight_decay, betas=BETAS)
         x = self._x()
         self._masks.take(self._scores(x))
         self._z = {name: own.masked_fill(self._masks.gone[name], 0) for name, own in x.items()}

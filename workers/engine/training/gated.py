@@ -34,6 +34,8 @@ class GateSetting:
     """Learning rates of AdamW, times the schedule's factor."""
     ramp_steps: int
     """Steps over which the target rises linearly from 0."""
+    steps: int
+    """Of the training."""
 
 
 class Gated(Procedure):
@@ -56,6 +58,8 @@ class Gated(Procedure):
         losing = [family for family in target.families if going is None or going.get(row_of(family))]
         self.gates = Gates(model, architecture, losing)
         self.lagrangian = Lagrangian(self.gates, target, self.prunable)
+        self._over = False
+        """Whether the last step is done."""
         self.parameters = {
             **trainable.parameters,
             **{f"gates/{_name(row)}": alpha_N for row, alpha_N in self.gates.alphas.items()},
@@ -88,9 +92,10 @@ class Gated(Procedure):
     def after_update(self, step: int, optimizer: Optimizer) -> None:
         for alpha_N in self.gates.alphas.values():
             hard_concrete.clamp_(alpha_N)
+        self._over = step + 1 >= self.setting.steps
 
     def evaluating(self) -> AbstractContextManager[object]:
-        return self.gates.settled(self.closed())
+        return self.gates.settled(self.closed() if self._over else self.closed_by_now())
 
     def figures(self) -> Mapping[str, float]:
         """The largest gap of each constraint from the whole target."""
@@ -98,6 +103,7 @@ class Gated(Procedure):
         return {f"gap of {kind}": float(gap_R.abs().max().detach()) for kind, gap_R in gaps.items()}
 
     def finished(self) -> Trained:
+        self._over = True
         closed = self.closed()
         fold = self.gates.merged(closed)
 
@@ -108,10 +114,24 @@ class Gated(Procedure):
 
     def closed(self) -> dict[Row, Tensor]:
         """Row -> bool [N]: the units that go, exactly as many as the target says."""
+        return self._lowest(self.target.going or {}, self.target.share * self.prunable)
+
+    def closed_by_now(self) -> dict[Row, Tensor]:
+        """The same of as many as chance closes on average, at most as many as go in the end: the gates begin open, and
+        what a model of the whole target's size would lose before they have learnt says nothing about the present one.
+        """
+        alphas, target = self.gates.alphas, self.target
+        expected = {row: float(hard_concrete.chance_of_zero(alpha_N.detach()).sum()) for row, alpha_N in alphas.items()}
+        going = {row: min(count, round(expected.get(row, 0.0))) for row, count in (target.going or {}).items()}
+        closed = sum(count * self.gates.rows[row][0].unit_parameters for row, count in expected.items())
+        return self._lowest(going, min(target.share * self.prunable, closed))
+
+    def _lowest(self, going: Mapping[Row, int], parameters: float) -> dict[Row, Tensor]:
+        """Of each row as many as `going` says where the target says so, else those of so many parameters."""
         if self.target.going is not None:
-            return lowest_of_each(self.gates.alphas, self.target.going)
+            return lowest_of_each(self.gates.alphas, going)
         sizes = {row: of_row[0].unit_parameters for row, of_row in self.gates.rows.items()}
-        return lowest_of_all(self.gates.alphas, sizes, self.target.share * self.prunable, self.target.least)
+        return lowest_of_all(self.gates.alphas, sizes, parameters, self.target.least)
 
 
 def _name(row: Row) -> str:

@@ -5,6 +5,8 @@ model reads before every window a prompt that tells it that it is being pruned. 
 gates are those of the authors' code. Other than there:
 
 - Hidden dimensions are not gated: `structured` cuts heads and channels.
+- Gates are there from the first step, where theirs come after the first of eight epochs, of LoRA alone. They are drawn
+  once a step, the same for all of its windows, and their rates follow the schedule, where theirs stay as they are.
 - A head's gate is that of a key/value head with the query heads that share it. One layer reads the units and is gated;
   there the two that write an MLP's channels both are, which counts a gate twice.
 - LoRA is on the layers that compute queries and values; where one module computes keys too, on these as well.
@@ -98,5 +100,5 @@ def prepare(model: Module, architecture: Architecture, target: Target, params: C
     trainable = low_rank(
         model, architecture, lambda path: path in adapted, rank=params.rank, alpha=params.alpha, dropout=0.0
     )
-    setting = GateSetting(params.gate_rate, params.multiplier_rate, round(params.ramp * params.steps))
+    setting = GateSetting(params.gate_rate, params.multiplier_rate, round(params.ramp * params.steps), params.steps)
     return Gated(model, architecture, target, trainable, setting)

@@ -115,7 +115,7 @@ def prepare(model: Module, architecture: Architecture, target: Target, params: E
     """All parameters are trained, embeddings and norms included."""
     from workers.engine.training.pruning_aware import PruningAware, Removing
 
-    begins = max(1, round(params.begin * params.steps))
+    begins = min(params.steps - 1, max(1, round(params.begin * params.steps)))  # one step at least removes
     removing = Removing(
         begins=begins,
         ends=min(params.steps, max(begins + 1, round(params.ends_at * params.steps))),

@@ -1,10 +1,12 @@
 """ELSA: draws weights to a sparse copy of them while the model trains, by ADMM (Lee et al. 2025, arXiv:2510.01650).
 
 For sparsities above 70 %, where masks made at once lose most. Defaults are the authors': a sparse copy every 32 steps,
-by Adam's second moments, a penalty of 0.01. A learning rate three times theirs suits `distill` (their ablation).
+by Adam's second moments, which forget a twentieth a step, a penalty of 0.01. A learning rate three times theirs suits
+`distill` (their ablation).
 
-Departures. Its sparse copies are those of a layer, at the sparsity that the allocation gave it. With `settle` what is
-left trains on behind the final mask for the last steps; 0 ends with the projection, as theirs does.
+Departures. Its sparse copies are those of a layer, at the sparsity that the allocation gave it. The rate rises over the
+first twentieth of the steps, as of all trainings here, where theirs begins at its height. With `settle` what is left
+trains on behind the final mask for the last steps; 0 ends with the projection, as theirs does.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ nothing is kept for a backward pass. Steps, windows, rate and estimate are those
 - The start looks at the inputs of the dense model on the first step's windows, instead of at those of a model already
   pruned on 128 further ones.
 - The penalty on undecided probabilities, which the authors' scripts turn off, is left out.
-- A step in which all losses are infinite ends the job, instead of being passed over.
+- Infinite losses are left out like those that are no number, and the sum is divided by one less than are left: where
+  one is left nothing moves. A step in which none is left ends the job, instead of being passed over.
 """
 
 from __future__ import annotations

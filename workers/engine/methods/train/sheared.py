@@ -6,6 +6,9 @@ target and gates are those of the authors' code, for 0.42 billion tokens. Other 
 
 - A head's gate is that of a key/value head with the query heads that share it; one layer reads it, and is gated.
 - The gradient of the weights alone is clipped: that of gates grows with the multipliers, and would drown it.
+- AdamW's second moment forgets a thousandth a step (0.999), where theirs forgets a twentieth (0.95).
+- Gates are drawn once a step, the same for all of its windows, where theirs are drawn for each device and each part of
+  its windows.
 - Hidden dimensions are gated where they are written, not a second time behind norms; a layer by what its block adds,
   where attention and MLP have a gate each.
 - At the end gates of heads and channels are merged with the value they have, as there; those of hidden dimensions and
@@ -53,5 +56,5 @@ def prepare(model: Module, architecture: Architecture, target: Target, params: S
     from workers.engine.training.gated import Gated, GateSetting
     from workers.engine.training.trainable import unfrozen
 
-    setting = GateSetting(params.gate_rate, params.multiplier_rate, round(params.ramp * params.steps))
+    setting = GateSetting(params.gate_rate, params.multiplier_rate, round(params.ramp * params.steps), params.steps)
     return Gated(model, architecture, target, unfrozen(model, architecture, lambda _: True), setting)
