@@ -56,7 +56,8 @@ class Job:
         run = Run.of(Checkpoint(place / "checkpoint", ranks=ranks), Silent())
         with pytest.MonkeyPatch.context() as patch, suppress(Stopped):
             patch.setattr(stream, "PIECE", 512)  # so that a text arrives little by little
-            text = ranks.first(lambda: training_text("tune", spec.tune, dense, sources, portion=self.portion))
+            kept = place / "checkpoint"
+            text = ranks.first(lambda: training_text("tune", spec.tune, dense, sources, None, kept, self.portion))
             saving_every_step(patch)
             patch.setattr(TrainingPoints, "save", self._stopping(TrainingPoints.save))
             report, _ = tune(spec, dense, place / "model", text, run, text.holdout_NT[0])

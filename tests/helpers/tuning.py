@@ -51,7 +51,7 @@ class Folder:
         """The report of a run under a name, and the folder it wrote. A name that was killed goes on."""
         spec = spec_of(**parts)
         dense = load(spec, self.sources)
-        text = self.text(spec, dense)
+        text = self.text(spec, dense, self.scratch / name / "checkpoint")
         written = self.scratch / name / "model"
         shutil.copytree(self.model, written, dirs_exist_ok=True)
         run = Run.of(Checkpoint(self.scratch / name / "checkpoint"), events or Silent())
@@ -60,8 +60,8 @@ class Folder:
         assert verify_tuned(spec, dense, traces, written, window_T).difference < TOLERANCE
         return report, written
 
-    def text(self, spec: Any, dense: LoadedModel) -> TuningText:
-        text = training_text("tune", spec.tune, dense, self.sources, portion=self.portion)
+    def text(self, spec: Any, dense: LoadedModel, kept: Path | None = None) -> TuningText:
+        text = training_text("tune", spec.tune, dense, self.sources, kept=kept, portion=self.portion)
         assert text is not None
         return text
 

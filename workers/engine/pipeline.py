@@ -90,7 +90,7 @@ def compress(
             model = dense.model = load(spec, prospect, ranks)
             ranks.first(lambda: check_vectors(model))
         with clock.stage("calibrate"):
-            text, trainings = ranks.first(lambda: _texts(spec, model, sources, workdir))
+            text, trainings = ranks.first(lambda: _texts(spec, model, sources, workdir, checkpoint_dir))
             digests = {TRAININGS[stage]: found.beginning for stage, found in trainings.items()}
             run.checkpoint.claim(fingerprint(spec, model, calibration=text.digest if text else None, **digests))
         units = None
@@ -167,15 +167,17 @@ def compress(
 
 
 def _texts(
-    spec: CompressionSpec, model: LoadedModel, sources: Sources, workdir: Path
+    spec: CompressionSpec, model: LoadedModel, sources: Sources, workdir: Path, checkpoint_dir: Path
 ) -> tuple[Calibration | None, dict[Trains, TuningText]]:
-    """Texts for calibration and trainings, where the spec needs them; those of trainings lie in files in `workdir`."""
+    """Texts for calibration and trainings, where the spec needs them; those of trainings lie in files in `workdir`, and
+    in `checkpoint_dir` for a further attempt."""
     refuse_unknown_tokens(spec, model, sources)
     if spec.train is not None and spec.train.read_first:
         prompt_ids(spec.train, model)  # refuses one that does not fit, before work that would be lost
     forget_files(workdir)
     trainings = {
-        stage: training_text(stage, params, model, sources, workdir) for stage, params in spec.trainings.items()
+        stage: training_text(stage, params, model, sources, workdir, checkpoint_dir)
+        for stage, params in spec.trainings.items()
     }
     return calibration(spec, model, sources), trainings
 

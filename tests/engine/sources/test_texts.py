@@ -121,7 +121,7 @@ def test_ids_are_those_of_the_whole_text(
         monkeypatch.setattr(stream, "PIECE", size)
         found = list(stream.pieces([Document(0, [text[:7], text[7:9000], text[9000:]])], tokenizer))
         assert len(found) > len(text) // size / 2
-        assert [i for piece in found for i in piece.ids] == expected
+        assert [i for piece in found for i in piece.encoded.ids_T.tolist()] == expected
 
 
 def test_a_text_without_a_place_to_cut_is_read_too(
@@ -129,8 +129,8 @@ def test_a_text_without_a_place_to_cut_is_read_too(
 ) -> None:
     monkeypatch.setattr(stream, "PIECE", 256)
     found = list(stream.pieces([Document(0, ["ab" * 5000])], bookworm))
-    assert bookworm.decode([i for piece in found for i in piece.ids]) == "ab" * 5000
-    assert max(piece.characters for piece in found) <= 256 + stream.CONTEXT
+    assert bookworm.decode([i for piece in found for i in piece.encoded.ids_T.tolist()]) == "ab" * 5000
+    assert max(piece.encoded.characters for piece in found) <= 256 + stream.CONTEXT
 
 
 def test_golden_windows(bookworm: PreTrainedTokenizerBase, examples: Sources) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,24 @@ def text(sources: Sources, little: None) -> Path:
     path = sources.data_dir / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows(200)))
     return path
+
+
+@pytest.fixture
+def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pieces that are tokenised, each with a few characters before it; not what is tokenised to find where to cut."""
+    found: list[str] = []
+
+    def recorded(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def encoded(tokenizer: Any, text: str) -> Any:
+            if len(text) > 2 * stream.CONTEXT:
+                found.append(text)
+            return encode(tokenizer, text)
+
+        return encoded
+
+    for name in ("token_ids", "ids_and_ends"):
+        monkeypatch.setattr(stream, name, recorded(getattr(stream, name)))
+    return found
 
 
 def params_of(**changes: Any) -> dict[str, Any]:
@@ -161,6 +180,34 @@ def test_killed_and_resumed_to_the_same_bytes(
     assert [report.curve, report.train_windows] == [expected.curve, expected.train_windows]
 
 
+@pytest.mark.parametrize("domains", [None, DOMAINS, DYNAMIC], ids=["one", "mixed", "dynamic"])
+def test_what_an_attempt_has_tokenised_the_next_one_does_not(
+    domains: dict[str, Any] | None,
+    pruned: Folder,
+    text: Path,
+    tokenised: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pruned, params = replace(pruned, portion=8), params_of(steps=16, domains=domains)
+    expected, whole = pruned.tune("whole", tune=params)
+    assert expected.train_windows >= 8 * 8, "eight portions, of which two are read ahead"
+    of_all = {*tokenised}
+    tokenised.clear()
+    saving_every_step(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save_training", dying(Checkpoint.save_training, 4))
+        with pytest.raises(Killed):
+            pruned.tune("killed", tune=params)
+    before = len(tokenised)
+    report, folder = pruned.tune("killed", tune=params)
+    assert report.resumed_step == 5  # of 20 windows, the last ones of the third portion
+    assert before < len(tokenised)
+    assert {*Counter(tokenised).values()} == {1}
+    assert len(of_all & {*tokenised}) > before
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [report.curve, report.train_windows] == [expected.curve, expected.train_windows]
+
+
 def test_a_row_that_cannot_be_read_ends_the_training_where_it_is_needed(
     pruned: Folder, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,8 +237,11 @@ def test_an_id_beyond_the_vocabulary_is_refused_where_it_comes(tiny: Path, sourc
         found.reach([400], Ranks())
 
 
+@pytest.mark.parametrize(
+    ("what", "instead"), [('"garden 12 ', '"garden 13 '), ("and the whale of 0 ", "")], ids=["a digit", "some words"]
+)
 def test_another_text_behind_the_first_portion_is_no_text_to_go_on_with(
-    pruned: Folder, text: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, instead: str, pruned: Folder, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruned, params = replace(pruned, portion=8), params_of()
     saving_every_step(monkeypatch)
@@ -199,15 +249,19 @@ def test_another_text_behind_the_first_portion_is_no_text_to_go_on_with(
         patch.setattr(Checkpoint, "save_training", dying(Checkpoint.save_training, 6))
         with pytest.raises(Killed):
             pruned.tune("killed", tune=params)
-    lines = text.read_text().splitlines(keepends=True)
-    text.write_text("".join([*lines[:11], *lines[12:]]))
+    good = text.read_text()
+    assert what in good
+    text.write_text(good.replace(what, instead))
     with pytest.raises(CheckpointMismatch, match="the text of tuning is another one than the 7 steps") as found:
         pruned.tune("killed", tune=params)
     assert found.value.field == "/tune/dataset"
+    text.write_text(good)
+    report, _ = pruned.tune("killed", tune=params)
+    assert report.resumed_step == 7
 
 
 def test_a_report_tells_of_all_that_was_trained_on(
-    tiny: Path, sources: Sources, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, sources: Sources, text: Path, tokenised: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(tune=params_of())
 
@@ -225,3 +279,6 @@ def test_a_report_tells_of_all_that_was_trained_on(
     assert not [*(tmp_path / "arriving").glob("tokens-*")]
     before, after = (weights(tmp_path / name / "model") for name in ("whole", "arriving"))
     assert any(not torch.equal(before[name], after[name]) for name in before), "in another order"
+    tokenised.clear()
+    assert report("arriving").texts == found.texts
+    assert not any("whale" in piece for piece in tokenised), "tokenised again by another attempt"

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from workers.engine.report import TextReport
@@ -42,6 +46,26 @@ class Ids(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, part: slice, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens of a piece of a text."""
+
+    ids_T: NDArray[np.int64]
+    """Without special tokens, except those written in the text."""
+    characters: int
+    starts: list[int]
+    """Index in `ids_T` of the first token of each document that begins in the piece."""
+
+
+class KeepsPieces(Protocol):
+    """Pieces that one attempt at a job has tokenised, for the next."""
+
+    def piece(self, text: str, make: Callable[[], Encoded], /) -> Encoded:
+        """The next piece, as it was kept or, where none is that was made of this text, as `make` gives it; then it is
+        kept."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import torch
+from xxhash import xxh3_128
 
 from workers.engine import DISTRIBUTION
 from workers.engine.method_packages import offered
 from workers.engine.report import Provenance
+from workers.engine.store.sealed import digest
 
 if TYPE_CHECKING:
     from workers.engine.model.loaded import LoadedModel
@@ -98,6 +100,14 @@ def fingerprint(
         "peft": version("peft"),
         "batch_tokens": str(model.batch_tokens),  # decides in which order sums are rounded
     }
+
+
+def tokens_made_by(model: LoadedModel) -> str:
+    """Digest of what a text's tokens depend on beside the text: the files of the tokenizer, and versions."""
+    found = xxh3_128(repr(sorted(versions().items())).encode())
+    for name in model.source.companions:
+        found.update(f"{name} {digest(model.path / name)}".encode())
+    return str(found.hexdigest())
 
 
 def device_name(device: torch.device) -> str:

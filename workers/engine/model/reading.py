@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.refs import DataRef
     from workers.engine.contracts.texts import Ids, OneDomain
     from workers.engine.sources.resolve import Sources
+    from workers.engine.store.kept_pieces import KeptPieces
     from workers.engine.store.token_file import TokenFile
 
 SOUGHT = 2**23
@@ -67,9 +68,10 @@ class Reading:
         vocabulary: int | None = None,
         domain: OneDomain | None = None,
         file: TokenFile | None = None,
+        kept: KeptPieces | None = None,
     ) -> None:
         """`wanted`: None is all of the text. `field`: the JSON pointer of `ref` in the spec, for errors. `domain`: rows
-        of that one alone. `file`: where the ids go, else they are in memory."""
+        of that one alone. `file`: where the ids go, else they are in memory. `kept`: those of an earlier attempt."""
         self._ahead = 0
         if wanted is not None and wanted.held_out and is_one_document(ref, sources, field):
             self._ahead = wanted.held_out
@@ -84,15 +86,16 @@ class Reading:
         self._limit = sys.maxsize if vocabulary is None else vocabulary
         opening_T = torch.tensor(self._opening, dtype=torch.int64)
         refuse_unknown(opening_T, self._limit, tokenizer, "that windows begin with")
-        self._pieces = pieces(found, tokenizer)
+        self._pieces = pieces(found, tokenizer, kept)
 
     def on(self) -> bool:
         """Read a piece more. False where that was the last that is wanted, or there was none."""
         piece = next(self._pieces, None)
         if piece is None:
             return False
-        if max(piece.ids, default=0) >= self._limit:
-            refuse_unknown(torch.tensor(piece.ids), self._limit, self._tokenizer, f"of a part of {self._ref.label}")
+        refuse_unknown(
+            torch.from_numpy(piece.encoded.ids_T), self._limit, self._tokenizer, f"of a part of {self._ref.label}"
+        )
         self._read.add(piece)
         if self._read.enough:
             self._pieces = iter(())  # its file is closed
@@ -147,7 +150,8 @@ class _Read:
         """Tokens of theirs, in stretches that are read to their end."""
 
     def add(self, piece: Piece) -> None:
-        for key, start in piece.starts:
+        ids_T = piece.encoded.ids_T
+        for key, start in zip(piece.documents, piece.encoded.starts, strict=True):
             number = self._number(key)
             if self.documents and (self.documents[-1] == number or self._neither_held(number)):  # it goes on
                 continue
@@ -160,12 +164,12 @@ class _Read:
             if self._wanted is not None and self.starts[-1] < self._wanted.held_out * self._stride:
                 self._held.add(number)
         if self._file is not None:
-            self._file.add(piece.ids)
+            self._file.add(ids_T)
         else:
-            small = max(piece.ids, default=0) < 2**31  # tokenizers count up to 2**32
-            self.ids.append(torch.tensor(piece.ids, dtype=torch.int32 if small else torch.int64))
-        self._tokens += len(piece.ids)
-        self._characters += piece.characters
+            small = ids_T.max(initial=0) < 2**31  # tokenizers count up to 2**32
+            self.ids.append(torch.from_numpy(ids_T).to(torch.int32 if small else torch.int64))
+        self._tokens += len(ids_T)
+        self._characters += piece.encoded.characters
 
     @property
     def enough(self) -> bool:

@@ -6,16 +6,18 @@ Read and not mapped: a mapped file counts as memory in use.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 import numpy as np
 import torch
 from torch import Tensor
 from xxhash import xxh3_128
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _BYTES = 4
 _PREFIX = "tokens-"
@@ -39,13 +41,13 @@ class TokenFile:
         self._length, self._hash = 0, xxh3_128()
         finalize(self, self._file.close)
 
-    def add(self, ids: Sequence[int]) -> None:
+    def add(self, ids_T: NDArray[np.int64]) -> None:
         """Append ids, which are below 2**31."""
-        left = memoryview(np.array(ids, dtype="<i4").tobytes())
+        left = memoryview(ids_T.astype("<i4").tobytes())
         self._hash.update(left)
         while left:
             left = left[self._file.write(left) :]
-        self._length += len(ids)
+        self._length += len(ids_T)
 
     @property
     def digest(self) -> str:

@@ -13,9 +13,11 @@ import torch
 from workers.engine.contracts.needed import needed
 from workers.engine.contracts.texts import OneDomain, Wanted
 from workers.engine.errors import DatasetTooShort
+from workers.engine.model.provenance import tokens_made_by
 from workers.engine.model.reading import Reading
 from workers.engine.model.windows import HeldOut, held_out_windows, ids_digest
 from workers.engine.ranks import Ranks
+from workers.engine.store.kept_pieces import KeptPieces
 from workers.engine.store.token_file import TokenFile
 from workers.engine.training.mixture import Mixture
 from workers.engine.training.portions import PORTION, Arrival, Background
@@ -199,10 +201,12 @@ def training_text(
     model: LoadedModel,
     sources: Sources,
     folder: Path | None = None,
+    kept: Path | None = None,
     portion: int = PORTION,
 ) -> TuningText:
     """The windows of a training, of each domain as far as the end of its first portion, which has so many windows, or
-    its own. Their tokens lie in files in a folder, by default that of temporary files.
+    its own. Their tokens lie in files in a folder, by default that of temporary files. `kept`: a folder in which an
+    attempt leaves them to the next, so that it need not tokenise again.
 
     The first `holdout` are held out, and their documents are not trained on, whatever the number of steps, so runs of
     different lengths compare. Raises what reading data raises, and DatasetTooShort where less than one step's windows
@@ -217,8 +221,9 @@ def training_text(
     if params.domains is not None and params.domains.dynamic is not None:  # any may get all windows
         counts[2] = [params.steps * params.batch] * len(shares)
     field, total = f"/{stage}", sum(shares.values())
+    made_by = tokens_made_by(model) if kept is not None else ""
     domains, arrivals = [], []
-    for (name, share), holdout, least, most in zip(shares.items(), *counts, strict=True):
+    for number, ((name, share), holdout, least, most) in enumerate(zip(shares.items(), *counts, strict=True)):
         file = TokenFile(folder)
         reading = Reading(
             params,
@@ -229,6 +234,7 @@ def training_text(
             vocabulary=model.architecture.vocabulary,
             domain=OneDomain(params.domains.column, name) if params.domains and name is not None else None,
             file=file,
+            kept=KeptPieces(kept / f"text-{stage}-{number}.pieces", made_by) if kept is not None else None,
         )
         cut = partial(_cut, params.sequence_length, holdout, least, most, field)
         with _naming(name, field):

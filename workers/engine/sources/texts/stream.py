@@ -10,15 +10,20 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from workers.engine.contracts.texts import Encoded
 from workers.engine.sources.texts.documents import DOCUMENT_BREAK, Document
 from workers.engine.sources.texts.token_ids import ids_and_ends, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from workers.engine.contracts.texts import KeepsPieces
 
 PIECE = 2**16
 """Characters that are tokenised at once. A longer run without a place to cut, which no language has, is cut anyway."""
@@ -38,16 +43,16 @@ _PLACES = (
 class Piece:
     """The next tokens of a text."""
 
-    ids: list[int]
-    """Without special tokens, except those written in the text."""
-    characters: int
-    starts: list[tuple[Hashable, int]]
-    """(document, index in `ids` of its first token), of the documents that begin here."""
+    encoded: Encoded
+    documents: list[Hashable]
+    """Those that begin here."""
 
 
-def pieces(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
-    """The tokens of documents joined by DOCUMENT_BREAK."""
-    encode = _Encoder(tokenizer)
+def pieces(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, kept: KeepsPieces | None = None
+) -> Iterator[Piece]:
+    """The tokens of documents joined by DOCUMENT_BREAK. `kept`: those of an earlier attempt, if there may be some."""
+    encode = _Encoder(tokenizer, kept)
     before, text = "", ""  # what was tokenised last, what is still to be
     starts: list[tuple[Hashable, int]] = []  # document, index in `text` of its first character
     for document, part in _joined(documents):
@@ -55,12 +60,13 @@ def pieces(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) ->
             starts.append((document.key, len(text)))
         text += part
         while len(text) >= PIECE + CONTEXT:
-            cut = _cut(text, encode)
-            yield encode.piece(before, text[:cut], [(key, at) for key, at in starts if at < cut])
-            starts = [(key, at - cut) for key, at in starts if at >= cut]
+            encoded = encode.first(before, text[: PIECE + CONTEXT], [at for _, at in starts])
+            cut, begun = encoded.characters, len(encoded.starts)
+            yield Piece(encoded, [key for key, _ in starts[:begun]])
+            starts = [(key, at - cut) for key, at in starts[begun:]]
             before, text = text[cut - CONTEXT : cut], text[cut:]
     if text:
-        yield encode.piece(before, text, starts)
+        yield Piece(encode.first(before, text, [at for _, at in starts]), [key for key, _ in starts])
 
 
 def _joined(documents: Iterable[Document]) -> Iterator[tuple[Document | None, str]]:
@@ -89,13 +95,26 @@ def _cut(text: str, encode: _Encoder) -> int:
 
 
 class _Encoder:
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, kept: KeepsPieces | None) -> None:
+        self._tokenizer, self._kept = tokenizer, kept
 
     def ids(self, text: str) -> list[int]:
         return token_ids(self._tokenizer, text)
 
-    def piece(self, before: str, text: str, starts: list[tuple[Hashable, int]]) -> Piece:
+    def first(self, before: str, text: str, starts: Sequence[int]) -> Encoded:
+        """The first piece of `text`, which stands after `before` and is all that is left, or PIECE + CONTEXT characters
+        of it. `starts`: where documents begin."""
+        starts = [at for at in starts if at < len(text)]
+
+        def make() -> Encoded:
+            cut = _cut(text, self) if len(text) >= PIECE + CONTEXT else len(text)
+            return self._piece(before, text[:cut], [at for at in starts if at < cut])
+
+        if self._kept is None:
+            return make()
+        return self._kept.piece(f"{starts} {len(before)} {before}{text}", make)
+
+    def _piece(self, before: str, text: str, starts: Sequence[int]) -> Encoded:
         """The tokens of `text` as it stands after `before`, and the one that holds each start."""
         known = self.ids(before) if before else []
         # Where tokens lie is asked for with them: it would take twice as long apart.
@@ -106,10 +125,10 @@ class _Encoder:
             ids, ends = self._ids_and_ends(text, told)
         count = len(ids) - len(known)
         if told:
-            firsts = [(key, max(0, bisect_right(ends, len(before) + at) - len(known))) for key, at in starts]
+            firsts = [max(0, bisect_right(ends, len(before) + at) - len(known)) for at in starts]
         else:  # in proportion, for the few tokenizers that do not say
-            firsts = [(key, at * count // len(text)) for key, at in starts]
-        return Piece(ids[len(known) :], len(text), firsts)
+            firsts = [at * count // len(text) for at in starts]
+        return Encoded(np.array(ids[len(known) :], dtype=np.int64), len(text), firsts)
 
     def _ids_and_ends(self, text: str, told: bool) -> tuple[list[int], list[int]]:
         """The ids and, if they are to be `told`, where in the text each token ends."""
