@@ -54,8 +54,7 @@ def threads(settings: Settings, taken: int, of: int) -> int:
 def hardware() -> dict[str, Hardware]:
     """Number and UUID of each GPU of the host -> what it is. Parts of one (MIG) are not listed."""
     found: dict[str, Hardware] = {}
-    for line in output(DETAILS).splitlines():
-        number, uuid, memory, model = (part.strip() for part in line.split(",", 3))
+    for number, uuid, memory, model in rows(output(DETAILS), 4):
         known = Hardware(model, int(memory) * 2**20 if memory.isdecimal() else None)
         found[number] = found[uuid] = known
     return found
@@ -91,6 +90,12 @@ def _listed() -> list[str]:
             whole = match["uuid"]
             found.append(whole)
     return found
+
+
+def rows(listing: str, columns: int) -> list[list[str]]:
+    """The rows of a table of the driver's program. Of a GPU that it cannot ask it writes a sentence, which is none."""
+    found = ([part.strip() for part in line.split(",", columns - 1)] for line in listing.splitlines())
+    return [row for row in found if len(row) == columns]
 
 
 def output(command: list[str]) -> str:

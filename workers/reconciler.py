@@ -40,6 +40,9 @@ RELAY_S = 1.0
 FORGET_S = 3600.0
 OVERLAP_MS = 60_000
 """An end is committed a little later than it is dated."""
+TURN_S = 5.0
+"""A chore that may have much to do stops after so long, and goes on when its turn comes again: leases that expire, and
+the probe of this process, do not wait for it."""
 GIVE_BACK_S = 3.0
 """How long the end waits for publications to be given back; a longer answer of a place is not waited for."""
 
@@ -54,6 +57,8 @@ class Reconciler:
         self.publisher = Publisher(settings)
         self.fronts_seen_at = 0
         """Sweeps are looked at whose children have ended since, ms. At first all are: somebody may have been killed."""
+        self.fronts: set[str] = set()
+        """Sweeps that are still to be looked at."""
 
     def send_messages(self) -> None:
         while relay(self.database, self.publisher):
@@ -97,17 +102,23 @@ class Reconciler:
     def apply_retention(self) -> None:
         """Take the files from results whose policies say so, and delete them."""
         with self.database.read() as session:
-            found = sweep_repository.with_fronts_since(session, self.fronts_seen_at)
-            seen_at = clock(session)
-        for sweep_id in found:
+            self.fronts |= {*sweep_repository.with_fronts_since(session, self.fronts_seen_at)}
+            self.fronts_seen_at = clock(session) - OVERLAP_MS
+        end = time.monotonic() + TURN_S
+        for sweep_id in sorted(self.fronts):
+            if time.monotonic() > end:
+                break
             try:
                 self.database.transact(partial(front.mark, sweep_id=sweep_id))
+                self.fronts.discard(sweep_id)
             except Exception as error:  # the others' files, and those that are due, do not wait for this one
                 log.warning("front_not_found", sweep_id=sweep_id, error=repr(error))
-        self.fronts_seen_at = seen_at - OVERLAP_MS
-        while job_id := self.database.transact(retention.remove_next):
+        end = time.monotonic() + TURN_S
+        while (job_id := self.database.transact(retention.remove_next)) is not None:
             log.info("files_removed", job_id=job_id)
             removals.work_off_now(self.database, self.store, [job_id])
+            if time.monotonic() > end:
+                break
 
     def forget_workers(self) -> None:
         self.database.transact(fleet.forget_silent)

@@ -68,10 +68,10 @@ def supervise(
     killed_before = _oom_kills()
     with log.open("ab") as log_file:
         child = start(log_file)
-    reader = _Lines(child.events)
     order, kill_at, next_tick = Order.CONTINUE, float("inf"), time.monotonic()
     stage, error, pending = "load", None, list[dict[str, Any]]()
     try:
+        reader = _Lines(child.events)
         while True:
             # The last lines are read after the child is seen dead, so none is missed.
             dead = child.poll() is not None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from workers.devices import output
+from workers.devices import output, rows
 from workers.engine.host import total_memory, used_memory
 
 USE = ["nvidia-smi", "--query-gpu=index,uuid,memory.total,memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
@@ -36,8 +36,7 @@ class Use:
 
     def _of_gpus(self) -> list[dict[str, Any]]:
         found = []
-        for line in output(USE).splitlines() if self._gpus else ():
-            number, uuid, total, used, busy = (part.strip() for part in line.split(","))
+        for number, uuid, total, used, busy in rows(output(USE), 5) if self._gpus else ():
             if name := next((name for name in (uuid, number) if name in self._gpus), None):
                 memory, taken, percent = (int(text) if text.isdecimal() else None for text in (total, used, busy))
                 found.append(

@@ -20,7 +20,7 @@ from app.publications.models import Publication
 from app.settings import Settings
 from tests.helpers.api import FILES, REPORT, SPEC, Api, make_key, others, pointers, with_manifest
 from workers.engine.report import Report, Verdict
-from workers.reconciler import Reconciler
+from workers.reconciler import OVERLAP_MS, Reconciler
 
 DAY = 86_400_000
 STAYS = {"manifest.json", "report.html", "README.md"}
@@ -163,6 +163,16 @@ class TestRemoval:
             session.execute(update(Job).where(Job.id == job["id"]).values(files_due_at=clock(session)))
             assert retention.remove_next(session) == job["id"]
         assert paths(api, job) == STAYS
+
+    def test_much_is_done_in_several_turns(self, api: Api, reconciler: Reconciler, monkeypatch: Any) -> None:
+        """Leases that expire do not wait for the last file."""
+        monkeypatch.setattr("workers.reconciler.TURN_S", 0)
+        jobs = [made(api, retention={"keep": "report"}) for _ in range(2)]
+        left = []
+        for _ in range(3):
+            reconciler.apply_retention()
+            left.append(sum("model.safetensors" in paths(api, job) for job in jobs))
+        assert left == [1, 0, 0]
 
     def test_the_bound_takes_what_all_kept(self, api: Api, reconciler: Reconciler) -> None:
         object.__setattr__(api.services.settings, "keep_days", 30)
@@ -358,6 +368,19 @@ class TestFront:
             shift(api, {"id": child["job_id"]}, 2 * DAY)
         reconciler.apply_retention()
         assert self.whole(api, sweep) == [0, 1]
+
+    def test_one_that_could_not_be_looked_at_is_looked_at_again(
+        self, api: Api, reconciler: Reconciler, monkeypatch: Any
+    ) -> None:
+        sweep = self.submit(api, 2)
+        for value in ((10, 5, 0.5), (12, 6, 0.5)):
+            self.end(api, *value)
+        with monkeypatch.context() as patch:
+            patch.setattr("app.sweeps.front.mark", lambda session, sweep_id: 1 / 0)
+            reconciler.apply_retention()
+        reconciler.fronts_seen_at += 2 * OVERLAP_MS
+        reconciler.apply_retention()
+        assert self.whole(api, sweep) == [0]
 
     def test_one_whose_gates_fail_is_not_kept_and_costs_no_other_its_files(
         self, api: Api, reconciler: Reconciler

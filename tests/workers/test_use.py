@@ -33,6 +33,7 @@ def test_memory_of_a_control_group_is_what_it_may_still_take(tmp_path: Path, mon
 
 def test_of_its_own_gpus_by_number_or_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "0, GPU-a, 81559, 60000, 97\n1, GPU-b, 81559, 1, 0\n2, GPU-c, [N/A], [N/A], [N/A]\n"
+    said += "Unable to determine the device handle for GPU 0000:41:00.0: Unknown Error\n"
     monkeypatch.setattr(use, "output", lambda command: said)
     _, first, third = use.Use(["0", "GPU-c"]).look()
     assert first == {"device": "0", "memory_bytes": 81559 * 2**20, "memory_used_bytes": 60000 * 2**20, "busy": 0.97}
