@@ -18,8 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from app.failure import Failure
-from workers.children import RUNNER_DIED, RUNNER_DIED_HINT, Start, ending
+from workers.children import Start
 
 
 class Order(Enum):
@@ -95,44 +94,6 @@ def supervise(
     if order is Order.CONTINUE:
         order = on_tick(pending)
     return Exit(order, returncode, stage, error, _oom_kills() > killed_before)
-
-
-def explain(end: Exit, *, deadline_s: int) -> Failure:
-    """The failure that an unsuccessful exit means for the job."""
-    if end.order is Order.TIMEOUT:
-        return Failure(
-            code="timeout",
-            message=f"the job was still in stage {end.stage} after its deadline of {deadline_s} s",
-            hint="Submit it with a larger deadline_s, or ask for less: fewer samples, fewer evaluations.",
-            retryable=False,
-            stage=end.stage,
-        )
-    killed = end.error is None or end.error["code"] == RUNNER_DIED  # this process, or a further rank
-    if end.error is not None and not (killed and end.out_of_memory):
-        return Failure(
-            code=end.error["code"],
-            message=end.error["message"],
-            hint=end.error["hint"],
-            retryable=end.error["retryable"],
-            stage=end.stage,
-            field=end.error.get("field"),
-        )
-    if end.out_of_memory:
-        return Failure(
-            code="host_oom",
-            message=f"the host ran out of memory in stage {end.stage}",
-            hint="Use fewer calibration samples or shorter sequences, or a worker with more memory. "
-            "?dry_run=true predicts the peak.",
-            retryable=False,
-            stage=end.stage,
-        )
-    return Failure(
-        code=RUNNER_DIED,
-        message=f"the job's process ended with {ending(end.returncode)} in stage {end.stage}",
-        hint=RUNNER_DIED_HINT,
-        retryable=True,
-        stage=end.stage,
-    )
 
 
 class _Lines:

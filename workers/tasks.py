@@ -8,7 +8,6 @@ reconciler when its lease runs out.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import threading
@@ -41,12 +40,13 @@ from app.sweeps import service as sweeps
 from workers import devices, scratch
 from workers.celery_app import app, draining
 from workers.children import Child, Spawned, runner_command
-from workers.engine.errors import CheckpointMismatch, DiskFull, EngineError
+from workers.engine.errors import CheckpointMismatch, DiskFull
 from workers.engine.report import FileEntry, Manifest, Origin, Report
+from workers.failures import of_bug, of_exit, of_storage
 from workers.logs import LogShipper
 from workers.presence import database, this_worker
 from workers.progress import Finished, Progress
-from workers.supervisor import Exit, Order, explain, supervise
+from workers.supervisor import Exit, Order, supervise
 from workers.tracing import Trace
 from workers.warm import Warm
 
@@ -54,7 +54,6 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 LOOKS, LOOK_AGAIN_S = 40, 0.05
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @cache
@@ -148,11 +147,11 @@ class Attempt:
         except Fenced:
             raise
         except (OSError, StorageError, AlreadyStored, Damaged) as error:
-            self._fail(_storage_failure(error))
+            self._fail(of_storage(error))
         except Exception as error:  # a bug, which another attempt would raise again
             log.exception("attempt_crashed")
             self.logs.say_and_ship(traceback.format_exc())
-            self._fail(_internal(error))
+            self._fail(of_bug(error))
 
     def _compress(self) -> Exit:
         """Run the engine in a child process until it ends or is stopped."""
@@ -232,7 +231,7 @@ class Attempt:
             case Order.CONTINUE if end.returncode == 0:
                 self._publish()
             case _:
-                self._fail(explain(end, deadline_s=self.held.deadline_s))
+                self._fail(of_exit(end, deadline_s=self.held.deadline_s))
 
     def _publish(self) -> None:
         """Upload the attempt's files under its own keys, then make them the job's."""
@@ -414,42 +413,3 @@ class Attempt:
 
 def _times(finished: list[Finished]) -> list[tuple[str, float]]:
     return [(stage.stage, stage.seconds) for stage in finished]
-
-
-def _internal(error: Exception) -> Failure:
-    return Failure(
-        code=EngineError.code,
-        message=f"{type(error).__name__}: {error}",
-        hint="this is a bug in the worker; the job's log has the traceback",
-        retryable=False,
-    )
-
-
-def _storage_failure(error: Exception) -> Failure:
-    if _is_full(error):
-        return Failure(
-            code=DiskFull.code,
-            message=f"the worker's disk is full: {error}",
-            hint="Free space in the worker's work_dir or in the artifact store; the job is tried again meanwhile.",
-            retryable=True,
-        )
-    if isinstance(error, Damaged):
-        return Failure(
-            code="damaged_upload",
-            message=f"the result did not reach the artifact store as it was made: {error}",
-            hint="Check the worker's disk and the artifact store; the job is tried again meanwhile.",
-            retryable=True,
-        )
-    return Failure(
-        code="storage_unavailable",
-        message=f"the worker could not read or write its files: {error}",
-        hint="Check the artifact store and the worker's work_dir; the job is tried again meanwhile.",
-        retryable=True,
-    )
-
-
-def _is_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in NO_SPACE
-    # obstore says it in its message only
-    return any(f"os error {number}" in str(error) for number in NO_SPACE)

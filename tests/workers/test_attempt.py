@@ -25,6 +25,7 @@ from workers import scratch, tasks
 from workers.children import Start
 from workers.engine.report import Report
 from workers.engine.spec import CompressionSpec
+from workers.failures import of_storage
 from workers.supervisor import Exit, Order
 from workers.tasks import Attempt
 
@@ -250,7 +251,7 @@ class TestFullDisk:
         ],
     )
     def test_is_recognised_whoever_meets_it(self, error: Exception) -> None:
-        assert tasks._storage_failure(error).code == "disk_full"
+        assert of_storage(error).code == "disk_full"
 
 
 class TestBugs:

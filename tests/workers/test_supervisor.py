@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from workers.children import Spawned
-from workers.supervisor import Exit, Order, explain, supervise
+from workers.failures import of_exit
+from workers.supervisor import Exit, Order, supervise
 
 EVENT = 'print(\'{"event": "progress", "stage": "prune", "done": %d, "total": 9, "unit": "block"}\', flush=True)\n'
 
@@ -115,27 +116,27 @@ def test_exits_are_told_apart(tmp_path: Path) -> None:
         '{"event": "error", "stage": "load", "code": "model_gated", "message": "m", "hint": "h", "retryable": false}'
     )
     end, _ = run(tmp_path, f"print({error!r}, flush=True); sys.exit(64)")
-    assert (explain(end, deadline_s=1).code, explain(end, deadline_s=1).retryable) == ("model_gated", False)
+    assert (of_exit(end, deadline_s=1).code, of_exit(end, deadline_s=1).retryable) == ("model_gated", False)
 
     end, _ = run(tmp_path, EVENT % 1 + "os.kill(os.getpid(), signal.SIGSEGV)")
-    failure = explain(end, deadline_s=1)
+    failure = of_exit(end, deadline_s=1)
     assert (failure.code, failure.retryable, failure.stage) == ("runner_died", True, "prune")
     assert "SIGSEGV" in failure.message
 
     end, _ = run(tmp_path, EVENT % 1 + "time.sleep(60)", {1: Order.TIMEOUT})
-    failure = explain(end, deadline_s=7)
+    failure = of_exit(end, deadline_s=7)
     assert (failure.code, failure.retryable) == ("timeout", False)
     assert "7 s" in failure.message
 
 
 def test_out_of_memory_is_named_when_the_kernel_says_so() -> None:
     end = Exit(Order.CONTINUE, -signal.SIGKILL, "prune", None, out_of_memory=True)
-    assert (explain(end, deadline_s=1).code, explain(end, deadline_s=1).retryable) == ("host_oom", False)
+    assert (of_exit(end, deadline_s=1).code, of_exit(end, deadline_s=1).retryable) == ("host_oom", False)
     # Of several ranks a further one was killed, and the first says so.
     error = {"code": "runner_died", "message": "m", "hint": "h", "retryable": True, "rank": 1}
-    assert explain(replace(end, error=error), deadline_s=1).code == "host_oom"
-    assert explain(replace(end, error=error, out_of_memory=False), deadline_s=1).code == "runner_died"
-    assert explain(replace(end, error=error | {"code": "disk_full"}), deadline_s=1).code == "disk_full"
+    assert of_exit(replace(end, error=error), deadline_s=1).code == "host_oom"
+    assert of_exit(replace(end, error=error, out_of_memory=False), deadline_s=1).code == "runner_died"
+    assert of_exit(replace(end, error=error | {"code": "disk_full"}), deadline_s=1).code == "disk_full"
 
 
 def test_abandon_does_not_wait_for_the_grace(tmp_path: Path) -> None:
