@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 from tests.helpers.small_models import load, spec_of
 from tests.helpers.tuning import saving_every_step
 from workers.engine.events import Silent
+from workers.engine.model.loaded import in_parts
 from workers.engine.ranks import Ranks
 from workers.engine.sources.resolve import Sources
 from workers.engine.sources.texts import stream
 from workers.engine.stages.tune import tune
 from workers.engine.store.checkpoint import Checkpoint
 from workers.engine.store.run import Run
+from workers.engine.training import shards
 from workers.engine.training.points import TrainingPoints
 from workers.engine.training.portions import PORTION
 from workers.engine.training.text import training_text
@@ -60,14 +62,22 @@ class Job:
             text = ranks.first(lambda: training_text("tune", spec.tune, dense, sources, None, kept, self.portion))
             saving_every_step(patch)
             patch.setattr(TrainingPoints, "save", self._stopping(TrainingPoints.save))
+            reads = count()
+            patch.setattr(shards, "in_parts", lambda *args: (next(reads), in_parts(*args))[1])
             report, _ = tune(spec, dense, place / "model", text, run, text.holdout_NT[0])
             if ranks.leads:
                 (place / "report.json").write_text(report.model_dump_json())
+                (place / "reads").write_text(str(next(reads)))
 
     def read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The report and the weights."""
         place = self.folder / self.name
         return json.loads((place / "report.json").read_text()), load_file(place / "model/model.safetensors")
+
+    @property
+    def reads(self) -> int:
+        """How often the model was read by the attempt that ended."""
+        return int((self.folder / self.name / "reads").read_text())
 
     def _stopping(self, save: Callable[..., None]) -> Callable[..., None]:
         calls = count()

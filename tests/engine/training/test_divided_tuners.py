@@ -74,6 +74,15 @@ def test_ranks_train_what_one_trains_and_another_number_goes_on_with_it(job: Cal
     for resumed, jobs in ((2, on), (0, two), (2, back)):
         for name, other in jobs.items():
             same(other, whole[name], resumed)
+    # Once, but where what is put in, codes in place of weights, changes the model at once.
+    ended = [*whole.values(), *on.values(), *two.values(), *half]
+    assert [job.name for job in ended if job.reads != 1] == ["two group"]
+    assert two["group"].reads == 2
+    begun = {name: job.read()[0] for name, job in whole.items()}
+    as_it_was = {
+        name for name, told in begun.items() if told["curve"][0]["holdout_loss"] == told["holdout_loss_before"]
+    }
+    assert as_it_was == TUNERS.keys() - {"group"}, "on one device it is measured before anything is put in"
     for one in half:
         report, found = one.read()
         begun = load_file(one.model / "model.safetensors")

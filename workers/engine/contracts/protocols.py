@@ -89,7 +89,7 @@ class Tuner(Protocol[P_contra]):
     method whose `params` go `block_by_block`: it takes a fourth argument, the numbers of the blocks in their order. A
     block's weights are there, and whole, when its number is given; when the next one is asked for it is divided, with
     what was put into it. All have to be asked for, and `trainable.parameters` to be looked up after that. Where there
-    is no such argument the model is there whole.
+    is no such argument the model is there whole. `begins_unchanged` spares such a method that the model is read twice.
     """
 
     def __call__(self, model: nn.Module, architecture: Architecture, params: P_contra, /) -> Trainable: ...

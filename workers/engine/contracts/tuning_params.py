@@ -373,6 +373,12 @@ class TuneMethodParams(TrainingParams):
         """Whether the method puts modules of its own into each block, and takes `blocks` (`contracts/protocols.py`)."""
         return False
 
+    @property
+    def begins_unchanged(self) -> bool:
+        """Whether what a method puts into blocks changes nothing before the first step: the model's own loss can be
+        measured with it."""
+        return False
+
     def trains_tensor(self, architecture: Architecture, name: str, *, tied: bool) -> bool:
         """Whether a parameter of the model itself is trained, by its name in the files; it is read in float32 then.
         `tied`: whether the output head is the embedding, whose name it has."""

@@ -84,19 +84,19 @@ class _Tuning:
         architecture, self.slices = described(folder)
         self.architecture = replace(architecture, new_blocks=frozenset(new))
         found, before = self.setting.points.found(), math.nan
-        # What a method puts into a block is divided with it: only once it is there can the model be.
-        anew = shards.divided and self.params.block_by_block
-        model = self._loaded() if found is None or not anew else None
-        if model is not None and found is None:
-            losses = self.setting.holdout_losses(model, f"/{spec.editor.stage}", removal_of(spec).gentler)
-            before = self.setting.weighed(losses)
-            shards.gather_anew(model)
-        if model is None or anew:
-            del model
-            give_back()
-            self.model, self.trainable = self._prepared_in_parts()
-        else:
+        if not (shards.divided and self.params.block_by_block):
+            model = self._loaded()
+            if found is None:
+                before = self._measured(spec, model)
             self.model, self.trainable = model, self._prepared(model)
+        else:  # what a method puts into a block is divided with it: only once it is there can the model be
+            unchanged = self.params.begins_unchanged
+            if found is None and not unchanged:  # as it was, and then read once more
+                before = self._measured(spec, self._loaded())
+                give_back()
+            self.model, self.trainable = self._prepared_in_parts()
+            if found is None and unchanged:
+                before = self._measured(spec, self.model)
         make_ready(self.model, self.setting)
         plain = _Plain(self.trainable)
         self.loop = Loop(self.setting, self.model, plain, found, before, keeps_best=True)
@@ -145,6 +145,12 @@ class _Tuning:
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(dense.dtype)
         return model
+
+    def _measured(self, spec: CompressionSpec, model: PreTrainedModel) -> float:
+        """The held-out loss of the model as it was pruned."""
+        losses = self.setting.holdout_losses(model, f"/{spec.editor.stage}", removal_of(spec).gentler)
+        self.setting.shards.gather_anew(model)
+        return self.setting.weighed(losses)
 
     def _prepared(self, model: PreTrainedModel, *blocks: Iterator[int]) -> Trainable:
         torch.manual_seed(self.params.seed)

@@ -74,6 +74,10 @@ class GroupParams(TuneMethodParams):
     def block_by_block(self) -> bool:
         return True
 
+    @property
+    def begins_unchanged(self) -> bool:
+        return self.base_bits is None
+
     def check_held(self, architecture: Architecture) -> None:
         """Codes are of whole matrices [O, I], each in a module of its own, or of all experts' in one."""
         for layer in architecture.layers:

@@ -49,6 +49,10 @@ class LoraParams(AllOrNewParams):
     def block_by_block(self) -> bool:
         return True
 
+    @property
+    def begins_unchanged(self) -> bool:
+        return True
+
     def trained_parameters(self, source: DescribedModel, architecture: Architecture) -> int:
         return sum(self.rank * sum(shape) for path, shape in architecture.matrices() if self.trains(architecture, path))
 

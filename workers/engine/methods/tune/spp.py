@@ -50,6 +50,10 @@ class SppParams(TuneMethodParams):
         return True
 
     @property
+    def begins_unchanged(self) -> bool:
+        return True
+
+    @property
     def multiplies(self) -> bool:
         return True
 
