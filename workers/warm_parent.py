@@ -48,8 +48,9 @@ def main() -> int:
     channel = socket.socket(fileno=os.dup(0))
     runner.prepare_libraries()
     os.close(os.pidfd_open(os.getpid()))  # raises where a child's end could not be seen, before there is a child
-    for name in PRELOADED:
-        import_module(name)
+    with runner.importing():
+        for name in PRELOADED:
+            import_module(name)
     while True:
         request, descriptors = _receive(channel)
         if request is None:

@@ -84,7 +84,7 @@ def headers(n: int) -> bytes:
         pytest.param(GET + b"X-A: " + b"x" * 20_000_000, 431, "headers_too_large", id="endless header"),
         pytest.param(GET + b"X-A: " + b"x" * 20_000 + b"\r\n\r\n", 431, "headers_too_large", id="long header"),
         pytest.param(GET + b"X" * 20_000, 431, "headers_too_large", id="endless name"),
-        pytest.param(GET + headers(2_000_000), 431, "headers_too_large", id="endless headers"),
+        pytest.param(GET + headers(20_000) * 100, 431, "headers_too_large", id="endless headers"),
         pytest.param(GET + headers(100) + b"\r\n", 431, "headers_too_large", id="too many headers"),
         pytest.param(b"GET /" + b"x" * 20_000_000, 414, "url_too_long", id="endless URL"),
         pytest.param(b"GET /livez?" + b"x" * 8190 + b" HTTP/1.1\r\n\r\n", 414, "url_too_long", id="long URL"),

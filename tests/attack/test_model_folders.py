@@ -222,8 +222,12 @@ def crowd(count: int, name: str) -> Callable[[dict[str, Any]], None]:
 
 def many(count: int) -> Callable[[dict[str, Any]], bytes]:
     """A header of so many empty tensors."""
-    row = ",".join(f'"t{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(count))
-    return lambda _: b"{" + row.encode() + b"}"
+
+    def header_of(_: dict[str, Any]) -> bytes:
+        rows = (f'"t{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(count))
+        return b"{" + ",".join(rows).encode() + b"}"
+
+    return header_of
 
 
 FILES: dict[str, tuple[Break, str]] = {
@@ -325,7 +329,7 @@ HEADERS: dict[str, tuple[Break, str]] = {
     "index-other-names": (index({"x": WEIGHTS}), "lacks `x`"),
     "index-fifo": (instead(INDEX, os.mkfifo), "not a regular file"),
     "index-to-a-link-out": (both(link("a.safetensors", "/dev/zero"), index({Q: "a.safetensors"})), "leads out"),
-    "index-many": (index({f"t{i}": WEIGHTS for i in range(250_000)}), "where at most 200,000"),
+    "index-many": (lambda folder: index({f"t{i}": WEIGHTS for i in range(250_000)})(folder), "where at most 200,000"),
 }  # fmt: skip
 
 MISFITS: dict[str, tuple[Break, str]] = {

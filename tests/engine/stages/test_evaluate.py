@@ -24,7 +24,7 @@ from workers.engine.contracts.facts import Measurement
 from workers.engine.errors import (
     BadRequest,
     DatasetTooShort,
-    DiskFull,
+    EngineError,
     NumericalFailure,
     SequenceTooLong,
     UnsupportedModel,
@@ -34,7 +34,6 @@ from workers.engine.gates import Gate, judge
 from workers.engine.methods.evaluate import continuations, generation_speed, harness, perplexity, size
 from workers.engine.model import loaded as whole
 from workers.engine.ranks import Ranks
-from workers.engine.sources.harness_tasks import UnknownTask, UnsuitableTask, load_tasks, suitable
 from workers.engine.sources.resolve import Sources
 from workers.engine.stages.evaluate import DENSE_MEASUREMENTS, EvaluatedModel, evaluate, join
 from workers.engine.store.checkpoint import Checkpoint
@@ -203,6 +202,8 @@ def test_files_of_harness_tasks_are_read_as_texts_are(examples: Sources, tmp_pat
     (tmp_path / "few.yaml").write_text(
         task.replace("bookworm_continuation", "few").replace("few.jsonl", "few.jsonl.gz")
     )
+    from workers.engine.sources.harness_tasks import load_tasks  # here and below: a second of imports, of each process
+
     (loaded,) = load_tasks(["few"], tmp_path, "/evaluate/0")
     assert [doc["context"] for doc in loaded.test_docs()] == [json.loads(row)["context"] for row in rows]
     assert loaded.dump_config()["metadata"]["version"] == 1.0
@@ -222,10 +223,10 @@ def test_the_harness_runs_a_local_task_and_the_shipped_model_beats_chance(exampl
     assert accuracy.stderr is not None
     assert accuracy.higher_is_better
     assert "24 questions" in accuracy.note
-    with pytest.raises(UnknownTask, match="nonsense") as unknown:
+    with pytest.raises(BadRequest, match="nonsense") as unknown:
         harness.evaluate(seen, harness.HarnessParams(tasks=["nonsense"]))
     assert "bookworm_continuation" in unknown.value.hint
-    assert isinstance(unknown.value, BadRequest)
+    assert unknown.value.code == "unknown_task"
 
 
 def made_task(folder: Path, name: str, **changes: Any) -> None:
@@ -265,31 +266,35 @@ def test_what_goes_wrong_inside_the_harness_is_the_tasks_fault(examples: Sources
 
     for name in ("no_template", "no_rows", "no_metric"):
         seen = context(sources, model, folder, tokenizer)
-        with pytest.raises(UnsuitableTask, match=name) as refused:
+        with pytest.raises(BadRequest, match=name) as refused:
             harness.evaluate(seen, harness.HarnessParams(tasks=[name]))
-        assert refused.value.field == "/evaluate/0/tasks"
+        assert (refused.value.code, refused.value.field) == ("unsuitable_task", "/evaluate/0/tasks")
     seen = context(sources, model, folder, Broken.from_pretrained(folder))
-    with pytest.raises(UnsuitableTask, match="sound cannot be asked of this model: TypeError: argument"):
+    with pytest.raises(BadRequest, match="sound cannot be asked of this model: TypeError: argument") as refused:
         harness.evaluate(seen, harness.HarnessParams(tasks=["sound"]))
+    assert refused.value.code == "unsuitable_task"
 
 
 ENDINGS = {
-    "ends": ("raise SystemExit('install slr')", UnsuitableTask),
-    "full": ("raise OSError(28, 'No space left on device')", DiskFull),
-    "full_below": ("raise RuntimeError('generation failed') from OSError(28, 'No space left on device')", DiskFull),
-    "missing_below": ("raise RuntimeError('generation failed') from FileNotFoundError(2, 'no file')", UnsuitableTask),
+    "ends": ("raise SystemExit('install slr')", "unsuitable_task"),
+    "full": ("raise OSError(28, 'No space left on device')", "disk_full"),
+    "full_below": ("raise RuntimeError('generation failed') from OSError(28, 'No space left on device')", "disk_full"),
+    "missing_below": ("raise RuntimeError('no generation') from FileNotFoundError(2, 'no file')", "unsuitable_task"),
 }
 
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_code_of_a_task_that_ends_the_process_or_fills_the_disk(name: str, tmp_path: Path) -> None:
-    statement, raised = ENDINGS[name]
+    from workers.engine.sources.harness_tasks import UnsuitableTask, load_tasks, suitable
+
+    statement, code = ENDINGS[name]
     made_task(tmp_path, name, process_docs="@")
     (tmp_path / "tasks/own.py").write_text(f"def ends(found):\n    {statement}\n")
     task = tmp_path / f"tasks/{name}.yaml"
     task.write_text(task.read_text().replace('"@"', "!function own.ends"))
-    with pytest.raises(raised):
+    with pytest.raises(EngineError) as raised:
         load_tasks([name], tmp_path / "tasks", "/evaluate/0")
+    assert raised.value.code == code
     with pytest.raises(UnsuitableTask), suitable([name], "/evaluate/0"):
         raise SystemExit(1)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import LlamaConfig, PretrainedConfig
 
@@ -155,8 +154,8 @@ def test_the_free_estimate_ranks_as_the_accumulated_squares_do() -> None:
     ranks = []
     for saliency in ("second_moment", "squared_gradient"):
         run = Run(saliency=saliency, begins=20, ends=40, refresh=1).to(12)
-        ranks.append(torch.cat([*run.procedure._saliency.values()]))
-    assert spearmanr(*ranks).statistic > 0.8
+        ranks.append(torch.cat([*run.procedure._saliency.values()]).argsort().argsort().double())
+    assert torch.corrcoef(torch.stack(ranks))[0, 1] > 0.8
 
 
 @CONFIGS
