@@ -65,6 +65,7 @@ class Driven:
         self.optimizer.zero_grad()
         self.procedure.begin(self.done)
         self.loss(self.done).backward()
+        self.procedure.before_clipping()
         self.procedure.before_update(self.done)
         self.optimizer.step()
         self.procedure.after_update(self.done, self.optimizer)

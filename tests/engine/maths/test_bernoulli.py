@@ -36,6 +36,18 @@ def test_the_papers_estimate_has_the_mean_that_its_form_gives(samples: int) -> N
 
 
 @pytest.mark.parametrize("samples", [2, 3])
+def test_a_baseline_that_has_the_steps_own_losses_takes_a_part_of_the_mean(samples: int) -> None:
+    window, mean = 5, float(COSTS_N @ SCORES_N)
+
+    def estimate(drawn_KN: Tensor) -> Tensor:
+        loss_K = drawn_KN.double() @ COSTS_N
+        return papers_gradient(loss_K, mean + (float(loss_K.mean()) - mean) / window, drawn_KN, SCORES_N)
+
+    expected_N = (samples - 1 / window) / (samples - 1) * COSTS_N * (SCORES_N * (1 - SCORES_N)).sqrt()
+    assert torch.allclose(mean_of(estimate, samples), expected_N, rtol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [2, 3])
 def test_the_exact_estimate_is_unbiased(samples: int) -> None:
     """Of a loss that is linear, and of one in which units depend on one another."""
     linear_N = mean_of(lambda drawn_KN: exact_gradient(100 + drawn_KN.double() @ COSTS_N, drawn_KN, SCORES_N), samples)

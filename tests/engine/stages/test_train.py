@@ -131,6 +131,23 @@ def test_a_loss_that_is_not_finite_ends_the_job_at_its_step(
     assert "warmup_steps" in found.value.hint
 
 
+@pytest.mark.parametrize(("method", "own"), [("gradual", {}), ("elsa", {"settle": 0.5})], ids=["gradual", "elsa"])
+def test_what_is_gone_does_not_scale_down_the_gradient_of_what_trains(
+    method: str, own: dict[str, Any], tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, masked = loop.clip_grad_norm_, []
+
+    def clip(parameters: list[torch.nn.Parameter], most: float) -> torch.Tensor:
+        gone = [(p == 0, p.grad) for p in parameters if (p == 0).float().mean() > 0.5]
+        masked.append([bool(gradient[zero].any()) for zero, gradient in gone if gradient is not None])
+        return real(parameters, most)
+
+    monkeypatch.setattr(loop, "clip_grad_norm_", clip)
+    run(GRADUAL | {"train": training(method, **own)}, sources, tmp_path)
+    assert len(masked[-1]) == 3 * 7, "every layer is masked by then"
+    assert not any(any(step) for step in masked)
+
+
 def test_weights_that_are_not_those_that_were_trained_are_found(
     tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

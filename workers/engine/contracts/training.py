@@ -107,6 +107,10 @@ class Procedure:
         of the step's windows (mean nats a token, a scalar without gradient). Returns the loss to report, a scalar."""
         raise NotImplementedError
 
+    def before_clipping(self) -> None:
+        """After the gradients are there, before they are clipped: set those to zero that nothing will be updated by, or
+        the others would be scaled down for their length."""
+
     def before_update(self, step: int) -> None:
         """After the backward pass and the clipping of gradients, before the optimiser's update."""
 

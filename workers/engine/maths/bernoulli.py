@@ -35,7 +35,8 @@ def projected(score_N: Tensor, budget: float) -> Tensor:
 
 def papers_gradient(loss_K: Tensor, baseline: float, drawn_KN: Tensor, score_N: Tensor) -> Tensor:
     """The authors' estimate of the gradient of the expected loss, [N]: its mean is K / (K - 1) sqrt(s (1 - s)) times
-    the gradient, if the baseline is the mean loss. The root bounds steps near 0 and 1."""
+    the gradient, if the baseline is the expected loss; (K - 1 / T) / (K - 1) times that root and the gradient, if it is
+    a running mean over T steps with this one. The root bounds steps near 0 and 1."""
     scale_N = ((score_N + _LEAST) * (1 - score_N + _LEAST)).sqrt()
     weight_K = (loss_K - baseline) / (len(loss_K) - 1)
     return weight_K.to(score_N.dtype) @ (drawn_KN.to(score_N.dtype) - score_N) / scale_N

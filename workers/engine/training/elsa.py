@@ -74,10 +74,13 @@ class Elsa(Procedure):
         self.state = {**self.state, **_named("z", self._z), **_named("u", self._u)}
         return self._optimizer
 
+    def before_clipping(self) -> None:
+        if self._projected:
+            self._masks.hold()
+
     @torch.no_grad()
     def before_update(self, step: int) -> None:
         if self._projected:
-            self._masks.hold()
             return
         for name, parameter in self._masks.parameters.items():
             if parameter.grad is not None:

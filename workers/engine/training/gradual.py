@@ -32,7 +32,7 @@ class Gradual(Procedure):
         self.parameters, self.masks = self._trainable.parameters, self._trainable.masks
         self.state = self._masks.gone
 
-    def before_update(self, step: int) -> None:
+    def before_clipping(self) -> None:
         self._masks.hold()
 
     def after_update(self, step: int, optimizer: Optimizer) -> None:

@@ -224,6 +224,7 @@ class Loop:
             losses = self._repeatable.run(partial(self._gradients, ids_BT), self.model)
         else:
             losses = [self._estimate(ids_BT)]
+        procedure.before_clipping()
         norm_ = whole(clip_grad_norm_(procedure.clipped(), MAX_GRADIENT_NORM))
         shards = self.setting.shards
         due_ = norm_.new_full((), float(shards.ranks.leads and self._due()))
