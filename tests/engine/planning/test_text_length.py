@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from tests.helpers.hub import client, serving
 from tests.helpers.small_models import EXAMPLES, SIZES, SaveModel, spec_of
-from workers.engine.errors import DatasetTooShort
+from workers.engine.errors import DatasetTooShort, InvalidSpec
 from workers.engine.files.model_files import TOKENIZER_BYTES, TOKENIZER_DIGITS, read_json
 from workers.engine.model.reading import load_tokens
 from workers.engine.model.windows import random_windows, wanted_of
@@ -26,6 +27,7 @@ from workers.engine.spec import CompressionSpec
 BOOKWORM = {"model": {"id": "bookworm-7m"}}
 PERPLEXITY = {"method": "perplexity", "dataset": "heldout.txt", "sequence_length": 32}
 TUNE = {"method": "lora", "dataset": "heldout.txt", "sequence_length": 64}
+ROWS = b"".join(b'{"kind": "%s", "text": "of which there is some"}\n' % kind for kind in (b"sea", b"law"))
 TEXT = (EXAMPLES / "data/heldout.txt").read_text()
 
 
@@ -100,24 +102,18 @@ def test_each_kind_of_text_is_looked_at(examples: Sources) -> None:
         ("a.txt.gz", gzip.compress(TEXT[:20_000].encode()), 5500),
         ("a.jsonl", json.dumps({"text": TEXT[:20_000]}).encode(), 5500),
         ("a.jsonl.gz", gzip.compress(json.dumps({"text": [TEXT[:10_000], None, TEXT[10_000:20_000]]}).encode()), 5500),
-        ("a.txt.gz", b"not compressed", None),
         ("a.txt.zst", b"which the API cannot read", None),
         ("a.parquet", b"nor this", None),
         ("a.jsonl", b'{"text": [{"role": "user", "content": "a conversation"}]}', None),
-        ("a.jsonl.gz", gzip.compress(b"no JSON"), None),
-        ("a.jsonl.gz", gzip.compress(b"[1]"), None),
         ("a.jsonl", json.dumps({"text": "a row that is longer than what is looked at " * 30_000}).encode(), None),
     ],
     ids=[
         "gzip",
         "rows",
         "gzipped_rows",
-        "not_gzip",
         "zstd",
         "parquet",
         "turns",
-        "no_json",
-        "a_list",
         "long_row",
     ],
 )
@@ -146,6 +142,60 @@ def test_what_is_certainly_too_short_is_refused(
     with pytest.raises(DatasetTooShort) as refused:
         plan(spec_of(evaluate=[{**PERPLEXITY, "dataset": name, "samples": 32}]), sources)
     assert refused.value.field == "/evaluate/0"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "changes", "pointer", "words"),
+    [
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}'),
+            {},
+            "/tune/domains/column",
+            "line 1 has no name of a domain in",
+        ),
+        (
+            "a.jsonl.gz",
+            gzip.compress(ROWS + b'{"kind": 1}'),
+            {},
+            "/tune/domains/column",
+            "line 3 has no name of a domain",
+        ),
+        ("a.txt.gz", gzip.compress(b"a text"), {}, "/tune/domains", "is one text, without rows of a domain"),
+        ("a.jsonl.gz", ROWS, {}, "/tune/dataset", "cannot be decompressed"),
+        ("a.jsonl.gz", gzip.compress(ROWS), {"domains": None, "text_field": "body"}, "/tune/text_field", "kind, text"),
+        ("a.jsonl.gz", gzip.compress(b"no JSON"), {"domains": None}, "/tune/dataset", "line 1 is not JSON"),
+        ("a.txt.gz", gzip.compress(b"\xff\xff"), {"domains": None}, "/tune/dataset", "is not UTF-8"),
+        ("a.txt.gz", gzip.compress(ROWS)[:-9], {"domains": None}, "/tune/dataset", "cannot be decompressed"),
+    ],
+    ids=["no column", "no text in it", "one text", "not packed", "no text", "no JSON", "no UTF-8", "cut"],
+)
+def test_a_packed_text_that_does_not_begin_as_it_should_is_refused(
+    name: str,
+    content: bytes,
+    changes: dict[str, Any],
+    pointer: str,
+    words: str,
+    tiny: Path,
+    sources: Sources,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # the API has none
+    (sources.data_dir / name).write_bytes(content)
+    domains = {"column": "kind", "shares": {"sea": 1, "law": 1}}
+    with pytest.raises(InvalidSpec, match=words) as refused:
+        plan(spec_of(tune={**TUNE, "dataset": name, "domains": domains, **changes}), sources)
+    assert refused.value.field == pointer
+
+
+@pytest.mark.parametrize("domains", [None, {"column": "kind", "shares": {"sea": 1, "law": 1}}], ids=["all", "domains"])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_packed_text_that_the_api_reads_or_cannot_read_is_a_jobs_matter(
+    name: str, domains: Any, tiny: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (sources.data_dir / name).write_bytes(gzip.compress(ROWS))
+    assert plan(spec_of(tune={**TUNE, "dataset": name, "domains": domains}), sources)
 
 
 def normalized(folder: Path, normalizer: Any) -> None:

@@ -30,7 +30,9 @@ DOCUMENT_BREAK = "\n\n"
 _SHOWN = 20
 """Names of domains in an error."""
 _LOOKED_AT_BYTES, _LOOKED_AT_ROWS = 2**20, 100
-"""Of a file of rows before a job: all of it up to so many bytes, else so many rows."""
+"""Of a file of rows before a job: all of it up to so many bytes that are not compressed, else so many rows."""
+_ZSTD = ".zst"
+"""Only workers have what unpacks it."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -60,13 +62,16 @@ def is_one_document(ref: DataRef, sources: Sources, field: str) -> bool:
 
 
 def check_beginning(path: Path, text_field: str, document_field: str | None, field: str) -> None:
-    """Read the first megabyte or the first row of a file that is not compressed, of which `documents` reads all.
+    """Read the first megabyte or the first row of a file, of which `documents` reads all; nothing of formats that the
+    API cannot read (.zst, .parquet).
 
     Raises InvalidSpec where that would for it, but for conversations, which only the model's tokenizer writes out.
     """
-    if path.suffix == ".txt":
+    if path.suffix == _ZSTD:
+        return
+    if kind_of(path) == ".txt":
         next(characters(path, f"{field}/dataset"), None)
-    elif path.suffix == ".jsonl":
+    elif kind_of(path) == ".jsonl":
         for where, row in islice(jsonl_rows(path, f"{field}/dataset"), 1):
             _check_row(where, row, text_field, document_field, field, first=True)
 
@@ -76,10 +81,10 @@ def check_domains(path: Path, column: str, domains: Collection[str], field: str)
     that each has a domain; of a file that is looked at as a whole, that all `domains` are there."""
     if kind_of(path) == ".txt":
         raise _one_text(path, field)
-    if path.suffix != ".jsonl":
+    if kind_of(path) != ".jsonl" or path.suffix == _ZSTD:
         return
     found: dict[str, None] = {}
-    all_of_it = path.stat().st_size <= _LOOKED_AT_BYTES
+    all_of_it = path.suffix == ".jsonl" and path.stat().st_size <= _LOOKED_AT_BYTES
     rows = jsonl_rows(path, f"{field}/dataset")
     for where, row in rows if all_of_it else islice(rows, _LOOKED_AT_ROWS):
         found[_domain_of(where, row, column, f"{field}/domains")] = None

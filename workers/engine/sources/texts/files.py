@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from workers.engine.errors import InvalidSpec
 
@@ -93,17 +95,23 @@ def opened(path: Path, field: str) -> Iterator[IO[bytes]]:
         if name is None:
             yield raw
             return
-        import pyarrow
-
         try:
-            with pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), name) as file:
+            with _unpacked(raw, name) as file:
                 yield file
-        except OSError as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InvalidSpec(
                 f"{path.name} cannot be decompressed: {error}",
                 f"compress it with {name} again, or take {path.suffix} off the name of a file that is not compressed",
                 field=field,
             ) from error
+
+
+def _unpacked(raw: IO[bytes], name: str) -> IO[bytes]:
+    if name == "gzip":  # as the API reads it too, which has no pyarrow
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
+    import pyarrow
+
+    return cast("IO[bytes]", pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), name))
 
 
 def _last_lead(data: bytes) -> int:
