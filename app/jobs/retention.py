@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db import clock
@@ -44,8 +45,8 @@ KEEP_ALL = Policy()
 def policy(session: Session, tenant_id: str, asked: tuple[str, int] | None, most_days: int | None) -> Policy:
     """Of a job that is submitted with that (keep, days), or without."""
     if asked is None:
-        tenant = session.get_one(Tenant, tenant_id)
-        asked = (tenant.keep or "all", tenant.keep_days or 0)
+        keep, days = session.execute(select(Tenant.keep, Tenant.keep_days).where(Tenant.id == tenant_id)).one()
+        asked = (keep or "all", days or 0)
     return Policy(*asked, most_days)
 
 

@@ -15,8 +15,10 @@ from app.jobs.local_models import local_model
 from tests.helpers.api import ROOT
 from workers.engine.contracts.refs import ModelRef
 from workers.engine.errors import EngineError
+from workers.engine.planning.plan import feasible
 from workers.engine.sources import resolve
 from workers.engine.sources.resolve import Sources, resolve_model
+from workers.engine.spec import CompressionSpec
 
 REF = ModelRef(id="some")
 
@@ -134,3 +136,26 @@ def test_a_folder_that_is_another_one_now_is_seen(folder: Path, sources: Sources
     link.unlink()
     link.symlink_to(other)
     assert outcome(local_model, sources) == outcome(resolve_model, sources) != before
+
+
+@pytest.mark.usefixtures("settled")
+def test_its_tensors_are_checked_against_its_config_once(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is submitted of it: of a mixture of 128 experts a block that took most of a second each time."""
+    checks: list[str] = []
+    check = resolve.check_tensors
+
+    def counted(layout: Any, config: Any, tensors: Any) -> None:
+        checks.append(config["model_type"])
+        check(layout, config, tensors)
+
+    monkeypatch.setattr(resolve, "check_tensors", counted)
+    for sparsity in (0.5, 0.6):
+        spec = CompressionSpec.model_validate(
+            {
+                "model": {"id": "some"},
+                "score": {"method": "magnitude"},
+                "prune": {"method": "mask", "sparsity": sparsity},
+            }
+        )
+        feasible(spec, local_model(REF, sources), sources)
+    assert checks == ["llama"]

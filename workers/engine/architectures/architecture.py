@@ -351,14 +351,31 @@ class Architecture:
     sent: int = 0
     """Experts of a mixture that a token is sent to; 0 without mixtures."""
 
-    @property
+    @cached_property
     def prunable_parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)
+
+    @cached_property
+    def largest_block(self) -> int:
+        """Parameters of the prunable layers of the block that has most."""
+        return max(sum(layer.parameters for layer in layers) for layers in self._by_block)
+
+    @cached_property
+    def shapes(self) -> frozenset[tuple[int, int]]:
+        """(O, I) of the layers, each once."""
+        return frozenset(layer.shape for layer in self.layers)
+
+    @cached_property
+    def expert_parameters(self) -> tuple[int, ...]:
+        """Parameters of the matrices of each block's experts."""
+        return tuple(
+            sum(layer.parameters for layer in layers if self.layout.of_experts(layer)) for layers in self._by_block
+        )
 
     @property
     def has_experts(self) -> bool:
         """Whether a block is a mixture of experts."""
-        return any(self.layout.of_experts(layer) for layer in self.layers)
+        return any(self.expert_parameters)
 
     def is_new(self, name: str) -> bool:
         """Whether a module or tensor, of the files or of transformers' model, belongs to a block that was added."""
@@ -372,16 +389,20 @@ class Architecture:
             found[layer.block].append(layer)
         return found
 
+    @cached_property
+    def _streams(self) -> list[dict[str, list[LinearFacts]]]:
+        found: list[dict[str, list[LinearFacts]]] = [{} for _ in range(self.blocks)]
+        for layer in self.layers:
+            found[layer.block].setdefault(layer.stream, []).append(layer)
+        return found
+
     def block(self, index: int) -> list[LinearFacts]:
         """The layers of one block."""
         return list(self._by_block[index])
 
     def streams(self, block: int) -> dict[str, list[LinearFacts]]:
         """Stream -> the layers of one block that read it, in the order of the forward pass."""
-        found: dict[str, list[LinearFacts]] = {}
-        for layer in self.block(block):
-            found.setdefault(layer.stream, []).append(layer)
-        return found
+        return {stream: list(layers) for stream, layers in self._streams[block].items()}
 
     def matrices(self) -> list[tuple[str, tuple[int, int]]]:
         """(path of its module, (O, I)) of every matrix of transformers' model that holds linear layers of the blocks.

@@ -26,7 +26,7 @@ def check_sizes(at_most: AtMost | None, dense: LoadedModel, folder: Path) -> Non
     result = result_of(dense, folder)
     counted: dict[str, int] = {
         "parameters": result.source.parameters,
-        "bytes": sum(facts.bytes for facts in result.source.tensors.values()),
+        "bytes": result.source.tensor_bytes,
         "macs": macs(result.architecture, at_most.tokens),
     }
     for name, count in counted.items():

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from workers.engine.contracts.params import EDITS, Stat
 from workers.engine.errors import EngineError, InvalidSpec
-from workers.engine.planning.plan import checked_architecture, prospect_of
+from workers.engine.planning.plan import prospect_of
 from workers.engine.registry import Method, methods
 from workers.engine.spec import CompressionSpec
 
@@ -46,7 +46,7 @@ class Ability:
 
 def abilities(source: ModelSource) -> tuple[Architecture, list[Ability]]:
     """The model's structure, and for every pruner and grower whether it fits. Raises UnsupportedModel."""
-    architecture = checked_architecture(source)
+    architecture = source.checked_architecture
     return architecture, [_ability(source, architecture, method) for stage in EDITS for method in methods(stage)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from workers.engine.planning.mixture_counts import expert_width, of_experts, sent_to
+from workers.engine.planning.mixture_counts import expert_width, sent_to
 
 if TYPE_CHECKING:
     from workers.engine.architectures.architecture import Architecture
@@ -55,7 +55,7 @@ def loaded_result(source: ModelSource, architecture: Architecture, dtype: str, *
     Its files are mapped. Tensors that ship in that type are the mapped pages themselves and no copies, which the
     model computes with, so they are needed; others are copied.
     """
-    files = sum(facts.bytes for facts in source.tensors.values())
+    files = source.tensor_bytes
     copied = architecture.has_experts or any(facts.dtype != _STORED[dtype] for facts in source.tensors.values())
     weights = source.parameters * COMPUTE_BYTES[dtype]
     return Memory(PROCESS_BYTES + TOKENIZER_BYTES + weights + beside, files if copied else 0)
@@ -64,12 +64,12 @@ def loaded_result(source: ModelSource, architecture: Architecture, dtype: str, *
 def stacking_bytes(architecture: Architecture, of_each: int) -> int:
     """Bytes that loading a model whole takes beside it, with so many for each weight: of a mixture, its largest block's
     experts."""
-    return int(_STACKING * of_each * max(of_experts(architecture, block) for block in range(architecture.blocks)))
+    return int(_STACKING * of_each * max(architecture.expert_parameters))
 
 
 def token_numbers(architecture: Architecture) -> int:
     """Numbers that a block's forward pass holds per token: of a mixture, for each expert that it is sent to."""
-    plain = 6 * max(layer.shape[0] for layer in architecture.layers) + 12 * architecture.hidden_size
+    plain = 6 * max(outputs for outputs, _ in architecture.shapes) + 12 * architecture.hidden_size
     if not architecture.has_experts:
         return plain
     return plain + sent_to(architecture) * (4 * expert_width(architecture) + 2 * architecture.hidden_size)

@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from workers.engine.sources.resolve import ModelSource
 
 
-def of_experts(architecture: Architecture, block: int) -> int:
-    """Parameters of the matrices of a block's experts."""
-    return sum(layer.parameters for layer in architecture.block(block) if architecture.layout.of_experts(layer))
-
-
 def sent_to(architecture: Architecture) -> int:
     """Experts of a mixture that compute on a token."""
     if any(part.reads_all for part in architecture.layout.mlps):
@@ -37,7 +32,7 @@ def met(architecture: Architecture, sent: int) -> int:
     if not architecture.has_experts:
         return architecture.prunable_parameters
     facts = mixtures(architecture)
-    sizes = {mixture.block: of_experts(architecture, mixture.block) for mixture in facts}
+    sizes = {mixture.block: architecture.expert_parameters[mixture.block] for mixture in facts}
     of_sent = sum(sizes[mixture.block] * min(sent, mixture.experts) // mixture.experts for mixture in facts)
     return architecture.prunable_parameters - sum(sizes.values()) + of_sent
 

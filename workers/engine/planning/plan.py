@@ -7,14 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workers.engine.architectures.architecture import Architecture, LinearFacts
-from workers.engine.architectures.entries import check_config
-from workers.engine.architectures.expected import check_tensors
-from workers.engine.architectures.per_layer import PER_LAYER, is_ours
-from workers.engine.architectures.recognise import recognise
 from workers.engine.architectures.wrappers import WHOLE
 from workers.engine.contracts.facts import AllocationFacts
 from workers.engine.contracts.params import Stat
-from workers.engine.errors import InvalidSpec, SequenceTooLong, UnsupportedModel
+from workers.engine.errors import InvalidSpec, SequenceTooLong
 from workers.engine.planning.elapsed import predicted_elapsed_s
 from workers.engine.planning.fit_to_size import fitted, fitting_sparsity
 from workers.engine.planning.predictions import least_memory_bytes, predicted_memory
@@ -52,7 +48,7 @@ def plan(spec: CompressionSpec, sources: Sources) -> Plan:
         parameters_after=None if outcome is None else parameters_after(source, outcome),
         prunable_parameters=architecture.prunable_parameters,
         zeros_after=removal_of(spec).zeros(spec, prospect),
-        bytes_before=sum(facts.bytes for facts in source.tensors.values()),
+        bytes_before=source.tensor_bytes,
         bytes_after=None if outcome is None else stored_bytes(spec.package.dtype, source, outcome),
         layers=[
             PlannedLayer(
@@ -81,7 +77,7 @@ def feasible(spec: CompressionSpec, source: ModelSource, sources: Sources) -> Pr
     Raises UnsupportedModel, InvalidSpec (a pattern or groups that do not divide a width), SequenceTooLong,
     DatasetNotFound, DatasetTooShort, HubUnavailable, MemoryBudgetTooSmall.
     """
-    architecture = checked_architecture(source)
+    architecture = source.checked_architecture
     if spec.calibrate is not None and spec.calibrate.all_experts and not architecture.has_experts:
         raise InvalidSpec(
             f"{source.id} is no mixture of experts, so there are no experts to read all tokens",
@@ -123,21 +119,6 @@ def _keeps_all(spec: CompressionSpec, prospect: Prospect) -> bool:
     if outcome is None or removal_of(spec).zeros(spec, prospect) != 0:
         return spec.edit.target == 0
     return outcome.share_gone(prospect.architecture, source.tensors) == 0
-
-
-def checked_architecture(source: ModelSource) -> Architecture:
-    """The structure of a model that can be edited at all. Raises UnsupportedModel."""
-    architecture = recognise(source.config, source.stored)
-    if is_ours(source.config):
-        raise UnsupportedModel(
-            f"{source.id}: its blocks differ in width (`{PER_LAYER}` in config.json), as results do whose blocks lost "
-            "different numbers of heads or channels",
-            "prune the model it was made of, or one whose blocks are alike",
-            field="/model/id",
-        )
-    check_config(source.config)
-    check_tensors(architecture.layout, source.config, source.stored)
-    return architecture
 
 
 def prospect_of(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Prospect:

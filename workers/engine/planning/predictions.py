@@ -128,11 +128,9 @@ def predicted_memory(spec: CompressionSpec, source: ModelSource, architecture: A
 
     Raises MemoryBudgetTooSmall.
     """
-    rest = _unchecked(spec, source, architecture)
+    rest, whole = _unchecked(spec, source, architecture), _checked(spec, source, architecture)
     budget = spec.compute.memory_budget
-    if checks_whole(spec, source, architecture, budget):
-        return rest.and_then(_checked(spec, source, architecture).within(budget))
-    return rest
+    return rest.and_then(whole.within(budget)) if _fits(whole, rest, budget) else rest
 
 
 def least_memory_bytes(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> int:
@@ -155,8 +153,12 @@ def least_memory_bytes(spec: CompressionSpec, source: ModelSource, architecture:
 def checks_whole(spec: CompressionSpec, source: ModelSource, architecture: Architecture, budget: int | None) -> bool:
     """Whether the result is loaded whole when it is checked: where that needs no more than the rest of the job, and no
     more than `budget` bytes."""
-    most = _unchecked(spec, source, architecture).needed + WHOLE_ANYWAY_BYTES
-    return _checked(spec, source, architecture).needed <= (most if budget is None else min(most, budget))
+    return _fits(_checked(spec, source, architecture), _unchecked(spec, source, architecture), budget)
+
+
+def _fits(whole: Memory, rest: Memory, budget: int | None) -> bool:
+    most = rest.needed + WHOLE_ANYWAY_BYTES
+    return whole.needed <= (most if budget is None else min(most, budget))
 
 
 def _checked(spec: CompressionSpec, source: ModelSource, architecture: Architecture) -> Memory:
@@ -201,20 +203,20 @@ def walk_bytes(spec: CompressionSpec, source: ModelSource, architecture: Archite
     """The process while a block is pruned, with forward passes of so many tokens."""
     compute_bytes = COMPUTE_BYTES[spec.compute.dtype]
     stored_bytes = max(DTYPE_BYTES[facts.dtype] for facts in source.tensors.values())
-    block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
-    largest = max(layer.parameters for layer in architecture.layers)
-    others = [facts for name, facts in source.tensors.items() if source.layout.split(name) is None]
+    block = architecture.largest_block
+    largest = max(outputs * inputs for outputs, inputs in architecture.shapes)
+    others = source.outside
     # All as they ship, or one in float32, when the result is verified.
     outside = max(sum(facts.bytes for facts in others), max(4 * facts.parameters + facts.bytes for facts in others))
     # The block being pruned as read and as pruned, the next one being read, and the previous one being written; all
     # experts of one once more as transformers' module holds them, in one tensor.
     blocks = (4 + architecture.has_experts) * block * stored_bytes
     selection = SELECTION_BYTES * largest + min(_RETAINED_BYTES, _RETAINED_PER_WEIGHT * largest)
-    held = max(spec.edit.held_bytes(layer.shape) for layer in architecture.layers)
+    held = max(spec.edit.held_bytes(shape) for shape in architecture.shapes)
     if spec.needs is Stat.NONE:
         return PROCESS_BYTES + max(outside, blocks + selection, held)
     calibrate = needed(spec.calibrate, "/calibrate")
-    hidden_size, mlp_width = architecture.hidden_size, max(layer.shape[0] for layer in architecture.layers)
+    hidden_size, mlp_width = architecture.hidden_size, max(outputs for outputs, _ in architecture.shapes)
     calibrated = calibrate.samples * calibrate.sequence_length
     token = compute_bytes * token_numbers(architecture)
     forward = min(calibrated, tokens) * token

@@ -15,7 +15,7 @@ from workers.engine.planning.memory import (
     looked_at_bytes,
     stacking_bytes,
 )
-from workers.engine.planning.mixture_counts import expert_width, of_experts, sent_to
+from workers.engine.planning.mixture_counts import expert_width, sent_to
 from workers.engine.removals.base import removal_of
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def training_bytes(
     held_bytes = 4 if stage == "train" and params.trains_all else compute_bytes
     gathered = 0
     if devices > 1:  # the whole of a block and of what is outside
-        block = max(sum(layer.parameters for layer in architecture.block(b)) for b in range(architecture.blocks))
+        block = architecture.largest_block
         gathered = block + source.parameters - architecture.prunable_parameters
     weights = state_bytes(spec, stage, source, architecture) + (4 if stage == "tune" else held_bytes) * gathered
     if params.adds_to_experts:
-        weights += _ADDED_BYTES * max(of_experts(architecture, block) for block in range(architecture.blocks))
+        weights += _ADDED_BYTES * max(architecture.expert_parameters)
     kept = _kept_bytes(params, architecture, compute_bytes)
     blocks = params.blocks_back(source, architecture)
     inputs = blocks * architecture.hidden_size * compute_bytes

@@ -11,7 +11,7 @@ import errno
 import glob
 import hashlib
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,8 +34,11 @@ from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
 from workers.engine.architectures import built, kinds
 from workers.engine.architectures.canonical import canonical_facts, canonical_slices
+from workers.engine.architectures.entries import check_config
+from workers.engine.architectures.expected import check_tensors
 from workers.engine.architectures.file_names import names_in_files
-from workers.engine.architectures.recognise import layout_of
+from workers.engine.architectures.per_layer import PER_LAYER, is_ours
+from workers.engine.architectures.recognise import layout_of, recognise
 from workers.engine.architectures.wrappers import decoder_config
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import (
@@ -63,7 +66,7 @@ from workers.engine.files.safetensors_bytes import (
 )
 
 if TYPE_CHECKING:
-    from workers.engine.architectures.architecture import Layout
+    from workers.engine.architectures.architecture import Architecture, Layout
     from workers.engine.contracts.refs import DataRef, ModelRef
 
 WEIGHTS = "model.safetensors"
@@ -138,6 +141,21 @@ class ModelSource:
         return layout_of(self.config, self.stored)
 
     @cached_property
+    def checked_architecture(self) -> Architecture:
+        """The structure of a model that can be edited at all. Raises UnsupportedModel."""
+        architecture = recognise(self.config, self.stored)
+        if is_ours(self.config):
+            raise UnsupportedModel(
+                f"{self.id}: its blocks differ in width (`{PER_LAYER}` in config.json), as results do whose blocks "
+                "lost different numbers of heads or channels",
+                "prune the model it was made of, or one whose blocks are alike",
+                field=_ID,
+            )
+        check_config(self.config)
+        check_tensors(architecture.layout, self.config, self.stored)
+        return architecture
+
+    @cached_property
     def tensors(self) -> Mapping[str, TensorFacts]:
         """Canonical tensors: every prunable matrix under a name of its own. Raises UnsupportedModel."""
         return canonical_facts(self.layout, built.sizes_of(self.config), self.stored)
@@ -157,7 +175,17 @@ class ModelSource:
         pieces = _slices(self.folder, self.files, self.names)
         return same_bytes(pieces[head], pieces[embedding])
 
-    @property
+    @cached_property
+    def outside(self) -> Sequence[TensorFacts]:
+        """The tensors that belong to no block."""
+        return [facts for name, facts in self.tensors.items() if self.layout.split(name) is None]
+
+    @cached_property
+    def tensor_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(facts.bytes for facts in self.tensors.values())
+
+    @cached_property
     def parameters(self) -> int:
         """All parameters; a stored output head that equals the embedding is not counted twice."""
         return sum(
