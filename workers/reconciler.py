@@ -88,7 +88,7 @@ class Reconciler:
 
     def remove_files(self) -> None:
         """Delete the files of deleted jobs and of attempts without a result, as the database has recorded them."""
-        removals.work_off(self.database, self.store)
+        removals.work_off(self.database, self.store, for_s=TURN_S)
 
     def beat(self) -> None:
         """For `espalier probe`: its rounds go on."""

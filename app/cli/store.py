@@ -55,8 +55,7 @@ def gc(
         found = leftovers.found(settings, database, store)
         if not dry_run:
             database.transact(lambda session: removals.due_again(session, found["late"]))
-            while removals.work_off(database, store):
-                pass
+            removals.work_off(database, store)
     if as_json:
         output.print_json({name: found[name] for name in ("removable", "nobodys", "nobodys_scratch")})
         return

@@ -9,7 +9,10 @@ are off, and a worker that was frozen may still upload.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 import structlog
 from sqlalchemy import delete, update
@@ -27,6 +30,8 @@ LAST_FILE = "manifest.json"
 """Uploaded when all other files of a result are there."""
 KEPT_MS = 30 * 86_400_000
 FAILED_KEPT_S = 24 * 3600.0
+AT_ONCE = 100
+CLIENT_WAITS_S = 5.0
 IDLE_S = 60.0
 """Grace for scratch: the folder may be an attempt's that is about to notice that it was fenced."""
 
@@ -55,35 +60,45 @@ def record_files(session: Session, folder: AttemptFolder) -> None:
 
 
 def work_off(
-    database: Database, store: ArtifactStore, *, job_ids: Collection[str] = (), limit: int | None = 100
-) -> int:
-    """Delete the files of removals that are due, of these jobs or of any; returns how many were done."""
-    with database.read() as session:
-        due = repository.due_removals(session, job_ids=job_ids, limit=limit)
-    done = []
-    for removal in due:
-        try:
-            _delete(database, store, removal)
-            done.append(removal.id)
-        except (OSError, StorageError) as error:  # tried again next time
-            log.warning("files_left_behind", job_id=removal.job_id, error=repr(error))
-    if done:
-        database.transact(
-            lambda session: session.execute(
-                update(FileRemoval).where(FileRemoval.id.in_(done)).values(done_at=now_ms()),
-                execution_options={"synchronize_session": False},
-            )
-        )
-    return len(done)
+    database: Database, store: ArtifactStore, *, job_ids: Collection[str] = (), for_s: float = math.inf
+) -> None:
+    """Delete the files of removals that are due, of these jobs or of any, oldest first. None is begun after `for_s`: a
+    store that is away is asked for a minute each time."""
+    end = time.monotonic() + for_s
+    after, late = 0, False
+    while not late:
+        with database.read() as session:
+            due = repository.due_removals(session, job_ids=job_ids, after=after, limit=AT_ONCE)
+        if not due:
+            return
+        after, done = due[-1].id, []
+        for removal in due:
+            try:
+                _delete(database, store, removal)
+                done.append(removal.id)
+            except (OSError, StorageError) as error:  # tried again next time, and those behind it now
+                log.warning("files_left_behind", job_id=removal.job_id, error=repr(error))
+            if late := time.monotonic() > end:
+                break
+        if done:
+            database.transact(partial(_close, done=done))
 
 
 def work_off_now(database: Database, store: ArtifactStore, job_ids: Collection[str]) -> None:
-    """The same for a client who has just deleted the jobs: what cannot be done now, the reconciler does later."""
+    """The same for a client who has just deleted the jobs and waits: what cannot be done now, the reconciler does
+    later."""
     try:
         if job_ids:
-            work_off(database, store, job_ids=job_ids, limit=None)
+            work_off(database, store, job_ids=job_ids, for_s=CLIENT_WAITS_S)
     except SQLAlchemyError as error:
         log.warning("files_left_behind", error=repr(error))
+
+
+def _close(session: Session, done: Sequence[int]) -> None:
+    session.execute(
+        update(FileRemoval).where(FileRemoval.id.in_(done)).values(done_at=now_ms()),
+        execution_options={"synchronize_session": False},
+    )
 
 
 def due_again(session: Session, job_ids: Iterable[str]) -> None:

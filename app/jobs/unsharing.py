@@ -54,8 +54,7 @@ def unshare(database: Database, store: ArtifactStore) -> int:
         store.put_pieces(key, store.open_range(file.key, 0, size))
         database.transact(partial(_move, file=file, key=key))
         copied += 1
-    while removals.work_off(database, store):  # of what no job names any more
-        pass
+    removals.work_off(database, store)  # of what no job names any more
     return copied
 
 

@@ -67,9 +67,11 @@ def any_artifact(session: Session) -> bool:
     return session.execute(select(Artifact.job_id).limit(1)).first() is not None
 
 
-def due_removals(session: Session, *, job_ids: Collection[str] = (), limit: int | None) -> Sequence[FileRemoval]:
-    """Removals of files that are to be done, of these jobs or of any, oldest first."""
-    query = select(FileRemoval).where(FileRemoval.done_at.is_(None))
+def due_removals(
+    session: Session, *, job_ids: Collection[str] = (), after: int = 0, limit: int | None
+) -> Sequence[FileRemoval]:
+    """Removals of files that are to be done, of these jobs or of any, oldest first, behind that of the id `after`."""
+    query = select(FileRemoval).where(FileRemoval.done_at.is_(None), FileRemoval.id > after)
     if job_ids:
         query = query.where(FileRemoval.job_id.in_(list(job_ids)))
     return session.scalars(query.order_by(FileRemoval.id).limit(limit)).all()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, func, select, text
@@ -105,6 +106,23 @@ class TestStore:
         clean(reconciler)
         assert (pending(api), {path.split("/")[1] for path in stored(settings)}) == (0, {kept["id"]})
 
+    def test_some_that_cannot_be_removed_hold_up_no_others(
+        self, api: Api, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with api.database.write() as session:
+            for tenant in ("stuck",) * 101 + (api.tenant_id,):
+                session.add(FileRemoval(tenant_id=tenant, job_id=new_id("job"), recorded_at=1))
+        removed = []
+
+        def stuck_for_one(tenant_id: str, *args: Any) -> None:
+            if tenant_id == "stuck":
+                raise StorageError("permission denied")
+            removed.append(tenant_id)
+
+        monkeypatch.setattr(api.services.store, "delete_job", stuck_for_one)
+        reconciler.remove_files()
+        assert (removed, pending(api)) == ([api.tenant_id], 101)
+
     def test_a_sweep_that_was_deleted_without_a_store_is_finished(
         self, api: Api, settings: Settings, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -121,13 +139,20 @@ class TestStore:
         ).json()
         for _ in sweep["children"]:
             api.succeed(api.claim(), files=others())
+        asked = []
 
         def away(*args: str) -> None:
+            asked.append(args)
             raise StorageError("no answer")
 
         with monkeypatch.context() as broken:
             broken.setattr(api.services.store, "delete_job", away)
+            broken.setattr(removals, "CLIENT_WAITS_S", 0)
+            broken.setattr("workers.reconciler.TURN_S", 0)
             assert api.client.delete(sweep["links"]["self"]).status_code == 204
+            assert len(asked) == 1  # it may take a minute to say so, and neither a client nor a lease has two
+            reconciler.remove_files()
+            assert len(asked) == 2
         assert len(stored(settings)) == 2 * len(FILES)
         clean(reconciler)
         assert stored(settings) == set()
