@@ -247,6 +247,11 @@ def is_outage(error: DBAPIError) -> bool:
     return isinstance(error, OperationalError | InterfaceError) or getattr(error.orig, "sqlstate", None) == "25006"
 
 
+def took_too_long(error: DBAPIError) -> bool:
+    """Whether PostgreSQL ended a statement after `statement_timeout`."""
+    return getattr(error.orig, "sqlstate", None) == "57014"
+
+
 def _make_readable(
     connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
 ) -> tuple[str, Any]:

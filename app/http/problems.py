@@ -13,13 +13,14 @@ import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from app.db import is_outage, took_too_long
 from app.errors import AppError, NotReady
 from app.http.field_problems import MOST_ERRORS, field_problem
 from app.storage import StorageError
@@ -85,7 +86,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(AppError, _app_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
-    for unavailable in (OperationalError, PoolTimeout, StorageError):
+    for unavailable in (DBAPIError, PoolTimeout, StorageError):
         app.add_exception_handler(unavailable, _unavailable)
 
 
@@ -138,10 +139,14 @@ async def _app_error(request: Request, error: Exception) -> Response:
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    """The database or the artifact store does not answer, or does not keep up."""
+    """The database or the artifact store does not answer, or does not keep up. What else the database says is a bug."""
+    if isinstance(error, DBAPIError) and not is_outage(error):
+        raise error
     log.error("backend_unavailable", error=repr(error))
     what = "artifact store" if isinstance(error, StorageError) else "database"
     detail = f"The {what} does not answer; try again shortly."
+    if isinstance(error, DBAPIError) and took_too_long(error):
+        detail = "The database was not done with this in time: ask for less, or try again shortly."
     return await _app_error(request, NotReady(detail, retryable=True, headers={"Retry-After": "5"}))
 
 

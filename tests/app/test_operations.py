@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import psycopg
 import pytest
 import structlog
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from starlette.testclient import TestClient
 
 from app.db import clock, now_ms
@@ -213,3 +214,22 @@ class TestBugs:
             problem = response.json()
             assert (response.status_code, problem["code"], problem["retryable"]) == (503, "not_ready", True), name
             assert int(response.headers["Retry-After"]) > 0
+
+    @pytest.mark.parametrize(
+        ("error", "status", "says"),
+        [
+            (psycopg.errors.ReadOnlySqlTransaction(), 503, "try again"),  # while another server takes over
+            (psycopg.InterfaceError("the connection is closed"), 503, "try again"),
+            (psycopg.errors.QueryCanceled(), 503, "ask for less"),  # a statement that takes longer than a request may
+            (psycopg.errors.UndefinedColumn(), 500, "a bug"),
+        ],
+    )
+    def test_what_the_database_refuses_is_told_from_a_bug(
+        self, api: Api, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, says: str
+    ) -> None:
+        def refuse(*args: object, **kw: object) -> None:
+            raise DBAPIError.instance("select", {}, error, psycopg.Error)
+
+        monkeypatch.setattr(repository, "page", refuse)
+        response = api.client.get("/v1/jobs")
+        assert (response.status_code, says in response.json()["detail"]) == (status, True), response.json()
