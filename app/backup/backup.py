@@ -29,6 +29,8 @@ from workers.engine import DISTRIBUTION
 
 AT_ONCE = 8
 """Files that are copied at once."""
+ROWS_AT_ONCE = 1000
+"""Of which a statement asks: PostgreSQL takes 65,535 parameters."""
 _artifact = table(Artifact).c
 
 
@@ -127,14 +129,13 @@ def _absent(
     if not absent:
         return set(), [], []
     files = [file for _, file in absent]
+    alive, named = set[str](), set[tuple[str, str]]()
     with database.read() as session:
-        alive = set(session.scalars(select(Job.id).where(Job.id.in_({job_id for job_id, _ in files}))))
-        named = {
-            (row.job_id, row.path)
-            for row in session.execute(
-                select(Artifact.job_id, Artifact.path).where(tuple_(Artifact.job_id, Artifact.path).in_(files))
-            )
-        }
+        for first in range(0, len(files), ROWS_AT_ONCE):
+            some = files[first : first + ROWS_AT_ONCE]
+            alive |= {*session.scalars(select(Job.id).where(Job.id.in_({job_id for job_id, _ in some})))}
+            still = select(Artifact.job_id, Artifact.path).where(tuple_(Artifact.job_id, Artifact.path).in_(some))
+            named |= {(row.job_id, row.path) for row in session.execute(still)}
     deleted_jobs = {job_id for job_id, _ in files} - alive
     deleted_files = [file for file in files if file[0] in alive and file not in named]
     return deleted_jobs, deleted_files, sorted({key for key, file in absent if file in named})

@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -22,7 +22,7 @@ from app.backup.restore import restore
 from app.cli import cli
 from app.db import Database
 from app.jobs import attempts, removals, retention, upkeep
-from app.jobs.models import Job
+from app.jobs.models import Artifact, Job
 from app.main import create_app
 from app.settings import Settings, get_settings
 from app.signing.keys import KeyRing
@@ -170,6 +170,19 @@ def test_what_the_store_has_lost_is_said(worked: Api, tmp_path: Path) -> None:
     worked.services.store.put_pieces(second, [b"other bytes"])
     contents = back_up(worked.database, worked.services.store, place(str(tmp_path / "backup")))
     assert (contents.missing, contents.damaged, contents.deleted_jobs) == ([first], [second], [])
+
+
+def test_what_is_left_of_a_lost_store_is_backed_up(worked: Api, tmp_path: Path) -> None:
+    """A statement has no parameters for as many files as are lost."""
+    with worked.database.write() as session:
+        job_id = session.execute(text("select job_id from artifacts limit 1")).scalar_one()
+        lost = [
+            {"job_id": job_id, "path": f"{n}", "bytes": 1, "sha256": "", "key": f"{worked.tenant_id}/{job_id}/{n:05}"}
+            for n in range(33_000)
+        ]
+        session.execute(insert(Artifact), lost)
+    contents = back_up(worked.database, worked.services.store, place(str(tmp_path / "backup")))
+    assert contents.missing == [file["key"] for file in lost]
 
 
 @on_one
