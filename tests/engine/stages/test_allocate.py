@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.helpers.layer_inputs import inputs_of
+from tests.helpers.mixtures import save
 from tests.helpers.small_models import SIZES, SaveModel, Scratch, load, spec_of, text_of, walk
 from workers.engine.architectures.architecture import LinearFacts
 from workers.engine.contracts.facts import AllocationFacts
@@ -341,6 +342,23 @@ def test_what_was_measured_is_not_measured_again(
     save_model("tiny", LlamaConfig(**SIZES | {"rms_norm_eps": 1e-3}))
     with pytest.raises(Read):
         walk(spec_of(allocate={"method": "owl"}), sources, tmp_path / "model", cache=cache)
+
+
+@pytest.mark.parametrize("allocate", [{"method": "owl"}, {"method": "search", "rounds": 1}], ids=["owl", "search"])
+def test_what_all_experts_read_for_is_another_entry(allocate: dict[str, Any], sources: Sources, tmp_path: Path) -> None:
+    save("mixtral", sources.models_dir / "tiny")
+    text = {"dataset": "calibration.txt", "samples": 8, "sequence_length": 32}
+    found = [
+        walk(
+            spec_of(calibrate=text | {"all_experts": every}, allocate=allocate),
+            sources,
+            tmp_path / name,
+            cache=tmp_path / cache,
+        )
+        for name, cache, every in (("routed", "cache", False), ("every", "cache", True), ("alone", "other", True))
+    ]
+    routed, every, alone = (walked.allocation for walked in found)
+    assert every == alone != routed
 
 
 @pytest.mark.parametrize("kind", ["dense-input-statistics", "allocator-metrics"])

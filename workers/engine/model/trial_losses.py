@@ -52,10 +52,10 @@ class Trials:
         model: LoadedModel,
         text: Calibration,
         stats: Mapping[str, LinearStats],
-        calibration_digest: str,
+        measured_on: str,
         run: Run,
     ) -> None:
-        """`stats`: `block/stream` -> statistics of the dense model. Losses are cached, one by one as they are found."""
+        """`stats`: `block/stream` -> statistics of the dense model, of a calibration with this key. Losses are cached, one by one as they are found."""
         self._spec = spec
         self._model = model
         self._blocks = [model.architecture.block(block) for block in range(model.architecture.blocks)]
@@ -65,7 +65,7 @@ class Trials:
         self._streamed = StreamedLoss(model, text, run.checkpoint, keep_path=True)
         self._key: dict[str, Any] = environment(model) | {
             "text": text.digest,
-            "calibration": calibration_digest,
+            "calibration": measured_on,
             "choice": "solver" if self._solved else spec.score.model_dump(mode="json") if spec.score else "",
         }
         self._known: dict[str, float] = run.cache.json(LOSSES, self._key) or {}

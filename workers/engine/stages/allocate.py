@@ -102,8 +102,8 @@ def _spread(
     with ExitStack() as open_trials:
 
         def trials(text: Calibration) -> Trials:
-            digest = calibration.digest if calibration else ""
-            return open_trials.enter_context(closing(Trials(spec, model, text, stats, digest, run)))
+            measured_on = calibration.key if calibration else ""
+            return open_trials.enter_context(closing(Trials(spec, model, text, stats, measured_on, run)))
 
         facts = AllocationFacts(layers, metrics, units=removal.allocated(spec, units))
         if Stat.LOSS in needs:
@@ -194,7 +194,7 @@ def _metrics(
     looks_at_text = bool(method.needs & ~params.waives)
     key = environment(model) | {
         "allocate": params.model_dump(mode="json", exclude=set(params.unmeasured)),
-        "calibration": calibration.digest if calibration and looks_at_text else "",
+        "calibration": calibration.key if calibration and looks_at_text else "",
         "seed": seed,
     }
     found: dict[str, float] | None = run.cache.json("allocator-metrics", key)
