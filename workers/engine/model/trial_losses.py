@@ -55,7 +55,8 @@ class Trials:
         measured_on: str,
         run: Run,
     ) -> None:
-        """`stats`: `block/stream` -> statistics of the dense model, of a calibration with this key. Losses are cached, one by one as they are found."""
+        """`stats`: `block/stream` -> statistics of the dense model, of a calibration with this key. Losses are cached,
+        one by one as they are found."""
         self._spec = spec
         self._model = model
         self._blocks = [model.architecture.block(block) for block in range(model.architecture.blocks)]
