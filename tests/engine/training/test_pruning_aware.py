@@ -96,6 +96,16 @@ def test_all_groups_go_however_late_they_begin(given: dict[str, Any]) -> None:
     assert removing.share(removing.ends - 1) == 1
 
 
+@pytest.mark.parametrize(("begins", "ends", "every"), [(1, 2, 1), (2, 9, 3), (1, 9, 50), (4, 8, 2)])
+def test_groups_go_at_every_interval_and_at_the_end(begins: int, ends: int, every: int) -> None:
+    found = removing(begins=begins, ends=ends, every=every, dampening=0.1, recent=2)
+    going = [step for step in range(12) if found.now(step)]
+    assert going == [done - 1 for done in range(begins + 1, ends + 1) if (done - begins) % every == 0 or done == ends]
+    assert [step for step in range(12) if found.records(step)] == sorted({s for g in going for s in (g - 1, g)})
+    assert removing(dampening=0.1, recent=10**12).records(0), "as soon as all of it"
+    assert not removing(dampening=0.1, recent=10**12).records(6), "nothing goes any more"
+
+
 @CONFIGS
 def test_groups_cover_every_prunable_parameter_once(config: PretrainedConfig) -> None:
     run = Run(config)

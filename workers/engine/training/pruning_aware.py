@@ -66,12 +66,20 @@ class Removing:
 
     def now(self, step: int) -> bool:
         """Whether groups go at the end of a step, counted from 0."""
+        return self.next(step) == step
+
+    def next(self, step: int) -> int | None:
+        """The first step, from this one on, at whose end groups go; None after the last."""
         done = step + 1
-        return self.begins < done <= self.ends and ((done - self.begins) % self.every == 0 or done == self.ends)
+        if done > self.ends:
+            return None
+        intervals = max(1, -(-(done - self.begins) // self.every))
+        return min(self.begins + intervals * self.every, self.ends) - 1
 
     def records(self, step: int) -> bool:
         """Whether the least squares of a removal see the inputs of a step."""
-        return self.dampening is not None and any(self.now(later) for later in range(step, step + self.recent))
+        later = self.next(step)
+        return self.dampening is not None and later is not None and later - step < self.recent
 
     def share(self, step: int) -> float:
         """Of all that goes, what is gone at the end of a step."""
