@@ -18,8 +18,12 @@ ends with `exit_code`, so that the supervisor knows the class even if the last e
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import partial
+
+FAULTS = (errno.EIO, errno.ESTALE, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+"""The system's errors of a disk or of the process's limits, which are no fault of the file that is read."""
 
 
 class EngineError(Exception):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import html
+import io
 import json
 import random
 import tracemalloc
@@ -24,7 +26,7 @@ from tests.helpers.reports import report_of
 from tests.helpers.small_models import EXAMPLES, SaveModel, load, spec_of
 from workers.engine.contracts.refs import DataRef
 from workers.engine.contracts.texts import Wanted
-from workers.engine.errors import EngineError, InvalidSpec, UnsupportedModel
+from workers.engine.errors import EngineError, InvalidSpec, StorageUnavailable, UnsupportedModel
 from workers.engine.methods.evaluate import harness
 from workers.engine.methods.evaluate.perplexity import PerplexityParams
 from workers.engine.model import windows as data
@@ -317,6 +319,24 @@ def test_damaged_files_are_told(
     (sources.data_dir / name).write_bytes(content)
     with pytest.raises(InvalidSpec, match=message):
         load_tokens(DataRef(dataset=name), bookworm, sources, "/calibrate")
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_disk_that_fails_is_no_fault_of_the_file(
+    name: str, bookworm: PreTrainedTokenizerBase, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job is tried again then."""
+
+    class Failing(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    (sources.data_dir / name).write_bytes(b"")
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Failing())
+    monkeypatch.setattr(parquet, "read_schema", lambda _: Failing().read())
+    with pytest.raises(StorageUnavailable) as raised:
+        load_tokens(DataRef(dataset=name), bookworm, sources, "/calibrate")
+    assert (raised.value.retryable, raised.value.field) == (True, "/calibrate/dataset")
 
 
 def test_columns_that_cannot_be_read_are_told(bookworm: PreTrainedTokenizerBase, sources: Sources) -> None:

@@ -42,6 +42,7 @@ from workers.engine.architectures.recognise import layout_of, recognise
 from workers.engine.architectures.wrappers import decoder_config
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import (
+    FAULTS,
     BadRequest,
     DatasetNotFound,
     DiskFull,
@@ -82,8 +83,6 @@ _HUB_TIMEOUT_S = 10
 _HASHED_AT_ONCE = 4
 """Weight files. One is as fast as a processor computes sha256."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_FAULTS = (errno.EIO, errno.ESTALE, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE)
-"""Of a disk or of the process's limits, and no fault of the model's files."""
 
 
 @dataclass(frozen=True)
@@ -479,7 +478,7 @@ def _bad_files(model_id: str) -> Iterator[None]:
                 "free space in the cache of the hub's client (HF_HOME)",
                 field=_ID,
             ) from error
-        if error.errno in _FAULTS:
+        if error.errno in FAULTS:
             raise StorageUnavailable(
                 f"{model_id}: its files cannot be read or written just now: {error.strerror}",
                 "check the disk of the models directory and of the hub's cache (HF_HOME), and the process's limits",

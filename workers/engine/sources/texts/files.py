@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from workers.engine.errors import InvalidSpec
+from workers.engine.errors import FAULTS, InvalidSpec, StorageUnavailable
 
 CHUNK_BYTES = 2**20
 LONGEST_LINE = 2**24
@@ -88,6 +88,7 @@ def opened(path: Path, field: str) -> Iterator[IO[bytes]]:
     try:
         raw = path.open("rb")
     except OSError as error:
+        refuse_fault(error, path, field)
         raise InvalidSpec(
             f"{path.name} cannot be read: {error.strerror}", "let the worker's user read the file", field=field
         ) from error
@@ -99,11 +100,22 @@ def opened(path: Path, field: str) -> Iterator[IO[bytes]]:
             with _unpacked(raw, name) as file:
                 yield file
         except (OSError, EOFError, zlib.error) as error:
+            refuse_fault(error, path, field)
             raise InvalidSpec(
                 f"{path.name} cannot be decompressed: {error}",
                 f"compress it with {name} again, or take {path.suffix} off the name of a file that is not compressed",
                 field=field,
             ) from error
+
+
+def refuse_fault(error: Exception, path: Path, field: str) -> None:
+    """Raise StorageUnavailable where the disk or the process's limits are at fault, and not what is in the file."""
+    if isinstance(error, OSError) and error.errno in FAULTS:
+        raise StorageUnavailable(
+            f"{path.name} cannot be read just now: {error.strerror}",
+            "check the disk of the data directory, and the process's limits",
+            field=field,
+        ) from error
 
 
 def _unpacked(raw: IO[bytes], name: str) -> IO[bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.engine.errors import DatasetNotFound, HubUnavailable, InvalidSpec
-from workers.engine.sources.texts.files import lines
+from workers.engine.sources.texts.files import lines, refuse_fault
 
 if TYPE_CHECKING:
     from workers.engine.contracts.refs import DataRef
@@ -65,6 +65,7 @@ def parquet_rows(path: Path, columns: tuple[str, ...], field: str) -> Iterator[R
                         values = [_value(column[index], wanted is not None) for column in batch.columns]
                         yield f"{path.name} row {number}", dict(zip(batch.schema.names, values, strict=True))
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        refuse_fault(error, path, field)
         raise InvalidSpec(
             f"{path.name} is not a parquet file that can be read: {error}", "write the file again", field=field
         ) from error
