@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import BigInteger, Text, bindparam, cast, delete, func, insert, update
+from sqlalchemy import BigInteger, Connection, Text, bindparam, cast, delete, func, insert, update
 from sqlalchemy.orm import Session
 
 from app import tracing
@@ -85,22 +85,12 @@ def create(
         "peak_memory_bytes": peak_memory_bytes,
         **policy._asdict(),
     }
-    connection = session.connection()
-    at, spec_text = connection.execute(_INSERT_JOB, {**written, "now": now}).one()
-    if labels:
-        connection.execute(
-            _INSERT_LABEL,
-            [{"job_id": job_id, "key": key, "value": value} for key, value in labels.items()],
-        )
-    event = {"job_id": job_id, "seq": 1, "type": "queued", "attempt": 0, "data": {}, "at": at}
-    connection.execute(_INSERT_EVENT, event)
-    outbox.note(connection, tenant_id=tenant_id, job_id=job_id, seq=1, kind="job.queued", at=at)
-    connection.execute(_INSERT_MESSAGE, {"job_id": job_id, "queue": queue, "due_at": at})
+    at, spec_text = _insert(session.connection(), written, labels, now)
     shown = None
     if publish:
         made = publications.ask(session, tenant_id=tenant_id, job_id=job_id, asked=publish, asked_by=asked_by, now=at)
         show = update(_JOBS).where(_JOBS.c.id == job_id).values(publications=publications.shown(made))
-        shown = connection.execute(show.returning(cast(_JOBS.c.publications, Text))).scalar_one()
+        shown = session.execute(show.returning(cast(_JOBS.c.publications, Text))).scalar_one()
     return JobView(
         id=job_id,
         version=1,
@@ -142,6 +132,24 @@ def create(
         price=None,
         currency=None,
     )
+
+
+def _insert(
+    connection: Connection, written: dict[str, Any], labels: dict[str, str], now: int | None
+) -> tuple[int, str]:
+    """Write the job and what goes with it; returns (when, its spec as the database has it)."""
+    job_id = written["id"]
+    at, spec_text = connection.execute(_INSERT_JOB, {**written, "now": now}).one()
+    if labels:
+        connection.execute(
+            _INSERT_LABEL,
+            [{"job_id": job_id, "key": key, "value": value} for key, value in labels.items()],
+        )
+    event = {"job_id": job_id, "seq": 1, "type": "queued", "attempt": 0, "data": {}, "at": at}
+    connection.execute(_INSERT_EVENT, event)
+    outbox.note(connection, tenant_id=written["tenant_id"], job_id=job_id, seq=1, kind="job.queued", at=at)
+    connection.execute(_INSERT_MESSAGE, {"job_id": job_id, "queue": written["queue"], "due_at": at})
+    return at, spec_text
 
 
 def set_labels(session: Session, job: Job, changes: dict[str, str | None]) -> None:

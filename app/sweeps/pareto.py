@@ -55,30 +55,12 @@ def pareto(
     failing = {child.number for child in children if child.verdict == FAIL}
     usable = {number: found for number, found in measured.items() if number not in failing}
     telling = usable if len(usable) > 1 else measured
-    common = _common(measured)
-    for parameter, name in (("quality", quality), ("cost", cost)):
-        if name is not None and measured and not any(name in found for found in measured.values()):
-            detail = f"no child has measured this: choose one of {', '.join(common)}"
-            raise InvalidRequest(
-                f"?{parameter}: {detail}.", errors=[field_error(f"?{parameter}", "not_measured", detail, common)]
-            )
+    _refuse_unmeasured(measured, quality=quality, cost=cost)
     quality = quality or _default_quality(telling, _common(telling))
     cost = cost or _default_cost(telling, _common(telling), quality)
     quality_axis = _axis(measured, quality, otherwise=True)
     cost_axis = _axis(measured, cost, otherwise=False)
-    points: list[tuple[ChildRow, Value, Value]] = []
-    left_out: list[LeftOut] = []
-    for child in children:
-        found = measured.get(child.number)
-        if found is None:
-            left_out.append(LeftOut(number=child.number, reason=_why_not(child)))
-            continue
-        assert quality is not None  # there is always the sparsity
-        assert cost is not None
-        if missing := [name for name in (quality, cost) if name not in found]:
-            left_out.append(LeftOut(number=child.number, reason=f"did not measure {' and '.join(missing)}"))
-        else:
-            points.append((child, found[quality], found[cost]))
+    points, left_out = _points(children, measured, quality, cost)
     pairs = [(q.pruned, c.pruned) for child, q, c in points if child.number not in failing]
     front = iter(_front(pairs, quality_axis, cost_axis))
     return Pareto(
@@ -101,8 +83,39 @@ def pareto(
             for child, q, c in points
         ],
         left_out=left_out,
-        metrics=common,
+        metrics=_common(measured),
     )
+
+
+def _refuse_unmeasured(measured: Mapping[int, Mapping[str, Value]], **asked: str | None) -> None:
+    """Raise InvalidRequest for a measurement that is asked for and no child has made."""
+    for parameter, name in asked.items():
+        if name is not None and measured and not any(name in found for found in measured.values()):
+            common = _common(measured)
+            detail = f"no child has measured this: choose one of {', '.join(common)}"
+            raise InvalidRequest(
+                f"?{parameter}: {detail}.", errors=[field_error(f"?{parameter}", "not_measured", detail, common)]
+            )
+
+
+def _points(
+    children: Sequence[ChildRow], measured: Mapping[int, Mapping[str, Value]], quality: str | None, cost: str | None
+) -> tuple[list[tuple[ChildRow, Value, Value]], list[LeftOut]]:
+    """(children with their quality and cost, the others with the reason)."""
+    points: list[tuple[ChildRow, Value, Value]] = []
+    left_out: list[LeftOut] = []
+    for child in children:
+        found = measured.get(child.number)
+        if found is None:
+            left_out.append(LeftOut(number=child.number, reason=_why_not(child)))
+            continue
+        assert quality is not None  # there is always the sparsity
+        assert cost is not None
+        if missing := [name for name in (quality, cost) if name not in found]:
+            left_out.append(LeftOut(number=child.number, reason=f"did not measure {' and '.join(missing)}"))
+        else:
+            points.append((child, found[quality], found[cost]))
+    return points, left_out
 
 
 def values(report: Measured) -> dict[str, Value]:

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from workers.engine.contracts.texts import Tokens, Wanted
     from workers.engine.events import Events
     from workers.engine.maths.paired import Comparison
+    from workers.engine.registry import Method
     from workers.engine.report import TextReport
     from workers.engine.sources.resolve import Sources
     from workers.engine.spec import CompressionSpec
@@ -156,89 +157,114 @@ def evaluate(
     """
     if not spec.evaluate:
         return Evaluation([], [], {}, [])
-    data = EvaluationData()
-    ranks = dense.ranks
-    free = memory_budget(spec.compute.memory_budget, dense.device, ranks.count)
-    budget = min(ranks.gather(free))
+    free = memory_budget(spec.compute.memory_budget, dense.device, dense.ranks.count)
+    budget = min(dense.ranks.gather(free))
     held = _Held(dense, whole_models(spec, dense.source, dense.architecture, budget), run.events, budget)
-    pruned = result_of(dense, pruned_dir)
-    of_each = [method_of("evaluate", params) for params in spec.evaluate]
-    paired = {index for index, method in enumerate(of_each) if method.paired}
-    comparing = {index for index, method in enumerate(of_each) if method.compares}
-    done, total = 0, 2 * len(spec.evaluate)
-
-    def advance(by: int) -> None:
-        nonlocal done
-        done += by
-        run.events.progress(done, total, "measurement")
-
-    def measurements(loaded: LoadedModel, index: int) -> Any:
-        """By all ranks where its windows can be shared, else by the first."""
-        if isinstance(spec.evaluate[index], LossMethodParams):
-            return evaluated(loaded, index)
-        return ranks.first(lambda: evaluated(loaded, index))
-
-    def evaluated(loaded: LoadedModel, index: int) -> Any:
-        return of_each[index].function(context_of(loaded, index), spec.evaluate[index])
-
-    def context_of(loaded: LoadedModel, index: int) -> EvaluatedModel:
-        return EvaluatedModel(
-            loaded=loaded,
-            whole=held.model(loaded),
-            seed=spec.seed,
-            sources=sources,
-            events=run.events,
-            data=data,
-            checkpoint=run.checkpoint,
-            pointer=f"/evaluate/{index}",
-        )
-
-    def measure(loaded: LoadedModel, compare: Callable[[int, float], None]) -> dict[int, list[Measurement]]:
-        """Calls `compare` with the value that the spec bounds, as soon as it is measured."""
-        measured: dict[int, list[Measurement]] = {}
-        for index, params in sorted(enumerate(spec.evaluate), key=lambda item: item[1] is not spec.ratio_text):
-            if index not in paired | comparing:
-                measured[index] = measurements(loaded, index)
-                _refuse_non_finite(measured[index])
-                advance(1)
-                if params is spec.ratio_text:
-                    compare(index, measured[index][0].value)
-        return measured
-
-    def in_turns(index: int) -> list[Metric]:
-        opens = [partial(evaluated, loaded, index) for loaded in (dense, pruned)]
-        return [metric_of(*found) for found in in_turn(*opens, resident=held.most > 1)]
-
-    def compared_at_once(index: int) -> list[Metric]:
-        models = [partial(context_of, loaded, index) for loaded in (dense, pruned)]
-        of_itself, of_pruned = of_each[index].function(*models, spec.evaluate[index])
-        _refuse_non_finite(of_pruned)
-        return join(of_itself, of_pruned)
-
-    saved = run.checkpoint.load_json(DENSE_MEASUREMENTS)
+    stage = _Stage(spec, dense, result_of(dense, pruned_dir), sources, run, held)
     with torch.inference_mode():
-        if saved is None:
-            before = measure(dense, lambda index, value: None)
-            kept = {index: [asdict(one) for one in found] for index, found in before.items()}
-            run.checkpoint.save_json(DENSE_MEASUREMENTS, {"measurements": kept, "data_digests": data.digests})
-        else:
-            before = {int(k): [Measurement(**one) for one in found] for k, found in saved["measurements"].items()}
-            data.digests.update(saved["data_digests"])
-            advance(len(before))
-        after = measure(pruned, lambda index, value: check_ratio(value / before[index][0].value))
-        found = {index: join(before[index], after[index], resumed=saved is not None) for index in after}
-        for index in sorted(comparing):
-            found[index] = ranks.first(partial(compared_at_once, index))
-            advance(2)
-        for index in sorted(paired):
-            found[index] = ranks.first(partial(in_turns, index))
-            advance(2)
+        before, resumed = stage.of_dense()
+        after = stage.measured(stage.pruned, lambda index, value: check_ratio(value / before[index][0].value))
+        found = {index: join(before[index], after[index], resumed=resumed) for index in after}
+        found |= stage.of_both()
     return Evaluation(
         apart([metric for index in sorted(found) for metric in found[index]]),
         [sample for index in sorted(after) for sample in _side_by_side(before[index], after[index])],
-        data.digests,
-        [tokens.report for tokens in data.tokens.values() if tokens.report],
+        stage.data.digests,
+        [tokens.report for tokens in stage.data.tokens.values() if tokens.report],
     )
+
+
+@dataclass
+class _Stage:
+    """The evaluations of a spec, by their index in it."""
+
+    spec: CompressionSpec
+    dense: LoadedModel
+    pruned: LoadedModel
+    sources: Sources
+    run: Run
+    held: _Held
+    data: EvaluationData = field(default_factory=EvaluationData)
+    done: int = 0
+    """Measurements, of either model."""
+
+    def of_dense(self) -> tuple[dict[int, list[Measurement]], bool]:
+        """(measurements of the dense model alone, whether an earlier attempt made them)."""
+        saved = self.run.checkpoint.load_json(DENSE_MEASUREMENTS)
+        if saved is not None:
+            found = {int(k): [Measurement(**one) for one in each] for k, each in saved["measurements"].items()}
+            self.data.digests.update(saved["data_digests"])
+            self._advance(len(found))
+            return found, True
+        found = self.measured(self.dense, lambda index, value: None)
+        kept = {index: [asdict(one) for one in each] for index, each in found.items()}
+        self.run.checkpoint.save_json(DENSE_MEASUREMENTS, {"measurements": kept, "data_digests": self.data.digests})
+        return found, False
+
+    def measured(self, loaded: LoadedModel, compare: Callable[[int, float], None]) -> dict[int, list[Measurement]]:
+        """What is measured of one model alone. Calls `compare` with the value that the spec bounds, as soon as it is
+        measured."""
+        found: dict[int, list[Measurement]] = {}
+        bounded = self.spec.ratio_text
+        for index, params in sorted(enumerate(self.spec.evaluate), key=lambda item: item[1] is not bounded):
+            if self._method(index).paired or self._method(index).compares:
+                continue
+            found[index] = self._measurements(loaded, index)
+            _refuse_non_finite(found[index])
+            self._advance(1)
+            if params is bounded:
+                compare(index, found[index][0].value)
+        return found
+
+    def of_both(self) -> dict[int, list[Metric]]:
+        """What is measured of both models together: first what compares them, then what they are timed for in turn."""
+        found: dict[int, list[Metric]] = {}
+        indices = range(len(self.spec.evaluate))
+        for index in (index for index in indices if self._method(index).compares):
+            found[index] = self.dense.ranks.first(partial(self._compared, index))
+            self._advance(2)
+        for index in (index for index in indices if self._method(index).paired):
+            found[index] = self.dense.ranks.first(partial(self._in_turns, index))
+            self._advance(2)
+        return found
+
+    def _method(self, index: int) -> Method:
+        return method_of("evaluate", self.spec.evaluate[index])
+
+    def _measurements(self, loaded: LoadedModel, index: int) -> Any:
+        """By all ranks where its windows can be shared, else by the first."""
+        if isinstance(self.spec.evaluate[index], LossMethodParams):
+            return self._evaluated(loaded, index)
+        return self.dense.ranks.first(lambda: self._evaluated(loaded, index))
+
+    def _compared(self, index: int) -> list[Metric]:
+        models = [partial(self._context_of, loaded, index) for loaded in (self.dense, self.pruned)]
+        of_itself, of_pruned = self._method(index).function(*models, self.spec.evaluate[index])
+        _refuse_non_finite(of_pruned)
+        return join(of_itself, of_pruned)
+
+    def _in_turns(self, index: int) -> list[Metric]:
+        opens = [partial(self._evaluated, loaded, index) for loaded in (self.dense, self.pruned)]
+        return [metric_of(*found) for found in in_turn(*opens, resident=self.held.most > 1)]
+
+    def _evaluated(self, loaded: LoadedModel, index: int) -> Any:
+        return self._method(index).function(self._context_of(loaded, index), self.spec.evaluate[index])
+
+    def _context_of(self, loaded: LoadedModel, index: int) -> EvaluatedModel:
+        return EvaluatedModel(
+            loaded=loaded,
+            whole=self.held.model(loaded),
+            seed=self.spec.seed,
+            sources=self.sources,
+            events=self.run.events,
+            data=self.data,
+            checkpoint=self.run.checkpoint,
+            pointer=f"/evaluate/{index}",
+        )
+
+    def _advance(self, by: int) -> None:
+        self.done += by
+        self.run.events.progress(self.done, 2 * len(self.spec.evaluate), "measurement")
 
 
 class _Held:
