@@ -202,7 +202,7 @@ class _Stage:
         return found, False
 
     def measured(self, loaded: LoadedModel, compare: Callable[[int, float], None]) -> dict[int, list[Measurement]]:
-        """What is measured of one model alone. Calls `compare` with the value that the spec bounds, as soon as it is
+        """The measurements of one model alone. Calls `compare` with the value that the spec bounds, as soon as it is
         measured."""
         found: dict[int, list[Measurement]] = {}
         bounded = self.spec.ratio_text
@@ -217,7 +217,7 @@ class _Stage:
         return found
 
     def of_both(self) -> dict[int, list[Metric]]:
-        """What is measured of both models together: first what compares them, then what they are timed for in turn."""
+        """The measurements of both models together: first those that compare them, then those of times."""
         found: dict[int, list[Metric]] = {}
         indices = range(len(self.spec.evaluate))
         for index in (index for index in indices if self._method(index).compares):
