@@ -49,9 +49,10 @@ def canonical_places(
     """Canonical name -> (the tensor that holds it, where; None where it is the whole). `shapes`: tensor name -> shape;
     `table`: what of a block is fused. Raises UnsupportedModel."""
     by_tensor = {row.tensor: row for row in table}
+    ends = tuple(by_tensor)
     found: dict[str, tuple[str, Place | None]] = {}
     for name, shape in shapes.items():
-        inside = layout.split(name)
+        inside = layout.split(name) if name.endswith(ends) else None
         row = by_tensor.get(inside[1]) if inside is not None else None
         if row is None or inside is None:
             found[name] = name, None

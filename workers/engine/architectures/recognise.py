@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from workers.engine.architectures.architecture import Architecture, Layout, LinearFacts, Part
 from workers.engine.architectures.built import FLOATS, block_count, context_length, sizes_of, value
@@ -57,19 +57,20 @@ def layout_of(config: Mapping[str, Any], stored: Mapping[str, TensorFacts]) -> L
     """The layout whose parts make up every block; else the one that has most in common with the first, so that the
     error can name the missing layers. Raises UnsupportedModel where no layout has blocks at that path."""
     nearest: tuple[tuple[int, int], Layout] | None = None
-    by_path: dict[str, dict[str, TensorFacts]] = {}
+    by_path: dict[str, _Different] = {}
     for layout in layouts():
         if config["model_type"] not in (layout.model_types or (config["model_type"],)):
             continue
         if layout.blocks not in by_path:
             by_path[layout.blocks] = _different_blocks(layout, stored)
-        if not (blocks := by_path[layout.blocks]):
+        blocks, below, kinds = by_path[layout.blocks]
+        if not blocks:
             continue
-        by_block = _by_block(layout, canonical_facts(layout, sizes_of(config), blocks, strict=False))
-        kinds = [_matrices(inside) for _, inside in sorted(by_block.items())]
+        if layout.stored:
+            kinds = _kinds(_by_block(layout, canonical_facts(layout, sizes_of(config), blocks, strict=False)))
         # Where it has matrices apart that the layout has in one, it is of another.
         fused = {part for row in layout.stored for part in row.parts if part != row.tensor}
-        apart_too = not fused.isdisjoint(layout.below(name) for name in blocks)
+        apart_too = not fused.isdisjoint(below)
         if not apart_too and all(_parts(layout, kind) is not None for kind in kinds):
             return in_wrapper(_as_stored(layout.of(config["model_type"]), config, blocks), config)
         apart = min(
@@ -102,13 +103,29 @@ def _as_stored(layout: Layout, config: Mapping[str, Any], blocks: Mapping[str, T
     return replace(layout, stored=tuple(rows), turned=tuple(sorted(turned)))
 
 
-def _different_blocks(layout: Layout, stored: Mapping[str, TensorFacts]) -> dict[str, TensorFacts]:
-    """The tensors of one block of each kind, by their full names."""
+class _Different(NamedTuple):
+    """One block of each kind of those at a path."""
+
+    tensors: Mapping[str, TensorFacts]
+    """By their full names."""
+    below: Set[str]
+    """Names below the blocks."""
+    kinds: Sequence[Set[str]]
+    """The matrices of each block, as they are stored."""
+
+
+def _different_blocks(layout: Layout, stored: Mapping[str, TensorFacts]) -> _Different:
     by_block = _by_block(layout, stored)
-    alike = {frozenset(by_block[block]): block for block in sorted(by_block, reverse=True)}
-    return {
-        f"{layout.block(block)}.{name}": facts for block in alike.values() for name, facts in by_block[block].items()
+    alike = {frozenset(inside): block for block, inside in sorted(by_block.items(), reverse=True)}
+    kept = {block: by_block[block] for block in alike.values()}
+    tensors = {
+        f"{layout.block(block)}.{name}": facts for block, inside in kept.items() for name, facts in inside.items()
     }
+    return _Different(tensors, {name for names in alike for name in names}, _kinds(kept))
+
+
+def _kinds(by_block: Blocks) -> list[set[str]]:
+    return [_matrices(inside) for _, inside in sorted(by_block.items())]
 
 
 def _parts(layout: Layout, matrices: Collection[str]) -> tuple[Part, Part, int] | None:
