@@ -6,7 +6,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,23 +74,43 @@ def sources(tmp_path: Path) -> Sources:
     found.models_dir.mkdir()
     found.data_dir.mkdir()
     for name in ("calibration.txt", "heldout.txt"):
-        (found.data_dir / name).write_text((EXAMPLES / "data" / name).read_text()[:40_000])
+        (found.data_dir / name).write_text(_beginning(name))
     return found
 
 
+@cache
+def _beginning(name: str) -> str:
+    return (EXAMPLES / "data" / name).read_text()[:40_000]
+
+
 @pytest.fixture
-def save_model(sources: Sources) -> SaveModel:
-    """Save a random model of a config under a name, with the shipped tokenizer (4096 entries)."""
+def save_model(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> SaveModel:
+    """Save a random model of a config under a name, with the shipped tokenizer (4096 entries). It is made once in a
+    process: a test gets a copy."""
 
     def save(name: str, config: PretrainedConfig, **kwargs: Any) -> Path:
-        torch.manual_seed(0)
-        folder = sources.models_dir / name
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder, **kwargs)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(EXAMPLES / "models/bookworm-7m" / file, folder)
-        return folder
+        key = (type(config), config.to_json_string(use_diff=False), *sorted(kwargs.items()))
+        if key not in _saved:
+            folder = tmp_path_factory.mktemp("model")
+            _saved[key] = folder, _save(folder, deepcopy(config), **kwargs)
+        folder, chance = _saved[key]
+        torch.set_rng_state(chance)
+        return Path(shutil.copytree(folder, sources.models_dir / name, dirs_exist_ok=True))
 
     return save
+
+
+_saved: dict[tuple[object, ...], tuple[Path, Tensor]] = {}
+"""Config and options of a model -> its folder, and the state of chance once it is made."""
+
+
+def _save(folder: Path, config: PretrainedConfig, **kwargs: Any) -> Tensor:
+    """The state of chance then."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder, **kwargs)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(EXAMPLES / "models/bookworm-7m" / file, folder)
+    return torch.get_rng_state()
 
 
 @pytest.fixture
