@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import httpx2
 import pytest
-from sqlalchemy import event, insert, select, text, update
+from sqlalchemy import Text, cast, event, insert, join, literal, select, text, true, update
 
+from app.db import table
 from app.http.pagination import encode_cursor
 from app.jobs import repository
 from app.jobs.bodies import Bodies
@@ -265,15 +266,21 @@ def test_pages_of_a_large_table_come_from_an_index(api: Api) -> None:
     """Of 20,000 jobs, no page is found by reading the whole table."""
     template = api.submit(labels={"team": "rare"})
     with api.database.write() as session:
-        row = dict(session.execute(select(Job.__table__).where(Job.id == template["id"])).mappings().one())
-        copies = [
-            {**row, "id": f"job_{n:032x}", "created_at": row["created_at"] - n, "status": "succeeded"}
-            for n in range(20_000)
-        ]
-        session.execute(insert(Job), copies)
+        jobs = table(Job)
+        counted = select(literal(0).label("n")).cte(recursive=True)
+        counted = counted.union_all(select(counted.c.n + 1).where(counted.c.n < 19_999))
+        changed = {
+            "id": literal(f"job_{'0' * 25}") + cast(1_000_000 + counted.c.n, Text),
+            "created_at": jobs.c.created_at - counted.c.n,
+            "status": literal("succeeded"),
+        }
+        copies = select(*({**jobs.c, **changed}.values())).select_from(join(jobs, counted, true()))
+        copies = copies.where(jobs.c.id == template["id"])
+        session.execute(insert(jobs).from_select(list(jobs.c), copies))
+        created_at = session.execute(select(jobs.c.created_at).where(jobs.c.id == template["id"])).scalar_one()
     with api.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("analyze"))
-    newer = (row["created_at"] + 1, "job_")
+    newer = (created_at + 1, "job_")
     for order, behind, index in (
         (Order("updated_at"), newer, "ix_jobs_list_updated"),
         (Order("updated_at", descending=False), (0, ""), "ix_jobs_list_updated"),

@@ -197,7 +197,7 @@ def tree(tmp_path: Path) -> Path:
     """A copy of the source with a kind of unit and its pruner dropped in, and nothing else edited."""
     folder = tmp_path / "source"
     for package in ("app", "workers"):
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, folder / package)  # with what is compiled
     (folder / "workers/engine/removals/channel_pairs.py").write_text(REMOVAL)
     (folder / "workers/engine/methods/prune/second_pairs.py").write_text(PRUNER)
     return folder
