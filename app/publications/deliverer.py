@@ -210,7 +210,7 @@ class Deliverer:
                 each.path,
                 each.size,
                 each.sha256,
-                partial(opened, self._store, each.key, each.size, check)
+                partial(opened, self._store, each.key, each.path, each.size, check)
                 if each.content is None
                 else partial(BytesIO, each.content),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 
+from app.publications.reading import damaged
 from app.storage import ArtifactStore
 
 BUFFER_BYTES = 2**20
@@ -13,9 +14,10 @@ BUFFER_BYTES = 2**20
 class StoredFile(io.RawIOBase):
     """An object of the store, read in a stream from wherever it is sought to."""
 
-    def __init__(self, store: ArtifactStore, key: str, size: int, check: Callable[[], None]) -> None:
-        """`check` is called before each read: its exception ends the upload."""
-        self._store, self._key, self._size, self._check = store, key, size, check
+    def __init__(self, store: ArtifactStore, key: str, path: str, size: int, check: Callable[[], None]) -> None:
+        """`path`: in the result. `check` is called before each read: its exception ends the upload. Reading raises
+        PublishFailure where the store has lost the file, as a missing file may be the place's fault elsewhere."""
+        self._store, self._key, self._path, self._size, self._check = store, key, path, size, check
         self._at = 0
         self._pieces: Iterator[bytes] | None = None
         self._piece = memoryview(b"")
@@ -42,7 +44,10 @@ class StoredFile(io.RawIOBase):
         if self._at >= self._size or not len(into):
             return 0
         if self._pieces is None:
-            self._pieces = self._store.open_range(self._key, self._at, self._size)
+            try:
+                self._pieces = self._store.open_range(self._key, self._at, self._size)
+            except FileNotFoundError as error:
+                raise damaged(self._path) from error
         if not self._piece:
             self._piece = memoryview(next(self._pieces, b""))
         count = min(len(into), len(self._piece))
@@ -52,5 +57,5 @@ class StoredFile(io.RawIOBase):
         return count
 
 
-def opened(store: ArtifactStore, key: str, size: int, check: Callable[[], None]) -> io.BufferedReader:
-    return io.BufferedReader(StoredFile(store, key, size, check), BUFFER_BYTES)
+def opened(store: ArtifactStore, key: str, path: str, size: int, check: Callable[[], None]) -> io.BufferedReader:
+    return io.BufferedReader(StoredFile(store, key, path, size, check), BUFFER_BYTES)

@@ -195,10 +195,11 @@ class TestStates:
         assert by_outcome(api) == {"published": 0, "failed": len(WAITS_S), "given_up": 1}
 
     @ON_SQLITE
-    def test_a_result_that_was_damaged_is_not_published(self, api: Api, bucket: Bucket) -> None:
+    @pytest.mark.parametrize("gone", [False, True])
+    def test_a_result_that_was_damaged_is_not_published(self, api: Api, bucket: Bucket, gone: bool) -> None:
         job = api.succeeded(RESULT, publish=[asked()])
         (weights,) = Path(api.services.settings.home / "artifacts").rglob("model.safetensors")
-        weights.write_bytes(b"\1" + weights.read_bytes()[1:])
+        weights.unlink() if gone else weights.write_bytes(b"\1" + weights.read_bytes()[1:])
         deliverer(api).step()
         (found,) = of(api, job)
         assert (found["state"], found["error"]["code"]) == ("failed", "artifact_lost")

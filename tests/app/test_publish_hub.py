@@ -165,10 +165,11 @@ def test_refusals_say_what_to_do_and_no_secret(api: Api, hub: WritableHub, capfd
     assert "signature=abc" not in said
 
 
-def test_a_result_that_was_damaged_is_not_published(api: Api, hub: WritableHub) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_result_that_was_damaged_is_not_published(api: Api, hub: WritableHub, gone: bool) -> None:
     job = api.succeeded(RESULT, publish=[asked()])
     (weights,) = Path(api.services.settings.home / "artifacts").rglob("model.safetensors")
-    weights.write_bytes(b"\1" + weights.read_bytes()[1:])
+    weights.unlink() if gone else weights.write_bytes(b"\1" + weights.read_bytes()[1:])
     deliverer(api).step()
     (found,) = of(api, job)
     assert (found["state"], found["error"]["code"]) == ("failed", "artifact_lost")
