@@ -193,13 +193,17 @@ class ArtifactStore:
         return pieces()
 
     def tail_log(self, tenant_id: str, job_id: str, attempt: int, fence: int, lines: int) -> bytes:
-        """The last `lines` >= 1 lines of the attempt's log so far; reads no more pieces than that takes."""
-        text = b""
+        """The last `lines` >= 1 lines of the attempt's log so far, which end at a line feed and nowhere else; reads no
+        more pieces than that takes."""
+        pieces: list[bytes] = []
+        ends = 0
         for key in reversed(self._log_keys(tenant_id, job_id, attempt, fence)):
-            text = self.read(key) + text
-            if text.count(b"\n", 0, -1) >= lines:
+            pieces.append(self.read(key))
+            ends += pieces[-1].count(b"\n")
+            if ends > lines:
                 break
-        return b"".join(text.splitlines(keepends=True)[-lines:])
+        text = b"".join(reversed(pieces))
+        return b"\n".join(text.split(b"\n")[-lines - text.endswith(b"\n") :])
 
     # -- list and delete -----------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ def logs(
             return
         text = job.logs(attempt=attempt, tail=tail)
     if as_json:
-        output.print_json({"id": job_id, "lines": text.splitlines()})
+        output.print_json({"id": job_id, "lines": text.removesuffix("\n").split("\n") if text else []})
     else:
         sys.stdout.write(_shown(text))
 

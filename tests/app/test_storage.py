@@ -94,6 +94,12 @@ def test_a_tail_reads_no_more_than_it_needs(store: ArtifactStore, monkeypatch: p
     assert set(keys) <= {store.log_key(*ATTEMPT, n) for n in (3, 4)}
 
 
+def test_a_progress_bar_is_one_line(store: ArtifactStore) -> None:
+    """It goes back to its beginning again and again."""
+    store.put_bytes(store.log_key(*ATTEMPT, 0), b"before\n10 %\r20 %\r30 %\nafter\n")
+    assert store.tail_log(*ATTEMPT, 2) == b"10 %\r20 %\r30 %\nafter\n"
+
+
 def test_deleting_files_keeps_the_log_and_other_attempts(store: ArtifactStore) -> None:
     other = (*JOB, 3, 4)
     for attempt in (ATTEMPT, other):
