@@ -163,6 +163,14 @@ def test_what_the_config_cannot_say_is_refused_by_the_plan(
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize(("kept", "hint"), [(11, "keep 16"), (18, "keep 16"), (7, "keep 8")])
+def test_the_number_that_is_named_instead_can_stay(kept: int, hint: str, sources: Sources) -> None:
+    save("mixtral", sources.models_dir / "tiny", intermediate_size=20)
+    with pytest.raises(InvalidSpec) as refused:
+        plan(spec(kept), sources)
+    assert refused.value.hint == hint
+
+
 def test_a_dense_model_has_no_experts(tiny: Path, sources: Sources) -> None:
     with pytest.raises(UnsupportedModel, match="no experts") as refused:
         plan(spec(), sources)

@@ -120,10 +120,11 @@ class ExpertChannels(Removal):
         for family in {_kind(family): family for family in found}.values():
             _check_width(family, _stay(spec, family, width), kept, width, said)
         if kept % ALIGNED and kept < width:
+            up, down = -(-kept // ALIGNED) * ALIGNED, kept // ALIGNED * ALIGNED
             raise InvalidSpec(
                 f"{kept} channels of an expert are no multiple of {ALIGNED}: grouped products, by which transformers "
                 "computes experts, take no other",
-                f"keep {-(-kept // ALIGNED) * ALIGNED}",
+                f"keep {up if up <= width else down or width}",
                 field="/prune/channels",
             )
 
