@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from app.cli.exits import CliError
 
@@ -99,17 +100,19 @@ class Family:
             stdout=sys.stderr,  # ours says where the service is, and nothing else
             pass_fds=child.pass_fds,
             start_new_session=True,  # its own group: Ctrl-C reaches it through us, once
-            preexec_fn=_end_with_parent,
+            preexec_fn=partial(_end_with_parent, os.getpid()),
         )
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals += 1
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """In the child: have the kernel send SIGTERM when the parent ends, also by SIGKILL (Linux)."""
     if sys.platform == "linux":
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before the kernel knew
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _kill_group(pid: int) -> None:
