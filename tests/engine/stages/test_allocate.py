@@ -361,6 +361,19 @@ def test_what_all_experts_read_for_is_another_entry(allocate: dict[str, Any], so
     assert every == alone != routed
 
 
+def test_sums_in_another_order_are_another_entry(
+    tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a job gives does not depend on the memory of one before it."""
+    found = []
+    for name, cache, tokens in (("few", "cache", 32), ("many", "cache", 256), ("alone", "other", 256)):
+        monkeypatch.setattr("workers.engine.stages.load.BATCH_TOKENS", tokens)
+        walked = walk(spec_of(allocate={"method": "dlp"}), sources, tmp_path / name, cache=tmp_path / cache)
+        found.append(walked.allocation)
+    few, many, alone = found
+    assert many == alone != few
+
+
 @pytest.mark.parametrize("kind", ["dense-input-statistics", "allocator-metrics"])
 def test_a_broken_entry_is_measured_again(kind: str, tiny: Path, sources: Sources, tmp_path: Path) -> None:
     spec, cache = spec_of(allocate={"method": "owl"}), tmp_path / "cache"

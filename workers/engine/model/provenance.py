@@ -64,11 +64,12 @@ def provenance(spec: CompressionSpec, model: LoadedModel, data_digests: Mapping[
 
 
 def environment(model: LoadedModel) -> dict[str, str]:
-    """Model, precision, device and versions: cached measurements are shared only where all are the same."""
+    """Model, precision, device, batches and versions: cached measurements are shared only where all are the same."""
     return {
         "model": model.source.commit,
         "compute": str(model.dtype).removeprefix("torch."),
         "device": device_name(model.device),
+        "batch_tokens": str(model.batch_tokens),  # decides in which order sums are rounded
         # Sums over the shares of several are rounded in another order.
         **({"devices": str(model.ranks.total)} if model.ranks.total > 1 else {}),
         **{package: _version(package) for package in (DISTRIBUTION, "torch", "transformers")},
@@ -98,7 +99,6 @@ def fingerprint(
         **({"training": training} if training else {}),
         "tuning": tuning or "none",
         "peft": version("peft"),
-        "batch_tokens": str(model.batch_tokens),  # decides in which order sums are rounded
     }
 
 
