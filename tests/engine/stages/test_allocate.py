@@ -364,7 +364,7 @@ def test_what_all_experts_read_for_is_another_entry(allocate: dict[str, Any], so
 def test_sums_in_another_order_are_another_entry(
     tiny: Path, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a job gives does not depend on the memory of one before it."""
+    """A result does not depend on the memory of the job before."""
     found = []
     for name, cache, tokens in (("few", "cache", 32), ("many", "cache", 256), ("alone", "other", 256)):
         monkeypatch.setattr("workers.engine.stages.load.BATCH_TOKENS", tokens)
