@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.cluster import ROOT
+from tests.helpers.command import espalier
 from workers.engine.method_packages import VARIABLE
 
 pytestmark = pytest.mark.xdist_group("method_packages")
@@ -41,6 +42,9 @@ def environment(site: Path | None = None, allowed: str = "") -> dict[str, str]:
 
 
 def run(*arguments: object, site: Path | None = None, allowed: str = "") -> subprocess.CompletedProcess[str]:
+    if site is None:
+        return espalier(*arguments, env=environment(), cwd=ROOT)
+    # Packages are found when the command line is imported.
     command = [sys.executable, "-c", "from app.cli import main; main()", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment(site, allowed), capture_output=True, text=True)
 
