@@ -198,7 +198,7 @@ def start(
     process = subprocess.Popen([*command, "--port", str(port)], env=env, cwd=tree)
     stack.callback(process.wait)
     stack.callback(process.terminate)
-    eventually(lambda: answers(port, path), 30)
+    eventually(lambda: answers(port, path), 120)
     return psutil.Process(process.pid), port
 
 
