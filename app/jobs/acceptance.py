@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.responses import Response
@@ -27,9 +28,9 @@ def accept_once(
 ) -> Response:
     """The 202 of a submission to `path`: of a new one, or of the one that came with the same key before.
 
-    `asked` is the submission as JSON: what must be the same for two requests to be one. `check` raises if a new one
-    cannot be carried out. `make` writes it and returns (id, body of the answer); its transaction is committed here, and
-    the workers are told.
+    `asked` is the submission as JSON (`as_sent`): what must be the same for two requests to be one. `check` raises if a
+    new one cannot be carried out. `make` writes it and returns (id, body of the answer); its transaction is committed
+    here, and the workers are told.
     """
     keyed = idempotency.keyed(idempotency_key, tenant_id, f"POST {path}", asked)
     if keyed and (replay := _replay(has, path, keyed, poll_after_s)):
@@ -51,6 +52,11 @@ def accept_once(
         raise
     has.relay.wake()
     return Response(body, 202, _headers(path, made_id, poll_after_s), "application/json")
+
+
+def as_sent(submit: BaseModel) -> Any:
+    """The body of a submission, with the fields that it has: a version that has more gives them no other meaning."""
+    return submit.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def _replay(has: Services, path: str, keyed: Keyed, poll_after_s: int) -> Response | None:

@@ -34,7 +34,7 @@ from app.http.problems import responses
 from app.http.queries import Flag
 from app.http.route import DirectRoute, StrictRoute, check_query
 from app.jobs import needs, preflight, removals, repository, retention, service, usage
-from app.jobs.acceptance import accept_once
+from app.jobs.acceptance import accept_once, as_sent
 from app.jobs.models import TERMINAL, Job
 from app.jobs.parameters import Counted, Cursor, JobId, Limit, filters, order
 from app.jobs.repository import Filters, Order, Page
@@ -125,7 +125,7 @@ def create(
         router.prefix,
         idempotency_key,
         principal.tenant_id,
-        asked=lambda: submit.model_dump(mode="json"),
+        asked=lambda: as_sent(submit),
         check=lambda: peak.append(preflight.check(submit.spec, has.settings)),
         make=make,
         poll_after_s=POLL_AFTER_S,

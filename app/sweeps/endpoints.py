@@ -22,7 +22,7 @@ from app.http.queries import Flag
 from app.http.route import StrictRoute
 from app.ids import is_id
 from app.jobs import needs, preflight, removals, usage
-from app.jobs.acceptance import accept_once
+from app.jobs.acceptance import accept_once, as_sent
 from app.jobs.models import ACTIVE
 from app.jobs.parameters import Counted, Cursor, Limit
 from app.jobs.schemas import PlanRead, Price
@@ -83,10 +83,6 @@ def create(
         return Response(_plan(children, has).model_dump_json(), media_type="application/json")
     peaks: list[int | None] = []
 
-    def asked() -> Any:
-        document = submit.model_dump(mode="json", exclude={"spec", "grid", "list_"})
-        return document | {"children": [[child.values, child.spec.digest()] for child in children]}
-
     def check() -> None:
         numbers = range(len(children))
         peaks.extend(expand.checked(numbers, lambda number: preflight.check(children[number].spec, has.settings)))
@@ -113,7 +109,7 @@ def create(
         router.prefix,
         idempotency_key,
         principal.tenant_id,
-        asked=asked,
+        asked=lambda: as_sent(submit),
         check=check,
         make=make,
         poll_after_s=POLL_AFTER_S,

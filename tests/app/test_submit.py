@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 from sqlalchemy import func, select, update
 
@@ -202,6 +204,16 @@ class TestIdempotencyKey:
         other = self.submit(api.client, "k", priority=1)
         assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
         assert jobs_in(api) == 1
+
+    def test_a_body_is_what_was_sent(self, api: Api) -> None:
+        """Without defaults: a repetition while the service is upgraded to one that has more fields is no other body."""
+        self.submit(api.client, "k", labels={"b": "2", "a": "1"})
+        sweep = {"spec": SPEC, "grid": {"/prune/sparsity": [0.5, 0.6]}}
+        assert api.client.post("/v1/sweeps", json=sweep, headers={"Idempotency-Key": "k"}).status_code == 202
+        with api.database.read() as session:
+            found = set(session.scalars(select(IdempotencyKey.fingerprint)))
+        bodies = [{"labels": {"a": "1", "b": "2"}, "spec": SPEC}, sweep]
+        assert found == {sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest() for body in bodies}
 
     def test_keys_are_the_tenants_own(self, api: Api, foreign: httpx2.Headers) -> None:
         mine = self.submit(api.client, "k").json()
