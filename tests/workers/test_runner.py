@@ -21,12 +21,12 @@ from workers.engine.store.checkpoint import Checkpoint
 from workers.warm import Warm
 
 pytestmark = pytest.mark.xdist_group("runners")  # of one warm parent
-BLOCKS = 6
+BLOCKS = 8
 
 
 @pytest.fixture
 def job(save_model: SaveModel, sources: Sources, tmp_path: Path) -> Path:
-    """A work directory whose spec prunes a model of six blocks; models, data and checkpoint lie beside it."""
+    """A work directory whose spec prunes a model of BLOCKS blocks; models, data and checkpoint lie beside it."""
     save_model("tiny", LlamaConfig(**SIZES | {"num_hidden_layers": BLOCKS}))
     return write_spec(tmp_path / "job", spec_of().model_dump(mode="json"))
 
@@ -50,19 +50,19 @@ def test_a_whole_job(job: Path) -> None:
 def test_kill_9_costs_at_most_one_block(job: Path, tmp_path: Path, parent: Warm) -> None:
     spec = json.loads((job / "spec.json").read_text())
     done = -1
-    for attempt, last in enumerate((0, 2, 4)):
+    for attempt in range(3):
         running = Running(write_spec(tmp_path / f"attempt-{attempt}", spec), parent)
-        events = running.until("checkpoint", block=last)
+        events = running.until("checkpoint")
         running.child.signal(signal.SIGKILL)
-        assert running.finish()[0] == -signal.SIGKILL
+        code, later, _ = running.finish()  # on a busy machine it goes on for a while before it is dead
+        assert code == -signal.SIGKILL
         resumed = [event["block"] for event in events if event["event"] == "resume"]
         # Durable blocks are never done again; the one after may have become durable unannounced.
         assert resumed in ([done + 1], [done + 2]) if attempt else resumed == []
-        done = last
+        done = [event["block"] for event in [*events, *later] if event["event"] == "checkpoint"][-1]
 
     code, events, err = Running(job, parent).finish()
     assert code == 0, err
-    assert [event["block"] for event in events if event["event"] == "checkpoint"][-1] == BLOCKS - 1
     assert events[-1]["report"]["resumed_blocks"] in (done + 1, done + 2)
 
     (tmp_path / "checkpoint").rename(tmp_path / "old")
