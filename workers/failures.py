@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-
 from app.failure import Failure
 from app.storage import Damaged
 from workers.children import RUNNER_DIED, RUNNER_DIED_HINT, ending
-from workers.engine.errors import DiskFull, EngineError
+from workers.engine.errors import NO_SPACE, DiskFull, EngineError
 from workers.supervisor import Exit, Order
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def of_exit(end: Exit, *, deadline_s: int) -> Failure:

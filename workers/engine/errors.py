@@ -22,6 +22,8 @@ import errno
 from collections.abc import Callable
 from functools import partial
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""The system's errors of a disk, or of a quota on it, that is full."""
 FAULTS = (errno.EIO, errno.ESTALE, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 """The system's errors of a disk or of the process's limits, which are no fault of the file that is read."""
 

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from workers.engine.errors import (
+    FAULTS,
+    NO_SPACE,
     DeviceOutOfMemory,
     DiskFull,
     EngineError,
@@ -19,11 +21,7 @@ from workers.engine.errors import (
     StorageUnavailable,
 )
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NO_ACCESS = (
-    errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO, errno.ESTALE, errno.ENOTDIR,
-    errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EAGAIN,
-)  # fmt: skip
+_NO_ACCESS = (*FAULTS, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENOTDIR, errno.EAGAIN)
 """Of the place where the files lie, or of the process's limits; a missing file may be anybody's fault."""
 _DEVICE_MEMORY = (
     "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED",
@@ -82,7 +80,7 @@ def _host_out_of_memory(error: Exception) -> HostOutOfMemory:
 
 def _of_disk(error: Exception, number: int | None) -> EngineError | None:
     """The error for a number of the system's; None where that says nothing about disks and files."""
-    if number in _NO_SPACE:
+    if number in NO_SPACE:
         return DiskFull(
             f"the disk is full: {error}",
             "free space under the work directory: a job needs twice the size of its result, and its calibration states",

@@ -7,7 +7,6 @@ model is never run. Whatever is wrong with a model's files is an UnsupportedMode
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import struct
@@ -43,6 +42,7 @@ from workers.engine.architectures.wrappers import decoder_config
 from workers.engine.contracts.needed import needed
 from workers.engine.errors import (
     FAULTS,
+    NO_SPACE,
     BadRequest,
     DatasetNotFound,
     DiskFull,
@@ -82,7 +82,6 @@ _FIRST_BYTES = 100_000
 _HUB_TIMEOUT_S = 10
 _HASHED_AT_ONCE = 4
 """Weight files. One is as fast as a processor computes sha256."""
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -472,7 +471,7 @@ def _bad_files(model_id: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, httpx2.HTTPError | ConnectionError | TimeoutError):
             raise
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise DiskFull(
                 f"the disk has no room for {model_id}: {error.strerror}",
                 "free space in the cache of the hub's client (HF_HOME)",

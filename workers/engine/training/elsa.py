@@ -9,6 +9,7 @@ stands for its curvature. No mask stands before the weights until the end, when 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,8 +66,7 @@ class Elsa(Procedure):
 
     def optimizer(self, adamw: Callable[..., Optimizer], learning_rate: float, weight_decay: float) -> Optimizer:
         """With z and u: what only steps need is not there where the trained model is put together."""
-        parameters = list(self.parameters.values())
-        self._optimizer = adamw(parameters, lr=learning_rate, weight_decay=weight_decay, betas=BETAS)
+        self._optimizer = super().optimizer(partial(adamw, betas=BETAS), learning_rate, weight_decay)
         x = self._x()
         self._masks.take(self._scores(x))
         self._z = {name: own.masked_fill(self._masks.gone[name], 0) for name, own in x.items()}
